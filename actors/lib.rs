@@ -1,0 +1,2 @@
+//! The supervised concerns of Portcullis.
+#![forbid(unsafe_code)]

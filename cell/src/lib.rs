@@ -1,0 +1,1 @@
+//! The frames between a box's cell and the host.

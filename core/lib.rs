@@ -1,0 +1,3 @@
+//! The decisions of Portcullis. No runtime, no I/O, no clock, no randomness: time, nonces and keys are arguments.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
