@@ -2,7 +2,9 @@
 //!
 //! | room | owns |
 //! |---|---|
+//! | `audit/` | the tamper-evident log, its writer thread, open intents, idempotency keys |
 //! | `supervision/` | the machinery: tree, places, gates, tasks, feeds |
 #![forbid(unsafe_code)]
 
+pub mod audit;
 pub mod supervision;
