@@ -62,8 +62,8 @@ impl Room for Audit {
 
     async fn handle(&mut self, msg: AuditMsg) -> Result<(), Crash> {
         match msg {
-            AuditMsg::Append(body, reply) => self.submit(Job::Append(*body, Answer::Room(reply))),
-            AuditMsg::Once(body, reply) => self.submit(Job::Once(*body, Answer::Room(reply))),
+            AuditMsg::Append(body, reply) => self.submit(Job::Append(body, Answer::Room(reply))),
+            AuditMsg::Once(body, reply) => self.submit(Job::Once(body, Answer::Room(reply))),
             AuditMsg::Head(reply) => {
                 reply.ok(self.writer.status().head);
                 Ok(())

@@ -41,13 +41,14 @@ fn check_mode(file: &File, path: &Path) -> Result<(), AuditError> {
         .metadata()
         .map_err(|error| AuditError::reading("the mode", &error))?
         .mode();
-    if mode & 0o077 == 0 {
-        return Ok(());
+    let open_to_others = mode & 0o077;
+    if open_to_others != 0 {
+        return Err(AuditError::Mode {
+            path: path.display().to_string(),
+            mode: mode & 0o7777,
+        });
     }
-    Err(AuditError::Mode {
-        path: path.display().to_string(),
-        mode: mode & 0o7777,
-    })
+    Ok(())
 }
 
 fn sync_dir(path: &Path) -> io::Result<()> {

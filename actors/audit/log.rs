@@ -330,8 +330,14 @@ impl Log {
         file.sync_all().map_err(writing)?;
         // Out of the page cache, so that the disk is read and not our own memory of it.
         fadvise(&file, 0, None, Advice::DontNeed).map_err(|error| writing(error.into()))?;
-        let mut segment = Segment::open(&self.spec.dir, first, None)?;
-        match segment.read(&mut Buffer::new(), |_| ControlFlow::Continue(()))? {
+        // For a caller all that fails here is one thing: no record.
+        let unread = |error| match error {
+            AuditError::Altered(fault) => AuditError::Altered(fault),
+            error => AuditError::CannotRecord(error.to_string()),
+        };
+        let mut segment = Segment::open(&self.spec.dir, first, None).map_err(unread)?;
+        let end = segment.read(&mut Buffer::new(), |_| ControlFlow::Continue(()));
+        match end.map_err(unread)? {
             SegmentEnd::Clean if segment.head() == self.ledger.head => {}
             SegmentEnd::Altered(fault) | SegmentEnd::Torn(fault, _) => {
                 return Err(AuditError::Altered(fault));

@@ -53,9 +53,9 @@ impl<T> Answer<T> {
 /// Work for the thread.
 pub(super) enum Job {
     /// Record this.
-    Append(Body, Answer<Seq>),
+    Append(Box<Body>, Answer<Seq>),
     /// Record this intent, unless its key is there.
-    Once(Body, Answer<Once>),
+    Once(Box<Body>, Answer<Once>),
     /// What is durable now, and the newest records.
     Look(Answer<Look>),
     /// Write the stop mark and end.
@@ -248,13 +248,13 @@ impl Thread {
                 if !answer.is_wanted() {
                     return;
                 }
-                if let Body::Outcome { intent, .. } = body
+                if let Body::Outcome { intent, .. } = *body
                     && (!self.log.is_open(intent) || !group.closed.insert(intent))
                 {
                     answer.send(Err(AuditError::NotOpen(intent)));
                     return;
                 }
-                let index = group.push(body);
+                let index = group.push(*body);
                 group.waits.push(Wait::Seq(index, answer));
             }
             Job::Once(body, answer) => {
@@ -262,7 +262,7 @@ impl Thread {
                     return;
                 }
                 let Some(key) = once_key(&body) else {
-                    let index = group.push(body);
+                    let index = group.push(*body);
                     group.waits.push(Wait::New(index, answer));
                     return;
                 };
@@ -272,7 +272,7 @@ impl Thread {
                 } else if let Some(seen) = self.log.ledger.once.get(&key, now) {
                     answer.send(Ok(seen));
                 } else {
-                    let index = group.push(body);
+                    let index = group.push(*body);
                     group.waits.push(Wait::New(index, answer));
                 }
             }
@@ -294,6 +294,8 @@ impl Thread {
         self.groups += 1;
         match written {
             Ok(written) => {
+                // Before any answer: whoever was answered finds its record in the head.
+                self.status.set(status_of(&self.log, self.groups));
                 let lead = written.lead.len();
                 let seqs: Vec<Seq> = written.heads[lead..].iter().map(|head| head.seq).collect();
                 for wait in group.waits {
@@ -344,7 +346,6 @@ impl Thread {
             self.ring.push_back(record.clone());
             self.feed.publish(record);
         }
-        self.status.set(status_of(&self.log, self.groups));
         before
     }
 }

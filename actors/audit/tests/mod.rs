@@ -72,7 +72,7 @@ fn try_open(dir: &Path, boot: u8, config: AuditConfig) -> Result<Open, AuditErro
 impl Open {
     fn send(&self, body: Body) -> oneshot::Receiver<Result<Seq, AuditError>> {
         let (tx, rx) = oneshot::channel();
-        match self.writer.submit(Job::Append(body, Answer::Own(tx))) {
+        match self.writer.submit(Job::Append(Box::new(body), Answer::Own(tx))) {
             Ok(()) => rx,
             Err(NotTaken::Full(_)) => panic!("the queue is full"),
             Err(NotTaken::Gone) => panic!("the writer is gone"),
@@ -95,7 +95,7 @@ impl Open {
             ..Entry::new("exec.run")
         };
         let (tx, rx) = oneshot::channel();
-        let job = Job::Once(Body::intent(entry).unwrap(), Answer::Own(tx));
+        let job = Job::Once(Box::new(Body::intent(entry).unwrap()), Answer::Own(tx));
         assert!(self.writer.submit(job).is_ok());
         rx.blocking_recv().unwrap().unwrap()
     }

@@ -137,7 +137,7 @@ async fn a_log_cut_under_a_running_daemon_is_found_and_the_room_does_not_start_o
     };
     assert_eq!(error.room, "audit");
     assert!(
-        error.why.contains("AUDIT_ALTERED: record 2 "),
+        error.why.contains("AUDIT_ALTERED: record 1 "),
         "{}",
         error.why
     );

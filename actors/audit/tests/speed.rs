@@ -171,9 +171,9 @@ fn opening_beside_existing_state() {
             .into_iter()
             .map(|seq| log.send(Body::outcome(seq, Outcome::ok()).unwrap()))
             .collect();
-        waits
-            .into_iter()
-            .for_each(|wait| drop(wait.blocking_recv().unwrap().unwrap()));
+        for wait in waits {
+            wait.blocking_recv().unwrap().unwrap();
+        }
     }
     log.crash();
     let began = Instant::now();

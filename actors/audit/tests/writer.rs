@@ -184,12 +184,13 @@ fn a_second_writer_is_refused_while_the_first_lives() {
     let log = place.open(1);
     // Another process: the lock file names it.
     let mut other = super::child::start(&place.dir, "open");
-    let said = super::child::lines(&mut other).next().unwrap();
-    assert_eq!(said, format!("open STATE_LOCKED {}", std::process::id()));
+    let said: Vec<String> = super::child::lines(&mut other).collect();
+    assert_eq!(said, [format!("open STATE_LOCKED {}", std::process::id())]);
     other.wait().unwrap();
     log.close();
     let mut other = super::child::start(&place.dir, "open");
-    assert_eq!(super::child::lines(&mut other).next().unwrap(), "open ok");
+    let said: Vec<String> = super::child::lines(&mut other).collect();
+    assert_eq!(said, ["open ok"]);
     other.wait().unwrap();
 }
 
