@@ -3,3 +3,8 @@
 #![warn(missing_docs)]
 
 pub mod audit;
+pub mod auth;
+pub mod codes;
+pub mod ids;
+pub mod protocol;
+pub mod time;

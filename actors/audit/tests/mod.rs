@@ -72,7 +72,10 @@ fn try_open(dir: &Path, boot: u8, config: AuditConfig) -> Result<Open, AuditErro
 impl Open {
     fn send(&self, body: Body) -> oneshot::Receiver<Result<Seq, AuditError>> {
         let (tx, rx) = oneshot::channel();
-        match self.writer.submit(Job::Append(Box::new(body), Answer::Own(tx))) {
+        match self
+            .writer
+            .submit(Job::Append(Box::new(body), Answer::Own(tx)))
+        {
             Ok(()) => rx,
             Err(NotTaken::Full(_)) => panic!("the queue is full"),
             Err(NotTaken::Gone) => panic!("the writer is gone"),
