@@ -1,3 +1,7 @@
 //! The decisions of Portcullis. No runtime, no I/O, no clock, no randomness: time, nonces and keys are arguments.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
+
+pub mod device;
+pub mod encoding;
+pub mod token;
