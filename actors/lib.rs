@@ -1,2 +1,4 @@
 //! The supervised concerns of Portcullis.
 #![forbid(unsafe_code)]
+
+pub mod store;

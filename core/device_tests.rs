@@ -329,9 +329,9 @@ fn wycheproof_ed25519_through_our_api() {
                 test.comment
             );
             if verified {
-                accepted += 1
+                accepted += 1;
             } else {
-                refused += 1
+                refused += 1;
             }
         }
     }
@@ -370,9 +370,9 @@ fn wycheproof_p256_through_our_api() {
                 _ => {
                     assert_eq!(verified, right, "tcId {}: {}", test.tc_id, test.comment);
                     if verified {
-                        accepted += 1
+                        accepted += 1;
                     } else {
-                        refused += 1
+                        refused += 1;
                     }
                 }
             }
