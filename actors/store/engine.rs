@@ -60,7 +60,10 @@ impl Engine {
         .map_err(|error| broken(&error))?;
         let engine = Self { db };
         engine.set_up(false).map_err(|error| broken(&error))?;
-        engine.db.pragma_update(None, "query_only", true).map_err(|error| broken(&error))?;
+        engine
+            .db
+            .pragma_update(None, "query_only", true)
+            .map_err(|error| broken(&error))?;
         Ok(engine)
     }
 
@@ -85,7 +88,10 @@ impl Engine {
     }
 
     fn check_format(&self) -> Result<(), StoreError> {
-        let read = |name| self.db.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+        let read = |name| {
+            self.db
+                .pragma_query_value(None, name, |row| row.get::<_, i64>(0))
+        };
         let application = read("application_id").map_err(|error| broken(&error))?;
         let found = read("user_version").map_err(|error| broken(&error))?;
         let tables: i64 = self
@@ -116,11 +122,15 @@ impl Engine {
     }
 
     pub fn begin(&self) -> Result<(), StoreError> {
-        self.db.execute_batch("BEGIN IMMEDIATE").map_err(|error| broken(&error))
+        self.db
+            .execute_batch("BEGIN IMMEDIATE")
+            .map_err(|error| broken(&error))
     }
 
     pub fn commit(&self) -> Result<(), StoreError> {
-        self.db.execute_batch("COMMIT").map_err(|error| broken(&error))
+        self.db
+            .execute_batch("COMMIT")
+            .map_err(|error| broken(&error))
     }
 
     /// Leaves no transaction open, whatever state the engine is in.
@@ -168,7 +178,12 @@ impl Engine {
 
     /// `None`: the condition did not hold.
     fn apply_one(&self, op: &Op, rev: i64) -> rusqlite::Result<Option<i64>> {
-        let Op { kind, id, intent, change } = op;
+        let Op {
+            kind,
+            id,
+            intent,
+            change,
+        } = op;
         let intent = to_sql(*intent);
         let changed = match change {
             Change::Create { payload, labels } => self
@@ -207,7 +222,14 @@ impl Engine {
         Ok((changed == 1).then_some(rev))
     }
 
-    fn claim(&self, op: &Op, rev: i64, holder: &str, now_ms: u64, lease_ms: u64) -> rusqlite::Result<Option<i64>> {
+    fn claim(
+        &self,
+        op: &Op,
+        rev: i64,
+        holder: &str,
+        now_ms: u64,
+        lease_ms: u64,
+    ) -> rusqlite::Result<Option<i64>> {
         let found: Option<Vec<u8>> = self
             .db
             .prepare_cached("SELECT payload FROM object WHERE kind = ?1 AND id = ?2")?
@@ -221,8 +243,13 @@ impl Engine {
         if !free {
             return Ok(None);
         }
-        let lease = Lease { v: 1, holder: holder.to_owned(), until_ms: now_ms.saturating_add(lease_ms) };
-        let payload = serde_json::to_vec(&lease).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+        let lease = Lease {
+            v: 1,
+            holder: holder.to_owned(),
+            until_ms: now_ms.saturating_add(lease_ms),
+        };
+        let payload = serde_json::to_vec(&lease)
+            .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
         self.db
             .prepare_cached(
                 "INSERT INTO object (kind, id, rev, intent, payload, labels) VALUES (?1, ?2, ?3, ?4, ?5, '{}')
@@ -234,7 +261,9 @@ impl Engine {
 
     pub fn get(&self, kind: &str, id: &str) -> Result<Option<Object>, StoreError> {
         self.db
-            .prepare_cached("SELECT id, rev, intent, payload, labels FROM object WHERE kind = ?1 AND id = ?2")
+            .prepare_cached(
+                "SELECT id, rev, intent, payload, labels FROM object WHERE kind = ?1 AND id = ?2",
+            )
             .and_then(|mut statement| statement.query_row([kind, id], object).optional())
             .map_err(|error| broken(&error))
     }
@@ -248,7 +277,13 @@ impl Engine {
             .map_err(|error| broken(&error))
     }
 
-    pub fn entries(&self, kind: &str, id: &str, after: u64, limit: usize) -> Result<Vec<Entry>, StoreError> {
+    pub fn entries(
+        &self,
+        kind: &str,
+        id: &str,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<Entry>, StoreError> {
         self.db
             .prepare_cached(
                 "SELECT seq, intent, payload FROM list WHERE kind = ?1 AND id = ?2 AND seq > ?3 ORDER BY seq LIMIT ?4",
@@ -277,6 +312,14 @@ impl Engine {
             .map_err(|error| broken(&error))
     }
 
+    /// A disk that is full after this many pages.
+    #[cfg(test)]
+    pub fn limit_pages(&self, pages: i64) {
+        self.db
+            .query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(()))
+            .expect("pragma");
+    }
+
     fn run(&self, sql: &str) -> Result<(), StoreError> {
         self.db
             .prepare_cached(sql)
@@ -293,8 +336,9 @@ fn object(row: &Row<'_>) -> rusqlite::Result<Object> {
         rev: from_sql(row.get(1)?),
         intent: from_sql(row.get(2)?),
         payload: row.get(3)?,
-        labels: serde_json::from_str(&labels)
-            .map_err(|error| rusqlite::Error::FromSqlConversionFailure(4, rusqlite::types::Type::Text, error.into()))?,
+        labels: serde_json::from_str(&labels).map_err(|error| {
+            rusqlite::Error::FromSqlConversionFailure(4, rusqlite::types::Type::Text, error.into())
+        })?,
     })
 }
 
@@ -329,14 +373,19 @@ fn own_file(path: &Path) -> Result<(), StoreError> {
     };
     let file = match open(true) {
         Ok(file) => {
-            if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            if let Some(parent) = path
+                .parent()
+                .filter(|parent| !parent.as_os_str().is_empty())
+            {
                 std::fs::File::open(parent)
                     .and_then(|folder| folder.sync_all())
                     .map_err(|error| io(&error))?;
             }
             file
         }
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => open(false).map_err(|error| io(&error))?,
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            open(false).map_err(|error| io(&error))?
+        }
         Err(error) => return Err(io(&error)),
     };
     let meta = file.metadata().map_err(|error| io(&error))?;
@@ -360,9 +409,15 @@ fn io(error: &std::io::Error) -> StoreError {
 
 fn broken(error: &rusqlite::Error) -> StoreError {
     match error.sqlite_error_code() {
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::FileLockingProtocolFailed) => StoreError::Locked,
+        Some(
+            ErrorCode::DatabaseBusy
+            | ErrorCode::DatabaseLocked
+            | ErrorCode::FileLockingProtocolFailed,
+        ) => StoreError::Locked,
         Some(ErrorCode::DiskFull) => StoreError::DiskFull,
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StoreError::Corrupt(error.to_string()),
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+            StoreError::Corrupt(error.to_string())
+        }
         // SQLite's texts name tables and codes, never values.
         _ => StoreError::Io(error.to_string()),
     }

@@ -116,7 +116,16 @@ impl Op {
     /// Replaces a row that must still be at `rev`.
     pub fn compare_and_set(kind: &str, id: &str, intent: u64, rev: u64, payload: Vec<u8>) -> Self {
         let labels = BTreeMap::new();
-        Self::new(kind, id, intent, Change::CompareAndSet { rev, payload, labels })
+        Self::new(
+            kind,
+            id,
+            intent,
+            Change::CompareAndSet {
+                rev,
+                payload,
+                labels,
+            },
+        )
     }
 
     /// Deletes a row that must still be at `rev`.
@@ -130,22 +139,45 @@ impl Op {
     }
 
     /// Takes or renews a lease.
-    pub fn claim(kind: &str, id: &str, intent: u64, holder: &str, now_ms: u64, lease_ms: u64) -> Self {
+    pub fn claim(
+        kind: &str,
+        id: &str,
+        intent: u64,
+        holder: &str,
+        now_ms: u64,
+        lease_ms: u64,
+    ) -> Self {
         let holder = holder.to_owned();
-        Self::new(kind, id, intent, Change::Claim { holder, now_ms, lease_ms })
+        Self::new(
+            kind,
+            id,
+            intent,
+            Change::Claim {
+                holder,
+                now_ms,
+                lease_ms,
+            },
+        )
     }
 
     /// Sets the labels of a create or replace; nothing else has any.
     #[must_use]
     pub fn labelled(mut self, set: BTreeMap<String, String>) -> Self {
-        if let Change::Create { labels, .. } | Change::CompareAndSet { labels, .. } = &mut self.change {
+        if let Change::Create { labels, .. } | Change::CompareAndSet { labels, .. } =
+            &mut self.change
+        {
             *labels = set;
         }
         self
     }
 
     fn new(kind: &str, id: &str, intent: u64, change: Change) -> Self {
-        Self { kind: kind.to_owned(), id: id.to_owned(), intent, change }
+        Self {
+            kind: kind.to_owned(),
+            id: id.to_owned(),
+            intent,
+            change,
+        }
     }
 
     /// Limits that hold before anything is queued.
@@ -158,7 +190,9 @@ impl Op {
             return Err(StoreError::Invalid("an intent is below 2^63"));
         }
         match &self.change {
-            Change::Create { payload, .. } | Change::CompareAndSet { payload, .. } | Change::Append { payload }
+            Change::Create { payload, .. }
+            | Change::CompareAndSet { payload, .. }
+            | Change::Append { payload }
                 if payload.len() > MAX_PAYLOAD =>
             {
                 Err(StoreError::Invalid("a payload has at most 1 MiB"))
@@ -174,7 +208,8 @@ impl Op {
 pub(super) fn check_kind(kind: &str) -> Result<(), StoreError> {
     let mut bytes = kind.bytes();
     let head = bytes.next().is_some_and(|byte| byte.is_ascii_lowercase());
-    let tail = bytes.all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_.-".contains(&byte));
+    let tail = bytes
+        .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_.-".contains(&byte));
     if head && tail && kind.len() <= 64 {
         return Ok(());
     }
@@ -185,16 +220,22 @@ pub(super) fn check_kind(kind: &str) -> Result<(), StoreError> {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum StoreError {
     /// Another process holds the database.
-    #[error("the state database is locked by another process: stop it (fuser state.db) and try again")]
+    #[error(
+        "the state database is locked by another process: stop it (fuser state.db) and try again"
+    )]
     Locked,
     /// No room on the file system. Nothing was written.
     #[error("no space left for the state database: free some on its file system and try again")]
     DiskFull,
     /// The file is damaged.
-    #[error("the state database is damaged ({0}): stop the gateway and restore the file from a backup")]
+    #[error(
+        "the state database is damaged ({0}): stop the gateway and restore the file from a backup"
+    )]
     Corrupt(String),
     /// Made by a newer Portcullis, or no database of ours.
-    #[error("the state database has format {found}, this build reads {known}: run the build that wrote it")]
+    #[error(
+        "the state database has format {found}, this build reads {known}: run the build that wrote it"
+    )]
     Format {
         /// `user_version` of the file.
         found: i64,
@@ -243,7 +284,10 @@ impl StoreError {
 
     /// True when a commit that ended so may nevertheless be on disk: re-read before acting on it.
     pub const fn may_have_run(&self) -> bool {
-        matches!(self, Self::Io(_) | Self::Down | Self::Deadline { may_have_run: true })
+        matches!(
+            self,
+            Self::Io(_) | Self::Down | Self::Deadline { may_have_run: true }
+        )
     }
 }
 
@@ -263,12 +307,34 @@ pub enum CommitError {
 
 /// One unit of work for a thread.
 pub(super) enum Job {
-    Commit { ops: Vec<Op>, reply: Answer<Result<Vec<Revision>, CommitError>> },
-    Get { kind: String, id: String, reply: Answer<Result<Option<Object>, StoreError>> },
-    List { kind: String, after: Option<String>, limit: usize, reply: Answer<Result<Vec<Object>, StoreError>> },
-    Entries { kind: String, id: String, after: u64, limit: usize, reply: Answer<Result<Vec<Entry>, StoreError>> },
-    HighestIntent { reply: Answer<Result<u64, StoreError>> },
-    Close { reply: Answer<Result<(), StoreError>> },
+    Commit {
+        ops: Vec<Op>,
+        reply: Answer<Result<Vec<Revision>, CommitError>>,
+    },
+    Get {
+        kind: String,
+        id: String,
+        reply: Answer<Result<Option<Object>, StoreError>>,
+    },
+    List {
+        kind: String,
+        after: Option<String>,
+        limit: usize,
+        reply: Answer<Result<Vec<Object>, StoreError>>,
+    },
+    Entries {
+        kind: String,
+        id: String,
+        after: u64,
+        limit: usize,
+        reply: Answer<Result<Vec<Entry>, StoreError>>,
+    },
+    HighestIntent {
+        reply: Answer<Result<u64, StoreError>>,
+    },
+    Close {
+        reply: Answer<Result<(), StoreError>>,
+    },
 }
 
 /// Where an answer goes: to a waiting task, or (in memory) to a waiting thread, so that a paused clock does not run on

@@ -41,10 +41,21 @@ pub(super) fn read(engine: &Engine, mut jobs: Receiver<Job>) {
 fn read_one(engine: &Engine, job: Job) {
     match job {
         Job::Get { kind, id, reply } => reply.send(engine.get(&kind, &id)),
-        Job::List { kind, after, limit, reply } => {
+        Job::List {
+            kind,
+            after,
+            limit,
+            reply,
+        } => {
             reply.send(engine.list(&kind, after.as_deref().unwrap_or(""), limit));
         }
-        Job::Entries { kind, id, after, limit, reply } => reply.send(engine.entries(&kind, &id, after, limit)),
+        Job::Entries {
+            kind,
+            id,
+            after,
+            limit,
+            reply,
+        } => reply.send(engine.entries(&kind, &id, after, limit)),
         Job::HighestIntent { reply } => reply.send(engine.highest_intent()),
         // Not a reader's: dropping the reply tells the caller that nothing ran here.
         Job::Commit { .. } | Job::Close { .. } => {}
