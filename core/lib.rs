@@ -2,6 +2,11 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod auth;
+pub mod codes;
 pub mod device;
 pub mod encoding;
+pub mod ids;
+pub mod protocol;
+pub mod time;
 pub mod token;
