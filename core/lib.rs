@@ -9,6 +9,7 @@ pub mod device;
 pub mod encoding;
 pub mod identity;
 pub mod ids;
+pub mod pairing;
 pub mod protocol;
 pub mod seal;
 pub mod time;
