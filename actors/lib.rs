@@ -2,15 +2,17 @@
 //!
 //! | room | owns |
 //! |---|---|
-//! | `store/` | `state.db`: conditional writes, its own threads |
-//! | `vault/` | named secrets, sealed |
+//! | `audit/` | the tamper-evident log of every privileged act |
 //! | `pairing/` | devices, their roles and tokens |
+//! | `store/` | `state.db`: conditional writes, its own threads |
 //! | `supervision/` | the machinery: tree, places, gates, tasks, feeds |
+//! | `vault/` | named secrets, sealed |
 #![forbid(unsafe_code)]
 
 pub mod act;
 pub mod audit;
 pub mod clock;
+pub mod pairing;
 pub mod store;
 pub mod supervision;
 pub mod vault;
