@@ -5,7 +5,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, wait};
 
 /// What a look for dead children found.
 pub enum Reaped {
@@ -20,7 +20,7 @@ pub enum Reaped {
 /// Takes one dead child, without waiting.
 pub fn reap() -> Reaped {
     loop {
-        return match waitpid(None, WaitOptions::NOHANG) {
+        return match wait(WaitOptions::NOHANG) {
             Ok(Some((pid, status))) => Reaped::Child(pid, status),
             Err(Errno::INTR) => continue,
             Err(Errno::CHILD) => Reaped::NoChildren,
