@@ -5,4 +5,5 @@
 //! | `supervision/` | the machinery: tree, places, gates, tasks, feeds |
 #![forbid(unsafe_code)]
 
+pub mod sandbox_pool;
 pub mod supervision;

@@ -1,0 +1,4 @@
+//! Real boxes: bubblewrap, the kernel's limits, the cell. What every driver must hold is [`suite`]; the Docker driver passes the same.
+
+mod native;
+pub mod suite;

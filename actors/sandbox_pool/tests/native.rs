@@ -1,0 +1,78 @@
+//! The suite over bubblewrap.
+
+use super::suite::{self, State};
+use crate::sandbox_pool::driver::{Driver, DriverError};
+use crate::sandbox_pool::native::Native;
+use crate::sandbox_pool::probe;
+
+fn driver(state: &State) -> Driver {
+    match Native::find(&state.context) {
+        Ok(native) => Driver::Native(native),
+        Err(error) => panic!("these tests need bubblewrap: apt-get install bubblewrap ({error})"),
+    }
+}
+
+macro_rules! promises {
+    ($($name:ident),* $(,)?) => {$(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $name() {
+            let state = State::new();
+            suite::$name(&driver(&state), &state).await;
+        }
+    )*};
+}
+
+promises!(
+    streams_and_codes,
+    walls,
+    fork_bomb,
+    memory,
+    tree,
+    stubborn,
+    background,
+    output,
+    unread,
+    hostile_peer,
+    found_again,
+    dead_man,
+    redials,
+);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_probe_proves_walls() {
+    let state = State::new();
+    let driver = driver(&state);
+    probe::prove(&driver, &state.context, true).await.unwrap();
+    // It leaves nothing behind.
+    assert!(std::fs::read_dir(&state.context.workspaces).unwrap().next().is_none());
+    assert!(std::fs::read_dir(state.context.run_root.join("b")).unwrap().next().is_none());
+}
+
+/// The proof must be able to fail: a box that maps the host's uid 0, or one without a process limit, is refused by name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_probe_refuses_a_box_without_walls() {
+    let mut state = State::new();
+    state.context.uid = 0;
+    assert!(matches!(Native::find(&state.context), Err(DriverError::NoDriver { .. })));
+}
+
+/// No host uid 0 inside: the only uid that exists there is the box's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_user_namespace_maps_one_uid() {
+    let state = State::new();
+    let mut live = suite::Live::start(&driver(&state), state.spec("maps")).await;
+    let uid = state.context.uid;
+    for file in ["uid_map", "gid_map"] {
+        let ended = live.run(&format!("cat /proc/self/{file}")).await;
+        let numbers: Vec<u32> = ended.out.split_whitespace().map(|word| word.parse().unwrap()).collect();
+        assert_eq!(numbers, [uid, uid, 1], "{ended:?}");
+    }
+    // From outside, too.
+    let map = std::fs::read_to_string(format!("/proc/{}/uid_map", live.started.init_pid)).unwrap();
+    let numbers: Vec<u32> = map.split_whitespace().map(|word| word.parse().unwrap()).collect();
+    assert_eq!(numbers, [uid, uid, 1]);
+    assert_ne!(live.run("unshare -U true").await.exit().code, Some(0));
+    let listing = live.run("ls /; ls /etc").await.out;
+    assert!(!listing.contains("root") && !listing.contains("shadow"), "{listing}");
+    live.stop().await;
+}
