@@ -52,7 +52,8 @@ impl Cgroups {
             None => v1(&own, &mounts)
                 .ok_or("neither the memory, cpu and pids hierarchies of cgroup v1 nor a cgroup v2 with them is mounted")?,
         };
-        let trial = found.group(&format!("trial-{}", std::process::id()));
+        let random = super::probe::random_hex(4).map_err(|error| error.to_string())?;
+        let trial = found.group(&format!("trial-{random}"));
         let limits = BoxLimits { memory_bytes: 64 << 20, cpu_millis: 1000, pids: 16 };
         let made = trial.make(&limits).map_err(|error| format!("a control group cannot be made: {error}"));
         trial.remove_now();

@@ -17,10 +17,9 @@ use command_fds::{CommandFdExt as _, FdMapping};
 use portcullis_core::ids::BoxId;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
-use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncReadExt as _, Interest};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::cgroup::{Cgroups, Group};
 use super::driver::{DriverError, ProbeContext};
@@ -38,6 +37,8 @@ const ETC: [&str; 7] =
     ["ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "localtime", "ssl/certs", "ca-certificates/extracted"];
 /// Ours, the same for every box: no user of the host is named in one.
 const ETC_OURS: [&str; 5] = ["passwd", "group", "hosts", "nsswitch.conf", "hostname"];
+/// The host's devices that a box has.
+const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 /// Descriptors of the child: bubblewrap's report, and what it waits for.
 const INFO_FD: i32 = 3;
 const BLOCK_FD: i32 = 4;
@@ -282,8 +283,11 @@ impl Kept {
 }
 
 /// bubblewrap's options: everything is listed, nothing of the host is there that is not named here.
+///
+/// Neither `--dev` (for its devpts) nor `--disable-userns`: both nest a second user namespace in one where the box's uid is 0, and
+/// `uid_map` then reads as if a box held a root. The cell's filter refuses new namespaces anyway.
 fn arguments(command: &mut Command, spec: &BoxSpec, workspace: &Path, run_dir: &Path, cell: &Path, etc: &Path) {
-    command.args(["--unshare-all", "--unshare-user", "--disable-userns", "--as-pid-1", "--new-session", "--clearenv"]);
+    command.args(["--unshare-all", "--unshare-user", "--as-pid-1", "--new-session", "--clearenv"]);
     command.args(["--cap-drop", "ALL", "--hostname", HOST_NAME]);
     command.args(["--uid", &spec.uid.to_string(), "--gid", &spec.gid.to_string()]);
     command.args(["--info-fd", &INFO_FD.to_string(), "--block-fd", &BLOCK_FD.to_string()]);
@@ -309,7 +313,14 @@ fn arguments(command: &mut Command, spec: &BoxSpec, workspace: &Path, run_dir: &
     }
     // A tmpfs counts as the box's memory; these sizes keep one of them from taking all of it.
     let half = (spec.limits.memory_bytes / 2).max(1 << 20).to_string();
-    command.args(["--proc", "/proc", "--dev", "/dev"]);
+    command.args(["--proc", "/proc", "--perms", "755", "--size", "65536", "--tmpfs", "/dev"]);
+    for name in DEVICES {
+        let path = Path::new("/dev").join(name);
+        command.arg("--dev-bind-try").arg(&path).arg(&path);
+    }
+    for (target, name) in [("/proc/self/fd", "fd"), ("fd/0", "stdin"), ("fd/1", "stdout"), ("fd/2", "stderr")] {
+        command.arg("--symlink").arg(target).arg(Path::new("/dev").join(name));
+    }
     command.args(["--perms", "1777", "--size", &half, "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]);
     command.args(["--perms", "1777", "--size", &half, "--tmpfs", "/tmp", "--dir", "/var", "--symlink", "/tmp", "/var/tmp"]);
     command.arg("--ro-bind").arg(run_dir).arg(RUN_INSIDE);
@@ -357,9 +368,16 @@ async fn kill_and_wait(pid: u32, started: u64) -> io::Result<()> {
         Ok(()) | Err(rustix::io::Errno::SRCH) => {}
         Err(error) => return Err(error.into()),
     }
-    let descriptor = AsyncFd::register_with_interest(descriptor, Interest::READABLE)?;
-    let ended = timeout(END_WITHIN, descriptor.readable()).await;
-    ended.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "its init process does not end"))?.map(drop)
+    // The end of an init process comes after that of everything in its namespace. Asked, not awaited: the only safe
+    // way to wait on the descriptor is a thread.
+    let until = Instant::now() + END_WITHIN;
+    while started_at(pid) == Some(started) {
+        if Instant::now() >= until {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "its init process does not end"));
+        }
+        sleep(Duration::from_millis(2)).await;
+    }
+    Ok(())
 }
 
 /// When a process started, in ticks since the machine's start.

@@ -32,6 +32,12 @@ impl Channel {
         self.out.len() - self.sent
     }
 
+    /// Gives up what waits to be sent.
+    pub fn forget(&mut self) {
+        self.out.clear();
+        self.sent = 0;
+    }
+
     /// Sends what the socket takes now.
     pub fn flush(&mut self) -> io::Result<()> {
         while self.pending() > 0 {
@@ -43,8 +49,7 @@ impl Channel {
                 Err(error) => return Err(error),
             }
         }
-        self.out.clear();
-        self.sent = 0;
+        self.forget();
         Ok(())
     }
 

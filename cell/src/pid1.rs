@@ -272,7 +272,10 @@ impl Pid1 {
 
 fn relay(run: &mut Run, host: &mut Channel) -> io::Result<()> {
     let channel = &mut run.supervisor.channel;
-    channel.flush()?;
+    // A supervisor that has ended takes no more credit, but what it said before is still to be read.
+    if channel.flush().is_err() {
+        channel.forget();
+    }
     let open = channel.fill()?;
     while let Some(frame) = channel.next_frame()? {
         match frame {

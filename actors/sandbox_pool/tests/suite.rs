@@ -292,7 +292,7 @@ pub async fn walls(driver: &Driver, state: &State) {
 pub async fn fork_bomb(driver: &Driver, state: &State) {
     let mut live = Live::start(driver, state.spec("bomb")).await;
     let pids = state.context.limits.pids as usize;
-    let (_, seen) = live.begin("b() { b | b & wait; }; b; b; b; sleep 20", |spawn| spawn.timeout_ms = 1500).await;
+    let (_, seen) = live.begin("b() { b | b & wait; }; (b; b; b) & while :; do :; done", |spawn| spawn.timeout_ms = 1500).await;
     let mut most = 0;
     let until = Instant::now() + Duration::from_millis(1200);
     while Instant::now() < until {
