@@ -51,9 +51,11 @@ pub fn run_dir(path: &Path, gid: u32) -> io::Result<OwnedFd> {
     make(open(parent)?, name, owner, 0o750)
 }
 
-/// Removes a control folder: its socket and itself, nothing else.
+/// Removes a control folder and the files in it. The box cannot have put any there: it sees the folder read-only.
 pub fn remove_run_dir(path: &Path) {
-    let _ = std::fs::remove_file(path.join("s"));
+    for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
+        let _ = std::fs::remove_file(entry.path());
+    }
     let _ = std::fs::remove_dir(path);
 }
 

@@ -411,3 +411,12 @@ fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     fs::set_permissions(&new, std::os::unix::fs::PermissionsExt::from_mode(mode))?;
     fs::rename(&new, path)
 }
+
+/// Host uid and gid of boxes: the configured one for a root daemon, else the daemon's own, which no other is in its power to take.
+pub fn box_owner(configured: u32) -> (u32, u32) {
+    if rustix::process::geteuid().is_root() {
+        (configured, configured)
+    } else {
+        (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
+    }
+}

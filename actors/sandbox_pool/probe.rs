@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use portcullis_cell::Spawn;
-use portcullis_core::ids::{AgentId, BoxId};
+use portcullis_core::ids::{AgentId, BoxId, RunId};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
@@ -98,7 +98,7 @@ impl Trial<'_> {
         let link = listener.accept(started.init_pid, &spec.nonce, WITHIN).await.map_err(|error| error.to_string())?;
         let (orders, mut receiver) = mpsc::channel(1);
         let (events, mut seen) = mpsc::channel(64);
-        let (accepted, _) = oneshot::channel();
+        let (accepted, _answer) = oneshot::channel();
         let argv = ["/workspace/probe", "probe", &self.canary.to_string_lossy(), &port.to_string(), &(PIDS * 2).to_string()];
         let spawn = Box::new(Spawn {
             argv: argv.iter().map(|&word| word.to_owned()).collect(),
@@ -110,11 +110,12 @@ impl Trial<'_> {
             open_files: 256,
             file_bytes: 1 << 20,
         });
-        let order = Order::Start { run: 1, spawn, events, accepted };
+        let name = RunId::new("probe").map_err(|error| error.to_string())?;
+        let order = Order::Start { name, spawn, events, accepted };
         orders.send(order).await.map_err(|_| "no link".to_owned())?;
         tokio::select! {
             facts = collect(&mut seen) => facts,
-            end = Runs::new(link).serve(&mut receiver) => Err(end.err().map_or_else(String::new, |error| error.to_string())),
+            end = Runs::new(link, None, WITHIN).serve(&mut receiver) => Err(end.err().map_or_else(String::new, |error| error.to_string())),
         }
     }
 }

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use portcullis_cell::{Cause, Ended, Exit, Frame, FrameError, INITIAL_WINDOW, Spawn, Stream};
+use portcullis_cell::{Cause, Ended, Exit, Frame, INITIAL_WINDOW, Spawn, Stream};
+use portcullis_core::ids::RunId;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -76,30 +77,54 @@ impl Exited {
     }
 }
 
-/// What the box's owner asks of its link. A number is the caller's, fresh for each run of a box.
+/// What the box's owner asks of its link.
 #[derive(Debug)]
 pub enum Order {
     /// Start a run.
     Start {
-        /// Its number.
-        run: u32,
+        /// Its name, for [`Order::Cancel`].
+        name: RunId,
         /// What to start.
         spawn: Box<Spawn>,
         /// Where its events go.
         events: mpsc::Sender<RunEvent>,
-        /// Whether it could be asked of the cell: a command line beyond a frame cannot.
-        accepted: oneshot::Sender<Result<(), FrameError>>,
+        /// Whether it was asked of the cell. Dropped unanswered: it was not, and never will be.
+        accepted: oneshot::Sender<Result<Accepted, NotAccepted>>,
     },
     /// End a run: TERM, grace, KILL. One that is over already is no error.
     Cancel {
-        /// Its number.
-        run: u32,
+        /// Its name.
+        name: RunId,
     },
-    /// End the box.
-    Bye,
+}
+
+/// A run that the cell has been asked to start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accepted {
+    /// Digest of the image the box was made from, where there is one.
+    pub image_digest: Option<String>,
+}
+
+/// Why a run was not asked of the cell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotAccepted {
+    /// Arguments and environment are longer than a frame.
+    TooLong,
+    /// Its box could not be started.
+    NoBox(String),
+}
+
+/// Why serving ended by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Over {
+    /// No run for the idle time.
+    Idle,
+    /// Nobody can give orders any more.
+    NoOrders,
 }
 
 struct Run {
+    name: RunId,
     events: mpsc::Sender<RunEvent>,
     waiting: VecDeque<RunEvent>,
     /// A permit is being waited for.
@@ -132,16 +157,32 @@ pub struct Runs {
     waking: FuturesUnordered<Waking>,
     heard: Instant,
     pinged: bool,
+    /// The number of the last run.
+    last: u32,
+    image_digest: Option<String>,
+    idle: Duration,
+    idle_since: Instant,
 }
 
 impl Runs {
-    /// Serves a link that has just been accepted.
-    pub fn new(link: Link) -> Self {
-        Self { link, runs: BTreeMap::new(), waking: FuturesUnordered::new(), heard: Instant::now(), pinged: false }
+    /// For a link that has just been accepted; without a run for `idle`, serving ends.
+    pub fn new(link: Link, image_digest: Option<String>, idle: Duration) -> Self {
+        let now = Instant::now();
+        Self {
+            link,
+            runs: BTreeMap::new(),
+            waking: FuturesUnordered::new(),
+            heard: now,
+            pinged: false,
+            last: 0,
+            image_digest,
+            idle,
+            idle_since: now,
+        }
     }
 
     /// Serves until the link ends, the orders end, or the box must be given up. Every run that was alive gets [`RunEvent::BoxLost`].
-    pub async fn serve(mut self, orders: &mut mpsc::Receiver<Order>) -> Result<(), LinkError> {
+    pub async fn serve(mut self, orders: &mut mpsc::Receiver<Order>) -> Result<Over, LinkError> {
         let end = self.turn(orders).await;
         for run in self.runs.values_mut() {
             // A full channel ends without it, which says the same.
@@ -150,17 +191,22 @@ impl Runs {
         end
     }
 
-    async fn turn(&mut self, orders: &mut mpsc::Receiver<Order>) -> Result<(), LinkError> {
+    async fn turn(&mut self, orders: &mut mpsc::Receiver<Order>) -> Result<Over, LinkError> {
         loop {
             let clock = self.next_deadline();
             tokio::select! {
                 frame = self.link.next() => self.frame(frame?)?,
                 order = orders.recv() => match order {
                     Some(order) => self.order(order)?,
-                    None => return Ok(()),
+                    None => return Ok(Over::NoOrders),
                 },
                 Some(woken) = self.waking.next() => self.woken(woken)?,
-                () = tokio::time::sleep_until(clock) => self.tick()?,
+                () = tokio::time::sleep_until(clock) => {
+                    self.tick()?;
+                    if self.runs.is_empty() && self.idle_since.elapsed() >= self.idle {
+                        return Ok(Over::Idle);
+                    }
+                }
             }
             if self.link.pending() > UNREAD {
                 return Err(LinkError::Protocol("it does not read".to_owned()));
@@ -171,7 +217,8 @@ impl Runs {
     fn next_deadline(&self) -> Instant {
         let first = self.runs.values().filter(|run| !run.over).map(|run| run.deadline).min();
         let ping = self.heard + PING * if self.pinged { 2 } else { 1 };
-        first.map_or(ping, |first| first.min(ping))
+        let idle = self.runs.is_empty().then(|| self.idle_since + self.idle);
+        first.into_iter().chain(idle).fold(ping, Instant::min)
     }
 
     fn tick(&mut self) -> Result<(), LinkError> {
@@ -198,21 +245,33 @@ impl Runs {
 
     fn order(&mut self, order: Order) -> Result<(), LinkError> {
         match order {
-            Order::Start { run, spawn, events, accepted } => {
-                let limit = Duration::from_millis(spawn.timeout_ms);
-                let answer = self.link.queue(&Frame::Spawn { run, spawn });
-                if answer.is_ok() {
-                    self.begin(run, limit, events);
+            Order::Start { name, spawn, events, accepted } => {
+                // Its caller gave up: nothing was started, nothing will be.
+                if accepted.is_closed() {
+                    return Ok(());
                 }
+                let limit = Duration::from_millis(spawn.timeout_ms);
+                let run = self.last + 1;
+                let answer = match self.link.queue(&Frame::Spawn { run, spawn }) {
+                    Ok(()) => {
+                        self.last = run;
+                        self.begin(run, name, limit, events);
+                        Ok(Accepted { image_digest: self.image_digest.clone() })
+                    }
+                    Err(_) => Err(NotAccepted::TooLong),
+                };
+                // A caller that gives up at this moment drops its receiver of events, too, and so ends the run.
                 let _ = accepted.send(answer);
+                Ok(())
             }
-            Order::Cancel { run } => self.cancel(run)?,
-            Order::Bye => self.link.queue(&Frame::Bye)?,
+            Order::Cancel { name } => {
+                let known = self.runs.iter().find(|(_, run)| run.name == name);
+                known.map(|(&id, _)| id).map_or(Ok(()), |id| self.cancel(id))
+            }
         }
-        Ok(())
     }
 
-    fn begin(&mut self, id: u32, limit: Duration, events: mpsc::Sender<RunEvent>) {
+    fn begin(&mut self, id: u32, name: RunId, limit: Duration, events: mpsc::Sender<RunEvent>) {
         let now = Instant::now();
         let watched = events.clone();
         self.waking.push(Box::pin(async move {
@@ -220,6 +279,7 @@ impl Runs {
             Woken::Deaf(id)
         }));
         let run = Run {
+            name,
             events,
             waiting: VecDeque::new(),
             reserving: false,
@@ -314,6 +374,7 @@ impl Runs {
         }
         if run.over && run.waiting.is_empty() {
             self.runs.remove(&id);
+            self.idle_since = Instant::now();
         } else if run.owed >= GIVE_BACK && !run.over {
             run.credit += run.owed;
             self.link.queue(&Frame::Window { run: id, bytes: std::mem::take(&mut run.owed) })?;

@@ -1,4 +1,5 @@
 //! Real boxes: bubblewrap, the kernel's limits, the cell. What every driver must hold is [`suite`]; the Docker driver passes the same.
 
 mod native;
+mod room;
 pub mod suite;

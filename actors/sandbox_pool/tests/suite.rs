@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use portcullis_cell::{Cause, Spawn, Stream};
-use portcullis_core::ids::{AgentId, BoxId};
+use portcullis_core::ids::{AgentId, BoxId, RunId};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
@@ -14,7 +14,7 @@ use crate::sandbox_pool::driver::{Driver, ProbeContext};
 use crate::sandbox_pool::folders;
 use crate::sandbox_pool::link::{LinkError, Listener};
 use crate::sandbox_pool::probe::random_hex;
-use crate::sandbox_pool::runs::{Exited, Order, RunEvent, Runs};
+use crate::sandbox_pool::runs::{Exited, Order, Over, RunEvent, Runs};
 use crate::sandbox_pool::spec::{BoxLimits, BoxSpec, StartedBox};
 
 /// The uid of boxes in these tests; a daemon that is not root has its own.
@@ -110,7 +110,7 @@ pub struct Live {
     pub spec: BoxSpec,
     pub started: StartedBox,
     pub orders: mpsc::Sender<Order>,
-    pub served: JoinHandle<Result<(), LinkError>>,
+    pub served: JoinHandle<Result<Over, LinkError>>,
     next: u32,
 }
 
@@ -122,12 +122,12 @@ impl Live {
         let (orders, mut receiver) = mpsc::channel(16);
         let served = tokio::spawn(async move {
             let _listener = listener;
-            Runs::new(link).serve(&mut receiver).await
+            Runs::new(link, None, Duration::from_secs(60)).serve(&mut receiver).await
         });
         Self { driver: driver.clone(), spec, started, orders, served, next: 0 }
     }
 
-    pub async fn begin(&mut self, script: &str, change: impl FnOnce(&mut Spawn)) -> (u32, mpsc::Receiver<RunEvent>) {
+    pub async fn begin(&mut self, script: &str, change: impl FnOnce(&mut Spawn)) -> (RunId, mpsc::Receiver<RunEvent>) {
         let mut spawn = Spawn {
             argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
             env: vec![("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned()), ("HOME".to_owned(), "/workspace".to_owned())],
@@ -142,10 +142,11 @@ impl Live {
         self.next += 1;
         let (events, seen) = mpsc::channel(64);
         let (accepted, answer) = oneshot::channel();
-        let order = Order::Start { run: self.next, spawn: Box::new(spawn), events, accepted };
+        let name = RunId::new(&format!("r{}", self.next)).unwrap();
+        let order = Order::Start { name: name.clone(), spawn: Box::new(spawn), events, accepted };
         self.orders.send(order).await.unwrap();
         answer.await.unwrap().unwrap();
-        (self.next, seen)
+        (name, seen)
     }
 
     pub async fn run_with(&mut self, script: &str, change: impl FnOnce(&mut Spawn)) -> Ended {
@@ -353,9 +354,9 @@ pub async fn stubborn(driver: &Driver, state: &State) {
     assert_eq!((ended.exit().cause, ended.exit().signal), (Cause::TimedOut, Some(9)));
     assert!(started.elapsed() <= Duration::from_millis(250) * slack(), "{:?}", started.elapsed());
     // Cancelled, by an order and by nobody listening any more.
-    let (run, seen) = live.begin("sleep 98", |_| {}).await;
+    let (name, seen) = live.begin("sleep 98", |_| {}).await;
     tokio::time::sleep(Duration::from_millis(50)).await;
-    live.orders.send(Order::Cancel { run }).await.unwrap();
+    live.orders.send(Order::Cancel { name }).await.unwrap();
     assert_eq!(finish(seen).await.exit().cause, Cause::Cancelled);
     let (_, seen) = live.begin("sleep 98", |_| {}).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -445,10 +446,11 @@ pub async fn hostile_peer(driver: &Driver, state: &State) {
         let link = listener.accept(own, &spec.nonce, within).await.unwrap();
         let (orders, mut receiver) = mpsc::channel(4);
         let (events, mut seen) = mpsc::channel(1);
-        let (accepted, _) = oneshot::channel();
+        let (accepted, _answer) = oneshot::channel();
+        let name = RunId::new("r").unwrap();
         let spawn = Box::new(Spawn { argv: vec!["x".to_owned()], timeout_ms: 1000, ..Spawn::default() });
-        orders.send(Order::Start { run: 1, spawn, events, accepted }).await.unwrap();
-        let serving = tokio::spawn(async move { Runs::new(link).serve(&mut receiver).await });
+        orders.send(Order::Start { name, spawn, events, accepted }).await.unwrap();
+        let serving = tokio::spawn(async move { Runs::new(link, None, Duration::from_secs(60)).serve(&mut receiver).await });
         tokio::time::sleep(Duration::from_millis(50)).await;
         let writer = std::thread::spawn(move || {
             let _ = peer.write_all(&bytes);
