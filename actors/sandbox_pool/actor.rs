@@ -26,7 +26,7 @@ use crate::supervision::{ChildEnd, Crash, Ctx, Room, Snapshot};
 /// Between TERM and KILL of a cancelled run.
 const GRACE_MS: u32 = 200;
 /// How long a cell outlives a daemon that is gone.
-const DEAD_MAN: Duration = Duration::from_secs(60);
+const DEAD_MAN: Duration = Duration::from_mins(1);
 /// No driver is tried again before this, and then only when a run asks.
 const TRY_AGAIN: Duration = Duration::from_secs(10);
 /// Messages of one box's mailbox.
@@ -51,9 +51,12 @@ pub struct SandboxPoolWiring {
 
 enum Drivers {
     /// Being tried; these wait.
-    Trying(Vec<Box<Start>>),
+    Trying(Vec<Start>),
     Proven(Chosen),
-    None { said: String, at: Instant },
+    None {
+        said: String,
+        at: Instant,
+    },
 }
 
 struct Live {
@@ -104,19 +107,31 @@ impl Room for SandboxPool {
         Ok(())
     }
 
-    async fn child_ended(&mut self, _name: &'static str, key: u64, end: ChildEnd) -> Result<(), Crash> {
+    async fn child_ended(
+        &mut self,
+        _name: &'static str,
+        key: u64,
+        end: ChildEnd,
+    ) -> Result<(), Crash> {
         self.box_ended(key, &end);
         Ok(())
     }
 
     fn snapshot(&self) -> Snapshot {
         let status = self.status();
-        Snapshot::default().with("driver", status.driver.unwrap_or("none")).with("why", status.why).with("boxes", status.boxes.len())
+        Snapshot::default()
+            .with("driver", status.driver.unwrap_or("none"))
+            .with("why", status.why)
+            .with("boxes", status.boxes.len())
     }
 
     async fn stop(self) {
         if let Drivers::Proven(chosen) = &self.drivers {
-            let ends: FuturesUnordered<_> = self.boxes.values().map(|live| end_box(&chosen.driver, &self.context, &live.id)).collect();
+            let ends: FuturesUnordered<_> = self
+                .boxes
+                .values()
+                .map(|live| end_box(&chosen.driver, &self.context, &live.id))
+                .collect();
             ends.collect::<Vec<()>>().await;
         }
     }
@@ -148,10 +163,17 @@ fn prepare(wiring: &SandboxPoolWiring) -> Result<(ProbeContext, Hash32), Crash> 
 impl SandboxPool {
     /// Tries the drivers beside the loop, and ends whatever boxes an earlier life of this room or daemon left.
     fn try_drivers(&mut self) {
-        let (config, context, ctx) = (self.wiring.config.clone(), self.context.clone(), self.ctx.clone());
+        let (config, context, ctx) = (
+            self.wiring.config.clone(),
+            self.context.clone(),
+            self.ctx.clone(),
+        );
         let trial = async move {
             let chosen = match choose(&config, &context).await {
-                Ok(chosen) => reconcile(&chosen.driver, &context).await.map(|()| chosen).map_err(|error| vec![error.to_string()]),
+                Ok(chosen) => reconcile(&chosen.driver, &context)
+                    .await
+                    .map(|()| chosen)
+                    .map_err(|error| vec![error.to_string()]),
                 Err(said) => Err(said),
             };
             ctx.notify(SandboxPoolMsg::Tried(chosen));
@@ -168,12 +190,15 @@ impl SandboxPool {
             Err(said) => {
                 let said = said.join("; ");
                 tracing::warn!(%said, "no sandbox driver: commands in sandboxes are refused, everything else works");
-                Drivers::None { said, at: Instant::now() }
+                Drivers::None {
+                    said,
+                    at: Instant::now(),
+                }
             }
         };
         if let Drivers::Trying(waiting) = std::mem::replace(&mut self.drivers, new) {
             for start in waiting {
-                self.start_run(start).await?;
+                self.start_run(Box::new(start)).await?;
             }
         }
         Ok(())
@@ -184,12 +209,16 @@ impl SandboxPool {
             return Ok(());
         }
         match &mut self.drivers {
-            Drivers::Trying(waiting) if waiting.len() < MOST_WAITING => waiting.push(start),
-            Drivers::Trying(_) => start.reply.refuse(PoolError::Full(self.wiring.config.max_boxes)),
-            Drivers::None { said, at } if at.elapsed() < TRY_AGAIN => start.reply.refuse(PoolError::NoDriver(said.clone())),
+            Drivers::Trying(waiting) if waiting.len() < MOST_WAITING => waiting.push(*start),
+            Drivers::Trying(_) => start
+                .reply
+                .refuse(PoolError::Full(self.wiring.config.max_boxes)),
+            Drivers::None { said, at } if at.elapsed() < TRY_AGAIN => {
+                start.reply.refuse(PoolError::NoDriver(said.clone()));
+            }
             Drivers::None { .. } => {
                 // Somebody may have installed one since.
-                self.drivers = Drivers::Trying(vec![start]);
+                self.drivers = Drivers::Trying(vec![*start]);
                 self.try_drivers();
             }
             Drivers::Proven(chosen) => {
@@ -218,11 +247,22 @@ impl SandboxPool {
         };
         let timeout_ms = spawn.timeout_ms;
         let (accepted, answer) = oneshot::channel();
-        let order = Order::Start { name: start.spec.run.clone(), spawn: Box::new(spawn), events: start.events.clone(), accepted };
+        let order = Order::Start {
+            name: start.spec.run.clone(),
+            spawn: Box::new(spawn),
+            events: start.events.clone(),
+            accepted,
+        };
         // A box that cannot take it drops the order, and with it the answer.
         let _ = handle.order(order).await;
         let driver = driver.name();
-        let ticket = move |image_digest| RunTicket { box_id: id, driver, image_digest, profile_hash: profile, timeout_ms };
+        let ticket = move |image_digest| RunTicket {
+            box_id: id,
+            driver,
+            image_digest,
+            profile_hash: profile,
+            timeout_ms,
+        };
         let ctx = self.ctx.clone();
         let answering = answer_when_accepted(ctx, start, answer, ticket);
         self.ctx.task("start_run", 0, answering).keep();
@@ -235,8 +275,10 @@ impl SandboxPool {
         if spec.argv.first().is_none_or(String::is_empty) {
             return Err("argv must name a command".to_owned());
         }
-        let mut env: Vec<(String, String)> =
-            BoxSpec::cell_env().into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let mut env: Vec<(String, String)> = BoxSpec::cell_env()
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect();
         for (name, value) in &spec.env {
             if name.is_empty() || name.contains('=') {
                 return Err(format!("env: {name:?} is no name of a variable"));
@@ -244,13 +286,22 @@ impl SandboxPool {
             env.retain(|(known, _)| known != name);
             env.push((name.clone(), value.clone()));
         }
-        let cwd = spec.cwd.clone().unwrap_or_else(|| WORKSPACE_INSIDE.to_owned());
-        let texts = spec.argv.iter().chain(env.iter().flat_map(|(name, value)| [name, value])).chain([&cwd]);
+        let cwd = spec
+            .cwd
+            .clone()
+            .unwrap_or_else(|| WORKSPACE_INSIDE.to_owned());
+        let texts = spec
+            .argv
+            .iter()
+            .chain(env.iter().flat_map(|(name, value)| [name, value]))
+            .chain([&cwd]);
         if texts.into_iter().any(|text| text.contains('\0')) {
             return Err("argv, env and cwd must not hold NUL".to_owned());
         }
         if !cwd.starts_with('/') {
-            return Err("cwd must be an absolute path inside the sandbox, such as /workspace".to_owned());
+            return Err(
+                "cwd must be an absolute path inside the sandbox, such as /workspace".to_owned(),
+            );
         }
         Ok(Spawn {
             argv: spec.argv.clone(),
@@ -278,8 +329,15 @@ impl SandboxPool {
             return Ok(Err(PoolError::Full(self.wiring.config.max_boxes)));
         }
         let context = &self.context;
-        if let Err(error) = folders::workspace(&context.workspaces, agent.as_str(), context.uid, context.gid) {
-            return Ok(Err(PoolError::NoBox(format!("workspace of agent {agent}: {error}"))));
+        if let Err(error) = folders::workspace(
+            &context.workspaces,
+            agent.as_str(),
+            context.uid,
+            context.gid,
+        ) {
+            return Ok(Err(PoolError::NoBox(format!(
+                "workspace of agent {agent}: {error}"
+            ))));
         }
         let id = BoxId::new(&random_hex(6)?)?;
         let spec = BoxSpec {
@@ -298,9 +356,24 @@ impl SandboxPool {
             dead_man: DEAD_MAN,
         };
         self.next += 1;
-        let wiring = SandboxWiring { driver: driver.clone(), spec, idle: self.wiring.config.idle() };
-        let handle = SandboxHandle::new(self.ctx.child::<Sandbox>(self.next, wiring, BOX_GATE).await?);
-        self.boxes.insert(self.next, Live { id: id.clone(), agent: agent.clone(), handle: handle.clone() });
+        let wiring = SandboxWiring {
+            driver: driver.clone(),
+            spec,
+            idle: self.wiring.config.idle(),
+        };
+        let handle = SandboxHandle::new(
+            self.ctx
+                .child::<Sandbox>(self.next, wiring, BOX_GATE)
+                .await?,
+        );
+        self.boxes.insert(
+            self.next,
+            Live {
+                id: id.clone(),
+                agent: agent.clone(),
+                handle: handle.clone(),
+            },
+        );
         Ok(Ok((id, handle)))
     }
 
@@ -331,11 +404,17 @@ impl SandboxPool {
     }
 
     fn box_ended(&mut self, key: u64, end: &ChildEnd) {
-        let Some(live) = self.boxes.remove(&key) else { return };
+        let Some(live) = self.boxes.remove(&key) else {
+            return;
+        };
         if let (ChildEnd::Crashed(why), Drivers::Proven(chosen)) = (end, &self.drivers) {
             tracing::error!(id = %live.id, agent = %live.agent, %why, "a box's actor crashed: its box is ended");
             let (driver, context) = (chosen.driver.clone(), self.context.clone());
-            self.ctx.task("end_box", key, async move { end_box(&driver, &context, &live.id).await }).keep();
+            self.ctx
+                .task("end_box", key, async move {
+                    end_box(&driver, &context, &live.id).await;
+                })
+                .keep();
         }
     }
 
@@ -345,7 +424,15 @@ impl SandboxPool {
             Drivers::Proven(chosen) => (Some(chosen.driver.name()), chosen.why.clone()),
             Drivers::None { said, .. } => (None, said.clone()),
         };
-        PoolStatus { driver, why, boxes: self.boxes.values().map(|live| (live.id.clone(), live.agent.clone())).collect() }
+        PoolStatus {
+            driver,
+            why,
+            boxes: self
+                .boxes
+                .values()
+                .map(|live| (live.id.clone(), live.agent.clone()))
+                .collect(),
+        }
     }
 }
 
@@ -359,15 +446,22 @@ async fn answer_when_accepted(
     match answer.await {
         Ok(Ok(accepted)) => start.reply.ok(ticket(accepted.image_digest)),
         Ok(Err(NotAccepted::TooLong)) => {
-            start.reply.refuse(PoolError::Invalid("argv and env together are longer than 60 KiB".to_owned()));
+            start.reply.refuse(PoolError::Invalid(
+                "argv and env together are longer than 60 KiB".to_owned(),
+            ));
         }
         Ok(Err(NotAccepted::NoBox(text))) => start.reply.refuse(PoolError::NoBox(text)),
         // Its box ended (idle, say) before it took the order: nothing ran, and a new box may.
         Err(_) if !start.again => {
             tokio::time::sleep(Duration::from_millis(20)).await;
-            ctx.notify(SandboxPoolMsg::Start(Box::new(Start { again: true, ..*start })));
+            ctx.notify(SandboxPoolMsg::Start(Box::new(Start {
+                again: true,
+                ..*start
+            })));
         }
-        Err(_) => start.reply.refuse(PoolError::NoBox("it ended before it took the run".to_owned())),
+        Err(_) => start.reply.refuse(PoolError::NoBox(
+            "it ended before it took the run".to_owned(),
+        )),
     }
 }
 

@@ -15,7 +15,10 @@ pub fn place(run_root: &Path, bytes: &[u8]) -> io::Result<(PathBuf, Hash32)> {
     if !intact(&path, bytes)? {
         write(&path, bytes)?;
         if !intact(&path, bytes)? {
-            return Err(io::Error::other(format!("{} is not what was written to it", path.display())));
+            return Err(io::Error::other(format!(
+                "{} is not what was written to it",
+                path.display()
+            )));
         }
     }
     Ok((path, digest))
@@ -23,15 +26,25 @@ pub fn place(run_root: &Path, bytes: &[u8]) -> io::Result<(PathBuf, Hash32)> {
 
 fn intact(path: &Path, bytes: &[u8]) -> io::Result<bool> {
     let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
-    let mut file = match fs::OpenOptions::new().read(true).custom_flags(flags).open(path) {
+    let mut file = match fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(flags)
+        .open(path)
+    {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         // A link: not ours, replaced below.
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => return Ok(false),
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+            return Ok(false);
+        }
         other => other?,
     };
     let data = file.metadata()?;
     let owner = rustix::process::geteuid().as_raw();
-    if !data.is_file() || data.mode() & 0o7777 != 0o555 || data.uid() != owner || data.len() != bytes.len() as u64 {
+    if !data.is_file()
+        || data.mode() & 0o7777 != 0o555
+        || data.uid() != owner
+        || data.len() != bytes.len() as u64
+    {
         return Ok(false);
     }
     let mut found = Vec::with_capacity(bytes.len());
@@ -45,7 +58,11 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o500).open(&new)?;
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o500)
+        .open(&new)?;
     file.write_all(bytes)?;
     file.set_permissions(fs::Permissions::from_mode(0o555))?;
     file.sync_all()?;
@@ -61,7 +78,10 @@ mod tests {
     fn a_changed_cell_is_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let (path, digest) = place(folder.path(), b"the cell").unwrap();
-        assert_eq!(path.file_name().unwrap().to_str().unwrap(), format!("cell-{digest}"));
+        assert_eq!(
+            path.file_name().unwrap().to_str().unwrap(),
+            format!("cell-{digest}")
+        );
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o555);
         for spoil in [
             |path: &Path| fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap(),

@@ -54,8 +54,14 @@ impl Cgroups {
         };
         let random = super::probe::random_hex(4).map_err(|error| error.to_string())?;
         let trial = found.group(&format!("trial-{random}"));
-        let limits = BoxLimits { memory_bytes: 64 << 20, cpu_millis: 1000, pids: 16 };
-        let made = trial.make(&limits).map_err(|error| format!("a control group cannot be made: {error}"));
+        let limits = BoxLimits {
+            memory_bytes: 64 << 20,
+            cpu_millis: 1000,
+            pids: 16,
+        };
+        let made = trial
+            .make(&limits)
+            .map_err(|error| format!("a control group cannot be made: {error}"));
         trial.remove_now();
         made.map(|()| found)
     }
@@ -64,10 +70,14 @@ impl Cgroups {
     pub fn group(&self, name: &str) -> Group {
         let name = format!("portcullis-{name}");
         match self {
-            Self::V1 { memory, cpu, pids } => {
-                Group { folders: vec![memory.join(&name), cpu.join(&name), pids.join(&name)], v2: false }
-            }
-            Self::V2 { base } => Group { folders: vec![base.join(&name)], v2: true },
+            Self::V1 { memory, cpu, pids } => Group {
+                folders: vec![memory.join(&name), cpu.join(&name), pids.join(&name)],
+                v2: false,
+            },
+            Self::V2 { base } => Group {
+                folders: vec![base.join(&name)],
+                v2: true,
+            },
         }
     }
 }
@@ -77,7 +87,9 @@ impl Group {
     pub fn make(&self, limits: &BoxLimits) -> io::Result<()> {
         for folder in &self.folders {
             match fs::create_dir(folder) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(named(folder, &error)),
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(named(folder, &error));
+                }
                 _ => {}
             }
         }
@@ -105,14 +117,26 @@ impl Group {
 
     /// Moves a process in; its later children are born there.
     pub fn add(&self, pid: u32) -> io::Result<()> {
-        self.folders.iter().try_for_each(|folder| put(folder, "cgroup.procs", &pid.to_string()))
+        self.folders
+            .iter()
+            .try_for_each(|folder| put(folder, "cgroup.procs", &pid.to_string()))
     }
 
     /// How often the kernel killed something in it for want of memory.
     pub fn out_of_memory(&self) -> u64 {
-        let file = if self.v2 { "memory.events" } else { "memory.oom_control" };
-        let text = self.folders.first().and_then(|folder| fs::read_to_string(folder.join(file)).ok()).unwrap_or_default();
-        text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
+        let file = if self.v2 {
+            "memory.events"
+        } else {
+            "memory.oom_control"
+        };
+        let text = self
+            .folders
+            .first()
+            .and_then(|folder| fs::read_to_string(folder.join(file)).ok())
+            .unwrap_or_default();
+        text.lines()
+            .find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+            .unwrap_or(0)
     }
 
     /// Removes it; waits a little for the kernel to bury its last processes. True when it is gone.
@@ -129,7 +153,8 @@ impl Group {
     fn remove_now(&self) -> bool {
         let mut gone = true;
         for folder in &self.folders {
-            gone &= fs::remove_dir(folder).map_or_else(|error| error.kind() == io::ErrorKind::NotFound, |()| true);
+            gone &= fs::remove_dir(folder)
+                .map_or_else(|error| error.kind() == io::ErrorKind::NotFound, |()| true);
         }
         gone
     }
@@ -149,7 +174,11 @@ fn put(folder: &Path, file: &str, value: &str) -> io::Result<()> {
 }
 
 fn put_if_there(folder: &Path, file: &str, value: &str) -> io::Result<()> {
-    if folder.join(file).exists() { put(folder, file, value) } else { Ok(()) }
+    if folder.join(file).exists() {
+        put(folder, file, value)
+    } else {
+        Ok(())
+    }
 }
 
 /// A mount of `/proc/self/mountinfo`: its root inside the file system, its place, its kind, its super options.
@@ -166,7 +195,11 @@ fn mounts(mountinfo: &str) -> impl Iterator<Item = (&str, &str, &str, &str)> {
 
 /// A group's folder: the mount may show only a part of the hierarchy (in a container).
 fn folder(root: &str, place: &str, own: &str) -> PathBuf {
-    let inside = if root == "/" { own } else { own.strip_prefix(root).unwrap_or("") };
+    let inside = if root == "/" {
+        own
+    } else {
+        own.strip_prefix(root).unwrap_or("")
+    };
     Path::new(place).join(inside.trim_start_matches('/'))
 }
 
@@ -176,13 +209,22 @@ fn v1(own: &str, mountinfo: &str) -> Option<Cgroups> {
             let mut parts = line.splitn(3, ':').skip(1);
             let controllers = parts.next()?;
             let path = parts.next()?;
-            controllers.split(',').any(|one| one == controller).then_some(path)
+            controllers
+                .split(',')
+                .any(|one| one == controller)
+                .then_some(path)
         })?;
         mounts(mountinfo)
-            .find(|(_, _, kind, options)| *kind == "cgroup" && options.split(',').any(|one| one == controller))
+            .find(|(_, _, kind, options)| {
+                *kind == "cgroup" && options.split(',').any(|one| one == controller)
+            })
             .map(|(root, place, ..)| folder(root, place, path))
     };
-    Some(Cgroups::V1 { memory: find("memory")?, cpu: find("cpu")?, pids: find("pids")? })
+    Some(Cgroups::V1 {
+        memory: find("memory")?,
+        cpu: find("cpu")?,
+        pids: find("pids")?,
+    })
 }
 
 /// The mount and the own group of a second-generation hierarchy that has all three controllers.
@@ -195,18 +237,25 @@ fn v2(own: &str, mountinfo: &str) -> Option<(PathBuf, PathBuf)> {
 
 fn has_controllers(folder: &Path, file: &str) -> bool {
     let text = fs::read_to_string(folder.join(file)).unwrap_or_default();
-    ["memory", "cpu", "pids"].iter().all(|wanted| text.split_whitespace().any(|one| one == *wanted))
+    ["memory", "cpu", "pids"]
+        .iter()
+        .all(|wanted| text.split_whitespace().any(|one| one == *wanted))
 }
 
 /// Makes a parent whose children have the controllers. A group with processes in it may not have such children, so the daemon moves
 /// into a group beside them, but only where it is alone: nobody else's processes are moved.
 fn prepare_v2(mount: &Path, own: &Path) -> Result<PathBuf, String> {
-    let enable = |folder: &Path| put(folder, "cgroup.subtree_control", "+memory +cpu +pids").map_err(|error| error.to_string());
+    let enable = |folder: &Path| {
+        put(folder, "cgroup.subtree_control", "+memory +cpu +pids")
+            .map_err(|error| error.to_string())
+    };
     if has_controllers(own, "cgroup.subtree_control") {
         return Ok(own.to_owned());
     }
     let processes = fs::read_to_string(own.join("cgroup.procs")).unwrap_or_default();
-    let alone = processes.split_whitespace().all(|pid| pid == std::process::id().to_string());
+    let alone = processes
+        .split_whitespace()
+        .all(|pid| pid == std::process::id().to_string());
     let first = if own == mount {
         Err("the daemon is in the root group".to_owned())
     } else if alone {
@@ -225,14 +274,17 @@ fn prepare_v2(mount: &Path, own: &Path) -> Result<PathBuf, String> {
     let made = fs::create_dir_all(&top).map_err(|error| named(&top, &error).to_string());
     // Already on under systemd; where not, the root group may always switch it on.
     let _ = enable(mount);
-    made.and_then(|()| enable(&top)).map(|()| top).map_err(|error| format!("{error} ({})", first.err().unwrap_or_default()))
+    made.and_then(|()| enable(&top))
+        .map(|()| top)
+        .map_err(|error| format!("{error} ({})", first.err().unwrap_or_default()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const OWN_V1: &str = "9:name=systemd:/\n8:pids:/\n4:memory:/api/1\n2:cpuacct:/\n1:cpu:/x\n0::/\n";
+    const OWN_V1: &str =
+        "9:name=systemd:/\n8:pids:/\n4:memory:/api/1\n2:cpuacct:/\n1:cpu:/x\n0::/\n";
     const MOUNTS_V1: &str = "\
 31 30 0:27 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu
 32 30 0:28 / /sys/fs/cgroup/cpuacct rw,relatime - cgroup cgroup rw,cpuacct
@@ -256,16 +308,36 @@ mod tests {
     #[test]
     fn second_generation_gets_all_limits_in_one_folder() {
         let place = tempfile::tempdir().unwrap();
-        fs::write(place.path().join("cgroup.controllers"), "cpuset cpu io memory pids\n").unwrap();
-        let mountinfo = format!("40 30 0:30 / {} rw - cgroup2 cgroup2 rw\n", place.path().display());
+        fs::write(
+            place.path().join("cgroup.controllers"),
+            "cpuset cpu io memory pids\n",
+        )
+        .unwrap();
+        let mountinfo = format!(
+            "40 30 0:30 / {} rw - cgroup2 cgroup2 rw\n",
+            place.path().display()
+        );
         let (mount, own) = v2("0::/app.service\n", &mountinfo).unwrap();
         fs::create_dir(&own).unwrap();
-        fs::write(own.join("cgroup.procs"), format!("{}\n", std::process::id())).unwrap();
+        fs::write(
+            own.join("cgroup.procs"),
+            format!("{}\n", std::process::id()),
+        )
+        .unwrap();
         let base = prepare_v2(&mount, &own).unwrap();
         assert_eq!(base, own);
-        assert_eq!(fs::read_to_string(own.join("gateway/cgroup.procs")).unwrap(), std::process::id().to_string());
+        assert_eq!(
+            fs::read_to_string(own.join("gateway/cgroup.procs")).unwrap(),
+            std::process::id().to_string()
+        );
         let group = Cgroups::V2 { base }.group("abc");
-        group.make(&BoxLimits { memory_bytes: 1 << 29, cpu_millis: 1500, pids: 128 }).unwrap();
+        group
+            .make(&BoxLimits {
+                memory_bytes: 1 << 29,
+                cpu_millis: 1500,
+                pids: 128,
+            })
+            .unwrap();
         let read = |file: &str| fs::read_to_string(own.join("portcullis-abc").join(file)).unwrap();
         assert_eq!(read("memory.max"), "536870912");
         assert_eq!(read("cpu.max"), "150000 100000");
@@ -277,8 +349,15 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let own = place.path().join("session.scope");
         fs::create_dir(&own).unwrap();
-        fs::write(own.join("cgroup.procs"), format!("1\n{}\n", std::process::id())).unwrap();
-        assert_eq!(prepare_v2(place.path(), &own).unwrap(), place.path().join("portcullis"));
+        fs::write(
+            own.join("cgroup.procs"),
+            format!("1\n{}\n", std::process::id()),
+        )
+        .unwrap();
+        assert_eq!(
+            prepare_v2(place.path(), &own).unwrap(),
+            place.path().join("portcullis")
+        );
         assert!(!own.join("gateway").exists());
     }
 }

@@ -18,7 +18,10 @@ pub struct Chosen {
 ///
 /// # Errors
 /// What each of them said, with the command that changes it.
-pub async fn choose(config: &SandboxPoolConfig, context: &ProbeContext) -> Result<Chosen, Vec<String>> {
+pub async fn choose(
+    config: &SandboxPoolConfig,
+    context: &ProbeContext,
+) -> Result<Chosen, Vec<String>> {
     let mut said = Vec::new();
     if config.driver != Choice::Native {
         match docker(config, context).await {
@@ -50,10 +53,20 @@ async fn native(context: &ProbeContext) -> Result<Chosen, DriverError> {
     } else {
         "bubblewrap, WEAKER: boxes have no memory, processor or process ceiling (require_cgroup = false)"
     };
-    Ok(Chosen { driver, why: why.to_owned() })
+    Ok(Chosen {
+        driver,
+        why: why.to_owned(),
+    })
 }
 
 /// Until the engine's driver is wired in, an engine is no choice.
-async fn docker(_config: &SandboxPoolConfig, _context: &ProbeContext) -> Result<Chosen, DriverError> {
-    Err(DriverError::NoDriver { driver: "docker", reason: String::new(), fix: String::new() })
+async fn docker(
+    _config: &SandboxPoolConfig,
+    _context: &ProbeContext,
+) -> Result<Chosen, DriverError> {
+    Err(DriverError::NoDriver {
+        driver: "docker",
+        reason: String::new(),
+        fix: String::new(),
+    })
 }

@@ -79,26 +79,48 @@ impl SandboxPoolConfig {
     pub fn problems(&self) -> Vec<String> {
         let rules = [
             (self.uid == 0, "uid must not be 0: no box runs as root"),
-            (self.memory_bytes < 16 << 20, "memory_bytes must be at least 16777216"),
+            (
+                self.memory_bytes < 16 << 20,
+                "memory_bytes must be at least 16777216",
+            ),
             (self.cpu_millis < 10, "cpu_millis must be at least 10"),
-            (self.pids < 16, "pids must be at least 16: the box's own processes count"),
-            (self.timeout_ms == 0 || self.timeout_ms > self.max_timeout_ms, "timeout_ms must be 1 to max_timeout_ms"),
-            (self.max_timeout_ms > 7 * 86_400_000, "max_timeout_ms must be at most 604800000, seven days"),
+            (
+                self.pids < 16,
+                "pids must be at least 16: the box's own processes count",
+            ),
+            (
+                self.timeout_ms == 0 || self.timeout_ms > self.max_timeout_ms,
+                "timeout_ms must be 1 to max_timeout_ms",
+            ),
+            (
+                self.max_timeout_ms > 7 * 86_400_000,
+                "max_timeout_ms must be at most 604800000, seven days",
+            ),
             (self.open_files < 32, "open_files must be at least 32"),
             (self.idle_secs == 0, "idle_secs must be at least 1"),
             (self.max_boxes == 0, "max_boxes must be at least 1"),
         ];
-        rules.into_iter().filter(|(wrong, _)| *wrong).map(|(_, text)| format!("[sandbox_pool] {text}")).collect()
+        rules
+            .into_iter()
+            .filter(|(wrong, _)| *wrong)
+            .map(|(_, text)| format!("[sandbox_pool] {text}"))
+            .collect()
     }
 
     /// Ceilings of a box.
     pub const fn limits(&self) -> BoxLimits {
-        BoxLimits { memory_bytes: self.memory_bytes, cpu_millis: self.cpu_millis, pids: self.pids }
+        BoxLimits {
+            memory_bytes: self.memory_bytes,
+            cpu_millis: self.cpu_millis,
+            pids: self.pids,
+        }
     }
 
     /// Time of a run: what it asks for, within the ceiling; there is always one.
     pub fn timeout(&self, asked: Option<Duration>) -> u64 {
-        let asked = asked.map_or(self.timeout_ms, |asked| u64::try_from(asked.as_millis()).unwrap_or(u64::MAX));
+        let asked = asked.map_or(self.timeout_ms, |asked| {
+            u64::try_from(asked.as_millis()).unwrap_or(u64::MAX)
+        });
         asked.clamp(1, self.max_timeout_ms)
     }
 

@@ -94,7 +94,7 @@ impl Driver {
     /// Every box that carries this gateway's label, whichever start of it made the box.
     pub async fn list(&self, owner: &str) -> Result<Vec<FoundBox>, DriverError> {
         match self {
-            Self::Native(driver) => driver.list(owner).await,
+            Self::Native(driver) => driver.list(owner),
         }
     }
 }

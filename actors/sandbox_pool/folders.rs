@@ -15,7 +15,12 @@ pub fn open(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Makes `name` below `base` where it is missing, and gives it to this owner with this mode; an existing one must be a folder.
-pub fn make(base: impl AsFd, name: &str, owner: Option<(u32, u32)>, mode: u32) -> io::Result<OwnedFd> {
+pub fn make(
+    base: impl AsFd,
+    name: &str,
+    owner: Option<(u32, u32)>,
+    mode: u32,
+) -> io::Result<OwnedFd> {
     if name.is_empty() || name.contains('/') || name == "." || name == ".." {
         return Err(io::ErrorKind::InvalidInput.into());
     }
@@ -43,7 +48,10 @@ pub fn workspace(workspaces: &Path, agent: &str, uid: u32, gid: u32) -> io::Resu
 
 /// A box's control folder: the box may walk in and connect, nothing more.
 pub fn run_dir(path: &Path, gid: u32) -> io::Result<OwnedFd> {
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
+    let (Some(parent), Some(name)) = (
+        path.parent(),
+        path.file_name().and_then(|name| name.to_str()),
+    ) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
     // Only root can give the group away; any other daemon's boxes have its own uid.

@@ -35,7 +35,15 @@ impl SandboxPoolHandle {
         spec: RunSpec,
         events: mpsc::Sender<RunEvent>,
     ) -> Result<RunTicket, CallError<PoolError>> {
-        let start = |reply| SandboxPoolMsg::Start(Box::new(Start { agent, spec, events, reply, again: false }));
+        let start = |reply| {
+            SandboxPoolMsg::Start(Box::new(Start {
+                agent,
+                spec,
+                events,
+                reply,
+                again: false,
+            }))
+        };
         self.0.call(START_WITHIN, start).await
     }
 

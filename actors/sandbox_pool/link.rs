@@ -62,17 +62,31 @@ impl Listener {
         // Through the descriptor: the folder cannot be swapped, and the path never exceeds the 107 bytes of an address.
         let socket = UnixListener::bind(format!("/proc/self/fd/{}/s", folder.as_raw_fd()))?;
         if rustix::process::geteuid().is_root() {
-            rustix::fs::chownat(&folder, "s", Some(Uid::ROOT), Some(Gid::from_raw(gid)), AtFlags::SYMLINK_NOFOLLOW)?;
+            rustix::fs::chownat(
+                &folder,
+                "s",
+                Some(Uid::ROOT),
+                Some(Gid::from_raw(gid)),
+                AtFlags::SYMLINK_NOFOLLOW,
+            )?;
         }
         rustix::fs::chmodat(&folder, "s", Mode::from_raw_mode(0o660), AtFlags::empty())?;
-        Ok(Self { socket, _folder: folder })
+        Ok(Self {
+            socket,
+            _folder: folder,
+        })
     }
 
     /// Waits for the box's cell: the peer whose pid the kernel says is `init_pid`, and which knows the nonce. Others are closed unheard.
     ///
     /// # Errors
     /// [`LinkError::Silent`] when `within` is over.
-    pub async fn accept(&self, init_pid: u32, nonce: &str, within: Duration) -> Result<Link, LinkError> {
+    pub async fn accept(
+        &self,
+        init_pid: u32,
+        nonce: &str,
+        within: Duration,
+    ) -> Result<Link, LinkError> {
         let until = Instant::now() + within;
         let mut refused = 0;
         loop {
@@ -80,7 +94,10 @@ impl Listener {
                 return Err(LinkError::Silent { refused });
             };
             let (stream, _) = accepted?;
-            let pid = stream.peer_cred()?.pid().and_then(|pid| u32::try_from(pid).ok());
+            let pid = stream
+                .peer_cred()?
+                .pid()
+                .and_then(|pid| u32::try_from(pid).ok());
             if pid == Some(init_pid) {
                 let mut link = Link::new(stream);
                 let hello = timeout_at(until.min(Instant::now() + HELLO_WITHIN), link.next()).await;
@@ -88,7 +105,10 @@ impl Listener {
                     // No secret (it stands in the cell's command line): it tells this box's start from an earlier one.
                     && said == nonce
                 {
-                    link.queue(&Frame::Hello { proto: PROTO, nonce: String::new() })?;
+                    link.queue(&Frame::Hello {
+                        proto: PROTO,
+                        nonce: String::new(),
+                    })?;
                     return Ok(link);
                 }
             }
@@ -109,7 +129,13 @@ pub struct Link {
 
 impl Link {
     fn new(stream: UnixStream) -> Self {
-        Self { stream, decoder: Decoder::new(), out: Vec::new(), sent: 0, scratch: vec![0; READ] }
+        Self {
+            stream,
+            decoder: Decoder::new(),
+            out: Vec::new(),
+            sent: 0,
+            scratch: vec![0; READ],
+        }
     }
 
     /// Queues a frame; it goes out in [`Self::next`].
@@ -127,7 +153,11 @@ impl Link {
                 return Ok(frame);
             }
             self.write()?;
-            let interest = if self.out.is_empty() { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
+            let interest = if self.out.is_empty() {
+                Interest::READABLE
+            } else {
+                Interest::READABLE | Interest::WRITABLE
+            };
             let ready = self.stream.ready(interest).await?;
             if ready.is_readable() || ready.is_read_closed() {
                 match self.stream.try_read(&mut self.scratch) {

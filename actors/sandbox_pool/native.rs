@@ -24,7 +24,9 @@ use tokio::time::{Instant, sleep, timeout};
 use super::cgroup::{Cgroups, Group};
 use super::driver::{DriverError, ProbeContext};
 use super::folders;
-use super::spec::{BoxSpec, CELL_INSIDE, FoundBox, HOST_NAME, RUN_INSIDE, StartedBox, WORKSPACE_INSIDE};
+use super::spec::{
+    BoxSpec, CELL_INSIDE, FoundBox, HOST_NAME, RUN_INSIDE, StartedBox, WORKSPACE_INSIDE,
+};
 
 /// Longest time from the start of bubblewrap to its word about the init process.
 const START_WITHIN: Duration = Duration::from_secs(10);
@@ -33,8 +35,15 @@ const END_WITHIN: Duration = Duration::from_secs(5);
 /// Where bubblewrap may lie.
 const BUBBLEWRAP: [&str; 3] = ["/usr/bin/bwrap", "/usr/local/bin/bwrap", "/bin/bwrap"];
 /// Parts of the host's `/etc` that a box may see, where they exist.
-const ETC: [&str; 7] =
-    ["ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "localtime", "ssl/certs", "ca-certificates/extracted"];
+const ETC: [&str; 7] = [
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "alternatives",
+    "localtime",
+    "ssl/certs",
+    "ca-certificates/extracted",
+];
 /// Ours, the same for every box: no user of the host is named in one.
 const ETC_OURS: [&str; 5] = ["passwd", "group", "hosts", "nsswitch.conf", "hostname"];
 /// The host's devices that a box has.
@@ -70,11 +79,26 @@ struct Kept {
 impl Native {
     /// Looks for what it needs. [`super::probe::native`] proves that boxes contain.
     pub fn find(context: &ProbeContext) -> Result<Self, DriverError> {
-        let none = |reason: String, fix: &str| DriverError::NoDriver { driver: "native", reason, fix: fix.to_owned() };
-        let bubblewrap = BUBBLEWRAP.iter().map(PathBuf::from).find(|path| path.is_file());
-        let bubblewrap = bubblewrap.ok_or_else(|| none("bubblewrap is not installed".to_owned(), "run: apt-get install bubblewrap"))?;
+        let none = |reason: String, fix: &str| DriverError::NoDriver {
+            driver: "native",
+            reason,
+            fix: fix.to_owned(),
+        };
+        let bubblewrap = BUBBLEWRAP
+            .iter()
+            .map(PathBuf::from)
+            .find(|path| path.is_file());
+        let bubblewrap = bubblewrap.ok_or_else(|| {
+            none(
+                "bubblewrap is not installed".to_owned(),
+                "run: apt-get install bubblewrap",
+            )
+        })?;
         if context.uid == 0 || context.gid == 0 {
-            return Err(none("no box runs as uid or gid 0".to_owned(), "set sandbox.uid to a free uid, for example 65533"));
+            return Err(none(
+                "no box runs as uid or gid 0".to_owned(),
+                "set sandbox.uid to a free uid, for example 65533",
+            ));
         }
         let cgroups = match Cgroups::find() {
             Ok(cgroups) => Some(cgroups),
@@ -85,9 +109,18 @@ impl Native {
                 return Err(none(reason, fix));
             }
         };
-        let native =
-            Self { bubblewrap, run_root: context.run_root.clone(), cgroups, root: rustix::process::geteuid().is_root() };
-        native.write_etc(context).map_err(|error| none(format!("{}: {error}", context.run_root.display()), "check the state directory"))?;
+        let native = Self {
+            bubblewrap,
+            run_root: context.run_root.clone(),
+            cgroups,
+            root: rustix::process::geteuid().is_root(),
+        };
+        native.write_etc(context).map_err(|error| {
+            none(
+                format!("{}: {error}", context.run_root.display()),
+                "check the state directory",
+            )
+        })?;
         Ok(native)
     }
 
@@ -102,7 +135,9 @@ impl Native {
     }
 
     fn group(&self, id: &BoxId) -> Option<Group> {
-        self.cgroups.as_ref().map(|cgroups| cgroups.group(id.as_str()))
+        self.cgroups
+            .as_ref()
+            .map(|cgroups| cgroups.group(id.as_str()))
     }
 
     fn write_etc(&self, context: &ProbeContext) -> io::Result<()> {
@@ -111,7 +146,9 @@ impl Native {
         folders::make(folders::open(&self.run_root)?, "b", None, 0o711)?;
         let (uid, gid) = (context.uid, context.gid);
         let texts = [
-            format!("box:x:{uid}:{gid}:box:{WORKSPACE_INSIDE}:/bin/sh\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n"),
+            format!(
+                "box:x:{uid}:{gid}:box:{WORKSPACE_INSIDE}:/bin/sh\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n"
+            ),
             format!("box:x:{gid}:\nnogroup:x:65534:\n"),
             format!("127.0.0.1 localhost {HOST_NAME}\n::1 localhost {HOST_NAME}\n"),
             "passwd: files\ngroup: files\nhosts: files\n".to_owned(),
@@ -130,9 +167,12 @@ impl Native {
             return Err(failed("no box runs as uid or gid 0".to_owned()));
         }
         // Before anything exists, so that nothing can exist without being found again.
-        self.keep(spec, None).map_err(|error| failed(format!("state of the box: {error}")))?;
+        self.keep(spec, None)
+            .map_err(|error| failed(format!("state of the box: {error}")))?;
         if let Some(group) = self.group(&spec.id) {
-            group.make(&spec.limits).map_err(|error| failed(format!("control group: {error}")))?;
+            group
+                .make(&spec.limits)
+                .map_err(|error| failed(format!("control group: {error}")))?;
         }
         match self.start_process(spec).await {
             Ok(started) => Ok(started),
@@ -146,34 +186,57 @@ impl Native {
 
     async fn start_process(&self, spec: &BoxSpec) -> Result<StartedBox, String> {
         let text = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
-        let (info, info_in) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|error| error.to_string())?;
-        let (block_out, block) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|error| error.to_string())?;
+        let (info, info_in) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+            .map_err(|error| error.to_string())?;
+        let (block_out, block) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+            .map_err(|error| error.to_string())?;
         let mut child = {
             let mut command = self.command(spec);
             command
                 .fd_mappings(vec![
-                    FdMapping { parent_fd: info_in, child_fd: INFO_FD },
-                    FdMapping { parent_fd: block_out, child_fd: BLOCK_FD },
+                    FdMapping {
+                        parent_fd: info_in,
+                        child_fd: INFO_FD,
+                    },
+                    FdMapping {
+                        parent_fd: block_out,
+                        child_fd: BLOCK_FD,
+                    },
                 ])
                 .map_err(|error| error.to_string())?;
-            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+            command
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped());
             // The command keeps our copies of the child's ends: it must go before the report is read to its end.
-            tokio::process::Command::from(command).spawn().map_err(text("bubblewrap"))?
+            tokio::process::Command::from(command)
+                .spawn()
+                .map_err(text("bubblewrap"))?
         };
-        let told = timeout(START_WITHIN, init_pid(info)).await.unwrap_or_else(|_| Err("bubblewrap said nothing in time".to_owned()));
+        let told = timeout(START_WITHIN, init_pid(info))
+            .await
+            .unwrap_or_else(|_| Err("bubblewrap said nothing in time".to_owned()));
         let placed = told.and_then(|pid| self.place(spec, pid).map(|()| pid));
         match placed {
             Ok(pid) => {
                 let mut block = fs::File::from(block);
                 block.write_all(b"x").map_err(text("bubblewrap"))?;
-                Ok(StartedBox { init_pid: pid, image_digest: None, child: Some(child) })
+                Ok(StartedBox {
+                    init_pid: pid,
+                    image_digest: None,
+                    child: Some(child),
+                })
             }
             Err(error) => {
                 // KILL first: a closed block descriptor would let the box run.
                 let _ = child.start_kill();
                 let mut said = String::new();
                 if let Some(stderr) = child.stderr.take() {
-                    let _ = timeout(Duration::from_millis(500), stderr.take(2000).read_to_string(&mut said)).await;
+                    let _ = timeout(
+                        Duration::from_millis(500),
+                        stderr.take(2000).read_to_string(&mut said),
+                    )
+                    .await;
                 }
                 drop(block);
                 Err(format!("{error} {}", said.trim()))
@@ -184,10 +247,13 @@ impl Native {
     /// Puts the init process under its ceilings and writes down who it is, while it still waits.
     fn place(&self, spec: &BoxSpec, pid: u32) -> Result<(), String> {
         if let Some(group) = self.group(&spec.id) {
-            group.add(pid).map_err(|error| format!("control group: {error}"))?;
+            group
+                .add(pid)
+                .map_err(|error| format!("control group: {error}"))?;
         }
         let started = started_at(pid).ok_or("the init process ended at once")?;
-        self.keep(spec, Some((pid, started))).map_err(|error| format!("state of the box: {error}"))
+        self.keep(spec, Some((pid, started)))
+            .map_err(|error| format!("state of the box: {error}"))
     }
 
     fn command(&self, spec: &BoxSpec) -> Command {
@@ -195,18 +261,43 @@ impl Native {
         let mut command;
         if self.root {
             command = Command::new(&spec.cell);
-            command.args(["launch", "--uid", &spec.uid.to_string(), "--gid", &spec.gid.to_string()]);
-            for (name, path) in [("w", &spec.workspace), ("r", &spec.run_dir), ("c", &spec.cell), ("e", &etc)] {
+            command.args([
+                "launch",
+                "--uid",
+                &spec.uid.to_string(),
+                "--gid",
+                &spec.gid.to_string(),
+            ]);
+            for (name, path) in [
+                ("w", &spec.workspace),
+                ("r", &spec.run_dir),
+                ("c", &spec.cell),
+                ("e", &etc),
+            ] {
                 let mut stage = std::ffi::OsString::from(format!("{name}="));
                 stage.push(path);
                 command.arg("--stage").arg(stage);
             }
             command.arg("--").arg(&self.bubblewrap);
             let staged = |name: &str| Path::new("/tmp").join(name);
-            arguments(&mut command, spec, &staged("w"), &staged("r"), &staged("c"), &staged("e"));
+            arguments(
+                &mut command,
+                spec,
+                &staged("w"),
+                &staged("r"),
+                &staged("c"),
+                &staged("e"),
+            );
         } else {
             command = Command::new(&self.bubblewrap);
-            arguments(&mut command, spec, &spec.workspace, &spec.run_dir, &spec.cell, &etc);
+            arguments(
+                &mut command,
+                spec,
+                &spec.workspace,
+                &spec.run_dir,
+                &spec.cell,
+                &etc,
+            );
         }
         command.env_clear().current_dir("/");
         command
@@ -216,7 +307,9 @@ impl Native {
     pub async fn stop(&self, id: &BoxId) -> Result<(), DriverError> {
         let unknown = |text: String| DriverError::Unknown(format!("box {id}: {text}"));
         if let Some((pid, started)) = self.kept(id).and_then(|kept| kept.living()) {
-            kill_and_wait(pid, started).await.map_err(|error| unknown(error.to_string()))?;
+            kill_and_wait(pid, started)
+                .await
+                .map_err(|error| unknown(error.to_string()))?;
         }
         if let Some(group) = self.group(id)
             && !group.remove().await
@@ -224,30 +317,55 @@ impl Native {
             return Err(unknown("its control group is not empty".to_owned()));
         }
         match fs::remove_file(self.kept_path(id)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(unknown(error.to_string())),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(unknown(error.to_string()))
+            }
             _ => Ok(()),
         }
     }
 
     /// Every box of this owner that has left a trace here.
-    pub async fn list(&self, owner: &str) -> Result<Vec<FoundBox>, DriverError> {
+    pub fn list(&self, owner: &str) -> Result<Vec<FoundBox>, DriverError> {
         let folder = self.run_root.join("b");
         let entries = match fs::read_dir(&folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(DriverError::Unknown(format!("{}: {error}", folder.display()))),
+            Err(error) => {
+                return Err(DriverError::Unknown(format!(
+                    "{}: {error}",
+                    folder.display()
+                )));
+            }
             Ok(entries) => entries,
         };
         let mut found = Vec::new();
-        for name in entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
-            let Some(id) = name.strip_suffix(".json").and_then(|id| BoxId::new(id).ok()) else { continue };
+        for name in entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok())
+        {
+            let Some(id) = name
+                .strip_suffix(".json")
+                .and_then(|id| BoxId::new(id).ok())
+            else {
+                continue;
+            };
             match self.kept(&id) {
                 Some(kept) if kept.owner == owner => {
                     let running = kept.living().is_some();
-                    found.push(FoundBox { id, boot: kept.boot, profile_hash: kept.profile_hash, running });
+                    found.push(FoundBox {
+                        id,
+                        boot: kept.boot,
+                        profile_hash: kept.profile_hash,
+                        running,
+                    });
                 }
                 Some(_) => {}
                 // Torn: it says nothing, so it is nobody's; what it stood for ends by its dead-man time.
-                None => found.push(FoundBox { id, boot: String::new(), profile_hash: String::new(), running: false }),
+                None => found.push(FoundBox {
+                    id,
+                    boot: String::new(),
+                    profile_hash: String::new(),
+                    running: false,
+                }),
             }
         }
         Ok(found)
@@ -270,7 +388,11 @@ impl Native {
             machine: machine(),
             init,
         };
-        write_whole(&self.kept_path(&spec.id), &serde_json::to_vec(&kept)?, 0o600)
+        write_whole(
+            &self.kept_path(&spec.id),
+            &serde_json::to_vec(&kept)?,
+            0o600,
+        )
     }
 }
 
@@ -286,11 +408,34 @@ impl Kept {
 ///
 /// Neither `--dev` (for its devpts) nor `--disable-userns`: both nest a second user namespace in one where the box's uid is 0, and
 /// `uid_map` then reads as if a box held a root. The cell's filter refuses new namespaces anyway.
-fn arguments(command: &mut Command, spec: &BoxSpec, workspace: &Path, run_dir: &Path, cell: &Path, etc: &Path) {
-    command.args(["--unshare-all", "--unshare-user", "--as-pid-1", "--new-session", "--clearenv"]);
+fn arguments(
+    command: &mut Command,
+    spec: &BoxSpec,
+    workspace: &Path,
+    run_dir: &Path,
+    cell: &Path,
+    etc: &Path,
+) {
+    command.args([
+        "--unshare-all",
+        "--unshare-user",
+        "--as-pid-1",
+        "--new-session",
+        "--clearenv",
+    ]);
     command.args(["--cap-drop", "ALL", "--hostname", HOST_NAME]);
-    command.args(["--uid", &spec.uid.to_string(), "--gid", &spec.gid.to_string()]);
-    command.args(["--info-fd", &INFO_FD.to_string(), "--block-fd", &BLOCK_FD.to_string()]);
+    command.args([
+        "--uid",
+        &spec.uid.to_string(),
+        "--gid",
+        &spec.gid.to_string(),
+    ]);
+    command.args([
+        "--info-fd",
+        &INFO_FD.to_string(),
+        "--block-fd",
+        &BLOCK_FD.to_string(),
+    ]);
     for (name, value) in BoxSpec::cell_env() {
         command.args(["--setenv", name, value]);
     }
@@ -309,20 +454,54 @@ fn arguments(command: &mut Command, spec: &BoxSpec, workspace: &Path, run_dir: &
         command.arg("--ro-bind-try").arg(&path).arg(&path);
     }
     for name in ETC_OURS {
-        command.arg("--ro-bind").arg(etc.join(name)).arg(Path::new("/etc").join(name));
+        command
+            .arg("--ro-bind")
+            .arg(etc.join(name))
+            .arg(Path::new("/etc").join(name));
     }
     // A tmpfs counts as the box's memory; these sizes keep one of them from taking all of it.
     let half = (spec.limits.memory_bytes / 2).max(1 << 20).to_string();
-    command.args(["--proc", "/proc", "--perms", "755", "--size", "65536", "--tmpfs", "/dev"]);
+    command.args([
+        "--proc", "/proc", "--perms", "755", "--size", "65536", "--tmpfs", "/dev",
+    ]);
     for name in DEVICES {
         let path = Path::new("/dev").join(name);
         command.arg("--dev-bind-try").arg(&path).arg(&path);
     }
-    for (target, name) in [("/proc/self/fd", "fd"), ("fd/0", "stdin"), ("fd/1", "stdout"), ("fd/2", "stderr")] {
-        command.arg("--symlink").arg(target).arg(Path::new("/dev").join(name));
+    for (target, name) in [
+        ("/proc/self/fd", "fd"),
+        ("fd/0", "stdin"),
+        ("fd/1", "stdout"),
+        ("fd/2", "stderr"),
+    ] {
+        command
+            .arg("--symlink")
+            .arg(target)
+            .arg(Path::new("/dev").join(name));
     }
-    command.args(["--perms", "1777", "--size", &half, "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]);
-    command.args(["--perms", "1777", "--size", &half, "--tmpfs", "/tmp", "--dir", "/var", "--symlink", "/tmp", "/var/tmp"]);
+    command.args([
+        "--perms",
+        "1777",
+        "--size",
+        &half,
+        "--tmpfs",
+        "/dev/shm",
+        "--remount-ro",
+        "/dev",
+    ]);
+    command.args([
+        "--perms",
+        "1777",
+        "--size",
+        &half,
+        "--tmpfs",
+        "/tmp",
+        "--dir",
+        "/var",
+        "--symlink",
+        "/tmp",
+        "/var/tmp",
+    ]);
     command.arg("--ro-bind").arg(run_dir).arg(RUN_INSIDE);
     command.arg("--ro-bind").arg(cell).arg(CELL_INSIDE);
     command.arg("--bind").arg(workspace).arg(WORKSPACE_INSIDE);
@@ -343,7 +522,10 @@ async fn init_pid(info: OwnedFd) -> Result<u32, String> {
         if let Ok(report) = serde_json::from_slice::<Report>(&text) {
             return Ok(report.pid);
         }
-        let read = info.read_buf(&mut text).await.map_err(|error| error.to_string())?;
+        let read = info
+            .read_buf(&mut text)
+            .await
+            .map_err(|error| error.to_string())?;
         if read == 0 || text.len() > 4096 {
             return Err("bubblewrap did not start:".to_owned());
         }
@@ -373,7 +555,10 @@ async fn kill_and_wait(pid: u32, started: u64) -> io::Result<()> {
     let until = Instant::now() + END_WITHIN;
     while started_at(pid) == Some(started) {
         if Instant::now() >= until {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "its init process does not end"));
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "its init process does not end",
+            ));
         }
         sleep(Duration::from_millis(2)).await;
     }
@@ -392,7 +577,9 @@ fn started_at(pid: u32) -> Option<u64> {
 }
 
 fn machine() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
+    fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map(|id| id.trim().to_owned())
+        .unwrap_or_default()
 }
 
 /// Writes a file so that it is there whole or not at all.
@@ -405,7 +592,11 @@ fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(&new)?;
     file.write_all(bytes)?;
     // The mask may have taken readers away whom the mode names.
     fs::set_permissions(&new, std::os::unix::fs::PermissionsExt::from_mode(mode))?;
@@ -417,6 +608,9 @@ pub fn box_owner(configured: u32) -> (u32, u32) {
     if rustix::process::geteuid().is_root() {
         (configured, configured)
     } else {
-        (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
+        (
+            rustix::process::geteuid().as_raw(),
+            rustix::process::getegid().as_raw(),
+        )
     }
 }

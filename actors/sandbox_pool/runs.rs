@@ -153,7 +153,7 @@ type Waking = Pin<Box<dyn Future<Output = Woken> + Send>>;
 /// All runs of one box, while its link lives.
 pub struct Runs {
     link: Link,
-    runs: BTreeMap<u32, Run>,
+    live: BTreeMap<u32, Run>,
     waking: FuturesUnordered<Waking>,
     heard: Instant,
     pinged: bool,
@@ -170,7 +170,7 @@ impl Runs {
         let now = Instant::now();
         Self {
             link,
-            runs: BTreeMap::new(),
+            live: BTreeMap::new(),
             waking: FuturesUnordered::new(),
             heard: now,
             pinged: false,
@@ -184,7 +184,7 @@ impl Runs {
     /// Serves until the link ends, the orders end, or the box must be given up. Every run that was alive gets [`RunEvent::BoxLost`].
     pub async fn serve(mut self, orders: &mut mpsc::Receiver<Order>) -> Result<Over, LinkError> {
         let end = self.turn(orders).await;
-        for run in self.runs.values_mut() {
+        for run in self.live.values_mut() {
             // A full channel ends without it, which says the same.
             let _ = run.events.try_send(RunEvent::BoxLost);
         }
@@ -203,7 +203,7 @@ impl Runs {
                 Some(woken) = self.waking.next() => self.woken(woken)?,
                 () = tokio::time::sleep_until(clock) => {
                     self.tick()?;
-                    if self.runs.is_empty() && self.idle_since.elapsed() >= self.idle {
+                    if self.live.is_empty() && self.idle_since.elapsed() >= self.idle {
                         return Ok(Over::Idle);
                     }
                 }
@@ -215,17 +215,28 @@ impl Runs {
     }
 
     fn next_deadline(&self) -> Instant {
-        let first = self.runs.values().filter(|run| !run.over).map(|run| run.deadline).min();
+        let first = self
+            .live
+            .values()
+            .filter(|run| !run.over)
+            .map(|run| run.deadline)
+            .min();
         let ping = self.heard + PING * if self.pinged { 2 } else { 1 };
-        let idle = self.runs.is_empty().then(|| self.idle_since + self.idle);
+        let idle = self.live.is_empty().then(|| self.idle_since + self.idle);
         first.into_iter().chain(idle).fold(ping, Instant::min)
     }
 
     fn tick(&mut self) -> Result<(), LinkError> {
         let now = Instant::now();
-        for (&id, run) in self.runs.iter_mut().filter(|(_, run)| !run.over && run.deadline <= now) {
+        for (&id, run) in self
+            .live
+            .iter_mut()
+            .filter(|(_, run)| !run.over && run.deadline <= now)
+        {
             if run.told {
-                return Err(LinkError::Protocol(format!("run {id} was to end and did not")));
+                return Err(LinkError::Protocol(format!(
+                    "run {id} was to end and did not"
+                )));
             }
             run.told = true;
             run.deadline = now + ANSWER;
@@ -245,7 +256,12 @@ impl Runs {
 
     fn order(&mut self, order: Order) -> Result<(), LinkError> {
         match order {
-            Order::Start { name, spawn, events, accepted } => {
+            Order::Start {
+                name,
+                spawn,
+                events,
+                accepted,
+            } => {
                 // Its caller gave up: nothing was started, nothing will be.
                 if accepted.is_closed() {
                     return Ok(());
@@ -256,7 +272,9 @@ impl Runs {
                     Ok(()) => {
                         self.last = run;
                         self.begin(run, name, limit, events);
-                        Ok(Accepted { image_digest: self.image_digest.clone() })
+                        Ok(Accepted {
+                            image_digest: self.image_digest.clone(),
+                        })
                     }
                     Err(_) => Err(NotAccepted::TooLong),
                 };
@@ -265,8 +283,10 @@ impl Runs {
                 Ok(())
             }
             Order::Cancel { name } => {
-                let known = self.runs.iter().find(|(_, run)| run.name == name);
-                known.map(|(&id, _)| id).map_or(Ok(()), |id| self.cancel(id))
+                let known = self.live.iter().find(|(_, run)| run.name == name);
+                known
+                    .map(|(&id, _)| id)
+                    .map_or(Ok(()), |id| self.cancel(id))
             }
         }
     }
@@ -292,12 +312,15 @@ impl Runs {
             over: false,
             deaf: false,
         };
-        self.runs.insert(id, run);
+        self.live.insert(id, run);
     }
 
     fn cancel(&mut self, id: u32) -> Result<(), LinkError> {
-        if let Some(run) = self.runs.get_mut(&id).filter(|run| !run.over) {
-            self.link.queue(&Frame::Signal { run: id, signal: 15 })?;
+        if let Some(run) = self.live.get_mut(&id).filter(|run| !run.over) {
+            self.link.queue(&Frame::Signal {
+                run: id,
+                signal: 15,
+            })?;
             // The cell answers after its grace; a cell that does not is told again, then given up.
             run.deadline = run.deadline.min(Instant::now() + CANCEL);
         }
@@ -312,24 +335,31 @@ impl Runs {
             Frame::Exit { run, exit } => self.exited(run, &exit),
             Frame::Ping { .. } => Ok(()),
             Frame::Bye => Err(LinkError::Protocol("it said goodbye".to_owned())),
-            Frame::Hello { .. } | Frame::Spawn { .. } | Frame::Signal { .. } | Frame::Window { .. } => {
-                Err(LinkError::Protocol("a frame that only a host sends".to_owned()))
-            }
+            Frame::Hello { .. }
+            | Frame::Spawn { .. }
+            | Frame::Signal { .. }
+            | Frame::Window { .. } => Err(LinkError::Protocol(
+                "a frame that only a host sends".to_owned(),
+            )),
         }
     }
 
     fn known(&mut self, id: u32) -> Result<&mut Run, LinkError> {
-        let run = self.runs.get_mut(&id).filter(|run| !run.over);
+        let run = self.live.get_mut(&id).filter(|run| !run.over);
         run.ok_or_else(|| LinkError::Protocol(format!("a frame of run {id}, which is not alive")))
     }
 
     fn output(&mut self, id: u32, stream: Stream, data: Vec<u8>) -> Result<(), LinkError> {
         let run = self.known(id)?;
         let size = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        run.credit = run.credit.checked_sub(size).ok_or_else(|| LinkError::Protocol(format!("run {id} sent beyond its credit")))?;
+        run.credit = run
+            .credit
+            .checked_sub(size)
+            .ok_or_else(|| LinkError::Protocol(format!("run {id} sent beyond its credit")))?;
         let seq = run.seq;
         run.seq += 1;
-        run.waiting.push_back(RunEvent::Output { stream, seq, data });
+        run.waiting
+            .push_back(RunEvent::Output { stream, seq, data });
         self.deliver(id)
     }
 
@@ -355,29 +385,40 @@ impl Runs {
 
     /// Hands over what the receiver has room for; what is left waits for a permit.
     fn deliver(&mut self, id: u32) -> Result<(), LinkError> {
-        let Some(run) = self.runs.get_mut(&id) else { return Ok(()) };
+        let Some(run) = self.live.get_mut(&id) else {
+            return Ok(());
+        };
         while !run.reserving
             && let Some(event) = run.waiting.pop_front()
         {
             let size = size(&event);
-            match if run.deaf { Ok(()) } else { run.events.try_send(event) } {
+            match if run.deaf {
+                Ok(())
+            } else {
+                run.events.try_send(event)
+            } {
                 Ok(()) => run.owed += size,
                 Err(TrySendError::Full(event)) => {
                     run.waiting.push_front(event);
                     run.reserving = true;
                     let events = run.events.clone();
-                    self.waking.push(Box::pin(async move { Woken::Room(id, events.reserve_owned().await.ok()) }));
+                    self.waking.push(Box::pin(async move {
+                        Woken::Room(id, events.reserve_owned().await.ok())
+                    }));
                 }
                 // The watcher of the receiver says so too, and cancels the run.
                 Err(TrySendError::Closed(_)) => run.deaf = true,
             }
         }
         if run.over && run.waiting.is_empty() {
-            self.runs.remove(&id);
+            self.live.remove(&id);
             self.idle_since = Instant::now();
         } else if run.owed >= GIVE_BACK && !run.over {
             run.credit += run.owed;
-            self.link.queue(&Frame::Window { run: id, bytes: std::mem::take(&mut run.owed) })?;
+            self.link.queue(&Frame::Window {
+                run: id,
+                bytes: std::mem::take(&mut run.owed),
+            })?;
         }
         Ok(())
     }
@@ -385,7 +426,7 @@ impl Runs {
     fn woken(&mut self, woken: Woken) -> Result<(), LinkError> {
         match woken {
             Woken::Deaf(id) => {
-                if let Some(run) = self.runs.get_mut(&id) {
+                if let Some(run) = self.live.get_mut(&id) {
                     run.deaf = true;
                     run.reserving = false;
                     self.cancel(id)?;
@@ -394,7 +435,7 @@ impl Runs {
                 Ok(())
             }
             Woken::Room(id, permit) => {
-                if let Some(run) = self.runs.get_mut(&id) {
+                if let Some(run) = self.live.get_mut(&id) {
                     run.reserving = false;
                     match permit {
                         Some(permit) if !run.deaf => {

@@ -32,7 +32,10 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(text) => {
             // Not eprintln: it panics where nobody reads.
-            let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("portcullis-cell: {text}\n").as_bytes());
+            let _ = std::io::Write::write_all(
+                &mut std::io::stderr(),
+                format!("portcullis-cell: {text}\n").as_bytes(),
+            );
             ExitCode::from(125)
         }
     }

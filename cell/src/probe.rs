@@ -20,20 +20,57 @@ pub fn main(mut arguments: impl Iterator<Item = String>) -> Result<(), String> {
     let forks: usize = next()?.parse().map_err(|_| "FORKS")?;
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     for name in ["CapEff", "CapPrm", "CapBnd", "NoNewPrivs", "Seccomp"] {
-        println!("{name} {}", status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t")).unwrap_or("?"));
+        println!(
+            "{name} {}",
+            status
+                .lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t"))
+                .unwrap_or("?")
+        );
     }
     println!("uid {}", rustix::process::getuid().as_raw());
     println!("uid_map {}", host_uids());
     println!("shadow {}", reach(fs::read("/etc/shadow").is_ok()));
     println!("canary {}", reach(fs::metadata(canary).is_ok()));
-    println!("root {}", reach(fs::write("/portcullis-probe", "").is_ok() || fs::write("/usr/portcullis-probe", "").is_ok()));
-    println!("control {}", reach(fs::write("/run/portcullis/x", "").is_ok() || fs::remove_file("/run/portcullis/s").is_ok()));
-    println!("workspace {}", reach(fs::write("/workspace/written", "x").is_ok()));
+    println!(
+        "root {}",
+        reach(
+            fs::write("/portcullis-probe", "").is_ok()
+                || fs::write("/usr/portcullis-probe", "").is_ok()
+        )
+    );
+    println!(
+        "control {}",
+        reach(
+            fs::write("/run/portcullis/x", "").is_ok()
+                || fs::remove_file("/run/portcullis/s").is_ok()
+        )
+    );
+    println!(
+        "workspace {}",
+        reach(fs::write("/workspace/written", "x").is_ok())
+    );
     let host = SocketAddr::from(([127, 0, 0, 1], port));
-    println!("host_port {}", reach(TcpStream::connect_timeout(&host, Duration::from_millis(300)).is_ok()));
+    println!(
+        "host_port {}",
+        reach(TcpStream::connect_timeout(&host, Duration::from_millis(300)).is_ok())
+    );
     println!("interfaces {}", interfaces());
-    println!("init {}", reach(rustix::process::Pid::from_raw(1).is_some_and(|pid| rustix::process::test_kill_process(pid).is_ok())));
-    println!("forks {}", if forks == 0 { "0".to_owned() } else { fork(forks) });
+    println!(
+        "init {}",
+        reach(
+            rustix::process::Pid::from_raw(1)
+                .is_some_and(|pid| rustix::process::test_kill_process(pid).is_ok())
+        )
+    );
+    println!(
+        "forks {}",
+        if forks == 0 {
+            "0".to_owned()
+        } else {
+            fork(forks)
+        }
+    );
     Ok(())
 }
 
@@ -49,7 +86,11 @@ fn host_uids() -> String {
 
 fn interfaces() -> String {
     let table = fs::read_to_string("/proc/net/dev").unwrap_or_default();
-    let names: Vec<_> = table.lines().skip(2).filter_map(|line| Some(line.split_once(':')?.0.trim())).collect();
+    let names: Vec<_> = table
+        .lines()
+        .skip(2)
+        .filter_map(|line| Some(line.split_once(':')?.0.trim()))
+        .collect();
     names.join(",")
 }
 
@@ -57,7 +98,11 @@ fn interfaces() -> String {
 fn fork(most: usize) -> String {
     let mut children: Vec<Child> = Vec::new();
     while children.len() < most {
-        let child = Command::new("/proc/self/exe").args(["probe", "--wait"]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn();
+        let child = Command::new("/proc/self/exe")
+            .args(["probe", "--wait"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn();
         match child {
             Ok(child) => children.push(child),
             Err(_) => break,

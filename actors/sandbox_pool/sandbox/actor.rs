@@ -50,7 +50,12 @@ impl Room for Sandbox {
             let over = live(&own, receiver).await;
             news.notify(SandboxMsg::Over(over));
         });
-        Ok(Self { ctx, wiring: wiring.clone(), orders, _serving: serving })
+        Ok(Self {
+            ctx,
+            wiring: wiring.clone(),
+            orders,
+            _serving: serving,
+        })
     }
 
     async fn handle(&mut self, msg: SandboxMsg) -> Result<(), Crash> {
@@ -62,17 +67,20 @@ impl Room for Sandbox {
     }
 
     fn snapshot(&self) -> Snapshot {
-        Snapshot::default().with("box", &self.wiring.spec.id).with("agent", &self.wiring.spec.agent)
+        Snapshot::default()
+            .with("box", &self.wiring.spec.id)
+            .with("agent", &self.wiring.spec.agent)
     }
 }
 
 impl Sandbox {
     fn pass(&self, order: Order) {
         match self.orders.try_send(order) {
-            Ok(()) => {}
+            Ok(()) | Err(TrySendError::Closed(_)) => {}
             // Dropped with its answer: the caller is told that it was not started.
-            Err(TrySendError::Full(_)) => tracing::warn!(id = %self.wiring.spec.id, "a box does not keep up with its orders"),
-            Err(TrySendError::Closed(_)) => {}
+            Err(TrySendError::Full(_)) => {
+                tracing::warn!(id = %self.wiring.spec.id, "a box does not keep up with its orders");
+            }
         }
     }
 
@@ -113,8 +121,18 @@ type Kept = (Listener, Option<tokio::process::Child>);
 
 async fn open(driver: &Driver, spec: &BoxSpec, idle: Duration) -> Result<(Runs, Kept), String> {
     // The driver stops what is half started.
-    let listener = Listener::bind(&spec.run_dir, spec.gid).map_err(|error| format!("control socket: {error}"))?;
-    let started = driver.start(spec).await.map_err(|error| error.to_string())?;
-    let link = listener.accept(started.init_pid, &spec.nonce, HELLO_WITHIN).await.map_err(|error| error.to_string())?;
-    Ok((Runs::new(link, started.image_digest, idle), (listener, started.child)))
+    let listener = Listener::bind(&spec.run_dir, spec.gid)
+        .map_err(|error| format!("control socket: {error}"))?;
+    let started = driver
+        .start(spec)
+        .await
+        .map_err(|error| error.to_string())?;
+    let link = listener
+        .accept(started.init_pid, &spec.nonce, HELLO_WITHIN)
+        .await
+        .map_err(|error| error.to_string())?;
+    Ok((
+        Runs::new(link, started.image_digest, idle),
+        (listener, started.child),
+    ))
 }

@@ -44,8 +44,18 @@ async fn the_probe_proves_walls() {
     let driver = driver(&state);
     probe::prove(&driver, &state.context, true).await.unwrap();
     // It leaves nothing behind.
-    assert!(std::fs::read_dir(&state.context.workspaces).unwrap().next().is_none());
-    assert!(std::fs::read_dir(state.context.run_root.join("b")).unwrap().next().is_none());
+    assert!(
+        std::fs::read_dir(&state.context.workspaces)
+            .unwrap()
+            .next()
+            .is_none()
+    );
+    assert!(
+        std::fs::read_dir(state.context.run_root.join("b"))
+            .unwrap()
+            .next()
+            .is_none()
+    );
 }
 
 /// The proof must be able to fail: a box that maps the host's uid 0, or one without a process limit, is refused by name.
@@ -53,7 +63,10 @@ async fn the_probe_proves_walls() {
 async fn the_probe_refuses_a_box_without_walls() {
     let mut state = State::new();
     state.context.uid = 0;
-    assert!(matches!(Native::find(&state.context), Err(DriverError::NoDriver { .. })));
+    assert!(matches!(
+        Native::find(&state.context),
+        Err(DriverError::NoDriver { .. })
+    ));
 }
 
 /// No host uid 0 inside: the only uid that exists there is the box's.
@@ -64,15 +77,25 @@ async fn the_user_namespace_maps_one_uid() {
     let uid = state.context.uid;
     for file in ["uid_map", "gid_map"] {
         let ended = live.run(&format!("cat /proc/self/{file}")).await;
-        let numbers: Vec<u32> = ended.out.split_whitespace().map(|word| word.parse().unwrap()).collect();
+        let numbers: Vec<u32> = ended
+            .out
+            .split_whitespace()
+            .map(|word| word.parse().unwrap())
+            .collect();
         assert_eq!(numbers, [uid, uid, 1], "{ended:?}");
     }
     // From outside, too.
     let map = std::fs::read_to_string(format!("/proc/{}/uid_map", live.started.init_pid)).unwrap();
-    let numbers: Vec<u32> = map.split_whitespace().map(|word| word.parse().unwrap()).collect();
+    let numbers: Vec<u32> = map
+        .split_whitespace()
+        .map(|word| word.parse().unwrap())
+        .collect();
     assert_eq!(numbers, [uid, uid, 1]);
     assert_ne!(live.run("unshare -U true").await.exit().code, Some(0));
     let listing = live.run("ls /; ls /etc").await.out;
-    assert!(!listing.contains("root") && !listing.contains("shadow"), "{listing}");
+    assert!(
+        !listing.contains("root") && !listing.contains("shadow"),
+        "{listing}"
+    );
     live.stop().await;
 }

@@ -10,7 +10,8 @@ use tokio::sync::mpsc;
 
 use super::suite::{self, Ended, Live, State, below, finish};
 use crate::sandbox_pool::{
-    Choice, Driver, Native, PoolError, RunEvent, RunSpec, RunTicket, SandboxPool, SandboxPoolConfig, SandboxPoolHandle, SandboxPoolWiring,
+    Choice, Driver, Native, PoolError, RunEvent, RunSpec, RunTicket, SandboxPool,
+    SandboxPoolConfig, SandboxPoolHandle, SandboxPoolWiring,
 };
 use crate::supervision::{CallError, Intensity, Policy, Tree, TreeBuilder};
 
@@ -22,9 +23,15 @@ struct Pool {
 
 impl Pool {
     async fn start(state: &State, change: impl FnOnce(&mut SandboxPoolConfig)) -> Self {
-        let mut config = SandboxPoolConfig { driver: Choice::Native, ..SandboxPoolConfig::default() };
+        let mut config = SandboxPoolConfig {
+            driver: Choice::Native,
+            ..SandboxPoolConfig::default()
+        };
         change(&mut config);
-        let mut builder = TreeBuilder::new(Intensity::default(), Arc::new(|room, why| panic!("{room}: {why}")));
+        let mut builder = TreeBuilder::new(
+            Intensity::default(),
+            Arc::new(|room, why| panic!("{room}: {why}")),
+        );
         let cell: &'static [u8] = std::fs::read(suite::cell()).unwrap().leak();
         let wiring = SandboxPoolWiring {
             config,
@@ -35,10 +42,18 @@ impl Pool {
         };
         let handle = SandboxPoolHandle::new(builder.room::<SandboxPool>(Policy::new(256), wiring));
         let tree = builder.start().await.unwrap();
-        Self { tree, handle, runs: 0 }
+        Self {
+            tree,
+            handle,
+            runs: 0,
+        }
     }
 
-    async fn begin(&mut self, agent: &str, script: &str) -> Result<(RunId, RunTicket, mpsc::Receiver<RunEvent>), CallError<PoolError>> {
+    async fn begin(
+        &mut self,
+        agent: &str,
+        script: &str,
+    ) -> Result<(RunId, RunTicket, mpsc::Receiver<RunEvent>), CallError<PoolError>> {
         self.runs += 1;
         let run = RunId::new(&format!("run-{}", self.runs)).unwrap();
         let spec = RunSpec {
@@ -49,7 +64,10 @@ impl Pool {
             timeout: None,
         };
         let (events, seen) = mpsc::channel(16);
-        let ticket = self.handle.start_run(AgentId::new(agent).unwrap(), spec, events).await?;
+        let ticket = self
+            .handle
+            .start_run(AgentId::new(agent).unwrap(), spec, events)
+            .await?;
         Ok((run, ticket, seen))
     }
 
@@ -60,7 +78,11 @@ impl Pool {
 }
 
 fn init_of(state: &State, ticket: &RunTicket) -> u32 {
-    let path = state.context.run_root.join("b").join(format!("{}.json", ticket.box_id));
+    let path = state
+        .context
+        .run_root
+        .join("b")
+        .join(format!("{}.json", ticket.box_id));
     let kept: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     kept["init"][0].as_u64().unwrap().try_into().unwrap()
 }
@@ -73,21 +95,43 @@ fn gone(pid: u32) -> bool {
 async fn an_agent_has_one_warm_box_and_nobody_elses() {
     let state = State::new();
     let mut pool = Pool::start(&state, |_| {}).await;
-    let (first, ended) = pool.run("demo", "echo $GREETING > kept; cat kept; pwd").await;
-    assert_eq!((ended.out.as_str(), ended.exit().code), ("hello\n/workspace\n", Some(0)));
-    assert_eq!((first.driver, first.image_digest.as_ref(), first.timeout_ms), ("native", None, 60_000));
+    let (first, ended) = pool
+        .run("demo", "echo $GREETING > kept; cat kept; pwd")
+        .await;
+    assert_eq!(
+        (ended.out.as_str(), ended.exit().code),
+        ("hello\n/workspace\n", Some(0))
+    );
+    assert_eq!(
+        (first.driver, first.image_digest.as_ref(), first.timeout_ms),
+        ("native", None, 60_000)
+    );
     let (again, ended) = pool.run("demo", "cat kept").await;
-    assert_eq!((again.box_id == first.box_id, ended.out.as_str()), (true, "hello\n"));
+    assert_eq!(
+        (again.box_id == first.box_id, ended.out.as_str()),
+        (true, "hello\n")
+    );
     let (other, ended) = pool.run("other", "ls -A").await;
     assert_ne!(other.box_id, first.box_id);
-    assert_eq!((other.profile_hash == first.profile_hash, ended.out.as_str()), (true, ""));
+    assert_eq!(
+        (other.profile_hash == first.profile_hash, ended.out.as_str()),
+        (true, "")
+    );
     let status = pool.handle.status().await.unwrap();
     assert_eq!((status.driver, status.boxes.len()), (Some("native"), 2));
     let inits = [init_of(&state, &first), init_of(&state, &other)];
     assert!(!inits.iter().any(|&init| gone(init)));
     pool.tree.stop().await;
-    assert!(inits.into_iter().all(gone), "stopping the pool ends its boxes");
-    assert!(std::fs::read_dir(state.context.run_root.join("b")).unwrap().next().is_none());
+    assert!(
+        inits.into_iter().all(gone),
+        "stopping the pool ends its boxes"
+    );
+    assert!(
+        std::fs::read_dir(state.context.run_root.join("b"))
+            .unwrap()
+            .next()
+            .is_none()
+    );
     // The workspace stays.
     assert!(state.context.workspaces.join("demo/kept").exists());
 }
@@ -98,11 +142,19 @@ async fn many_runs_at_once_share_a_box_and_keep_apart() {
     let mut pool = Pool::start(&state, |_| {}).await;
     let mut all = Vec::new();
     for n in 0..16 {
-        all.push((n, pool.begin("demo", &format!("echo {n}; exit {n}")).await.unwrap()));
+        all.push((
+            n,
+            pool.begin("demo", &format!("echo {n}; exit {n}"))
+                .await
+                .unwrap(),
+        ));
     }
     for (n, (_, _, seen)) in all {
         let ended = finish(seen).await;
-        assert_eq!((ended.out, ended.exit.unwrap().code), (format!("{n}\n"), Some(n)));
+        assert_eq!(
+            (ended.out, ended.exit.unwrap().code),
+            (format!("{n}\n"), Some(n))
+        );
     }
     assert_eq!(pool.handle.status().await.unwrap().boxes.len(), 1);
     pool.tree.stop().await;
@@ -117,14 +169,21 @@ async fn a_run_is_cancelled_by_name_and_by_nobody_listening() {
     let (_, _, neighbour) = pool.begin("demo", "sleep 1; echo untouched").await.unwrap();
     tokio::time::sleep(Duration::from_millis(100)).await;
     // Another agent cannot end it.
-    pool.handle.cancel(AgentId::new("other").unwrap(), run.clone()).await.unwrap();
+    pool.handle
+        .cancel(AgentId::new("other").unwrap(), run.clone())
+        .await
+        .unwrap();
     tokio::time::sleep(Duration::from_millis(100)).await;
-    pool.handle.cancel(AgentId::new("demo").unwrap(), run).await.unwrap();
+    pool.handle
+        .cancel(AgentId::new("demo").unwrap(), run)
+        .await
+        .unwrap();
     assert_eq!(finish(seen).await.exit().cause, Cause::Cancelled);
     drop(unheard);
     assert_eq!(finish(neighbour).await.out, "untouched\n");
     let sleeping = below(init_of(&state, &ticket)).into_iter().any(|pid| {
-        std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with("sleep"))
+        std::fs::read_to_string(format!("/proc/{pid}/cmdline"))
+            .is_ok_and(|line| line.starts_with("sleep"))
     });
     assert!(!sleeping);
     pool.tree.stop().await;
@@ -140,7 +199,10 @@ async fn a_lost_box_is_said_and_the_next_run_has_another() {
     rustix::process::kill_process(init, rustix::process::Signal::KILL).unwrap();
     assert_eq!(seen.recv().await, Some(RunEvent::BoxLost));
     let (other, ended) = pool.run("demo", "echo back").await;
-    assert_eq!((ended.out.as_str(), other.box_id == ticket.box_id), ("back\n", false));
+    assert_eq!(
+        (ended.out.as_str(), other.box_id == ticket.box_id),
+        ("back\n", false)
+    );
     pool.tree.stop().await;
 }
 
@@ -158,7 +220,10 @@ async fn an_idle_box_ends_and_a_busy_one_does_not() {
     }
     assert_eq!(finish(busy).await.out, "done\n");
     let (next, ended) = pool.run("demo", "echo again").await;
-    assert_eq!((ended.out.as_str(), next.box_id == first.box_id), ("again\n", false));
+    assert_eq!(
+        (ended.out.as_str(), next.box_id == first.box_id),
+        ("again\n", false)
+    );
     pool.tree.stop().await;
 }
 
@@ -174,8 +239,14 @@ async fn boxes_of_a_crashed_daemon_are_ended_at_the_next_start() {
     assert!(!gone(orphan.started.init_pid));
     let mut pool = Pool::start(&state, |_| {}).await;
     let (ticket, ended) = pool.run("demo", "echo new").await;
-    assert_eq!((ended.out.as_str(), ticket.box_id == orphan.spec.id), ("new\n", false));
-    assert!(gone(orphan.started.init_pid), "the orphan is ended before anything runs");
+    assert_eq!(
+        (ended.out.as_str(), ticket.box_id == orphan.spec.id),
+        ("new\n", false)
+    );
+    assert!(
+        gone(orphan.started.init_pid),
+        "the orphan is ended before anything runs"
+    );
     pool.tree.stop().await;
 }
 
@@ -188,7 +259,10 @@ async fn without_a_driver_it_refuses_and_says_what_to_do() {
     })
     .await;
     let refused = pool.begin("demo", "true").await.unwrap_err();
-    assert!(matches!(&refused, CallError::Refused(error @ PoolError::NoDriver(_)) if error.code().name == "NO_DRIVER"), "{refused}");
+    assert!(
+        matches!(&refused, CallError::Refused(error @ PoolError::NoDriver(_)) if error.code().name == "NO_DRIVER"),
+        "{refused}"
+    );
     assert_eq!(pool.handle.status().await.unwrap().driver, None);
     pool.tree.stop().await;
 }
@@ -199,10 +273,19 @@ async fn bad_requests_and_too_many_boxes_are_refused_before_anything_runs() {
     let mut pool = Pool::start(&state, |config| config.max_boxes = 1).await;
     let long = format!("echo {}", "x".repeat(70_000));
     let refused = pool.begin("demo", &long).await.unwrap_err();
-    assert!(matches!(refused, CallError::Refused(PoolError::Invalid(_))), "{refused}");
+    assert!(
+        matches!(refused, CallError::Refused(PoolError::Invalid(_))),
+        "{refused}"
+    );
     let refused = pool.begin("demo", "echo \0").await.unwrap_err();
-    assert!(matches!(refused, CallError::Refused(PoolError::Invalid(_))), "{refused}");
-    assert_eq!(pool.begin("other", "true").await.unwrap_err(), CallError::Refused(PoolError::Full(1)));
+    assert!(
+        matches!(refused, CallError::Refused(PoolError::Invalid(_))),
+        "{refused}"
+    );
+    assert_eq!(
+        pool.begin("other", "true").await.unwrap_err(),
+        CallError::Refused(PoolError::Full(1))
+    );
     // An agent whose folder was replaced by a link gets no box.
     pool.tree.stop().await;
     let elsewhere = state.folder.path().join("elsewhere");
@@ -210,16 +293,28 @@ async fn bad_requests_and_too_many_boxes_are_refused_before_anything_runs() {
     std::os::unix::fs::symlink(&elsewhere, state.context.workspaces.join("linked")).unwrap();
     let mut pool = Pool::start(&state, |_| {}).await;
     let refused = pool.begin("linked", "true").await.unwrap_err();
-    assert!(matches!(refused, CallError::Refused(PoolError::NoBox(_))), "{refused}");
+    assert!(
+        matches!(refused, CallError::Refused(PoolError::NoBox(_))),
+        "{refused}"
+    );
     pool.tree.stop().await;
 }
 
 #[test]
 fn the_config_refuses_what_cannot_be_served() {
     assert!(SandboxPoolConfig::default().problems().is_empty());
-    let bad = SandboxPoolConfig { uid: 0, pids: 3, timeout_ms: 0, ..SandboxPoolConfig::default() };
+    let bad = SandboxPoolConfig {
+        uid: 0,
+        pids: 3,
+        timeout_ms: 0,
+        ..SandboxPoolConfig::default()
+    };
     assert_eq!(bad.problems().len(), 3);
     let config = SandboxPoolConfig::default();
     assert_eq!(config.timeout(None), 60_000);
-    assert_eq!(config.timeout(Some(Duration::MAX)), config.max_timeout_ms, "there is always a ceiling");
+    assert_eq!(
+        config.timeout(Some(Duration::MAX)),
+        config.max_timeout_ms,
+        "there is always a ceiling"
+    );
 }
