@@ -23,7 +23,9 @@ use portcullis_core::ids::BoxId;
 
 use super::driver::{DriverError, ProbeContext};
 use super::evidence;
-use super::hardening::{BOOT_LABEL, BOX_LABEL, EngineFacts, OWNER_LABEL, PROFILE_LABEL, differences, request};
+use super::hardening::{
+    BOOT_LABEL, BOX_LABEL, EngineFacts, OWNER_LABEL, PROFILE_LABEL, differences, request,
+};
 use super::image::{self, Image};
 use super::spec::{BoxSpec, FoundBox, StartedBox};
 
@@ -65,9 +67,14 @@ impl EngineConfig {
     /// # Errors
     /// `NO_DRIVER` for anything but a Unix socket: a remote engine cannot mount our folders, and its kernel cannot be asked.
     pub fn socket(&self) -> Result<PathBuf, DriverError> {
-        let given = [("[sandbox_pool] engine", &self.engine), ("DOCKER_HOST", &self.docker_host)]
-            .into_iter()
-            .find_map(|(from, value)| Some((from, value.as_deref().filter(|value| !value.is_empty())?)));
+        let given = [
+            ("[sandbox_pool] engine", &self.engine),
+            ("DOCKER_HOST", &self.docker_host),
+        ]
+        .into_iter()
+        .find_map(|(from, value)| {
+            Some((from, value.as_deref().filter(|value| !value.is_empty())?))
+        });
         let Some((from, value)) = given else {
             return Ok(PathBuf::from(DEFAULT_SOCKET));
         };
@@ -76,7 +83,9 @@ impl EngineConfig {
             Ok(PathBuf::from(path))
         } else {
             Err(no_driver(
-                format!("{from} names {value:?}: only an engine on this machine, behind a Unix socket, is used"),
+                format!(
+                    "{from} names {value:?}: only an engine on this machine, behind a Unix socket, is used"
+                ),
                 "set `[sandbox_pool] engine = \"unix:///var/run/docker.sock\"`, or unset DOCKER_HOST",
             ))
         }
@@ -132,32 +141,48 @@ impl Docker {
     ///
     /// # Errors
     /// `NO_DRIVER` with what was seen and the command that fixes it.
-    pub async fn connect(context: &ProbeContext, config: &EngineConfig) -> Result<Self, DriverError> {
+    pub async fn connect(
+        context: &ProbeContext,
+        config: &EngineConfig,
+    ) -> Result<Self, DriverError> {
         let socket = config.socket()?;
         reachable(&socket).await?;
         let silent = |fault: &Fault| {
             no_driver(
-                format!("the engine at {} does not answer: {fault}", socket.display()),
+                format!(
+                    "the engine at {} does not answer: {fault}",
+                    socket.display()
+                ),
                 "run `systemctl restart docker` and look at `docker info`",
             )
         };
-        let engine = Engine::connect_with_unix(&socket.to_string_lossy(), WORK.as_secs(), bollard::API_DEFAULT_VERSION)
-            .map_err(|error| silent(&Fault::Engine(error)))?;
+        let engine = Engine::connect_with_unix(
+            &socket.to_string_lossy(),
+            WORK.as_secs(),
+            bollard::API_DEFAULT_VERSION,
+        )
+        .map_err(|error| silent(&Fault::Engine(error)))?;
         let engine = bounded(CALL, "version", engine.negotiate_version())
             .await
             .map_err(|fault| silent(&fault))?;
-        bounded(CALL, "ping", engine.ping()).await.map_err(|fault| silent(&fault))?;
+        bounded(CALL, "ping", engine.ping())
+            .await
+            .map_err(|fault| silent(&fault))?;
         let version = bounded(CALL, "version", engine.version())
             .await
             .map_err(|fault| silent(&fault))?;
         let api = version.api_version.unwrap_or_default();
         if !new_enough(&api) {
             return Err(no_driver(
-                format!("the engine speaks API {api:?}, and 1.41 (Docker 20.10) is the oldest that is used"),
+                format!(
+                    "the engine speaks API {api:?}, and 1.41 (Docker 20.10) is the oldest that is used"
+                ),
                 "run `apt-get install --only-upgrade docker.io`",
             ));
         }
-        let info = bounded(CALL, "info", engine.info()).await.map_err(|fault| silent(&fault))?;
+        let info = bounded(CALL, "info", engine.info())
+            .await
+            .map_err(|fault| silent(&fault))?;
         let facts = capable(&info, version.version.unwrap_or_default())?;
         let image = image::ensure(&engine, &config.busybox).await?;
         Ok(Self {
@@ -237,7 +262,9 @@ impl Docker {
             return BoxEnd::Gone;
         };
         let engine = &self.inner.engine;
-        let options = WaitContainerOptionsBuilder::default().condition("not-running").build();
+        let options = WaitContainerOptionsBuilder::default()
+            .condition("not-running")
+            .build();
         let mut ends = engine.wait_container(&container, Some(options));
         let mut end = pin!(ends.next());
         loop {
@@ -262,26 +289,39 @@ impl Docker {
             return refuse("the box names another gateway as its owner".to_owned());
         }
         if spec.limits.memory_bytes == 0 || spec.limits.cpu_millis == 0 || spec.limits.pids == 0 {
-            return refuse("memory, processor and pids limits are never 0, which would mean none".to_owned());
+            return refuse(
+                "memory, processor and pids limits are never 0, which would mean none".to_owned(),
+            );
         }
         for path in [&spec.workspace, &spec.run_dir, &spec.cell] {
             // The engine resolves links as root; what it is given must be what was decided on.
             let real = std::fs::canonicalize(path)
                 .map_err(|error| DriverError::Start(format!("{}: {error}", path.display())))?;
             if real != *path || path.to_str().is_none() {
-                return refuse(format!("{} is not a plain, absolute path without links", path.display()));
+                return refuse(format!(
+                    "{} is not a plain, absolute path without links",
+                    path.display()
+                ));
             }
         }
         let facts = |path: &Path| {
-            std::fs::symlink_metadata(path).map_err(|error| DriverError::Start(format!("{}: {error}", path.display())))
+            std::fs::symlink_metadata(path)
+                .map_err(|error| DriverError::Start(format!("{}: {error}", path.display())))
         };
         // Who owns it decides, not a list of forbidden places: /etc, /proc and the like belong to root.
         let workspace = facts(&spec.workspace)?;
         if !workspace.is_dir() || workspace.uid() != spec.uid {
-            return refuse(format!("{} is not a folder of uid {}", spec.workspace.display(), spec.uid));
+            return refuse(format!(
+                "{} is not a folder of uid {}",
+                spec.workspace.display(),
+                spec.uid
+            ));
         }
         if facts(&spec.cell)?.uid() == spec.uid && spec.uid != rustix::process::geteuid().as_raw() {
-            return refuse(format!("{} belongs to the box's own user", spec.cell.display()));
+            return refuse(format!(
+                "{} belongs to the box's own user",
+                spec.cell.display()
+            ));
         }
         let exposes = |what: &Path| what.starts_with(&spec.workspace);
         if exposes(&spec.run_dir) || exposes(&spec.cell) || exposes(&self.inner.socket) {
@@ -295,9 +335,16 @@ impl Docker {
 
     /// Creates the container; imports the image again if somebody removed it since the probe.
     async fn create(&self, spec: &BoxSpec) -> Result<String, DriverError> {
-        let Inner { engine, busybox, image, .. } = &*self.inner;
+        let Inner {
+            engine,
+            busybox,
+            image,
+            ..
+        } = &*self.inner;
         match self.create_from(spec, &image.id).await {
-            Err(Fault::Engine(EngineError::DockerResponseServerError { status_code: 404, .. })) => {
+            Err(Fault::Engine(EngineError::DockerResponseServerError {
+                status_code: 404, ..
+            })) => {
                 let image = image::ensure(engine, busybox).await?;
                 self.create_from(spec, &image.id).await
             }
@@ -309,11 +356,18 @@ impl Docker {
     async fn create_from(&self, spec: &BoxSpec, image: &str) -> Result<String, Fault> {
         let name = format!("portcullis-{}", spec.id.as_str());
         let options = CreateContainerOptionsBuilder::default().name(&name).build();
-        let made = self.inner.engine.create_container(Some(options), request(spec, image));
+        let made = self
+            .inner
+            .engine
+            .create_container(Some(options), request(spec, image));
         Ok(bounded(WORK, "create", made).await?.id)
     }
 
-    async fn check_and_start(&self, spec: &BoxSpec, container: &str) -> Result<StartedBox, DriverError> {
+    async fn check_and_start(
+        &self,
+        spec: &BoxSpec,
+        container: &str,
+    ) -> Result<StartedBox, DriverError> {
         let Inner { engine, facts, .. } = &*self.inner;
         let failed = |fault: Fault| DriverError::Start(fault.to_string());
         let said = bounded(CALL, "inspect", engine.inspect_container(container, None))
@@ -345,7 +399,11 @@ impl Docker {
 
     /// The first process of a running container.
     async fn init_pid(&self, container: &str) -> Result<u32, DriverError> {
-        let said = bounded(CALL, "inspect", self.inner.engine.inspect_container(container, None));
+        let said = bounded(
+            CALL,
+            "inspect",
+            self.inner.engine.inspect_container(container, None),
+        );
         let state = said
             .await
             .map_err(|fault| DriverError::Start(fault.to_string()))?
@@ -362,30 +420,56 @@ impl Docker {
     }
 
     /// Containers by label; never by name, which anybody may take.
-    async fn find(&self, owner: &str, id: Option<&BoxId>) -> Result<Vec<ContainerSummary>, DriverError> {
+    async fn find(
+        &self,
+        owner: &str,
+        id: Option<&BoxId>,
+    ) -> Result<Vec<ContainerSummary>, DriverError> {
         let mut labels = vec![format!("{OWNER_LABEL}={owner}")];
         labels.extend(id.map(|id| format!("{BOX_LABEL}={}", id.as_str())));
         let filters = HashMap::from([("label", labels)]);
-        let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
-        let found = bounded(CALL, "list", self.inner.engine.list_containers(Some(options)))
-            .await
-            .map_err(|fault| DriverError::Unknown(fault.to_string()))?;
+        let options = ListContainersOptionsBuilder::default()
+            .all(true)
+            .filters(&filters)
+            .build();
+        let found = bounded(
+            CALL,
+            "list",
+            self.inner.engine.list_containers(Some(options)),
+        )
+        .await
+        .map_err(|fault| DriverError::Unknown(fault.to_string()))?;
         // The engine's filter is not the last word on what is ours.
         Ok(found
             .into_iter()
             .filter(|container| label(container, OWNER_LABEL) == Some(owner))
-            .filter(|container| id.is_none_or(|id| label(container, BOX_LABEL) == Some(id.as_str())))
+            .filter(|container| {
+                id.is_none_or(|id| label(container, BOX_LABEL) == Some(id.as_str()))
+            })
             .collect())
     }
 
     async fn remove(&self, container: &str) -> Result<(), DriverError> {
         let attempts = async {
             loop {
-                let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
-                match self.inner.engine.remove_container(container, Some(options)).await {
-                    Ok(()) | Err(EngineError::DockerResponseServerError { status_code: 404, .. }) => return Ok(()),
+                let options = RemoveContainerOptionsBuilder::default()
+                    .force(true)
+                    .v(true)
+                    .build();
+                match self
+                    .inner
+                    .engine
+                    .remove_container(container, Some(options))
+                    .await
+                {
+                    Ok(())
+                    | Err(EngineError::DockerResponseServerError {
+                        status_code: 404, ..
+                    }) => return Ok(()),
                     // Somebody else's removal is under way: it is ended when the container is unknown.
-                    Err(EngineError::DockerResponseServerError { status_code: 409, .. }) => {
+                    Err(EngineError::DockerResponseServerError {
+                        status_code: 409, ..
+                    }) => {
                         tokio::time::sleep(Duration::from_millis(50)).await;
                     }
                     Err(error) => return Err(error),
@@ -471,7 +555,11 @@ fn capable(info: &SystemInfo, version: String) -> Result<EngineFacts, DriverErro
         }
     }
     let options = info.security_options.as_deref().unwrap_or_default();
-    let named = |name: &str| options.iter().find(|option| option.split(',').any(|part| part == format!("name={name}")));
+    let named = |name: &str| {
+        options
+            .iter()
+            .find(|option| option.split(',').any(|part| part == format!("name={name}")))
+    };
     match named("seccomp") {
         Some(seccomp) if !seccomp.contains("profile=unconfined") => {}
         _ => {
@@ -487,14 +575,17 @@ fn capable(info: &SystemInfo, version: String) -> Result<EngineFacts, DriverErro
     ] {
         if named(name).is_some() {
             return Err(no_driver(
-                format!("the engine {what}, so that a workspace would belong to another user inside the box"),
+                format!(
+                    "the engine {what}, so that a workspace would belong to another user inside the box"
+                ),
                 "set `[sandbox_pool] driver = \"native\"`",
             ));
         }
     }
     if named("selinux").is_some() {
         return Err(no_driver(
-            "the engine labels files with SELinux, and the gateway relabels no folder of yours".to_owned(),
+            "the engine labels files with SELinux, and the gateway relabels no folder of yours"
+                .to_owned(),
             "set `[sandbox_pool] driver = \"native\"`",
         ));
     }
@@ -518,17 +609,24 @@ fn found_box(container: ContainerSummary) -> Option<FoundBox> {
         running: container.state == Some(ContainerSummaryStateEnum::RUNNING),
     });
     if found.is_err() {
-        tracing::warn!(container = container.id, "a container has our owner label and no box id: left alone");
+        tracing::warn!(
+            container = container.id,
+            "a container has our owner label and no box id: left alone"
+        );
     }
     found.ok()
 }
 
 fn box_end(said: Option<Result<bollard::models::ContainerWaitResponse, EngineError>>) -> BoxEnd {
     match said {
-        Some(Ok(ended)) => BoxEnd::Exited { code: ended.status_code },
+        Some(Ok(ended)) => BoxEnd::Exited {
+            code: ended.status_code,
+        },
         // How the client library says "exited with something else than 0".
         Some(Err(EngineError::DockerContainerWaitError { code, .. })) => BoxEnd::Exited { code },
-        Some(Err(EngineError::DockerResponseServerError { status_code: 404, .. })) => BoxEnd::Gone,
+        Some(Err(EngineError::DockerResponseServerError {
+            status_code: 404, ..
+        })) => BoxEnd::Gone,
         Some(Err(error)) => BoxEnd::EngineLost {
             reason: error.to_string(),
         },
@@ -542,7 +640,10 @@ fn box_end(said: Option<Result<bollard::models::ContainerWaitResponse, EngineErr
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Fault {
     #[error("the engine gave no answer to `{what}` in {} s", within.as_secs())]
-    Late { what: &'static str, within: Duration },
+    Late {
+        what: &'static str,
+        within: Duration,
+    },
     #[error("{0}")]
     Engine(EngineError),
 }

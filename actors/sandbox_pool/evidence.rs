@@ -16,12 +16,18 @@ pub async fn confined(pid: u32, uid: u32, gid: u32) -> Result<(), String> {
     loop {
         let verdict = match std::fs::read_to_string(&path) {
             Ok(status) => shortfall(&status, uid, gid),
-            Err(error) => return Err(format!("the box's first process {pid} is not seen on this machine: {error}")),
+            Err(error) => {
+                return Err(format!(
+                    "the box's first process {pid} is not seen on this machine: {error}"
+                ));
+            }
         };
         match verdict {
             None => return Ok(()),
             Some(what) if tokio::time::Instant::now() >= deadline => {
-                return Err(format!("the kernel says that the box is not confined as asked: {what}"));
+                return Err(format!(
+                    "the kernel says that the box is not confined as asked: {what}"
+                ));
             }
             Some(_) => tokio::time::sleep(POLL).await,
         }

@@ -6,9 +6,9 @@
 use std::collections::HashMap;
 
 use bollard::models::{
-    ContainerCreateBody, ContainerInspectResponse, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount,
-    MountBindOptions, MountBindOptionsPropagationEnum, MountType, ResourcesUlimits, RestartPolicy,
-    RestartPolicyNameEnum,
+    ContainerCreateBody, ContainerInspectResponse, HostConfig, HostConfigCgroupnsModeEnum,
+    HostConfigLogConfig, Mount, MountBindOptions, MountBindOptionsPropagationEnum, MountType,
+    ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
 };
 use serde_json::Value;
 
@@ -52,7 +52,9 @@ pub fn request(spec: &BoxSpec, image: &str) -> ContainerCreateBody {
         (PROFILE_LABEL, &spec.profile_hash),
     ]
     .map(|(name, value)| (name.to_owned(), value.clone()));
-    let env = BoxSpec::cell_env().into_iter().map(|(name, value)| format!("{name}={value}"));
+    let env = BoxSpec::cell_env()
+        .into_iter()
+        .map(|(name, value)| format!("{name}={value}"));
     ContainerCreateBody {
         hostname: Some(HOST_NAME.to_owned()),
         user: Some(format!("{}:{}", spec.uid, spec.gid)),
@@ -144,7 +146,11 @@ fn clamped(value: u64) -> i64 {
 const ENGINE_DEFAULTS: [&str; 4] = ["ConsoleSize", "MaskedPaths", "ReadonlyPaths", "Runtime"];
 
 /// Every way in which the engine's container is not the one that was asked for. Empty: it is.
-pub fn differences(asked: &ContainerCreateBody, said: &ContainerInspectResponse, facts: &EngineFacts) -> Vec<String> {
+pub fn differences(
+    asked: &ContainerCreateBody,
+    said: &ContainerInspectResponse,
+    facts: &EngineFacts,
+) -> Vec<String> {
     let mut found = Vec::new();
     let mut expect = |what: &str, asked: Value, said: Value| {
         if asked != said {
@@ -159,10 +165,17 @@ pub fn differences(asked: &ContainerCreateBody, said: &ContainerInspectResponse,
     let mut config_asked = fields(asked);
     config_asked.remove("HostConfig");
     let mut labels_said = config_said.remove("Labels").map(object).unwrap_or_default();
-    let labels_asked = config_asked.remove("Labels").map(object).unwrap_or_default();
+    let labels_asked = config_asked
+        .remove("Labels")
+        .map(object)
+        .unwrap_or_default();
     // The image's own label is merged in.
     labels_said.remove(super::image::ROOTFS_LABEL);
-    expect("labels", Value::Object(labels_asked), Value::Object(labels_said));
+    expect(
+        "labels",
+        Value::Object(labels_asked),
+        Value::Object(labels_said),
+    );
     // Engines from API 1.44 on take the network from the host config alone.
     config_asked.remove("NetworkDisabled");
     config_said.remove("NetworkDisabled");
@@ -179,7 +192,12 @@ pub fn differences(asked: &ContainerCreateBody, said: &ContainerInspectResponse,
     let runtime = host.runtime.unwrap_or_default();
     expect("Runtime", json(&facts.default_runtime), json(&runtime));
 
-    let mut mounts_asked: Vec<_> = asked.host_config.iter().flat_map(|h| h.mounts.iter().flatten()).map(asked_mount).collect();
+    let mut mounts_asked: Vec<_> = asked
+        .host_config
+        .iter()
+        .flat_map(|h| h.mounts.iter().flatten())
+        .map(asked_mount)
+        .collect();
     let mut mounts_said: Vec<_> = said.mounts.iter().flatten().map(said_mount).collect();
     mounts_asked.sort();
     mounts_said.sort();
@@ -195,7 +213,9 @@ pub fn differences(asked: &ContainerCreateBody, said: &ContainerInspectResponse,
     }
     let profile = said.app_armor_profile.as_deref().unwrap_or_default();
     if facts.apparmor && matches!(profile, "" | "unconfined") {
-        found.push(format!("AppArmorProfile: {profile:?} although the engine has AppArmor"));
+        found.push(format!(
+            "AppArmorProfile: {profile:?} although the engine has AppArmor"
+        ));
     }
     found
 }
@@ -203,7 +223,10 @@ pub fn differences(asked: &ContainerCreateBody, said: &ContainerInspectResponse,
 type Fields = serde_json::Map<String, Value>;
 
 fn asked_mount(mount: &Mount) -> (String, String, bool, String) {
-    let propagation = mount.bind_options.as_ref().and_then(|options| options.propagation);
+    let propagation = mount
+        .bind_options
+        .as_ref()
+        .and_then(|options| options.propagation);
     (
         mount.target.clone().unwrap_or_default(),
         mount.source.clone().unwrap_or_default(),
@@ -321,7 +344,10 @@ mod tests {
     /// What an honest engine says of a request.
     fn honest(asked: &ContainerCreateBody) -> ContainerInspectResponse {
         let mut config: ContainerConfig = serde_json::from_value(json(asked)).unwrap();
-        let label = (super::super::image::ROOTFS_LABEL.to_owned(), "ab".to_owned());
+        let label = (
+            super::super::image::ROOTFS_LABEL.to_owned(),
+            "ab".to_owned(),
+        );
         config.labels.get_or_insert_default().extend([label]);
         let mut host = asked.host_config.clone().unwrap();
         host.runtime = Some("runc".to_owned());
@@ -363,9 +389,18 @@ mod tests {
         assert_eq!(host.security_opt.unwrap(), ["no-new-privileges:true"]);
         assert_eq!(host.network_mode.as_deref(), Some("none"));
         assert_eq!(host.readonly_rootfs, Some(true));
-        assert_eq!((host.masked_paths, host.readonly_paths), (None, None), "an empty list would unmask");
+        assert_eq!(
+            (host.masked_paths, host.readonly_paths),
+            (None, None),
+            "an empty list would unmask"
+        );
         assert_eq!(host.binds, None);
-        let writable: Vec<_> = host.mounts.iter().flatten().filter(|m| m.read_only != Some(true)).collect();
+        let writable: Vec<_> = host
+            .mounts
+            .iter()
+            .flatten()
+            .filter(|m| m.read_only != Some(true))
+            .collect();
         assert_eq!(writable.len(), 1);
         assert_eq!(writable[0].target.as_deref(), Some("/workspace"));
     }
@@ -373,68 +408,153 @@ mod tests {
     #[test]
     fn an_honest_engine_is_believed() {
         let asked = request(&spec(), IMAGE);
-        assert_eq!(differences(&asked, &honest(&asked), &facts()), Vec::<String>::new());
+        assert_eq!(
+            differences(&asked, &honest(&asked), &facts()),
+            Vec::<String>::new()
+        );
     }
 
     /// A change that an engine makes, and the name under which it must be reported.
-    type Lie = (&'static str, fn(&mut ContainerInspectResponse, &mut HostConfig, &mut ContainerConfig));
+    type Lie = (
+        &'static str,
+        fn(&mut ContainerInspectResponse, &mut HostConfig, &mut ContainerConfig),
+    );
 
     const LIES: &[Lie] = &[
-        ("image", |said, _, _| said.image = Some("sha256:9".to_owned())),
-        ("mounts", |said, _, _| said.mounts.as_mut().unwrap()[1].rw = Some(true)),
-        ("mounts", |said, _, _| said.mounts.as_mut().unwrap()[0].source = Some("/".to_owned())),
-        ("mounts", |said, _, _| said.mounts.as_mut().unwrap()[0].propagation = Some("rshared".to_owned())),
-        ("mounts", |said, _, _| said.mounts.as_mut().unwrap().push(MountPoint::default())),
+        ("image", |said, _, _| {
+            said.image = Some("sha256:9".to_owned())
+        }),
+        ("mounts", |said, _, _| {
+            said.mounts.as_mut().unwrap()[1].rw = Some(true)
+        }),
+        ("mounts", |said, _, _| {
+            said.mounts.as_mut().unwrap()[0].source = Some("/".to_owned())
+        }),
+        ("mounts", |said, _, _| {
+            said.mounts.as_mut().unwrap()[0].propagation = Some("rshared".to_owned())
+        }),
+        ("mounts", |said, _, _| {
+            said.mounts.as_mut().unwrap().push(MountPoint::default())
+        }),
         ("mounts", |said, _, _| said.mounts = None),
-        ("AppArmorProfile", |said, _, _| said.app_armor_profile = Some("unconfined".to_owned())),
-        ("AppArmorProfile", |said, _, _| said.app_armor_profile = None),
+        ("AppArmorProfile", |said, _, _| {
+            said.app_armor_profile = Some("unconfined".to_owned())
+        }),
+        ("AppArmorProfile", |said, _, _| {
+            said.app_armor_profile = None
+        }),
         ("Privileged", |_, host, _| host.privileged = Some(true)),
-        ("CapAdd", |_, host, _| host.cap_add = Some(vec!["SYS_ADMIN".to_owned()])),
+        ("CapAdd", |_, host, _| {
+            host.cap_add = Some(vec!["SYS_ADMIN".to_owned()])
+        }),
         ("CapDrop", |_, host, _| host.cap_drop = None),
         ("SecurityOpt", |_, host, _| host.security_opt = None),
-        ("SecurityOpt", |_, host, _| host.security_opt = Some(vec!["seccomp=unconfined".to_owned()])),
-        ("ReadonlyRootfs", |_, host, _| host.readonly_rootfs = Some(false)),
-        ("NetworkMode", |_, host, _| host.network_mode = Some("host".to_owned())),
-        ("IpcMode", |_, host, _| host.ipc_mode = Some("host".to_owned())),
-        ("PidMode", |_, host, _| host.pid_mode = Some("host".to_owned())),
-        ("UTSMode", |_, host, _| host.uts_mode = Some("host".to_owned())),
-        ("UsernsMode", |_, host, _| host.userns_mode = Some("host".to_owned())),
-        ("CgroupnsMode", |_, host, _| host.cgroupns_mode = Some(HostConfigCgroupnsModeEnum::HOST)),
-        ("CgroupParent", |_, host, _| host.cgroup_parent = Some("/".to_owned())),
+        ("SecurityOpt", |_, host, _| {
+            host.security_opt = Some(vec!["seccomp=unconfined".to_owned()])
+        }),
+        ("ReadonlyRootfs", |_, host, _| {
+            host.readonly_rootfs = Some(false)
+        }),
+        ("NetworkMode", |_, host, _| {
+            host.network_mode = Some("host".to_owned())
+        }),
+        ("IpcMode", |_, host, _| {
+            host.ipc_mode = Some("host".to_owned())
+        }),
+        ("PidMode", |_, host, _| {
+            host.pid_mode = Some("host".to_owned())
+        }),
+        ("UTSMode", |_, host, _| {
+            host.uts_mode = Some("host".to_owned())
+        }),
+        ("UsernsMode", |_, host, _| {
+            host.userns_mode = Some("host".to_owned())
+        }),
+        ("CgroupnsMode", |_, host, _| {
+            host.cgroupns_mode = Some(HostConfigCgroupnsModeEnum::HOST)
+        }),
+        ("CgroupParent", |_, host, _| {
+            host.cgroup_parent = Some("/".to_owned())
+        }),
         ("Memory", |_, host, _| host.memory = Some(0)),
         ("MemorySwap", |_, host, _| host.memory_swap = Some(-1)),
         ("NanoCpus", |_, host, _| host.nano_cpus = None),
         ("PidsLimit", |_, host, _| host.pids_limit = None),
-        ("OomKillDisable", |_, host, _| host.oom_kill_disable = Some(true)),
+        ("OomKillDisable", |_, host, _| {
+            host.oom_kill_disable = Some(true)
+        }),
         ("OomScoreAdj", |_, host, _| host.oom_score_adj = Some(-500)),
         ("Ulimits", |_, host, _| host.ulimits = None),
         ("Init", |_, host, _| host.init = Some(true)),
-        ("Binds", |_, host, _| host.binds = Some(vec!["/:/host".to_owned()])),
+        ("Binds", |_, host, _| {
+            host.binds = Some(vec!["/:/host".to_owned()])
+        }),
         ("Mounts", |_, host, _| host.mounts = None),
         ("Tmpfs", |_, host, _| host.tmpfs = None),
-        ("Devices", |_, host, _| host.devices = Some(vec![DeviceMapping { path_on_host: Some("/dev/mem".to_owned()), ..DeviceMapping::default() }])),
-        ("VolumesFrom", |_, host, _| host.volumes_from = Some(vec!["other".to_owned()])),
-        ("GroupAdd", |_, host, _| host.group_add = Some(vec!["docker".to_owned()])),
-        ("LogConfig", |_, host, _| host.log_config.as_mut().unwrap().typ = Some("json-file".to_owned())),
-        ("RestartPolicy", |_, host, _| host.restart_policy.as_mut().unwrap().name = Some(RestartPolicyNameEnum::ALWAYS)),
-        ("Runtime", |_, host, _| host.runtime = Some("other".to_owned())),
+        ("Devices", |_, host, _| {
+            host.devices = Some(vec![DeviceMapping {
+                path_on_host: Some("/dev/mem".to_owned()),
+                ..DeviceMapping::default()
+            }])
+        }),
+        ("VolumesFrom", |_, host, _| {
+            host.volumes_from = Some(vec!["other".to_owned()])
+        }),
+        ("GroupAdd", |_, host, _| {
+            host.group_add = Some(vec!["docker".to_owned()])
+        }),
+        ("LogConfig", |_, host, _| {
+            host.log_config.as_mut().unwrap().typ = Some("json-file".to_owned())
+        }),
+        ("RestartPolicy", |_, host, _| {
+            host.restart_policy.as_mut().unwrap().name = Some(RestartPolicyNameEnum::ALWAYS)
+        }),
+        ("Runtime", |_, host, _| {
+            host.runtime = Some("other".to_owned())
+        }),
         ("MaskedPaths", |_, host, _| host.masked_paths = None),
-        ("ReadonlyPaths", |_, host, _| host.readonly_paths = Some(Vec::new())),
-        ("Sysctls", |_, host, _| host.sysctls = Some(HashMap::from([("kernel.x".to_owned(), "1".to_owned())]))),
-        ("ExtraHosts", |_, host, _| host.extra_hosts = Some(vec!["a:1.2.3.4".to_owned()])),
+        ("ReadonlyPaths", |_, host, _| {
+            host.readonly_paths = Some(Vec::new())
+        }),
+        ("Sysctls", |_, host, _| {
+            host.sysctls = Some(HashMap::from([("kernel.x".to_owned(), "1".to_owned())]))
+        }),
+        ("ExtraHosts", |_, host, _| {
+            host.extra_hosts = Some(vec!["a:1.2.3.4".to_owned()])
+        }),
         ("User", |_, _, config| config.user = Some("0:0".to_owned())),
         ("User", |_, _, config| config.user = None),
-        ("Env", |_, _, config| config.env.as_mut().unwrap().push("LD_PRELOAD=/workspace/x".to_owned())),
-        ("Cmd", |_, _, config| config.cmd = Some(vec!["sh".to_owned()])),
-        ("Entrypoint", |_, _, config| config.entrypoint = Some(vec!["sh".to_owned()])),
-        ("Volumes", |_, _, config| config.volumes = Some(vec!["/data".to_owned()])),
-        ("ExposedPorts", |_, _, config| config.exposed_ports = Some(vec!["80/tcp".to_owned()])),
-        ("PortBindings", |_, host, _| host.port_bindings = Some(HashMap::from([("80/tcp".to_owned(), None)]))),
+        ("Env", |_, _, config| {
+            config
+                .env
+                .as_mut()
+                .unwrap()
+                .push("LD_PRELOAD=/workspace/x".to_owned())
+        }),
+        ("Cmd", |_, _, config| {
+            config.cmd = Some(vec!["sh".to_owned()])
+        }),
+        ("Entrypoint", |_, _, config| {
+            config.entrypoint = Some(vec!["sh".to_owned()])
+        }),
+        ("Volumes", |_, _, config| {
+            config.volumes = Some(vec!["/data".to_owned()])
+        }),
+        ("ExposedPorts", |_, _, config| {
+            config.exposed_ports = Some(vec!["80/tcp".to_owned()])
+        }),
+        ("PortBindings", |_, host, _| {
+            host.port_bindings = Some(HashMap::from([("80/tcp".to_owned(), None)]))
+        }),
         ("WorkingDir", |_, _, config| config.working_dir = None),
         ("OpenStdin", |_, _, config| config.open_stdin = Some(true)),
-        ("Hostname", |_, _, config| config.hostname = Some("gateway".to_owned())),
+        ("Hostname", |_, _, config| {
+            config.hostname = Some("gateway".to_owned())
+        }),
         ("labels", |_, _, config| config.labels = None),
-        ("Image", |_, _, config| config.image = Some("portcullis/base:latest".to_owned())),
+        ("Image", |_, _, config| {
+            config.image = Some("portcullis/base:latest".to_owned())
+        }),
     ];
 
     #[test]
@@ -448,7 +568,12 @@ mod tests {
             said.host_config = Some(host);
             said.config = Some(config);
             let found = differences(&asked, &said, &facts());
-            assert!(found.iter().any(|what| what.starts_with(&format!("{name}:"))), "{name} in {found:?}");
+            assert!(
+                found
+                    .iter()
+                    .any(|what| what.starts_with(&format!("{name}:"))),
+                "{name} in {found:?}"
+            );
         }
         assert!(!differences(&asked, &ContainerInspectResponse::default(), &facts()).is_empty());
     }

@@ -127,13 +127,19 @@ async fn import(engine: &Engine, rootfs: RootFs) -> Result<Image, DriverError> {
         .map_err(|fault| unusable(&fault))?;
     match differs(&said, &digest) {
         None => Ok(Image { id, rootfs: digest }),
-        Some(what) => Err(unusable(&format!("the imported image is not what was sent: {what}"))),
+        Some(what) => Err(unusable(&format!(
+            "the imported image is not what was sent: {what}"
+        ))),
     }
 }
 
 /// What is wrong with an image that should be exactly our layer and nothing else.
 fn differs(said: &ImageInspect, digest: &str) -> Option<String> {
-    let layers = said.root_fs.as_ref().and_then(|fs| fs.layers.as_deref()).unwrap_or_default();
+    let layers = said
+        .root_fs
+        .as_ref()
+        .and_then(|fs| fs.layers.as_deref())
+        .unwrap_or_default();
     if layers != [format!("sha256:{digest}")] {
         return Some(format!("its layers are {layers:?}"));
     }
@@ -159,7 +165,8 @@ pub async fn root_fs(busybox: &Path) -> Result<RootFs, DriverError> {
     if size > BUSYBOX_MAX {
         return Err(no_busybox(busybox, "it is larger than 16 MiB"));
     }
-    let program = std::fs::read(busybox).map_err(|error| no_busybox(busybox, &error.to_string()))?;
+    let program =
+        std::fs::read(busybox).map_err(|error| no_busybox(busybox, &error.to_string()))?;
     if !is_static(&program) {
         return Err(no_busybox(busybox, "it is not a static program"));
     }
@@ -186,7 +193,10 @@ async fn applets(busybox: &Path) -> Result<Vec<String>, DriverError> {
     let mut names: Vec<String> = String::from_utf8_lossy(&listing.stdout)
         .lines()
         .filter(|name| (1..=40).contains(&name.len()) && !matches!(*name, "busybox" | "." | ".."))
-        .filter(|name| name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-[+".contains(&b)))
+        .filter(|name| {
+            name.bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"._-[+".contains(&b))
+        })
         .map(str::to_owned)
         .take(1024)
         .collect();
@@ -199,7 +209,8 @@ async fn applets(busybox: &Path) -> Result<Vec<String>, DriverError> {
     }
 }
 
-const PASSWD: &str = "root:x:0:0:root:/:/bin/false\nnobody:x:65534:65534:nobody:/workspace:/bin/sh\n";
+const PASSWD: &str =
+    "root:x:0:0:root:/:/bin/false\nnobody:x:65534:65534:nobody:/workspace:/bin/sh\n";
 const GROUP: &str = "root:x:0:\nnogroup:x:65534:\n";
 
 fn write_tar(busybox: &[u8], applets: &[String]) -> std::io::Result<Vec<u8>> {
@@ -218,7 +229,14 @@ fn write_tar(busybox: &[u8], applets: &[String]) -> std::io::Result<Vec<u8>> {
         ("usr/local/bin", 0o755),
         (inside(WORKSPACE_INSIDE), 0o755),
     ] {
-        entry(&mut tar, tar::EntryType::Directory, &format!("{path}/"), mode, &[], None)?;
+        entry(
+            &mut tar,
+            tar::EntryType::Directory,
+            &format!("{path}/"),
+            mode,
+            &[],
+            None,
+        )?;
     }
     let file = tar::EntryType::Regular;
     entry(&mut tar, file, "etc/group", 0o444, GROUP.as_bytes(), None)?;
@@ -228,7 +246,14 @@ fn write_tar(busybox: &[u8], applets: &[String]) -> std::io::Result<Vec<u8>> {
     entry(&mut tar, file, "bin/busybox", 0o755, busybox, None)?;
     let link = tar::EntryType::Symlink;
     for name in applets {
-        entry(&mut tar, link, &format!("bin/{name}"), 0o777, &[], Some("busybox"))?;
+        entry(
+            &mut tar,
+            link,
+            &format!("bin/{name}"),
+            0o777,
+            &[],
+            Some("busybox"),
+        )?;
     }
     // `#!/usr/bin/env` is in half of all scripts.
     entry(&mut tar, link, "sbin", 0o777, &[], Some("bin"))?;
@@ -290,10 +315,12 @@ fn is_static(program: &[u8]) -> bool {
 
 fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(64), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(64), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }
 
 fn no_busybox(path: &Path, why: &str) -> DriverError {
@@ -304,12 +331,12 @@ fn no_busybox(path: &Path, why: &str) -> DriverError {
     }
 }
 
-
 fn unusable(fault: &dyn std::fmt::Display) -> DriverError {
     DriverError::NoDriver {
         driver: "docker",
         reason: format!("the engine does not take the box image: {fault}"),
-        fix: "look at `docker info` and `df -h` of its data folder, then start the gateway again".to_owned(),
+        fix: "look at `docker info` and `df -h` of its data folder, then start the gateway again"
+            .to_owned(),
     }
 }
 
@@ -328,12 +355,30 @@ mod tests {
         for entry in tar::Archive::new(first.tar()).entries().unwrap() {
             let entry = entry.unwrap();
             assert_eq!(entry.header().mtime().unwrap(), 0);
-            assert_eq!((entry.header().uid().unwrap(), entry.header().gid().unwrap()), (0, 0));
-            assert_eq!(entry.header().mode().unwrap() & 0o6000, 0, "nothing is set-uid");
+            assert_eq!(
+                (entry.header().uid().unwrap(), entry.header().gid().unwrap()),
+                (0, 0)
+            );
+            assert_eq!(
+                entry.header().mode().unwrap() & 0o6000,
+                0,
+                "nothing is set-uid"
+            );
             names.push(entry.path().unwrap().display().to_string());
         }
-        for must in ["bin/sh", "bin/busybox", "usr/bin", "run/portcullis", "run/portcullis-cell", "etc/passwd", "workspace"] {
-            assert!(names.iter().any(|name| name.trim_end_matches('/') == must), "{must}");
+        for must in [
+            "bin/sh",
+            "bin/busybox",
+            "usr/bin",
+            "run/portcullis",
+            "run/portcullis-cell",
+            "etc/passwd",
+            "workspace",
+        ] {
+            assert!(
+                names.iter().any(|name| name.trim_end_matches('/') == must),
+                "{must}"
+            );
         }
         assert!(!names.iter().any(|name| name.contains("shadow")));
     }

@@ -23,7 +23,10 @@ impl Trial {
     pub fn new(context: &ProbeContext) -> io::Result<Self> {
         let mut random = [0_u8; 6];
         getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
-        let name = random.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let name = random
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect::<String>();
         let trial = Self {
             spec: BoxSpec {
                 id: BoxId::new(&name).map_err(io::Error::other)?,

@@ -2,21 +2,24 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::io::{Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bollard::models::ContainerCreateBody;
 use bollard::query_parameters::{
-    CreateContainerOptionsBuilder, CreateImageOptionsBuilder, ListContainersOptionsBuilder, ListImagesOptionsBuilder,
-    RemoveImageOptionsBuilder,
+    CreateContainerOptionsBuilder, CreateImageOptionsBuilder, ListContainersOptionsBuilder,
+    ListImagesOptionsBuilder, RemoveImageOptionsBuilder,
 };
 use futures_util::{StreamExt, TryStreamExt};
 use portcullis_actors::sandbox_pool::docker::{BoxEnd, Docker, EngineConfig};
 use portcullis_actors::sandbox_pool::driver::{DriverError, ProbeContext};
 use portcullis_actors::sandbox_pool::image;
 use portcullis_actors::sandbox_pool::spec::{BoxLimits, BoxSpec};
+use portcullis_cell::{Decoder, Ended, Frame, Spawn};
 use portcullis_core::ids::{AgentId, BoxId};
 use tempfile::TempDir;
 
@@ -41,11 +44,11 @@ struct Scene {
 }
 
 impl Scene {
-    fn new(owner: &str, cell: &str) -> Self {
+    fn new(owner: &str, cell: impl AsRef<[u8]>) -> Self {
         Self::with(Engine::shared(), owner, cell)
     }
 
-    fn with(engine: Arc<Engine>, owner: &str, cell: &str) -> Self {
+    fn with(engine: Arc<Engine>, owner: &str, cell: impl AsRef<[u8]>) -> Self {
         let folder = TempDir::with_prefix("pcs").unwrap();
         let root = folder.path().canonicalize().unwrap();
         let path = root.join("cell");
@@ -80,12 +83,15 @@ impl Scene {
     }
 
     async fn driver(&self) -> Docker {
-        Docker::connect(&self.context, &self.config()).await.unwrap()
+        Docker::connect(&self.context, &self.config())
+            .await
+            .unwrap()
     }
 
     /// The engine, spoken to without our driver.
     fn raw(&self) -> bollard::Docker {
-        bollard::Docker::connect_with_unix(&self.engine.host(), 60, bollard::API_DEFAULT_VERSION).unwrap()
+        bollard::Docker::connect_with_unix(&self.engine.host(), 60, bollard::API_DEFAULT_VERSION)
+            .unwrap()
     }
 
     fn spec(&mut self) -> BoxSpec {
@@ -131,7 +137,11 @@ async fn report(path: &Path) -> HashMap<String, String> {
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .collect();
         }
-        assert!(Instant::now() < deadline, "the box wrote no {}", path.display());
+        assert!(
+            Instant::now() < deadline,
+            "the box wrote no {}",
+            path.display()
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -184,11 +194,20 @@ async fn a_box_sees_itself_confined() {
     let spec = scene.spec();
     fs::write(spec.run_dir.join("seen"), "").unwrap();
     let started = driver.start(&spec).await.unwrap();
-    assert_eq!(started.image_digest.as_deref(), Some(driver.image().id.as_str()));
+    assert_eq!(
+        started.image_digest.as_deref(),
+        Some(driver.image().id.as_str())
+    );
     let said = report(&spec.workspace.join("report")).await;
     driver.stop(&spec.id).await.unwrap();
 
-    let is = |name: &str, value: &str| assert_eq!(said.get(name).map(String::as_str), Some(value), "{name} in {said:#?}");
+    let is = |name: &str, value: &str| {
+        assert_eq!(
+            said.get(name).map(String::as_str),
+            Some(value),
+            "{name} in {said:#?}"
+        )
+    };
     for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
         is(set, "0000000000000000");
     }
@@ -199,10 +218,21 @@ async fn a_box_sees_itself_confined() {
     is("cwd", "/workspace");
     is("pid", "1");
     is("argv", &spec.cell_argv()[1..].join(" "));
-    is("env", "HOME=/workspace HOSTNAME=box LANG=C.UTF-8 PATH=/usr/local/bin:/usr/bin:/bin TMPDIR=/tmp ");
+    is(
+        "env",
+        "HOME=/workspace HOSTNAME=box LANG=C.UTF-8 PATH=/usr/local/bin:/usr/bin:/bin TMPDIR=/tmp ",
+    );
     is("nets", "lo ");
     is("routes", "0");
-    for path in ["/x", "/etc/x", "/bin/x", "/run/x", "/run/portcullis/x", "/sys/x", "/proc/sys/kernel/hostname"] {
+    for path in [
+        "/x",
+        "/etc/x",
+        "/bin/x",
+        "/run/x",
+        "/run/portcullis/x",
+        "/sys/x",
+        "/proc/sys/kernel/hostname",
+    ] {
         is(&format!("write {path}"), "1");
     }
     for path in ["/workspace/x", "/tmp/x", "/dev/shm/x"] {
@@ -210,7 +240,11 @@ async fn a_box_sees_itself_confined() {
     }
     is("run tmp", "7");
     for refused in ["chmod cell", "mount", "userns", "mknod"] {
-        assert_ne!(said.get(refused).map(String::as_str), Some("0"), "{refused}");
+        assert_ne!(
+            said.get(refused).map(String::as_str),
+            Some("0"),
+            "{refused}"
+        );
     }
     is("kernel memory", "0");
     is("open", "1024 1024 core=0");
@@ -220,7 +254,14 @@ async fn a_box_sees_itself_confined() {
     is("cpu", "50000 100000");
     is("tmp", "65536");
     // v1 counts memory and swap together, v2 swap alone.
-    is("swap", if said["v2"] == "yes" { "0" } else { "268435456" });
+    is(
+        "swap",
+        if said["v2"] == "yes" {
+            "0"
+        } else {
+            "268435456"
+        },
+    );
 }
 
 #[tokio::test]
@@ -238,16 +279,27 @@ async fn the_image_is_imported_once_and_boxes_are_made_from_its_id() {
     let rootfs = image::root_fs(Path::new(image::BUSYBOX)).await.unwrap();
     assert_eq!(rootfs.digest(), first.image().rootfs);
     let mut evil = rootfs.tar().to_vec();
-    let root_entry = evil.windows(10).position(|bytes| bytes == b"/bin/false").unwrap();
+    let root_entry = evil
+        .windows(10)
+        .position(|bytes| bytes == b"/bin/false")
+        .unwrap();
     evil[root_entry..root_entry + 10].copy_from_slice(b"/bin/sh   ");
     let options = CreateImageOptionsBuilder::default()
         .from_src("-")
         .repo("portcullis/base")
         .tag(rootfs.digest())
-        .changes(vec![format!("LABEL {}={}", image::ROOTFS_LABEL, rootfs.digest())])
+        .changes(vec![format!(
+            "LABEL {}={}",
+            image::ROOTFS_LABEL,
+            rootfs.digest()
+        )])
         .build();
     let body = bollard::body_full(evil.into());
-    let imported: Vec<_> = raw.create_image(Some(options), Some(body), None).try_collect().await.unwrap();
+    let imported: Vec<_> = raw
+        .create_image(Some(options), Some(body), None)
+        .try_collect()
+        .await
+        .unwrap();
     let evil_id = imported.last().unwrap().status.clone().unwrap();
     let third = scene.driver().await;
     assert_eq!(third.image(), first.image());
@@ -258,10 +310,17 @@ async fn the_image_is_imported_once_and_boxes_are_made_from_its_id() {
         .from_src("-")
         .repo("portcullis/base")
         .tag("other")
-        .changes(vec![format!("LABEL {}={}\nENV LD_PRELOAD=/workspace/x.so", image::ROOTFS_LABEL, rootfs.digest())])
+        .changes(vec![format!(
+            "LABEL {}={}\nENV LD_PRELOAD=/workspace/x.so",
+            image::ROOTFS_LABEL,
+            rootfs.digest()
+        )])
         .build();
     let body = bollard::body_full(rootfs.tar().to_vec().into());
-    raw.create_image(Some(options), Some(body), None).try_collect::<Vec<_>>().await.unwrap();
+    raw.create_image(Some(options), Some(body), None)
+        .try_collect::<Vec<_>>()
+        .await
+        .unwrap();
     assert_eq!(scene.driver().await.image(), first.image());
 
     // The box is made from the id, and says so.
@@ -270,14 +329,22 @@ async fn the_image_is_imported_once_and_boxes_are_made_from_its_id() {
     let name = format!("portcullis-{}", spec.id.as_str());
     let made = raw.inspect_container(&name, None).await.unwrap();
     assert_eq!(made.image.as_deref(), Some(first.image().id.as_str()));
-    assert_eq!(made.config.unwrap().image.as_deref(), Some(first.image().id.as_str()));
-    assert_eq!(started.image_digest.as_deref(), Some(first.image().id.as_str()));
+    assert_eq!(
+        made.config.unwrap().image.as_deref(),
+        Some(first.image().id.as_str())
+    );
+    assert_eq!(
+        started.image_digest.as_deref(),
+        Some(first.image().id.as_str())
+    );
     first.stop(&spec.id).await.unwrap();
 
     // Somebody prunes images while the gateway runs: the next box imports it again.
     let force = RemoveImageOptionsBuilder::default().force(true).build();
     for image in raw.list_images(Some(all)).await.unwrap() {
-        raw.remove_image(&image.id, Some(force.clone()), None).await.unwrap();
+        raw.remove_image(&image.id, Some(force.clone()), None)
+            .await
+            .unwrap();
     }
     let spec = scene.spec();
     let again = first.start(&spec).await.unwrap();
@@ -297,14 +364,24 @@ async fn boxes_of_another_owner_are_neither_listed_nor_removed() {
 
     let found = mine.list("owner-a").await.unwrap();
     assert_eq!(found.len(), 1);
-    assert_eq!((found[0].id.clone(), found[0].running), (a.id.clone(), true));
-    assert_eq!((found[0].boot.as_str(), found[0].profile_hash.as_str()), ("boot-1", "profile-1"));
+    assert_eq!(
+        (found[0].id.clone(), found[0].running),
+        (a.id.clone(), true)
+    );
+    assert_eq!(
+        (found[0].boot.as_str(), found[0].profile_hash.as_str()),
+        ("boot-1", "profile-1")
+    );
 
     mine.stop(&b.id).await.unwrap();
     let found = other.list("owner-b").await.unwrap();
     assert_eq!(found.len(), 1, "a box of another owner was removed");
     assert_eq!((found[0].boot.as_str(), found[0].running), ("boot-9", true));
-    assert_eq!(mine.wait(&b.id).await, BoxEnd::Gone, "another owner's box is not there for us");
+    assert_eq!(
+        mine.wait(&b.id).await,
+        BoxEnd::Gone,
+        "another owner's box is not there for us"
+    );
 
     mine.stop(&a.id).await.unwrap();
     other.stop(&b.id).await.unwrap();
@@ -327,7 +404,10 @@ async fn a_container_that_only_has_our_name_is_left_alone() {
     raw.create_container(Some(options), body).await.unwrap();
     assert!(driver.start(&spec).await.is_err(), "the name is taken");
     driver.stop(&spec.id).await.unwrap();
-    assert!(raw.inspect_container(&name, None).await.is_ok(), "a foreign container was removed");
+    assert!(
+        raw.inspect_container(&name, None).await.is_ok(),
+        "a foreign container was removed"
+    );
     raw.remove_container(&name, None).await.unwrap();
 }
 
@@ -342,14 +422,20 @@ async fn stopping_twice_or_what_never_was_is_no_error() {
     one.unwrap();
     two.unwrap();
     driver.stop(&spec.id).await.unwrap();
-    assert!(!Path::new(&format!("/proc/{pid}")).exists(), "its first process is left");
+    assert!(
+        !Path::new(&format!("/proc/{pid}")).exists(),
+        "its first process is left"
+    );
     assert_eq!(driver.list("twice").await.unwrap(), []);
     assert_eq!(driver.wait(&spec.id).await, BoxEnd::Gone);
 }
 
 #[tokio::test]
 async fn the_end_of_a_box_is_told_with_its_code() {
-    let mut scene = Scene::new("ends", "#!/bin/sh\nwhile [ ! -e /workspace/go ]; do sleep 0.05; done\nexit 3\n");
+    let mut scene = Scene::new(
+        "ends",
+        "#!/bin/sh\nwhile [ ! -e /workspace/go ]; do sleep 0.05; done\nexit 3\n",
+    );
     let driver = scene.driver().await;
     let spec = scene.spec();
     driver.start(&spec).await.unwrap();
@@ -359,39 +445,72 @@ async fn the_end_of_a_box_is_told_with_its_code() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(!end.is_finished());
     fs::write(spec.workspace.join("go"), "").unwrap();
-    let end = tokio::time::timeout(Duration::from_secs(10), end).await.unwrap().unwrap();
+    let end = tokio::time::timeout(Duration::from_secs(10), end)
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(end, BoxEnd::Exited { code: 3 });
     // What ended is still listed, as not running, until somebody stops it.
     let found = driver.list("ends").await.unwrap();
     assert_eq!((found.len(), found[0].running), (1, false));
-    assert_eq!(driver.wait(&spec.id).await, BoxEnd::Exited { code: 3 }, "asking late is the same");
+    assert_eq!(
+        driver.wait(&spec.id).await,
+        BoxEnd::Exited { code: 3 },
+        "asking late is the same"
+    );
     driver.stop(&spec.id).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_box_whose_cell_does_not_run_fails_and_leaves_nothing() {
-    for cell in ["#!/bin/sh\nexit 9\n", "#!/no/such/interpreter\n", "not a program"] {
+    for cell in [
+        "#!/bin/sh\nexit 9\n",
+        "#!/no/such/interpreter\n",
+        "not a program",
+    ] {
         let mut scene = Scene::new("stillborn", cell);
         let driver = scene.driver().await;
         let spec = scene.spec();
         let refused = driver.start(&spec).await.unwrap_err();
         assert_eq!(refused.code(), "BOX_START_FAILED", "{refused}");
-        assert!(!refused.to_string().contains("not seen on this machine"), "{refused}");
+        assert!(
+            !refused.to_string().contains("not seen on this machine"),
+            "{refused}"
+        );
         assert_eq!(driver.list("stillborn").await.unwrap(), [], "{cell:?}");
-        let probed = Docker::probe(&scene.context, &scene.config()).await.unwrap_err();
+        let probed = Docker::probe(&scene.context, &scene.config())
+            .await
+            .unwrap_err();
         assert_eq!(probed.code(), "NO_DRIVER", "{probed}");
-        assert_eq!(fs::read_dir(&scene.context.run_root.join("b")).unwrap().count(), 1, "only the spec's own folder");
+        assert_eq!(
+            fs::read_dir(&scene.context.run_root.join("b"))
+                .unwrap()
+                .count(),
+            1,
+            "only the spec's own folder"
+        );
     }
 }
 
 #[tokio::test]
 async fn a_probe_makes_a_box_and_removes_all_of_it() {
     let scene = Scene::new("probe", STAYS);
-    let driver = Docker::probe(&scene.context, &scene.config()).await.unwrap();
-    assert!(driver.describe().starts_with("Docker "), "{}", driver.describe());
+    let driver = Docker::probe(&scene.context, &scene.config())
+        .await
+        .unwrap();
+    assert!(
+        driver.describe().starts_with("Docker "),
+        "{}",
+        driver.describe()
+    );
     assert_eq!(driver.list("probe").await.unwrap(), []);
     assert_eq!(fs::read_dir(&scene.context.workspaces).unwrap().count(), 0);
-    assert_eq!(fs::read_dir(scene.context.run_root.join("b")).unwrap().count(), 0);
+    assert_eq!(
+        fs::read_dir(scene.context.run_root.join("b"))
+            .unwrap()
+            .count(),
+        0
+    );
 }
 
 #[tokio::test]
@@ -410,17 +529,32 @@ async fn what_no_box_may_be_is_refused_before_the_engine_is_asked() {
     let cases: Vec<(&str, BoxSpec)> = vec![
         ("root", changed(&|s| s.uid = 0)),
         ("root's group", changed(&|s| s.gid = 0)),
-        ("another owner", changed(&|s| s.owner = "somebody".to_owned())),
+        (
+            "another owner",
+            changed(&|s| s.owner = "somebody".to_owned()),
+        ),
         ("no memory limit", changed(&|s| s.limits.memory_bytes = 0)),
         ("no pids limit", changed(&|s| s.limits.pids = 0)),
         ("no processor limit", changed(&|s| s.limits.cpu_millis = 0)),
         ("a link", changed(&|s| s.workspace = link.clone())),
-        ("dots", changed(&|s| s.workspace = good.workspace.join("../../run"))),
+        (
+            "dots",
+            changed(&|s| s.workspace = good.workspace.join("../../run")),
+        ),
         ("missing", changed(&|s| s.workspace = root.join("no"))),
-        ("the whole machine", changed(&|s| s.workspace = PathBuf::from("/"))),
-        ("the machine's settings", changed(&|s| s.workspace = PathBuf::from("/etc"))),
+        (
+            "the whole machine",
+            changed(&|s| s.workspace = PathBuf::from("/")),
+        ),
+        (
+            "the machine's settings",
+            changed(&|s| s.workspace = PathBuf::from("/etc")),
+        ),
         ("a file", changed(&|s| s.workspace = s.cell.clone())),
-        ("the gateway's state", changed(&|s| s.workspace = root.clone())),
+        (
+            "the gateway's state",
+            changed(&|s| s.workspace = root.clone()),
+        ),
         ("no cell", changed(&|s| s.cell = root.join("no"))),
     ];
     for (what, spec) in cases {
@@ -430,7 +564,10 @@ async fn what_no_box_may_be_is_refused_before_the_engine_is_asked() {
     assert_eq!(driver.list("refused").await.unwrap(), []);
     // The state directory of a gateway that runs as the box's own user is no workspace either.
     chown(&root, Some(UID), Some(GID)).unwrap();
-    let refused = driver.start(&changed(&|s| s.workspace = root.clone())).await.unwrap_err();
+    let refused = driver
+        .start(&changed(&|s| s.workspace = root.clone()))
+        .await
+        .unwrap_err();
     assert!(refused.to_string().contains("own files"), "{refused}");
 }
 
@@ -449,19 +586,39 @@ async fn a_killed_engine_is_told_within_two_seconds_and_its_boxes_are_found_agai
 
     let killed = Instant::now();
     engine.signal("KILL");
-    let end = tokio::time::timeout(Duration::from_secs(2), end).await.unwrap().unwrap();
+    let end = tokio::time::timeout(Duration::from_secs(2), end)
+        .await
+        .unwrap()
+        .unwrap();
     assert!(matches!(end, BoxEnd::EngineLost { .. }), "{end:?}");
     assert!(killed.elapsed() < Duration::from_secs(2));
 
     // Without an engine each call ends with an error, at once.
     let asked = Instant::now();
     let other = scene.spec();
-    assert_eq!(driver.start(&other).await.unwrap_err().code(), "BOX_START_FAILED");
-    assert_eq!(driver.stop(&spec.id).await.unwrap_err().code(), "BOX_STATE_UNKNOWN");
-    assert_eq!(driver.list("killed").await.unwrap_err().code(), "BOX_STATE_UNKNOWN");
-    assert!(matches!(driver.wait(&spec.id).await, BoxEnd::EngineLost { .. }));
-    let probed = Docker::probe(&scene.context, &scene.config()).await.unwrap_err();
-    assert!(probed.to_string().contains("systemctl start docker"), "{probed}");
+    assert_eq!(
+        driver.start(&other).await.unwrap_err().code(),
+        "BOX_START_FAILED"
+    );
+    assert_eq!(
+        driver.stop(&spec.id).await.unwrap_err().code(),
+        "BOX_STATE_UNKNOWN"
+    );
+    assert_eq!(
+        driver.list("killed").await.unwrap_err().code(),
+        "BOX_STATE_UNKNOWN"
+    );
+    assert!(matches!(
+        driver.wait(&spec.id).await,
+        BoxEnd::EngineLost { .. }
+    ));
+    let probed = Docker::probe(&scene.context, &scene.config())
+        .await
+        .unwrap_err();
+    assert!(
+        probed.to_string().contains("systemctl start docker"),
+        "{probed}"
+    );
     assert!(asked.elapsed() < Duration::from_secs(5));
 
     // The same driver serves again when the engine is back; what is left of the box is found and removed.
@@ -497,8 +654,12 @@ async fn containers_that_were_made_and_never_started_are_found() {
     let scene = Scene::new("half", STAYS);
     let driver = scene.driver().await;
     let labels = HashMap::from(
-        [("portcullis.owner", "half"), ("portcullis.box", "0123456789ab"), ("portcullis.boot", "old")]
-            .map(|(name, value)| (name.to_owned(), value.to_owned())),
+        [
+            ("portcullis.owner", "half"),
+            ("portcullis.box", "0123456789ab"),
+            ("portcullis.boot", "old"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned())),
     );
     let body = ContainerCreateBody {
         image: Some(driver.image().id.clone()),
@@ -508,7 +669,10 @@ async fn containers_that_were_made_and_never_started_are_found() {
     };
     scene.raw().create_container(None, body).await.unwrap();
     let found = driver.list("half").await.unwrap();
-    assert_eq!((found.len(), found[0].running, found[0].boot.as_str()), (1, false, "old"));
+    assert_eq!(
+        (found.len(), found[0].running, found[0].boot.as_str()),
+        (1, false, "old")
+    );
     driver.stop(&found[0].id).await.unwrap();
     assert_eq!(driver.list("half").await.unwrap(), []);
 }
@@ -557,13 +721,28 @@ async fn an_engine_that_cannot_be_used_is_refused_with_what_to_do() {
         ..scene.config()
     };
     for (config, says) in [
-        (engine(&format!("unix://{folder}/none")), "apt-get install docker.io"),
-        (engine(&format!("unix://{}", file.display())), "systemctl start docker"),
-        (engine("tcp://127.0.0.1:2375"), "only an engine on this machine"),
+        (
+            engine(&format!("unix://{folder}/none")),
+            "apt-get install docker.io",
+        ),
+        (
+            engine(&format!("unix://{}", file.display())),
+            "systemctl start docker",
+        ),
+        (
+            engine("tcp://127.0.0.1:2375"),
+            "only an engine on this machine",
+        ),
         (env("ssh://root@host"), "unset DOCKER_HOST"),
         (env("http://h"), "only an engine on this machine"),
-        (engine("npipe:////./pipe/docker_engine"), "only an engine on this machine"),
-        (busybox(scene.folder.path().join("none")), "apt-get install busybox-static"),
+        (
+            engine("npipe:////./pipe/docker_engine"),
+            "only an engine on this machine",
+        ),
+        (
+            busybox(scene.folder.path().join("none")),
+            "apt-get install busybox-static",
+        ),
         (busybox(dynamic), "apt-get install busybox-static"),
     ] {
         let refused: DriverError = Docker::connect(&scene.context, &config).await.unwrap_err();
@@ -591,8 +770,102 @@ async fn nothing_of_these_tests_publishes_or_logs() {
     let all = raw.list_containers(Some(options)).await.unwrap();
     assert_eq!(all.len(), 1);
     assert_eq!(all[0].ports.as_deref().unwrap_or_default(), []);
-    let logs = bollard::query_parameters::LogsOptionsBuilder::default().stdout(true).build();
-    let logged: Vec<_> = raw.logs(all[0].id.as_deref().unwrap(), Some(logs)).collect().await;
+    let logs = bollard::query_parameters::LogsOptionsBuilder::default()
+        .stdout(true)
+        .build();
+    let logged: Vec<_> = raw
+        .logs(all[0].id.as_deref().unwrap(), Some(logs))
+        .collect()
+        .await;
     assert!(logged.iter().all(Result::is_err), "{logged:?}");
+    driver.stop(&spec.id).await.unwrap();
+}
+
+/// The cell that the daemon embeds.
+const CELL: &[u8] = include_bytes!(env!("PORTCULLIS_CELL"));
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_embedded_cell_dials_as_the_first_process_of_its_box_and_runs_a_command() {
+    let mut scene = Scene::new("cell", CELL);
+    let driver = scene.driver().await;
+    let spec = scene.spec();
+    let socket = spec.run_dir.join("s");
+    let listener = UnixListener::bind(&socket).unwrap();
+    fs::set_permissions(&socket, PermissionsExt::from_mode(0o666)).unwrap();
+    let started = driver.start(&spec).await.unwrap();
+    let nonce = spec.nonce.clone();
+    let talk = tokio::task::spawn_blocking(move || {
+        let (mut link, _) = listener.accept().unwrap();
+        link.set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        let peer = rustix::net::sockopt::socket_peercred(&link).unwrap();
+        let mut decoder = Decoder::default();
+        let mut next = |link: &mut UnixStream| loop {
+            if let Some(frame) = decoder.next_frame().unwrap() {
+                return frame;
+            }
+            let mut bytes = [0; 4096];
+            let read = link.read(&mut bytes).unwrap();
+            assert_ne!(read, 0, "the cell hung up");
+            decoder.push(&bytes[..read]);
+        };
+        assert_eq!(
+            next(&mut link),
+            Frame::Hello {
+                proto: portcullis_cell::PROTO,
+                nonce: nonce.clone()
+            }
+        );
+        let spawn = Spawn {
+            argv: [
+                "sh",
+                "-c",
+                "id -u; touch made; grep -c ^Seccomp_filters /proc/self/status; exit 5",
+            ]
+            .map(str::to_owned)
+            .to_vec(),
+            env: vec![("PATH".to_owned(), "/bin".to_owned())],
+            cwd: "/workspace".to_owned(),
+            timeout_ms: 10_000,
+            grace_ms: 100,
+            output_cap: 1 << 20,
+            open_files: 256,
+            file_bytes: 1 << 20,
+        };
+        let mut bytes = Vec::new();
+        Frame::Hello {
+            proto: portcullis_cell::PROTO,
+            nonce,
+        }
+        .encode(&mut bytes)
+        .unwrap();
+        Frame::Spawn {
+            run: 1,
+            spawn: Box::new(spawn),
+        }
+        .encode(&mut bytes)
+        .unwrap();
+        link.write_all(&bytes).unwrap();
+        let mut output = Vec::new();
+        loop {
+            match next(&mut link) {
+                Frame::Output { data, .. } => output.extend(data),
+                Frame::Exit { exit, .. } => {
+                    return (peer, String::from_utf8(output).unwrap(), exit);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    });
+    let (peer, output, exit) = talk.await.unwrap();
+    assert_eq!(
+        peer.pid.as_raw_nonzero().get().cast_unsigned(),
+        started.init_pid
+    );
+    assert_eq!((peer.uid.as_raw(), peer.gid.as_raw()), (UID, GID));
+    assert_eq!(exit.ended, Ended::Code(5), "{output}");
+    assert!(output.starts_with(&UID.to_string()), "{output}");
+    let made = fs::metadata(spec.workspace.join("made")).unwrap();
+    assert_eq!((made.uid(), made.gid()), (UID, GID));
     driver.stop(&spec.id).await.unwrap();
 }

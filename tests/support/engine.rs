@@ -72,7 +72,9 @@ impl Engine {
             );
         }
         // The guard removes the folder, also when this process can no longer do so.
-        let folder = TempDir::with_prefix("pcd").expect("a temporary folder").keep();
+        let folder = TempDir::with_prefix("pcd")
+            .expect("a temporary folder")
+            .keep();
         let path = |name: &str| folder.join(name).display().to_string();
         fs::write(folder.join("daemon.json"), "{}").expect("the engine's config");
         let containerd = format!(
@@ -112,14 +114,25 @@ impl Engine {
     /// `kill -SIGNAL` to the engine alone; its containers and containerd live on.
     pub fn signal(&self, signal: &str) {
         let pid = fs::read_to_string(self.folder.join("engine.pid")).expect("the engine's pid");
-        let done = Command::new("kill").arg(format!("-{signal}")).arg(pid.trim()).status();
-        assert!(done.is_ok_and(|status| status.success()), "kill -{signal} {pid}");
+        let done = Command::new("kill")
+            .arg(format!("-{signal}"))
+            .arg(pid.trim())
+            .status();
+        assert!(
+            done.is_ok_and(|status| status.success()),
+            "kill -{signal} {pid}"
+        );
     }
 
     /// Starts the engine again after it was killed, on the same folders.
     pub fn start_again(&self) {
         let mut guard = self.guard.lock().unwrap_or_else(PoisonError::into_inner);
-        guard.stdin.as_mut().expect("the guard's input").write_all(b"again\n").expect("a living guard");
+        guard
+            .stdin
+            .as_mut()
+            .expect("the guard's input")
+            .write_all(b"again\n")
+            .expect("a living guard");
         drop(guard);
         self.wait_until_it_answers();
     }
@@ -130,7 +143,10 @@ impl Engine {
             if Instant::now() > deadline {
                 let log = fs::read_to_string(self.folder.join("dockerd.log")).unwrap_or_default();
                 let tail: Vec<&str> = log.lines().rev().take(15).collect();
-                panic!("the private engine did not start (it needs root); the end of its log, newest first:\n{}", tail.join("\n"));
+                panic!(
+                    "the private engine did not start (it needs root); the end of its log, newest first:\n{}",
+                    tail.join("\n")
+                );
             }
             sleep(Duration::from_millis(50));
         }
@@ -144,7 +160,11 @@ impl Drop for Engine {
         let deadline = Instant::now() + Duration::from_mins(1);
         while guard.try_wait().is_ok_and(|ended| ended.is_none()) {
             if Instant::now() > deadline {
-                eprintln!("the engine's guard {} still cleans {}", guard.id(), self.folder.display());
+                eprintln!(
+                    "the engine's guard {} still cleans {}",
+                    guard.id(),
+                    self.folder.display()
+                );
                 return;
             }
             sleep(Duration::from_millis(20));
@@ -177,7 +197,10 @@ fn the_guard_leaves_nothing_of_an_engine() {
     drop(engine);
     assert!(!folder.exists(), "the folder is left: {}", folder.display());
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-    assert!(!mounts.contains(&folder.display().to_string()), "a mount is left");
+    assert!(
+        !mounts.contains(&folder.display().to_string()),
+        "a mount is left"
+    );
     let left: Vec<String> = fs::read_dir("/proc")
         .unwrap()
         .filter_map(|entry| fs::read_to_string(entry.ok()?.path().join("cmdline")).ok())
