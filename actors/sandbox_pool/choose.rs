@@ -1,6 +1,7 @@
 //! Which driver: what the config names, else Docker where an engine answers, else native. Never the bare host.
 
 use super::config::{Choice, SandboxPoolConfig};
+use super::docker::{Docker, EngineConfig};
 use super::driver::{Driver, DriverError, ProbeContext};
 use super::native::Native;
 use super::probe;
@@ -59,14 +60,15 @@ async fn native(context: &ProbeContext) -> Result<Chosen, DriverError> {
     })
 }
 
-/// Until the engine's driver is wired in, an engine is no choice.
-async fn docker(
-    _config: &SandboxPoolConfig,
-    _context: &ProbeContext,
-) -> Result<Chosen, DriverError> {
-    Err(DriverError::NoDriver {
-        driver: "docker",
-        reason: String::new(),
-        fix: String::new(),
-    })
+async fn docker(config: &SandboxPoolConfig, context: &ProbeContext) -> Result<Chosen, DriverError> {
+    let engine = EngineConfig {
+        engine: config.engine.clone(),
+        docker_host: std::env::var("DOCKER_HOST").ok(),
+        ..EngineConfig::default()
+    };
+    let docker = Docker::probe(context, &engine).await?;
+    let why = format!("{}, proven by a box that tried to get out", docker.describe());
+    let driver = Driver::Docker(docker);
+    probe::prove(&driver, context, true).await?;
+    Ok(Chosen { driver, why })
 }

@@ -99,3 +99,47 @@ async fn the_user_namespace_maps_one_uid() {
     );
     live.stop().await;
 }
+
+/// A daemon that is not root: its boxes have its own uid and hold the same walls. No ceilings here: it owns no control group.
+#[test]
+fn a_daemon_of_an_ordinary_user() {
+    if !rustix::process::geteuid().is_root() {
+        // The tests above are this one.
+        return;
+    }
+    let cell = suite::cell();
+    let folder = tempfile::tempdir().unwrap();
+    let open = std::os::unix::fs::PermissionsExt::from_mode;
+    std::fs::set_permissions(folder.path(), open(0o777)).unwrap();
+    let (program, own_cell) = (folder.path().join("tests"), folder.path().join("cell"));
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    std::fs::copy(cell, &own_cell).unwrap();
+    for path in [&program, &own_cell] {
+        std::fs::set_permissions(path, open(0o755)).unwrap();
+    }
+    let names = [
+        "walls",
+        "tree",
+        "output",
+        "hostile_peer",
+        "dead_man",
+        "the_user_namespace_maps_one_uid",
+    ];
+    let output = std::process::Command::new("setpriv")
+        .args(["--reuid", "64321", "--regid", "64321", "--clear-groups"])
+        .arg(&program)
+        .arg("--exact")
+        .args(names.map(|name| format!("sandbox_pool::tests::native::{name}")))
+        .env("PORTCULLIS_TEST_CELL", &own_cell)
+        .env("TMPDIR", folder.path())
+        .current_dir("/")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success(),
+        "{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(said.contains(&format!("{} passed", names.len())), "{said}");
+}
