@@ -2,6 +2,7 @@
 //!
 //! | room | owns |
 //! |---|---|
+//! | `sandbox_pool/` | the sandbox driver, one box per agent, the agents' workspaces |
 //! | `supervision/` | the machinery: tree, places, gates, tasks, feeds |
 #![forbid(unsafe_code)]
 

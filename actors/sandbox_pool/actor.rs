@@ -37,7 +37,7 @@ const MOST_WAITING: usize = 1024;
 /// What the pool is started with.
 #[derive(Clone)]
 pub struct SandboxPoolWiring {
-    /// `[sandbox_pool]`.
+    /// `[sandbox]`.
     pub config: SandboxPoolConfig,
     /// `STATE`: `run/` and `workspaces/` lie in it.
     pub state: PathBuf,

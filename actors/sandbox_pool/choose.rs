@@ -67,7 +67,10 @@ async fn docker(config: &SandboxPoolConfig, context: &ProbeContext) -> Result<Ch
         ..EngineConfig::default()
     };
     let docker = Docker::probe(context, &engine).await?;
-    let why = format!("{}, proven by a box that tried to get out", docker.describe());
+    let why = format!(
+        "{}, proven by a box that tried to get out",
+        docker.describe()
+    );
     let driver = Driver::Docker(docker);
     probe::prove(&driver, context, true).await?;
     Ok(Chosen { driver, why })

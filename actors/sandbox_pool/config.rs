@@ -1,4 +1,4 @@
-//! `[sandbox_pool]` of the config.
+//! `[sandbox]` of the config.
 
 use std::time::Duration;
 
@@ -103,7 +103,7 @@ impl SandboxPoolConfig {
         rules
             .into_iter()
             .filter(|(wrong, _)| *wrong)
-            .map(|(_, text)| format!("[sandbox_pool] {text}"))
+            .map(|(_, text)| format!("[sandbox] {text}"))
             .collect()
     }
 

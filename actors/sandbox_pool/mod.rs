@@ -11,6 +11,7 @@
 //! A box is made by a [`Driver`], from a [`BoxSpec`]; the cell in it dials `run/b/<id>/s` (`link`), and `runs` keeps the runs on that link.
 
 mod actor;
+mod bubblewrap;
 pub mod cell_file;
 mod cgroup;
 mod choose;
@@ -22,6 +23,7 @@ mod folders;
 mod handle;
 mod hardening;
 pub mod image;
+mod kept;
 mod link;
 mod messages;
 mod native;

@@ -8,49 +8,26 @@
 
 use std::fs;
 use std::io::{self, Write as _};
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use command_fds::{CommandFdExt as _, FdMapping};
 use portcullis_core::ids::BoxId;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt as _;
-use tokio::net::unix::pipe;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
 
+use super::bubblewrap::{BLOCK_FD, ETC_OURS, INFO_FD, arguments, init_pid};
 use super::cgroup::{Cgroups, Group};
 use super::driver::{DriverError, ProbeContext};
 use super::folders;
-use super::spec::{
-    BoxSpec, CELL_INSIDE, FoundBox, HOST_NAME, RUN_INSIDE, StartedBox, WORKSPACE_INSIDE,
-};
+use super::kept::{Kept, kill_and_wait, machine, started_at, write_whole};
+use super::spec::{BoxSpec, FoundBox, HOST_NAME, StartedBox, WORKSPACE_INSIDE};
 
 /// Longest time from the start of bubblewrap to its word about the init process.
 const START_WITHIN: Duration = Duration::from_secs(10);
-/// Longest time from KILL of the init process to its end.
-const END_WITHIN: Duration = Duration::from_secs(5);
 /// Where bubblewrap may lie.
 const BUBBLEWRAP: [&str; 3] = ["/usr/bin/bwrap", "/usr/local/bin/bwrap", "/bin/bwrap"];
-/// Parts of the host's `/etc` that a box may see, where they exist.
-const ETC: [&str; 7] = [
-    "ld.so.cache",
-    "ld.so.conf",
-    "ld.so.conf.d",
-    "alternatives",
-    "localtime",
-    "ssl/certs",
-    "ca-certificates/extracted",
-];
-/// Ours, the same for every box: no user of the host is named in one.
-const ETC_OURS: [&str; 5] = ["passwd", "group", "hosts", "nsswitch.conf", "hostname"];
-/// The host's devices that a box has.
-const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
-/// Descriptors of the child: bubblewrap's report, and what it waits for.
-const INFO_FD: i32 = 3;
-const BLOCK_FD: i32 = 4;
 
 /// The native driver.
 #[derive(Debug, Clone)]
@@ -62,22 +39,8 @@ pub struct Native {
     root: bool,
 }
 
-/// What is kept of a box outside this process.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Kept {
-    v: u32,
-    owner: String,
-    boot: String,
-    profile_hash: String,
-    /// The machine's start: a pid of an earlier one means nothing.
-    machine: String,
-    /// The init process, and when it started (field 22 of its stat): a pid alone may be somebody else's by now.
-    init: Option<(u32, u64)>,
-}
-
 impl Native {
-    /// Looks for what it needs. [`super::probe::native`] proves that boxes contain.
+    /// Looks for what it needs. [`super::probe::prove`] proves that boxes contain.
     pub fn find(context: &ProbeContext) -> Result<Self, DriverError> {
         let none = |reason: String, fix: &str| DriverError::NoDriver {
             driver: "native",
@@ -97,14 +60,14 @@ impl Native {
         if context.uid == 0 || context.gid == 0 {
             return Err(none(
                 "no box runs as uid or gid 0".to_owned(),
-                "set sandbox.uid to a free uid, for example 65533",
+                "set [sandbox] uid to a free uid, for example 65533",
             ));
         }
         let cgroups = match Cgroups::find() {
             Ok(cgroups) => Some(cgroups),
             Err(_) if !context.require_cgroup => None,
             Err(reason) => {
-                let fix = "run the daemon as a system service with Delegate=yes, or set sandbox.require_cgroup = false (weaker: no memory, \
+                let fix = "run the daemon as a system service with Delegate=yes, or set [sandbox] require_cgroup = false (weaker: no memory, \
                            processor or process limit on a box)";
                 return Err(none(reason, fix));
             }
@@ -394,213 +357,6 @@ impl Native {
             0o600,
         )
     }
-}
-
-impl Kept {
-    /// The init process, if it is still the one that was started.
-    fn living(&self) -> Option<(u32, u64)> {
-        let (pid, started) = self.init?;
-        (self.machine == machine() && started_at(pid) == Some(started)).then_some((pid, started))
-    }
-}
-
-/// bubblewrap's options: everything is listed, nothing of the host is there that is not named here.
-///
-/// Neither `--dev` (for its devpts) nor `--disable-userns`: both nest a second user namespace in one where the box's uid is 0, and
-/// `uid_map` then reads as if a box held a root. The cell's filter refuses new namespaces anyway.
-fn arguments(
-    command: &mut Command,
-    spec: &BoxSpec,
-    workspace: &Path,
-    run_dir: &Path,
-    cell: &Path,
-    etc: &Path,
-) {
-    command.args([
-        "--unshare-all",
-        "--unshare-user",
-        "--as-pid-1",
-        "--new-session",
-        "--clearenv",
-    ]);
-    command.args(["--cap-drop", "ALL", "--hostname", HOST_NAME]);
-    command.args([
-        "--uid",
-        &spec.uid.to_string(),
-        "--gid",
-        &spec.gid.to_string(),
-    ]);
-    command.args([
-        "--info-fd",
-        &INFO_FD.to_string(),
-        "--block-fd",
-        &BLOCK_FD.to_string(),
-    ]);
-    for (name, value) in BoxSpec::cell_env() {
-        command.args(["--setenv", name, value]);
-    }
-    command.args(["--ro-bind", "/usr", "/usr"]);
-    for name in ["bin", "sbin", "lib", "lib32", "lib64", "libx32"] {
-        let path = Path::new("/").join(name);
-        match fs::read_link(&path) {
-            // A merged /usr: the same link inside.
-            Ok(target) => command.arg("--symlink").arg(target).arg(&path),
-            Err(_) if path.is_dir() => command.arg("--ro-bind").arg(&path).arg(&path),
-            Err(_) => continue,
-        };
-    }
-    for name in ETC {
-        let path = Path::new("/etc").join(name);
-        command.arg("--ro-bind-try").arg(&path).arg(&path);
-    }
-    for name in ETC_OURS {
-        command
-            .arg("--ro-bind")
-            .arg(etc.join(name))
-            .arg(Path::new("/etc").join(name));
-    }
-    // A tmpfs counts as the box's memory; these sizes keep one of them from taking all of it.
-    let half = (spec.limits.memory_bytes / 2).max(1 << 20).to_string();
-    command.args([
-        "--proc", "/proc", "--perms", "755", "--size", "65536", "--tmpfs", "/dev",
-    ]);
-    for name in DEVICES {
-        let path = Path::new("/dev").join(name);
-        command.arg("--dev-bind-try").arg(&path).arg(&path);
-    }
-    for (target, name) in [
-        ("/proc/self/fd", "fd"),
-        ("fd/0", "stdin"),
-        ("fd/1", "stdout"),
-        ("fd/2", "stderr"),
-    ] {
-        command
-            .arg("--symlink")
-            .arg(target)
-            .arg(Path::new("/dev").join(name));
-    }
-    command.args([
-        "--perms",
-        "1777",
-        "--size",
-        &half,
-        "--tmpfs",
-        "/dev/shm",
-        "--remount-ro",
-        "/dev",
-    ]);
-    command.args([
-        "--perms",
-        "1777",
-        "--size",
-        &half,
-        "--tmpfs",
-        "/tmp",
-        "--dir",
-        "/var",
-        "--symlink",
-        "/tmp",
-        "/var/tmp",
-    ]);
-    command.arg("--ro-bind").arg(run_dir).arg(RUN_INSIDE);
-    command.arg("--ro-bind").arg(cell).arg(CELL_INSIDE);
-    command.arg("--bind").arg(workspace).arg(WORKSPACE_INSIDE);
-    command.args(["--remount-ro", "/", "--chdir", WORKSPACE_INSIDE, "--"]);
-    command.args(spec.cell_argv());
-}
-
-/// Reads bubblewrap's report up to the pid it names.
-async fn init_pid(info: OwnedFd) -> Result<u32, String> {
-    #[derive(Deserialize)]
-    struct Report {
-        #[serde(rename = "child-pid")]
-        pid: u32,
-    }
-    let mut info = pipe::Receiver::from_owned_fd(info).map_err(|error| error.to_string())?;
-    let mut text = Vec::new();
-    loop {
-        if let Ok(report) = serde_json::from_slice::<Report>(&text) {
-            return Ok(report.pid);
-        }
-        let read = info
-            .read_buf(&mut text)
-            .await
-            .map_err(|error| error.to_string())?;
-        if read == 0 || text.len() > 4096 {
-            return Err("bubblewrap did not start:".to_owned());
-        }
-    }
-}
-
-/// Kills an init process, which takes its whole pid namespace along, and waits for its end.
-async fn kill_and_wait(pid: u32, started: u64) -> io::Result<()> {
-    let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
-        return Ok(());
-    };
-    let descriptor = match pidfd_open(raw, PidfdFlags::empty()) {
-        Ok(descriptor) => descriptor,
-        Err(rustix::io::Errno::SRCH) => return Ok(()),
-        Err(error) => return Err(error.into()),
-    };
-    // The descriptor holds this process; was it the right one when it was opened?
-    if started_at(pid) != Some(started) {
-        return Ok(());
-    }
-    match pidfd_send_signal(&descriptor, Signal::KILL) {
-        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-        Err(error) => return Err(error.into()),
-    }
-    // The end of an init process comes after that of everything in its namespace. Asked, not awaited: the only safe
-    // way to wait on the descriptor is a thread.
-    let until = Instant::now() + END_WITHIN;
-    while started_at(pid) == Some(started) {
-        if Instant::now() >= until {
-            return Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                "its init process does not end",
-            ));
-        }
-        sleep(Duration::from_millis(2)).await;
-    }
-    Ok(())
-}
-
-/// When a process started, in ticks since the machine's start.
-fn started_at(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-    // A zombie has ended, whoever has yet to bury it.
-    if matches!(fields.next()?, "Z" | "X") {
-        return None;
-    }
-    fields.nth(18)?.parse().ok()
-}
-
-fn machine() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .map(|id| id.trim().to_owned())
-        .unwrap_or_default()
-}
-
-/// Writes a file so that it is there whole or not at all.
-fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    let new = PathBuf::from(name);
-    match fs::remove_file(&new) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(&new)?;
-    file.write_all(bytes)?;
-    // The mask may have taken readers away whom the mode names.
-    fs::set_permissions(&new, std::os::unix::fs::PermissionsExt::from_mode(mode))?;
-    fs::rename(&new, path)
 }
 
 /// Host uid and gid of boxes: the configured one for a root daemon, else the daemon's own, which no other is in its power to take.
