@@ -468,7 +468,15 @@ pub async fn memory(driver: &Driver, state: &State) {
 /// A tree of six, two of them in sessions of their own, is gone 50 ms after its limit; the test sees that it was there.
 pub async fn tree(driver: &Driver, state: &State) {
     let mut live = Live::start(driver, state.spec("tree")).await;
-    let neighbour = live.begin("sleep 3; echo untouched", |_| {}).await.1;
+    let mut took = Vec::new();
+    while !in_time(&took, Duration::from_millis(350)) {
+        took.push(one_tree(&mut live).await);
+    }
+    live.stop().await;
+}
+
+async fn one_tree(live: &mut Live) -> Duration {
+    let neighbour = live.begin("sleep 1; echo untouched", |_| {}).await.1;
     tokio::time::sleep(Duration::from_millis(100)).await;
     let init = live.started.init_pid;
     let before = commands(init, "sleep").len();
@@ -488,32 +496,35 @@ pub async fn tree(driver: &Driver, state: &State) {
     let left = commands(init, "sleep");
     assert_eq!(left.len(), 1, "left: {left:?}");
     assert_eq!(ended.exit().cause, Cause::TimedOut);
-    assert!(
-        took >= Duration::from_millis(300) && took <= Duration::from_millis(350) * slack(),
-        "{took:?}"
-    );
+    assert!(took >= Duration::from_millis(300), "{took:?}");
     assert_eq!(finish(neighbour).await.out, "untouched\n");
-    live.stop().await;
+    took
+}
+
+/// A bound on time holds if one of five tries keeps it: what else the machine does can only lengthen them.
+fn in_time(took: &[Duration], limit: Duration) -> bool {
+    let kept = took.iter().any(|took| *took <= limit * slack());
+    assert!(kept || took.len() < 5, "none within {limit:?}: {took:?}");
+    kept
 }
 
 /// One that ignores TERM is gone as well, and its end is told apart from an exit.
 pub async fn stubborn(driver: &Driver, state: &State) {
     let mut live = Live::start(driver, state.spec("stubborn")).await;
-    let started = Instant::now();
-    let ended = live
-        .run_with("trap '' TERM; while :; do sleep 1; done", |spawn| {
-            spawn.timeout_ms = 200;
-        })
-        .await;
-    assert_eq!(
-        (ended.exit().cause, ended.exit().signal),
-        (Cause::TimedOut, Some(9))
-    );
-    assert!(
-        started.elapsed() <= Duration::from_millis(250) * slack(),
-        "{:?}",
-        started.elapsed()
-    );
+    let mut took = Vec::new();
+    while !in_time(&took, Duration::from_millis(250)) {
+        let started = Instant::now();
+        let ended = live
+            .run_with("trap '' TERM; while :; do sleep 1; done", |spawn| {
+                spawn.timeout_ms = 200;
+            })
+            .await;
+        took.push(started.elapsed());
+        assert_eq!(
+            (ended.exit().cause, ended.exit().signal),
+            (Cause::TimedOut, Some(9))
+        );
+    }
     // Cancelled, by an order and by nobody listening any more.
     let (name, seen) = live.begin("sleep 98", |_| {}).await;
     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -531,15 +542,14 @@ pub async fn stubborn(driver: &Driver, state: &State) {
 /// A background child that holds the output neither delays the end nor outlives it.
 pub async fn background(driver: &Driver, state: &State) {
     let mut live = Live::start(driver, state.spec("background")).await;
-    let started = Instant::now();
-    let ended = live.run("sleep 96 & echo done").await;
-    assert_eq!((ended.out.as_str(), ended.exit().code), ("done\n", Some(0)));
-    assert!(
-        started.elapsed() < Duration::from_millis(200) * slack(),
-        "{:?}",
-        started.elapsed()
-    );
-    assert_eq!(ended.exit().swept, 1);
+    let mut took = Vec::new();
+    while !in_time(&took, Duration::from_millis(100)) {
+        let started = Instant::now();
+        let ended = live.run("sleep 96 & echo done").await;
+        took.push(started.elapsed());
+        assert_eq!((ended.out.as_str(), ended.exit().code), ("done\n", Some(0)));
+        assert_eq!(ended.exit().swept, 1);
+    }
     assert_eq!(commands(live.started.init_pid, "sleep").len(), 0);
     live.stop().await;
 }
