@@ -29,13 +29,30 @@ fn build() -> Result<PathBuf, String> {
     let mut cargo = Command::new(var("CARGO")?);
     cargo
         .current_dir(&root)
-        .args(["build", "--release", "--locked", "--package", "portcullis-cell", "--features", "bin", "--bin", "portcullis-cell"])
+        .args([
+            "build",
+            "--release",
+            "--locked",
+            "--package",
+            "portcullis-cell",
+            "--features",
+            "bin",
+            "--bin",
+            "portcullis-cell",
+        ])
         // Named even where it is the host's: build scripts and macros then stay dynamic.
         .args(["--target", &target])
         .arg("--target-dir")
         .arg(&folder);
     // What the outer cargo (or clippy, or a coverage run) set for its own crates is not meant for this one.
-    for name in ["CARGO_ENCODED_RUSTFLAGS", "CARGO_TARGET_DIR", "CARGO_BUILD_TARGET", "RUSTC_WORKSPACE_WRAPPER", "RUSTFLAGS", "RUSTC"] {
+    for name in [
+        "CARGO_ENCODED_RUSTFLAGS",
+        "CARGO_TARGET_DIR",
+        "CARGO_BUILD_TARGET",
+        "RUSTC_WORKSPACE_WRAPPER",
+        "RUSTFLAGS",
+        "RUSTC",
+    ] {
         cargo.env_remove(name);
     }
     cargo
@@ -46,7 +63,9 @@ fn build() -> Result<PathBuf, String> {
         .env("CARGO_PROFILE_RELEASE_STRIP", "symbols");
     let status = cargo.status().map_err(|error| format!("cargo: {error}"))?;
     if !status.success() {
-        return Err(format!("cargo build of portcullis-cell for {target}: {status}"));
+        return Err(format!(
+            "cargo build of portcullis-cell for {target}: {status}"
+        ));
     }
     let built = folder.join(&target).join("release/portcullis-cell");
     let placed = out.join("portcullis-cell");
@@ -62,7 +81,12 @@ fn var(name: &str) -> Result<String, String> {
 fn target(outer: &str) -> String {
     let musl = outer.replace("-gnu", "-musl");
     let rustc = env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned());
-    let library = Command::new(rustc).args(["--print", "target-libdir", "--target", &musl]).output();
-    let installed = library.is_ok_and(|output| output.status.success() && Path::new(String::from_utf8_lossy(&output.stdout).trim()).is_dir());
+    let library = Command::new(rustc)
+        .args(["--print", "target-libdir", "--target", &musl])
+        .output();
+    let installed = library.is_ok_and(|output| {
+        output.status.success()
+            && Path::new(String::from_utf8_lossy(&output.stdout).trim()).is_dir()
+    });
     if installed { musl } else { outer.to_owned() }
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use portcullis_core::ids::BoxId;
 
+use super::docker::Docker;
 use super::native::Native;
 use super::spec::{BoxLimits, BoxSpec, FoundBox, StartedBox};
 
@@ -67,6 +68,8 @@ impl DriverError {
 pub enum Driver {
     /// bubblewrap: namespaces, and the host's `/usr` read-only.
     Native(Native),
+    /// A container of a local Docker engine.
+    Docker(Docker),
 }
 
 impl Driver {
@@ -74,6 +77,7 @@ impl Driver {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Native(_) => "native",
+            Self::Docker(_) => "docker",
         }
     }
 
@@ -81,6 +85,7 @@ impl Driver {
     pub async fn start(&self, spec: &BoxSpec) -> Result<StartedBox, DriverError> {
         match self {
             Self::Native(driver) => driver.start(spec).await,
+            Self::Docker(driver) => driver.start(spec).await,
         }
     }
 
@@ -88,13 +93,15 @@ impl Driver {
     pub async fn stop(&self, id: &BoxId) -> Result<(), DriverError> {
         match self {
             Self::Native(driver) => driver.stop(id).await,
+            Self::Docker(driver) => driver.stop(id).await,
         }
     }
 
     /// Every box that carries this gateway's label, whichever start of it made the box.
     pub async fn list(&self, owner: &str) -> Result<Vec<FoundBox>, DriverError> {
         match self {
-            Self::Native(driver) => driver.list(owner).await,
+            Self::Native(driver) => driver.list(owner),
+            Self::Docker(driver) => driver.list(owner).await,
         }
     }
 }

@@ -19,7 +19,13 @@ impl Channel {
     /// Takes a connected socket over.
     pub fn new(stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        Ok(Self { stream, decoder: Decoder::new(), out: Vec::new(), sent: 0, scratch: vec![0; MAX_FRAME] })
+        Ok(Self {
+            stream,
+            decoder: Decoder::new(),
+            out: Vec::new(),
+            sent: 0,
+            scratch: vec![0; MAX_FRAME],
+        })
     }
 
     /// Queues a frame; [`Self::flush`] sends it. A frame that is too long is a bug of the caller and is left out.
@@ -30,6 +36,12 @@ impl Channel {
     /// Bytes that wait for the peer to read.
     pub fn pending(&self) -> usize {
         self.out.len() - self.sent
+    }
+
+    /// Gives up what waits to be sent.
+    pub fn forget(&mut self) {
+        self.out.clear();
+        self.sent = 0;
     }
 
     /// Sends what the socket takes now.
@@ -43,8 +55,7 @@ impl Channel {
                 Err(error) => return Err(error),
             }
         }
-        self.out.clear();
-        self.sent = 0;
+        self.forget();
         Ok(())
     }
 
@@ -56,14 +67,23 @@ impl Channel {
                 self.decoder.push(&self.scratch[..count]);
                 Ok(true)
             }
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(true),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) =>
+            {
+                Ok(true)
+            }
             Err(error) => Err(error),
         }
     }
 
     /// The next whole frame, or none yet.
     pub fn next_frame(&mut self) -> io::Result<Option<Frame>> {
-        self.decoder.next_frame().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+        self.decoder
+            .next_frame()
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
 }
 

@@ -55,7 +55,9 @@ impl Frame {
         let length = into.len() - start - 4;
         if length > MAX_FRAME {
             into.truncate(start);
-            return Err(FrameError::Length(u32::try_from(length).unwrap_or(u32::MAX)));
+            return Err(FrameError::Length(
+                u32::try_from(length).unwrap_or(u32::MAX),
+            ));
         }
         let length = u32::try_from(length).unwrap_or(u32::MAX);
         into[start..start + 4].copy_from_slice(&length.to_be_bytes());
@@ -67,8 +69,16 @@ impl Frame {
             Self::Hello { .. } => (HELLO, 0),
             Self::Spawn { run, .. } => (SPAWN, *run),
             Self::Signal { run, .. } => (SIGNAL, *run),
-            Self::Output { run, stream: Stream::Out, .. } => (OUT, *run),
-            Self::Output { run, stream: Stream::Err, .. } => (ERR, *run),
+            Self::Output {
+                run,
+                stream: Stream::Out,
+                ..
+            } => (OUT, *run),
+            Self::Output {
+                run,
+                stream: Stream::Err,
+                ..
+            } => (ERR, *run),
             Self::Exit { run, .. } => (EXIT, *run),
             Self::Ping { .. } => (PING, 0),
             Self::Bye => (BYE, 0),
@@ -99,18 +109,38 @@ impl Frame {
         from.kind = kind;
         let run = from.u32()?;
         let frame = match kind {
-            HELLO => Self::Hello { proto: from.u16()?, nonce: from.text(MAX_NONCE)? },
-            SPAWN => Self::Spawn { run, spawn: Box::new(from.spawn()?) },
+            HELLO => Self::Hello {
+                proto: from.u16()?,
+                nonce: from.text(MAX_NONCE)?,
+            },
+            SPAWN => Self::Spawn {
+                run,
+                spawn: Box::new(from.spawn()?),
+            },
             SIGNAL => match from.u8()? {
                 signal @ 1..=64 => Self::Signal { run, signal },
                 _ => return Err(FrameError::Body(kind)),
             },
-            OUT => Self::Output { run, stream: Stream::Out, data: from.output()? },
-            ERR => Self::Output { run, stream: Stream::Err, data: from.output()? },
-            EXIT => Self::Exit { run, exit: from.exit()? },
+            OUT => Self::Output {
+                run,
+                stream: Stream::Out,
+                data: from.output()?,
+            },
+            ERR => Self::Output {
+                run,
+                stream: Stream::Err,
+                data: from.output()?,
+            },
+            EXIT => Self::Exit {
+                run,
+                exit: from.exit()?,
+            },
             PING => Self::Ping { token: from.u64()? },
             BYE => Self::Bye,
-            WINDOW => Self::Window { run, bytes: from.u32()? },
+            WINDOW => Self::Window {
+                run,
+                bytes: from.u32()?,
+            },
             _ => return Err(FrameError::Kind(kind)),
         };
         // One frame has one form: what runs over or numbers a run it does not have is refused.
@@ -134,7 +164,11 @@ pub struct Decoder {
 impl Decoder {
     /// An empty one.
     pub const fn new() -> Self {
-        Self { buffer: Vec::new(), start: 0, broken: None }
+        Self {
+            buffer: Vec::new(),
+            start: 0,
+            broken: None,
+        }
     }
 
     /// Takes bytes as they come. Take every frame with [`Self::next_frame`] before pushing more: that is what bounds the memory.
@@ -239,7 +273,13 @@ fn put_exit(into: &mut Vec<u8>, exit: &Exit) {
         Cause::Cancelled => 2,
         Cause::NotStarted => 3,
     });
-    for value in [exit.duration_ms, exit.user_ms, exit.system_ms, exit.dropped_out, exit.dropped_err] {
+    for value in [
+        exit.duration_ms,
+        exit.user_ms,
+        exit.system_ms,
+        exit.dropped_out,
+        exit.dropped_err,
+    ] {
         put_u64(into, value);
     }
     put_u32(into, exit.swept);
@@ -280,7 +320,11 @@ impl Reader<'_> {
     /// A length that the frame's own remaining bytes must be able to hold, so that nothing is reserved on a peer's word.
     fn count(&mut self, most: usize) -> Result<usize, FrameError> {
         let count = usize::try_from(self.u32()?).map_err(|_| self.bad())?;
-        if count <= most && count <= self.bytes.len() { Ok(count) } else { Err(self.bad()) }
+        if count <= most && count <= self.bytes.len() {
+            Ok(count)
+        } else {
+            Err(self.bad())
+        }
     }
 
     fn text(&mut self, most: usize) -> Result<String, FrameError> {
@@ -296,7 +340,11 @@ impl Reader<'_> {
 
     fn output(&mut self) -> Result<Vec<u8>, FrameError> {
         let data = std::mem::take(&mut self.bytes);
-        if (1..=MAX_OUTPUT).contains(&data.len()) { Ok(data.to_vec()) } else { Err(self.bad()) }
+        if (1..=MAX_OUTPUT).contains(&data.len()) {
+            Ok(data.to_vec())
+        } else {
+            Err(self.bad())
+        }
     }
 
     fn spawn(&mut self) -> Result<Spawn, FrameError> {
@@ -322,7 +370,11 @@ impl Reader<'_> {
             open_files: self.u32()?,
             file_bytes: self.u64()?,
         };
-        if spawn.argv.is_empty() || spawn.timeout_ms == 0 { Err(self.bad()) } else { Ok(spawn) }
+        if spawn.argv.is_empty() || spawn.timeout_ms == 0 {
+            Err(self.bad())
+        } else {
+            Ok(spawn)
+        }
     }
 
     fn exit(&mut self) -> Result<Exit, FrameError> {
@@ -366,23 +418,41 @@ mod tests {
             prop::collection::vec(text(), 1..8),
             prop::collection::vec(("[A-Za-z_]{1,12}", text()), 0..8),
             text(),
-            (1..=u64::MAX, any::<u32>(), any::<u64>(), any::<u32>(), any::<u64>()),
+            (
+                1..=u64::MAX,
+                any::<u32>(),
+                any::<u64>(),
+                any::<u32>(),
+                any::<u64>(),
+            ),
         )
-            .prop_map(|(argv, env, cwd, (timeout_ms, grace_ms, output_cap, open_files, file_bytes))| Spawn {
-                argv,
-                env,
-                cwd,
-                timeout_ms,
-                grace_ms,
-                output_cap,
-                open_files,
-                file_bytes,
-            })
+            .prop_map(
+                |(argv, env, cwd, (timeout_ms, grace_ms, output_cap, open_files, file_bytes))| {
+                    Spawn {
+                        argv,
+                        env,
+                        cwd,
+                        timeout_ms,
+                        grace_ms,
+                        output_cap,
+                        open_files,
+                        file_bytes,
+                    }
+                },
+            )
     }
 
     fn exit() -> impl Strategy<Value = Exit> {
-        let ended = prop_oneof![any::<u8>().prop_map(Ended::Code), (1..=64_u8).prop_map(Ended::Signal)];
-        let cause = prop::sample::select(vec![Cause::Itself, Cause::TimedOut, Cause::Cancelled, Cause::NotStarted]);
+        let ended = prop_oneof![
+            any::<u8>().prop_map(Ended::Code),
+            (1..=64_u8).prop_map(Ended::Signal)
+        ];
+        let cause = prop::sample::select(vec![
+            Cause::Itself,
+            Cause::TimedOut,
+            Cause::Cancelled,
+            Cause::NotStarted,
+        ]);
         (ended, cause, any::<[u64; 5]>(), any::<u32>()).prop_map(|(ended, cause, n, swept)| Exit {
             ended,
             cause,
@@ -398,10 +468,18 @@ mod tests {
     fn frame() -> impl Strategy<Value = Frame> {
         let stream = prop::sample::select(vec![Stream::Out, Stream::Err]);
         prop_oneof![
-            (any::<u16>(), "[0-9a-f]{0,64}").prop_map(|(proto, nonce)| Frame::Hello { proto, nonce }),
-            (any::<u32>(), spawn()).prop_map(|(run, spawn)| Frame::Spawn { run, spawn: Box::new(spawn) }),
+            (any::<u16>(), "[0-9a-f]{0,64}")
+                .prop_map(|(proto, nonce)| Frame::Hello { proto, nonce }),
+            (any::<u32>(), spawn()).prop_map(|(run, spawn)| Frame::Spawn {
+                run,
+                spawn: Box::new(spawn)
+            }),
             (any::<u32>(), 1..=64_u8).prop_map(|(run, signal)| Frame::Signal { run, signal }),
-            (any::<u32>(), stream, prop::collection::vec(any::<u8>(), 1..2000))
+            (
+                any::<u32>(),
+                stream,
+                prop::collection::vec(any::<u8>(), 1..2000)
+            )
                 .prop_map(|(run, stream, data)| Frame::Output { run, stream, data }),
             (any::<u32>(), exit()).prop_map(|(run, exit)| Frame::Exit { run, exit }),
             any::<u64>().prop_map(|token| Frame::Ping { token }),
@@ -476,9 +554,16 @@ mod tests {
 
     #[test]
     fn too_long_is_refused_by_both_ends() {
-        let frame = Frame::Output { run: 1, stream: Stream::Out, data: vec![0; MAX_FRAME] };
+        let frame = Frame::Output {
+            run: 1,
+            stream: Stream::Out,
+            data: vec![0; MAX_FRAME],
+        };
         let mut bytes = vec![7];
-        assert!(matches!(frame.encode(&mut bytes), Err(FrameError::Length(_))));
+        assert!(matches!(
+            frame.encode(&mut bytes),
+            Err(FrameError::Length(_))
+        ));
         assert_eq!(bytes, [7]);
         let mut decoder = Decoder::new();
         // Refused on the length alone: four bytes are enough.

@@ -36,7 +36,12 @@ impl Output {
     pub fn new(out: OwnedFd, err: OwnedFd, cap: u64) -> std::io::Result<Self> {
         rustix::io::ioctl_fionbio(&out, true)?;
         rustix::io::ioctl_fionbio(&err, true)?;
-        let pipe = |from: OwnedFd, stream| Pipe { from: Some(from.into()), stream, left: cap, dropped: 0 };
+        let pipe = |from: OwnedFd, stream| Pipe {
+            from: Some(from.into()),
+            stream,
+            left: cap,
+            dropped: 0,
+        };
         Ok(Self {
             pipes: [pipe(out, Stream::Out), pipe(err, Stream::Err)],
             queue: VecDeque::new(),
@@ -54,7 +59,10 @@ impl Output {
     /// The pipes worth waiting for now.
     pub fn readable(&self, tail: bool) -> impl Iterator<Item = BorrowedFd<'_>> {
         let room = tail || self.queued < AHEAD;
-        self.pipes.iter().filter(move |pipe| room || pipe.left == 0).filter_map(|pipe| pipe.from.as_ref().map(AsFd::as_fd))
+        self.pipes
+            .iter()
+            .filter(move |pipe| room || pipe.left == 0)
+            .filter_map(|pipe| pipe.from.as_ref().map(AsFd::as_fd))
     }
 
     /// Both pipes have ended: nobody holds their other ends.
@@ -93,7 +101,9 @@ impl Output {
         if pipe.left > 0 && self.queued >= limit && !tail {
             return false;
         }
-        let Some(from) = pipe.from.as_mut() else { return false };
+        let Some(from) = pipe.from.as_mut() else {
+            return false;
+        };
         match from.read(&mut self.scratch) {
             Ok(0) => {
                 pipe.from = None;
@@ -106,7 +116,8 @@ impl Output {
                 pipe.dropped += (count - keep) as u64;
                 if keep > 0 {
                     self.queued += keep;
-                    self.queue.push_back((pipe.stream, self.scratch[..keep].to_vec()));
+                    self.queue
+                        .push_back((pipe.stream, self.scratch[..keep].to_vec()));
                 }
                 true
             }
@@ -122,8 +133,12 @@ impl Output {
     /// Moves what the credit allows onto the channel.
     pub fn send(&mut self, run: u32, channel: &mut Channel) {
         while self.credit > 0 && channel.pending() < UNSENT {
-            let Some((stream, mut data)) = self.queue.pop_front() else { return };
-            let most = usize::try_from(self.credit).unwrap_or(usize::MAX).min(data.len());
+            let Some((stream, mut data)) = self.queue.pop_front() else {
+                return;
+            };
+            let most = usize::try_from(self.credit)
+                .unwrap_or(usize::MAX)
+                .min(data.len());
             if most < data.len() {
                 let rest = data.split_off(most);
                 self.queue.push_front((stream, rest));

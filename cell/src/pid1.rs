@@ -33,15 +33,24 @@ struct Options {
 }
 
 fn options(mut arguments: impl Iterator<Item = String>) -> Result<Options, String> {
-    let mut options =
-        Options { socket: "/run/portcullis/s".to_owned(), nonce: String::new(), dead_man: Duration::from_secs(60) };
+    let mut options = Options {
+        socket: "/run/portcullis/s".to_owned(),
+        nonce: String::new(),
+        dead_man: Duration::from_mins(1),
+    };
     while let Some(name) = arguments.next() {
-        let value = arguments.next().ok_or_else(|| format!("{name} needs a value"))?;
+        let value = arguments
+            .next()
+            .ok_or_else(|| format!("{name} needs a value"))?;
         match name.as_str() {
             "--socket" => options.socket = value,
             "--nonce" if value.len() <= MAX_NONCE => options.nonce = value,
             "--dead-man" => {
-                options.dead_man = Duration::from_secs(value.parse().map_err(|_| format!("--dead-man {value}: not seconds"))?);
+                options.dead_man = Duration::from_secs(
+                    value
+                        .parse()
+                        .map_err(|_| format!("--dead-man {value}: not seconds"))?,
+                );
             }
             _ => return Err(format!("unknown or unusable option {name}")),
         }
@@ -52,7 +61,8 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Options, Strin
 /// Entry of `portcullis-cell box`.
 pub fn main(arguments: impl Iterator<Item = String>) -> Result<(), String> {
     let options = options(arguments)?;
-    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable).map_err(|error| error.to_string())?;
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .map_err(|error| error.to_string())?;
     rustix::thread::set_no_new_privs(true).map_err(|error| error.to_string())?;
     // The daemon's own mask would leave an agent's files unreadable to the agent's other tools.
     let _ = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
@@ -111,8 +121,13 @@ impl Pid1 {
             return;
         }
         self.dial_at = Instant::now() + REDIAL;
-        let Ok(mut channel) = UnixStream::connect(&options.socket).and_then(Channel::new) else { return };
-        channel.queue(&Frame::Hello { proto: PROTO, nonce: options.nonce.clone() });
+        let Ok(mut channel) = UnixStream::connect(&options.socket).and_then(Channel::new) else {
+            return;
+        };
+        channel.queue(&Frame::Hello {
+            proto: PROTO,
+            nonce: options.nonce.clone(),
+        });
         if channel.flush().is_ok() {
             self.host = Some(channel);
             self.ready_spare();
@@ -132,10 +147,17 @@ impl Pid1 {
         if self.host.is_none() {
             until = until.min(self.dial_at);
         }
-        let full = self.host.as_ref().is_some_and(|host| host.pending() > UNSENT);
+        let full = self
+            .host
+            .as_ref()
+            .is_some_and(|host| host.pending() > UNSENT);
         let mut polled = Vec::with_capacity(self.runs.len() + 1);
         let flags = |channel: &Channel, read: bool| {
-            let mut flags = if read { PollFlags::IN } else { PollFlags::empty() };
+            let mut flags = if read {
+                PollFlags::IN
+            } else {
+                PollFlags::empty()
+            };
             flags.set(PollFlags::OUT, channel.pending() > 0);
             flags
         };
@@ -147,7 +169,10 @@ impl Pid1 {
             polled.push(PollFd::new(channel, flags(channel, !full)));
         }
         let time = until.saturating_duration_since(now);
-        let time = Timespec { tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX), tv_nsec: time.subsec_nanos().into() };
+        let time = Timespec {
+            tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: time.subsec_nanos().into(),
+        };
         let _ = rustix::event::poll(&mut polled, Some(&time));
     }
 
@@ -167,7 +192,7 @@ impl Pid1 {
         while let Some(frame) = host.next_frame()? {
             self.heard = Instant::now();
             match frame {
-                Frame::Spawn { run, spawn } => self.spawn(host, Frame::Spawn { run, spawn }, run),
+                Frame::Spawn { run, .. } => self.spawn(host, &frame, run),
                 Frame::Signal { run, .. } | Frame::Window { run, .. } => {
                     if let Some(run) = self.runs.iter_mut().find(|known| known.id == run) {
                         run.supervisor.channel.queue(&frame);
@@ -176,14 +201,20 @@ impl Pid1 {
                 Frame::Ping { token } => host.queue(&Frame::Ping { token }),
                 Frame::Bye => self.over = true,
                 Frame::Hello { proto, .. } if proto == PROTO => {}
-                Frame::Hello { .. } | Frame::Output { .. } | Frame::Exit { .. } => return Err(io::ErrorKind::InvalidData.into()),
+                Frame::Hello { .. } | Frame::Output { .. } | Frame::Exit { .. } => {
+                    return Err(io::ErrorKind::InvalidData.into());
+                }
             }
         }
         host.flush()?;
-        if open { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+        if open {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::UnexpectedEof.into())
+        }
     }
 
-    fn spawn(&mut self, host: &mut Channel, frame: Frame, id: u32) {
+    fn spawn(&mut self, host: &mut Channel, frame: &Frame, id: u32) {
         let refusal = if self.runs.iter().any(|run| run.id == id) {
             // A number of a run that is alive: answering would end that run for the host.
             return;
@@ -192,18 +223,30 @@ impl Pid1 {
         } else {
             match self.spare.take().map_or_else(|| self.supervisor(), Ok) {
                 Ok(mut supervisor) => {
-                    supervisor.channel.queue(&frame);
+                    supervisor.channel.queue(frame);
                     // What does not go out now goes out after the next wait.
                     let _ = supervisor.channel.flush();
-                    self.runs.push(Run { id, supervisor, reported: false, gone: false });
+                    self.runs.push(Run {
+                        id,
+                        supervisor,
+                        reported: false,
+                        gone: false,
+                    });
                     None
                 }
                 Err(error) => Some(format!("no process for the run: {error}")),
             }
         };
         if let Some(text) = refusal {
-            host.queue(&Frame::Output { run: id, stream: Stream::Err, data: format!("portcullis: {text}\n").into_bytes() });
-            host.queue(&Frame::Exit { run: id, exit: ended(Ended::Code(125), Cause::NotStarted) });
+            host.queue(&Frame::Output {
+                run: id,
+                stream: Stream::Err,
+                data: format!("portcullis: {text}\n").into_bytes(),
+            });
+            host.queue(&Frame::Exit {
+                run: id,
+                exit: ended(Ended::Code(125), Cause::NotStarted),
+            });
         } else {
             self.ready_spare();
         }
@@ -220,7 +263,10 @@ impl Pid1 {
                 run.gone = true;
                 if !run.reported {
                     // Its supervisor is gone without a word: out of memory, most likely.
-                    host.queue(&Frame::Exit { run: run.id, exit: ended(Ended::Signal(9), Cause::Itself) });
+                    host.queue(&Frame::Exit {
+                        run: run.id,
+                        exit: ended(Ended::Signal(9), Cause::Itself),
+                    });
                 }
             }
         }
@@ -272,11 +318,18 @@ impl Pid1 {
 
 fn relay(run: &mut Run, host: &mut Channel) -> io::Result<()> {
     let channel = &mut run.supervisor.channel;
-    channel.flush()?;
+    // A supervisor that has ended takes no more credit, but what it said before is still to be read.
+    if channel.flush().is_err() {
+        channel.forget();
+    }
     let open = channel.fill()?;
     while let Some(frame) = channel.next_frame()? {
         match frame {
-            Frame::Output { stream, data, .. } if !run.reported => host.queue(&Frame::Output { run: run.id, stream, data }),
+            Frame::Output { stream, data, .. } if !run.reported => host.queue(&Frame::Output {
+                run: run.id,
+                stream,
+                data,
+            }),
             Frame::Exit { exit, .. } if !run.reported => {
                 run.reported = true;
                 host.queue(&Frame::Exit { run: run.id, exit });
@@ -284,9 +337,22 @@ fn relay(run: &mut Run, host: &mut Channel) -> io::Result<()> {
             _ => return Err(io::ErrorKind::InvalidData.into()),
         }
     }
-    if open { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    if open {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::UnexpectedEof.into())
+    }
 }
 
 const fn ended(ended: Ended, cause: Cause) -> Exit {
-    Exit { ended, cause, duration_ms: 0, user_ms: 0, system_ms: 0, dropped_out: 0, dropped_err: 0, swept: 0 }
+    Exit {
+        ended,
+        cause,
+        duration_ms: 0,
+        user_ms: 0,
+        system_ms: 0,
+        dropped_out: 0,
+        dropped_err: 0,
+        swept: 0,
+    }
 }

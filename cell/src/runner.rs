@@ -29,25 +29,30 @@ const SWEEP: Duration = Duration::from_secs(2);
 /// Entry of `portcullis-cell run`.
 pub fn main() -> Result<(), String> {
     let text = |error: std::io::Error| error.to_string();
-    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable).map_err(|error| error.to_string())?;
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .map_err(|error| error.to_string())?;
     rustix::thread::set_no_new_privs(true).map_err(|error| error.to_string())?;
-    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).map_err(|error| error.to_string())?;
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+        .map_err(|error| error.to_string())?;
     // The run's own session; fails only where this process leads a group already, which changes nothing.
     let _ = rustix::process::setsid();
-    let control = std::io::stdin().as_fd().try_clone_to_owned().map_err(text)?;
+    let control = std::io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(text)?;
     let mut channel = Channel::new(UnixStream::from(control)).map_err(text)?;
     let Some((run, spawn)) = await_spawn(&mut channel).map_err(text)? else {
         return Ok(());
     };
     let exit = match start(&spawn).and_then(|child| Run::new(run, &spawn, child)) {
-        Ok(mut running) => match running.supervise(&mut channel) {
-            Ok(exit) => exit,
-            Err(_) => {
+        Ok(mut running) => {
+            let Ok(exit) = running.supervise(&mut channel) else {
                 // Nobody to report to: end everything and go.
                 running.sweep();
                 return Ok(());
-            }
-        },
+            };
+            exit
+        }
         Err(reason) => not_started(run, &reason, &mut channel),
     };
     channel.queue(&Frame::Exit { run, exit });
@@ -76,7 +81,11 @@ fn await_spawn(channel: &mut Channel) -> std::io::Result<Option<(u32, Spawn)>> {
 fn not_started(run: u32, reason: &NotStarted, channel: &mut Channel) -> Exit {
     let mut data = format!("portcullis: {}\n", reason.text).into_bytes();
     data.truncate(4096);
-    channel.queue(&Frame::Output { run, stream: Stream::Err, data });
+    channel.queue(&Frame::Output {
+        run,
+        stream: Stream::Err,
+        data,
+    });
     Exit {
         ended: Ended::Code(reason.code),
         cause: Cause::NotStarted,
@@ -96,7 +105,11 @@ fn wait<'a>(
     others: impl Iterator<Item = std::os::fd::BorrowedFd<'a>>,
     time: Option<Duration>,
 ) -> std::io::Result<()> {
-    let flags = if writing { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+    let flags = if writing {
+        PollFlags::IN | PollFlags::OUT
+    } else {
+        PollFlags::IN
+    };
     let mut polled = vec![PollFd::new(channel, flags)];
     polled.extend(others.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
     let time = time.map(|time| rustix::event::Timespec {
@@ -122,7 +135,7 @@ enum Phase {
 }
 
 struct Run {
-    run: u32,
+    number: u32,
     leader: Pid,
     pidfd: OwnedFd,
     output: Output,
@@ -141,12 +154,18 @@ impl Run {
         let broken = |text: String| NotStarted { code: 125, text };
         let leader = Pid::from_child(&child);
         // The box dies before the gateway, the command before its supervisor.
-        let _ = std::fs::write(format!("/proc/{}/oom_score_adj", leader.as_raw_pid()), "500");
+        let _ = std::fs::write(
+            format!("/proc/{}/oom_score_adj", leader.as_raw_pid()),
+            "500",
+        );
         let (Some(out), Some(err)) = (child.stdout.take(), child.stderr.take()) else {
             return Err(broken("no pipes".to_owned()));
         };
         let setup = || -> std::io::Result<(OwnedFd, Output)> {
-            Ok((pidfd_open(leader, PidfdFlags::empty())?, Output::new(out.into(), err.into(), spawn.output_cap)?))
+            Ok((
+                pidfd_open(leader, PidfdFlags::empty())?,
+                Output::new(out.into(), err.into(), spawn.output_cap)?,
+            ))
         };
         let (pidfd, output) = setup().map_err(|error| {
             tree::sweep(SWEEP, &mut BTreeSet::new(), |_, _| {});
@@ -154,12 +173,14 @@ impl Run {
         })?;
         let limit = Duration::from_millis(spawn.timeout_ms);
         Ok(Self {
-            run,
+            number: run,
             leader,
             pidfd,
             output,
             started,
-            deadline: started.checked_add(limit).unwrap_or(started + Duration::from_secs(86_400)),
+            deadline: started
+                .checked_add(limit)
+                .unwrap_or(started + Duration::from_hours(24)),
             grace: Duration::from_millis(spawn.grace_ms.into()).min(MOST_GRACE),
             cause: Cause::Itself,
             status: None,
@@ -171,15 +192,20 @@ impl Run {
     /// Runs to the end. An error means that the control channel is gone.
     fn supervise(&mut self, channel: &mut Channel) -> std::io::Result<Exit> {
         loop {
-            self.output.send(self.run, channel);
+            self.output.send(self.number, channel);
             channel.flush()?;
             if let Some(exit) = self.step() {
-                self.output.send(self.run, channel);
+                self.output.send(self.number, channel);
                 return Ok(exit);
             }
             let tail = !matches!(self.phase, Phase::Running);
             let leader = self.status.is_none().then(|| self.pidfd.as_fd());
-            wait(channel, channel.pending() > 0, self.output.readable(tail).chain(leader), Some(self.patience()))?;
+            wait(
+                channel,
+                channel.pending() > 0,
+                self.output.readable(tail).chain(leader),
+                Some(self.patience()),
+            )?;
             self.listen(channel)?;
             if self.output.read(tail)
                 && let Phase::Draining { quiet, .. } = &mut self.phase
@@ -193,12 +219,16 @@ impl Run {
         let open = channel.fill()?;
         while let Some(frame) = channel.next_frame()? {
             match frame {
-                Frame::Window { run, bytes } if run == self.run => self.output.grant(bytes),
-                Frame::Signal { run, signal } if run == self.run => self.signal(signal),
+                Frame::Window { run, bytes } if run == self.number => self.output.grant(bytes),
+                Frame::Signal { run, signal } if run == self.number => self.signal(signal),
                 _ => {}
             }
         }
-        if open { Ok(()) } else { Err(std::io::ErrorKind::UnexpectedEof.into()) }
+        if open {
+            Ok(())
+        } else {
+            Err(std::io::ErrorKind::UnexpectedEof.into())
+        }
     }
 
     fn signal(&mut self, signal: u8) {
@@ -223,7 +253,9 @@ impl Run {
                 if !grace.is_zero() {
                     tree::signal_all(Signal::TERM, &mut BTreeSet::new());
                 }
-                self.phase = Phase::Ending { kill_at: now + grace };
+                self.phase = Phase::Ending {
+                    kill_at: now + grace,
+                };
             }
             Phase::Ending { kill_at } => *kill_at = (*kill_at).min(now + grace),
             // The leader is over: only its output is still awaited, and that ends now.
@@ -247,7 +279,10 @@ impl Run {
         let now = Instant::now();
         if matches!(self.phase, Phase::Running) {
             if self.status.is_some() {
-                self.phase = Phase::Draining { until: now + DRAIN, quiet: now + QUIET };
+                self.phase = Phase::Draining {
+                    until: now + DRAIN,
+                    quiet: now + QUIET,
+                };
             } else if now >= self.deadline {
                 self.end(Cause::TimedOut, TIME_OUT_GRACE);
             }
@@ -255,17 +290,25 @@ impl Run {
         match self.phase {
             Phase::Running => return None,
             Phase::Ending { kill_at } if !childless && now < kill_at => return None,
-            Phase::Draining { until, quiet } if !self.output.ended() && now < until.min(quiet) => return None,
+            Phase::Draining { until, quiet } if !self.output.ended() && now < until.min(quiet) => {
+                return None;
+            }
             Phase::Ending { .. } | Phase::Draining { .. } => {
                 self.sweep();
                 self.output.read(true);
                 // Only a run that ended by itself may wait for a slow reader, and never past its own limit.
-                let until = if self.cause == Cause::Itself { self.deadline.max(now + DRAIN) } else { now };
+                let until = if self.cause == Cause::Itself {
+                    self.deadline.max(now + DRAIN)
+                } else {
+                    now
+                };
                 self.phase = Phase::Sending { until };
             }
             Phase::Sending { .. } => {}
         }
-        let Phase::Sending { until } = self.phase else { return None };
+        let Phase::Sending { until } = self.phase else {
+            return None;
+        };
         if !self.output.sent() && now < until {
             return None;
         }
@@ -298,7 +341,9 @@ impl Run {
 
     fn exit(&mut self) -> Exit {
         self.output.abandon();
-        let (status, at) = self.status.map_or((None, Instant::now()), |(status, at)| (Some(status), at));
+        let (status, at) = self
+            .status
+            .map_or((None, Instant::now()), |(status, at)| (Some(status), at));
         let (user_ms, system_ms) = usage();
         let (dropped_out, dropped_err) = self.output.dropped();
         self.told.remove(&self.leader.as_raw_pid());
@@ -314,7 +359,8 @@ impl Run {
                 None => Ended::Signal(9),
             },
             cause: self.cause,
-            duration_ms: u64::try_from(at.saturating_duration_since(self.started).as_millis()).unwrap_or(u64::MAX),
+            duration_ms: u64::try_from(at.saturating_duration_since(self.started).as_millis())
+                .unwrap_or(u64::MAX),
             user_ms,
             system_ms,
             dropped_out,
@@ -328,6 +374,13 @@ impl Run {
 fn usage() -> (u64, u64) {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    let field = |at: usize| fields.split_whitespace().nth(at).and_then(|word| word.parse::<u64>().ok()).unwrap_or(0) * 10;
+    let field = |at: usize| {
+        fields
+            .split_whitespace()
+            .nth(at)
+            .and_then(|word| word.parse::<u64>().ok())
+            .unwrap_or(0)
+            * 10
+    };
     (field(13), field(14))
 }

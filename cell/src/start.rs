@@ -20,7 +20,10 @@ pub struct NotStarted {
 
 impl NotStarted {
     fn new(code: u8, text: impl Into<String>) -> Self {
-        Self { code, text: text.into() }
+        Self {
+            code,
+            text: text.into(),
+        }
     }
 }
 
@@ -28,19 +31,34 @@ impl NotStarted {
 pub fn start(spawn: &Spawn) -> Result<Child, NotStarted> {
     let name = spawn.argv.first().cloned().unwrap_or_default();
     // The whole supervisor moves: a relative name then means the same to the check and to the kernel.
-    rustix::process::chdir(spawn.cwd.as_str()).map_err(|error| NotStarted::new(126, format!("{}: {error}", spawn.cwd)))?;
+    rustix::process::chdir(spawn.cwd.as_str())
+        .map_err(|error| NotStarted::new(126, format!("{}: {error}", spawn.cwd)))?;
     let program = find(&name, &spawn.env)?;
     limit(spawn).map_err(|error| NotStarted::new(125, format!("resource limits: {error}")))?;
     let mut command = Command::new(&program);
-    command.arg0(&name).args(&spawn.argv[1..]).env_clear().envs(spawn.env.iter().map(|(name, value)| (name, value)));
+    command
+        .arg0(&name)
+        .args(&spawn.argv[1..])
+        .env_clear()
+        .envs(spawn.env.iter().map(|(name, value)| (name, value)));
     // A group of its own, so that a signal to it spares the supervisor, whose session it shares with nobody else.
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-    let restricted = std::thread::Builder::new().stack_size(128 * 1024).spawn(move || {
-        rules::landlock().and_then(|()| rules::seccomp()).map_err(|text| NotStarted::new(125, text))?;
-        command.spawn().map_err(|error| refused(&program, &error))
-    });
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0);
+    let restricted = std::thread::Builder::new()
+        .stack_size(128 * 1024)
+        .spawn(move || {
+            rules::landlock()
+                .and_then(|()| rules::seccomp())
+                .map_err(|text| NotStarted::new(125, text))?;
+            command.spawn().map_err(|error| refused(&program, &error))
+        });
     let thread = restricted.map_err(|error| NotStarted::new(125, format!("no thread: {error}")))?;
-    thread.join().unwrap_or_else(|_| Err(NotStarted::new(125, "the starting thread ended")))
+    thread
+        .join()
+        .unwrap_or_else(|_| Err(NotStarted::new(125, "the starting thread ended")))
 }
 
 fn refused(program: &Path, error: &std::io::Error) -> NotStarted {
@@ -62,10 +80,17 @@ fn find(name: &str, env: &[(String, String)]) -> Result<PathBuf, NotStarted> {
             Usable::Missing => Err(NotStarted::new(127, format!("{name}: no such file"))),
         };
     }
-    let path = env.iter().rev().find(|(name, _)| name == "PATH").map_or("", |(_, value)| value.as_str());
+    let path = env
+        .iter()
+        .rev()
+        .find(|(name, _)| name == "PATH")
+        .map_or("", |(_, value)| value.as_str());
     let mut seen = false;
     // An empty entry means the working folder to a shell; here it means nothing, so that no agent's file becomes `ls` by accident.
-    for folder in path.split(':').filter(|folder| !folder.is_empty() && !name.is_empty()) {
+    for folder in path
+        .split(':')
+        .filter(|folder| !folder.is_empty() && !name.is_empty())
+    {
         let candidate = Path::new(folder).join(name);
         match usable(&candidate) {
             Usable::Yes => return Ok(candidate),
@@ -88,7 +113,11 @@ enum Usable {
 
 fn usable(path: &Path) -> Usable {
     match std::fs::metadata(path) {
-        Ok(data) if data.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() => Usable::Yes,
+        Ok(data)
+            if data.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() =>
+        {
+            Usable::Yes
+        }
         Ok(_) => Usable::No,
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Usable::No,
         Err(_) => Usable::Missing,
@@ -96,7 +125,10 @@ fn usable(path: &Path) -> Usable {
 }
 
 fn limit(spawn: &Spawn) -> Result<(), Errno> {
-    let both = |most: u64| Rlimit { current: Some(most), maximum: Some(most) };
+    let both = |most: u64| Rlimit {
+        current: Some(most),
+        maximum: Some(most),
+    };
     setrlimit(Resource::Core, both(0))?;
     // The supervisor needs a few itself; its own limit is its command's.
     setrlimit(Resource::Nofile, both(u64::from(spawn.open_files).max(32)))?;

@@ -60,7 +60,11 @@ pub fn signal_all(signal: Signal, told: &mut BTreeSet<i32>) {
 }
 
 /// Kills every descendant until none is left or the time is over; calls `dead` for each child that was reaped. True: nothing is left.
-pub fn sweep(within: Duration, told: &mut BTreeSet<i32>, mut dead: impl FnMut(Pid, WaitStatus)) -> bool {
+pub fn sweep(
+    within: Duration,
+    told: &mut BTreeSet<i32>,
+    mut dead: impl FnMut(Pid, WaitStatus),
+) -> bool {
     let until = Instant::now() + within;
     loop {
         loop {
@@ -85,7 +89,10 @@ fn children_of(pid: Pid) -> Option<Vec<Pid>> {
     let mut found = Vec::new();
     for task in tasks.flatten() {
         let list = fs::read_to_string(task.path().join("children")).ok()?;
-        found.extend(list.split_whitespace().filter_map(|word| Pid::from_raw(word.parse().ok()?)));
+        found.extend(
+            list.split_whitespace()
+                .filter_map(|word| Pid::from_raw(word.parse().ok()?)),
+        );
     }
     Some(found)
 }
