@@ -6,16 +6,17 @@ use std::time::Duration;
 const SETTLE: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(2);
 
-/// Returns once `/proc/PID/status` shows every uid and gid as asked, no capability in any set, no new privileges, and a seccomp filter.
+/// Returns once `/proc/PID/status` shows every uid and gid as asked, no capability in any set, no new privileges and a seccomp filter, and
+/// its network namespace has no route that leaves the box.
 ///
 /// # Errors
 /// What still differs after 2 s, or that the process cannot be seen: the engine's process ids are then not this machine's.
 pub async fn confined(pid: u32, uid: u32, gid: u32) -> Result<(), String> {
-    let path = format!("/proc/{pid}/status");
+    let folder = format!("/proc/{pid}");
     let deadline = tokio::time::Instant::now() + SETTLE;
     loop {
-        let verdict = match std::fs::read_to_string(&path) {
-            Ok(status) => shortfall(&status, uid, gid),
+        let verdict = match std::fs::read_to_string(format!("{folder}/status")) {
+            Ok(status) => shortfall(&status, uid, gid).or_else(|| way_out(&folder)),
             Err(error) => {
                 return Err(format!(
                     "the box's first process {pid} is not seen on this machine: {error}"
@@ -65,6 +66,33 @@ fn shortfall(status: &str, uid: u32, gid: u32) -> Option<String> {
         .or_else(|| differs("Seccomp", &|text| text == "2"))
 }
 
+/// The first route of a process's network namespace that is not the loopback's. The box's lists of routes are readable by everybody.
+fn way_out(folder: &str) -> Option<String> {
+    let v4 = std::fs::read_to_string(format!("{folder}/net/route"));
+    let v6 = match std::fs::read_to_string(format!("{folder}/net/ipv6_route")) {
+        // A kernel without IPv6.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        read => read,
+    };
+    match (v4, v6) {
+        (Ok(v4), Ok(v6)) => foreign_route(&v4, &v6),
+        (Err(error), _) | (_, Err(error)) => Some(format!("its routes cannot be read: {error}")),
+    }
+}
+
+/// IPv4: a heading, then one line per route, its device first. IPv6: the device last.
+fn foreign_route(v4: &str, v6: &str) -> Option<String> {
+    let v4 = v4
+        .lines()
+        .skip(1)
+        .map(|line| line.split_whitespace().next());
+    let v6 = v6.lines().map(|line| line.split_whitespace().next_back());
+    v4.chain(v6)
+        .flatten()
+        .find(|device| *device != "lo")
+        .map(|device| format!("a route leaves it through {device}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,5 +128,20 @@ mod tests {
     async fn a_process_that_is_not_there_is_refused() {
         let refused = confined(u32::MAX, 1000, 1000).await.unwrap_err();
         assert!(refused.contains("not seen on this machine"), "{refused}");
+    }
+
+    #[test]
+    fn a_route_that_is_not_the_loopbacks_is_a_way_out() {
+        let v4 = "Iface\tDestination\tGateway\n";
+        let v6 = "00000000000000000000000000000001 80 0 00 0 0 0 0 80200001       lo\n";
+        assert_eq!(foreign_route(v4, v6), None);
+        assert_eq!(foreign_route(v4, ""), None);
+        let eth = format!("{v4}eth0\t00000000\t010011AC\n");
+        assert!(foreign_route(&eth, v6).unwrap_or_default().contains("eth0"));
+        let wg = format!("{v6}fe80 40 0 00 0 0 0 0 00000001 wg0\n");
+        assert!(foreign_route(v4, &wg).unwrap_or_default().contains("wg0"));
+        // This very process has a way out, or at least its routes can be read.
+        assert!(!way_out("/proc/self").unwrap_or_default().contains("cannot"));
+        assert!(way_out("/proc/0").is_some());
     }
 }

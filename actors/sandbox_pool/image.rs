@@ -14,8 +14,8 @@ use bollard::query_parameters::{CreateImageOptionsBuilder, ListImagesOptionsBuil
 use futures_util::StreamExt;
 use sha2::{Digest, Sha256};
 
-use super::docker::{CALL, bounded};
 use super::driver::DriverError;
+use super::engine::{CALL, bounded};
 use super::hardening::significant;
 use super::spec::{CELL_INSIDE, RUN_INSIDE, WORKSPACE_INSIDE};
 
@@ -313,11 +313,11 @@ fn is_static(program: &[u8]) -> bool {
     scan().unwrap_or(false)
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     bytes
         .iter()
-        .fold(String::with_capacity(64), |mut text, byte| {
+        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
             let _ = write!(text, "{byte:02x}");
             text
         })

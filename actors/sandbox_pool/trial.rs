@@ -8,7 +8,11 @@ use std::time::Duration;
 use portcullis_core::ids::{AgentId, BoxId};
 
 use super::driver::ProbeContext;
+use super::image::hex;
 use super::spec::BoxSpec;
+
+/// No agent's name begins with a dot.
+const PREFIX: &str = ".trial-";
 
 /// A described box whose folders exist until this is dropped.
 pub struct Trial {
@@ -21,17 +25,15 @@ impl Trial {
     /// # Errors
     /// Whatever the file system says; nothing is left then.
     pub fn new(context: &ProbeContext) -> io::Result<Self> {
+        sweep(context);
         let mut random = [0_u8; 6];
         getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
-        let name = random
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect::<String>();
+        let name = hex(&random);
         let trial = Self {
             spec: BoxSpec {
                 id: BoxId::new(&name).map_err(io::Error::other)?,
                 agent: AgentId::new("trial").map_err(io::Error::other)?,
-                workspace: context.workspaces.join(format!(".trial-{name}")),
+                workspace: context.workspaces.join(format!("{PREFIX}{name}")),
                 run_dir: context.run_root.join("b").join(&name),
                 cell: context.cell.clone(),
                 limits: context.limits,
@@ -58,6 +60,23 @@ impl Trial {
     /// The box to start.
     pub fn spec(&self) -> &BoxSpec {
         &self.spec
+    }
+}
+
+/// Removes what a daemon left that was killed in the middle of a probe. One daemon at a time uses a state directory.
+fn sweep(context: &ProbeContext) {
+    let entries = std::fs::read_dir(&context.workspaces);
+    for entry in entries.into_iter().flatten().flatten() {
+        if let Some(name) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.strip_prefix(PREFIX))
+        {
+            for folder in [entry.path(), context.run_root.join("b").join(name)] {
+                // What cannot be removed is tried again at the next probe.
+                let _ = std::fs::remove_dir_all(folder);
+            }
+        }
     }
 }
 

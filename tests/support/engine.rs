@@ -29,7 +29,8 @@ engine() {
     echo "$E" >"$D/engine.pid"
 }
 engine
-while read -r _; do engine; done
+# An engine that was killed is a zombie until it is waited for, and its successor takes that for a rival.
+while read -r _; do wait "$E"; rm -f "$D/dockerd.pid"; engine; done
 for box in "$D"/exec/runtime-runc/*/*; do
     [ -d "$box" ] && runc --root "${box%/*}" delete --force "${box##*/}"
 done
