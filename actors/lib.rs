@@ -5,6 +5,7 @@
 //! | `audit/` | the tamper-evident log of every privileged act |
 //! | `pairing/` | devices, their roles and tokens |
 //! | `store/` | `state.db`: conditional writes, its own threads |
+//! | `sandbox_pool/` | the sandbox driver, one box per agent, the agents' workspaces |
 //! | `supervision/` | the machinery: tree, places, gates, tasks, feeds |
 //! | `vault/` | named secrets, sealed |
 #![forbid(unsafe_code)]
@@ -14,5 +15,6 @@ pub mod audit;
 pub mod clock;
 pub mod pairing;
 pub mod store;
+pub mod sandbox_pool;
 pub mod supervision;
 pub mod vault;
