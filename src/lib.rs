@@ -1,1 +1,2 @@
 //! Portcullis.
+#![forbid(unsafe_code)]

@@ -110,7 +110,7 @@ pub fn deny(steps: &mut Steps, options: &Options) -> Result<()> {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     print!("{text}");
     if !output.status.success() && unreachable(&text) {
-        steps.could_not(
+        steps.remark(
             "deny: advisories: the advisory database cannot be fetched from here".to_owned(),
         );
     } else {

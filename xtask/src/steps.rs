@@ -44,6 +44,7 @@ impl Counts {
 pub struct Steps {
     done: Vec<(String, Duration, bool)>,
     not_run: Vec<String>,
+    remarks: Vec<String>,
     file: PathBuf,
     pub counts: Counts,
     began: Instant,
@@ -58,6 +59,7 @@ impl Steps {
         Ok(Self {
             done: vec![],
             not_run: vec![],
+            remarks: vec![],
             file,
             counts: Counts::default(),
             began: Instant::now(),
@@ -114,6 +116,12 @@ impl Steps {
         self.not_run.push(line);
     }
 
+    /// Something outside this machine that could not be asked: said as loudly, but no fault of the machine.
+    pub fn remark(&mut self, line: String) {
+        println!("NOT RUN: {line}");
+        self.remarks.push(line);
+    }
+
     /// Prints the times, what did not run, and the summary line; returns the exit status.
     pub fn finish(mut self) -> u8 {
         let reported = fs::read_to_string(&self.file).unwrap_or_default();
@@ -133,6 +141,9 @@ impl Steps {
             for line in &self.not_run {
                 println!("!!!   {line}");
             }
+        }
+        for line in &self.remarks {
+            println!("\n!!! NOT RUN, and not counted: {line}");
         }
         let failed: Vec<&str> = self
             .done
