@@ -1,0 +1,35 @@
+//! What ractor does not give: places that survive restarts, bounded mailboxes, restart with back-off, health.
+//!
+//! - *Owns*: the tree's record of every permanent room (crashes, back-off, health) and every room's gate.
+//! - *Called by*: every room, through [`Room`], [`Ctx`] and [`Handle`]; `src/tree.rs` builds the tree with it.
+//! - *Calls*: nothing above it.
+//! - *On a crash*: the root supervisor does nothing that can fail; if it still ended, every room ends and so does
+//!   the process.
+//! - *Refuses when*: a room is down ([`CallError::Unavailable`]) or its gate is full ([`CallError::Overloaded`]).
+//!
+//! Only here may ractor's `link` and `kill`, atomics, locks, semaphores and watches be used.
+
+mod ctx;
+mod envelope;
+mod feed;
+mod gate;
+mod room;
+mod shell;
+mod slot;
+mod spec;
+mod tree;
+mod view;
+
+pub use ctx::{BlockingFull, Ctx, TaskHandle, WaitGuard};
+pub use envelope::{CallError, Reply, TellError};
+pub use feed::{Feed, FeedItem, FeedReader, Flag, FlagReader, Numbered};
+pub use gate::GateView;
+pub use room::{ChildEnd, Crash, Room, Snapshot, TaskEnd};
+pub use shell::Shell;
+pub use slot::Handle;
+pub use spec::{Intensity, Policy};
+pub use tree::{BootError, EXIT_TREE, OnFatal, Tree, TreeBuilder, TreeWindow};
+pub use view::{RoomState, RoomView, TreeView};
+
+#[cfg(test)]
+mod tests;
