@@ -1,3 +1,9 @@
 //! The decisions of Portcullis. No runtime, no I/O, no clock, no randomness: time, nonces and keys are arguments.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
+
+pub mod auth;
+pub mod codes;
+pub mod ids;
+pub mod protocol;
+pub mod time;

@@ -1,0 +1,122 @@
+//! The registry of Portcullis' own error codes: one place, one meaning, one next step each.
+//!
+//! On the wire `error.code` is one of the peer's closed set (wire.md section 3); ours is `details.code`.
+
+/// One code.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Code {
+    /// The stable name, in `details.code`, on stderr and in `--json`.
+    pub name: &'static str,
+    /// `error.code` on the wire.
+    pub wire: &'static str,
+    /// May the same request be sent again?
+    pub retryable: bool,
+    /// Exit code of a CLI command that ends with it (`exec` always ends with 125).
+    pub exit: u8,
+    /// What to do next.
+    pub next: &'static str,
+}
+
+macro_rules! codes {
+    ($($name:ident, $wire:literal, $retry:literal, $exit:literal, $next:literal;)*) => {
+        $(
+            #[doc = $next]
+            pub const $name: &Code = &Code {
+                name: stringify!($name), wire: $wire, retryable: $retry, exit: $exit, next: $next,
+            };
+        )*
+        /// Every code.
+        pub const ALL: &[&Code] = &[$($name),*];
+    };
+}
+
+codes! {
+    OVERLOADED, "UNAVAILABLE", true, 1, "wait a moment and send the request again";
+    ROOM_DOWN, "UNAVAILABLE", true, 8, "`portcullis status` shows which room is down and why";
+    DEADLINE, "UNAVAILABLE", true, 6, "look at details.execution before sending it again";
+    SEALED, "UNAVAILABLE", false, 4, "the vault is sealed: `portcullis status` says why";
+    UNSEALING, "UNAVAILABLE", true, 6, "the vault is being unlocked: send the request again in a second";
+    CANNOT_RECORD, "UNAVAILABLE", true, 8, "the audit log cannot be written: free disk space or mend the disk, nothing was done";
+    DISK_FULL, "UNAVAILABLE", true, 8, "free disk space under the state directory, nothing was done";
+    NO_DRIVER, "UNAVAILABLE", false, 8, "install bubblewrap or start a Docker engine; `portcullis status` shows what each driver said";
+    BOX_LOST, "UNAVAILABLE", true, 8, "the sandbox ended under the run: look at the engine, then run again";
+    PLAN_CHANGED, "INVALID_REQUEST", false, 5, "what was approved is not what would run any more: ask again";
+    ELEVATED_DISABLED, "FORBIDDEN", false, 5, "elevated mode is off for this agent: add the line in details.fix to config.toml and restart the gateway";
+    POLICY_DENIED, "FORBIDDEN", false, 5, "a policy refuses this command for this agent: `portcullis approvals policy` shows it";
+    APPROVAL_DENIED, "FORBIDDEN", false, 5, "a person refused this command";
+    APPROVAL_EXPIRED, "UNAVAILABLE", false, 6, "nobody decided in time, which means no: ask again when somebody watches `portcullis approvals watch`";
+    APPROVAL_NOT_FOUND, "INVALID_REQUEST", false, 3, "`portcullis approvals list` shows what is pending";
+    APPROVAL_ALREADY_RESOLVED, "INVALID_REQUEST", false, 5, "the first answer stands; `portcullis approvals list` shows what is pending";
+    APPROVAL_SELF, "FORBIDDEN", false, 4, "who asked cannot approve: let another operator decide";
+    POLICY_CONFLICT, "INVALID_REQUEST", true, 1, "the document changed since it was read: read it again and retry";
+    INVALID_PARAMS, "INVALID_REQUEST", false, 2, "the message names the field";
+    INVALID_FRAME, "INVALID_REQUEST", false, 2, "send one JSON object {type:\"req\", id, method, params} per text frame";
+    UNKNOWN_METHOD, "INVALID_REQUEST", false, 2, "hello-ok lists the methods";
+    MISSING_SCOPE, "FORBIDDEN", false, 4, "connect with the scope in details.missingScope";
+    WRONG_ROLE, "INVALID_REQUEST", false, 4, "connect with the role that the method is for";
+    TOO_MANY_IN_FLIGHT, "UNAVAILABLE", true, 1, "wait for answers: a connection may have 32 requests under way";
+    DUPLICATE_ID, "INVALID_REQUEST", false, 2, "use a new id for each request under way on a connection";
+    SESSION_ENDED, "UNAVAILABLE", false, 4, "the credential of this connection was changed or revoked: connect again";
+    AGENT_REQUIRED, "INVALID_REQUEST", false, 2, "name the agent: `--agent NAME`";
+    AGENT_NOT_ALLOWED, "FORBIDDEN", false, 4, "an operator acts for an agent only with the scope operator.act_as";
+    COMMAND_NOT_FOUND, "INVALID_REQUEST", false, 3, "give the command's full path, or a name in /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    HOST_USER_INVALID, "UNAVAILABLE", false, 8, "set [exec.host] user to an existing user that is neither root nor an operator";
+    RUN_NOT_FOUND, "INVALID_REQUEST", false, 3, "the run has ended or is not yours";
+    RUN_UNKNOWN, "UNAVAILABLE", false, 8, "the gateway ended while this run was under way: whether it finished is unknown, so it is not run again";
+    TOO_MANY_RUNS, "UNAVAILABLE", true, 1, "wait for a run of this agent to end";
+    DEVICE_NOT_FOUND, "INVALID_REQUEST", false, 3, "`portcullis devices list` shows the devices";
+    REQUEST_NOT_FOUND, "INVALID_REQUEST", false, 3, "the request was decided or has expired; `portcullis devices list` shows what is pending";
+    PAIRING_DENIED, "FORBIDDEN", false, 4, "approve with an operator who holds the scopes that the device asks for";
+    TOO_MANY_PENDING, "UNAVAILABLE", true, 1, "decide on the pending requests first: `portcullis devices list`";
+    VAULT_NAME_INVALID, "INVALID_REQUEST", false, 2, "a secret's name is A-Z, then A-Z, 0-9 or _, at most 128 characters";
+    VAULT_VALUE_INVALID, "INVALID_REQUEST", false, 2, "a secret is 1 byte to 64 KiB";
+    VAULT_NOT_FOUND, "INVALID_REQUEST", false, 3, "`portcullis vault list` shows the names";
+    VAULT_RECORD_CORRUPT, "UNAVAILABLE", false, 10, "this record was altered on disk: set it again, and look at `portcullis audit verify`";
+    IDENTITY_MISMATCH, "UNAVAILABLE", false, 4, "the identity key is not the one that this state was made with: point --identity at the right file";
+    CONFIG_INVALID, "UNAVAILABLE", false, 2, "mend the lines named, then start again";
+    STATE_MODE, "UNAVAILABLE", false, 4, "others can reach this file: run the chmod in the message";
+    STATE_LOCKED, "UNAVAILABLE", false, 1, "another gateway uses this state directory: stop it, or choose another with --state";
+    STATE_CORRUPT, "UNAVAILABLE", false, 10, "the state does not fit the audit log: look at `portcullis audit verify --offline` and restore both from one backup";
+    AUDIT_ALTERED, "UNAVAILABLE", false, 10, "the audit log was altered: keep a copy as evidence; `portcullis audit verify --offline` names the first bad record";
+    IDENTITY_INVALID, "UNAVAILABLE", false, 4, "the identity key must be a file of 0600 outside the state directory";
+    PORT_IN_USE, "UNAVAILABLE", false, 1, "another program listens there: choose another with --port";
+    DAEMON_UNREACHABLE, "UNAVAILABLE", true, 7, "start it: `portcullis gateway`";
+    TOKEN_INVALID, "UNAVAILABLE", false, 4, "a token is 24 to 512 printable characters and no placeholder: leave it out and one is made";
+    OUTPUT_UNWRITABLE, "UNAVAILABLE", false, 1, "standard output was closed";
+    INTERNAL, "UNAVAILABLE", true, 1, "this is a defect of ours: the log has the details";
+}
+
+/// By name.
+pub fn find(name: &str) -> Option<&'static Code> {
+    ALL.iter().copied().find(|c| c.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_wire_codes_are_of_the_closed_set() {
+        for (i, code) in ALL.iter().enumerate() {
+            assert!(
+                ALL[i + 1..].iter().all(|c| c.name != code.name),
+                "{}",
+                code.name
+            );
+            assert!(
+                [
+                    "NOT_PAIRED",
+                    "INVALID_REQUEST",
+                    "FORBIDDEN",
+                    "APPROVAL_NOT_FOUND",
+                    "UNAVAILABLE"
+                ]
+                .contains(&code.wire),
+                "{}",
+                code.name
+            );
+            assert!(!code.next.is_empty());
+            assert_eq!(find(code.name), Some(*code));
+        }
+    }
+}

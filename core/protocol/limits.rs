@@ -1,0 +1,28 @@
+//! The numbers of the wire (wire.md section 1).
+
+/// A frame before authentication, bytes.
+pub const PREAUTH_FRAME: usize = 64 * 1024;
+/// A frame after authentication, bytes (`policy.maxPayload`).
+pub const FRAME: usize = 25 * 1024 * 1024;
+/// What may wait unsent for one socket, bytes (`policy.maxBufferedBytes`).
+pub const BUFFERED: usize = 50 * 1024 * 1024;
+/// Between two `tick` events, ms.
+pub const TICK_MS: u64 = 30_000;
+/// Between two WebSocket pings, and to the pong's deadline, ms.
+pub const PING_MS: u64 = 25_000;
+/// From the upgrade to a good `connect`, ms.
+pub const HANDSHAKE_MS: u64 = 15_000;
+/// A device signature's age either way, ms.
+pub const SIGNATURE_SKEW_MS: u64 = 120_000;
+/// Requests under way on one connection.
+pub const IN_FLIGHT: usize = 32;
+/// Wrong-role calls in a row before the socket is closed.
+pub const WRONG_ROLE_CALLS: u32 = 10;
+/// A close reason, bytes (RFC 6455 5.5: 125 less the code).
+pub const CLOSE_REASON: usize = 123;
+/// Nesting of JSON that is looked at.
+pub const JSON_DEPTH: usize = 64;
+/// The protocol number.
+pub const PROTOCOL: u64 = 4;
+/// The oldest protocol that a node or a probe may offer as its newest.
+pub const PROTOCOL_NODE_MIN: u64 = 3;

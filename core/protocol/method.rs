@@ -1,0 +1,191 @@
+//! Every method, who may call it, and with which scope: the one table that all doors read.
+
+use serde_json::json;
+
+use super::frame::ErrorBody;
+use crate::auth::{Principal, Role, Scope};
+use crate::codes;
+
+/// Who may call a method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Any authenticated socket.
+    Anyone,
+    /// Operators with this scope.
+    Operator(Scope),
+    /// Agents with the scope `exec`, and operators who may act for an agent.
+    AgentOrActAs,
+}
+
+/// Name and access of each method, in the order of `hello-ok`.
+pub const METHODS: &[(&str, Access)] = {
+    use Access::{AgentOrActAs, Anyone, Operator};
+    use Scope::{Admin, Approvals, Pairing, Read};
+    &[
+        ("health", Anyone),
+        ("status", Operator(Read)),
+        ("system-presence", Operator(Read)),
+        ("config.get", Operator(Read)),
+        ("device.pair.list", Operator(Pairing)),
+        ("device.pair.approve", Operator(Pairing)),
+        ("device.pair.reject", Operator(Pairing)),
+        ("device.pair.remove", Operator(Pairing)),
+        ("device.pair.rename", Operator(Pairing)),
+        ("device.token.rotate", Operator(Pairing)),
+        ("device.token.revoke", Operator(Pairing)),
+        ("exec.approvals.get", Operator(Admin)),
+        ("exec.approvals.set", Operator(Admin)),
+        ("exec.approval.list", Operator(Approvals)),
+        ("exec.approval.get", Operator(Approvals)),
+        ("exec.approval.resolve", Operator(Approvals)),
+        ("exec.approval.waitDecision", Operator(Approvals)),
+        ("exec.approval.grants.list", Operator(Approvals)),
+        ("exec.approval.grants.revoke", Operator(Approvals)),
+        ("exec.run", AgentOrActAs),
+        ("exec.cancel", AgentOrActAs),
+        ("vault.status", Operator(Read)),
+        ("vault.list", Operator(Admin)),
+        ("vault.set", Operator(Admin)),
+        ("vault.remove", Operator(Admin)),
+        ("audit.tail", Operator(Admin)),
+        ("audit.query", Operator(Admin)),
+        ("audit.verify", Operator(Admin)),
+        ("dashboard.code", Operator(Admin)),
+    ]
+};
+
+/// Every event a client may hear.
+pub const EVENTS: &[&str] = &[
+    "connect.challenge",
+    "tick",
+    "shutdown",
+    "device.pair.requested",
+    "device.pair.resolved",
+    "exec.approval.requested",
+    "exec.approval.resolved",
+    "exec.output",
+];
+
+/// The scope that hearing an event needs; `None`: everyone (wire.md section 8).
+pub fn event_scope(event: &str) -> Option<Scope> {
+    match event {
+        "device.pair.requested" | "device.pair.resolved" => Some(Scope::Pairing),
+        "exec.approval.requested" | "exec.approval.resolved" => Some(Scope::Approvals),
+        _ => None,
+    }
+}
+
+/// The names.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    METHODS.iter().map(|(name, _)| *name)
+}
+
+/// May this principal call this method? Role before scope before params; an unknown method counts as admin, so that
+/// its existence is not told (wire.md section 3).
+///
+/// # Errors
+/// The error to answer with.
+pub fn admit(principal: &Principal, method: &str) -> Result<(), ErrorBody> {
+    let access = METHODS
+        .iter()
+        .find(|(name, _)| *name == method)
+        .map(|(_, access)| *access);
+    match access {
+        Some(Access::Anyone) => Ok(()),
+        Some(Access::AgentOrActAs) => match principal.role {
+            Role::Agent => need(principal, Scope::Exec),
+            Role::Operator => need(principal, Scope::ActAs),
+            Role::Node => Err(wrong_role(principal.role)),
+        },
+        Some(Access::Operator(scope)) => {
+            if principal.role != Role::Operator {
+                return Err(wrong_role(principal.role));
+            }
+            need(principal, scope)
+        }
+        None => {
+            if principal.role != Role::Operator {
+                return Err(wrong_role(principal.role));
+            }
+            need(principal, Scope::Admin)?;
+            Err(ErrorBody::of(
+                codes::UNKNOWN_METHOD,
+                format!("unknown method: {method}"),
+            ))
+        }
+    }
+}
+
+fn wrong_role(role: Role) -> ErrorBody {
+    ErrorBody::of(codes::WRONG_ROLE, format!("unauthorized role: {role}"))
+}
+
+fn need(principal: &Principal, scope: Scope) -> Result<(), ErrorBody> {
+    if principal.scopes.allows(scope) {
+        return Ok(());
+    }
+    let mut details = serde_json::Map::new();
+    details.insert("missingScope".into(), scope.as_str().into());
+    details.insert("requiredScopes".into(), json!([scope.as_str()]));
+    Err(ErrorBody::with(
+        codes::MISSING_SCOPE,
+        format!("missing scope: {scope}"),
+        details,
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::{Door, Proof, ScopeSet};
+
+    fn principal(role: Role, scopes: &[Scope]) -> Principal {
+        Principal {
+            proof: Proof::SharedToken,
+            door: Door::Tcp,
+            role,
+            scopes: scopes.iter().copied().collect::<ScopeSet>(),
+            agent: None,
+            generation: 0,
+        }
+    }
+
+    #[test]
+    fn each_method_needs_its_role_and_scope_and_health_none() {
+        for (name, access) in METHODS {
+            let stranger = principal(Role::Operator, &[]);
+            assert_eq!(
+                admit(&stranger, name).is_ok(),
+                *access == Access::Anyone,
+                "{name}"
+            );
+            let node = principal(Role::Node, &[Scope::Admin, Scope::Exec]);
+            assert_eq!(
+                admit(&node, name).is_ok(),
+                *access == Access::Anyone,
+                "{name}"
+            );
+            let admin = principal(Role::Operator, &[Scope::Admin]);
+            assert!(admit(&admin, name).is_ok(), "{name}");
+            let agent = principal(Role::Agent, &[Scope::Exec]);
+            let for_agent = matches!(access, Access::Anyone | Access::AgentOrActAs);
+            assert_eq!(admit(&agent, name).is_ok(), for_agent, "{name}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_method_does_not_tell_that_it_is_unknown() {
+        let reader = principal(Role::Operator, &[Scope::Read]);
+        let error = admit(&reader, "no.such").unwrap_err();
+        assert_eq!(
+            (error.code.as_str(), error.message.as_str()),
+            ("FORBIDDEN", "missing scope: operator.admin")
+        );
+        let admin = principal(Role::Operator, &[Scope::Admin]);
+        let error = admit(&admin, "no.such").unwrap_err();
+        assert_eq!(
+            (error.code.as_str(), error.message.as_str()),
+            ("INVALID_REQUEST", "unknown method: no.such")
+        );
+    }
+}
