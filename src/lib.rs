@@ -1,2 +1,4 @@
 //! Portcullis.
 #![forbid(unsafe_code)]
+
+pub mod config;

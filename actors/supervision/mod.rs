@@ -9,6 +9,11 @@
 //!
 //! Only here may ractor's `link` and `kill`, atomics, locks, semaphores and watches be used.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the one place that spawns, for everybody else"
+)]
+
 mod ctx;
 mod envelope;
 mod feed;

@@ -6,20 +6,76 @@ use super::rust;
 use super::{Source, file, found, none, tree};
 
 const REGISTRY: &str = "core/codes.rs";
+/// Codes whose test is still to come. The list may only grow shorter: one that is met must leave it.
+const STILL_TO_COME: &[&str] = &[
+    "AGENT_NOT_ALLOWED",
+    "AGENT_REQUIRED",
+    "APPROVAL_ALREADY_RESOLVED",
+    "APPROVAL_DENIED",
+    "APPROVAL_EXPIRED",
+    "APPROVAL_NOT_FOUND",
+    "APPROVAL_SELF",
+    "AUDIT_ALTERED",
+    "BOX_LOST",
+    "CANNOT_RECORD",
+    "COMMAND_NOT_FOUND",
+    "DAEMON_UNREACHABLE",
+    "DEADLINE",
+    "DEVICE_NOT_FOUND",
+    "DISK_FULL",
+    "DUPLICATE_ID",
+    "ELEVATED_DISABLED",
+    "HOST_USER_INVALID",
+    "IDENTITY_INVALID",
+    "IDENTITY_MISMATCH",
+    "INTERNAL",
+    "INVALID_FRAME",
+    "INVALID_PARAMS",
+    "MISSING_SCOPE",
+    "NO_DRIVER",
+    "OUTPUT_UNWRITABLE",
+    "OVERLOADED",
+    "PAIRING_DENIED",
+    "PLAN_CHANGED",
+    "POLICY_CONFLICT",
+    "POLICY_DENIED",
+    "PORT_IN_USE",
+    "REQUEST_NOT_FOUND",
+    "ROOM_DOWN",
+    "RUN_NOT_FOUND",
+    "RUN_UNKNOWN",
+    "SEALED",
+    "SESSION_ENDED",
+    "STATE_CORRUPT",
+    "STATE_LOCKED",
+    "TOKEN_INVALID",
+    "TOO_MANY_IN_FLIGHT",
+    "TOO_MANY_PENDING",
+    "TOO_MANY_RUNS",
+    "UNKNOWN_METHOD",
+    "UNSEALING",
+    "VAULT_NAME_INVALID",
+    "VAULT_NOT_FOUND",
+    "VAULT_RECORD_CORRUPT",
+    "VAULT_VALUE_INVALID",
+    "WRONG_ROLE",
+];
 
-fn findings(tree: &[Source]) -> Vec<String> {
+fn findings(tree: &[Source], still_to_come: &[&str]) -> Vec<String> {
     let Some(registry) = file(tree, REGISTRY).or_else(|| file(tree, "core/codes/mod.rs")) else {
         return vec![];
     };
     let names = names(&registry.text);
     if names.is_empty() {
-        return vec![format!("{}: no `const NAME: Code` found", registry.path)];
+        return vec![format!(
+            "{}: no row `NAME, \"WIRE\", ...` found",
+            registry.path
+        )];
     }
     let mut met = BTreeSet::new();
-    for source in tree
-        .iter()
-        .filter(|source| source.is_rust() && source.path != registry.path)
-    {
+    for source in tree.iter().filter(|source| {
+        source.is_rust() && source.path != registry.path && source.path != "tests/house/codes.rs"
+    }) {
         let text = rust::code_and_strings(&source.text);
         let text = if source.is_test() || source.path.starts_with("tests/") {
             text
@@ -32,20 +88,30 @@ fn findings(tree: &[Source]) -> Vec<String> {
                 .filter(|word| names.contains(word)),
         );
     }
-    names
-        .difference(&met)
-        .map(|name| format!("{}: no test meets {name}", registry.path))
-        .collect()
+    let mut findings = vec![];
+    for name in &names {
+        match (met.contains(name), still_to_come.contains(&name.as_str())) {
+            (false, false) => findings.push(format!("{}: no test meets {name}", registry.path)),
+            (true, true) => findings.push(format!("{name} is met now: take it from STILL_TO_COME")),
+            _ => {}
+        }
+    }
+    findings
 }
 
-/// The constants of type `Code`.
+/// The rows `NAME, "WIRE", ...` of the table that the registry's macro makes constants of.
 fn names(text: &str) -> BTreeSet<String> {
-    let code = rust::shipped(text);
-    let words: Vec<&str> = rust::words(&code).map(|(_, word)| word).collect();
-    words
-        .windows(3)
-        .filter(|three| three[0] == "const" && three[2] == "Code")
-        .map(|three| three[1].to_owned())
+    rust::code_and_strings(text)
+        .lines()
+        .filter_map(|line| line.trim().split_once(", \""))
+        .map(|(name, _)| name)
+        .filter(|name| {
+            name.len() > 2
+                && name
+                    .bytes()
+                    .all(|byte| matches!(byte, b'A'..=b'Z' | b'0'..=b'9' | b'_'))
+        })
+        .map(str::to_owned)
         .collect()
 }
 
@@ -57,16 +123,16 @@ fn only_tests(text: &str) -> String {
 
 #[test]
 fn every_code_is_met_by_a_test() {
-    none(&findings(&tree()));
+    none(&findings(&tree(), STILL_TO_COME));
 }
 
 #[test]
 fn a_code_that_no_test_meets_is_found() {
     let registry = Source::new(
         REGISTRY,
-        "/// Full.\npub const OVERLOADED: Code = code(\"OVERLOADED\");\npub const SEALED: Code = x;",
+        "codes! {\n    OVERLOADED, \"UNAVAILABLE\", true, 1, \"wait\";\n    SEALED, \"UNAVAILABLE\", false, 4, \"no\";\n}",
     );
-    let look = |path: &str, text: &str| findings(&[registry.clone(), Source::new(path, text)]);
+    let look = |path: &str, text: &str| findings(&[registry.clone(), Source::new(path, text)], &[]);
     found(
         &look("tests/a.rs", "assert_eq!(code, \"OVERLOADED\");"),
         "SEALED",
@@ -85,7 +151,11 @@ fn a_code_that_no_test_meets_is_found() {
         "#[cfg(test)]\nmod tests { fn f() { OVERLOADED; \"SEALED\"; } }",
     ));
     found(
-        &findings(&[Source::new(REGISTRY, "")]),
-        "no `const NAME: Code`",
+        &findings(
+            &[registry.clone(), Source::new("tests/a.rs", "\"SEALED\"")],
+            &["SEALED", "OVERLOADED"],
+        ),
+        "SEALED is met now",
     );
+    found(&findings(&[Source::new(REGISTRY, "")], &[]), "no row");
 }
