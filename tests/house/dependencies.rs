@@ -113,8 +113,10 @@ fn code_paths(tree: &[Source]) -> Vec<String> {
         };
         let code = rust::shipped(&source.text);
         for name in OURS.iter().filter(|name| !allowed.contains(name)) {
-            // The binary is the crate `portcullis` itself.
-            if (*folder == "src/" && *name == "portcullis") || *name == "xtask" {
+            // A binary names the library of its own package.
+            let own =
+                [("src/", "portcullis"), ("cell/", "portcullis-cell")].contains(&(*folder, *name));
+            if own || *name == "xtask" {
                 continue;
             }
             for (at, _) in rust::paths(&code, &[&name.replace('-', "_")]) {
@@ -238,8 +240,9 @@ fn sending(tree: &[Source]) -> Vec<String> {
         .filter(|source| source.is_rust() && !source.is_test())
     {
         let in_room = source.room();
-        if in_room == Some("supervision") || !(in_room.is_some() || source.path.starts_with("src/"))
-        {
+        // The command line calls the daemon through a socket, which is another kind of call.
+        let outside = !source.path.starts_with("src/") || source.path.starts_with("src/cli/");
+        if in_room == Some("supervision") || (in_room.is_none() && outside) {
             continue;
         }
         let code = rust::shipped(&source.text);

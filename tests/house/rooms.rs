@@ -38,8 +38,10 @@ fn findings(tree: &[Source]) -> Vec<String> {
         if !rust::has_word(&tree_code, room) {
             lacks("no line in src/tree.rs");
         }
-        if !defaults.get(room).is_some_and(toml::Value::is_table) {
-            lacks(&format!("no section [{room}] in config/default.toml"));
+        // The pool's settings are those of the sandboxes.
+        let section = room.strip_suffix("_pool").unwrap_or(room);
+        if !defaults.get(section).is_some_and(toml::Value::is_table) {
+            lacks(&format!("no section [{section}] in config/default.toml"));
         }
         let tested = file(tree, &format!("tests/supervision/{room}.rs")).is_some()
             || tree.iter().any(|source| {
