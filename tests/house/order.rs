@@ -18,10 +18,15 @@ pub const ORDER: &[&str] = &[
     "edge",
 ];
 
-/// The place of a room in the order; the connections are the edge's.
+/// The place of a room in the order. The connections are the edge's, and the page's sessions stand just below them.
 pub fn place(room: &str) -> Option<usize> {
-    let name = if room == "connection" { "edge" } else { room };
-    ORDER.iter().position(|known| *known == name)
+    let (name, above) = match room {
+        "connection" => ("edge", 1),
+        "dashboard" => ("edge", 0),
+        other => (other, 0),
+    };
+    let index = ORDER.iter().position(|known| *known == name)?;
+    Some(2 * index + above)
 }
 
 /// `src/tree.rs` states the order as `const ORDER: &[&str]`, and every room has a place in it.

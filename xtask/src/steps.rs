@@ -41,6 +41,31 @@ impl Counts {
     }
 }
 
+/// Sorts the output of tests run with `--show-output`: what passing tests printed is noise but for the lines that begin
+/// with `NOT RUN: `, which libtest would otherwise swallow.
+#[derive(Debug, Default)]
+struct TestOutput {
+    in_successes: bool,
+    not_run: Vec<String>,
+}
+
+impl TestOutput {
+    fn is_shown(&mut self, line: &str) -> bool {
+        match line.trim_end() {
+            "successes:" => self.in_successes = true,
+            "failures:" => self.in_successes = false,
+            other if other.starts_with("test result: ") => self.in_successes = false,
+            other => {
+                if let Some(reason) = other.strip_prefix("NOT RUN: ") {
+                    self.not_run.push(reason.to_owned());
+                    return true;
+                }
+            }
+        }
+        !self.in_successes
+    }
+}
+
 pub struct Steps {
     done: Vec<(String, Duration, bool)>,
     not_run: Vec<String>,
@@ -92,12 +117,16 @@ impl Steps {
             .take()
             .context("the child's output is not piped")?;
         let mut counts = Counts::default();
+        let mut reader = TestOutput::default();
         for line in BufReader::new(output).split(b'\n') {
             let line = line?;
             let line = String::from_utf8_lossy(&line);
-            println!("{line}");
+            if reader.is_shown(&line) {
+                println!("{line}");
+            }
             counts.read(&line);
         }
+        self.not_run.extend(reader.not_run);
         let status = child.wait()?;
         self.counts.passed += counts.passed;
         self.counts.failed += counts.failed;
@@ -199,6 +228,20 @@ mod tests {
                 ignored: 1
             }
         );
+    }
+
+    #[test]
+    fn what_a_passing_test_says_it_could_not_run_is_heard() {
+        let mut output = TestOutput::default();
+        let text = "running 2 tests\n..\nsuccesses:\n\n---- a::b stdout ----\nnoise\nNOT RUN: no engine\n\n\nsuccesses:\n    a::b\n\nfailures:\n\n---- c stdout ----\nwhy\ntest result: FAILED. 1 passed; 1 failed";
+        let shown: Vec<&str> = text.lines().filter(|line| output.is_shown(line)).collect();
+        assert_eq!(output.not_run, ["no engine"]);
+        assert!(
+            !shown.contains(&"noise")
+                && shown.contains(&"why")
+                && shown.contains(&"NOT RUN: no engine")
+        );
+        assert!(shown.contains(&"test result: FAILED. 1 passed; 1 failed"));
     }
 
     #[test]

@@ -81,12 +81,19 @@ pub fn tests(steps: &mut Steps, name: &str, filter: &[&str], long: bool) -> Resu
     )? {
         return Ok(1);
     }
-    let mut command = cargo::cargo(&["test", "--workspace", "--no-fail-fast", "--quiet", "--"]);
+    let mut command = cargo::cargo(&[
+        "test",
+        "--workspace",
+        "--no-fail-fast",
+        "--quiet",
+        "--",
+        "--show-output",
+    ]);
     command
         .args(filter)
         .env(clients::CLIENTS_DIR, cargo::target()?.join("clients"));
     if long {
-        command.env("PORTCULLIS_LONG", "1").arg("--nocapture");
+        command.env("PORTCULLIS_LONG", "1");
     }
     let counts = steps.run_tests(name, &mut command)?;
     Ok(counts.passed + counts.failed)
