@@ -9,3 +9,4 @@
 )]
 
 mod house; // the tree keeps its own rules: who imports whom, who shares what, which files must exist
+mod supervision; // what supervision promises, one file per promise; later one file per room

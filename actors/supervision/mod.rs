@@ -24,6 +24,7 @@ mod slot;
 mod spec;
 mod tree;
 mod view;
+mod watchdog;
 
 pub use ctx::{BlockingFull, Ctx, TaskHandle, WaitGuard};
 pub use envelope::{CallError, Reply, TellError};
