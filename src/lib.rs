@@ -1,1 +1,4 @@
 //! Portcullis.
+#![forbid(unsafe_code)]
+
+pub mod cli;
