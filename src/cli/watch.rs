@@ -81,8 +81,7 @@ impl Queue {
             return Ok(());
         }
         if self.out.json {
-            self.out
-                .line(&json!({ "type": "requested", "approval": approval }).to_string())?;
+            out::line(&json!({ "type": "requested", "approval": approval }).to_string())?;
         }
         self.waiting.push(approval);
         Ok(())
@@ -91,8 +90,7 @@ impl Queue {
     fn resolved(&mut self, payload: &Value) -> Result<(), Failure> {
         let id = field(payload, "id");
         if self.out.json {
-            self.out
-                .line(&json!({ "type": "resolved", "approval": payload }).to_string())?;
+            out::line(&json!({ "type": "resolved", "approval": payload }).to_string())?;
         } else if self.waiting.iter().any(|a| field(a, "id") == id) {
             let by = match field(payload, "resolvedBy") {
                 "" => "the gateway",
