@@ -8,11 +8,12 @@ use portcullis_core::codes;
 use serde_json::{Value, json};
 
 use super::args::Approvals;
-use super::card::{card, line};
 use super::client::Client;
 use super::failure::Failure;
-use super::out::{Out, field, list, number};
-use super::text::{clean, left, table, utc};
+use super::out::Out;
+use crate::show::card::{card, line};
+use crate::show::text::{clean, left, table, utc};
+use crate::show::value::{field, list, number};
 
 /// Runs one of them.
 ///

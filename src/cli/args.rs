@@ -309,7 +309,7 @@ fn moment(text: &str) -> Result<u64, String> {
         return text.parse().map_err(|_| "Unix milliseconds".to_owned());
     }
     let ago = u64::try_from(duration(text)?.as_millis()).map_err(|_| "too long".to_owned())?;
-    Ok(super::text::now_ms().saturating_sub(ago))
+    Ok(crate::show::text::now_ms().saturating_sub(ago))
 }
 
 fn variable(text: &str) -> Result<(String, String), String> {

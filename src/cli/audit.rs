@@ -9,8 +9,10 @@ use serde_json::{Map, Value, json};
 use super::args::{Audit, Query};
 use super::client::Client;
 use super::failure::Failure;
-use super::out::{Out, field, list, number};
-use super::text::{clean, table, utc};
+use super::out::Out;
+use crate::show::record::Shown;
+use crate::show::text::{clean, cleaned_table};
+use crate::show::value::{field, list, number};
 
 /// Runs one of them.
 ///
@@ -53,43 +55,16 @@ fn params(query: &Query) -> Value {
     params.into()
 }
 
-/// A field that may stand in the record or in its entry.
-fn part<'a>(record: &'a Value, key: &str) -> &'a str {
-    match field(record, key) {
-        "" => record.get("entry").map_or("", |entry| field(entry, key)),
-        text => text,
-    }
-}
-
-fn outcome(record: &Value) -> String {
-    match record.get("outcome") {
-        Some(Value::String(word)) => word.clone(),
-        Some(Value::Object(map)) => map.keys().next().cloned().unwrap_or_default(),
-        _ => part(record, "decision").to_owned(),
-    }
-}
-
 fn listing(answer: &Value) -> String {
     let rows: Vec<_> = list(answer, "records")
         .iter()
-        .map(|r| {
-            vec![
-                number(r, "seq").unwrap_or_default().to_string(),
-                number(r, "atMs")
-                    .or_else(|| number(r, "at"))
-                    .map_or_else(String::new, utc),
-                field(r, "kind").to_owned(),
-                part(r, "action").to_owned(),
-                part(r, "principal").to_owned(),
-                part(r, "object").to_owned(),
-                outcome(r),
-            ]
-        })
+        .map(Shown::of)
+        .map(|r| vec![r.seq, r.at, r.kind, r.action, r.who, r.on, r.outcome])
         .collect();
     if rows.is_empty() {
         return "no record fits\n".to_owned();
     }
-    table(
+    cleaned_table(
         &["SEQ", "TIME", "KIND", "ACTION", "WHO", "ON", "OUTCOME"],
         &rows,
     )

@@ -18,7 +18,7 @@ use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
 use super::failure::Failure;
-use super::text::clean;
+use crate::show::text::clean;
 
 /// To a hello-ok.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);

@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 use super::args::Devices;
 use super::client::Client;
 use super::failure::Failure;
-use super::out::{Out, field, joined, list, number};
-use super::text::{clean, fingerprint, now_ms, span, table, utc};
+use super::out::Out;
+use crate::show::text::{clean, fingerprint, now_ms, span, table, utc};
+use crate::show::value::{field, joined, list, number};
 
 /// Runs one of them.
 ///

@@ -13,9 +13,10 @@ use tokio::sync::mpsc;
 use super::args::ExecArgs;
 use super::client::{Client, Incoming};
 use super::failure::Failure;
-use super::out::{self, Out, field, note, number};
-use super::text::clean;
+use super::out::{self, Out, note};
 use super::{EXEC_REFUSED, Interrupts};
+use crate::show::text::clean;
+use crate::show::value::{field, number};
 
 /// Pieces of output (32 KiB each at most) between the socket and a slow reader of ours; beyond, we stop reading the
 /// socket, and the gateway's flow control holds the command.

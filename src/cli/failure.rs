@@ -4,7 +4,7 @@ use portcullis_core::codes::{self, Code};
 use portcullis_core::protocol::frame::ErrorBody;
 use serde_json::{Value, json};
 
-use super::text::clean;
+use crate::show::text::clean;
 
 /// Why a command did not do what was asked.
 #[derive(Debug)]

@@ -4,7 +4,6 @@
 mod approvals;
 pub mod args;
 mod audit;
-mod card;
 mod client;
 mod config;
 mod devices;
@@ -13,21 +12,19 @@ mod failure;
 mod out;
 mod state;
 mod status;
-mod text;
 mod vault;
 mod watch;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 use portcullis_core::codes;
 
 pub use args::{Cli, Command, GatewayArgs, Global};
 pub use client::{Client, Incoming};
 pub use failure::Failure;
 pub use state::{identity_file, state_dir};
-pub use text::clean;
 
 use out::Out;
 
@@ -64,10 +61,12 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, u8> {
     } else {
         let _ = error.print();
     }
-    let is_exec = own
+    let words = Cli::command();
+    let word = own
         .iter()
-        .find(|a| !a.to_string_lossy().starts_with('-'))
-        .is_some_and(|a| *a == "exec");
+        .filter_map(|a| a.to_str())
+        .find(|a| words.find_subcommand(a).is_some());
+    let is_exec = word == Some("exec");
     Err(if is_exec { EXEC_REFUSED } else { 2 })
 }
 

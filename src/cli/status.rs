@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 
 use super::client::Client;
 use super::failure::Failure;
-use super::out::{Out, field, list, note, number};
-use super::text::{clean, left, span, table};
+use super::out::{Out, note};
+use crate::show::text::{clean, left, span, table};
+use crate::show::value::{field, list, number};
 
 /// Exit code of a gateway that runs but has a room down.
 const DEGRADED: u8 = 8;

@@ -13,8 +13,9 @@ use zeroize::{Zeroize as _, Zeroizing};
 use super::args::Vault;
 use super::client::Client;
 use super::failure::Failure;
-use super::out::{Out, field, list, number};
-use super::text::{clean, table, utc};
+use super::out::Out;
+use crate::show::text::{clean, table, utc};
+use crate::show::value::{field, list, number};
 
 /// Largest secret, bytes (the registry's `VAULT_VALUE_INVALID`).
 const VALUE_MAX: u64 = 64 * 1024;

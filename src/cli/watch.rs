@@ -9,11 +9,12 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::Interrupts;
-use super::card::card;
 use super::client::{Client, Incoming};
 use super::failure::Failure;
-use super::out::{self, Out, field, note, number};
-use super::text::{clean, now_ms};
+use super::out::{self, Out, note};
+use crate::show::card::card;
+use crate::show::text::{clean, now_ms};
+use crate::show::value::{field, number};
 
 /// Watches until ctrl-C.
 ///

@@ -110,6 +110,11 @@ pub fn table(heads: &[&str], rows: &[Vec<String>]) -> String {
         .iter()
         .map(|row| row.iter().map(|cell| clean(cell)).collect())
         .collect();
+    cleaned_table(heads, &rows)
+}
+
+/// Columns under headings, of texts that were cleaned before.
+pub fn cleaned_table(heads: &[&str], rows: &[Vec<String>]) -> String {
     let widths: Vec<usize> = heads
         .iter()
         .enumerate()
@@ -124,7 +129,7 @@ pub fn table(heads: &[&str], rows: &[Vec<String>]) -> String {
         .collect();
     let mut out = String::new();
     let heads = heads.iter().map(ToString::to_string).collect();
-    for row in std::iter::once(&heads).chain(&rows) {
+    for row in std::iter::once(&heads).chain(rows) {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(&widths) {
             // Writing to a String cannot fail.

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use super::out::{field, list, number};
-use super::text::{clean, left, quoted};
+use crate::show::text::{clean, left, quoted, span};
+use crate::show::value::{field, list, number};
 
 /// The argv of a request, wherever it stands.
 pub fn argv(request: &Value) -> Vec<String> {
@@ -59,45 +59,55 @@ fn target(request: &Value) -> String {
     }
 }
 
-/// The whole card. `approval` is one entry of `exec.approval.list`.
-pub fn card(approval: &Value) -> String {
+/// What the card says, line by line: a label (empty where the line goes on) and its text, cleaned.
+/// `approval` is one entry of `exec.approval.list`.
+pub fn rows(approval: &Value) -> Vec<(&'static str, String)> {
     let request = approval.get("request").unwrap_or(&Value::Null);
-    let mut out = String::new();
-    // Writing to a String cannot fail.
-    let mut put = |name: &str, value: &str| {
+    let mut rows = Vec::new();
+    let mut put = |name: &'static str, value: String| {
         if !value.is_empty() {
-            let _ = writeln!(out, "  {name:<10} {value}");
+            rows.push((name, value));
         }
     };
-    put("agent", &clean(field(request, "agentId")));
-    put("runs", &target(request));
+    put("agent", clean(field(request, "agentId")));
+    put("runs", target(request));
     for (i, token) in argv(request).iter().enumerate() {
-        put(if i == 0 { "argv" } else { "" }, &quoted(token));
+        put(if i == 0 { "argv" } else { "" }, quoted(token));
     }
     if argv(request).is_empty() {
-        put("command", &clean(field(request, "command")));
+        put("command", clean(field(request, "command")));
     }
-    put("program", &executable(request));
-    put("cwd", &clean(field(request, "cwd")));
-    put("user", &user(request));
-    for (i, variable) in env(request).iter().enumerate() {
+    put("program", executable(request));
+    put("cwd", clean(field(request, "cwd")));
+    put("user", user(request));
+    for (i, variable) in env(request).into_iter().enumerate() {
         put(if i == 0 { "env" } else { "" }, variable);
     }
-    put("network", &clean(field(request, "egress")));
-    if let Some(ms) = number(request, "timeoutMs") {
-        put("time limit", &super::text::span(ms));
-    }
-    put("session", &clean(field(request, "sessionKey")));
-    put("asked by", &clean(field(request, "principal")));
+    put("network", clean(field(request, "egress")));
+    put(
+        "time limit",
+        number(request, "timeoutMs").map_or_else(String::new, span),
+    );
+    put("session", clean(field(request, "sessionKey")));
+    put("asked by", clean(field(request, "principal")));
     for reason in list(request, "reasons") {
         let text = reason.as_str().unwrap_or_else(|| field(reason, "text"));
-        put("why asked", &clean(text));
+        put("why asked", clean(text));
     }
-    put("warning", &clean(field(request, "warningText")));
-    put("plan", &clean(field(request, "planHash")));
-    let id = clean(field(approval, "id"));
+    put("warning", clean(field(request, "warningText")));
+    put("plan", clean(field(request, "planHash")));
+    rows
+}
+
+/// The whole card for a terminal.
+pub fn card(approval: &Value) -> String {
     let until = number(approval, "expiresAtMs").map_or_else(|| "?".to_owned(), left);
-    format!("{id}  ({until} left)\n{out}")
+    let mut out = format!("{}  ({until} left)\n", clean(field(approval, "id")));
+    for (name, value) in rows(approval) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(out, "  {name:<10} {value}");
+    }
+    out
 }
 
 fn executable(request: &Value) -> String {
