@@ -4,6 +4,7 @@
 
 pub mod auth;
 pub mod codes;
+pub mod dashboard;
 pub mod ids;
 pub mod protocol;
 pub mod time;

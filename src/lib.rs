@@ -1,4 +1,7 @@
 //! Portcullis.
 #![forbid(unsafe_code)]
 
+pub mod cli;
 pub mod config;
+pub mod dashboard;
+pub mod show;

@@ -18,12 +18,12 @@ pub use file::{FileError, write_first};
 pub use layers::Flag;
 pub use problem::{ConfigErrors, Place, Problem};
 pub use sections::{
-    Agent, Agents, Dashboard, Elevated, ExecMode, Gateway, GatewayAuth, Limits, Local, Operator,
-    Telemetry,
+    Agent, Agents, Elevated, ExecMode, Gateway, GatewayAuth, Limits, Local, Operator, Telemetry,
 };
 pub use view::Leaf;
 
 use layers::Layers;
+use portcullis_actors::dashboard::DashboardConfig;
 use portcullis_actors::supervision::Intensity;
 use portcullis_core::codes::{self, Code};
 
@@ -61,7 +61,7 @@ sections! {
     /// Logs and spans.
     telemetry: Telemetry,
     /// The page.
-    dashboard: Dashboard,
+    dashboard: DashboardConfig,
     /// What each agent may.
     agents: Agents,
 }
@@ -193,11 +193,8 @@ fn rules(config: &Config, layers: &mut Layers) {
             "supervision.window_secs",
             config.supervision.window_secs == 0,
         ),
-        ("dashboard.code_secs", config.dashboard.code_secs == 0),
-        (
-            "dashboard.session_idle_secs",
-            config.dashboard.session_idle_secs == 0,
-        ),
+        ("dashboard.code_seconds", config.dashboard.code_seconds == 0),
+        ("dashboard.idle_minutes", config.dashboard.idle_minutes == 0),
         ("telemetry.queue", config.telemetry.queue == 0),
     ] {
         if zero {

@@ -187,31 +187,6 @@ impl Default for Telemetry {
     }
 }
 
-/// `[dashboard]`: the page.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Dashboard {
-    /// Serve it.
-    pub enabled: bool,
-    /// Life of a one-time code, seconds.
-    pub code_secs: u64,
-    /// A session without requests ends, seconds.
-    pub session_idle_secs: u64,
-    /// Any session ends, seconds.
-    pub session_max_secs: u64,
-}
-
-impl Default for Dashboard {
-    fn default() -> Self {
-        Self {
-            enabled: true,
-            code_secs: 60,
-            session_idle_secs: 1800,
-            session_max_secs: 43_200,
-        }
-    }
-}
-
 /// `[agents]`: one entry a name, and `*` for all others.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
