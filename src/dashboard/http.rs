@@ -294,7 +294,10 @@ mod tests {
         ] {
             assert_eq!(parse(bad), None);
         }
-        let many = "abcdefghijklmnopqrst".split("").collect::<Vec<_>>().join("=&");
+        let many = "abcdefghijklmnopqrst"
+            .split("")
+            .collect::<Vec<_>>()
+            .join("=&");
         assert_eq!(parse(many.as_bytes()), None);
         assert_eq!(
             cookie(&headers(&[("cookie", "a=1; s=x; b=2")]), "s"),
