@@ -98,7 +98,7 @@ impl State {
             .arg("--identity")
             .arg(self.folder.path().join("identity.key"))
             .env("PORTCULLIS_GATEWAY_TOKEN", TOKEN)
-            .env("PORTCULLIS__TELEMETRY__LOG", "warn")
+            .env("PORTCULLIS__TELEMETRY__LEVEL", "warn")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);

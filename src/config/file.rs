@@ -14,7 +14,7 @@ const LONGEST: u64 = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// Others can reach it, or it is not ours. Code `STATE_MODE`.
-    #[error("STATE_MODE: {path}: {what}; run: {fix}", path = .path.display())]
+    #[error("{path}: {what}; run: {fix}", path = .path.display())]
     Mode {
         /// The file.
         path: PathBuf,
@@ -24,10 +24,10 @@ pub enum FileError {
         fix: String,
     },
     /// It is too long to be one. Code `CONFIG_INVALID`.
-    #[error("CONFIG_INVALID: {path} is longer than 1 MiB; make it shorter", path = .0.display())]
+    #[error("{path} is longer than 1 MiB; make it shorter", path = .0.display())]
     TooLong(PathBuf),
     /// The system said no. Code `CONFIG_INVALID`.
-    #[error("CONFIG_INVALID: {path} cannot be read: {source}; look at the file and its folder", path = .path.display())]
+    #[error("{path} cannot be read: {source}; look at the file and its folder", path = .path.display())]
     Io {
         /// The file.
         path: PathBuf,

@@ -18,7 +18,7 @@ pub use file::{FileError, write_first};
 pub use layers::Flag;
 pub use problem::{ConfigErrors, Place, Problem};
 pub use sections::{
-    Agent, Agents, Elevated, ExecMode, Gateway, GatewayAuth, Limits, Local, Operator, Telemetry,
+    Agent, Agents, Elevated, ExecMode, Gateway, GatewayAuth, Limits, Local, Operator,
 };
 pub use view::Leaf;
 
@@ -26,6 +26,8 @@ use layers::Layers;
 use portcullis_actors::dashboard::DashboardConfig;
 use portcullis_actors::supervision::Intensity;
 use portcullis_core::codes::{self, Code};
+
+use crate::telemetry::TelemetryConfig;
 
 /// Every key with its default and its comment.
 pub const DEFAULTS: &str = include_str!("../../config/default.toml");
@@ -59,7 +61,7 @@ sections! {
     /// How crashing rooms are treated.
     supervision: Intensity,
     /// Logs and spans.
-    telemetry: Telemetry,
+    telemetry: TelemetryConfig,
     /// The page.
     dashboard: DashboardConfig,
     /// What each agent may.
@@ -195,7 +197,7 @@ fn rules(config: &Config, layers: &mut Layers) {
         ),
         ("dashboard.code_seconds", config.dashboard.code_seconds == 0),
         ("dashboard.idle_minutes", config.dashboard.idle_minutes == 0),
-        ("telemetry.queue", config.telemetry.queue == 0),
+        ("telemetry.otlp.queue", config.telemetry.otlp.queue == 0),
     ] {
         if zero {
             layers.reject(
@@ -204,19 +206,14 @@ fn rules(config: &Config, layers: &mut Layers) {
             );
         }
     }
-    let telemetry = &config.telemetry;
-    if !(0.0..=1.0).contains(&telemetry.sample_ratio) {
-        layers.reject("telemetry.sample_ratio", "a share is between 0.0 and 1.0");
+    let otlp = &config.telemetry.otlp;
+    if !(0.0..=1.0).contains(&otlp.ratio) {
+        layers.reject("telemetry.otlp.ratio", "a share is between 0.0 and 1.0");
     }
-    let endpoint = &telemetry.otlp_endpoint;
-    if !endpoint.is_empty()
-        && !["http://", "https://"]
-            .iter()
-            .any(|scheme| endpoint.starts_with(scheme))
-    {
+    if !otlp.endpoint.starts_with("http://") {
         layers.reject(
-            "telemetry.otlp_endpoint",
-            "an address begins with http:// or https://",
+            "telemetry.otlp.endpoint",
+            "it must be http://HOST:PORT/v1/traces; for TLS, send to a collector on this machine",
         );
     }
 }

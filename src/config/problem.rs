@@ -2,8 +2,6 @@
 
 use std::fmt;
 
-use portcullis_core::codes;
-
 /// Longest piece of a line that is shown.
 const SHOWN: usize = 160;
 /// A key further away than this is no typing error.
@@ -88,23 +86,24 @@ impl fmt::Display for Problem {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct ConfigErrors(pub Vec<Problem>);
 
+impl ConfigErrors {
+    /// How many there are, in one line.
+    pub fn summary(&self) -> String {
+        let count = self.0.len();
+        let noun = if count == 1 { "error" } else { "errors" };
+        format!("{count} {noun} in the configuration; nothing was started")
+    }
+
+    /// Each with its place and line.
+    pub fn details(&self) -> String {
+        let all: Vec<String> = self.0.iter().map(ToString::to_string).collect();
+        all.join("\n")
+    }
+}
+
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let count = self.0.len();
-        let (noun, them) = if count == 1 {
-            ("error", "it")
-        } else {
-            ("errors", "them")
-        };
-        write!(
-            f,
-            "{}: {count} {noun} in the configuration; mend {them} and start again",
-            codes::CONFIG_INVALID.name
-        )?;
-        for problem in &self.0 {
-            write!(f, "\n{problem}")?;
-        }
-        Ok(())
+        write!(f, "{}\n{}", self.summary(), self.details())
     }
 }
 

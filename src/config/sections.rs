@@ -1,4 +1,4 @@
-//! The sections that no room owns: the gateway's doors, telemetry, the page, the agents.
+//! The sections that no room owns: the gateway's doors and the agents.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -155,34 +155,6 @@ impl Default for Limits {
             handshake_ms: 15_000,
             header_ms: 10_000,
             sockets: 20_000,
-        }
-    }
-}
-
-/// `[telemetry]`: logs and spans.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Telemetry {
-    /// A filter of tracing-subscriber's `EnvFilter`.
-    pub log: String,
-    /// JSON lines.
-    pub log_json: bool,
-    /// Empty: no export.
-    pub otlp_endpoint: String,
-    /// 0.0 to 1.0.
-    pub sample_ratio: f64,
-    /// Spans that wait.
-    pub queue: usize,
-}
-
-impl Default for Telemetry {
-    fn default() -> Self {
-        Self {
-            log: "info".to_owned(),
-            log_json: false,
-            otlp_endpoint: String::new(),
-            sample_ratio: 1.0,
-            queue: 2048,
         }
     }
 }

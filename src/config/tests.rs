@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
 use super::*;
+use crate::telemetry::Level;
 
 /// Visits the type of every section.
 pub trait SectionVisitor {
@@ -118,16 +119,16 @@ fn each_layer_overrides_the_one_before_and_the_origin_is_kept() {
         key: "gateway.port",
         value: "3".to_owned(),
     }];
-    let text = b"[gateway]\nport = 1\n[telemetry]\nlog = \"warn\"\nlog_json = true\n";
+    let text = b"[gateway]\nport = 1\n[telemetry]\nlevel = \"warn\"\notlp.enabled = true\n";
     let variables = [
         ("PORTCULLIS__GATEWAY__PORT", "2"),
-        ("PORTCULLIS__TELEMETRY__LOG", "debug"),
+        ("PORTCULLIS__TELEMETRY__LEVEL", "debug"),
         ("PORTCULLIS_STATE_DIR", "x"),
     ]
     .map(|(name, value)| (name.to_owned(), value.to_owned()));
     let loaded = merge(Some(("config.toml", text)), variables.into_iter(), &flags).unwrap();
     assert_eq!(loaded.config.gateway.port, 3);
-    assert_eq!(loaded.config.telemetry.log, "debug");
+    assert_eq!(loaded.config.telemetry.level, Level::Debug);
     let origin = |key: &str| {
         loaded
             .leaves
@@ -138,14 +139,17 @@ fn each_layer_overrides_the_one_before_and_the_origin_is_kept() {
             .clone()
     };
     assert_eq!(origin("gateway.port"), "flag --port");
-    assert_eq!(origin("telemetry.log"), "env PORTCULLIS__TELEMETRY__LOG");
-    assert_eq!(origin("telemetry.log_json"), "config.toml:5");
+    assert_eq!(
+        origin("telemetry.level"),
+        "env PORTCULLIS__TELEMETRY__LEVEL"
+    );
+    assert_eq!(origin("telemetry.otlp.enabled"), "config.toml:5");
     assert_eq!(origin("gateway.bind"), "default");
 }
 
 #[test]
 fn all_errors_come_at_once_each_with_its_place_its_line_and_the_nearest_key() {
-    let text = "[gateway]\nprot = 1\nport = \"x\"\nbind = \"nowhere\"\n[gatway]\n[agents.demo]\nelevated = \"aks\"\n[agents.\"Not An Agent\"]\nexec = \"full\"\n[telemetry]\nlog = 5\n";
+    let text = "[gateway]\nprot = 1\nport = \"x\"\nbind = \"nowhere\"\n[gatway]\n[agents.demo]\nelevated = \"aks\"\n[agents.\"Not An Agent\"]\nexec = \"full\"\n[telemetry]\nlevel = 5\n";
     let found = errors(text);
     assert_eq!(found.len(), 7, "{found:#?}");
     let has = |parts: &[&str]| {
@@ -175,17 +179,17 @@ fn all_errors_come_at_once_each_with_its_place_its_line_and_the_nearest_key() {
         "did you mean \"ask\"?",
     ]);
     has(&["config.toml:8:9: agents.Not An Agent: an agent name must be"]);
-    has(&["config.toml:11:7: telemetry.log: expected a string like \"info\", found an integer"]);
+    has(&["config.toml:11:9: telemetry.level: expected a string like \"info\", found an integer"]);
     let whole = file(text).unwrap_err().to_string();
     assert!(
-        whole.starts_with("CONFIG_INVALID: 7 errors in the configuration"),
+        whole.starts_with("7 errors in the configuration"),
         "{whole}"
     );
 }
 
 #[test]
 fn broken_lines_are_all_told_and_the_rest_is_still_checked() {
-    let found = errors("[gateway\nport = = 1\n[telemetry]\nlgo = \"x\"\nlog = \"unclosed\n");
+    let found = errors("[gateway\nport = = 1\n[telemetry]\nlevle = \"x\"\nlevel = \"unclosed\n");
     assert!(
         found.iter().any(|line| line.starts_with("config.toml:1:")),
         "{found:#?}"
@@ -197,7 +201,7 @@ fn broken_lines_are_all_told_and_the_rest_is_still_checked() {
     assert!(
         found
             .iter()
-            .any(|line| line.contains("did you mean telemetry.log?")),
+            .any(|line| line.contains("did you mean telemetry.level?")),
         "{found:#?}"
     );
     assert!(
@@ -240,11 +244,12 @@ fn an_unset_number_or_a_huge_one_is_refused() {
             .any(|line| line.starts_with("config.toml:2:1: gateway.limits.sockets"))
     );
     assert_eq!(
-        file("[telemetry]\nsample_ratio = 1")
+        file("[telemetry.otlp]\nratio = 1")
             .unwrap()
             .config
             .telemetry
-            .sample_ratio
+            .otlp
+            .ratio
             .to_bits(),
         1f64.to_bits()
     );
@@ -374,7 +379,7 @@ fn a_secret_in_the_file_is_refused_and_not_repeated() {
         "[gateway.auth]\ntoken = \"hunter2\"",
         "[gateway.auth]\ntoken = \"hunter2",
         "[gateway]\nauth = { password = \"hunter2\" }",
-        "[telemetry]\notlp_endpoint = \"ftp://me:hunter2@host\"",
+        "[telemetry.otlp]\nendpoint = \"ftp://me:hunter2@host\"",
     ] {
         let shown = errors(text).join("\n");
         assert!(!shown.contains("hunter2"), "{shown}");
@@ -383,7 +388,7 @@ fn a_secret_in_the_file_is_refused_and_not_repeated() {
         errors("[gateway.auth]\ntoken = \"hunter2\"")[0]
             .contains("a secret does not stand in the configuration")
     );
-    let loaded = file("[telemetry]\notlp_endpoint = \"http://me:hunter2@host\"").unwrap();
+    let loaded = file("[telemetry.otlp]\nendpoint = \"http://me:hunter2@host\"").unwrap();
     assert!(
         !serde_json::to_string(&loaded.leaves)
             .unwrap()
