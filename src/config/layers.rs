@@ -90,7 +90,6 @@ impl Layers {
             &mut found,
         );
         // What the parser made of a broken line is not what was meant.
-        self.problems.dedup();
         found.retain(
             |setting: &Setting| !matches!(&setting.place, Place::File { line, .. } if broken.contains(line)),
         );
@@ -174,6 +173,11 @@ impl Layers {
                 None,
             );
         }
+        // In the order of the file, so that a person can walk down it.
+        self.problems.sort_by_key(|problem| match &problem.place {
+            Place::File { line, column, .. } => (*line, *column),
+            Place::Default | Place::Env(_) | Place::Flag(_) => (usize::MAX, 0),
+        });
         if self.problems.is_empty() {
             Ok((self.merged, self.places))
         } else {
