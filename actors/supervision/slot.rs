@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ractor::{ActorRef, MessagingErr};
+use ractor::{ActorId, ActorRef, MessagingErr};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
@@ -45,6 +45,18 @@ impl<M: Send + 'static> Slot<M> {
 
     pub(super) fn set(&self, place: Place<M>) {
         self.tx.send_replace(place);
+    }
+
+    /// The actor itself says that it ends: only if it is still the one reached here, and nobody said `Down` before.
+    pub(super) fn left(&self, actor: ActorId, place: Place<M>) {
+        let mut place = Some(place);
+        self.tx.send_if_modified(|now| match (&*now, place.take()) {
+            (Place::Up(up), Some(next)) if up.get_id() == actor => {
+                *now = next;
+                true
+            }
+            _ => false,
+        });
     }
 
     pub(super) fn handle(&self, gate: Arc<Gate>) -> Handle<M> {

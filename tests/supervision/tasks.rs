@@ -92,6 +92,7 @@ async fn tasks_end_with_a_crash_a_kill_and_a_stop() {
     pending(&context(&room).await, &log, "kill").keep();
     let _ = hangs(&room, LONG).await;
     log.wait("kill").await;
+    assert_eq!(say(&room, 1).await, Ok(1));
     pending(&context(&room).await, &log, "stop").keep();
     tree.stop().await;
     assert_eq!(log.count("stop"), 1);
