@@ -106,7 +106,7 @@ impl<R: Room> Actor for Shell<R> {
             Ok(room) => room,
             Err(crash) => {
                 clear(&guard.0, &cell).await;
-                return Err(boxed(crash));
+                return Err(boxed(&crash));
             }
         };
         args.gate.vitals.snapshot.send_replace(room.snapshot());
@@ -264,7 +264,7 @@ impl<R: Room> ShellState<R> {
         self.leave(myself);
         drop_caught(self.room.take());
         clear(&self.owned.0, myself).await;
-        Err(boxed(crash))
+        Err(boxed(&crash))
     }
 
     /// From here on nobody sends into a mailbox that is thrown away: callers of a permanent room wait for its next
@@ -309,6 +309,6 @@ pub(super) fn drop_caught<T>(remains: T) {
     }
 }
 
-fn boxed(crash: Crash) -> ActorProcessingErr {
+fn boxed(crash: &Crash) -> ActorProcessingErr {
     ActorProcessingErr::from(crash.why().to_owned())
 }

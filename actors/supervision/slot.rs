@@ -11,7 +11,7 @@ use super::envelope::{AbandonOnDrop, Ask, CallError, Envelope, Reply, TellError,
 use super::gate::Gate;
 
 /// What an absurdly long deadline is cut to (thirty years): the clock cannot hold more.
-const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+const FOR_EVER: Duration = Duration::from_hours(30 * 365 * 24);
 
 /// The state of a room's place in the tree.
 pub(super) enum Place<M> {
@@ -191,11 +191,10 @@ impl<M: Send + 'static> Handle<M> {
             Place::Starting => Err((envelope, Place::Starting)),
             Place::Down => Err((envelope, Place::Down)),
             Place::Up(actor) => match actor.send_message(envelope) {
-                Ok(()) => Ok(()),
                 Err(MessagingErr::SendErr(back)) => Err((back, Place::Starting)),
                 // The type is fixed by the slot, so ractor's other two errors cannot occur; the message is lost
                 // with them, and the caller sees a dropped reply.
-                Err(_) => Ok(()),
+                Ok(()) | Err(_) => Ok(()),
             },
         }
     }

@@ -65,7 +65,7 @@ async fn a_start_that_hangs_is_given_up_after_its_time() {
             if life == 1 {
                 ctx.task("in start", 0, async move {
                     let _held = held;
-                    std::future::pending().await
+                    std::future::pending::<()>().await;
                 })
                 .keep();
                 std::future::pending::<()>().await;

@@ -205,7 +205,7 @@ async fn the_next_life_starts_after_the_last_ones_state_and_tasks_are_gone() {
             let slow = Slow(log);
             ctx.task("holds", 0, async move {
                 let _held = slow;
-                std::future::pending().await
+                std::future::pending::<()>().await;
             })
             .keep();
             Ok(())
@@ -224,9 +224,7 @@ async fn a_room_that_panics_in_its_own_drop_does_not_take_the_root_with_it() {
     struct Bomb;
     impl Drop for Bomb {
         fn drop(&mut self) {
-            if !std::thread::panicking() {
-                panic!("planned, in a drop");
-            }
+            assert!(std::thread::panicking(), "planned, in a drop");
         }
     }
     struct Mined {

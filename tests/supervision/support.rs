@@ -14,7 +14,7 @@ use portcullis_actors::supervision::{
 use tokio::sync::mpsc;
 
 pub const SECOND: Duration = Duration::from_secs(1);
-pub const LONG: Duration = Duration::from_secs(600);
+pub const LONG: Duration = Duration::from_mins(10);
 pub const NOT_RUN: Answer = Err(CallError::Unavailable {
     may_have_run: false,
 });

@@ -29,7 +29,7 @@ fn pending(ctx: &Ctx<Probe<0>>, log: &Log, name: &'static str) -> TaskHandle {
     let held = OnDrop(log.clone(), name);
     ctx.task(name, 7, async move {
         let _held = held;
-        std::future::pending().await
+        std::future::pending::<()>().await;
     })
 }
 
@@ -180,7 +180,7 @@ async fn ticks_do_not_pile_up_behind_a_loop_that_waits() {
     ask(&room, LONG, |p, reply| {
         Box::pin(async move {
             let _guard = p.ctx.waiting();
-            tokio::time::sleep(Duration::from_secs(60)).await;
+            tokio::time::sleep(Duration::from_mins(1)).await;
             reply.ok(1);
             Ok(())
         })
