@@ -18,6 +18,7 @@ mod choose;
 mod config;
 pub mod docker;
 pub mod driver;
+mod engine;
 mod evidence;
 mod folders;
 mod handle;
@@ -31,7 +32,6 @@ mod probe;
 mod runs;
 mod sandbox;
 pub mod spec;
-mod trial;
 
 pub use actor::{SandboxPool, SandboxPoolWiring};
 pub use choose::{Chosen, choose};
