@@ -90,9 +90,9 @@ pub fn rows(approval: &Value) -> Vec<(&'static str, String)> {
     );
     put("session", clean(field(request, "sessionKey")));
     put("asked by", clean(field(request, "principal")));
-    for reason in list(request, "reasons") {
+    for (i, reason) in list(request, "reasons").iter().enumerate() {
         let text = reason.as_str().unwrap_or_else(|| field(reason, "text"));
-        put("why asked", clean(text));
+        put(if i == 0 { "why asked" } else { "" }, clean(text));
     }
     put("warning", clean(field(request, "warningText")));
     put("plan", clean(field(request, "planHash")));

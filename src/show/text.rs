@@ -86,10 +86,13 @@ pub fn span(ms: u64) -> String {
     }
 }
 
-/// `4:32`: time left until then.
+/// `4:32`: time left until then; `3 h` when it is long.
 pub fn left(until_ms: u64) -> String {
-    let s = until_ms.saturating_sub(now_ms()) / 1000;
-    format!("{}:{:02}", s / 60, s % 60)
+    let ms = until_ms.saturating_sub(now_ms());
+    match ms / 1000 {
+        s @ 0..3600 => format!("{}:{:02}", s / 60, s % 60),
+        _ => span(ms),
+    }
 }
 
 /// Hex in groups of four, so that a person can compare it.

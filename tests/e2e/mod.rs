@@ -1,0 +1,3 @@
+//! Whole paths, as a person walks them.
+
+mod page;
