@@ -10,6 +10,9 @@ use tokio::time::{Instant, timeout_at};
 use super::envelope::{AbandonOnDrop, Ask, CallError, Envelope, Reply, TellError, Ticket};
 use super::gate::Gate;
 
+/// What an absurdly long deadline is cut to (thirty years): the clock cannot hold more.
+const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+
 /// The state of a room's place in the tree.
 pub(super) enum Place<M> {
     /// Being started or restarted: callers wait, no longer than their own deadline.
@@ -84,7 +87,8 @@ impl<M: Send + 'static> Handle<M> {
         make: impl FnOnce(Reply<T, E>) -> M,
     ) -> Result<T, CallError<E>> {
         let permit = self.gate.enter().ok_or(CallError::Overloaded)?;
-        let deadline = Instant::now() + within;
+        let now = Instant::now();
+        let deadline = now.checked_add(within).unwrap_or(now + FOR_EVER);
         let ticket = Arc::new(Ticket::default());
         let (reply, answer) = Reply::new(Some(permit));
         let envelope = Envelope::Ask(Ask {
