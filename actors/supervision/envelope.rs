@@ -106,20 +106,15 @@ impl Drop for AbandonOnDrop {
 /// Holds the message's permit, so work handed to a task or thread still counts against the room's gate.
 #[derive(Debug)]
 pub struct Reply<T, E> {
+    // Before the sender, in every drop: a caller that has its answer must find its place in the gate free again.
+    permit: Option<Permit>,
     tx: oneshot::Sender<Result<T, E>>,
-    _permit: Option<Permit>,
 }
 
 impl<T, E> Reply<T, E> {
     pub(super) fn new(permit: Option<Permit>) -> (Self, oneshot::Receiver<Result<T, E>>) {
         let (tx, rx) = oneshot::channel();
-        (
-            Self {
-                tx,
-                _permit: permit,
-            },
-            rx,
-        )
+        (Self { permit, tx }, rx)
     }
 
     /// Is the caller still there? To be tested before any effect.
@@ -139,6 +134,7 @@ impl<T, E> Reply<T, E> {
 
     /// Answers.
     pub fn send(self, answer: Result<T, E>) {
+        drop(self.permit);
         // A caller that gave up meanwhile is told nothing: its own deadline said so already.
         let _ = self.tx.send(answer);
     }

@@ -36,8 +36,8 @@ pub struct ShellState<R: Room> {
     // Dropped after the room: its tasks and children end with the state, also after a crash.
     owned: OwnerGuard,
     published: Instant,
-    /// Of a temporary actor, which says itself whether it serves; the root says it of a permanent one.
-    place: Option<Slot<R::Msg>>,
+    slot: Slot<R::Msg>,
+    kind: Kind,
     children_stop: Duration,
 }
 
@@ -106,20 +106,21 @@ impl<R: Room> Actor for Shell<R> {
             Ok(room) => room,
             Err(crash) => {
                 clear(&guard.0, &cell).await;
-                return Err(boxed(crash));
+                return Err(boxed(&crash));
             }
         };
         args.gate.vitals.snapshot.send_replace(room.snapshot());
-        let place = (args.kind == Kind::Temporary).then_some(args.slot);
-        if let Some(place) = &place {
-            place.set(Place::Up(cell.into()));
+        // A temporary actor says itself that it serves: it may end before its owner hears of its start.
+        if args.kind == Kind::Temporary {
+            args.slot.set(Place::Up(cell.into()));
         }
         Ok(ShellState {
             room: Some(room),
             gate: args.gate,
             owned: guard,
             published: Instant::now(),
-            place,
+            slot: args.slot,
+            kind: args.kind,
             children_stop,
         })
     }
@@ -139,7 +140,7 @@ impl<R: Room> Actor for Shell<R> {
         myself: ActorRef<Self::Msg>,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        state.leave();
+        state.leave(&myself);
         // ractor kills the children of a stopped parent without their post_stop (reference: its pitfall 1), and its
         // own wait passes over a child that is stopping already (pitfall 9).
         state.owned.0.close_children();
@@ -260,17 +261,20 @@ impl<R: Room> ShellState<R> {
         myself: &ActorCell,
     ) -> Result<(), ActorProcessingErr> {
         let Err(crash) = result else { return Ok(()) };
-        self.leave();
+        self.leave(myself);
         drop_caught(self.room.take());
         clear(&self.owned.0, myself).await;
-        Err(boxed(crash))
+        Err(boxed(&crash))
     }
 
-    /// A temporary actor that ends is gone for its callers at once, however busy its owner is.
-    fn leave(&self) {
-        if let Some(place) = &self.place {
-            place.set(Place::Down);
-        }
+    /// From here on nobody sends into a mailbox that is thrown away: callers of a permanent room wait for its next
+    /// life, a temporary one is gone for good, however busy its owner is.
+    fn leave(&self, myself: &ActorCell) {
+        let place = match self.kind {
+            Kind::Permanent => Place::Starting,
+            Kind::Temporary => Place::Down,
+        };
+        self.slot.left(myself.get_id(), place);
     }
 }
 
@@ -305,6 +309,6 @@ pub(super) fn drop_caught<T>(remains: T) {
     }
 }
 
-fn boxed(crash: Crash) -> ActorProcessingErr {
+fn boxed(crash: &Crash) -> ActorProcessingErr {
     ActorProcessingErr::from(crash.why().to_owned())
 }

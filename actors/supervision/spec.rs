@@ -100,7 +100,7 @@ pub(super) fn backoff(nth: u32, jitter: u8) -> Duration {
     let full = BACKOFF_FIRST
         .saturating_mul(1u32.checked_shl(nth - 2).unwrap_or(u32::MAX))
         .min(BACKOFF_MAX);
-    full - full.mul_f64(f64::from(jitter) / 1024.0)
+    full.saturating_sub(full.mul_f64(f64::from(jitter) / 1024.0))
 }
 
 pub(super) type Spawning = Pin<Box<dyn Future<Output = Result<ActorCell, Crash>> + Send>>;

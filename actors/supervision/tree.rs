@@ -21,7 +21,7 @@ use super::watchdog::{Pulse, watch};
 /// A killed actor that has not ended by then never awaits: only ending the process helps.
 const KILL_GRACE: Duration = Duration::from_secs(2);
 /// What [`RoomView::recent_restarts`] looks back on, and how many it counts at most.
-const RECENT: Duration = Duration::from_secs(300);
+const RECENT: Duration = Duration::from_mins(5);
 const RECENT_MAX: usize = 999;
 /// The exit code of a process whose tree gave up (`EX_SOFTWARE` of sysexits.h).
 pub const EXIT_TREE: i32 = 70;
@@ -515,12 +515,13 @@ impl RootState {
         kid.restarts += 1;
         let name = kid.child.name();
         tracing::error!(target: "portcullis", room = name, why, restarts = kid.restarts, "room crashed");
-        kid.last_crash = Some(why.clone());
+        let fatal = format!("over its restart intensity: {why}");
+        kid.last_crash = Some(why);
         let over = kid.crashes.len() > self.intensity.max_restarts as usize;
         let wait = if over || kid.over {
             kid.child.down();
             if kid.child.policy().critical {
-                (self.on_fatal)(name, &format!("over its restart intensity: {why}"));
+                (self.on_fatal)(name, &fatal);
                 return;
             }
             if !kid.over {

@@ -65,7 +65,7 @@ async fn a_start_that_hangs_is_given_up_after_its_time() {
             if life == 1 {
                 ctx.task("in start", 0, async move {
                     let _held = held;
-                    std::future::pending().await
+                    std::future::pending::<()>().await;
                 })
                 .keep();
                 std::future::pending::<()>().await;
@@ -121,7 +121,7 @@ async fn a_room_that_ends_right_after_its_start_is_seen_on_many_threads() {
         let room = builder.room::<Probe<0>>(Policy::new(4), plan.clone());
         let tree = builder.start().await.unwrap();
         eventually("the second life", || plan.lives() == 2).await;
-        assert_eq!(say(&room, 1).await, Ok(1));
+        assert_eq!(say_again(&room, 1).await, Ok(1));
         tokio::time::timeout(Duration::from_secs(5), tree.stop())
             .await
             .unwrap();

@@ -174,3 +174,16 @@ async fn no_caller_is_lost_between_a_crash_and_the_next_life() {
     }
     assert_eq!(depth(&tree, 0), 0);
 }
+
+// The answer went out before the permit came back: a caller one after the other was `Overloaded` now and then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn who_has_an_answer_finds_its_place_in_the_gate_free() {
+    let (mut builder, _fatal) = builder();
+    let room = builder.room::<Probe<0>>(Policy::new(1), Plan::new(&Log::default()));
+    let _tree = builder.start().await.unwrap();
+    for n in 0..20_000 {
+        assert_eq!(say(&room, n).await, Ok(n));
+        let dropped = ask(&room, SECOND, |_, _reply| Box::pin(async { Ok(()) })).await;
+        assert_eq!(dropped, MAY_HAVE_RUN);
+    }
+}

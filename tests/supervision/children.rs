@@ -87,7 +87,7 @@ async fn children_die_with_a_crashed_owner_and_before_its_next_life() {
             async move {
                 ctx.task("t", 0, async move {
                     let _held = held;
-                    std::future::pending().await
+                    std::future::pending::<()>().await;
                 })
                 .keep();
                 Ok(())

@@ -34,8 +34,9 @@ async fn callers_queued_behind_a_crash_learn_that_they_did_not_run_and_all_permi
     let crashing = {
         let room = room.clone();
         tokio::spawn(async move {
-            ask(&room, LONG, |_, _reply| {
-                Box::pin(async {
+            ask(&room, LONG, |_, reply| {
+                Box::pin(async move {
+                    let _reply = reply;
                     tokio::time::sleep(SECOND).await;
                     panic!("planned")
                 })
@@ -204,7 +205,7 @@ async fn the_next_life_starts_after_the_last_ones_state_and_tasks_are_gone() {
             let slow = Slow(log);
             ctx.task("holds", 0, async move {
                 let _held = slow;
-                std::future::pending().await
+                std::future::pending::<()>().await;
             })
             .keep();
             Ok(())
@@ -214,7 +215,7 @@ async fn the_next_life_starts_after_the_last_ones_state_and_tasks_are_gone() {
     let _tree = builder.start().await.unwrap();
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert_eq!(fails(&room).await, MAY_HAVE_RUN);
-    assert_eq!(say(&room, 1).await, Ok(1));
+    assert_eq!(say_again(&room, 1).await, Ok(1));
     assert_eq!(log.all(), ["start 1", "state gone", "start 2"]);
 }
 
@@ -223,12 +224,12 @@ async fn a_room_that_panics_in_its_own_drop_does_not_take_the_root_with_it() {
     struct Bomb;
     impl Drop for Bomb {
         fn drop(&mut self) {
-            if !std::thread::panicking() {
-                panic!("planned, in a drop");
-            }
+            assert!(std::thread::panicking(), "planned, in a drop");
         }
     }
-    struct Mined(#[expect(dead_code, reason = "dropped is all it is for")] Bomb);
+    struct Mined {
+        _bomb: Bomb,
+    }
     impl portcullis_actors::supervision::Room for Mined {
         const NAME: &'static str = "mined";
         type Msg = bool;
@@ -237,7 +238,7 @@ async fn a_room_that_panics_in_its_own_drop_does_not_take_the_root_with_it() {
             (): &(),
             _ctx: portcullis_actors::supervision::Ctx<Self>,
         ) -> Result<Self, Crash> {
-            Ok(Self(Bomb))
+            Ok(Self { _bomb: Bomb })
         }
         async fn handle(&mut self, hang: bool) -> Result<(), Crash> {
             if hang {

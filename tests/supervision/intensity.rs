@@ -116,7 +116,7 @@ async fn a_room_that_is_down_and_fails_its_retry_stays_down_for_the_next_thirty_
         (plan.lives(), tree.window().look().rooms[0].state),
         (7, RoomState::Down)
     );
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    tokio::time::sleep(Duration::from_mins(1)).await;
     assert_eq!(say(&room, 1).await, Ok(1));
 }
 

@@ -242,7 +242,7 @@ async fn the_tasks_of_a_stopped_room_are_gone_before_the_room_below_stops() {
         async move {
             ctx.task("t", 0, async move {
                 let _held = held;
-                std::future::pending().await
+                std::future::pending::<()>().await;
             })
             .keep();
             Ok(())

@@ -34,7 +34,7 @@ async fn a_loop_that_says_what_it_waits_on_is_shown_as_waiting_and_never_killed(
             ask(&room, LONG, |p, reply| {
                 Box::pin(async move {
                     let _guard = p.ctx.waiting();
-                    tokio::time::sleep(Duration::from_secs(300)).await;
+                    tokio::time::sleep(Duration::from_mins(5)).await;
                     reply.ok(1);
                     Ok(())
                 })

@@ -29,7 +29,7 @@ fn pending(ctx: &Ctx<Probe<0>>, log: &Log, name: &'static str) -> TaskHandle {
     let held = OnDrop(log.clone(), name);
     ctx.task(name, 7, async move {
         let _held = held;
-        std::future::pending().await
+        std::future::pending::<()>().await;
     })
 }
 
@@ -92,6 +92,7 @@ async fn tasks_end_with_a_crash_a_kill_and_a_stop() {
     pending(&context(&room).await, &log, "kill").keep();
     let _ = hangs(&room, LONG).await;
     log.wait("kill").await;
+    assert_eq!(say(&room, 1).await, Ok(1));
     pending(&context(&room).await, &log, "stop").keep();
     tree.stop().await;
     assert_eq!(log.count("stop"), 1);
@@ -179,7 +180,7 @@ async fn ticks_do_not_pile_up_behind_a_loop_that_waits() {
     ask(&room, LONG, |p, reply| {
         Box::pin(async move {
             let _guard = p.ctx.waiting();
-            tokio::time::sleep(Duration::from_secs(60)).await;
+            tokio::time::sleep(Duration::from_mins(1)).await;
             reply.ok(1);
             Ok(())
         })
