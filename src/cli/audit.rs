@@ -83,7 +83,9 @@ fn verdict(answer: &Value, out: Out) -> Result<u8, Failure> {
                 clean(field(head, "hash")),
             );
             if let Some(torn) = answer.get("torn").filter(|t| t.is_object()) {
-                text.push_str("The end is torn, as a crash leaves it; the next start cuts it off: ");
+                text.push_str(
+                    "The end is torn, as a crash leaves it; the next start cuts it off: ",
+                );
                 text.push_str(&fault(torn));
                 text.push('\n');
             }

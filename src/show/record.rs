@@ -48,10 +48,14 @@ impl Shown {
 
 /// How it ended, with the code of a refusal; before that, what policy said.
 fn outcome(entry: &Value, record: &Value) -> String {
-    let ended = [entry.pointer("/outcome/outcome"), entry.get("outcome"), Some(record)]
-        .into_iter()
-        .flatten()
-        .find(|v| v.get("result").is_some());
+    let ended = [
+        entry.pointer("/outcome/outcome"),
+        entry.get("outcome"),
+        Some(record),
+    ]
+    .into_iter()
+    .flatten()
+    .find(|v| v.get("result").is_some());
     let word = match ended {
         Some(ended) => format!("{} {}", field(ended, "result"), field(ended, "code")),
         None => field(record, "decision").to_owned(),
@@ -71,7 +75,10 @@ mod tests {
             seq: Seq(7),
             prev: Hash32([0; 32]),
             hash: Hash32([1; 32]),
-            stamp: Stamp { wall_ms: 0, mono_ms: 0 },
+            stamp: Stamp {
+                wall_ms: 0,
+                mono_ms: 0,
+            },
             boot: BootId([2; 16]),
             body,
         };
@@ -84,13 +91,30 @@ mod tests {
         };
         let intent = serde_json::to_value(record(Body::Intent(entry))).unwrap();
         let shown = Shown::of(&intent);
-        assert_eq!((shown.seq.as_str(), shown.at.as_str(), shown.kind.as_str()), ("7", "1970-01-01T00:00:00Z", "intent"));
-        assert_eq!((shown.action.as_str(), shown.who.as_str(), shown.on.as_str(), shown.outcome.as_str()), ("exec.run", "uid:0", "run-1", "ask"));
+        assert_eq!(
+            (shown.seq.as_str(), shown.at.as_str(), shown.kind.as_str()),
+            ("7", "1970-01-01T00:00:00Z", "intent")
+        );
+        assert_eq!(
+            (
+                shown.action.as_str(),
+                shown.who.as_str(),
+                shown.on.as_str(),
+                shown.outcome.as_str()
+            ),
+            ("exec.run", "uid:0", "run-1", "ask")
+        );
         let refused = serde_json::to_value(Outcome::refused("POLICY_DENIED")).unwrap();
         let found = json!({"record": intent, "outcome": {"seq": 8, "outcome": refused}});
         assert_eq!(Shown::of(&found).outcome, "refused POLICY_DENIED");
-        let alone = record(Body::Outcome { intent: Seq(7), outcome: Outcome::ok() });
+        let alone = record(Body::Outcome {
+            intent: Seq(7),
+            outcome: Outcome::ok(),
+        });
         let shown = Shown::of(&serde_json::to_value(alone).unwrap());
-        assert_eq!((shown.action.as_str(), shown.outcome.as_str()), ("of 7", "ok"));
+        assert_eq!(
+            (shown.action.as_str(), shown.outcome.as_str()),
+            ("of 7", "ok")
+        );
     }
 }
