@@ -1,4 +1,6 @@
 //! Portcullis.
+
+pub mod identity;
 #![forbid(unsafe_code)]
 
 pub mod cli;

@@ -1,17 +1,12 @@
 //! What a terminal may be given: texts from elsewhere made visible, times, tables.
 
 use std::fmt::Write as _;
-use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Unix milliseconds.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "times shown to a person: nothing is decided by them"
-)]
+use portcullis_actors::clock::Clock;
+
+/// Unix milliseconds, for times shown to a person: nothing is decided by them.
 pub fn now_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+    Clock::system().now().0
 }
 
 /// One line that cannot move the cursor, change colours, turn the reading direction or hide anything.

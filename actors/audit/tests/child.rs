@@ -91,8 +91,10 @@ fn body() {
                     }
                 }
             }
-            log.close();
-            say("closed");
+            match log.try_close() {
+                Ok(_) => say("closed"),
+                Err(error) => say(&format!("not closed {}", error.code())),
+            }
         }
         other => panic!("unknown mode {other}"),
     }

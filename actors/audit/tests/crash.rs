@@ -151,6 +151,35 @@ fn a_full_disk_refuses_by_name_and_room_brings_the_log_back_with_its_gap() {
     assert!(gap.is_some_and(|(count, reason)| count >= 4 && reason == "DISK_FULL"));
 }
 
+#[test]
+fn a_log_altered_while_it_could_not_be_written_ends_its_writer() {
+    let Some(disk) = Tmpfs::new("128k") else {
+        eprintln!("NOT RUN: a full disk needs the right to mount a tmpfs (run the tests as root)");
+        return;
+    };
+    let dir = disk.0.join("audit");
+    let log = try_open(&dir, 1, AuditConfig::default()).unwrap();
+    while log.append(event(0)).is_ok() {}
+    let path = dir.join("0000000000000001.log");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[1_000] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    std::thread::sleep(Duration::from_millis(210));
+    assert_eq!(log.append(event(0)).unwrap_err().code(), "AUDIT_ALTERED");
+    // The thread is gone (or going): the room would crash, restart, and refuse to start.
+    let began = Instant::now();
+    loop {
+        let (tx, _rx) = oneshot::channel();
+        let job = Job::Append(Box::new(event(0)), Answer::Own(tx));
+        if matches!(log.writer.submit(job), Err(NotTaken::Gone)) {
+            break;
+        }
+        assert!(began.elapsed() < Duration::from_secs(2));
+    }
+    let error = try_open(&dir, 1, AuditConfig::default()).err().unwrap();
+    assert_eq!(error.code(), "AUDIT_ALTERED");
+}
+
 /// One run of the child with calls failing: (call, error, which). What it said.
 fn with_faults(dir: &Path, faults: &[(&str, &str, u32)]) -> Vec<String> {
     let path = dir.join("0000000000000001.log").display().to_string();

@@ -109,10 +109,15 @@ impl Open {
 
     /// In order, with a stop mark.
     fn close(self) {
+        self.try_close().unwrap();
+    }
+
+    fn try_close(self) -> Result<Seq, AuditError> {
         let (tx, rx) = oneshot::channel();
         assert!(self.writer.submit(Job::Close(Answer::Own(tx))).is_ok());
-        rx.blocking_recv().unwrap().unwrap();
+        let closed = rx.blocking_recv().unwrap();
         self.writer.join();
+        closed
     }
 
     /// As a crash of the process leaves it: no stop mark, the lock gone.
