@@ -7,6 +7,7 @@ use crate::store::Op;
 use crate::supervision::{Crash, Ctx, Reply, Room, Snapshot, TaskEnd};
 use portcullis_core::audit::Entry;
 use portcullis_core::seal::Secret;
+use portcullis_core::time::Millis;
 use portcullis_core::vault::{RecordMeta, SealedRecord, VaultError, VaultKeys, check_name};
 use std::collections::VecDeque;
 
@@ -91,7 +92,7 @@ impl Room for Vault {
                         .filter(|row| row.meta.is_none())
                         .count(),
                 )
-                .with("epoch", open.rows.epoch.1.epoch)
+                .with("epoch", open.rows.epoch.1.term)
                 .with("seals", open.rows.epoch.1.seals),
         }
     }
@@ -204,7 +205,7 @@ impl Open {
         let seal = |intent| {
             SealedRecord::seal(
                 &self.keys,
-                epoch.epoch,
+                epoch.term,
                 (NAMESPACE, name),
                 intent,
                 meta,
@@ -265,8 +266,8 @@ impl Open {
     fn list(&self) -> Vec<Listed> {
         let unreadable = RecordMeta {
             version: 0,
-            created_at_ms: Default::default(),
-            updated_at_ms: Default::default(),
+            created_at_ms: Millis::default(),
+            updated_at_ms: Millis::default(),
         };
         let listed = |(name, row): (&String, &Row)| Listed {
             name: name.clone(),

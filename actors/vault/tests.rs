@@ -118,7 +118,7 @@ async fn secrets_outlive_the_process_and_nothing_plain_lies_on_disk() {
     assert_eq!(house.set("lower", b"x").await, Err("VAULT_NAME_INVALID"));
     assert_eq!(house.set("EMPTY", b"").await, Err("VAULT_VALUE_INVALID"));
     assert_eq!(
-        house.set("API_KEY", &[0; 65_537]).await,
+        house.set("API_KEY", &vec![0; 65_537]).await,
         Err("VAULT_VALUE_INVALID")
     );
 
