@@ -8,6 +8,7 @@ pub mod codes;
 pub mod device;
 pub mod encoding;
 pub mod identity;
+pub mod dashboard;
 pub mod ids;
 pub mod pairing;
 pub mod protocol;
