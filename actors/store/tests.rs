@@ -418,6 +418,10 @@ fn child_that_commits_until_killed() {
 }
 
 #[test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "no runtime here: the child is left to work for a while"
+)]
 fn a_killed_writer_loses_nothing_acknowledged() {
     let folder = folder();
     let path = folder.path().join("state.db");
