@@ -2,7 +2,8 @@
 //!
 //! | room | owns |
 //! |---|---|
-//! | `audit/` | the tamper-evident log, its writer thread, open intents, idempotency keys |
+//! | `auth/` | every way in: one principal or a refusal |
+//! | `connection/` | one socket: handshake, requests, events |
 //! | `dashboard/` | one-time codes and sessions of the page |
 //! | `pairing/` | devices, their roles and tokens |
 //! | `sandbox_pool/` | the sandbox driver, one box per agent, the agents' workspaces |
@@ -13,7 +14,9 @@
 
 pub mod act;
 pub mod audit;
+pub mod auth;
 pub mod clock;
+pub mod connection;
 pub mod dashboard;
 pub mod pairing;
 pub mod sandbox_pool;
