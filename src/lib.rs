@@ -1,7 +1,7 @@
 //! Portcullis.
+#![forbid(unsafe_code)]
 
 pub mod identity;
-#![forbid(unsafe_code)]
 
 pub mod cli;
 pub mod config;
