@@ -16,7 +16,6 @@ pub mod audit;
 pub mod act;
 pub mod audit;
 pub mod clock;
-pub mod pairing;
 pub mod store;
 pub mod sandbox_pool;
 pub mod dashboard;

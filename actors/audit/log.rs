@@ -8,8 +8,7 @@ use super::offline::Horizon;
 use super::recover;
 use super::walk::{Buffer, Segment, SegmentEnd};
 use portcullis_core::audit::{
-    Body, BootId, HEADER_BYTES, Head, Ledger, Outcome, SegmentHeader, Seq, Stamp, decode_leaf,
-    encode_record,
+    Body, BootId, HEADER_BYTES, Head, Ledger, Outcome, SegmentHeader, Seq, Stamp, encode_record,
 };
 use rustix::fs::{Advice, fadvise};
 use std::fs::File;
@@ -91,6 +90,9 @@ pub(super) struct Log {
     file: Option<File>,
     segment: SegmentHeader,
     len: u64,
+    /// The newest durable record.
+    pub(super) head: Head,
+    /// What follows from the records up to the last [`Self::settle`].
     pub(super) ledger: Ledger,
     gap: Option<Gap>,
     buf: Vec<u8>,
@@ -135,6 +137,7 @@ impl Log {
             file: Some(found.file),
             segment: found.segment,
             len: found.len,
+            head: found.ledger.head,
             ledger: found.ledger,
             gap: None,
             buf: Vec::new(),
@@ -142,7 +145,7 @@ impl Log {
         };
         if let Some((offset, bytes)) = found.torn {
             let segment = log.segment.first();
-            log.append(&[Body::Recovered {
+            log.append_own(vec![Body::Recovered {
                 segment,
                 offset,
                 bytes,
@@ -156,16 +159,16 @@ impl Log {
                     outcome: Outcome::unknown(*boot),
                 })
                 .collect();
-            log.append(&group)?;
+            log.append_own(group)?;
         }
         // Last: a start that fails before it is repeated in full by the next one.
-        log.append(&[Body::Start {
+        log.append_own(vec![Body::Start {
             reopened: found.same_boot,
             open: log.ledger.open_list(),
             version: log.spec.version.clone(),
         }])?;
         let report = OpenReport {
-            head: log.ledger.head,
+            head: log.head,
             torn_bytes: found.torn.map_or(0, |(_, bytes)| bytes),
             unknown: lost.len(),
             segments_read: found.segments_read,
@@ -198,8 +201,8 @@ impl Log {
         let stamp = self.spec.clock.stamp();
         let mut buf = std::mem::take(&mut self.buf);
         buf.clear();
-        let before = self.ledger.head;
-        let (mut head, mut heads, mut ends) = (before, Vec::new(), Vec::new());
+        let before = self.head;
+        let (mut head, mut heads) = (before, Vec::with_capacity(lead.len() + bodies.len()));
         let mut encoded = Ok(());
         for body in lead.iter().chain(bodies) {
             match encode_record(&mut buf, head, stamp, self.spec.boot, body) {
@@ -210,12 +213,15 @@ impl Log {
                 }
             }
             heads.push(head);
-            ends.push(buf.len());
         }
         let done = match encoded {
             Ok(()) => self.write(&buf),
             Err(error) => {
                 self.buf = buf;
+                if self.gap.is_some() {
+                    // The gap is not recorded yet: mend again, with its record.
+                    self.file = None;
+                }
                 return Err(error.into());
             }
         };
@@ -224,16 +230,8 @@ impl Log {
             self.drop_back();
             return Err(AuditError::writing(&error));
         }
-        // Durable: only now does the state follow.
         self.len += buf.len() as u64;
-        let mut start = 0;
-        for (end, head) in ends.iter().zip(&heads) {
-            // The bytes are our own of a moment ago.
-            if let Ok(leaf) = decode_leaf(&buf[start + 4..end - 32]) {
-                self.ledger.observe(&leaf, *head);
-            }
-            start = *end;
-        }
+        self.head = head;
         self.gap = None;
         buf.shrink_to(1024 * 1024);
         self.buf = buf;
@@ -245,10 +243,25 @@ impl Log {
         })
     }
 
+    /// Lets the ledger follow a durable group. Apart from [`Self::append`], so that callers are answered first; it must
+    /// come before the next group.
+    pub(super) fn settle(&mut self, written: &Written, bodies: &[Body]) {
+        for (body, head) in written.lead.iter().chain(bodies).zip(&written.heads) {
+            self.ledger
+                .wrote(body, written.stamp, self.spec.boot, *head);
+        }
+    }
+
+    fn append_own(&mut self, bodies: Vec<Body>) -> Result<(), AuditError> {
+        let written = self.append(&bodies)?;
+        self.settle(&written, &bodies);
+        Ok(())
+    }
+
     /// How far readers may trust the files.
     pub(super) const fn horizon(&self) -> Horizon {
         Horizon {
-            head: self.ledger.head,
+            head: self.head,
             segment: self.segment.first(),
             len: self.len,
         }
@@ -317,7 +330,7 @@ impl Log {
         let found = file.metadata().map_err(writing)?.len();
         let shrunk = |offset, why: &str| {
             AuditError::Altered(Fault {
-                seq: self.ledger.head.next(),
+                seq: self.head.next(),
                 segment: first,
                 offset,
                 why: why.to_owned(),
@@ -338,7 +351,7 @@ impl Log {
         let mut segment = Segment::open(&self.spec.dir, first, None).map_err(unread)?;
         let end = segment.read(&mut Buffer::new(), |_| ControlFlow::Continue(()));
         match end.map_err(unread)? {
-            SegmentEnd::Clean if segment.head() == self.ledger.head => {}
+            SegmentEnd::Clean if segment.head() == self.head => {}
             SegmentEnd::Altered(fault) | SegmentEnd::Torn(fault, _) => {
                 return Err(AuditError::Altered(fault));
             }
@@ -354,9 +367,7 @@ impl Log {
     }
 
     fn rotate(&mut self) -> Result<(), AuditError> {
-        let header = SegmentHeader {
-            after: self.ledger.head,
-        };
+        let header = SegmentHeader { after: self.head };
         let file = files::create_segment(&self.spec.dir, &self.dir, header)
             .map_err(|error| AuditError::writing(&error))?;
         self.file = Some(file);

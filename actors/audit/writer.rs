@@ -11,7 +11,7 @@ use crate::supervision::{Feed, Flag, Reply};
 use portcullis_core::audit::{Body, BootId, Head, Once, OnceKey, Record, Seq};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
@@ -20,6 +20,8 @@ use tokio::sync::oneshot;
 const GROUP: usize = 64;
 /// The longest wait for a group to fill.
 const COLLECT: Duration = Duration::from_millis(2);
+/// Between two looks at the queue while a group fills.
+const NAP: Duration = Duration::from_micros(20);
 /// Jobs that may wait for the thread.
 const QUEUE: usize = 1_024;
 /// Newest records kept in memory for `tail`.
@@ -151,7 +153,7 @@ impl Writer {
 
 fn status_of(log: &Log, groups: u64) -> LogStatus {
     LogStatus {
-        head: log.ledger.head,
+        head: log.head,
         open: log.ledger.open.len(),
         keys: log.ledger.once.len(),
         groups,
@@ -222,22 +224,24 @@ impl Thread {
     }
 
     fn collect(&mut self, group: &mut Group) {
+        self.drain(group);
+        // Asleep, and not in `recv`: there each job would wake the thread, and cost a switch.
+        let until = Instant::now() + COLLECT.min(self.took);
+        while !group.bodies.is_empty()
+            && group.bodies.len() < self.expect.min(GROUP)
+            && group.close.is_none()
+            && Instant::now() < until
+        {
+            std::thread::sleep(NAP);
+            self.drain(group);
+        }
+    }
+
+    fn drain(&mut self, group: &mut Group) {
         while group.bodies.len() < GROUP && group.close.is_none() {
             match self.queue.try_recv() {
                 Ok(job) => self.stage(group, job),
                 Err(_) => break,
-            }
-        }
-        if group.bodies.len() < self.expect.min(GROUP) && !group.bodies.is_empty() {
-            let until = Instant::now() + COLLECT.min(self.took);
-            while group.bodies.len() < self.expect.min(GROUP) && group.close.is_none() {
-                match self
-                    .queue
-                    .recv_timeout(until.saturating_duration_since(Instant::now()))
-                {
-                    Ok(job) => self.stage(group, job),
-                    Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
-                }
             }
         }
     }
@@ -329,6 +333,7 @@ impl Thread {
     /// Shows durable records to those who watch; returns the head.
     fn publish(&mut self, written: Written, bodies: Vec<Body>) -> Head {
         let boot: BootId = self.log.spec().boot;
+        self.log.settle(&written, &bodies);
         let mut before = written.before;
         for (body, head) in written.lead.into_iter().chain(bodies).zip(written.heads) {
             let record = Arc::new(Record {
@@ -346,6 +351,7 @@ impl Thread {
             self.ring.push_back(record.clone());
             self.feed.publish(record);
         }
+        self.status.set(status_of(&self.log, self.groups));
         before
     }
 }

@@ -83,6 +83,16 @@ async fn room(dir: &Path, callers: usize) -> f64 {
     }
     let rate = count as f64 / began.elapsed().as_secs_f64();
     tree.stop().await;
+    let groups = tail_dir(&dir.join(format!("audit{callers}")), usize::MAX).unwrap();
+    let mut sizes = std::collections::BTreeMap::<_, usize>::new();
+    for record in &groups {
+        *sizes.entry(record.stamp.mono_ms).or_default() += 1;
+    }
+    eprintln!(
+        "  {} records, {:.1} in a millisecond",
+        groups.len(),
+        groups.len() as f64 / sizes.len() as f64
+    );
     rate
 }
 
