@@ -1,7 +1,3 @@
-//! Portcullis.
-#![forbid(unsafe_code)]
-
-pub mod identity;
 //! Portcullis: the binary's rooms above the actors. Wires them, opens the doors, and serves the command line.
 #![forbid(unsafe_code)]
 

@@ -19,7 +19,7 @@ pub struct Browser {
 
 impl Browser {
     /// `None`, said loudly, where this machine has no chromedriver or Chromium; fails in CI.
-    pub async fn open(dark: bool, width: u32) -> Option<Self> {
+    pub async fn open(dark: bool, script: bool, width: u32) -> Option<Self> {
         let (Some(driver), Some(chromium)) = (find("chromedriver"), find("chromium")) else {
             not_run("the page in a browser: apt-get install chromium chromium-driver");
             return None;
@@ -53,8 +53,11 @@ impl Browser {
         if dark {
             args.push("--blink-settings=preferredColorScheme=0".to_owned());
         }
+        // 1 allows, 2 blocks, as the person's own setting would.
+        let javascript = if script { 1 } else { 2 };
+        let prefs = json!({ "profile.managed_default_content_settings.javascript": javascript });
         let capabilities = json!({
-            "goog:chromeOptions": { "binary": chromium, "args": args },
+            "goog:chromeOptions": { "binary": chromium, "args": args, "prefs": prefs },
             "goog:loggingPrefs": { "browser": "ALL" },
         });
         let serde_json::Value::Object(capabilities) = capabilities else {
