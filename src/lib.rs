@@ -7,3 +7,7 @@ pub mod dashboard;
 pub mod identity;
 pub mod show;
 pub mod telemetry;
+
+pub mod descent;
+pub mod edge;
+pub mod methods;
