@@ -1,8 +1,9 @@
 //! Which driver: what the config names, else Docker where an engine answers, else native. Never the bare host.
 
 use super::config::{Choice, SandboxPoolConfig};
-use super::docker::{Docker, EngineConfig};
+use super::docker::Docker;
 use super::driver::{Driver, DriverError, ProbeContext};
+use super::engine::EngineConfig;
 use super::native::Native;
 use super::probe;
 

@@ -20,7 +20,7 @@ const DRAIN: Duration = Duration::from_millis(200);
 /// How long it may be silent before it counts as over: a background child that holds the pipe must not delay the end.
 const QUIET: Duration = Duration::from_millis(10);
 /// TERM to KILL when the time is over: the limit is a promise, so the grace is short (design.md section 6: limit + 50 ms).
-const TIME_OUT_GRACE: Duration = Duration::from_millis(30);
+const TIME_OUT_GRACE: Duration = Duration::from_millis(25);
 /// Longest grace that a SPAWN may ask for.
 const MOST_GRACE: Duration = Duration::from_secs(10);
 /// How long KILL is repeated. What outlives it (uninterruptible in the kernel) becomes pid 1's.

@@ -6,10 +6,11 @@ mod engine;
 
 use std::sync::Arc;
 
-use super::suite::{self, State};
-use crate::sandbox_pool::docker::{Docker, EngineConfig};
+use super::harness::State;
+use super::suite;
 use crate::sandbox_pool::driver::Driver;
 use crate::sandbox_pool::probe;
+use crate::sandbox_pool::{Docker, EngineConfig};
 use engine::Engine;
 
 async fn driver(engine: &Arc<Engine>, state: &State) -> Driver {

@@ -1,6 +1,7 @@
 //! The suite over bubblewrap.
 
-use super::suite::{self, State};
+use super::harness::{self, State};
+use super::suite;
 use crate::sandbox_pool::driver::{Driver, DriverError};
 use crate::sandbox_pool::native::Native;
 use crate::sandbox_pool::probe;
@@ -73,7 +74,7 @@ async fn the_probe_refuses_a_box_without_walls() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_user_namespace_maps_one_uid() {
     let state = State::new();
-    let mut live = suite::Live::start(&driver(&state), state.spec("maps")).await;
+    let mut live = harness::Live::start(&driver(&state), state.spec("maps")).await;
     let uid = state.context.uid;
     for file in ["uid_map", "gid_map"] {
         let ended = live.run(&format!("cat /proc/self/{file}")).await;
@@ -107,7 +108,7 @@ fn a_daemon_of_an_ordinary_user() {
         // The tests above are this one.
         return;
     }
-    let cell = suite::cell();
+    let cell = harness::cell();
     let folder = tempfile::tempdir().unwrap();
     let open = std::os::unix::fs::PermissionsExt::from_mode;
     std::fs::set_permissions(folder.path(), open(0o777)).unwrap();

@@ -8,7 +8,7 @@ use portcullis_cell::Cause;
 use portcullis_core::ids::{AgentId, RunId};
 use tokio::sync::mpsc;
 
-use super::suite::{self, Ended, Live, State, below, finish};
+use super::harness::{self, Ended, Live, State, below, finish};
 use crate::sandbox_pool::{
     Choice, Driver, Native, PoolError, RunEvent, RunSpec, RunTicket, SandboxPool,
     SandboxPoolConfig, SandboxPoolHandle, SandboxPoolWiring,
@@ -32,7 +32,7 @@ impl Pool {
             Intensity::default(),
             Arc::new(|room, why| panic!("{room}: {why}")),
         );
-        let cell: &'static [u8] = std::fs::read(suite::cell()).unwrap().leak();
+        let cell: &'static [u8] = std::fs::read(harness::cell()).unwrap().leak();
         let wiring = SandboxPoolWiring {
             config,
             state: state.folder.path().to_owned(),
