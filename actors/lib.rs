@@ -2,9 +2,21 @@
 //!
 //! | room | owns |
 //! |---|---|
+//! | `audit/` | the tamper-evident log of every privileged act |
+//! | `pairing/` | devices, their roles and tokens |
+//! | `store/` | `state.db`: conditional writes, its own threads |
 //! | `sandbox_pool/` | the sandbox driver, one box per agent, the agents' workspaces |
+//! | `dashboard/` | one-time codes and sessions of the page |
 //! | `supervision/` | the machinery: tree, places, gates, tasks, feeds |
+//! | `vault/` | named secrets, sealed |
 #![forbid(unsafe_code)]
 
+pub mod act;
+pub mod audit;
+pub mod clock;
+pub mod pairing;
+pub mod store;
 pub mod sandbox_pool;
+pub mod dashboard;
 pub mod supervision;
+pub mod vault;

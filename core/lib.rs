@@ -2,8 +2,17 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod audit;
 pub mod auth;
 pub mod codes;
+pub mod device;
+pub mod encoding;
+pub mod identity;
+pub mod dashboard;
 pub mod ids;
+pub mod pairing;
 pub mod protocol;
+pub mod seal;
 pub mod time;
+pub mod token;
+pub mod vault;

@@ -1,1 +1,10 @@
 //! Portcullis.
+
+pub mod identity;
+#![forbid(unsafe_code)]
+
+pub mod cli;
+pub mod config;
+pub mod dashboard;
+pub mod show;
+pub mod telemetry;
