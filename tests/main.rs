@@ -1,6 +1,3 @@
-//! All integration tests, in one binary.
-mod sandbox;
-mod support;
 //! Every test that needs more than one crate, as one binary: one link, one place to look.
 //!
 //! Rules of the tests: a name is a sentence that can be false; nothing sleeps for luck; what a machine cannot run is
@@ -12,4 +9,6 @@ mod support;
 )]
 
 mod house; // the tree keeps its own rules: who imports whom, who shares what, which files must exist
+mod sandbox; // what a box holds, against a real engine
 mod supervision; // what supervision promises, one file per promise; later one file per room
+mod support; // what several of them share
