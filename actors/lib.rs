@@ -2,6 +2,7 @@
 //!
 //! | room | owns |
 //! |---|---|
+//! | `audit/` | the tamper-evident log, its writer thread, open intents, idempotency keys |
 //! | `audit/` | the tamper-evident log of every privileged act |
 //! | `pairing/` | devices, their roles and tokens |
 //! | `store/` | `state.db`: conditional writes, its own threads |
@@ -11,10 +12,10 @@
 //! | `vault/` | named secrets, sealed |
 #![forbid(unsafe_code)]
 
+pub mod audit;
 pub mod act;
 pub mod audit;
 pub mod clock;
-pub mod pairing;
 pub mod store;
 pub mod sandbox_pool;
 pub mod dashboard;

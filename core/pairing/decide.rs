@@ -333,16 +333,18 @@ impl Pairing {
         });
         let (request_id, change) = match live {
             Some(pending) if is_covered => {
-                let mut refreshed = pending.clone();
-                let written = refreshed.refreshed_at_ms;
-                refreshed.refreshed_at_ms = now;
-                let mut change = Change::new(Record::Nothing, "pairing.refresh", &facts.device_id);
-                change.persist = now.since(written) >= REFRESH_WRITE_MS;
-                // Not to write each time means to keep the time that is written.
-                if change.persist {
-                    change.put_pending.push(refreshed);
-                }
-                (pending.request_id.clone(), change.persist.then_some(change))
+                // A client that asks every second costs no write each time.
+                let is_due = now.since(pending.refreshed_at_ms) >= REFRESH_WRITE_MS;
+                let change = is_due.then(|| {
+                    let mut change =
+                        Change::new(Record::Nothing, "pairing.refresh", &facts.device_id);
+                    change.put_pending.push(Pending {
+                        refreshed_at_ms: now,
+                        ..pending.clone()
+                    });
+                    change
+                });
+                (pending.request_id.clone(), change)
             }
             live => {
                 let displaced = self.make_room(facts, now)?;
@@ -418,9 +420,10 @@ impl Pairing {
         let bucket = address_bucket(facts.client.remote_ip);
         let mut live: BTreeMap<_, Vec<&Pending>> = BTreeMap::new();
         let mut total = 0;
-        let others = self.pending.values().filter(|pending| {
-            self.is_live(pending, now) && pending.device_id != facts.device_id
-        });
+        let others = self
+            .pending
+            .values()
+            .filter(|pending| self.is_live(pending, now) && pending.device_id != facts.device_id);
         for pending in others {
             live.entry(address_bucket(pending.client.remote_ip))
                 .or_default()

@@ -11,7 +11,7 @@ use super::args::Approvals;
 use super::client::Client;
 use super::failure::Failure;
 use super::out::Out;
-use crate::show::card::{card, line};
+use crate::show::card::{agent, card, line, target};
 use crate::show::text::{clean, left, table, utc};
 use crate::show::value::{field, list, number};
 
@@ -142,11 +142,8 @@ fn listing(pending: &Value) -> String {
             let request = a.get("request").unwrap_or(&Value::Null);
             vec![
                 field(a, "id").to_owned(),
-                field(request, "agentId").to_owned(),
-                match field(request, "target") {
-                    "" => field(request, "host").to_owned(),
-                    target => target.to_owned(),
-                },
+                agent(request).to_owned(),
+                target(request),
                 number(a, "expiresAtMs").map_or_else(String::new, left),
                 line(request),
             ]

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use portcullis_actors::audit::verify_dir;
 use portcullis_core::auth::Scope;
 use portcullis_core::codes;
 use serde_json::{Map, Value, json};
@@ -71,37 +72,61 @@ fn listing(answer: &Value) -> String {
 }
 
 fn verdict(answer: &Value, out: Out) -> Result<u8, Failure> {
-    if answer.get("ok").and_then(Value::as_bool) == Some(true) {
+    let flag = |key: &str| answer.get(key).and_then(Value::as_bool);
+    if flag("ok").or(flag("intact")) == Some(true) {
         out.both(answer, || {
             let head = answer.get("head").unwrap_or(&Value::Null);
-            format!(
+            let mut text = format!(
                 "{} records, all intact; head {} {}\n",
                 number(answer, "records").unwrap_or_default(),
                 number(head, "seq").unwrap_or_default(),
                 clean(field(head, "hash")),
-            )
+            );
+            if let Some(torn) = answer.get("torn").filter(|t| t.is_object()) {
+                text.push_str(
+                    "The end is torn, as a crash leaves it; the next start cuts it off: ",
+                );
+                text.push_str(&fault(torn));
+                text.push('\n');
+            }
+            text
         })?;
         return Ok(0);
     }
-    let bad = answer.get("firstBad").map_or_else(
-        || "a record".to_owned(),
-        |bad| match bad {
-            Value::Object(_) => format!(
-                "record {}: {}",
-                number(bad, "seq").unwrap_or_default(),
-                field(bad, "why"),
-            ),
-            other => format!("record {other}"),
-        },
-    );
+    let bad = ["firstBad", "first_break"]
+        .into_iter()
+        .find_map(|key| answer.get(key).filter(|v| !v.is_null()))
+        .map_or_else(|| "an unknown place".to_owned(), fault);
     Err(Failure::of(
         codes::AUDIT_ALTERED,
         format!("the audit log was altered, first at {bad}"),
     ))
 }
 
-fn offline(_state: &Path, _out: Out) -> Result<u8, Failure> {
-    Err(Failure::of(codes::INTERNAL, "pending the audit room"))
+fn fault(fault: &Value) -> String {
+    match fault {
+        Value::Object(_) => format!(
+            "record {}: {}",
+            number(fault, "seq").unwrap_or_default(),
+            clean(field(fault, "why")),
+        ),
+        other => format!("record {other}"),
+    }
+}
+
+/// Reads the files themselves: no gateway is asked, none is needed.
+fn offline(state: &Path, out: Out) -> Result<u8, Failure> {
+    let dir = state.join("audit");
+    let report = verify_dir(&dir).map_err(|error| {
+        let failure = match codes::find(error.code()) {
+            Some(code) => Failure::of(code, error.to_string()),
+            None => Failure::of(codes::INVALID_PARAMS, error.to_string()),
+        };
+        failure.hint("`--state DIR` names the state directory; its folder audit/ holds the log")
+    })?;
+    let answer = serde_json::to_value(&report)
+        .map_err(|e| Failure::of(codes::INTERNAL, format!("cannot show the report: {e}")))?;
+    verdict(&answer, out)
 }
 
 #[cfg(test)]

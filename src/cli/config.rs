@@ -1,5 +1,6 @@
 //! `portcullis config`.
 
+use std::fmt::Write as _;
 use std::path::Path;
 
 use portcullis_core::auth::Scope;
@@ -27,17 +28,19 @@ pub async fn run(state: &Path, what: &Config, out: Out) -> Result<u8, Failure> {
             let answer = json!({ "ok": true, "file": path, "leaves": loaded.leaves });
             out.both(&answer, || {
                 let set = loaded.leaves.iter().filter(|leaf| leaf.origin != "default");
-                let lines: String = set
-                    .map(|leaf| {
-                        format!(
-                            "  {} = {} ({})\n",
-                            clean(&leaf.key),
-                            leaf.value,
-                            clean(&leaf.origin)
-                        )
-                    })
-                    .collect();
-                format!("The configuration is valid. Set otherwise than by default:\n{lines}")
+                let mut text =
+                    "The configuration is valid. Set otherwise than by default:\n".to_owned();
+                for leaf in set {
+                    // Writing to a String cannot fail.
+                    let _ = writeln!(
+                        text,
+                        "  {} = {} ({})",
+                        clean(&leaf.key),
+                        leaf.value,
+                        clean(&leaf.origin)
+                    );
+                }
+                text
             })?;
             Ok(0)
         }

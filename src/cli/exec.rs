@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 use std::path::Path;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -9,6 +10,7 @@ use portcullis_core::auth::Scope;
 use portcullis_core::codes;
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::args::ExecArgs;
 use super::client::{Client, Incoming};
@@ -23,6 +25,8 @@ use crate::show::value::{field, number};
 const PIECES: usize = 16;
 /// What a shell reports for a command that ctrl-C ended.
 const INTERRUPTED: u8 = 130;
+/// For a cancelled run to end, when nobody reads its output any more.
+const LEAVE_WITHIN: Duration = Duration::from_secs(2);
 
 /// Runs it; returns the exit code.
 ///
@@ -85,6 +89,8 @@ impl Run {
     ) -> Result<u8, Failure> {
         let pieces = writer.pieces.clone();
         let mut interrupts = Interrupts::listen();
+        // Nobody reads our output: the run is cancelled, and its end is waited for a moment.
+        let mut leave: Option<(Failure, Instant)> = None;
         loop {
             let incoming = tokio::select! {
                 // Read on only when there is room for what comes.
@@ -95,8 +101,10 @@ impl Run {
                 } => incoming?,
                 error = writer.broken() => {
                     self.cancel(client).await?;
-                    return Err(error);
+                    leave = Some((error, Instant::now() + LEAVE_WITHIN));
+                    continue;
                 }
+                error = left(&mut leave) => return Err(error),
                 () = interrupts.next() => {
                     if self.asked_to_end || self.id.is_none() {
                         return Ok(INTERRUPTED);
@@ -115,6 +123,9 @@ impl Run {
                 Incoming::Answer { id, result } if id == request => {
                     let payload = result.map_err(|e| Failure::from_wire(&e))?;
                     if let Some(end) = self.answer(&payload)? {
+                        if let Some((error, _)) = leave {
+                            return Err(error);
+                        }
                         drop(pieces);
                         writer.finish().await?;
                         self.end(&payload, end)?;
@@ -249,6 +260,17 @@ impl Run {
         };
         note(failure.lines().trim_end());
         Ok(())
+    }
+}
+
+/// Ready when it is time to leave.
+async fn left(leave: &mut Option<(Failure, Instant)>) -> Failure {
+    if let Some((_, at)) = leave {
+        tokio::time::sleep_until(*at).await;
+    }
+    match leave.take() {
+        Some((error, _)) => error,
+        None => std::future::pending().await,
     }
 }
 

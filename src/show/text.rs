@@ -1,13 +1,12 @@
 //! What a terminal may be given: texts from elsewhere made visible, times, tables.
 
 use std::fmt::Write as _;
-use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Unix milliseconds.
+use portcullis_actors::clock::Clock;
+
+/// Unix milliseconds, for times shown to a person: nothing is decided by them.
 pub fn now_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+    Clock::system().now().0
 }
 
 /// One line that cannot move the cursor, change colours, turn the reading direction or hide anything.
@@ -86,10 +85,13 @@ pub fn span(ms: u64) -> String {
     }
 }
 
-/// `4:32`: time left until then.
+/// `4:32`: time left until then; `3 h` when it is long.
 pub fn left(until_ms: u64) -> String {
-    let s = until_ms.saturating_sub(now_ms()) / 1000;
-    format!("{}:{:02}", s / 60, s % 60)
+    let ms = until_ms.saturating_sub(now_ms());
+    match ms / 1000 {
+        s @ 0..3600 => format!("{}:{:02}", s / 60, s % 60),
+        _ => span(ms),
+    }
 }
 
 /// Hex in groups of four, so that a person can compare it.

@@ -4,6 +4,7 @@ mod boot;
 mod calls;
 mod children;
 mod crash;
+mod dashboard;
 mod feed;
 mod flood;
 mod intensity;
