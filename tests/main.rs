@@ -10,9 +10,6 @@
 
 mod e2e; // whole paths, as a person walks them
 mod house; // the tree keeps its own rules: who imports whom, who shares what, which files must exist
-mod sandbox; // what a box holds, against a real engine
-mod supervision; // what supervision promises, one file per promise; later one file per room
-mod support; // what several of them share
 mod sandbox; // what every driver promises
 mod supervision; // what supervision promises, one file per promise; later one file per room
 mod support; // what tests share
