@@ -3,7 +3,6 @@
 //! | room | owns |
 //! |---|---|
 //! | `audit/` | the tamper-evident log, its writer thread, open intents, idempotency keys |
-//! | `audit/` | the tamper-evident log of every privileged act |
 //! | `pairing/` | devices, their roles and tokens |
 //! | `store/` | `state.db`: conditional writes, its own threads |
 //! | `sandbox_pool/` | the sandbox driver, one box per agent, the agents' workspaces |
@@ -12,13 +11,12 @@
 //! | `vault/` | named secrets, sealed |
 #![forbid(unsafe_code)]
 
-pub mod audit;
 pub mod act;
 pub mod audit;
 pub mod clock;
-pub mod pairing;
-pub mod store;
-pub mod sandbox_pool;
 pub mod dashboard;
+pub mod pairing;
+pub mod sandbox_pool;
+pub mod store;
 pub mod supervision;
 pub mod vault;

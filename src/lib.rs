@@ -1,10 +1,9 @@
 //! Portcullis.
-
-pub mod identity;
 #![forbid(unsafe_code)]
 
 pub mod cli;
 pub mod config;
 pub mod dashboard;
+pub mod identity;
 pub mod show;
 pub mod telemetry;
