@@ -67,7 +67,7 @@ async fn docker(config: &SandboxPoolConfig, context: &ProbeContext) -> Result<Ch
         docker_host: std::env::var("DOCKER_HOST").ok(),
         ..EngineConfig::default()
     };
-    let docker = Docker::probe(context, &engine).await?;
+    let docker = Docker::connect(context, &engine).await?;
     let why = format!(
         "{}, proven by a box that tried to get out",
         docker.describe()

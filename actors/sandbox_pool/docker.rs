@@ -21,9 +21,8 @@ use futures_util::StreamExt;
 use portcullis_core::ids::BoxId;
 
 use super::driver::{DriverError, ProbeContext};
-use super::engine::{
-    self, CALL, EngineConfig, EngineFacts, Fault, Opened, WORK, bounded, no_driver,
-};
+pub use super::engine::EngineConfig;
+use super::engine::{self, CALL, EngineFacts, Fault, Opened, WORK, bounded};
 use super::evidence;
 use super::hardening::{
     BOOT_LABEL, BOX_LABEL, HOSTS, OWNER_LABEL, PROFILE_LABEL, differences, hosts_file, request,
@@ -51,7 +50,7 @@ pub enum BoxEnd {
     },
 }
 
-/// A local engine that has passed its probe. Cheap to clone.
+/// A local engine that can keep what is asked of it. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Docker {
     inner: Arc<Inner>,
@@ -68,18 +67,8 @@ struct Inner {
 }
 
 impl Docker {
-    /// Proves that the engine can contain something here: its version, its kernel features, the default image, and one box that is made, checked
-    /// against the kernel and removed.
-    ///
-    /// # Errors
-    /// `NO_DRIVER` with what was seen and the command that fixes it.
-    pub async fn probe(context: &ProbeContext, config: &EngineConfig) -> Result<Self, DriverError> {
-        let driver = Self::connect(context, config).await?;
-        driver.self_test(context).await?;
-        Ok(driver)
-    }
-
-    /// As [`Docker::probe`], without the trial box.
+    /// Looks at the engine: its version, what its kernel can limit, and the default image. That it contains anything is for
+    /// [`super::probe`] to prove, with a box.
     ///
     /// # Errors
     /// `NO_DRIVER` with what was seen and the command that fixes it.
@@ -392,24 +381,6 @@ impl Docker {
         bounded(WORK, "remove", attempts)
             .await
             .map_err(|fault| DriverError::Unknown(fault.to_string()))
-    }
-
-    /// Makes one box in folders of its own, lets [`Docker::start`] check it, and removes all again.
-    async fn self_test(&self, context: &ProbeContext) -> Result<(), DriverError> {
-        let trial = super::trial::Trial::new(context).map_err(|error| {
-            no_driver(
-                format!("the folders of a trial box cannot be made: {error}"),
-                "look at the owner and mode of the state directory",
-            )
-        })?;
-        let started = self.start(trial.spec()).await;
-        let stopped = self.stop(&trial.spec().id).await;
-        started.and(stopped).map_err(|error| {
-            no_driver(
-                format!("a trial box did not come up: {error}"),
-                "look at `docker info` and the engine's log, or set `[sandbox_pool] driver = \"native\"`",
-            )
-        })
     }
 }
 

@@ -122,72 +122,72 @@ type Lie = (
 
 const LIES: &[Lie] = &[
     ("image", |said, _, _| {
-        said.image = Some("sha256:9".to_owned())
+        said.image = Some("sha256:9".to_owned());
     }),
     ("mounts", |said, _, _| {
-        said.mounts.as_mut().unwrap()[1].rw = Some(true)
+        said.mounts.as_mut().unwrap()[1].rw = Some(true);
     }),
     ("mounts", |said, _, _| {
-        said.mounts.as_mut().unwrap()[0].source = Some("/".to_owned())
+        said.mounts.as_mut().unwrap()[0].source = Some("/".to_owned());
     }),
     ("mounts", |said, _, _| {
-        said.mounts.as_mut().unwrap()[0].propagation = Some("rshared".to_owned())
+        said.mounts.as_mut().unwrap()[0].propagation = Some("rshared".to_owned());
     }),
     ("mounts", |said, _, _| {
-        said.mounts.as_mut().unwrap().push(MountPoint::default())
+        said.mounts.as_mut().unwrap().push(MountPoint::default());
     }),
     ("mounts", |said, _, _| said.mounts = None),
     ("AppArmorProfile", |said, _, _| {
-        said.app_armor_profile = Some("unconfined".to_owned())
+        said.app_armor_profile = Some("unconfined".to_owned());
     }),
     ("AppArmorProfile", |said, _, _| {
-        said.app_armor_profile = None
+        said.app_armor_profile = None;
     }),
     ("Privileged", |_, host, _| host.privileged = Some(true)),
     ("CapAdd", |_, host, _| {
-        host.cap_add = Some(vec!["SYS_ADMIN".to_owned()])
+        host.cap_add = Some(vec!["SYS_ADMIN".to_owned()]);
     }),
     ("CapDrop", |_, host, _| host.cap_drop = None),
     ("SecurityOpt", |_, host, _| host.security_opt = None),
     ("SecurityOpt", |_, host, _| {
-        host.security_opt = Some(vec!["seccomp=unconfined".to_owned()])
+        host.security_opt = Some(vec!["seccomp=unconfined".to_owned()]);
     }),
     ("ReadonlyRootfs", |_, host, _| {
-        host.readonly_rootfs = Some(false)
+        host.readonly_rootfs = Some(false);
     }),
     ("NetworkMode", |_, host, _| {
-        host.network_mode = Some("host".to_owned())
+        host.network_mode = Some("host".to_owned());
     }),
     ("IpcMode", |_, host, _| {
-        host.ipc_mode = Some("host".to_owned())
+        host.ipc_mode = Some("host".to_owned());
     }),
     ("PidMode", |_, host, _| {
-        host.pid_mode = Some("host".to_owned())
+        host.pid_mode = Some("host".to_owned());
     }),
     ("UTSMode", |_, host, _| {
-        host.uts_mode = Some("host".to_owned())
+        host.uts_mode = Some("host".to_owned());
     }),
     ("UsernsMode", |_, host, _| {
-        host.userns_mode = Some("host".to_owned())
+        host.userns_mode = Some("host".to_owned());
     }),
     ("CgroupnsMode", |_, host, _| {
-        host.cgroupns_mode = Some(HostConfigCgroupnsModeEnum::HOST)
+        host.cgroupns_mode = Some(HostConfigCgroupnsModeEnum::HOST);
     }),
     ("CgroupParent", |_, host, _| {
-        host.cgroup_parent = Some("/".to_owned())
+        host.cgroup_parent = Some("/".to_owned());
     }),
     ("Memory", |_, host, _| host.memory = Some(0)),
     ("MemorySwap", |_, host, _| host.memory_swap = Some(-1)),
     ("NanoCpus", |_, host, _| host.nano_cpus = None),
     ("PidsLimit", |_, host, _| host.pids_limit = None),
     ("OomKillDisable", |_, host, _| {
-        host.oom_kill_disable = Some(true)
+        host.oom_kill_disable = Some(true);
     }),
     ("OomScoreAdj", |_, host, _| host.oom_score_adj = Some(-500)),
     ("Ulimits", |_, host, _| host.ulimits = None),
     ("Init", |_, host, _| host.init = Some(true)),
     ("Binds", |_, host, _| {
-        host.binds = Some(vec!["/:/host".to_owned()])
+        host.binds = Some(vec!["/:/host".to_owned()]);
     }),
     ("Mounts", |_, host, _| host.mounts = None),
     ("Tmpfs", |_, host, _| host.tmpfs = None),
@@ -195,32 +195,32 @@ const LIES: &[Lie] = &[
         host.devices = Some(vec![DeviceMapping {
             path_on_host: Some("/dev/mem".to_owned()),
             ..DeviceMapping::default()
-        }])
+        }]);
     }),
     ("VolumesFrom", |_, host, _| {
-        host.volumes_from = Some(vec!["other".to_owned()])
+        host.volumes_from = Some(vec!["other".to_owned()]);
     }),
     ("GroupAdd", |_, host, _| {
-        host.group_add = Some(vec!["docker".to_owned()])
+        host.group_add = Some(vec!["docker".to_owned()]);
     }),
     ("LogConfig", |_, host, _| {
-        host.log_config.as_mut().unwrap().typ = Some("json-file".to_owned())
+        host.log_config.as_mut().unwrap().typ = Some("json-file".to_owned());
     }),
     ("RestartPolicy", |_, host, _| {
-        host.restart_policy.as_mut().unwrap().name = Some(RestartPolicyNameEnum::ALWAYS)
+        host.restart_policy.as_mut().unwrap().name = Some(RestartPolicyNameEnum::ALWAYS);
     }),
     ("Runtime", |_, host, _| {
-        host.runtime = Some("other".to_owned())
+        host.runtime = Some("other".to_owned());
     }),
     ("MaskedPaths", |_, host, _| host.masked_paths = None),
     ("ReadonlyPaths", |_, host, _| {
-        host.readonly_paths = Some(Vec::new())
+        host.readonly_paths = Some(Vec::new());
     }),
     ("Sysctls", |_, host, _| {
-        host.sysctls = Some(HashMap::from([("kernel.x".to_owned(), "1".to_owned())]))
+        host.sysctls = Some(HashMap::from([("kernel.x".to_owned(), "1".to_owned())]));
     }),
     ("ExtraHosts", |_, host, _| {
-        host.extra_hosts = Some(vec!["a:1.2.3.4".to_owned()])
+        host.extra_hosts = Some(vec!["a:1.2.3.4".to_owned()]);
     }),
     ("User", |_, _, config| config.user = Some("0:0".to_owned())),
     ("User", |_, _, config| config.user = None),
@@ -229,31 +229,31 @@ const LIES: &[Lie] = &[
             .env
             .as_mut()
             .unwrap()
-            .push("LD_PRELOAD=/workspace/x".to_owned())
+            .push("LD_PRELOAD=/workspace/x".to_owned());
     }),
     ("Cmd", |_, _, config| {
-        config.cmd = Some(vec!["sh".to_owned()])
+        config.cmd = Some(vec!["sh".to_owned()]);
     }),
     ("Entrypoint", |_, _, config| {
-        config.entrypoint = Some(vec!["sh".to_owned()])
+        config.entrypoint = Some(vec!["sh".to_owned()]);
     }),
     ("Volumes", |_, _, config| {
-        config.volumes = Some(vec!["/data".to_owned()])
+        config.volumes = Some(vec!["/data".to_owned()]);
     }),
     ("ExposedPorts", |_, _, config| {
-        config.exposed_ports = Some(vec!["80/tcp".to_owned()])
+        config.exposed_ports = Some(vec!["80/tcp".to_owned()]);
     }),
     ("PortBindings", |_, host, _| {
-        host.port_bindings = Some(HashMap::from([("80/tcp".to_owned(), None)]))
+        host.port_bindings = Some(HashMap::from([("80/tcp".to_owned(), None)]));
     }),
     ("WorkingDir", |_, _, config| config.working_dir = None),
     ("OpenStdin", |_, _, config| config.open_stdin = Some(true)),
     ("Hostname", |_, _, config| {
-        config.hostname = Some("gateway".to_owned())
+        config.hostname = Some("gateway".to_owned());
     }),
     ("labels", |_, _, config| config.labels = None),
     ("Image", |_, _, config| {
-        config.image = Some("portcullis/base:latest".to_owned())
+        config.image = Some("portcullis/base:latest".to_owned());
     }),
 ];
 

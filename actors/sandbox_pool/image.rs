@@ -313,7 +313,7 @@ fn is_static(program: &[u8]) -> bool {
     scan().unwrap_or(false)
 }
 
-pub(super) fn hex(bytes: &[u8]) -> String {
+fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     bytes
         .iter()

@@ -32,7 +32,6 @@ mod probe;
 mod runs;
 mod sandbox;
 pub mod spec;
-mod trial;
 
 pub use actor::{SandboxPool, SandboxPoolWiring};
 pub use choose::{Chosen, choose};

@@ -166,7 +166,7 @@ async fn a_killed_engine_is_told_within_two_seconds_and_its_boxes_are_found_agai
         driver.wait(&spec.id).await,
         BoxEnd::EngineLost { .. }
     ));
-    let probed = Docker::probe(&scene.context, &scene.config())
+    let probed = Docker::connect(&scene.context, &scene.config())
         .await
         .unwrap_err();
     assert!(

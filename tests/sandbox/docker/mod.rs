@@ -14,9 +14,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
+use portcullis_actors::sandbox_pool::EngineConfig;
 use portcullis_actors::sandbox_pool::docker::Docker;
 use portcullis_actors::sandbox_pool::driver::ProbeContext;
-use portcullis_actors::sandbox_pool::engine::EngineConfig;
 use portcullis_actors::sandbox_pool::spec::BoxLimits;
 use portcullis_actors::sandbox_pool::spec::BoxSpec;
 use portcullis_core::ids::AgentId;

@@ -5,9 +5,9 @@ use std::os::unix::fs::chown;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
+use portcullis_actors::sandbox_pool::EngineConfig;
 use portcullis_actors::sandbox_pool::docker::Docker;
 use portcullis_actors::sandbox_pool::driver::DriverError;
-use portcullis_actors::sandbox_pool::engine::EngineConfig;
 use portcullis_actors::sandbox_pool::spec::BoxSpec;
 
 use super::GID;
@@ -32,43 +32,7 @@ async fn a_box_whose_cell_does_not_run_fails_and_leaves_nothing() {
             "{refused}"
         );
         assert_eq!(driver.list("stillborn").await.unwrap(), [], "{cell:?}");
-        let probed = Docker::probe(&scene.context, &scene.config())
-            .await
-            .unwrap_err();
-        assert_eq!(probed.code(), "NO_DRIVER", "{probed}");
-        assert_eq!(
-            fs::read_dir(scene.context.run_root.join("b"))
-                .unwrap()
-                .count(),
-            1,
-            "only the spec's own folder"
-        );
     }
-}
-
-#[tokio::test]
-async fn a_probe_makes_a_box_and_removes_all_of_it() {
-    let scene = Scene::new("probe", STAYS);
-    // What a daemon that was killed in a probe leaves behind.
-    for left in ["workspaces/.trial-0123456789ab/x", "run/b/0123456789ab"] {
-        fs::create_dir_all(scene.folder.path().join(left)).unwrap();
-    }
-    let driver = Docker::probe(&scene.context, &scene.config())
-        .await
-        .unwrap();
-    assert!(
-        driver.describe().starts_with("Docker "),
-        "{}",
-        driver.describe()
-    );
-    assert_eq!(driver.list("probe").await.unwrap(), []);
-    assert_eq!(fs::read_dir(&scene.context.workspaces).unwrap().count(), 0);
-    assert_eq!(
-        fs::read_dir(scene.context.run_root.join("b"))
-            .unwrap()
-            .count(),
-        0
-    );
 }
 
 #[tokio::test]
