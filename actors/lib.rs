@@ -14,8 +14,6 @@
 pub mod act;
 pub mod audit;
 pub mod clock;
-pub mod store;
-pub mod sandbox_pool;
 pub mod dashboard;
 pub mod pairing;
 pub mod sandbox_pool;

@@ -27,8 +27,8 @@ use portcullis_actors::audit::AuditConfig;
 use portcullis_actors::dashboard::DashboardConfig;
 use portcullis_actors::pairing::PairingConfig;
 use portcullis_actors::sandbox_pool::SandboxPoolConfig;
-use portcullis_actors::vault::VaultConfig;
 use portcullis_actors::supervision::Intensity;
+use portcullis_actors::vault::VaultConfig;
 use portcullis_core::codes::{self, Code};
 
 use crate::telemetry::TelemetryConfig;
@@ -217,7 +217,10 @@ fn rules(config: &Config, layers: &mut Layers) {
         ),
         ("audit.once_hours", config.audit.once_hours == 0),
         ("vault.max_records", config.vault.max_records == 0),
-        ("pairing.pending_ttl_seconds", config.pairing.pending_ttl_seconds == 0),
+        (
+            "pairing.pending_ttl_seconds",
+            config.pairing.pending_ttl_seconds == 0,
+        ),
         ("pairing.pending_max", config.pairing.pending_max == 0),
         ("pairing.devices_max", config.pairing.devices_max == 0),
         ("dashboard.code_seconds", config.dashboard.code_seconds == 0),
