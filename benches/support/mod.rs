@@ -226,3 +226,9 @@ pub fn line(what: &str, figure: f64, unit: &str, target: f64) {
     let word = if figure <= target { "met" } else { "NOT MET" };
     println!("{what:52} {figure:9.2} {unit:4} target <= {target:<6} {word}");
 }
+
+/// As [`line`], where more is better.
+pub fn least(what: &str, figure: f64, unit: &str, target: f64) {
+    let word = if figure >= target { "met" } else { "NOT MET" };
+    println!("{what:52} {figure:9.2} {unit:4} target >= {target:<6} {word}");
+}

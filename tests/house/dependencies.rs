@@ -46,7 +46,10 @@ const CORE_MAY_USE: &[&str] = &[
 /// What the core must not name: the world.
 const WORLD: &[&str] = &[
     "std::fs",
-    "std::net",
+    "std::net::TcpListener",
+    "std::net::TcpStream",
+    "std::net::ToSocketAddrs",
+    "std::net::UdpSocket",
     "std::process",
     "std::env",
     "std::thread",
