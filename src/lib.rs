@@ -1,4 +1,5 @@
 //! Portcullis.
+//! Portcullis: the binary's rooms above the actors. Wires them, opens the doors, and serves the command line.
 #![forbid(unsafe_code)]
 
 pub mod cli;
