@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 pub mod act;
+pub mod audit;
 pub mod clock;
 pub mod dashboard;
 pub mod pairing;

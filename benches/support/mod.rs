@@ -1,6 +1,10 @@
 //! What the benches share: a gateway of their own, a client, and the CPU time of a process.
 
 #![allow(
+    clippy::disallowed_methods,
+    reason = "a bench waits for its child processes"
+)]
+#![allow(
     dead_code,
     reason = "each bench is a program of its own and uses its part"
 )]
