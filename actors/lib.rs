@@ -6,6 +6,8 @@
 //! | `pairing/` | devices, their roles and tokens |
 //! | `store/` | `state.db`: conditional writes, its own threads |
 //! | `sandbox_pool/` | the sandbox driver, one box per agent, the agents' workspaces |
+//! | `auth/` | every way in: one principal or a refusal |
+//! | `connection/` | one socket: handshake, requests, events |
 //! | `dashboard/` | one-time codes and sessions of the page |
 //! | `supervision/` | the machinery: tree, places, gates, tasks, feeds |
 //! | `vault/` | named secrets, sealed |
@@ -13,7 +15,9 @@
 
 pub mod act;
 pub mod audit;
+pub mod auth;
 pub mod clock;
+pub mod connection;
 pub mod dashboard;
 pub mod pairing;
 pub mod sandbox_pool;

@@ -24,6 +24,8 @@ pub use view::Leaf;
 
 use layers::Layers;
 use portcullis_actors::audit::AuditConfig;
+use portcullis_actors::auth::AuthConfig;
+use portcullis_actors::connection::ConnectionConfig;
 use portcullis_actors::dashboard::DashboardConfig;
 use portcullis_actors::pairing::PairingConfig;
 use portcullis_actors::sandbox_pool::SandboxPoolConfig;
@@ -68,6 +70,10 @@ sections! {
     vault: VaultConfig,
     /// Devices that ask to connect.
     pairing: PairingConfig,
+    /// Who is let in.
+    auth: AuthConfig,
+    /// One socket.
+    connection: ConnectionConfig,
     /// The boxes.
     sandbox: SandboxPoolConfig,
     /// How crashing rooms are treated.
@@ -223,6 +229,12 @@ fn rules(config: &Config, layers: &mut Layers) {
         ),
         ("pairing.pending_max", config.pairing.pending_max == 0),
         ("pairing.devices_max", config.pairing.devices_max == 0),
+        ("auth.concurrent", config.auth.concurrent == 0),
+        ("connection.in_flight", config.connection.in_flight == 0),
+        (
+            "connection.write_timeout_ms",
+            config.connection.write_timeout_ms == 0,
+        ),
         ("dashboard.code_seconds", config.dashboard.code_seconds == 0),
         ("dashboard.idle_minutes", config.dashboard.idle_minutes == 0),
         ("telemetry.otlp.queue", config.telemetry.otlp.queue == 0),
