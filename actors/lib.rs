@@ -2,12 +2,13 @@
 //!
 //! | room | owns |
 //! |---|---|
+//! | `audit/` | the tamper-evident log, its writer thread, open intents, idempotency keys |
+//! | `pairing/` | devices, their roles and tokens |
+//! | `store/` | `state.db`: conditional writes, its own threads |
+//! | `sandbox_pool/` | the sandbox driver, one box per agent, the agents' workspaces |
 //! | `auth/` | every way in: one principal or a refusal |
 //! | `connection/` | one socket: handshake, requests, events |
 //! | `dashboard/` | one-time codes and sessions of the page |
-//! | `pairing/` | devices, their roles and tokens |
-//! | `sandbox_pool/` | the sandbox driver, one box per agent, the agents' workspaces |
-//! | `store/` | `state.db`: conditional writes, its own threads |
 //! | `supervision/` | the machinery: tree, places, gates, tasks, feeds |
 //! | `vault/` | named secrets, sealed |
 #![forbid(unsafe_code)]

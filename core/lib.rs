@@ -5,10 +5,10 @@
 pub mod audit;
 pub mod auth;
 pub mod codes;
+pub mod dashboard;
 pub mod device;
 pub mod encoding;
 pub mod identity;
-pub mod dashboard;
 pub mod ids;
 pub mod pairing;
 pub mod protocol;
