@@ -4,6 +4,8 @@
 
 pub mod auth;
 pub mod codes;
+pub mod display;
 pub mod ids;
+pub mod plan;
 pub mod protocol;
 pub mod time;
