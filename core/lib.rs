@@ -7,5 +7,6 @@ pub mod codes;
 pub mod display;
 pub mod ids;
 pub mod plan;
+pub mod policy;
 pub mod protocol;
 pub mod time;

@@ -4,13 +4,20 @@
 //! happens is in them. Strings are UTF-8 without NUL; a plan that does not pass [`ExecPlan::validate`] is never hashed
 //! for anybody.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use crate::display;
 use crate::ids::{AgentId, Hash32};
+
+mod encode;
+mod env;
+
+pub use env::{EnvPolicy, HOST_PATH, steers};
+pub(crate) use env::is_harmless;
+use env::{OWN_HOST_ENV, check_env_name};
 
 /// Most items of argv.
 pub const MAX_ARGV: usize = 1024;
@@ -22,119 +29,6 @@ pub const MAX_ENV: usize = 256;
 pub const MAX_GROUPS: usize = 64;
 const MAX_NAME: usize = 256;
 const MAX_PATH: usize = 4096;
-
-/// What a host command finds as PATH: ours, never the requester's.
-pub const HOST_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-/// Set by the gateway in a host plan, never by who asks.
-const OWN_HOST_ENV: &[&str] = &["HOME", "LOGNAME", "PATH", "SHELL", "USER"];
-/// What who asks may set for a host command, beside `LC_*` and the names in the configuration.
-const HOST_ENV: &[&str] = &["LANG", "TZ", "TERM", "COLUMNS", "LINES"];
-
-/// Names that steer a loader, an interpreter or a tool's own commands. Not the wall (that is the allow list for the
-/// host, the sandbox for the rest): it keeps a plan honest about what runs.
-const STEERING: &[&str] = &[
-    "BASH_ENV",
-    "ENV",
-    "IFS",
-    "PS4",
-    "PROMPT_COMMAND",
-    "SHELLOPTS",
-    "BASHOPTS",
-    "CDPATH",
-    "GLOBIGNORE",
-    "ZDOTDIR",
-    "NODE_OPTIONS",
-    "NODE_PATH",
-    "NODE_REPL_EXTERNAL_MODULE",
-    "PERL5LIB",
-    "PERL5OPT",
-    "PERL5DB",
-    "PERLLIB",
-    "RUBYLIB",
-    "RUBYOPT",
-    "LUA_INIT",
-    "LUA_PATH",
-    "LUA_CPATH",
-    "GCONV_PATH",
-    "GLIBC_TUNABLES",
-    "LOCPATH",
-    "NLSPATH",
-    "MALLOC_TRACE",
-    "RESOLV_HOST_CONF",
-    "HOSTALIASES",
-    "RUSTC_WRAPPER",
-    "RUSTC_WORKSPACE_WRAPPER",
-    "RUSTC",
-    "RUSTFLAGS",
-    "RUSTDOC",
-    "MAKEFLAGS",
-    "MFLAGS",
-    "MAKEFILES",
-    "JAVA_TOOL_OPTIONS",
-    "_JAVA_OPTIONS",
-    "JDK_JAVA_OPTIONS",
-    "CLASSPATH",
-    "MAVEN_OPTS",
-    "GRADLE_OPTS",
-    "PHPRC",
-    "PHP_INI_SCAN_DIR",
-    "HGRCPATH",
-    "EDITOR",
-    "VISUAL",
-    "PAGER",
-    "MANPAGER",
-    "LESSOPEN",
-    "LESSCLOSE",
-    "BROWSER",
-    "TERMINFO",
-    "TERMINFO_DIRS",
-    "TERMCAP",
-    "TMPDIR",
-    "AWS_CONFIG_FILE",
-    "KUBECONFIG",
-    "DOCKER_HOST",
-    "SSH_ASKPASS",
-    "SUDO_ASKPASS",
-    "OPENSSL_CONF",
-    "OPENSSL_ENGINES",
-    "SSLKEYLOGFILE",
-    "PATH",
-    "HOME",
-    "SHELL",
-    "USER",
-    "LOGNAME",
-    "R_PROFILE",
-    "R_ENVIRON",
-    "JULIA_LOAD_PATH",
-    "DOTNET_STARTUP_HOOKS",
-    "COMSPEC",
-];
-const STEERING_STARTS: &[&str] = &[
-    "LD_",
-    "DYLD_",
-    "PYTHON",
-    "GIT_",
-    "BASH_FUNC_",
-    "NPM_CONFIG_",
-    "CARGO_",
-    "RUSTUP_",
-    "PIP_",
-    "GEM_",
-    "BUNDLE_",
-    "TF_VAR_",
-    "CORECLR_",
-    "COR_",
-    "DOTNET_",
-    "XDG_",
-    "PORTCULLIS_",
-    "_RLD",
-    "MALLOC_",
-    "ASAN_",
-    "LSAN_",
-    "UBSAN_",
-    "TSAN_",
-];
 
 /// Why a plan is none.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -364,7 +258,9 @@ impl TryFrom<String> for Nonce {
 
 impl From<Nonce> for String {
     fn from(nonce: Nonce) -> Self {
-        nonce.0.iter().map(|b| format!("{b:02x}")).collect()
+        let digit = |half: u8| char::from_digit(u32::from(half), 16).unwrap_or('0');
+        let digits = nonce.0.iter().flat_map(|b| [digit(b >> 4), digit(b & 15)]);
+        digits.collect()
     }
 }
 
@@ -430,72 +326,6 @@ pub struct ExecPlan {
     pub profile_digest: Hash32,
     /// Makes the approval of this plan good once.
     pub nonce: Nonce,
-}
-
-/// Which variables may be set for host commands, beside the fixed ones.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct EnvPolicy(BTreeSet<String>);
-
-impl EnvPolicy {
-    /// From `[exec.host] env`.
-    ///
-    /// # Errors
-    /// A name that is none, or that steers a loader, an interpreter or a tool.
-    pub fn new<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> Result<Self, PlanError> {
-        let names = names.into_iter().map(|n| n.as_ref().to_owned());
-        let set: BTreeSet<String> = names.collect();
-        for name in &set {
-            check_env_name(name)?;
-            if steers(name) {
-                return Err(PlanError::Env(name.clone(), "host"));
-            }
-        }
-        Ok(Self(set))
-    }
-
-    /// May who asks set this variable for this target?
-    ///
-    /// # Errors
-    /// [`PlanError`] with the name.
-    pub fn check(&self, target: &Target, name: &str) -> Result<(), PlanError> {
-        check_env_name(name)?;
-        let refused = match target {
-            Target::Host => {
-                !HOST_ENV.contains(&name) && !name.starts_with("LC_") && !self.0.contains(name)
-            }
-            Target::Sandbox | Target::Node(_) => steers(name),
-        };
-        if refused {
-            return Err(PlanError::Env(
-                display::visible(name).into_owned(),
-                target.kind(),
-            ));
-        }
-        Ok(())
-    }
-}
-
-fn check_env_name(name: &str) -> Result<(), PlanError> {
-    let start = name
-        .bytes()
-        .next()
-        .is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
-    if start
-        && name.len() <= MAX_NAME
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
-    {
-        return Ok(());
-    }
-    Err(field(
-        "the name of a variable",
-        "[A-Za-z_][A-Za-z0-9_]*, at most 256 characters",
-    ))
-}
-
-/// Does this name steer a loader, an interpreter or a tool's own commands?
-pub fn steers(name: &str) -> bool {
-    let name = name.to_ascii_uppercase();
-    STEERING.contains(&name.as_str()) || STEERING_STARTS.iter().any(|start| name.starts_with(start))
 }
 
 /// An absolute path in its one spelling.
@@ -651,91 +481,6 @@ impl ExecPlan {
         self.argv.iter().map(String::len).chain(env).sum()
     }
 
-    /// The bytes that are approved: each field as u32 big-endian length and bytes, in the order of the contract; a
-    /// list or map is such a sequence inside its field, maps sorted by key, so different plans have different bytes.
-    pub fn canonical(&self) -> Vec<u8> {
-        self.encode("portcullis-plan-v1\0", true)
-    }
-
-    /// SHA-256 of [`Self::canonical`]: what is approved, recorded and used once.
-    pub fn plan_hash(&self) -> Hash32 {
-        Hash32::of(&self.canonical())
-    }
-
-    /// The same without session and nonce, under its own prefix: for grants and for cards that stand for many.
-    pub fn subject_hash(&self) -> Hash32 {
-        Hash32::of(&self.encode("portcullis-subject-v1\0", false))
-    }
-
-    fn encode(&self, prefix: &str, whole: bool) -> Vec<u8> {
-        let mut out = Writer(prefix.as_bytes().to_vec());
-        out.bytes(&[u8::from(self.v)]);
-        out.text(&self.target.word());
-        out.text(self.agent.as_str());
-        if whole {
-            out.text(&self.session);
-        }
-        out.text(&self.principal);
-        out.nested(|w| self.argv.iter().for_each(|a| w.text(a)));
-        out.nested(|w| encode_executable(&self.executable, w));
-        out.text(&self.cwd);
-        out.nested(|w| {
-            w.bytes(&self.uid.to_be_bytes());
-            w.bytes(&self.gid.to_be_bytes());
-            w.nested(|w| self.groups.iter().for_each(|g| w.bytes(&g.to_be_bytes())));
-        });
-        out.nested(|w| {
-            for (name, value) in &self.env {
-                w.text(name);
-                match value {
-                    EnvValue::Plain(text) => {
-                        w.text("plain");
-                        w.text(text);
-                    }
-                    EnvValue::Secret { name, version } => {
-                        w.text("secret");
-                        w.nested(|w| {
-                            w.text(name);
-                            w.bytes(&version.to_be_bytes());
-                        });
-                    }
-                }
-            }
-        });
-        out.nested(|w| match &self.stdin {
-            Stdin::None => w.text("none"),
-            Stdin::Open => w.text("open"),
-            Stdin::Sha256(hash) => {
-                w.text("sha256");
-                w.bytes(&hash.0);
-            }
-        });
-        out.bytes(&[u8::from(self.tty)]);
-        out.nested(|w| {
-            let Limits {
-                timeout_ms,
-                output_bytes,
-                memory_bytes,
-                cpu_millis,
-                pids,
-            } = self.limits;
-            w.bytes(&timeout_ms.to_be_bytes());
-            w.bytes(&output_bytes.to_be_bytes());
-            w.bytes(&memory_bytes.map_or(Vec::new(), |n| n.to_be_bytes().to_vec()));
-            w.bytes(&cpu_millis.map_or(Vec::new(), |n| n.to_be_bytes().to_vec()));
-            w.bytes(&pids.map_or(Vec::new(), |n| n.to_be_bytes().to_vec()));
-        });
-        out.text(match self.egress {
-            Egress::None => "none",
-            Egress::Host => "host",
-        });
-        out.bytes(&self.profile_digest.0);
-        if whole {
-            out.bytes(&self.nonce.0);
-        }
-        out.0
-    }
-
     /// The form in which it is kept (sealed).
     pub fn to_json(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("invariant: strings, numbers and maps by string are JSON")
@@ -768,65 +513,5 @@ fn name_like(text: &str) -> bool {
     (1..=MAX_NAME).contains(&text.len()) && !text.contains('\0')
 }
 
-fn encode_executable(executable: &Executable, w: &mut Writer) {
-    let file = |w: &mut Writer, file: &HostFile| {
-        w.text(&file.path);
-        w.bytes(&file.dev.to_be_bytes());
-        w.bytes(&file.ino.to_be_bytes());
-        w.bytes(&file.sha256.0);
-    };
-    match executable {
-        Executable::Host(program) => {
-            w.text("host");
-            file(w, program);
-        }
-        Executable::HostScript {
-            script,
-            interpreter,
-            argument,
-        } => {
-            w.text("host-script");
-            file(w, script);
-            file(w, interpreter);
-            w.nested(|w| argument.iter().for_each(|a| w.text(a)));
-        }
-        Executable::Image { digest, path } => {
-            w.text("image");
-            w.text(digest);
-            w.text(path);
-        }
-        Executable::Workspace { path } => {
-            w.text("workspace");
-            w.text(path);
-        }
-        Executable::Node { claimed_sha256 } => {
-            w.text("node");
-            w.bytes(claimed_sha256.as_ref().map_or(&[][..], |h| &h.0));
-        }
-    }
-}
-
-struct Writer(Vec<u8>);
-
-impl Writer {
-    fn bytes(&mut self, bytes: &[u8]) {
-        // Texts are below 128 KiB (validate_shape); a longer one still cannot collide, as its length saturates alone.
-        let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        self.0.extend_from_slice(&len.to_be_bytes());
-        self.0.extend_from_slice(bytes);
-    }
-
-    fn text(&mut self, text: &str) {
-        self.bytes(text.as_bytes());
-    }
-
-    fn nested(&mut self, fill: impl FnOnce(&mut Self)) {
-        let mut inner = Self(Vec::new());
-        fill(&mut inner);
-        self.bytes(&inner.0);
-    }
-}
-
 #[cfg(test)]
-#[path = "plan_tests.rs"]
 pub(crate) mod tests;

@@ -35,6 +35,12 @@ pub(crate) fn host_plan(argv: &[&str]) -> ExecPlan {
     }
 }
 
+type Change = Box<dyn Fn(&mut ExecPlan)>;
+
+fn set(plan: &mut ExecPlan, name: &str, value: EnvValue) {
+    plan.env.insert(name.to_owned(), value);
+}
+
 fn text() -> impl Strategy<Value = String> {
     // Few letters, so that borders between neighbours are tried.
     "[ab/é ]{0,4}"
@@ -207,7 +213,7 @@ fn the_hash_is_the_one_of_the_contract() {
     let plan = host_plan(&["uname", "-a"]);
     let mut w = b"portcullis-plan-v1\0".to_vec();
     let mut put = |bytes: &[u8]| {
-        w.extend((bytes.len() as u32).to_be_bytes());
+        w.extend(u32::try_from(bytes.len()).unwrap().to_be_bytes());
         w.extend(bytes);
     };
     put(&[1]);
@@ -240,7 +246,7 @@ fn what_breaks_a_rule_is_refused() {
     let env = EnvPolicy::default();
     let good = host_plan(&["uname"]);
     assert_eq!(good.validate(&env), Ok(()));
-    let bad: Vec<(&str, Box<dyn Fn(&mut ExecPlan)>)> = vec![
+    let bad: Vec<(&str, Change)> = vec![
         ("no argv", Box::new(|p| p.argv.clear())),
         ("empty name", Box::new(|p| p.argv = vec![String::new()])),
         ("1025 items", Box::new(|p| p.argv = vec!["a".into(); 1025])),
@@ -264,44 +270,36 @@ fn what_breaks_a_rule_is_refused() {
         ("empty session", Box::new(|p| p.session.clear())),
         (
             "own PATH",
-            Box::new(|p| drop(p.env.insert("PATH".into(), EnvValue::Plain("/tmp".into())))),
+            Box::new(|p| set(p, "PATH", EnvValue::Plain("/tmp".into()))),
         ),
         (
             "secret PATH",
             Box::new(|p| {
-                drop(p.env.insert(
-                    "PATH".into(),
-                    EnvValue::Secret {
-                        name: "X".into(),
-                        version: 1,
-                    },
-                ))
+                let value = EnvValue::Secret {
+                    name: "X".into(),
+                    version: 1,
+                };
+                set(p, "PATH", value);
             }),
         ),
         (
             "LD_PRELOAD",
             Box::new(|p| {
-                drop(
-                    p.env
-                        .insert("LD_PRELOAD".into(), EnvValue::Plain("x".into())),
-                )
+                set(p, "LD_PRELOAD", EnvValue::Plain("x".into()));
             }),
         ),
         (
             "free variable",
-            Box::new(|p| drop(p.env.insert("FOO".into(), EnvValue::Plain("x".into())))),
+            Box::new(|p| set(p, "FOO", EnvValue::Plain("x".into()))),
         ),
         (
             "odd name",
-            Box::new(|p| drop(p.env.insert("A=B".into(), EnvValue::Plain("x".into())))),
+            Box::new(|p| set(p, "A=B", EnvValue::Plain("x".into()))),
         ),
         (
             "function name",
             Box::new(|p| {
-                drop(
-                    p.env
-                        .insert("BASH_FUNC_x%%".into(), EnvValue::Plain("x".into())),
-                )
+                set(p, "BASH_FUNC_x%%", EnvValue::Plain("x".into()));
             }),
         ),
     ];
