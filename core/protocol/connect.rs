@@ -118,7 +118,7 @@ const LIST_MAX: usize = 256;
 #[derive(Debug, Clone, PartialEq)]
 pub struct ConnectRefusal {
     /// Of the `res`.
-    pub error: ErrorBody,
+    pub error: Box<ErrorBody>,
     /// WebSocket close code.
     pub close: u16,
     /// Close reason, before it is cut to 123 bytes.
@@ -130,7 +130,7 @@ impl ConnectRefusal {
     pub fn invalid(message: impl Into<String>) -> Self {
         let message = message.into();
         Self {
-            error: ErrorBody::bare("INVALID_REQUEST", message.clone()),
+            error: Box::new(ErrorBody::bare("INVALID_REQUEST", message.clone())),
             close: 1008,
             reason: message,
         }
@@ -142,7 +142,7 @@ impl ConnectRefusal {
         let mut error = ErrorBody::bare(wire, message.clone());
         error.details = Some(details);
         Self {
-            error,
+            error: Box::new(error),
             close: 1008,
             reason: message,
         }
@@ -172,7 +172,7 @@ impl ConnectRefusal {
         error.retryable = Some(true);
         error.retry_after_ms = Some(500);
         Self {
-            error,
+            error: Box::new(error),
             close: 1013,
             reason: message.to_owned(),
         }
