@@ -1,0 +1,93 @@
+//! The one order of a privileged change to the store: intent, durable; commit that carries it; outcome; then the reply.
+
+use crate::audit::{AuditError, AuditHandle};
+use crate::store::{CommitError, Op, Revision, Store, StoreError};
+use portcullis_core::audit::{Entry, Outcome};
+use thiserror::Error;
+
+/// A change that is durable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Done {
+    /// Sequence of its intent, in every row that it wrote.
+    pub intent: u64,
+    /// What the store gave, operation by operation.
+    pub revisions: Vec<Revision>,
+}
+
+/// Why a change was not made, or not cleanly.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ActError {
+    /// No intent could be recorded. Nothing was done.
+    #[error("the audit log cannot record this, so it was not done ({0})")]
+    CannotRecord(AuditError),
+    /// The store refused, and nothing was written.
+    #[error("{0}")]
+    Refused(StoreError),
+    /// Rows are not as the room believed: it must re-read. Nothing was written.
+    #[error("the state changed underneath: try again")]
+    Stale,
+    /// It may or may not be on disk: the room must re-read.
+    #[error("whether this was done is uncertain ({0}): look before trying again")]
+    Uncertain(StoreError),
+}
+
+impl ActError {
+    /// Stable code.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::CannotRecord(AuditError::DiskFull) => "DISK_FULL",
+            Self::CannotRecord(AuditError::Overloaded) => "OVERLOADED",
+            Self::CannotRecord(_) => "CANNOT_RECORD",
+            Self::Refused(error) | Self::Uncertain(error) => error.code(),
+            Self::Stale => "ROOM_DOWN",
+        }
+    }
+
+    /// Must the room crash and re-read its state?
+    pub const fn must_reread(&self) -> bool {
+        matches!(self, Self::Stale | Self::Uncertain(_))
+    }
+}
+
+/// Makes one change. `ops` gets the sequence of the intent, which every operation must carry.
+///
+/// An outcome that cannot be recorded does not undo a durable change: the change is reported as done, and the intent
+/// stays open in the log, which says `unknown` at the next start.
+///
+/// # Errors
+/// [`ActError`].
+pub async fn act(
+    audit: &AuditHandle,
+    store: &Store,
+    entry: Entry,
+    ops: impl FnOnce(u64) -> Result<Vec<Op>, &'static str>,
+) -> Result<Done, ActError> {
+    let intent = audit.intent(entry).await.map_err(ActError::CannotRecord)?;
+    let result = match ops(intent.0) {
+        Ok(ops) => store.commit(ops).await,
+        Err(why) => Err(StoreError::Invalid(why).into()),
+    };
+    let (outcome, result) = match result {
+        Ok(revisions) => (
+            Outcome::ok(),
+            Ok(Done {
+                intent: intent.0,
+                revisions,
+            }),
+        ),
+        Err(CommitError::Conflict { .. }) => {
+            (Outcome::refused("STATE_CHANGED"), Err(ActError::Stale))
+        }
+        // Left open on purpose: nobody knows.
+        Err(CommitError::Store(error)) if error.may_have_run() => {
+            return Err(ActError::Uncertain(error));
+        }
+        Err(CommitError::Store(error)) => {
+            (Outcome::failed(error.code()), Err(ActError::Refused(error)))
+        }
+    };
+    if let Err(error) = audit.outcome(intent, outcome).await {
+        tracing::error!(intent = intent.0, %error, "an outcome could not be recorded");
+    }
+    result
+}

@@ -1,0 +1,105 @@
+//! The threads behind a [`Store`](super::Store): blocking work, away from every loop.
+
+use super::engine::Engine;
+use super::messages::{Answer, CommitError, Job, Op, Revision, StoreError};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc::Receiver;
+
+/// Most commits that share one sync.
+pub(super) const GROUP: usize = 64;
+/// Longest that the first commit of a group waits for the others to be applied.
+const GROUP_TIME: Duration = Duration::from_millis(2);
+
+type CommitReply = Answer<Result<Vec<Revision>, CommitError>>;
+
+/// Commits in groups: whatever queued while the last group was on its way to the disk goes in one transaction with
+/// one sync. A lone commit waits for nobody. In memory this thread reads as well.
+pub(super) fn write(engine: Engine, mut jobs: Receiver<Job>) {
+    let mut next = None;
+    while let Some(job) = next.take().or_else(|| jobs.blocking_recv()) {
+        match job {
+            Job::Commit { ops, reply } => next = group(&engine, &mut jobs, (ops, reply)),
+            Job::Close { reply } => {
+                let result = engine.checkpoint();
+                drop(engine);
+                reply.send(result);
+                return;
+            }
+            job => read_one(&engine, job),
+        }
+    }
+    drop(engine.checkpoint());
+}
+
+/// Serves reads until every handle is gone.
+pub(super) fn read(engine: &Engine, mut jobs: Receiver<Job>) {
+    while let Some(job) = jobs.blocking_recv() {
+        read_one(engine, job);
+    }
+}
+
+fn read_one(engine: &Engine, job: Job) {
+    match job {
+        Job::Get { kind, id, reply } => reply.send(engine.get(&kind, &id)),
+        Job::List {
+            kind,
+            after,
+            limit,
+            reply,
+        } => {
+            reply.send(engine.list(&kind, after.as_deref().unwrap_or(""), limit));
+        }
+        Job::Entries {
+            kind,
+            id,
+            after,
+            limit,
+            reply,
+        } => reply.send(engine.entries(&kind, &id, after, limit)),
+        Job::HighestIntent { reply } => reply.send(engine.highest_intent()),
+        // Not a reader's: dropping the reply tells the caller that nothing ran here.
+        Job::Commit { .. } | Job::Close { .. } => {}
+    }
+}
+
+/// Applies a group, commits it, then answers all of it. Returns a job that was taken but is no commit.
+fn group(engine: &Engine, jobs: &mut Receiver<Job>, first: (Vec<Op>, CommitReply)) -> Option<Job> {
+    let mut answers = Vec::with_capacity(GROUP);
+    let mut left_over = None;
+    let mut failed = engine.begin().err();
+    let deadline = Instant::now() + GROUP_TIME;
+    let mut waiting = Some(first);
+    while let Some((ops, reply)) = waiting.take() {
+        let result = match &failed {
+            Some(error) => Err(error.clone().into()),
+            None => engine.apply(&ops),
+        };
+        if let Err(CommitError::Store(error)) = &result {
+            failed.get_or_insert_with(|| error.clone());
+        }
+        answers.push((reply, result));
+        if answers.len() == GROUP || Instant::now() >= deadline {
+            break;
+        }
+        match jobs.try_recv() {
+            Ok(Job::Commit { ops, reply }) => waiting = Some((ops, reply)),
+            Ok(job) => left_over = Some(job),
+            Err(_) => {}
+        }
+    }
+    let end = match failed {
+        Some(error) => Err(error),
+        None => engine.commit(),
+    };
+    if end.is_err() {
+        engine.rollback();
+    }
+    for (reply, result) in answers {
+        // Even a conflict was judged on rows that a failed group did not write.
+        reply.send(match &end {
+            Ok(()) => result,
+            Err(error) => Err(CommitError::Store(StoreError::clone(error))),
+        });
+    }
+    left_over
+}

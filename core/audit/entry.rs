@@ -1,0 +1,294 @@
+//! What a room hands over to be recorded, its limits, and the escaping that keeps one record one line.
+
+use super::hash::{BootId, Hash32};
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+/// Longest action name in bytes.
+const ACTION: usize = 64;
+/// Longest detail value in bytes after escaping; longer ones are cut and say so.
+const VALUE: usize = 1_024;
+/// Longest detail key in bytes.
+const KEY: usize = 64;
+/// The most detail keys of one entry.
+const KEYS: usize = 32;
+
+/// One act or event, as a room describes it. Secrets never come here; `detail` is short and already redacted.
+///
+/// Every field but `action` may be absent. Limits in bytes after escaping: `action` 64 of `[a-z0-9_.-]`, `door` 32,
+/// `decision` 64, `approval_id` 128, `principal`, `act_as`, `rule`, `idempotency_key`, `request_id` 256 each, `object`
+/// 4,096, `detail` 32 keys of 64 with values of 1,024. Identity is never cut: over the limit is an error. Detail values
+/// are cut, with a mark that says how much is gone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Entry {
+    /// What was done, as `noun.verb`: `exec.run`, `pairing.approve`.
+    pub action: String,
+    /// Who did it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub principal: Option<String>,
+    /// For whom, where an operator acts as an agent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub act_as: Option<String>,
+    /// Through which door: `ws`, `http`, `control`, `agent`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub door: Option<String>,
+    /// To what: a device id, a run id, a secret's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub object: Option<String>,
+    /// What policy said: `allow`, `ask`, `deny`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decision: Option<String>,
+    /// The rule that said so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+    /// The hash of the frozen plan.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plan_hash: Option<Hash32>,
+    /// The approval under which it ran.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approval_id: Option<String>,
+    /// The caller's key against running twice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idempotency_key: Option<String>,
+    /// The request, for correlation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+    /// Short redacted facts.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub detail: BTreeMap<String, String>,
+}
+
+/// Why an entry cannot be recorded as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EntryError {
+    /// The action is empty, too long or holds other characters than `[a-z0-9_.-]`.
+    #[error("AUDIT_ENTRY_INVALID: the action is not 1 to {ACTION} characters of [a-z0-9_.-]")]
+    Action,
+    /// A field is over its limit.
+    #[error("AUDIT_ENTRY_INVALID: {field} is longer than {limit} bytes; shorten it")]
+    TooLong {
+        /// The field.
+        field: &'static str,
+        /// Its limit in bytes, after escaping.
+        limit: usize,
+    },
+    /// Too many detail keys.
+    #[error("AUDIT_ENTRY_INVALID: detail has more than {KEYS} keys")]
+    TooManyKeys,
+    /// The record broke a rule of the format.
+    #[error("AUDIT_ENTRY_INVALID: {0}")]
+    Format(&'static str),
+}
+
+impl EntryError {
+    /// The stable code.
+    pub const fn code(&self) -> &'static str {
+        "AUDIT_ENTRY_INVALID"
+    }
+}
+
+impl Entry {
+    /// An entry with nothing but its action.
+    pub fn new(action: impl Into<String>) -> Self {
+        Self {
+            action: action.into(),
+            ..Self::default()
+        }
+    }
+
+    /// Adds one detail.
+    #[must_use]
+    pub fn with(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.detail.insert(key.into(), value.into());
+        self
+    }
+
+    /// Escapes every field and holds it to its limit. Call it once: it would escape the escapes.
+    pub fn clean(mut self) -> Result<Self, EntryError> {
+        let plain = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.' | b'-');
+        if self.action.is_empty() || self.action.len() > ACTION || !self.action.bytes().all(plain) {
+            return Err(EntryError::Action);
+        }
+        for (field, limit, value) in [
+            ("principal", 256, &mut self.principal),
+            ("act_as", 256, &mut self.act_as),
+            ("door", 32, &mut self.door),
+            ("object", 4_096, &mut self.object),
+            ("decision", 64, &mut self.decision),
+            ("rule", 256, &mut self.rule),
+            ("approval_id", 128, &mut self.approval_id),
+            ("idempotency_key", 256, &mut self.idempotency_key),
+            ("request_id", 256, &mut self.request_id),
+        ] {
+            if let Some(text) = value {
+                clean_in_place(text);
+                if text.len() > limit {
+                    return Err(EntryError::TooLong { field, limit });
+                }
+            }
+        }
+        self.detail = clean_detail(self.detail)?;
+        Ok(self)
+    }
+}
+
+/// How an act ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The end itself.
+    #[serde(flatten)]
+    pub result: OutcomeResult,
+    /// Short redacted facts: exit code, duration.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub detail: BTreeMap<String, String>,
+}
+
+/// The four ends of an act.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "result", rename_all = "snake_case")]
+pub enum OutcomeResult {
+    /// Done.
+    Ok,
+    /// Not done, because we said no after the intent.
+    Refused {
+        /// The stable code.
+        code: String,
+    },
+    /// Begun and failed.
+    Failed {
+        /// The stable code.
+        code: String,
+    },
+    /// Nobody knows: the daemon that wrote the intent ended before the outcome.
+    Unknown {
+        /// The boot in which the intent was written.
+        #[serde(rename = "lost_boot")]
+        boot: BootId,
+    },
+}
+
+impl Outcome {
+    /// Done.
+    pub const fn ok() -> Self {
+        Self::of(OutcomeResult::Ok)
+    }
+
+    /// Refused after the intent, with the stable code.
+    pub fn refused(code: impl Into<String>) -> Self {
+        Self::of(OutcomeResult::Refused { code: code.into() })
+    }
+
+    /// Failed, with the stable code.
+    pub fn failed(code: impl Into<String>) -> Self {
+        Self::of(OutcomeResult::Failed { code: code.into() })
+    }
+
+    /// Unknown since the given boot ended.
+    pub const fn unknown(boot: BootId) -> Self {
+        Self::of(OutcomeResult::Unknown { boot })
+    }
+
+    const fn of(result: OutcomeResult) -> Self {
+        Self {
+            result,
+            detail: BTreeMap::new(),
+        }
+    }
+
+    /// Adds one detail.
+    #[must_use]
+    pub fn with(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.detail.insert(key.into(), value.into());
+        self
+    }
+
+    /// Escapes and bounds, as [`Entry::clean`].
+    pub fn clean(mut self) -> Result<Self, EntryError> {
+        if let OutcomeResult::Refused { code } | OutcomeResult::Failed { code } = &mut self.result {
+            clean_in_place(code);
+            if code.len() > 64 {
+                return Err(EntryError::TooLong {
+                    field: "code",
+                    limit: 64,
+                });
+            }
+        }
+        self.detail = clean_detail(self.detail)?;
+        Ok(self)
+    }
+}
+
+fn clean_detail(detail: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, EntryError> {
+    if detail.len() > KEYS {
+        return Err(EntryError::TooManyKeys);
+    }
+    detail
+        .into_iter()
+        .map(|(mut key, mut value)| {
+            clean_in_place(&mut key);
+            if key.len() > KEY {
+                return Err(EntryError::TooLong {
+                    field: "detail key",
+                    limit: KEY,
+                });
+            }
+            clean_in_place(&mut value);
+            if value.len() > VALUE {
+                // 32 bytes are room for the mark with any length.
+                let mut cut = VALUE - 32;
+                while !value.is_char_boundary(cut) {
+                    cut -= 1;
+                }
+                let gone = value.len() - cut;
+                value.truncate(cut);
+                // Writing to a String cannot fail.
+                let _ = write!(value, "[{gone} bytes cut]");
+            }
+            Ok((key, value))
+        })
+        .collect()
+}
+
+fn clean_in_place(text: &mut String) {
+    if let Cow::Owned(escaped) = escape(text) {
+        *text = escaped;
+    }
+}
+
+/// Replaces each character that could forge or hide a line (controls, line and paragraph separators, bidirectional and
+/// zero-width marks, tags) by `\u{hex}`, and `\` by `\\`, so that different texts stay different.
+pub fn escape(text: &str) -> Cow<'_, str> {
+    if text
+        .bytes()
+        .all(|byte| matches!(byte, b' '..=b'~') && byte != b'\\')
+        || (!text.contains('\\') && is_clean(text))
+    {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match c {
+            '\\' => out.push_str("\\\\"),
+            c if forges(c) => {
+                let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
+            }
+            c => out.push(c),
+        }
+    }
+    Cow::Owned(out)
+}
+
+/// True when the text holds no character that [`escape`] would replace (a backslash may be an escape already).
+pub(super) fn is_clean(text: &str) -> bool {
+    text.bytes().all(|byte| matches!(byte, b' '..=b'~')) || !text.chars().any(forges)
+}
+
+const fn forges(c: char) -> bool {
+    matches!(c,
+        '\0'..='\x1f' | '\x7f'..='\u{9f}' | '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}'
+        | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
+        | '\u{e0000}'..='\u{e007f}')
+}

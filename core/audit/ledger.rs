@@ -1,0 +1,71 @@
+//! What the writer must know of the log so far: its head, the open intents, the used keys.
+
+use super::hash::{BootId, Seq};
+use super::once::{OnceIndex, OnceKey};
+use super::record::{BodyRef, LeafRef};
+use super::{Head, MAX_MARK_OPEN};
+use std::collections::BTreeMap;
+
+/// The state that follows from reading records in order.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    /// The newest record.
+    pub head: Head,
+    /// Intents without an outcome, with the boot that wrote them.
+    pub open: BTreeMap<Seq, BootId>,
+    /// The idempotency keys.
+    pub once: OnceIndex,
+}
+
+impl Ledger {
+    /// The state after `head` when nothing is open there.
+    pub const fn new(head: Head, once: OnceIndex) -> Self {
+        Self {
+            head,
+            open: BTreeMap::new(),
+            once,
+        }
+    }
+
+    /// Takes in the record after the head, which has become `head`.
+    pub fn observe(&mut self, leaf: &LeafRef<'_>, head: Head) {
+        self.head = head;
+        match leaf.body {
+            BodyRef::Intent(entry) => {
+                self.open.insert(leaf.seq, leaf.boot);
+                if let Some(key) = entry.idempotency_key {
+                    self.once.begin(
+                        OnceKey::of(entry.principal, key),
+                        leaf.seq,
+                        leaf.stamp.wall_ms,
+                    );
+                }
+            }
+            BodyRef::Outcome { intent, outcome } => {
+                self.open.remove(&intent);
+                self.once.end(intent, || outcome.result.to_result());
+            }
+            // A mark states the open intents in full: a reader may begin at it.
+            BodyRef::Start {
+                open: Some(open), ..
+            }
+            | BodyRef::Carry { open: Some(open) } => {
+                self.open = open.iter().map(|seq| (seq, leaf.boot)).collect();
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether this record states the open intents, so that nothing before it is needed to know them.
+    pub const fn is_mark(body: &BodyRef<'_>) -> bool {
+        matches!(
+            body,
+            BodyRef::Start { open: Some(_), .. } | BodyRef::Carry { open: Some(_) }
+        )
+    }
+
+    /// The open intents for a mark, if they are few enough to list.
+    pub fn open_list(&self) -> Option<Vec<Seq>> {
+        (self.open.len() <= MAX_MARK_OPEN).then(|| self.open.keys().copied().collect())
+    }
+}

@@ -1,0 +1,81 @@
+//! The tamper-evident audit log: what one record says, and the bytes that say it.
+//!
+//! # Record
+//! A record's *leaf* is **length-prefixed binary**, not JSON: each value has exactly one encoding (no number forms, no
+//! escapes, no key order, no white space), it is checked without allocating, and its length is known before it is
+//! parsed. All integers are big-endian:
+//!
+//! ```text
+//! "portcullis-audit" (16) | version u8 = 1 | leaf length u32 | seq u64 | previous leaf hash (32)
+//! | wall ms u64 | monotonic ms u64 | boot id (16) | kind u8 | body
+//! string: u16 length, bytes       optional: u8 0, or u8 1 and the value       map: u16 count, (string, string)* by rising key
+//! ```
+//!
+//! The *leaf hash* is SHA-256(0x00 ‖ leaf): RFC 6962 section 2.1, so tiles and checkpoints can be added beside the files
+//! without rewriting a byte. The previous leaf hash inside chains the records; the text in front keeps these hashes
+//! apart from all others. Sequence numbers begin at 1; the tree's leaf index is `seq - 1`.
+//!
+//! # File
+//! A segment is a header ([`SegmentHeader`], under its own hash) and then, for each record,
+//! `leaf length u32 | leaf | leaf hash`. The length stands outside and inside the leaf: a bit flipped in either never
+//! passes for a torn end.
+//!
+//! # What the chain proves, and what not
+//! Whoever holds a later head finds every flip, cut, swap and insertion before it. Without an outside head, the end of
+//! the log cut off exactly between two records is not found: signed checkpoints are for that.
+//!
+//! Nothing here reads a clock, a file or a random source.
+
+mod codec;
+mod entry;
+mod hash;
+mod ledger;
+mod once;
+mod query;
+mod record;
+mod scan;
+mod segment;
+
+pub use entry::{Entry, EntryError, Outcome, OutcomeResult, escape};
+pub use hash::{BootId, Hash32, HexError, Seq, leaf_hash};
+pub use ledger::Ledger;
+pub use once::{Once, OnceIndex, OnceKey};
+pub use query::{OutcomeFilter, Query};
+pub use record::{
+    Body, BodyRef, EntryRef, LeafRef, OpenRef, OutcomeRef, Record, ResultRef, Stamp, decode_leaf,
+    encode_record,
+};
+pub use scan::{Break, Scanner, Step};
+pub use segment::{HEADER_BYTES, HeaderError, SegmentHeader};
+
+/// Largest leaf in bytes; every legal [`Entry`] fits.
+pub const MAX_LEAF: usize = 64 * 1024;
+/// Largest record in a file: length, leaf, hash.
+pub const MAX_RECORD: usize = 4 + MAX_LEAF + 32;
+/// The most open intents one mark lists; with more it lists none, and a reader goes further back.
+pub const MAX_MARK_OPEN: usize = 4_096;
+
+/// The newest record: its sequence (0: the log is empty) and leaf hash (zeros: the log is empty).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Head {
+    /// Sequence of the newest record, 0 when there is none.
+    pub seq: Seq,
+    /// Its leaf hash, zeros when there is none.
+    pub hash: Hash32,
+}
+
+impl Head {
+    /// The head of a log without records.
+    pub const EMPTY: Self = Self {
+        seq: Seq(0),
+        hash: Hash32([0; 32]),
+    };
+
+    /// The sequence of the record to come.
+    pub const fn next(self) -> Seq {
+        Seq(self.seq.0 + 1)
+    }
+}
+
+#[cfg(test)]
+mod tests;

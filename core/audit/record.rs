@@ -1,0 +1,621 @@
+//! One record: its owned form, its borrowed form as read from a file, and the bytes between them.
+
+use super::codec::{Cut, Flaw, pairs, put_map, put_opt, put_str};
+use super::entry::{Entry, EntryError, Outcome, OutcomeResult};
+use super::hash::{BootId, Hash32, Seq, leaf_hash};
+use super::{Head, MAX_LEAF, MAX_MARK_OPEN};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// What every leaf begins with: domain and version.
+pub(super) const DOMAIN: &[u8; 17] = b"portcullis-audit\x01";
+/// Offset of the leaf length inside the leaf.
+pub(super) const AT_LEN: usize = DOMAIN.len();
+/// Offset of the sequence.
+pub(super) const AT_SEQ: usize = AT_LEN + 4;
+/// Offset of the previous leaf hash.
+pub(super) const AT_PREV: usize = AT_SEQ + 8;
+/// Offset of the body: every leaf is longer than this.
+pub(super) const AT_BODY: usize = AT_PREV + 32 + 8 + 8 + 16 + 1;
+
+/// When a record was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    /// Unix time in milliseconds; may jump with the machine's clock.
+    pub wall_ms: u64,
+    /// Milliseconds since the daemon's start; never goes back within one boot.
+    pub mono_ms: u64,
+}
+
+/// One record of the log, owned.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Its number.
+    pub seq: Seq,
+    /// The leaf hash of the record before it.
+    pub prev: Hash32,
+    /// Its own leaf hash.
+    pub hash: Hash32,
+    /// When it was written.
+    #[serde(flatten)]
+    pub stamp: Stamp,
+    /// The daemon start that wrote it.
+    pub boot: BootId,
+    /// What it says.
+    #[serde(flatten)]
+    pub body: Body,
+}
+
+/// What a record says. Text in it is escaped ([`super::escape`]) and safe to print.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Body {
+    /// An act is about to happen.
+    Intent(Entry),
+    /// The act of that intent ended.
+    Outcome {
+        /// The intent.
+        intent: Seq,
+        /// How it ended.
+        #[serde(flatten)]
+        outcome: Outcome,
+    },
+    /// Something happened that needs no outcome.
+    Event(Entry),
+    /// The log was opened for writing.
+    Start {
+        /// Within the same daemon start, by a restart of the audit room alone.
+        reopened: bool,
+        /// Intents still open, all of them of this boot; `None`: too many to list, look further back.
+        open: Option<Vec<Seq>>,
+        /// The program's version.
+        version: String,
+    },
+    /// The log was closed in order.
+    Stop,
+    /// First of a new segment: the intents open there, so that a start need not read further back.
+    Carry {
+        /// As in `Start`.
+        open: Option<Vec<Seq>>,
+    },
+    /// A torn end was cut off before this record; nothing in it had been acknowledged.
+    Recovered {
+        /// First sequence of the segment.
+        segment: Seq,
+        /// Where the cut was made, in bytes.
+        offset: u64,
+        /// How many bytes went.
+        bytes: u64,
+    },
+    /// For a while nothing could be recorded (and everything that needed a record was refused).
+    Gap {
+        /// How many were refused.
+        count: u64,
+        /// The first, Unix milliseconds.
+        first_ms: u64,
+        /// The last, Unix milliseconds.
+        last_ms: u64,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Body {
+    /// A checked intent.
+    pub fn intent(entry: Entry) -> Result<Self, EntryError> {
+        entry.clean().map(Self::Intent)
+    }
+
+    /// A checked event.
+    pub fn event(entry: Entry) -> Result<Self, EntryError> {
+        entry.clean().map(Self::Event)
+    }
+
+    /// A checked outcome.
+    pub fn outcome(intent: Seq, outcome: Outcome) -> Result<Self, EntryError> {
+        Ok(Self::Outcome {
+            intent,
+            outcome: outcome.clean()?,
+        })
+    }
+
+    /// The word that names the kind.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Intent(_) => "intent",
+            Self::Outcome { .. } => "outcome",
+            Self::Event(_) => "event",
+            Self::Start { .. } => "start",
+            Self::Stop => "stop",
+            Self::Carry { .. } => "carry",
+            Self::Recovered { .. } => "recovered",
+            Self::Gap { .. } => "gap",
+        }
+    }
+
+    const fn tag(&self) -> u8 {
+        match self {
+            Self::Intent(_) => 1,
+            Self::Outcome { .. } => 2,
+            Self::Event(_) => 3,
+            Self::Start { .. } => 4,
+            Self::Stop => 5,
+            Self::Carry { .. } => 6,
+            Self::Recovered { .. } => 7,
+            Self::Gap { .. } => 8,
+        }
+    }
+
+    fn put(&self, out: &mut Vec<u8>) -> Result<(), Flaw> {
+        match self {
+            Self::Intent(entry) | Self::Event(entry) => put_entry(out, entry),
+            Self::Outcome { intent, outcome } => {
+                out.extend_from_slice(&intent.0.to_be_bytes());
+                match &outcome.result {
+                    OutcomeResult::Ok => out.push(0),
+                    OutcomeResult::Refused { code } => {
+                        out.push(1);
+                        put_str(out, code)?;
+                    }
+                    OutcomeResult::Failed { code } => {
+                        out.push(2);
+                        put_str(out, code)?;
+                    }
+                    OutcomeResult::Unknown { boot } => {
+                        out.push(3);
+                        out.extend_from_slice(&boot.0);
+                    }
+                }
+                put_map(out, &outcome.detail)
+            }
+            Self::Start {
+                reopened,
+                open,
+                version,
+            } => {
+                out.push(u8::from(*reopened));
+                put_open(out, open.as_deref())?;
+                put_str(out, version)
+            }
+            Self::Stop => Ok(()),
+            Self::Carry { open } => put_open(out, open.as_deref()),
+            Self::Recovered {
+                segment,
+                offset,
+                bytes,
+            } => {
+                for n in [segment.0, *offset, *bytes] {
+                    out.extend_from_slice(&n.to_be_bytes());
+                }
+                Ok(())
+            }
+            Self::Gap {
+                count,
+                first_ms,
+                last_ms,
+                reason,
+            } => {
+                for n in [count, first_ms, last_ms] {
+                    out.extend_from_slice(&n.to_be_bytes());
+                }
+                put_str(out, reason)
+            }
+        }
+    }
+}
+
+fn put_entry(out: &mut Vec<u8>, entry: &Entry) -> Result<(), Flaw> {
+    put_str(out, &entry.action)?;
+    for field in [
+        &entry.principal,
+        &entry.act_as,
+        &entry.door,
+        &entry.object,
+        &entry.decision,
+        &entry.rule,
+        &entry.approval_id,
+        &entry.idempotency_key,
+        &entry.request_id,
+    ] {
+        put_opt(out, field.as_deref())?;
+    }
+    out.push(u8::from(entry.plan_hash.is_some()));
+    if let Some(hash) = entry.plan_hash {
+        out.extend_from_slice(&hash.0);
+    }
+    put_map(out, &entry.detail)
+}
+
+fn put_open(out: &mut Vec<u8>, open: Option<&[Seq]>) -> Result<(), Flaw> {
+    out.push(u8::from(open.is_some()));
+    let Some(open) = open else { return Ok(()) };
+    let count = u16::try_from(open.len())
+        .ok()
+        .filter(|n| usize::from(*n) <= MAX_MARK_OPEN)
+        .ok_or("too many open intents for one mark")?;
+    out.extend_from_slice(&count.to_be_bytes());
+    for seq in open {
+        out.extend_from_slice(&seq.0.to_be_bytes());
+    }
+    Ok(())
+}
+
+/// Appends the record that follows `head` to `out` in its file form (length, leaf, hash) and returns the new head.
+/// On an error `out` is as before.
+pub fn encode_record(
+    out: &mut Vec<u8>,
+    head: Head,
+    stamp: Stamp,
+    boot: BootId,
+    body: &Body,
+) -> Result<Head, EntryError> {
+    let start = out.len();
+    let written = put_record(out, head, stamp, boot, body);
+    if written.is_err() {
+        out.truncate(start);
+    }
+    written.map_err(EntryError::Format)
+}
+
+fn put_record(
+    out: &mut Vec<u8>,
+    head: Head,
+    stamp: Stamp,
+    boot: BootId,
+    body: &Body,
+) -> Result<Head, Flaw> {
+    let seq = head.next();
+    out.extend_from_slice(&[0; 4]);
+    let leaf_at = out.len();
+    out.extend_from_slice(DOMAIN);
+    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(&seq.0.to_be_bytes());
+    out.extend_from_slice(&head.hash.0);
+    out.extend_from_slice(&stamp.wall_ms.to_be_bytes());
+    out.extend_from_slice(&stamp.mono_ms.to_be_bytes());
+    out.extend_from_slice(&boot.0);
+    out.push(body.tag());
+    body.put(out)?;
+    let len = out.len() - leaf_at;
+    let len = u32::try_from(len)
+        .ok()
+        .filter(|_| len <= MAX_LEAF)
+        .ok_or("the record is longer than 64 KiB")?;
+    out[leaf_at - 4..leaf_at].copy_from_slice(&len.to_be_bytes());
+    out[leaf_at + AT_LEN..leaf_at + AT_SEQ].copy_from_slice(&len.to_be_bytes());
+    let hash = leaf_hash(&out[leaf_at..]);
+    out.extend_from_slice(&hash.0);
+    Ok(Head { seq, hash })
+}
+
+/// A record as it lies in a buffer: checked, nothing copied.
+#[derive(Clone, Copy, Debug)]
+pub struct LeafRef<'a> {
+    /// Its number.
+    pub seq: Seq,
+    /// The leaf hash of the record before it.
+    pub prev: Hash32,
+    /// When it was written.
+    pub stamp: Stamp,
+    /// The daemon start that wrote it.
+    pub boot: BootId,
+    /// What it says.
+    pub body: BodyRef<'a>,
+}
+
+/// [`Body`], borrowed.
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "the fields are those of `Body`")]
+pub enum BodyRef<'a> {
+    Intent(EntryRef<'a>),
+    Outcome {
+        intent: Seq,
+        outcome: OutcomeRef<'a>,
+    },
+    Event(EntryRef<'a>),
+    Start {
+        reopened: bool,
+        open: Option<OpenRef<'a>>,
+        version: &'a str,
+    },
+    Stop,
+    Carry {
+        open: Option<OpenRef<'a>>,
+    },
+    Recovered {
+        segment: Seq,
+        offset: u64,
+        bytes: u64,
+    },
+    Gap {
+        count: u64,
+        first_ms: u64,
+        last_ms: u64,
+        reason: &'a str,
+    },
+}
+
+/// [`Entry`], borrowed.
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "the fields are those of `Entry`")]
+pub struct EntryRef<'a> {
+    pub action: &'a str,
+    pub principal: Option<&'a str>,
+    pub act_as: Option<&'a str>,
+    pub door: Option<&'a str>,
+    pub object: Option<&'a str>,
+    pub decision: Option<&'a str>,
+    pub rule: Option<&'a str>,
+    pub approval_id: Option<&'a str>,
+    pub idempotency_key: Option<&'a str>,
+    pub request_id: Option<&'a str>,
+    pub plan_hash: Option<Hash32>,
+    detail: &'a [u8],
+}
+
+/// [`Outcome`], borrowed.
+#[derive(Clone, Copy, Debug)]
+pub struct OutcomeRef<'a> {
+    /// The end itself.
+    pub result: ResultRef<'a>,
+    detail: &'a [u8],
+}
+
+/// [`OutcomeResult`], borrowed.
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "the variants are those of `OutcomeResult`")]
+pub enum ResultRef<'a> {
+    Ok,
+    Refused { code: &'a str },
+    Failed { code: &'a str },
+    Unknown { boot: BootId },
+}
+
+/// A list of open intents, borrowed.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenRef<'a>(&'a [u8]);
+
+impl OpenRef<'_> {
+    /// The sequences, rising.
+    pub fn iter(&self) -> impl Iterator<Item = Seq> {
+        self.0
+            .as_chunks()
+            .0
+            .iter()
+            .map(|bytes| Seq(u64::from_be_bytes(*bytes)))
+    }
+}
+
+fn cut_open<'a>(cut: &mut Cut<'a>) -> Result<Option<OpenRef<'a>>, Flaw> {
+    if !cut.flag()? {
+        return Ok(None);
+    }
+    let count = usize::from(cut.u16()?);
+    if count > MAX_MARK_OPEN {
+        return Err("too many open intents in one mark");
+    }
+    let open = OpenRef(cut.bytes(count * 8)?);
+    if open.iter().zip(open.iter().skip(1)).any(|(a, b)| a >= b) {
+        return Err("the open intents of a mark do not rise");
+    }
+    Ok(Some(open))
+}
+
+fn cut_entry<'a>(cut: &mut Cut<'a>) -> Result<EntryRef<'a>, Flaw> {
+    Ok(EntryRef {
+        action: cut.str()?,
+        principal: cut.opt()?,
+        act_as: cut.opt()?,
+        door: cut.opt()?,
+        object: cut.opt()?,
+        decision: cut.opt()?,
+        rule: cut.opt()?,
+        approval_id: cut.opt()?,
+        idempotency_key: cut.opt()?,
+        request_id: cut.opt()?,
+        plan_hash: if cut.flag()? {
+            Some(Hash32(cut.array()?))
+        } else {
+            None
+        },
+        detail: cut.map()?,
+    })
+}
+
+/// Reads a leaf strictly: every byte has its meaning or it is an error (whose text names the flaw). The hash is the
+/// caller's to check ([`super::Scanner`] does both).
+pub fn decode_leaf(leaf: &[u8]) -> Result<LeafRef<'_>, &'static str> {
+    let mut cut = Cut(leaf);
+    let domain: [u8; 17] = cut.array()?;
+    if domain[..16] != DOMAIN[..16] {
+        return Err("not an audit record");
+    }
+    if domain[16] != DOMAIN[16] {
+        return Err("written by another version of the format");
+    }
+    if usize::try_from(u32::from_be_bytes(cut.array()?)) != Ok(leaf.len()) || leaf.len() > MAX_LEAF
+    {
+        return Err("the length inside the record is wrong");
+    }
+    let seq = Seq(cut.u64()?);
+    let prev = Hash32(cut.array()?);
+    let stamp = Stamp {
+        wall_ms: cut.u64()?,
+        mono_ms: cut.u64()?,
+    };
+    let boot = BootId(cut.array()?);
+    let body = match cut.byte()? {
+        1 => BodyRef::Intent(cut_entry(&mut cut)?),
+        2 => BodyRef::Outcome {
+            intent: Seq(cut.u64()?),
+            outcome: OutcomeRef {
+                result: match cut.byte()? {
+                    0 => ResultRef::Ok,
+                    1 => ResultRef::Refused { code: cut.str()? },
+                    2 => ResultRef::Failed { code: cut.str()? },
+                    3 => ResultRef::Unknown {
+                        boot: BootId(cut.array()?),
+                    },
+                    _ => return Err("an outcome that this version does not know"),
+                },
+                detail: cut.map()?,
+            },
+        },
+        3 => BodyRef::Event(cut_entry(&mut cut)?),
+        4 => BodyRef::Start {
+            reopened: cut.flag()?,
+            open: cut_open(&mut cut)?,
+            version: cut.str()?,
+        },
+        5 => BodyRef::Stop,
+        6 => BodyRef::Carry {
+            open: cut_open(&mut cut)?,
+        },
+        7 => BodyRef::Recovered {
+            segment: Seq(cut.u64()?),
+            offset: cut.u64()?,
+            bytes: cut.u64()?,
+        },
+        8 => BodyRef::Gap {
+            count: cut.u64()?,
+            first_ms: cut.u64()?,
+            last_ms: cut.u64()?,
+            reason: cut.str()?,
+        },
+        _ => return Err("a kind of record that this version does not know"),
+    };
+    cut.end()?;
+    Ok(LeafRef {
+        seq,
+        prev,
+        stamp,
+        boot,
+        body,
+    })
+}
+
+impl LeafRef<'_> {
+    /// An owned copy, with the leaf's hash.
+    pub fn to_record(&self, hash: Hash32) -> Record {
+        Record {
+            seq: self.seq,
+            prev: self.prev,
+            hash,
+            stamp: self.stamp,
+            boot: self.boot,
+            body: self.body.to_body(),
+        }
+    }
+}
+
+impl BodyRef<'_> {
+    /// The entry of an intent or event.
+    pub const fn entry(&self) -> Option<&EntryRef<'_>> {
+        match self {
+            Self::Intent(entry) | Self::Event(entry) => Some(entry),
+            _ => None,
+        }
+    }
+
+    /// An owned copy.
+    pub fn to_body(&self) -> Body {
+        let list = |open: &Option<OpenRef<'_>>| open.map(|open| open.iter().collect());
+        match self {
+            Self::Intent(entry) => Body::Intent(entry.to_entry()),
+            Self::Event(entry) => Body::Event(entry.to_entry()),
+            Self::Outcome { intent, outcome } => Body::Outcome {
+                intent: *intent,
+                outcome: outcome.to_outcome(),
+            },
+            Self::Start {
+                reopened,
+                open,
+                version,
+            } => Body::Start {
+                reopened: *reopened,
+                open: list(open),
+                version: (*version).to_owned(),
+            },
+            Self::Stop => Body::Stop,
+            Self::Carry { open } => Body::Carry { open: list(open) },
+            Self::Recovered {
+                segment,
+                offset,
+                bytes,
+            } => Body::Recovered {
+                segment: *segment,
+                offset: *offset,
+                bytes: *bytes,
+            },
+            Self::Gap {
+                count,
+                first_ms,
+                last_ms,
+                reason,
+            } => Body::Gap {
+                count: *count,
+                first_ms: *first_ms,
+                last_ms: *last_ms,
+                reason: (*reason).to_owned(),
+            },
+        }
+    }
+}
+
+impl EntryRef<'_> {
+    /// The details, by rising key.
+    pub fn detail(&self) -> impl Iterator<Item = (&str, &str)> {
+        pairs(self.detail)
+    }
+
+    /// An owned copy.
+    pub fn to_entry(&self) -> Entry {
+        let own = |text: Option<&str>| text.map(str::to_owned);
+        Entry {
+            action: self.action.to_owned(),
+            principal: own(self.principal),
+            act_as: own(self.act_as),
+            door: own(self.door),
+            object: own(self.object),
+            decision: own(self.decision),
+            rule: own(self.rule),
+            plan_hash: self.plan_hash,
+            approval_id: own(self.approval_id),
+            idempotency_key: own(self.idempotency_key),
+            request_id: own(self.request_id),
+            detail: own_map(self.detail),
+        }
+    }
+}
+
+impl OutcomeRef<'_> {
+    /// An owned copy.
+    pub fn to_outcome(&self) -> Outcome {
+        Outcome {
+            result: self.result.to_result(),
+            detail: own_map(self.detail),
+        }
+    }
+}
+
+impl ResultRef<'_> {
+    /// An owned copy.
+    pub fn to_result(&self) -> OutcomeResult {
+        match *self {
+            Self::Ok => OutcomeResult::Ok,
+            Self::Refused { code } => OutcomeResult::Refused {
+                code: code.to_owned(),
+            },
+            Self::Failed { code } => OutcomeResult::Failed {
+                code: code.to_owned(),
+            },
+            Self::Unknown { boot } => OutcomeResult::Unknown { boot },
+        }
+    }
+}
+
+fn own_map(map: &[u8]) -> BTreeMap<String, String> {
+    pairs(map)
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect()
+}

@@ -1,0 +1,521 @@
+//! A proven device connects: may it come in, and as what?
+
+use super::machine::{Change, Decision, Pairing, Record, address_bucket, resolved};
+use super::manage::Refusal;
+use super::records::{ApprovedVia, Client, Device, FORMAT, Grant, KeptToken, Pending};
+use crate::auth::{Role, ScopeSet};
+use crate::ids::DeviceId;
+use crate::time::Millis;
+use crate::token::{Token, TokenHash, TokenKind};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A refreshed request is written again only after this time: a client that asks every second costs no write each.
+const REFRESH_WRITE_MS: u64 = 60_000;
+
+/// What is known of a connection whose device signature has been verified.
+#[derive(Debug, Clone)]
+pub struct ConnectFacts {
+    /// Proven.
+    pub device_id: DeviceId,
+    /// Proven; base64url.
+    pub public_key: String,
+    /// As it says of itself.
+    pub client: Client,
+    /// Asked for.
+    pub role: Role,
+    /// Asked for.
+    pub asked: ScopeSet,
+    /// Another credential than a device token was proven: the shared token, or an operator's uid.
+    pub authenticated: bool,
+    /// The device token that was presented, as its hash. Looked at only when nothing else was proven.
+    pub device_token: Option<TokenHash>,
+    /// The kernel says that the peer is on this machine and its uid maps to an operator.
+    pub local_operator: bool,
+    /// What local trust gives at the most.
+    pub local_scopes: ScopeSet,
+}
+
+/// Random material for what a decision may have to make. All from the operating system, never used twice.
+pub struct Fresh {
+    /// For a new request: a UUID.
+    pub request_id: String,
+    /// For a new token.
+    pub token: [u8; 32],
+}
+
+/// A token on its only way out.
+pub struct IssuedToken {
+    /// To be given to the device.
+    pub token: Token,
+    /// When it was issued.
+    pub issued_at_ms: Millis,
+}
+
+/// The answer.
+pub enum Verdict {
+    /// Come in.
+    Paired {
+        /// Asked ∩ granted.
+        scopes: ScopeSet,
+        /// Shown this once.
+        token: Option<IssuedToken>,
+        /// The session lives as long as this is the device's generation.
+        generation: u64,
+        /// The device token was the credential.
+        by_device_token: bool,
+    },
+    /// A person must decide.
+    Pending(Box<PairingNeeded>),
+    /// Nothing was proven: no state is made for it.
+    TokenRefused(TokenRefusal),
+}
+
+/// Why a device may not come in yet (wire.md section 6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "each is named by its word and its requirement")]
+pub enum Reason {
+    NotPaired,
+    RoleUpgrade,
+    ScopeUpgrade,
+    MetadataUpgrade,
+}
+
+impl Reason {
+    /// `details.reason`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NotPaired => "not-paired",
+            Self::RoleUpgrade => "role-upgrade",
+            Self::ScopeUpgrade => "scope-upgrade",
+            Self::MetadataUpgrade => "metadata-upgrade",
+        }
+    }
+
+    /// What follows "pairing required: ".
+    pub const fn requirement(self) -> &'static str {
+        match self {
+            Self::NotPaired => "device is not approved yet",
+            Self::RoleUpgrade => "device is asking for a higher role than currently approved",
+            Self::ScopeUpgrade => "device is asking for more scopes than currently approved",
+            Self::MetadataUpgrade => "device identity changed and must be re-approved",
+        }
+    }
+}
+
+/// What the refusal says: code `NOT_PAIRED`, details `PAIRING_REQUIRED`, close 1008.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PairingNeeded {
+    /// To be approved by a person.
+    pub request_id: String,
+    /// Why.
+    pub reason: Reason,
+    /// Who asks.
+    pub device_id: DeviceId,
+    /// What it asks for.
+    pub requested_role: Role,
+    /// What it asks for.
+    pub requested_scopes: ScopeSet,
+    /// What it has.
+    pub approved_roles: Vec<Role>,
+    /// What it has.
+    pub approved_scopes: ScopeSet,
+}
+
+/// Why a device token is not believed (wire.md section 6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "each is named by its word")]
+pub enum TokenRefusal {
+    NotPaired,
+    RoleMissing,
+    TokenMissing,
+    TokenRevoked,
+    TokenMismatch,
+}
+
+impl TokenRefusal {
+    /// The word in records. A client learns no more than "device token mismatch".
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NotPaired => "device-not-paired",
+            Self::RoleMissing => "role-missing",
+            Self::TokenMissing => "token-missing",
+            Self::TokenRevoked => "token-revoked",
+            Self::TokenMismatch => "token-mismatch",
+        }
+    }
+}
+
+impl Pairing {
+    /// Decides. The change, if there is one, must be durable and settled before the verdict is acted on; a verdict
+    /// `Paired` then takes its generation from [`Pairing::generation`].
+    ///
+    /// # Errors
+    /// [`Refusal::TooManyPending`], [`Refusal::TooManyDevices`].
+    pub fn decide(
+        &self,
+        facts: &ConnectFacts,
+        now: Millis,
+        fresh: Fresh,
+    ) -> Result<(Verdict, Option<Change>), Refusal> {
+        if !facts.authenticated
+            && let Err(refusal) = self.check_token(facts)
+        {
+            return Ok((Verdict::TokenRefused(refusal), None));
+        }
+        // Only operators have scopes to ask for.
+        let asked = if facts.role == Role::Operator {
+            facts.asked.clone()
+        } else {
+            ScopeSet::empty()
+        };
+        let device = self.devices.get(&facts.device_id);
+        let held = device.and_then(|device| device.held(facts.role));
+        let ceiling = held.map(|grant| {
+            if facts.authenticated {
+                &grant.scopes
+            } else {
+                &grant.token_scopes
+            }
+        });
+        let reason = match (device, ceiling) {
+            (None, _) => Reason::NotPaired,
+            (Some(_), None) => Reason::RoleUpgrade,
+            (Some(device), Some(_)) if !device.client.same_metadata(&facts.client) => {
+                Reason::MetadataUpgrade
+            }
+            (Some(device), Some(ceiling)) if ceiling.covers(&asked) => {
+                return Ok(self.let_in(device, facts, asked, now, &fresh));
+            }
+            _ => Reason::ScopeUpgrade,
+        };
+        if facts.authenticated && self.is_trusted_locally(facts, device) {
+            return self.pair_locally(facts, &asked, now, &fresh);
+        }
+        self.ask_a_person(facts, asked, reason, now, fresh)
+    }
+
+    fn check_token(&self, facts: &ConnectFacts) -> Result<(), TokenRefusal> {
+        let presented = facts
+            .device_token
+            .as_ref()
+            .ok_or(TokenRefusal::TokenMissing)?;
+        let device = self
+            .devices
+            .get(&facts.device_id)
+            .ok_or(TokenRefusal::NotPaired)?;
+        let grant = device
+            .grants
+            .get(&facts.role)
+            .ok_or(TokenRefusal::RoleMissing)?;
+        if grant.revoked_at_ms.is_some() {
+            return Err(TokenRefusal::TokenRevoked);
+        }
+        let kept = grant.token.as_ref().ok_or(TokenRefusal::TokenMissing)?;
+        if kept.hash.same(presented) {
+            Ok(())
+        } else {
+            Err(TokenRefusal::TokenMismatch)
+        }
+    }
+
+    fn let_in(
+        &self,
+        device: &Device,
+        facts: &ConnectFacts,
+        asked: ScopeSet,
+        now: Millis,
+        fresh: &Fresh,
+    ) -> (Verdict, Option<Change>) {
+        let mut device = device.clone();
+        let token = if facts.authenticated {
+            issue_if_missing(&mut device, facts.role, now, fresh)
+        } else {
+            None
+        };
+        let change = token.is_some().then(|| {
+            let mut change = Change::new(Record::Intent, "pairing.token_issue", &facts.device_id);
+            change.detail.push(("role", facts.role.to_string()));
+            change.put_devices.push(device.clone());
+            change
+        });
+        let verdict = Verdict::Paired {
+            scopes: asked,
+            token,
+            generation: device.generation,
+            by_device_token: !facts.authenticated,
+        };
+        (verdict, change)
+    }
+
+    /// Local trust pairs an operator's own device, and a node host that is new. It never brings back what was revoked
+    /// and never adds a role to a device that a person has judged otherwise.
+    fn is_trusted_locally(&self, facts: &ConnectFacts, device: Option<&Device>) -> bool {
+        let revoked = device
+            .and_then(|device| device.grants.get(&facts.role))
+            .is_some_and(|grant| grant.revoked_at_ms.is_some());
+        facts.local_operator
+            && !revoked
+            && match facts.role {
+                Role::Operator => true,
+                Role::Node => device.is_none(),
+                Role::Agent => false,
+            }
+    }
+
+    fn pair_locally(
+        &self,
+        facts: &ConnectFacts,
+        asked: &ScopeSet,
+        now: Millis,
+        fresh: &Fresh,
+    ) -> Result<(Verdict, Option<Change>), Refusal> {
+        let known = self.devices.get(&facts.device_id);
+        if known.is_none() && self.devices.len() >= self.limits.devices_max {
+            return Err(Refusal::TooManyDevices);
+        }
+        let mut device = known
+            .cloned()
+            .unwrap_or_else(|| new_device(facts, ApprovedVia::Silent, now));
+        let before = device.held(facts.role).map(|grant| grant.scopes.clone());
+        let scopes = before
+            .clone()
+            .unwrap_or_default()
+            .union(&facts.local_scopes.narrow(asked));
+        let verdict_scopes = scopes.narrow(asked);
+        let is_same =
+            before.as_ref() == Some(&scopes) && device.client.same_metadata(&facts.client);
+        grant(&mut device, facts.role, scopes);
+        device.client = facts.client.clone();
+        let token = issue_if_missing(&mut device, facts.role, now, fresh);
+        let generation = device.generation;
+        let change = (!is_same || token.is_some()).then(|| {
+            let mut change = Change::new(Record::Intent, "pairing.auto_approve", &facts.device_id);
+            change.detail.push(("role", facts.role.to_string()));
+            change.detail.push(("scopes", words(&verdict_scopes)));
+            // A new device needs a generation; one that is known keeps its sessions.
+            change.new_generation = known.is_none();
+            if let Some(pending) = self.pending_of(&facts.device_id, now)
+                && pending.roles.iter().all(|role| *role == facts.role)
+                && verdict_scopes.covers(&pending.scopes)
+            {
+                change.drop_pending.push(pending.request_id.clone());
+                change.news.push(resolved(pending, Decision::Approved, now));
+            }
+            device.approved_at_ms = now;
+            change.put_devices.push(device);
+            change
+        });
+        Ok((
+            Verdict::Paired {
+                scopes: verdict_scopes,
+                token,
+                generation,
+                by_device_token: false,
+            },
+            change,
+        ))
+    }
+
+    fn ask_a_person(
+        &self,
+        facts: &ConnectFacts,
+        asked: ScopeSet,
+        reason: Reason,
+        now: Millis,
+        fresh: Fresh,
+    ) -> Result<(Verdict, Option<Change>), Refusal> {
+        let known = self.devices.get(&facts.device_id);
+        let live = self.pending_of(&facts.device_id, now);
+        let is_covered = live.is_some_and(|pending| {
+            pending.roles.contains(&facts.role)
+                && pending.scopes.covers(&asked)
+                && pending.client.same_metadata(&facts.client)
+        });
+        let (request_id, change) = match live {
+            Some(pending) if is_covered => {
+                let mut refreshed = pending.clone();
+                let written = refreshed.refreshed_at_ms;
+                refreshed.refreshed_at_ms = now;
+                let mut change = Change::new(Record::Nothing, "pairing.refresh", &facts.device_id);
+                change.persist = now.since(written) >= REFRESH_WRITE_MS;
+                // Not to write each time means to keep the time that is written.
+                if change.persist {
+                    change.put_pending.push(refreshed);
+                }
+                (pending.request_id.clone(), change.persist.then_some(change))
+            }
+            live => {
+                let displaced = self.make_room(facts, now)?;
+                let mut change = Change::new(Record::Event, "pairing.request", &facts.device_id);
+                let mut roles = BTreeSet::from([facts.role]);
+                let mut scopes = asked.clone();
+                for old in live.into_iter().chain(displaced) {
+                    change.drop_pending.push(old.request_id.clone());
+                    change.news.push(resolved(old, Decision::Rejected, now));
+                }
+                if let Some(old) = live {
+                    roles.extend(&old.roles);
+                    scopes = scopes.union(&old.scopes);
+                }
+                let pending = Pending {
+                    v: FORMAT,
+                    request_id: fresh.request_id.clone(),
+                    device_id: facts.device_id.clone(),
+                    public_key: facts.public_key.clone(),
+                    client: facts.client.clone(),
+                    roles,
+                    scopes,
+                    is_repair: known.is_some(),
+                    created_at_ms: now,
+                    refreshed_at_ms: now,
+                };
+                change.detail.push(("request", pending.request_id.clone()));
+                change.detail.push(("reason", reason.as_str().to_owned()));
+                change.detail.push((
+                    "roles",
+                    pending
+                        .roles
+                        .iter()
+                        .map(|role| role.as_str())
+                        .collect::<Vec<_>>()
+                        .join(","),
+                ));
+                change.detail.push(("scopes", words(&pending.scopes)));
+                change
+                    .news
+                    .push(super::machine::News::Requested(Box::new(pending.clone())));
+                change.put_pending.push(pending);
+                (fresh.request_id, Some(change))
+            }
+        };
+        let needed = PairingNeeded {
+            request_id,
+            reason,
+            device_id: facts.device_id.clone(),
+            requested_role: facts.role,
+            requested_scopes: asked,
+            approved_roles: known
+                .map(|device| {
+                    device
+                        .grants
+                        .keys()
+                        .copied()
+                        .filter(|role| device.held(*role).is_some())
+                        .collect()
+                })
+                .unwrap_or_default(),
+            approved_scopes: known
+                .and_then(|device| device.held(Role::Operator))
+                .map(|grant| grant.scopes.clone())
+                .unwrap_or_default(),
+        };
+        Ok((Verdict::Pending(Box::new(needed)), change))
+    }
+
+    /// Room for one more request. When all is full, the address with the most requests loses its newest one, but only
+    /// to an address that would still have fewer: one request alone is never displaced.
+    fn make_room(&self, facts: &ConnectFacts, now: Millis) -> Result<Option<&Pending>, Refusal> {
+        let bucket = address_bucket(facts.client.remote_ip);
+        let mut live: BTreeMap<_, Vec<&Pending>> = BTreeMap::new();
+        let mut total = 0;
+        let others = self.pending.values().filter(|pending| {
+            self.is_live(pending, now) && pending.device_id != facts.device_id
+        });
+        for pending in others {
+            live.entry(address_bucket(pending.client.remote_ip))
+                .or_default()
+                .push(pending);
+            total += 1;
+        }
+        let own = live.get(&bucket).map_or(0, Vec::len);
+        if own >= self.limits.pending_per_address {
+            return Err(Refusal::TooManyPending);
+        }
+        if total < self.limits.pending_max {
+            return Ok(None);
+        }
+        let fullest = live
+            .values()
+            .max_by_key(|requests| requests.len())
+            .filter(|requests| requests.len() > own + 1);
+        fullest
+            .and_then(|requests| {
+                requests
+                    .iter()
+                    .max_by_key(|pending| (pending.created_at_ms, &pending.request_id))
+                    .copied()
+            })
+            .map(Some)
+            .ok_or(Refusal::TooManyPending)
+    }
+}
+
+pub(super) fn new_device(facts: &ConnectFacts, approved_via: ApprovedVia, now: Millis) -> Device {
+    Device {
+        v: FORMAT,
+        device_id: facts.device_id.clone(),
+        public_key: facts.public_key.clone(),
+        client: facts.client.clone(),
+        label: None,
+        grants: BTreeMap::new(),
+        generation: 0,
+        approved_via,
+        created_at_ms: now,
+        approved_at_ms: now,
+        last_seen_at_ms: None,
+    }
+}
+
+/// Gives a role these scopes. A token that lives goes on living with them; one that was revoked does not come back.
+pub(super) fn grant(device: &mut Device, role: Role, scopes: ScopeSet) {
+    let old = device
+        .grants
+        .remove(&role)
+        .filter(|grant| grant.revoked_at_ms.is_none());
+    let (token, rotated_at_ms) =
+        old.map_or((None, None), |grant| (grant.token, grant.rotated_at_ms));
+    let token_scopes = scopes.clone();
+    device.grants.insert(
+        role,
+        Grant {
+            scopes,
+            token_scopes,
+            token,
+            rotated_at_ms,
+            revoked_at_ms: None,
+        },
+    );
+}
+
+fn issue_if_missing(
+    device: &mut Device,
+    role: Role,
+    now: Millis,
+    fresh: &Fresh,
+) -> Option<IssuedToken> {
+    let grant = device
+        .grants
+        .get_mut(&role)
+        .filter(|grant| grant.revoked_at_ms.is_none() && grant.token.is_none())?;
+    Some(issue(grant, now, &fresh.token))
+}
+
+pub(super) fn issue(grant: &mut Grant, now: Millis, random: &[u8; 32]) -> IssuedToken {
+    let token = Token::from_random(TokenKind::Device, random);
+    grant.token = Some(KeptToken {
+        hash: token.hash(),
+        created_at_ms: now,
+    });
+    IssuedToken {
+        token,
+        issued_at_ms: now,
+    }
+}
+
+pub(super) fn words(scopes: &ScopeSet) -> String {
+    scopes
+        .iter()
+        .map(|scope| scope.as_str())
+        .collect::<Vec<_>>()
+        .join(",")
+}

@@ -1,0 +1,284 @@
+//! The state, and how it changes: decided first, settled once durable.
+
+use super::records::{Device, Pending};
+use crate::auth::Role;
+use crate::ids::DeviceId;
+use crate::time::Millis;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+/// Numbers that bound the room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// How long a request waits, in ms.
+    pub pending_ttl_ms: u64,
+    /// Most requests in all.
+    pub pending_max: usize,
+    /// Most requests from one address (an IPv6 /64 is one address).
+    pub pending_per_address: usize,
+    /// Most paired devices.
+    pub devices_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            pending_ttl_ms: 300_000,
+            pending_max: 256,
+            pending_per_address: 8,
+            devices_max: 4_096,
+        }
+    }
+}
+
+/// All devices and requests.
+#[derive(Debug, Clone)]
+pub struct Pairing {
+    pub(super) limits: Limits,
+    pub(super) devices: BTreeMap<DeviceId, Device>,
+    pub(super) pending: BTreeMap<String, Pending>,
+}
+
+/// How a change is recorded before it is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Record {
+    /// A privileged act: intent before, outcome after.
+    Intent,
+    /// A fact: one event before.
+    Event,
+    /// Nothing new is known: a refreshed or expired request.
+    Nothing,
+}
+
+/// What became of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    /// A person or local trust said yes.
+    Approved,
+    /// A person said no, or a wider request took its place.
+    Rejected,
+    /// Nobody decided in time.
+    Expired,
+}
+
+impl Decision {
+    /// The word on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Approved => "approved",
+            Self::Rejected => "rejected",
+            Self::Expired => "expired",
+        }
+    }
+}
+
+/// Why a device's live sockets are closed: 4001 with this reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "each is named by its reason")]
+pub enum Invalidation {
+    TokenRotated,
+    TokenRevoked,
+    Removed,
+    Reapproved,
+}
+
+impl Invalidation {
+    /// The close reason of wire.md section 6; the close code is 4001.
+    pub const fn close_reason(self) -> &'static str {
+        match self {
+            Self::TokenRotated => "client invalidated: device-token-rotated",
+            Self::TokenRevoked => "client invalidated: device-token-revoked",
+            Self::Removed => "client invalidated: device-pair-removed",
+            Self::Reapproved => "client invalidated: device-pairing-reapproved",
+        }
+    }
+}
+
+/// What others hear once a change is durable.
+#[derive(Debug, Clone, PartialEq)]
+pub enum News {
+    /// A person is asked.
+    Requested(Box<Pending>),
+    /// A request is over.
+    Resolved {
+        /// Which.
+        request_id: String,
+        /// Whose.
+        device_id: DeviceId,
+        /// How.
+        decision: Decision,
+        /// When.
+        at_ms: Millis,
+    },
+    /// Sessions of this device under an older generation must end before their next frame.
+    Invalidated {
+        /// Whose.
+        device_id: DeviceId,
+        /// The role that was touched; `None` for all. Sessions of other roles end as well and come back.
+        role: Option<Role>,
+        /// Why.
+        why: Invalidation,
+        /// The generation that lives on; `None` when the device is gone.
+        generation: Option<u64>,
+    },
+}
+
+/// One atomic change: to be recorded, stored, then [settled](Pairing::settle).
+#[derive(Debug, Clone)]
+pub struct Change {
+    /// How it is recorded.
+    pub record: Record,
+    /// Audit action, `pairing.…`.
+    pub action: &'static str,
+    /// Whom it is about.
+    pub device_id: DeviceId,
+    /// Redacted facts for the record.
+    pub detail: Vec<(&'static str, String)>,
+    /// `false`: memory only.
+    pub persist: bool,
+    /// Rows to write.
+    pub put_devices: Vec<Device>,
+    /// Rows to delete.
+    pub drop_devices: Vec<DeviceId>,
+    /// Rows to write.
+    pub put_pending: Vec<Pending>,
+    /// Rows to delete.
+    pub drop_pending: Vec<String>,
+    /// What to tell afterwards.
+    pub news: Vec<News>,
+    /// Do live sessions of the devices written end?
+    pub new_generation: bool,
+}
+
+impl Change {
+    pub(super) fn new(record: Record, action: &'static str, device_id: &DeviceId) -> Self {
+        Self {
+            record,
+            action,
+            device_id: device_id.clone(),
+            detail: Vec::new(),
+            persist: true,
+            put_devices: Vec::new(),
+            drop_devices: Vec::new(),
+            put_pending: Vec::new(),
+            drop_pending: Vec::new(),
+            news: Vec::new(),
+            new_generation: false,
+        }
+    }
+
+    /// Puts the sequence of the intent where it belongs. To be called once, before the rows are written.
+    pub fn stamp(&mut self, intent: u64) {
+        if !self.new_generation {
+            return;
+        }
+        for device in &mut self.put_devices {
+            device.generation = intent;
+        }
+        let gone = !self.drop_devices.is_empty();
+        for news in &mut self.news {
+            if let News::Invalidated { generation, .. } = news {
+                *generation = (!gone).then_some(intent);
+            }
+        }
+    }
+}
+
+impl Pairing {
+    /// From what the store holds.
+    pub fn restore(limits: Limits, devices: Vec<Device>, pending: Vec<Pending>) -> Self {
+        Self {
+            limits,
+            devices: devices
+                .into_iter()
+                .map(|device| (device.device_id.clone(), device))
+                .collect(),
+            pending: pending
+                .into_iter()
+                .map(|pending| (pending.request_id.clone(), pending))
+                .collect(),
+        }
+    }
+
+    /// Takes a durable change over.
+    pub fn settle(&mut self, change: Change) -> Vec<News> {
+        for id in change.drop_devices {
+            self.devices.remove(&id);
+        }
+        for id in change.drop_pending {
+            self.pending.remove(&id);
+        }
+        for device in change.put_devices {
+            self.devices.insert(device.device_id.clone(), device);
+        }
+        for pending in change.put_pending {
+            self.pending.insert(pending.request_id.clone(), pending);
+        }
+        change.news
+    }
+
+    /// The generation under which a session of this device and role may live; `None`: under none.
+    pub fn generation(&self, device: &DeviceId, role: Role) -> Option<u64> {
+        let device = self.devices.get(device)?;
+        device.held(role).map(|_| device.generation)
+    }
+
+    /// A paired device.
+    pub fn device(&self, device: &DeviceId) -> Option<&Device> {
+        self.devices.get(device)
+    }
+
+    /// Notes that a device is here. Memory only.
+    pub fn seen(&mut self, device: &DeviceId, now: Millis) {
+        if let Some(device) = self.devices.get_mut(device) {
+            device.last_seen_at_ms = Some(now);
+        }
+    }
+
+    /// How many devices and requests there are.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.devices.len(), self.pending.len())
+    }
+
+    /// Drops the requests whose time is over; `None` when there are none.
+    pub fn expire(&self, now: Millis) -> Option<Change> {
+        let over: Vec<_> = self
+            .pending
+            .values()
+            .filter(|pending| !self.is_live(pending, now))
+            .collect();
+        let mut change = Change::new(Record::Nothing, "pairing.expire", &over.first()?.device_id);
+        for pending in over {
+            change.drop_pending.push(pending.request_id.clone());
+            change.news.push(resolved(pending, Decision::Expired, now));
+        }
+        Some(change)
+    }
+
+    pub(super) fn is_live(&self, pending: &Pending, now: Millis) -> bool {
+        now.since(pending.refreshed_at_ms) < self.limits.pending_ttl_ms
+    }
+
+    pub(super) fn pending_of(&self, device: &DeviceId, now: Millis) -> Option<&Pending> {
+        self.pending
+            .values()
+            .find(|pending| pending.device_id == *device && self.is_live(pending, now))
+    }
+}
+
+pub(super) fn resolved(pending: &Pending, decision: Decision, at_ms: Millis) -> News {
+    News::Resolved {
+        request_id: pending.request_id.clone(),
+        device_id: pending.device_id.clone(),
+        decision,
+        at_ms,
+    }
+}
+
+/// Whom a request counts against: an IPv4 address however it is written, an IPv6 /64; one bucket for the Unix sockets.
+pub(super) fn address_bucket(ip: Option<IpAddr>) -> Option<IpAddr> {
+    ip.map(|ip| match ip.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) >> 64 << 64).into()),
+        v4 @ IpAddr::V4(_) => v4,
+    })
+}

@@ -1,0 +1,379 @@
+//! What operators do with devices and requests.
+
+use super::decide::{Fresh, IssuedToken, grant, issue, words};
+use super::machine::{Change, Decision, Invalidation, News, Pairing, Record, resolved};
+use super::records::{ApprovedVia, Device, FORMAT, Pending};
+use crate::auth::{Principal, Proof, Role, Scope, ScopeSet};
+use crate::ids::DeviceId;
+use crate::time::Millis;
+use std::collections::BTreeMap;
+use thiserror::Error;
+
+/// Who asks, as far as it matters here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// Its own authority.
+    pub scopes: ScopeSet,
+    /// The device behind it.
+    pub device: Option<DeviceId>,
+    /// The device token alone let it in: without admin it may act on itself only.
+    pub by_device_token: bool,
+}
+
+impl Caller {
+    /// Of a connection.
+    pub fn of(principal: &Principal) -> Self {
+        Self {
+            scopes: principal.scopes.clone(),
+            device: principal.device().cloned(),
+            by_device_token: matches!(principal.proof, Proof::DeviceToken(_)),
+        }
+    }
+
+    pub(super) fn is_admin(&self) -> bool {
+        self.scopes.allows(Scope::Admin)
+    }
+
+    fn is(&self, device: &DeviceId) -> bool {
+        self.device.as_ref() == Some(device)
+    }
+
+    pub(super) fn may_touch(&self, device: &DeviceId) -> bool {
+        !self.by_device_token || self.is_admin() || self.is(device)
+    }
+}
+
+/// Why not. `Display` is the text on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum Refusal {
+    /// Decided, expired, or never there.
+    #[error("unknown requestId")]
+    UnknownRequest,
+    /// Not paired.
+    #[error("unknown deviceId")]
+    UnknownDevice,
+    /// A device token's holder about another device.
+    #[error("device pairing approval denied")]
+    ApprovalDenied,
+    /// The approver does not hold what it would give.
+    #[error("missing scope: {0}")]
+    MissingScope(Scope),
+    /// Whatever the reason: nothing is told about other devices.
+    #[error("device token rotation denied")]
+    RotationDenied,
+    /// As above.
+    #[error("device token revocation denied")]
+    RevocationDenied,
+    /// As above.
+    #[error("device removal denied")]
+    RemovalDenied,
+    /// Not 1 to 64 printable characters.
+    #[error("invalid label: 1 to 64 printable characters")]
+    LabelInvalid,
+    /// Too many requests wait, from this address or in all.
+    #[error("too many pairing requests are pending: decide on them first")]
+    TooManyPending,
+    /// No more devices fit.
+    #[error("too many devices are paired: remove some first")]
+    TooManyDevices,
+}
+
+impl Refusal {
+    /// Stable code.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::UnknownRequest => "REQUEST_NOT_FOUND",
+            Self::UnknownDevice => "DEVICE_NOT_FOUND",
+            Self::MissingScope(_) => "MISSING_SCOPE",
+            Self::ApprovalDenied
+            | Self::RotationDenied
+            | Self::RevocationDenied
+            | Self::RemovalDenied => "PAIRING_DENIED",
+            Self::LabelInvalid => "INVALID_PARAMS",
+            Self::TooManyPending | Self::TooManyDevices => "TOO_MANY_PENDING",
+        }
+    }
+}
+
+/// A rotated token.
+pub struct Rotated {
+    /// Of this role.
+    pub role: Role,
+    /// What it gives.
+    pub scopes: ScopeSet,
+    /// When.
+    pub rotated_at_ms: Millis,
+    /// Only for the device itself; another device gets its own at its next connection.
+    pub token: Option<IssuedToken>,
+}
+
+impl Pairing {
+    /// A person says yes. The approver must hold what is asked; with `narrow` the device gets what both have instead.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub fn approve(
+        &self,
+        request_id: &str,
+        caller: &Caller,
+        narrow: bool,
+        now: Millis,
+    ) -> Result<Change, Refusal> {
+        let pending = self.live_request(request_id, now)?;
+        if !caller.may_touch(&pending.device_id) {
+            return Err(Refusal::ApprovalDenied);
+        }
+        if pending.roles.iter().any(|role| *role != Role::Operator) && !caller.is_admin() {
+            return Err(Refusal::MissingScope(Scope::Admin));
+        }
+        let scopes = caller.scopes.narrow(&pending.scopes);
+        if !narrow
+            && let Some(missing) = pending
+                .scopes
+                .iter()
+                .find(|scope| !caller.scopes.allows(*scope))
+        {
+            return Err(Refusal::MissingScope(missing));
+        }
+        let known = self.devices.get(&pending.device_id);
+        if known.is_none() && self.devices.len() >= self.limits.devices_max {
+            return Err(Refusal::TooManyDevices);
+        }
+        let mut device = known.cloned().unwrap_or_else(|| device_of(pending, now));
+        for role in &pending.roles {
+            let before = device
+                .held(*role)
+                .map(|grant| grant.scopes.clone())
+                .unwrap_or_default();
+            let more = if *role == Role::Operator {
+                scopes.clone()
+            } else {
+                ScopeSet::empty()
+            };
+            grant(&mut device, *role, before.union(&more));
+        }
+        device.client = pending.client.clone();
+        device.approved_via = ApprovedVia::Owner;
+        device.approved_at_ms = now;
+
+        let mut change = Change::new(Record::Intent, "pairing.approve", &pending.device_id);
+        change.detail.push(("request", pending.request_id.clone()));
+        change.detail.push((
+            "roles",
+            pending
+                .roles
+                .iter()
+                .map(|role| role.as_str())
+                .collect::<Vec<_>>()
+                .join(","),
+        ));
+        change.detail.push(("scopes", words(&scopes)));
+        change.new_generation = true;
+        change.drop_pending.push(pending.request_id.clone());
+        change.put_devices.push(device);
+        change.news.push(resolved(pending, Decision::Approved, now));
+        if known.is_some() {
+            change.news.push(invalidated(
+                &pending.device_id,
+                None,
+                Invalidation::Reapproved,
+            ));
+        }
+        Ok(change)
+    }
+
+    /// A person says no.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub fn reject(
+        &self,
+        request_id: &str,
+        caller: &Caller,
+        now: Millis,
+    ) -> Result<Change, Refusal> {
+        let pending = self.live_request(request_id, now)?;
+        if !caller.may_touch(&pending.device_id) {
+            return Err(Refusal::ApprovalDenied);
+        }
+        let mut change = Change::new(Record::Intent, "pairing.reject", &pending.device_id);
+        change.detail.push(("request", pending.request_id.clone()));
+        change.drop_pending.push(pending.request_id.clone());
+        change.news.push(resolved(pending, Decision::Rejected, now));
+        Ok(change)
+    }
+
+    /// Forgets a device and what it asks for.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub fn remove(
+        &self,
+        device_id: &DeviceId,
+        caller: &Caller,
+        now: Millis,
+    ) -> Result<Change, Refusal> {
+        if !caller.may_touch(device_id) {
+            return Err(Refusal::RemovalDenied);
+        }
+        self.devices.get(device_id).ok_or(Refusal::UnknownDevice)?;
+        let mut change = Change::new(Record::Intent, "pairing.remove", device_id);
+        change.new_generation = true;
+        change.drop_devices.push(device_id.clone());
+        for pending in self
+            .pending
+            .values()
+            .filter(|pending| pending.device_id == *device_id)
+        {
+            change.drop_pending.push(pending.request_id.clone());
+            change.news.push(resolved(pending, Decision::Rejected, now));
+        }
+        change
+            .news
+            .push(invalidated(device_id, None, Invalidation::Removed));
+        Ok(change)
+    }
+
+    /// Gives a device an operator's name.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub fn rename(
+        &self,
+        device_id: &DeviceId,
+        label: &str,
+        caller: &Caller,
+    ) -> Result<Change, Refusal> {
+        if !(1..=64).contains(&label.chars().count()) || label.chars().any(char::is_control) {
+            return Err(Refusal::LabelInvalid);
+        }
+        if !caller.may_touch(device_id) {
+            return Err(Refusal::UnknownDevice);
+        }
+        let mut device = self
+            .devices
+            .get(device_id)
+            .ok_or(Refusal::UnknownDevice)?
+            .clone();
+        device.label = Some(label.to_owned());
+        let mut change = Change::new(Record::Intent, "pairing.rename", device_id);
+        change.detail.push(("label", label.to_owned()));
+        change.put_devices.push(device);
+        Ok(change)
+    }
+
+    /// Ends a role's token and makes another, for no more than was approved and than the caller holds.
+    ///
+    /// # Errors
+    /// [`Refusal::RotationDenied`], whatever the reason.
+    pub fn rotate(
+        &self,
+        device_id: &DeviceId,
+        role: Role,
+        scopes: Option<ScopeSet>,
+        caller: &Caller,
+        now: Millis,
+        fresh: &Fresh,
+    ) -> Result<(Rotated, Change), Refusal> {
+        let denied = Refusal::RotationDenied;
+        let mut device = self.devices.get(device_id).ok_or(denied)?.clone();
+        let held = device.held(role).ok_or(denied)?;
+        let scopes = scopes.unwrap_or_else(|| held.scopes.clone());
+        let own = caller.is(device_id);
+        let may_give = role == Role::Operator || own || caller.is_admin();
+        if !caller.may_touch(device_id)
+            || !may_give
+            || !held.scopes.covers(&scopes)
+            || !caller.scopes.covers(&scopes)
+        {
+            return Err(denied);
+        }
+        let grant = device.grants.get_mut(&role).ok_or(denied)?;
+        grant.token_scopes = scopes.clone();
+        grant.token = None;
+        grant.rotated_at_ms = Some(now);
+        let token = own.then(|| issue(grant, now, &fresh.token));
+        let mut change = Change::new(Record::Intent, "pairing.token_rotate", device_id);
+        change.detail.push(("role", role.to_string()));
+        change.detail.push(("scopes", words(&scopes)));
+        change.new_generation = true;
+        change.put_devices.push(device);
+        change.news.push(invalidated(
+            device_id,
+            Some(role),
+            Invalidation::TokenRotated,
+        ));
+        Ok((
+            Rotated {
+                role,
+                scopes,
+                rotated_at_ms: now,
+                token,
+            },
+            change,
+        ))
+    }
+
+    /// Takes a role from a device: its token is void, and only a person brings the role back.
+    ///
+    /// # Errors
+    /// [`Refusal::RevocationDenied`], whatever the reason.
+    pub fn revoke(
+        &self,
+        device_id: &DeviceId,
+        role: Role,
+        caller: &Caller,
+        now: Millis,
+    ) -> Result<Change, Refusal> {
+        let denied = Refusal::RevocationDenied;
+        let mut device = self.devices.get(device_id).ok_or(denied)?.clone();
+        if !caller.may_touch(device_id) {
+            return Err(denied);
+        }
+        let grant = device.grants.get_mut(&role).ok_or(denied)?;
+        grant.token = None;
+        grant.revoked_at_ms = Some(now);
+        let mut change = Change::new(Record::Intent, "pairing.token_revoke", device_id);
+        change.detail.push(("role", role.to_string()));
+        change.new_generation = true;
+        change.put_devices.push(device);
+        change.news.push(invalidated(
+            device_id,
+            Some(role),
+            Invalidation::TokenRevoked,
+        ));
+        Ok(change)
+    }
+
+    fn live_request(&self, request_id: &str, now: Millis) -> Result<&Pending, Refusal> {
+        let pending = self.pending.get(request_id);
+        pending
+            .filter(|pending| self.is_live(pending, now))
+            .ok_or(Refusal::UnknownRequest)
+    }
+}
+
+fn device_of(pending: &Pending, now: Millis) -> Device {
+    Device {
+        v: FORMAT,
+        device_id: pending.device_id.clone(),
+        public_key: pending.public_key.clone(),
+        client: pending.client.clone(),
+        label: None,
+        grants: BTreeMap::new(),
+        generation: 0,
+        approved_via: ApprovedVia::Owner,
+        created_at_ms: now,
+        approved_at_ms: now,
+        last_seen_at_ms: None,
+    }
+}
+
+fn invalidated(device_id: &DeviceId, role: Option<Role>, why: Invalidation) -> News {
+    News::Invalidated {
+        device_id: device_id.clone(),
+        role,
+        why,
+        generation: None,
+    }
+}

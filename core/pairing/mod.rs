@@ -1,0 +1,25 @@
+//! Pairing: which devices are known, in which roles, with which scopes; what waits for a person.
+//!
+//! The machine never changes itself while it decides: each decision gives a [`Change`], and only once that is durable
+//! (audit intent, then the store) the room settles it. So what it answers with is what is on disk.
+//!
+//! Rules that hold in every path:
+//! - a grant is never wider than the request, than the approver's own scopes, or (without a person) than `local_scopes`;
+//! - a revoked role comes back only through a person, never by itself and never by local trust;
+//! - nothing is stored for somebody who has not proven a credential and a key;
+//! - one address cannot displace another's request, however many it makes;
+//! - every rotate, revoke, remove and re-approval gives the device a new generation, which ends its live sockets.
+
+mod decide;
+mod machine;
+mod manage;
+mod records;
+mod view;
+
+pub use decide::{ConnectFacts, Fresh, IssuedToken, PairingNeeded, Reason, TokenRefusal, Verdict};
+pub use machine::{Change, Decision, Invalidation, Limits, News, Pairing, Record};
+pub use manage::{Caller, Refusal, Rotated};
+pub use records::{ApprovedVia, Client, Device, Grant, KeptToken, Pending};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,861 @@
+//! The machine against what it promises, in random order and at its edges.
+
+use super::*;
+use crate::auth::{Role, Scope, ScopeSet};
+use crate::ids::DeviceId;
+use crate::time::Millis;
+use crate::token::{Token, TokenHash, TokenKind};
+use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+const T0: Millis = Millis(1_000_000_000);
+
+fn id(n: u32) -> DeviceId {
+    DeviceId::new(&format!("{n:064x}")).expect("id")
+}
+
+fn set(scopes: &[Scope]) -> ScopeSet {
+    scopes.iter().copied().collect()
+}
+
+fn operator(scopes: &[Scope]) -> Caller {
+    Caller {
+        scopes: set(scopes),
+        device: None,
+        by_device_token: false,
+    }
+}
+
+fn admin() -> Caller {
+    operator(&[Scope::Admin])
+}
+
+fn facts(n: u32, role: Role, asked: &[Scope]) -> ConnectFacts {
+    ConnectFacts {
+        device_id: id(n),
+        public_key: format!("key-{n}"),
+        client: Client {
+            id: "gateway-client".into(),
+            mode: "backend".into(),
+            platform: Some("linux".into()),
+            remote_ip: Some(IpAddr::from([10, 0, 0, 1])),
+            ..Client::default()
+        },
+        role,
+        asked: set(asked),
+        authenticated: true,
+        device_token: None,
+        local_operator: false,
+        local_scopes: set(&[Scope::Read, Scope::Write]),
+    }
+}
+
+/// The machine as its room drives it: every change durable under the next intent, then settled.
+struct Bench {
+    machine: Pairing,
+    intent: u64,
+    now: Millis,
+    news: Vec<News>,
+}
+
+impl Bench {
+    fn new(limits: Limits) -> Self {
+        Self {
+            machine: Pairing::restore(limits, Vec::new(), Vec::new()),
+            intent: 0,
+            now: T0,
+            news: Vec::new(),
+        }
+    }
+
+    fn fresh(&self) -> Fresh {
+        let mut token = [0; 32];
+        token[..8].copy_from_slice(&self.intent.to_be_bytes());
+        Fresh {
+            request_id: format!("r-{}", self.intent),
+            token,
+        }
+    }
+
+    fn settle(&mut self, mut change: Change) {
+        self.intent += 1;
+        change.stamp(self.intent);
+        // Rows survive the store.
+        for device in &mut change.put_devices {
+            *device =
+                serde_json::from_slice(&serde_json::to_vec(device).expect("json")).expect("json");
+        }
+        for pending in &mut change.put_pending {
+            *pending =
+                serde_json::from_slice(&serde_json::to_vec(pending).expect("json")).expect("json");
+        }
+        self.news = self.machine.settle(change);
+    }
+
+    fn connect(&mut self, facts: &ConnectFacts) -> Result<Verdict, Refusal> {
+        self.intent += 1;
+        let (verdict, change) = self.machine.decide(facts, self.now, self.fresh())?;
+        if let Some(change) = change {
+            self.settle(change);
+        }
+        Ok(verdict)
+    }
+
+    fn request(&mut self, facts: &ConnectFacts) -> (String, Reason) {
+        match self.connect(facts) {
+            Ok(Verdict::Pending(needed)) => (needed.request_id, needed.reason),
+            _ => panic!("not pending"),
+        }
+    }
+
+    fn paired(&mut self, facts: &ConnectFacts) -> (ScopeSet, Option<String>) {
+        match self.connect(facts) {
+            Ok(Verdict::Paired { scopes, token, .. }) => {
+                (scopes, token.map(|issued| issued.token.expose().to_owned()))
+            }
+            Ok(Verdict::Pending(needed)) => panic!("pending: {:?}", needed.reason),
+            Ok(Verdict::TokenRefused(refusal)) => panic!("refused: {refusal:?}"),
+            Err(refusal) => panic!("{refusal}"),
+        }
+    }
+
+    fn approve(&mut self, request: &str, caller: &Caller) -> Result<(), Refusal> {
+        let change = self.machine.approve(request, caller, false, self.now)?;
+        self.settle(change);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_stranger_waits_for_a_person_and_gets_its_token_once() {
+    let mut bench = Bench::new(Limits::default());
+    let facts = facts(1, Role::Operator, &[Scope::Read]);
+    let (request, reason) = bench.request(&facts);
+    assert_eq!(reason, Reason::NotPaired);
+    assert_eq!(
+        bench.machine.list(&admin(), &BTreeSet::new(), bench.now)["pending"][0]["requestId"],
+        request.as_str()
+    );
+    bench.approve(&request, &admin()).expect("approved");
+    assert_eq!(
+        bench.approve(&request, &admin()),
+        Err(Refusal::UnknownRequest)
+    );
+    let (scopes, token) = bench.paired(&facts);
+    assert_eq!(scopes, set(&[Scope::Read]));
+    let token = token.expect("shown once");
+    assert_eq!(bench.paired(&facts).1, None);
+
+    // With the token alone, and not with another.
+    let mut by_token = ConnectFacts {
+        authenticated: false,
+        device_token: Some(TokenHash::of(&token)),
+        ..facts.clone()
+    };
+    assert_eq!(bench.paired(&by_token), (set(&[Scope::Read]), None));
+    by_token.device_token = Some(TokenHash::of("pc_dev_other"));
+    assert!(matches!(
+        bench.connect(&by_token),
+        Ok(Verdict::TokenRefused(TokenRefusal::TokenMismatch))
+    ));
+    by_token.device_token = None;
+    assert!(matches!(
+        bench.connect(&by_token),
+        Ok(Verdict::TokenRefused(TokenRefusal::TokenMissing))
+    ));
+    // Nothing that a list shows has the token or its hash.
+    let shown = bench
+        .machine
+        .list(&admin(), &BTreeSet::from([id(1)]), bench.now)
+        .to_string();
+    let hash = serde_json::to_string(&TokenHash::of(&token)).expect("json");
+    assert!(!shown.contains(&token) && !shown.contains(hash.trim_matches('"')));
+    assert!(shown.contains("\"connected\":true"));
+}
+
+#[test]
+fn nothing_is_stored_for_who_proved_nothing() {
+    let mut bench = Bench::new(Limits::default());
+    let stranger = ConnectFacts {
+        authenticated: false,
+        ..facts(1, Role::Operator, &[Scope::Admin])
+    };
+    assert!(matches!(
+        bench.connect(&stranger),
+        Ok(Verdict::TokenRefused(TokenRefusal::TokenMissing))
+    ));
+    let bogus = ConnectFacts {
+        device_token: Some(TokenHash::of("x")),
+        ..stranger
+    };
+    assert!(matches!(
+        bench.connect(&bogus),
+        Ok(Verdict::TokenRefused(TokenRefusal::NotPaired))
+    ));
+    assert_eq!(bench.machine.counts(), (0, 0));
+}
+
+#[test]
+fn upgrades_wait_and_name_what_they_are() {
+    let mut bench = Bench::new(Limits::default());
+    let read = facts(1, Role::Operator, &[Scope::Read]);
+    let (request, _) = bench.request(&read);
+    bench.approve(&request, &admin()).expect("approved");
+    bench.paired(&read);
+    assert_eq!(
+        bench.request(&facts(1, Role::Operator, &[Scope::Write])).1,
+        Reason::ScopeUpgrade
+    );
+    assert_eq!(
+        bench.request(&facts(1, Role::Node, &[])).1,
+        Reason::RoleUpgrade
+    );
+    let mut other = read.clone();
+    other.client.platform = Some("darwin".into());
+    assert_eq!(bench.request(&other).1, Reason::MetadataUpgrade);
+    other.client.platform = Some(" LINUX ".into());
+    bench.paired(&other);
+    // What waits is all of it together; until it is approved the old grant serves.
+    let pending = bench
+        .machine
+        .pending_of(&id(1), bench.now)
+        .expect("pending")
+        .clone();
+    assert_eq!(pending.roles, BTreeSet::from([Role::Operator, Role::Node]));
+    assert!(pending.is_repair && pending.scopes.covers(&set(&[Scope::Read, Scope::Write])));
+    bench.paired(&read);
+}
+
+#[test]
+fn a_covered_request_keeps_its_id_and_a_wider_one_replaces_it() {
+    let mut bench = Bench::new(Limits::default());
+    let (first, _) = bench.request(&facts(1, Role::Operator, &[Scope::Write]));
+    assert_eq!(
+        bench.request(&facts(1, Role::Operator, &[Scope::Read])).0,
+        first
+    );
+    bench.now = bench.now.plus(61_000);
+    assert_eq!(
+        bench.request(&facts(1, Role::Operator, &[Scope::Write])).0,
+        first
+    );
+    let (second, _) = bench.request(&facts(1, Role::Operator, &[Scope::Admin]));
+    assert_ne!(second, first);
+    assert!(
+        matches!(&bench.news[0], News::Resolved { request_id, decision: Decision::Rejected, .. } if *request_id == first)
+    );
+    assert_eq!(
+        bench.approve(&first, &admin()),
+        Err(Refusal::UnknownRequest)
+    );
+    assert_eq!(bench.machine.counts(), (0, 1));
+    // It lives from the last time it was asked, and no longer.
+    bench.now = bench.now.plus(299_999);
+    assert!(bench.machine.expire(bench.now).is_none());
+    bench.now = bench.now.plus(1);
+    assert_eq!(
+        bench.approve(&second, &admin()),
+        Err(Refusal::UnknownRequest)
+    );
+    let expired = bench.machine.expire(bench.now).expect("over");
+    bench.settle(expired);
+    assert_eq!(bench.machine.counts(), (0, 0));
+}
+
+#[test]
+fn an_approver_gives_what_it_has() {
+    let mut bench = Bench::new(Limits::default());
+    let (request, _) = bench.request(&facts(1, Role::Operator, &[Scope::Read, Scope::Admin]));
+    let pairer = operator(&[Scope::Pairing, Scope::Read]);
+    assert_eq!(
+        bench.approve(&request, &pairer),
+        Err(Refusal::MissingScope(Scope::Admin))
+    );
+    // A device token's holder has no say about others.
+    let device = Caller {
+        scopes: set(&[Scope::Pairing]),
+        device: Some(id(9)),
+        by_device_token: true,
+    };
+    assert_eq!(
+        bench.approve(&request, &device),
+        Err(Refusal::ApprovalDenied)
+    );
+    let change = bench
+        .machine
+        .approve(&request, &pairer, true, bench.now)
+        .expect("narrowed");
+    bench.settle(change);
+    let grant = bench
+        .machine
+        .device(&id(1))
+        .and_then(|device| device.held(Role::Operator))
+        .expect("held")
+        .clone();
+    assert_eq!(grant.scopes, set(&[Scope::Read]));
+    // A node, or an agent, is for an admin to let in.
+    for role in [Role::Node, Role::Agent] {
+        let (request, _) = bench.request(&facts(2, role, &[Scope::Admin]));
+        assert_eq!(
+            bench.approve(&request, &pairer),
+            Err(Refusal::MissingScope(Scope::Admin))
+        );
+        bench.approve(&request, &admin()).expect("approved");
+        assert!(
+            bench
+                .machine
+                .device(&id(2))
+                .and_then(|device| device.held(role))
+                .expect("held")
+                .scopes
+                .is_empty()
+        );
+    }
+}
+
+#[test]
+fn local_trust_pairs_an_operator_within_its_scopes_and_brings_nothing_back() {
+    let mut bench = Bench::new(Limits::default());
+    let local = ConnectFacts {
+        local_operator: true,
+        ..facts(1, Role::Operator, &[Scope::Read, Scope::Admin])
+    };
+    let (scopes, token) = bench.paired(&local);
+    assert_eq!(scopes, set(&[Scope::Read]));
+    assert!(token.is_some());
+    let generation = bench.machine.generation(&id(1), Role::Operator);
+    // Again: nothing new, no new generation.
+    bench.paired(&local);
+    assert_eq!(bench.machine.generation(&id(1), Role::Operator), generation);
+    let revoke = bench
+        .machine
+        .revoke(&id(1), Role::Operator, &admin(), bench.now)
+        .expect("revoked");
+    bench.settle(revoke);
+    assert_eq!(bench.machine.generation(&id(1), Role::Operator), None);
+    assert_eq!(bench.request(&local).1, Reason::RoleUpgrade);
+    // Not an agent, and no second role for a known device.
+    assert_eq!(
+        bench
+            .request(&ConnectFacts {
+                local_operator: true,
+                ..facts(2, Role::Agent, &[])
+            })
+            .1,
+        Reason::NotPaired
+    );
+    bench.paired(&ConnectFacts {
+        local_operator: true,
+        ..facts(3, Role::Node, &[])
+    });
+    bench.paired(&ConnectFacts {
+        local_operator: true,
+        ..facts(4, Role::Operator, &[Scope::Read])
+    });
+    assert_eq!(
+        bench
+            .request(&ConnectFacts {
+                local_operator: true,
+                ..facts(4, Role::Node, &[])
+            })
+            .1,
+        Reason::RoleUpgrade
+    );
+}
+
+#[test]
+fn rotation_gives_no_more_than_was_approved_and_than_the_caller_holds() {
+    let mut bench = Bench::new(Limits::default());
+    let asks = facts(1, Role::Operator, &[Scope::Write]);
+    let (request, _) = bench.request(&asks);
+    bench.approve(&request, &admin()).expect("approved");
+    let token = bench.paired(&asks).1.expect("token");
+    let rotate = |bench: &Bench, role, scopes: Option<&[Scope]>, caller: &Caller| {
+        bench
+            .machine
+            .rotate(
+                &id(1),
+                role,
+                scopes.map(set),
+                caller,
+                bench.now,
+                &bench.fresh(),
+            )
+            .map(|(rotated, change)| (rotated.token.is_some(), change))
+    };
+    let denied = |result: Result<(bool, Change), Refusal>| result.map(|_| ()).unwrap_err();
+    let own = Caller {
+        scopes: set(&[Scope::Write]),
+        device: Some(id(1)),
+        by_device_token: true,
+    };
+    let other = Caller {
+        device: Some(id(2)),
+        ..own.clone()
+    };
+    assert_eq!(
+        denied(rotate(
+            &bench,
+            Role::Operator,
+            Some(&[Scope::Admin]),
+            &admin()
+        )),
+        Refusal::RotationDenied
+    );
+    assert_eq!(
+        denied(rotate(&bench, Role::Node, None, &admin())),
+        Refusal::RotationDenied
+    );
+    assert_eq!(
+        denied(rotate(&bench, Role::Operator, None, &other)),
+        Refusal::RotationDenied
+    );
+    assert_eq!(
+        denied(rotate(
+            &bench,
+            Role::Operator,
+            None,
+            &operator(&[Scope::Pairing])
+        )),
+        Refusal::RotationDenied
+    );
+    let (in_band, change) =
+        rotate(&bench, Role::Operator, Some(&[Scope::Read]), &own).expect("own");
+    assert!(in_band);
+    bench.settle(change);
+    let old = ConnectFacts {
+        authenticated: false,
+        device_token: Some(TokenHash::of(&token)),
+        ..asks.clone()
+    };
+    assert!(matches!(
+        bench.connect(&old),
+        Ok(Verdict::TokenRefused(TokenRefusal::TokenMismatch))
+    ));
+    // Another's rotation withholds the new token; the device gets one when it next proves something else.
+    let (in_band, change) = rotate(&bench, Role::Operator, None, &admin()).expect("admin");
+    assert!(!in_band);
+    bench.settle(change);
+    assert!(matches!(
+        &bench.news[0],
+        News::Invalidated {
+            why: Invalidation::TokenRotated,
+            generation: Some(_),
+            ..
+        }
+    ));
+    assert!(bench.paired(&asks).1.is_some());
+}
+
+#[test]
+fn a_flood_displaces_nobody_who_asks_once() {
+    let limits = Limits {
+        pending_max: 12,
+        pending_per_address: 4,
+        ..Limits::default()
+    };
+    let mut bench = Bench::new(limits);
+    let from = |n: u32, ip: &str| {
+        let mut facts = facts(n, Role::Operator, &[Scope::Read]);
+        facts.client.remote_ip = Some(ip.parse().expect("ip"));
+        facts
+    };
+    let (honest, _) = bench.request(&from(1, "192.0.2.1"));
+    for n in 0..200 {
+        let ip = format!("198.51.100.{}", n % 5);
+        bench.now = bench.now.plus(1);
+        drop(bench.connect(&from(100 + n, &ip)));
+    }
+    assert_eq!(bench.machine.counts().1, 12);
+    // A newcomer still finds room, the honest one is still there.
+    let (second, _) = bench.request(&from(2, "192.0.2.2"));
+    bench.approve(&second, &admin()).expect("newcomer");
+    bench.approve(&honest, &admin()).expect("honest");
+    // One /64 is one address, and so are both spellings of an IPv4 one.
+    let mut bench = Bench::new(limits);
+    let mut refused = 0;
+    for n in 0..8 {
+        refused += u32::from(bench.connect(&from(n, &format!("2001:db8::{n}"))).is_err());
+        let v4 = if n % 2 == 0 {
+            "203.0.113.9"
+        } else {
+            "::ffff:203.0.113.9"
+        };
+        refused += u32::from(bench.connect(&from(50 + n, v4)).is_err());
+    }
+    assert_eq!((refused, bench.machine.counts().1), (8, 8));
+}
+
+#[test]
+fn the_wire_sees_the_words_it_knows() {
+    let mut bench = Bench::new(Limits::default());
+    let Ok(Verdict::Pending(needed)) = bench.connect(&facts(1, Role::Operator, &[Scope::Read]))
+    else {
+        panic!("pending")
+    };
+    assert_eq!(
+        needed.message(),
+        "pairing required: device is not approved yet"
+    );
+    assert!(
+        needed
+            .close_reason()
+            .ends_with(&format!("(requestId: {})", needed.request_id))
+    );
+    let details = needed.details();
+    assert_eq!(
+        (&details["code"], &details["reason"]),
+        (&"PAIRING_REQUIRED".into(), &"not-paired".into())
+    );
+    assert_eq!(details["requestedScopes"][0], "operator.read");
+    assert_eq!(
+        bench.news[0].to_wire().expect("event").0,
+        "device.pair.requested"
+    );
+    bench
+        .approve(&needed.request_id, &admin())
+        .expect("approved");
+    let (name, payload) = bench.news[0].to_wire().expect("event");
+    assert_eq!(
+        (name, &payload["decision"]),
+        ("device.pair.resolved", &"approved".into())
+    );
+    let list = bench.machine.list(&admin(), &BTreeSet::new(), bench.now);
+    let device = &list["paired"][0];
+    assert_eq!(
+        (
+            &device["role"],
+            &device["approvedVia"],
+            &device["connected"]
+        ),
+        (&"operator".into(), &"owner".into(), &false.into())
+    );
+    assert_eq!(device["tokens"][0]["role"], "operator");
+    let removed = bench
+        .machine
+        .remove(&id(1), &admin(), bench.now)
+        .expect("removed");
+    bench.settle(removed);
+    assert!(matches!(
+        &bench.news[0],
+        News::Invalidated {
+            generation: None,
+            why: Invalidation::Removed,
+            ..
+        }
+    ));
+    assert_eq!(
+        bench.machine.list(&admin(), &BTreeSet::new(), bench.now),
+        serde_json::json!({"pending": [], "paired": []})
+    );
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Connect {
+        device: u32,
+        role: Role,
+        asked: Vec<Scope>,
+        local: bool,
+        with: Credential,
+        address: u8,
+        platform: bool,
+    },
+    Approve {
+        nth: usize,
+        scopes: Vec<Scope>,
+        narrow: bool,
+    },
+    Reject {
+        nth: usize,
+    },
+    Rotate {
+        device: u32,
+        role: Role,
+        scopes: Option<Vec<Scope>>,
+        caller: Vec<Scope>,
+        own: bool,
+    },
+    Revoke {
+        device: u32,
+        role: Role,
+    },
+    Remove {
+        device: u32,
+    },
+    Wait(u64),
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Credential {
+    Shared,
+    Current,
+    Old,
+    None,
+}
+
+fn any_role() -> impl Strategy<Value = Role> {
+    prop_oneof![4 => Just(Role::Operator), 1 => Just(Role::Node), 1 => Just(Role::Agent)]
+}
+
+fn any_scopes() -> impl Strategy<Value = Vec<Scope>> {
+    let scope = proptest::sample::select(vec![
+        Scope::Admin,
+        Scope::Read,
+        Scope::Write,
+        Scope::Approvals,
+        Scope::Pairing,
+    ]);
+    proptest::collection::vec(scope, 0..3)
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    let with = prop_oneof![4 => Just(Credential::Shared), 2 => Just(Credential::Current), 1 => Just(Credential::Old), 1 => Just(Credential::None)];
+    prop_oneof![
+        8 => (0..5_u32, any_role(), any_scopes(), proptest::bool::weighted(0.2), with, 0..3_u8, proptest::bool::weighted(0.9))
+            .prop_map(|(device, role, asked, local, with, address, platform)| Step::Connect { device, role, asked, local, with, address, platform }),
+        5 => (0..4_usize, any_scopes(), any::<bool>()).prop_map(|(nth, scopes, narrow)| Step::Approve { nth, scopes, narrow }),
+        1 => (0..4_usize).prop_map(|nth| Step::Reject { nth }),
+        2 => (0..5_u32, any_role(), proptest::option::of(any_scopes()), any_scopes(), any::<bool>())
+            .prop_map(|(device, role, scopes, caller, own)| Step::Rotate { device, role, scopes, caller, own }),
+        2 => (0..5_u32, any_role()).prop_map(|(device, role)| Step::Revoke { device, role }),
+        1 => (0..5_u32).prop_map(|device| Step::Remove { device }),
+        1 => (0..200_000_u64).prop_map(Step::Wait),
+    ]
+}
+
+type Held = BTreeMap<(u32, Role), ScopeSet>;
+
+/// What may be, kept apart from the machine.
+#[derive(Default)]
+struct Ledger {
+    allowed: Held,
+    revoked: BTreeSet<(u32, Role)>,
+    token: BTreeMap<(u32, Role), String>,
+    old: BTreeMap<(u32, Role), String>,
+}
+
+impl Ledger {
+    fn allow(&mut self, key: (u32, Role), scopes: &ScopeSet) {
+        let now = self.allowed.entry(key).or_default();
+        *now = now.union(scopes);
+    }
+
+    fn void(&mut self, key: (u32, Role)) {
+        if let Some(token) = self.token.remove(&key) {
+            self.old.insert(key, token);
+        }
+    }
+}
+
+fn number(device: &DeviceId) -> u32 {
+    u32::from_str_radix(&device.as_str()[56..], 16).expect("hex")
+}
+
+fn run(bench: &mut Bench, ledger: &mut Ledger, step: Step) -> Result<(), TestCaseError> {
+    match step {
+        Step::Wait(ms) => bench.now = bench.now.plus(ms),
+        Step::Connect {
+            device,
+            role,
+            asked,
+            local,
+            with,
+            address,
+            platform,
+        } => {
+            let key = (device, role);
+            let mut facts = facts(device, role, &asked);
+            facts.local_operator = local;
+            facts.client.remote_ip = Some(IpAddr::from([10, 0, 0, address]));
+            facts.client.platform = platform.then(|| "linux".to_owned());
+            facts.authenticated = matches!(with, Credential::Shared);
+            let presented = match with {
+                Credential::Current => ledger.token.get(&key),
+                Credential::Old => ledger.old.get(&key),
+                Credential::Shared | Credential::None => None,
+            };
+            facts.device_token = presented.map(|token| TokenHash::of(token));
+            let right =
+                facts.authenticated || (matches!(with, Credential::Current) && presented.is_some());
+            let before = bench.machine.counts();
+            match bench.connect(&facts) {
+                Ok(Verdict::Paired { scopes, token, .. }) => {
+                    prop_assert!(right, "let in with {with:?}");
+                    if local && facts.authenticated && role == Role::Operator {
+                        ledger.allow(key, &facts.local_scopes.narrow(&facts.asked));
+                    }
+                    prop_assert!(!ledger.revoked.contains(&key), "revoked, and let in");
+                    prop_assert!(facts.asked.covers(&scopes));
+                    let allowed = ledger.allowed.get(&key).cloned().unwrap_or_default();
+                    prop_assert!(allowed.covers(&scopes), "{scopes:?} of {allowed:?}");
+                    if let Some(issued) = token {
+                        prop_assert!(!ledger.token.contains_key(&key), "a second token");
+                        prop_assert!(facts.authenticated);
+                        ledger.token.insert(key, issued.token.expose().to_owned());
+                    }
+                }
+                Ok(Verdict::Pending(_)) => prop_assert!(right, "a request by {with:?}"),
+                Ok(Verdict::TokenRefused(_)) => {
+                    prop_assert!(!facts.authenticated);
+                    prop_assert_eq!(bench.machine.counts(), before);
+                }
+                Err(refusal) => prop_assert_eq!(refusal, Refusal::TooManyPending),
+            }
+        }
+        Step::Approve {
+            nth,
+            scopes,
+            narrow,
+        } => {
+            let Some(pending) = bench.machine.pending.values().nth(nth).cloned() else {
+                return Ok(());
+            };
+            let caller = operator(&scopes);
+            let device = number(&pending.device_id);
+            if let Ok(change) =
+                bench
+                    .machine
+                    .approve(&pending.request_id, &caller, narrow, bench.now)
+            {
+                let generation = bench
+                    .machine
+                    .device(&pending.device_id)
+                    .map(|device| device.generation);
+                bench.settle(change);
+                for role in &pending.roles {
+                    prop_assert!(*role == Role::Operator || caller.scopes.allows(Scope::Admin));
+                    if ledger.revoked.remove(&(device, *role)) {
+                        ledger.allowed.remove(&(device, *role));
+                    }
+                    let given = if *role == Role::Operator {
+                        caller.scopes.narrow(&pending.scopes)
+                    } else {
+                        ScopeSet::empty()
+                    };
+                    ledger.allow((device, *role), &given);
+                }
+                prop_assert_ne!(
+                    bench
+                        .machine
+                        .device(&pending.device_id)
+                        .map(|device| device.generation),
+                    generation
+                );
+            }
+        }
+        Step::Reject { nth } => {
+            let Some(pending) = bench.machine.pending.values().nth(nth).cloned() else {
+                return Ok(());
+            };
+            if let Ok(change) = bench
+                .machine
+                .reject(&pending.request_id, &admin(), bench.now)
+            {
+                bench.settle(change);
+            }
+        }
+        Step::Rotate {
+            device,
+            role,
+            scopes,
+            caller,
+            own,
+        } => {
+            let caller = Caller {
+                scopes: set(&caller),
+                device: own.then(|| id(device)),
+                by_device_token: own,
+            };
+            let generation = bench.machine.generation(&id(device), role);
+            let rotated = bench.machine.rotate(
+                &id(device),
+                role,
+                scopes.map(|scopes| set(&scopes)),
+                &caller,
+                bench.now,
+                &bench.fresh(),
+            );
+            if let Ok((rotated, change)) = rotated {
+                bench.settle(change);
+                prop_assert!(caller.scopes.covers(&rotated.scopes));
+                prop_assert_ne!(bench.machine.generation(&id(device), role), generation);
+                ledger.void((device, role));
+                if let Some(issued) = rotated.token {
+                    prop_assert!(own);
+                    ledger
+                        .token
+                        .insert((device, role), issued.token.expose().to_owned());
+                }
+            }
+        }
+        Step::Revoke { device, role } => {
+            if let Ok(change) = bench.machine.revoke(&id(device), role, &admin(), bench.now) {
+                bench.settle(change);
+                prop_assert_eq!(bench.machine.generation(&id(device), role), None);
+                ledger.void((device, role));
+                ledger.revoked.insert((device, role));
+            }
+        }
+        Step::Remove { device } => {
+            if let Ok(change) = bench.machine.remove(&id(device), &admin(), bench.now) {
+                bench.settle(change);
+                for role in [Role::Operator, Role::Node, Role::Agent] {
+                    ledger.void((device, role));
+                    ledger.revoked.remove(&(device, role));
+                    ledger.allowed.remove(&(device, role));
+                }
+            }
+        }
+    }
+    // A room expires what is over from time to time.
+    if let Some(change) = bench.machine.expire(bench.now) {
+        bench.settle(change);
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1_500) })]
+
+    #[test]
+    fn no_order_of_events_gives_more_than_was_allowed(steps in proptest::collection::vec(any_step(), 1..60)) {
+        let limits = Limits { pending_max: 4, pending_per_address: 2, ..Limits::default() };
+        let mut bench = Bench::new(limits);
+        let mut ledger = Ledger::default();
+        for step in steps {
+            run(&mut bench, &mut ledger, step)?;
+            let mut devices = BTreeSet::new();
+            let mut addresses = BTreeMap::<_, usize>::new();
+            for pending in bench.machine.pending.values() {
+                prop_assert!(devices.insert(pending.device_id.clone()), "two requests of one device");
+                *addresses.entry(pending.client.remote_ip).or_default() += 1;
+            }
+            prop_assert!(bench.machine.pending.len() <= limits.pending_max);
+            prop_assert!(addresses.values().all(|count| *count <= limits.pending_per_address), "{addresses:?}");
+            for (device, role, grant) in bench.machine.devices.values().flat_map(|device| device.grants.iter().map(move |(role, grant)| (device, role, grant))) {
+                if grant.revoked_at_ms.is_some() {
+                    prop_assert!(grant.token.is_none());
+                    continue;
+                }
+                let allowed = ledger.allowed.get(&(number(&device.device_id), *role)).cloned().unwrap_or_default();
+                prop_assert!(allowed.covers(&grant.scopes), "{role}: {:?} of {allowed:?}", grant.scopes);
+                prop_assert!(grant.scopes.covers(&grant.token_scopes));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_token_is_of_the_device_kind() {
+    let mut bench = Bench::new(Limits::default());
+    let token = bench
+        .paired(&ConnectFacts {
+            local_operator: true,
+            ..facts(1, Role::Operator, &[])
+        })
+        .1
+        .expect("token");
+    assert!(matches!(Token::parse(&token), Ok((TokenKind::Device, _))));
+}

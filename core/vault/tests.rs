@@ -1,0 +1,188 @@
+//! Seals against swaps, flips and other identities. scrypt runs at its real cost: there is no lower one.
+
+use super::*;
+use crate::identity::Identity;
+use crate::seal::{Key, Secret};
+use crate::time::Millis;
+use proptest::prelude::*;
+
+fn identity(n: u8) -> Identity {
+    Identity::from_random([n; 32])
+}
+
+fn random(n: u8) -> HeaderRandom {
+    HeaderRandom {
+        store_id: [n; 16],
+        salt: [n; 32],
+        root: Key::new([n; 32]),
+        nonce: [n; 12],
+    }
+}
+
+/// Keys without scrypt: only the header's tests need it.
+fn keys(n: u8) -> VaultKeys {
+    VaultKeys {
+        root: Key::new([n; 32]),
+        store_id: [n; 16],
+    }
+}
+
+const META: RecordMeta = RecordMeta {
+    version: 3,
+    created_at_ms: Millis(5),
+    updated_at_ms: Millis(8),
+};
+
+fn sealed(value: &[u8]) -> SealedRecord {
+    let value = Secret::new(value.to_vec());
+    SealedRecord::seal(&keys(1), 1, ("secrets", "NAME"), 7, META, &[2; 12], &value).expect("seals")
+}
+
+#[test]
+fn a_header_opens_for_its_identity_alone_and_within_its_limits() {
+    let made = Header::make(&identity(1), random(2)).expect("makes");
+    let keys = made.header.open(&identity(1)).expect("opens");
+    assert_eq!(keys.root.expose(), made.keys.root.expose());
+    assert_eq!(
+        made.header.open(&identity(9)).err(),
+        Some(VaultError::IdentityMismatch)
+    );
+
+    let json = serde_json::to_value(&made.header).expect("json");
+    let altered = |path: &[&str], value: serde_json::Value| {
+        let mut json = json.clone();
+        let mut at = &mut json;
+        for key in path {
+            at = &mut at[*key];
+        }
+        *at = value;
+        serde_json::from_value::<Header>(json)
+            .expect("still a header")
+            .open(&identity(1))
+            .err()
+    };
+    // Outside the limits: refused before a byte of memory is taken.
+    for (key, value) in [
+        ("logN", 16),
+        ("logN", 21),
+        ("logN", 63),
+        ("r", 1),
+        ("r", 9),
+        ("p", 0),
+        ("p", 5),
+    ] {
+        assert_eq!(
+            altered(&["kdf", key], value.into()),
+            Some(VaultError::HeaderCorrupt),
+            "{key} {value}"
+        );
+    }
+    // Inside them, but not what was sealed.
+    assert_eq!(
+        altered(&["storeId"], "00".repeat(16).into()),
+        Some(VaultError::HeaderCorrupt)
+    );
+    assert_eq!(altered(&["v"], 2.into()), Some(VaultError::HeaderCorrupt));
+    assert_eq!(
+        altered(&["salt"], "short".into()),
+        Some(VaultError::HeaderCorrupt)
+    );
+}
+
+#[test]
+fn scrypt_is_the_one_of_rfc_7914() {
+    // Section 12, second vector, through the same crate and parameter type (its cost is below our floor).
+    let mut key = [0; 64];
+    let params = scrypt::Params::new(10, 8, 16).expect("params");
+    scrypt::scrypt(b"password", b"NaCl", &params, &mut key).expect("length");
+    assert_eq!(
+        crate::encoding::hex(&key[..16]),
+        "fdbabe1c9d3472007856e7190d01e9fe"
+    );
+}
+
+#[test]
+fn a_record_opens_in_its_place_alone() {
+    let record = sealed(b"value");
+    let open = |n, place, intent| {
+        record
+            .open(&keys(n), place, intent)
+            .map(|s| s.expose().to_vec())
+    };
+    assert_eq!(open(1, ("secrets", "NAME"), 7), Ok(b"value".to_vec()));
+    for (n, place, intent) in [
+        (2, ("secrets", "NAME"), 7),
+        (1, ("other", "NAME"), 7),
+        (1, ("secrets", "NAMF"), 7),
+        (1, ("secretsN", "AME"), 7),
+        (1, ("secrets", "NAME"), 8),
+    ] {
+        assert_eq!(
+            open(n, place, intent),
+            Err(VaultError::RecordCorrupt),
+            "{n} {place:?} {intent}"
+        );
+    }
+}
+
+#[test]
+fn every_changed_character_of_a_stored_record_is_detected() {
+    let json = serde_json::to_string(&sealed(b"value")).expect("json");
+    let mut harmless = Vec::new();
+    for at in 0..json.len() {
+        for flip in [1, 4, 16] {
+            let mut bytes = json.clone().into_bytes();
+            bytes[at] ^= flip;
+            let opened = serde_json::from_slice::<SealedRecord>(&bytes)
+                .map_err(|_| VaultError::RecordCorrupt)
+                .and_then(|record| record.open(&keys(1), ("secrets", "NAME"), 7));
+            if opened.is_ok() {
+                harmless.push(at);
+            }
+        }
+    }
+    assert!(harmless.is_empty(), "{harmless:?}");
+}
+
+#[test]
+fn names_and_values_have_limits() {
+    for name in ["A", "A_1", &"Z".repeat(128)] {
+        assert_eq!(check_name(name), Ok(()), "{name}");
+    }
+    for name in [
+        "",
+        "a",
+        "1A",
+        "_A",
+        "A-B",
+        "A B",
+        "Ä",
+        "A\0",
+        &"Z".repeat(129),
+    ] {
+        assert_eq!(check_name(name), Err(VaultError::NameInvalid), "{name}");
+    }
+    for size in [0, MAX_VALUE + 1] {
+        let value = Secret::new(vec![1; size]);
+        let sealed = SealedRecord::seal(&keys(1), 1, ("s", "A"), 1, META, &[0; 12], &value);
+        assert_eq!(sealed.err(), Some(VaultError::ValueInvalid), "{size}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(200) })]
+
+    #[test]
+    fn what_is_sealed_comes_back(value in proptest::collection::vec(any::<u8>(), 1..4_096), nonce: [u8; 12], epoch: u32, intent: u64, version: u64) {
+        let meta = RecordMeta { version, ..META };
+        let record = SealedRecord::seal(&keys(3), epoch, ("secrets", "A"), intent, meta, &nonce, &Secret::new(value.clone())).expect("seals");
+        let json = serde_json::to_vec(&record).expect("json");
+        let read: SealedRecord = serde_json::from_slice(&json).expect("json");
+        prop_assert_eq!(read.meta(), meta);
+        let opened = read.open(&keys(3), ("secrets", "A"), intent).expect("opens");
+        prop_assert_eq!(opened.expose(), &value[..]);
+        if value.len() >= 8 {
+            prop_assert!(!json.windows(value.len()).any(|window| window == &value[..]));
+        }
+    }
+}
