@@ -3,6 +3,7 @@
 use crate::audit::{AuditError, AuditHandle};
 use crate::store::{CommitError, Op, Revision, Store, StoreError};
 use portcullis_core::audit::{Entry, Outcome};
+use portcullis_core::auth::Principal;
 use thiserror::Error;
 
 /// A change that is durable.
@@ -63,31 +64,45 @@ pub async fn act(
     ops: impl FnOnce(u64) -> Result<Vec<Op>, &'static str>,
 ) -> Result<Done, ActError> {
     let intent = audit.intent(entry).await.map_err(ActError::CannotRecord)?;
-    let result = match ops(intent.0) {
-        Ok(ops) => store.commit(ops).await,
-        Err(why) => Err(StoreError::Invalid(why).into()),
-    };
-    let (outcome, result) = match result {
-        Ok(revisions) => (
-            Outcome::ok(),
-            Ok(Done {
-                intent: intent.0,
-                revisions,
-            }),
-        ),
-        Err(CommitError::Conflict { .. }) => {
-            (Outcome::refused("STATE_CHANGED"), Err(ActError::Stale))
-        }
+    let result = store_with(store, intent.0, ops).await;
+    let outcome = match &result {
+        Ok(_) => Outcome::ok(),
         // Left open on purpose: nobody knows.
-        Err(CommitError::Store(error)) if error.may_have_run() => {
-            return Err(ActError::Uncertain(error));
-        }
-        Err(CommitError::Store(error)) => {
-            (Outcome::failed(error.code()), Err(ActError::Refused(error)))
-        }
+        Err(ActError::Uncertain(error)) => return Err(ActError::Uncertain(error.clone())),
+        Err(ActError::Stale) => Outcome::refused("STATE_CHANGED"),
+        Err(error) => Outcome::failed(error.code()),
     };
     if let Err(error) = audit.outcome(intent, outcome).await {
         tracing::error!(intent = intent.0, %error, "an outcome could not be recorded");
     }
-    result
+    result.map(|revisions| Done {
+        intent: intent.0,
+        revisions,
+    })
+}
+
+/// The commit alone, for what needs no outcome: `intent` is the sequence of the event that was recorded before.
+///
+/// # Errors
+/// [`ActError`].
+pub async fn store_with(
+    store: &Store,
+    intent: u64,
+    ops: impl FnOnce(u64) -> Result<Vec<Op>, &'static str>,
+) -> Result<Vec<Revision>, ActError> {
+    let ops = ops(intent).map_err(|why| ActError::Refused(StoreError::Invalid(why)))?;
+    store.commit(ops).await.map_err(|error| match error {
+        CommitError::Conflict { .. } => ActError::Stale,
+        CommitError::Store(error) if error.may_have_run() => ActError::Uncertain(error),
+        CommitError::Store(error) => ActError::Refused(error),
+    })
+}
+
+/// The start of a record about what somebody does.
+pub fn entry_of(principal: &Principal) -> Entry {
+    Entry {
+        principal: Some(principal.name()),
+        door: Some(principal.door.as_str().to_owned()),
+        ..Entry::default()
+    }
 }

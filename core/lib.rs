@@ -10,6 +10,7 @@ pub mod device;
 pub mod display;
 pub mod encoding;
 pub mod identity;
+pub mod dashboard;
 pub mod ids;
 pub mod pairing;
 pub mod plan;

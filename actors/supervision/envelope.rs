@@ -1,20 +1,25 @@
 //! What travels in a mailbox, and the reply that goes back.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::gate::Permit;
-use super::room::TaskEnd;
+use super::room::{ChildEnd, TaskEnd};
 
 /// The one message type of every [`super::shell::Shell`].
 pub enum Envelope<M> {
     /// From another room.
     Ask(Ask<M>),
     /// From the room's own task or timer: takes no permit, so that news of its own work cannot be refused.
-    Own(M),
+    Own {
+        /// What it says.
+        body: M,
+        /// Of a repeating timer: the next tick comes only after this one was handled.
+        tick: Option<Tick>,
+    },
     /// A task ended by itself.
     TaskEnded {
         /// Its name.
@@ -23,6 +28,15 @@ pub enum Envelope<M> {
         key: u64,
         /// How.
         end: TaskEnd,
+    },
+    /// A child ended before its owner had entered it.
+    ChildEnded {
+        /// Its noun.
+        name: &'static str,
+        /// Its key.
+        key: u64,
+        /// How.
+        end: ChildEnd,
     },
     /// From the supervisor: answered by the loop turning at all.
     Ping,
@@ -36,6 +50,22 @@ pub struct Ask<M> {
     pub(super) ticket: Option<Arc<Ticket>>,
     pub(super) queued_at: Instant,
     pub(super) span: tracing::Span,
+}
+
+/// A repeating timer's one tick in the mailbox: a stuck loop does not pile them up.
+pub struct Tick(Arc<AtomicBool>);
+
+impl Tick {
+    /// `None`: the last tick was not handled yet.
+    pub(super) fn new(pending: &Arc<AtomicBool>) -> Option<Self> {
+        (!pending.swap(true, Ordering::AcqRel)).then(|| Self(pending.clone()))
+    }
+}
+
+impl Drop for Tick {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
 }
 
 const WAITING: u8 = 0;
@@ -76,20 +106,15 @@ impl Drop for AbandonOnDrop {
 /// Holds the message's permit, so work handed to a task or thread still counts against the room's gate.
 #[derive(Debug)]
 pub struct Reply<T, E> {
+    // Before the sender, in every drop: a caller that has its answer must find its place in the gate free again.
+    permit: Option<Permit>,
     tx: oneshot::Sender<Result<T, E>>,
-    _permit: Option<Permit>,
 }
 
 impl<T, E> Reply<T, E> {
     pub(super) fn new(permit: Option<Permit>) -> (Self, oneshot::Receiver<Result<T, E>>) {
         let (tx, rx) = oneshot::channel();
-        (
-            Self {
-                tx,
-                _permit: permit,
-            },
-            rx,
-        )
+        (Self { permit, tx }, rx)
     }
 
     /// Is the caller still there? To be tested before any effect.
@@ -109,6 +134,7 @@ impl<T, E> Reply<T, E> {
 
     /// Answers.
     pub fn send(self, answer: Result<T, E>) {
+        drop(self.permit);
         // A caller that gave up meanwhile is told nothing: its own deadline said so already.
         let _ = self.tx.send(answer);
     }

@@ -1,7 +1,6 @@
 //! Upward news and latest values: how a lower room is heard without calling up.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{broadcast, watch};
 
@@ -11,7 +10,7 @@ const FEED_DEPTH: usize = 1024;
 /// A bounded broadcast of one room's events. Lossy by design: nothing that must arrive depends on it alone.
 pub struct Feed<E> {
     tx: broadcast::Sender<Arc<Numbered<E>>>,
-    seq: Arc<AtomicU64>,
+    seq: Arc<Mutex<u64>>,
 }
 
 impl<E> std::fmt::Debug for Feed<E> {
@@ -43,15 +42,17 @@ impl<E: Send + Sync + 'static> Feed<E> {
     pub fn new() -> Self {
         Self {
             tx: broadcast::Sender::new(FEED_DEPTH),
-            seq: Arc::new(AtomicU64::new(0)),
+            seq: Arc::default(),
         }
     }
 
     /// Tells all current subscribers.
     pub fn publish(&self, event: E) {
-        let seq = self.seq.fetch_add(1, Relaxed) + 1;
+        // Held over the send: two publishers must not deliver their numbers out of order.
+        let mut seq = self.seq.lock().unwrap_or_else(PoisonError::into_inner);
+        *seq += 1;
         // An error says that nobody listens: fine.
-        let _ = self.tx.send(Arc::new(Numbered { seq, event }));
+        let _ = self.tx.send(Arc::new(Numbered { seq: *seq, event }));
     }
 
     /// Hears what comes from now on.
@@ -85,7 +86,7 @@ pub enum FeedItem<E> {
     Closed,
 }
 
-impl<E: Clone + Send + Sync + 'static> FeedReader<E> {
+impl<E: Send + Sync + 'static> FeedReader<E> {
     /// The next item.
     pub async fn next(&mut self) -> FeedItem<E> {
         match self.rx.recv().await {
@@ -140,9 +141,16 @@ impl<T: Clone + Send + Sync + 'static> FlagReader<T> {
         self.rx.borrow().clone()
     }
 
-    /// Has it changed since the last [`Self::changed`] or [`Self::take`]? One atomic load: cheap enough for every frame.
+    /// Is there something to look at: a value not seen by [`Self::changed`] or [`Self::take`], or no flag any more?
+    /// (The watch itself hides a last value behind its end: "revoked, then gone" would read as "nothing new".)
+    /// One atomic load: cheap enough for every frame.
     pub fn has_changed(&self) -> bool {
-        self.rx.has_changed().unwrap_or(false)
+        self.rx.has_changed().unwrap_or(true)
+    }
+
+    /// The value now, which counts as seen.
+    pub fn take(&mut self) -> T {
+        self.rx.borrow_and_update().clone()
     }
 
     /// Waits for a change and returns the new value; `None` when the flag is gone.

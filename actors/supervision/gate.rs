@@ -1,7 +1,7 @@
 //! Back-pressure over ractor's unbounded mailboxes: a permit per message, and the gauges of one room.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -10,6 +10,9 @@ use tokio::time::Instant;
 
 use super::room::Snapshot;
 
+/// Blocking jobs (scrypt, file work) that one room may have at once; the process has 8 blocking threads.
+const BLOCKING_PER_ROOM: usize = 2;
+
 /// The declared capacity of a room. A permit is held from the send until the reply is sent (or the message is
 /// dropped, also by a crash that flushes the mailbox), so memory is bounded by the sum of gates.
 #[derive(Debug)]
@@ -17,6 +20,8 @@ pub(super) struct Gate {
     room: &'static str,
     capacity: usize,
     permits: Arc<Semaphore>,
+    /// Blocking jobs. Here and not with the actor: a job outlives a crash, and the next life must count it.
+    pub(super) blocking: Arc<Semaphore>,
     high: AtomicUsize,
     refused: AtomicU64,
     pub(super) vitals: Vitals,
@@ -33,8 +38,8 @@ pub(super) struct Vitals {
     wait_us: AtomicU64,
     handle_us: AtomicU64,
     max_handle_us: AtomicU64,
-    /// How many [`super::ctx::WaitGuard`]s live: the loop may wait on disk or engine.
-    pub(super) waiting: AtomicUsize,
+    /// How many [`super::ctx::WaitGuard`]s of this life live: the loop may wait on disk or engine.
+    waiting: Mutex<Arc<AtomicUsize>>,
     pub(super) snapshot: watch::Sender<Snapshot>,
 }
 
@@ -44,6 +49,7 @@ impl Gate {
             room,
             capacity,
             permits: Arc::new(Semaphore::new(capacity)),
+            blocking: Arc::new(Semaphore::new(BLOCKING_PER_ROOM)),
             high: AtomicUsize::new(0),
             refused: AtomicU64::new(0),
             vitals: Vitals {
@@ -52,7 +58,7 @@ impl Gate {
                 wait_us: AtomicU64::new(0),
                 handle_us: AtomicU64::new(0),
                 max_handle_us: AtomicU64::new(0),
-                waiting: AtomicUsize::new(0),
+                waiting: Mutex::default(),
                 snapshot: watch::Sender::new(Snapshot::default()),
             },
         })
@@ -88,6 +94,21 @@ impl Gate {
 }
 
 impl Vitals {
+    /// A fresh count of wait guards: one that an earlier life left with a thread must not shield this life.
+    pub(super) fn new_life(&self) -> Arc<AtomicUsize> {
+        let fresh = Arc::new(AtomicUsize::new(0));
+        fresh.clone_into(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        fresh
+    }
+
+    pub(super) fn is_waiting(&self) -> bool {
+        self.waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .load(Relaxed)
+            > 0
+    }
+
     pub(super) fn handled_one(&self, waited: Duration, started: Instant) {
         let took = micros(started.elapsed());
         self.turns.fetch_add(1, Relaxed);

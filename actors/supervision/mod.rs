@@ -9,6 +9,11 @@
 //!
 //! Only here may ractor's `link` and `kill`, atomics, locks, semaphores and watches be used.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the one place that spawns, for everybody else"
+)]
+
 mod ctx;
 mod envelope;
 mod feed;
@@ -19,6 +24,7 @@ mod slot;
 mod spec;
 mod tree;
 mod view;
+mod watchdog;
 
 pub use ctx::{BlockingFull, Ctx, TaskHandle, WaitGuard};
 pub use envelope::{CallError, Reply, TellError};

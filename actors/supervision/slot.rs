@@ -3,12 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ractor::{ActorRef, MessagingErr};
+use ractor::{ActorId, ActorRef, MessagingErr};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use super::envelope::{AbandonOnDrop, Ask, CallError, Envelope, Reply, TellError, Ticket};
 use super::gate::Gate;
+
+/// What an absurdly long deadline is cut to (thirty years): the clock cannot hold more.
+const FOR_EVER: Duration = Duration::from_hours(30 * 365 * 24);
 
 /// The state of a room's place in the tree.
 pub(super) enum Place<M> {
@@ -42,6 +45,18 @@ impl<M: Send + 'static> Slot<M> {
 
     pub(super) fn set(&self, place: Place<M>) {
         self.tx.send_replace(place);
+    }
+
+    /// The actor itself says that it ends: only if it is still the one reached here, and nobody said `Down` before.
+    pub(super) fn left(&self, actor: ActorId, place: Place<M>) {
+        let mut place = Some(place);
+        self.tx.send_if_modified(|now| match (&*now, place.take()) {
+            (Place::Up(up), Some(next)) if up.get_id() == actor => {
+                *now = next;
+                true
+            }
+            _ => false,
+        });
     }
 
     pub(super) fn handle(&self, gate: Arc<Gate>) -> Handle<M> {
@@ -84,7 +99,8 @@ impl<M: Send + 'static> Handle<M> {
         make: impl FnOnce(Reply<T, E>) -> M,
     ) -> Result<T, CallError<E>> {
         let permit = self.gate.enter().ok_or(CallError::Overloaded)?;
-        let deadline = Instant::now() + within;
+        let now = Instant::now();
+        let deadline = now.checked_add(within).unwrap_or(now + FOR_EVER);
         let ticket = Arc::new(Ticket::default());
         let (reply, answer) = Reply::new(Some(permit));
         let envelope = Envelope::Ask(Ask {
@@ -175,11 +191,10 @@ impl<M: Send + 'static> Handle<M> {
             Place::Starting => Err((envelope, Place::Starting)),
             Place::Down => Err((envelope, Place::Down)),
             Place::Up(actor) => match actor.send_message(envelope) {
-                Ok(()) => Ok(()),
                 Err(MessagingErr::SendErr(back)) => Err((back, Place::Starting)),
                 // The type is fixed by the slot, so ractor's other two errors cannot occur; the message is lost
                 // with them, and the caller sees a dropped reply.
-                Err(_) => Ok(()),
+                Ok(()) | Err(_) => Ok(()),
             },
         }
     }

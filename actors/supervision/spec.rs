@@ -11,7 +11,7 @@ use ractor::{ActorCell, ActorRef};
 use super::envelope::Envelope;
 use super::gate::{Gate, GateView};
 use super::room::{Crash, Room, Snapshot};
-use super::shell::spawn_shell;
+use super::shell::{Kind, spawn_shell};
 use super::slot::{Handle, Place, Slot};
 
 /// How one room is kept alive.
@@ -100,7 +100,7 @@ pub(super) fn backoff(nth: u32, jitter: u8) -> Duration {
     let full = BACKOFF_FIRST
         .saturating_mul(1u32.checked_shl(nth - 2).unwrap_or(u32::MAX))
         .min(BACKOFF_MAX);
-    full - full.mul_f64(f64::from(jitter) / 1024.0)
+    full.saturating_sub(full.mul_f64(f64::from(jitter) / 1024.0))
 }
 
 pub(super) type Spawning = Pin<Box<dyn Future<Output = Result<ActorCell, Crash>> + Send>>;
@@ -109,8 +109,10 @@ pub(super) type Spawning = Pin<Box<dyn Future<Output = Result<ActorCell, Crash>>
 pub(super) trait Child: Send + Sync {
     fn name(&self) -> &'static str;
     fn policy(&self) -> Policy;
-    fn spawn(&self, supervisor: ActorCell) -> Spawning;
+    /// Lazy: nothing of the room runs before the first poll.
+    fn spawn(self: Arc<Self>, supervisor: ActorCell) -> Spawning;
     fn starting(&self);
+    fn up(&self, cell: &ActorCell);
     fn down(&self);
     fn ping(&self, cell: &ActorCell);
     fn turns(&self) -> u64;
@@ -160,21 +162,24 @@ impl<R: Room> Child for Permanent<R> {
         self.policy
     }
 
-    fn spawn(&self, supervisor: ActorCell) -> Spawning {
-        let (wiring, gate, slot) = (self.wiring.clone(), self.gate.clone(), self.slot.clone());
-        let within = self.policy.start_within;
+    fn spawn(self: Arc<Self>, supervisor: ActorCell) -> Spawning {
         Box::pin(async move {
-            let start = spawn_shell::<R>(wiring, gate, slot.clone(), supervisor);
+            let (wiring, gate, slot) = (self.wiring.clone(), self.gate.clone(), self.slot.clone());
+            let (within, stop) = (self.policy.start_within, self.policy.stop_within);
+            let start = spawn_shell::<R>(wiring, gate, slot, supervisor, Kind::Permanent, stop);
             let actor = tokio::time::timeout(within, start)
                 .await
                 .map_err(|_| Crash::new(format!("did not start within {within:?}")))??;
-            slot.set(Place::Up(actor.clone()));
             Ok(actor.get_cell())
         })
     }
 
     fn starting(&self) {
         self.slot.set(Place::Starting);
+    }
+
+    fn up(&self, cell: &ActorCell) {
+        self.slot.set(Place::Up(cell.clone().into()));
     }
 
     fn down(&self) {
@@ -192,7 +197,7 @@ impl<R: Room> Child for Permanent<R> {
     }
 
     fn is_waiting(&self) -> bool {
-        self.gate.vitals.waiting.load(Relaxed) > 0
+        self.gate.vitals.is_waiting()
     }
 
     fn gate(&self) -> GateView {

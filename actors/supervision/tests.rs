@@ -86,7 +86,7 @@ async fn a_stuck_room_is_killed_after_two_missed_pings_and_serves_again() {
     };
     let handle = builder.room::<Echo>(Policy::new(4), wiring);
     let _tree = builder.start().await.unwrap();
-    let hung = handle.call(Duration::from_secs(120), EchoMsg::Hang).await;
+    let hung = handle.call(Duration::from_mins(2), EchoMsg::Hang).await;
     assert_eq!(hung, Err(CallError::Unavailable { may_have_run: true }));
     let within = Duration::from_secs(1);
     assert_eq!(handle.call(within, |r| EchoMsg::Say(1, r)).await, Ok(1));

@@ -1,20 +1,28 @@
 //! The root supervisor: starts rooms bottom-up, restarts what fails, kills what is stuck, stops in reverse order.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
+use super::ctx::panic_text;
 use super::room::{Crash, Room};
+use super::shell::drop_caught;
 use super::slot::Handle;
 use super::spec::{Child, Intensity, OVER_INTENSITY_WAIT, Permanent, Policy, backoff, place};
 use super::view::{RoomState, RoomView, TreeView};
+use super::watchdog::{Pulse, watch};
 
 /// A killed actor that has not ended by then never awaits: only ending the process helps.
 const KILL_GRACE: Duration = Duration::from_secs(2);
+/// What [`RoomView::recent_restarts`] looks back on, and how many it counts at most.
+const RECENT: Duration = Duration::from_mins(5);
+const RECENT_MAX: usize = 999;
 /// The exit code of a process whose tree gave up (`EX_SOFTWARE` of sysexits.h).
 pub const EXIT_TREE: i32 = 70;
 
@@ -159,12 +167,18 @@ impl std::fmt::Debug for TreeWindow {
 impl TreeWindow {
     /// The tree now.
     pub fn look(&self) -> TreeView {
+        let gone = self.view.has_changed().is_err();
         let mut view = self.view.borrow().clone();
         for (room, child) in view.rooms.iter_mut().zip(&self.children) {
             room.gate = Some(child.gate());
             room.facts = child.snapshot().facts;
             if room.state == RoomState::Up && child.is_waiting() {
                 room.state = RoomState::Waiting;
+            }
+            // The root is gone, and nothing serves without it, whatever it said last.
+            if gone {
+                room.state = RoomState::Down;
+                room.up_since = None;
             }
         }
         view
@@ -190,11 +204,18 @@ enum RootMsg {
         life: u64,
         result: Result<ActorCell, Crash>,
     },
+    /// A room's end, its remains gone.
+    Ended {
+        id: ActorId,
+        why: String,
+    },
     Restart {
         index: usize,
         life: u64,
     },
     Tick,
+    /// From the watchdog.
+    Beat,
     KillDeadline {
         index: usize,
         life: u64,
@@ -210,6 +231,9 @@ struct RootState {
     on_fatal: OnFatal,
     view: Arc<watch::Sender<TreeView>>,
     stopping: bool,
+    /// Ends heard before their room's `Spawned`.
+    early: HashMap<ActorId, String>,
+    pulse: Arc<Pulse>,
     ticks: tokio::task::AbortHandle,
 }
 
@@ -217,11 +241,14 @@ struct RootState {
 struct Kid {
     child: Arc<dyn Child>,
     cell: Option<ActorCell>,
+    /// The start under way, and since when.
+    spawning: Option<(tokio::task::JoinHandle<Option<ActorCell>>, Instant)>,
     /// Counts spawns: a late timer or result of an earlier life is told apart.
     life: u64,
     boot: Option<oneshot::Sender<Result<(), String>>>,
     up_since: Option<Instant>,
     crashes: VecDeque<Instant>,
+    recent: VecDeque<Instant>,
     in_a_row: u32,
     restarts: u64,
     last_crash: Option<String>,
@@ -251,16 +278,26 @@ impl Actor for Root {
                 }
             }
         });
+        let pulse = Arc::new(Pulse::default());
+        let (asked, fatal) = (myself, args.on_fatal.clone());
+        watch(
+            pulse.clone(),
+            2 * interval.as_secs() + KILL_GRACE.as_secs(),
+            move || asked.send_message(RootMsg::Beat).is_ok(),
+            move |why| fatal("root", why),
+        );
         let kids = args
             .children
             .into_iter()
             .map(|child| Kid {
                 child,
                 cell: None,
+                spawning: None,
                 life: 0,
                 boot: None,
                 up_since: None,
                 crashes: VecDeque::new(),
+                recent: VecDeque::new(),
                 in_a_row: 0,
                 restarts: 0,
                 last_crash: None,
@@ -276,6 +313,8 @@ impl Actor for Root {
             on_fatal: args.on_fatal,
             view: args.view,
             stopping: false,
+            early: HashMap::new(),
+            pulse,
             ticks: ticks.abort_handle(),
         })
     }
@@ -296,6 +335,11 @@ impl Actor for Root {
                 life,
                 result,
             } => state.spawned(index, life, result, &myself),
+            RootMsg::Ended { id, why } => state.ended(id, why, &myself),
+            RootMsg::Beat => {
+                state.pulse.beat();
+                return Ok(());
+            }
             RootMsg::Restart { index, life } => {
                 if state.kids[index].life == life && !state.stopping {
                     state.spawn(index, &myself);
@@ -321,10 +365,16 @@ impl Actor for Root {
         state: &mut RootState,
     ) -> Result<(), ActorProcessingErr> {
         let (cell, why) = match event {
-            SupervisionEvent::ActorTerminated(cell, _, reason) => (
-                cell,
-                reason.unwrap_or_else(|| "stopped by itself".to_owned()),
-            ),
+            SupervisionEvent::ActorTerminated(cell, remains, reason) => {
+                let why = reason.unwrap_or_else(|| "stopped by itself".to_owned());
+                let id = cell.get_id();
+                // A killed room comes with its state, whose drop is the room's code: not on this loop.
+                tokio::spawn(async move {
+                    drop_caught(remains);
+                    let _ = myself.send_message(RootMsg::Ended { id, why });
+                });
+                return Ok(());
+            }
             SupervisionEvent::ActorFailed(cell, error) => (cell, error.to_string()),
             _ => return Ok(()),
         };
@@ -352,16 +402,22 @@ impl RootState {
         if !kid.over {
             kid.child.starting();
         }
-        let spawning = kid.child.spawn(root.get_cell());
+        let starting = kid.child.clone().spawn(root.get_cell());
         let root = root.clone();
-        tokio::spawn(async move {
-            let result = spawning.await;
+        let spawning = tokio::spawn(async move {
+            let result = AssertUnwindSafe(starting)
+                .catch_unwind()
+                .await
+                .unwrap_or_else(|panic| Err(Crash::new(panic_text(panic.as_ref()))));
+            let cell = result.as_ref().ok().cloned();
             let _ = root.send_message(RootMsg::Spawned {
                 index,
                 life,
                 result,
             });
+            cell
         });
+        kid.spawning = Some((spawning, Instant::now()));
     }
 
     fn spawned(
@@ -372,7 +428,9 @@ impl RootState {
         root: &ActorRef<RootMsg>,
     ) {
         let kid = &mut self.kids[index];
+        kid.spawning = None;
         match result {
+            // Neither can be: a stop takes the start with it, and a life is begun when the last is over.
             Ok(cell) if self.stopping || kid.life != life => cell.stop(None),
             Ok(cell) => {
                 if kid.life > 1 {
@@ -382,15 +440,17 @@ impl RootState {
                 kid.over = false;
                 kid.missed = 0;
                 kid.pinged = false;
-                let ended_already = matches!(cell.get_status(), ractor::ActorStatus::Stopped);
                 let id = cell.get_id();
+                let end = self.early.remove(&id);
+                if end.is_none() {
+                    kid.child.up(&cell);
+                }
                 kid.cell = Some(cell);
                 if let Some(boot) = kid.boot.take() {
                     let _ = boot.send(Ok(()));
                 }
-                // Its end came before this message: the event found no cell and was passed over.
-                if ended_already {
-                    self.ended(id, "ended at its start".to_owned(), root);
+                if let Some(why) = end {
+                    self.ended(id, why, root);
                 }
             }
             Err(crash) => {
@@ -415,6 +475,8 @@ impl RootState {
             .iter()
             .position(|k| k.cell.as_ref().is_some_and(|c| c.get_id() == id))
         else {
+            // Quicker than its own `Spawned`, which is on its way.
+            self.early.insert(id, why);
             return;
         };
         self.kids[index].cell = None;
@@ -443,16 +505,23 @@ impl RootState {
             kid.crashes.pop_front();
         }
         kid.crashes.push_back(now);
+        kid.recent.push_back(now);
+        while kid.recent.len() > RECENT_MAX
+            || kid.recent.front().is_some_and(|at| now - *at > RECENT)
+        {
+            kid.recent.pop_front();
+        }
         kid.in_a_row = kid.in_a_row.saturating_add(1);
         kid.restarts += 1;
         let name = kid.child.name();
         tracing::error!(target: "portcullis", room = name, why, restarts = kid.restarts, "room crashed");
-        kid.last_crash = Some(why.clone());
+        let fatal = format!("over its restart intensity: {why}");
+        kid.last_crash = Some(why);
         let over = kid.crashes.len() > self.intensity.max_restarts as usize;
         let wait = if over || kid.over {
             kid.child.down();
             if kid.child.policy().critical {
-                (self.on_fatal)(name, &format!("over its restart intensity: {why}"));
+                (self.on_fatal)(name, &fatal);
                 return;
             }
             if !kid.over {
@@ -479,9 +548,19 @@ impl RootState {
     /// Health: a room whose loop did not turn since the last two pings is stuck, unless it says what it waits on.
     fn tick(&mut self, root: &ActorRef<RootMsg>) {
         for (index, kid) in self.kids.iter_mut().enumerate() {
-            let Some(cell) = &kid.cell else { continue };
+            let Some(cell) = &kid.cell else {
+                // The time limit of a start lands only at an await, like a kill.
+                let limit = kid.child.policy().start_within + KILL_GRACE;
+                if let Some((_, since)) = &kid.spawning
+                    && since.elapsed() > limit
+                {
+                    (self.on_fatal)(kid.child.name(), "its start never awaits");
+                }
+                continue;
+            };
             let turns = kid.child.turns();
-            if kid.pinged && turns == kid.turns_at_ping && !kid.child.is_waiting() {
+            let unanswered = kid.pinged && turns == kid.turns_at_ping;
+            if unanswered && !kid.child.is_waiting() {
                 kid.missed += 1;
             } else {
                 kid.missed = 0;
@@ -497,7 +576,8 @@ impl RootState {
                     tokio::time::sleep(KILL_GRACE).await;
                     let _ = root.send_message(RootMsg::KillDeadline { index, life });
                 });
-            } else {
+            } else if !unanswered {
+                // One ping in the mailbox is enough: a room that waits for hours must not collect them.
                 kid.child.ping(cell);
             }
         }
@@ -515,11 +595,20 @@ impl RootState {
 
     async fn stop(&mut self) {
         self.stopping = true;
-        for kid in self.kids.iter_mut().rev() {
-            let Some(cell) = kid.cell.take() else {
-                kid.child.down();
-                continue;
-            };
+        let each = |kid: &Kid| kid.child.policy().stop_within + 2 * KILL_GRACE;
+        self.pulse.allow(self.kids.iter().map(each).sum());
+        for index in (0..self.kids.len()).rev() {
+            let kid = &mut self.kids[index];
+            // Before its end: who calls now is refused at once and does not wait for a next life.
+            kid.child.down();
+            let mut cell = kid.cell.take();
+            if let Some((spawning, _)) = kid.spawning.take() {
+                spawning.abort();
+                // Its `Spawned` may be in the mailbox already: then this is how its cell is known.
+                let started = tokio::time::timeout(KILL_GRACE, spawning).await;
+                cell = started.ok().and_then(Result::ok).flatten();
+            }
+            let Some(cell) = cell else { continue };
             let name = kid.child.name();
             cell.stop(None);
             let within = kid.child.policy().stop_within;
@@ -528,7 +617,8 @@ impl RootState {
                 cell.kill();
                 let _ = tokio::time::timeout(KILL_GRACE, cell.wait(None)).await;
             }
-            kid.child.down();
+            kid.up_since = None;
+            self.publish();
         }
     }
 
@@ -547,11 +637,7 @@ impl RootState {
                     },
                     up_since: kid.up_since,
                     restarts: kid.restarts,
-                    recent_restarts: kid
-                        .crashes
-                        .iter()
-                        .filter(|at| now - **at <= Duration::from_secs(300))
-                        .count(),
+                    recent_restarts: kid.recent.iter().filter(|at| now - **at <= RECENT).count(),
                     last_crash: kid.last_crash.clone(),
                     gate: None,
                     facts: Vec::new(),

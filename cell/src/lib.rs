@@ -1,1 +1,26 @@
-//! The frames between a box's cell and the host.
+//! The frames between a box's cell and the host. Std only: both ends use it, and it is fuzzed.
+//!
+//! Wire: `u32` big-endian length of what follows (5 bytes to 64 KiB), `u8` kind, `u32` run, body. Integers are big-endian;
+//! strings are UTF-8 and carry a `u32` length. A decoder never panics, never holds more than one frame beyond what was pushed, and
+//! refuses unknown kinds, trailing bytes and lengths beyond the limit before it stores them.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+mod codec;
+mod frames;
+
+pub use codec::{Decoder, FrameError};
+pub use frames::{Cause, Ended, Exit, Frame, Spawn, Stream};
+
+/// Version of the frames, said in HELLO; a peer of another version is refused.
+pub const PROTO: u16 = 1;
+/// Most bytes of a frame after its length field (contracts.md section 7).
+pub const MAX_FRAME: usize = 64 * 1024;
+/// Most bytes of output in one OUT or ERR frame.
+pub const MAX_OUTPUT: usize = 32 * 1024;
+/// Output bytes that a run may send before its first WINDOW, both streams together.
+pub const INITIAL_WINDOW: u32 = 256 * 1024;
+/// Most arguments, and most variables, of a SPAWN.
+pub const MAX_ITEMS: usize = 4096;
+/// Longest nonce of a HELLO, in bytes.
+pub const MAX_NONCE: usize = 128;

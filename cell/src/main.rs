@@ -1,1 +1,42 @@
-fn main() {}
+//! The cell: pid 1 of every box.
+//!
+//! - `portcullis-cell box --socket PATH --nonce HEX --dead-man SECONDS` is pid 1: it dials the host and starts one of the next per run.
+//! - `portcullis-cell run` supervises one run: its subreaper, clock, output and end. Its control channel is its standard input.
+//! - `portcullis-cell probe` is a command in a box that tries to get out of it: a driver's proof.
+//! - `portcullis-cell launch` is not in a box: as root it stages a box's folders, becomes the box's uid and executes bubblewrap.
+#![forbid(unsafe_code)]
+
+mod channel;
+mod launch;
+mod output;
+mod pid1;
+mod probe;
+mod rules;
+mod runner;
+mod start;
+mod tree;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args();
+    let _ = arguments.next();
+    let result = match arguments.next().as_deref() {
+        Some("box") => pid1::main(arguments),
+        Some("run") => runner::main(),
+        Some("launch") => launch::main(arguments),
+        Some("probe") => probe::main(arguments),
+        _ => Err("usage: portcullis-cell box | run | probe | launch (started by portcullis, not by hand)".to_owned()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(text) => {
+            // Not eprintln: it panics where nobody reads.
+            let _ = std::io::Write::write_all(
+                &mut std::io::stderr(),
+                format!("portcullis-cell: {text}\n").as_bytes(),
+            );
+            ExitCode::from(125)
+        }
+    }
+}

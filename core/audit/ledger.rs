@@ -2,7 +2,7 @@
 
 use super::hash::{BootId, Seq};
 use super::once::{OnceIndex, OnceKey};
-use super::record::{BodyRef, LeafRef};
+use super::record::{Body, BodyRef, LeafRef, Stamp};
 use super::{Head, MAX_MARK_OPEN};
 use std::collections::BTreeMap;
 
@@ -52,6 +52,26 @@ impl Ledger {
             | BodyRef::Carry { open: Some(open) } => {
                 self.open = open.iter().map(|seq| (seq, leaf.boot)).collect();
             }
+            _ => {}
+        }
+    }
+
+    /// As [`Self::observe`], for a record just written from `body`.
+    pub fn wrote(&mut self, body: &Body, stamp: Stamp, boot: BootId, head: Head) {
+        self.head = head;
+        match body {
+            Body::Intent(entry) => {
+                self.open.insert(head.seq, boot);
+                if let Some(key) = &entry.idempotency_key {
+                    let key = OnceKey::of(entry.principal.as_deref(), key);
+                    self.once.begin(key, head.seq, stamp.wall_ms);
+                }
+            }
+            Body::Outcome { intent, outcome } => {
+                self.open.remove(intent);
+                self.once.end(*intent, || outcome.result.clone());
+            }
+            // The writer's own marks state what is here already.
             _ => {}
         }
     }

@@ -7,6 +7,9 @@ use crate::time::Millis;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+/// Requests dropped in one change: a commit has room for 256 operations.
+const EXPIRE_AT_ONCE: usize = 200;
+
 /// Numbers that bound the room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -134,8 +137,6 @@ pub struct Change {
     pub device_id: DeviceId,
     /// Redacted facts for the record.
     pub detail: Vec<(&'static str, String)>,
-    /// `false`: memory only.
-    pub persist: bool,
     /// Rows to write.
     pub put_devices: Vec<Device>,
     /// Rows to delete.
@@ -157,7 +158,6 @@ impl Change {
             action,
             device_id: device_id.clone(),
             detail: Vec::new(),
-            persist: true,
             put_devices: Vec::new(),
             drop_devices: Vec::new(),
             put_pending: Vec::new(),
@@ -246,6 +246,7 @@ impl Pairing {
             .pending
             .values()
             .filter(|pending| !self.is_live(pending, now))
+            .take(EXPIRE_AT_ONCE)
             .collect();
         let mut change = Change::new(Record::Nothing, "pairing.expire", &over.first()?.device_id);
         for pending in over {

@@ -1,0 +1,32 @@
+//! `[audit]` in the configuration.
+
+use serde::{Deserialize, Serialize};
+
+/// Limits of the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AuditConfig {
+    /// A segment that has reached this size, in bytes, is closed and the next one begun. At least 65,536.
+    pub segment_bytes: u64,
+    /// How long an idempotency key is remembered, in hours.
+    pub once_hours: u64,
+    /// The most idempotency keys remembered; beyond it the oldest is forgotten.
+    pub once_keys: usize,
+}
+
+impl AuditConfig {
+    /// How long a key is remembered, in milliseconds.
+    pub(super) const fn once_ms(&self) -> u64 {
+        self.once_hours.saturating_mul(3_600_000)
+    }
+}
+
+impl Default for AuditConfig {
+    fn default() -> Self {
+        Self {
+            segment_bytes: 64 * 1024 * 1024,
+            once_hours: 24,
+            once_keys: 100_000,
+        }
+    }
+}

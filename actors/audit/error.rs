@@ -1,0 +1,120 @@
+//! Why the log said no, and where it is broken.
+
+use portcullis_core::audit::{Break, EntryError, Seq};
+use serde::Serialize;
+use std::io;
+
+/// Where the chain breaks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
+#[error("record {seq} (segment {segment}, byte {offset}): {why}")]
+pub struct Fault {
+    /// The sequence that should stand there.
+    pub seq: Seq,
+    /// The segment's first sequence, which names its file.
+    pub segment: Seq,
+    /// The byte offset in the segment.
+    pub offset: u64,
+    /// What is wrong.
+    pub why: String,
+}
+
+impl Fault {
+    pub(super) fn of(segment: Seq, at: Break) -> Self {
+        Self {
+            seq: at.seq,
+            segment,
+            offset: at.offset,
+            why: at.why.to_owned(),
+        }
+    }
+}
+
+/// A refusal of the audit log. Whoever gets one for an intent must not act.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AuditError {
+    /// The entry breaks a limit.
+    #[error(transparent)]
+    Invalid(#[from] EntryError),
+    /// The record could not be made durable; nothing was acknowledged.
+    #[error(
+        "CANNOT_RECORD: the audit log cannot be written ({0}); mend the disk, nothing was done"
+    )]
+    CannotRecord(String),
+    /// No room on the disk.
+    #[error(
+        "DISK_FULL: no room for the audit log; free disk space under the state directory, nothing was done"
+    )]
+    DiskFull,
+    /// An outcome for an intent that is not open: never recorded, or closed already.
+    #[error("AUDIT_NOT_OPEN: intent {0} is not open: it was closed before, or never recorded")]
+    NotOpen(Seq),
+    /// The log is not what was written.
+    #[error(
+        "AUDIT_ALTERED: {0}; keep the directory as evidence, then restore it or begin a new log elsewhere"
+    )]
+    Altered(Fault),
+    /// Another daemon writes this log.
+    #[error("STATE_LOCKED: the audit log is in use by process {pid}; stop it first")]
+    Locked {
+        /// What the lock file names.
+        pid: String,
+    },
+    /// Others than the owner may reach the log.
+    #[error("STATE_MODE: {path} has mode {mode:o}; run `chmod go-rwx` on it")]
+    Mode {
+        /// Which file or folder.
+        path: String,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// The log could not be read.
+    #[error("AUDIT_UNREADABLE: {0}")]
+    Unreadable(String),
+    /// Too much at once; nothing ran.
+    #[error("OVERLOADED: the audit log has too many requests in work; try again in a moment")]
+    Overloaded,
+    /// The room is down.
+    #[error("ROOM_DOWN: the audit room is down; `portcullis status` shows why")]
+    Down {
+        /// The record may be there all the same.
+        may_have_run: bool,
+    },
+    /// No answer in time.
+    #[error("DEADLINE: no answer from the audit log in time")]
+    Deadline {
+        /// The record may be there all the same.
+        may_have_run: bool,
+    },
+}
+
+impl AuditError {
+    /// The stable code.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Invalid(error) => error.code(),
+            Self::CannotRecord(_) => "CANNOT_RECORD",
+            Self::DiskFull => "DISK_FULL",
+            Self::NotOpen(_) => "AUDIT_NOT_OPEN",
+            Self::Altered(_) => "AUDIT_ALTERED",
+            Self::Locked { .. } => "STATE_LOCKED",
+            Self::Mode { .. } => "STATE_MODE",
+            Self::Unreadable(_) => "AUDIT_UNREADABLE",
+            Self::Overloaded => "OVERLOADED",
+            Self::Down { .. } => "ROOM_DOWN",
+            Self::Deadline { .. } => "DEADLINE",
+        }
+    }
+
+    /// A failed write, sync or creation.
+    pub(super) fn writing(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull,
+            _ => Self::CannotRecord(error.to_string()),
+        }
+    }
+
+    /// A failed read or open.
+    pub(super) fn reading(what: &str, error: &io::Error) -> Self {
+        Self::Unreadable(format!("{what}: {error}"))
+    }
+}

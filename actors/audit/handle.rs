@@ -1,0 +1,141 @@
+//! The way to the log for every other room.
+
+use super::actor::Audit;
+use super::error::AuditError;
+use super::messages::AuditMsg;
+use super::offline::VerifyReport;
+use super::read::Found;
+use crate::supervision::{CallError, Feed, FeedReader, Handle, Policy, Reply, TreeBuilder};
+use portcullis_core::audit::{Body, Entry, Head, Once, Outcome, Query, Record, Seq};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// For everything but `verify`.
+const WITHIN: Duration = Duration::from_secs(5);
+/// `verify` reads the whole log.
+const VERIFY_WITHIN: Duration = Duration::from_mins(10);
+/// The most records of one `tail`.
+const MAX_TAIL: usize = 1_000;
+/// Requests the room takes at once.
+const CAPACITY: usize = 1_024;
+
+/// Records acts. Clone it freely; it survives restarts of the room.
+#[derive(Clone, Debug)]
+pub struct AuditHandle {
+    room: Handle<AuditMsg>,
+    feed: Feed<Arc<Record>>,
+}
+
+impl AuditHandle {
+    /// Adds the room to a tree; without it nothing may act, so it is critical.
+    pub fn add(tree: &mut TreeBuilder, wiring: super::AuditWiring) -> Self {
+        let feed = wiring.feed.clone();
+        let policy = Policy::new(CAPACITY)
+            .critical()
+            .start_within(Duration::from_mins(5));
+        let room = tree.room::<Audit>(policy, wiring);
+        Self { room, feed }
+    }
+
+    /// A privileged act is about to happen. Durable when it returns; on an error the act must be refused.
+    ///
+    /// # Errors
+    /// [`AuditError`]: with `Down` or `Deadline` the intent may be in the log without an outcome.
+    pub async fn intent(&self, entry: Entry) -> Result<Seq, AuditError> {
+        self.append(Body::intent(entry)?).await
+    }
+
+    /// As [`Self::intent`], unless the log has the entry's (principal, idempotency key) already: a retry after a crash
+    /// gets what became of the first try. Without a key it is always new.
+    ///
+    /// # Errors
+    /// As [`Self::intent`].
+    pub async fn intent_once(&self, entry: Entry) -> Result<Once, AuditError> {
+        let body = Box::new(Body::intent(entry)?);
+        self.ask(WITHIN, |reply| AuditMsg::Once(body, reply)).await
+    }
+
+    /// The act of that intent ended so. Durable when it returns.
+    ///
+    /// # Errors
+    /// [`AuditError::NotOpen`] for an intent that is closed already; others as [`Self::intent`].
+    pub async fn outcome(&self, intent: Seq, outcome: Outcome) -> Result<Seq, AuditError> {
+        self.append(Body::outcome(intent, outcome)?).await
+    }
+
+    /// Something happened that needs no outcome. Durable when it returns.
+    ///
+    /// # Errors
+    /// As [`Self::intent`].
+    pub async fn event(&self, entry: Entry) -> Result<Seq, AuditError> {
+        self.append(Body::event(entry)?).await
+    }
+
+    /// The newest durable record.
+    ///
+    /// # Errors
+    /// The room does not answer.
+    pub async fn head(&self) -> Result<Head, AuditError> {
+        self.ask(WITHIN, AuditMsg::Head).await
+    }
+
+    /// The last `n` records (1,000 at most) in rising order.
+    ///
+    /// # Errors
+    /// A file cannot be read, or the room does not answer.
+    pub async fn tail(&self, n: usize) -> Result<Vec<Arc<Record>>, AuditError> {
+        let n = n.min(MAX_TAIL);
+        self.ask(WITHIN, |reply| AuditMsg::Tail(n, reply)).await
+    }
+
+    /// The newest matches in rising order, each intent with its outcome. To page back, ask again with `until_seq` before
+    /// the first.
+    ///
+    /// # Errors
+    /// A file cannot be read or is altered, or the room does not answer.
+    pub async fn query(&self, query: Query) -> Result<Vec<Found>, AuditError> {
+        let query = Box::new(query);
+        self.ask(WITHIN, |reply| AuditMsg::Query(query, reply))
+            .await
+    }
+
+    /// Reads the whole log again and checks every byte. What is wrong with the bytes is in the report.
+    ///
+    /// # Errors
+    /// A file cannot be read, or the room does not answer.
+    pub async fn verify(&self) -> Result<VerifyReport, AuditError> {
+        self.ask(VERIFY_WITHIN, AuditMsg::Verify).await
+    }
+
+    /// Hears each record once it is durable.
+    pub fn watch(&self) -> FeedReader<Arc<Record>> {
+        self.feed.subscribe()
+    }
+
+    /// Whether the room serves.
+    pub fn is_up(&self) -> bool {
+        self.room.is_up()
+    }
+
+    async fn append(&self, body: Body) -> Result<Seq, AuditError> {
+        let body = Box::new(body);
+        self.ask(WITHIN, |reply| AuditMsg::Append(body, reply))
+            .await
+    }
+
+    async fn ask<T>(
+        &self,
+        within: Duration,
+        make: impl FnOnce(Reply<T, AuditError>) -> AuditMsg,
+    ) -> Result<T, AuditError> {
+        self.room
+            .call(within, make)
+            .await
+            .map_err(|error| match error {
+                CallError::Refused(error) => error,
+                CallError::Overloaded => AuditError::Overloaded,
+                CallError::Unavailable { may_have_run } => AuditError::Down { may_have_run },
+                CallError::Deadline { may_have_run } => AuditError::Deadline { may_have_run },
+            })
+    }
+}

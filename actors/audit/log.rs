@@ -1,0 +1,383 @@
+//! The open log: appends groups of records durably, rotates, and after a failure mends itself without ever vouching for
+//! a byte that was not synced. Synchronous; [`super::writer`] runs it on its thread.
+
+use super::config::AuditConfig;
+use super::error::{AuditError, Fault};
+use super::files;
+use super::offline::Horizon;
+use super::recover;
+use super::walk::{Buffer, Segment, SegmentEnd};
+use portcullis_core::audit::{
+    Body, BootId, HEADER_BYTES, Head, Ledger, Outcome, SegmentHeader, Seq, Stamp, encode_record,
+};
+use rustix::fs::{Advice, fadvise};
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Between two attempts to mend a broken log; what comes meanwhile is refused at once.
+const MEND_EVERY: Duration = Duration::from_millis(200);
+/// Smallest segment, whatever the configuration says.
+const MIN_SEGMENT: u64 = 64 * 1024;
+/// Records in one group that the start writes.
+const OPENING_GROUP: usize = 64;
+
+/// Wall and monotonic time of the daemon.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock(Instant);
+
+impl Clock {
+    /// Monotonic time counts from now: once per daemon start.
+    pub fn new() -> Self {
+        Self(Instant::now())
+    }
+
+    pub(super) fn stamp(&self) -> Stamp {
+        let wall = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let ms = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        Stamp {
+            wall_ms: ms(wall),
+            mono_ms: ms(self.0.elapsed()),
+        }
+    }
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What the log needs to be opened.
+#[derive(Debug, Clone)]
+pub struct LogSpec {
+    /// `STATE/audit`.
+    pub dir: PathBuf,
+    /// Limits.
+    pub config: AuditConfig,
+    /// This daemon start.
+    pub boot: BootId,
+    /// Its time.
+    pub clock: Clock,
+    /// The program's version, for the start mark.
+    pub version: String,
+}
+
+/// What opening found and did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenReport {
+    /// The head when the log was ready.
+    pub head: Head,
+    /// Bytes of a torn end that were cut off.
+    pub torn_bytes: u64,
+    /// Intents of earlier boots that got `outcome: unknown`.
+    pub unknown: usize,
+    /// Segments that were read.
+    pub segments_read: usize,
+}
+
+/// The log, open for writing.
+pub(super) struct Log {
+    spec: LogSpec,
+    dir: File,
+    /// Held for the writer's whole life.
+    _lock: File,
+    /// `None`: broken, to be opened again.
+    file: Option<File>,
+    segment: SegmentHeader,
+    len: u64,
+    /// The newest durable record.
+    pub(super) head: Head,
+    /// What follows from the records up to the last [`Self::settle`].
+    pub(super) ledger: Ledger,
+    gap: Option<Gap>,
+    buf: Vec<u8>,
+}
+
+/// A group that is durable.
+pub(super) struct Written {
+    pub(super) stamp: Stamp,
+    /// The head before the first record.
+    pub(super) before: Head,
+    /// Records of the log's own that came first: a gap, a new segment's mark.
+    pub(super) lead: Vec<Body>,
+    /// The head after each record, those of `lead` first.
+    pub(super) heads: Vec<Head>,
+}
+
+/// Since when and why nothing can be recorded.
+struct Gap {
+    error: AuditError,
+    tried: Instant,
+    count: u64,
+    first_ms: u64,
+    last_ms: u64,
+}
+
+impl Log {
+    /// Locks, verifies, cuts off a torn end, closes what earlier boots left open, writes the start mark.
+    pub(super) fn open(spec: LogSpec) -> Result<(Self, OpenReport), AuditError> {
+        let dir = files::open_dir(&spec.dir)?;
+        let lock = files::lock(&spec.dir)?;
+        let found = recover::recover(&spec, &dir)?;
+        let lost: Vec<(Seq, BootId)> = found
+            .ledger
+            .open
+            .iter()
+            .filter(|(_, boot)| **boot != spec.boot)
+            .map(|(seq, boot)| (*seq, *boot))
+            .collect();
+        let mut log = Self {
+            dir,
+            _lock: lock,
+            file: Some(found.file),
+            segment: found.segment,
+            len: found.len,
+            head: found.ledger.head,
+            ledger: found.ledger,
+            gap: None,
+            buf: Vec::new(),
+            spec,
+        };
+        if let Some((offset, bytes)) = found.torn {
+            let segment = log.segment.first();
+            log.append_own(&[Body::Recovered {
+                segment,
+                offset,
+                bytes,
+            }])?;
+        }
+        for group in lost.chunks(OPENING_GROUP) {
+            let group: Vec<Body> = group
+                .iter()
+                .map(|(intent, boot)| Body::Outcome {
+                    intent: *intent,
+                    outcome: Outcome::unknown(*boot),
+                })
+                .collect();
+            log.append_own(&group)?;
+        }
+        // Last: a start that fails before it is repeated in full by the next one.
+        log.append_own(&[Body::Start {
+            reopened: found.same_boot,
+            open: log.ledger.open_list(),
+            version: log.spec.version.clone(),
+        }])?;
+        let report = OpenReport {
+            head: log.head,
+            torn_bytes: found.torn.map_or(0, |(_, bytes)| bytes),
+            unknown: lost.len(),
+            segments_read: found.segments_read,
+        };
+        Ok((log, report))
+    }
+
+    /// Makes the records durable, all or none.
+    pub(super) fn append(&mut self, bodies: &[Body]) -> Result<Written, AuditError> {
+        let written = self.try_append(bodies);
+        if let Err(error) = &written
+            && !matches!(error, AuditError::Invalid(_))
+        {
+            self.refused(error, bodies.len());
+        }
+        written
+    }
+
+    fn try_append(&mut self, bodies: &[Body]) -> Result<Written, AuditError> {
+        let mut lead = Vec::new();
+        if self.file.is_none() {
+            lead.push(self.mend()?);
+        }
+        if self.len >= self.spec.config.segment_bytes.max(MIN_SEGMENT) {
+            self.rotate()?;
+            lead.push(Body::Carry {
+                open: self.ledger.open_list(),
+            });
+        }
+        let stamp = self.spec.clock.stamp();
+        let mut buf = std::mem::take(&mut self.buf);
+        buf.clear();
+        let before = self.head;
+        let (mut head, mut heads) = (before, Vec::with_capacity(lead.len() + bodies.len()));
+        let mut encoded = Ok(());
+        for body in lead.iter().chain(bodies) {
+            match encode_record(&mut buf, head, stamp, self.spec.boot, body) {
+                Ok(next) => head = next,
+                Err(error) => {
+                    encoded = Err(error);
+                    break;
+                }
+            }
+            heads.push(head);
+        }
+        let done = match encoded {
+            Ok(()) => self.write(&buf),
+            Err(error) => {
+                self.buf = buf;
+                if self.gap.is_some() {
+                    // The gap is not recorded yet: mend again, with its record.
+                    self.file = None;
+                }
+                return Err(error.into());
+            }
+        };
+        if let Err(error) = done {
+            self.buf = buf;
+            self.drop_back();
+            return Err(AuditError::writing(&error));
+        }
+        self.len += buf.len() as u64;
+        self.head = head;
+        self.gap = None;
+        buf.shrink_to(1024 * 1024);
+        self.buf = buf;
+        Ok(Written {
+            stamp,
+            before,
+            lead,
+            heads,
+        })
+    }
+
+    /// Lets the ledger follow a durable group. Apart from [`Self::append`], so that callers are answered first; it must
+    /// come before the next group.
+    pub(super) fn settle(&mut self, written: &Written, bodies: &[Body]) {
+        for (body, head) in written.lead.iter().chain(bodies).zip(&written.heads) {
+            self.ledger
+                .wrote(body, written.stamp, self.spec.boot, *head);
+        }
+    }
+
+    fn append_own(&mut self, bodies: &[Body]) -> Result<(), AuditError> {
+        let written = self.append(bodies)?;
+        self.settle(&written, bodies);
+        Ok(())
+    }
+
+    /// How far readers may trust the files.
+    pub(super) const fn horizon(&self) -> Horizon {
+        Horizon {
+            head: self.head,
+            segment: self.segment.first(),
+            len: self.len,
+        }
+    }
+
+    /// Why nothing can be recorded now.
+    pub(super) fn broken(&self) -> Option<&AuditError> {
+        self.gap.as_ref().map(|gap| &gap.error)
+    }
+
+    pub(super) const fn spec(&self) -> &LogSpec {
+        &self.spec
+    }
+
+    fn write(&self, bytes: &[u8]) -> io::Result<()> {
+        let Some(mut file) = self.file.as_ref() else {
+            return Err(io::Error::other("the segment is not open"));
+        };
+        file.write_all(bytes)?;
+        file.sync_data()
+    }
+
+    /// After a failed write or sync: back to the last durable length, and away with the descriptor. What the kernel
+    /// reports on it from now on proves nothing: a failed sync may leave pages marked clean that never reached the disk.
+    fn drop_back(&mut self) {
+        if let Some(file) = self.file.take() {
+            // If this fails as well, mending repeats it.
+            let _ = file.set_len(self.len);
+        }
+    }
+
+    fn refused(&mut self, error: &AuditError, count: usize) {
+        // A failed rotation leaves a good descriptor behind; it is opened anew all the same.
+        self.file = None;
+        let now = self.spec.clock.stamp().wall_ms;
+        let gap = self.gap.get_or_insert_with(|| Gap {
+            error: error.clone(),
+            tried: Instant::now(),
+            count: 0,
+            first_ms: now,
+            last_ms: now,
+        });
+        gap.error = error.clone();
+        gap.count += count as u64;
+        gap.last_ms = now;
+    }
+
+    /// Opens the segment again, cuts it back, re-reads it from the disk, and returns the record of the gap.
+    fn mend(&mut self) -> Result<Body, AuditError> {
+        let Some(gap) = &mut self.gap else {
+            return Err(AuditError::CannotRecord("the segment is not open".into()));
+        };
+        if gap.tried.elapsed() < MEND_EVERY {
+            return Err(gap.error.clone());
+        }
+        gap.tried = Instant::now();
+        let record = Body::Gap {
+            count: gap.count,
+            first_ms: gap.first_ms,
+            last_ms: gap.last_ms,
+            reason: gap.error.code().to_owned(),
+        };
+        let first = self.segment.first();
+        let writing = |error: io::Error| AuditError::writing(&error);
+        let file = files::open_segment(&self.spec.dir, first).map_err(writing)?;
+        let found = file.metadata().map_err(writing)?.len();
+        let shrunk = |offset, why: &str| {
+            AuditError::Altered(Fault {
+                seq: self.head.next(),
+                segment: first,
+                offset,
+                why: why.to_owned(),
+            })
+        };
+        if found < self.len {
+            return Err(shrunk(found, "durable records are gone from the segment"));
+        }
+        file.set_len(self.len).map_err(writing)?;
+        file.sync_all().map_err(writing)?;
+        // Out of the page cache, so that the disk is read and not our own memory of it.
+        fadvise(&file, 0, None, Advice::DontNeed).map_err(|error| writing(error.into()))?;
+        // For a caller all that fails here is one thing: no record.
+        let unread = |error| match error {
+            AuditError::Altered(fault) => AuditError::Altered(fault),
+            error => AuditError::CannotRecord(error.to_string()),
+        };
+        let mut segment = Segment::open(&self.spec.dir, first, None).map_err(unread)?;
+        let end = segment.read(&mut Buffer::new(), |_| ControlFlow::Continue(()));
+        match end.map_err(unread)? {
+            SegmentEnd::Clean if segment.head() == self.head => {}
+            SegmentEnd::Altered(fault) | SegmentEnd::Torn(fault, _) => {
+                return Err(AuditError::Altered(fault));
+            }
+            SegmentEnd::Clean | SegmentEnd::Stopped => {
+                return Err(shrunk(
+                    segment.offset(),
+                    "the segment ends with another record",
+                ));
+            }
+        }
+        self.file = Some(file);
+        Ok(record)
+    }
+
+    fn rotate(&mut self) -> Result<(), AuditError> {
+        let header = SegmentHeader { after: self.head };
+        let file = files::create_segment(&self.spec.dir, &self.dir, header)
+            .map_err(|error| AuditError::writing(&error))?;
+        self.file = Some(file);
+        self.segment = header;
+        self.len = HEADER_BYTES as u64;
+        Ok(())
+    }
+
+    /// Whether an outcome may be recorded for this intent.
+    pub(super) fn is_open(&self, intent: Seq) -> bool {
+        self.ledger.open.contains_key(&intent)
+    }
+}

@@ -1,0 +1,40 @@
+//! What the room may be asked.
+
+use super::error::AuditError;
+use super::offline::VerifyReport;
+use super::read::Found;
+use super::writer::Look;
+use crate::supervision::Reply;
+use portcullis_core::audit::{Body, Head, Once, Query, Record, Seq};
+use std::sync::Arc;
+
+/// A request to the audit room.
+pub enum AuditMsg {
+    /// Record this durably.
+    Append(Box<Body>, Reply<Seq, AuditError>),
+    /// Record this intent, unless its idempotency key is there already.
+    Once(Box<Body>, Reply<Once, AuditError>),
+    /// The newest durable record.
+    Head(Reply<Head, AuditError>),
+    /// The last records.
+    Tail(usize, Reply<Vec<Arc<Record>>, AuditError>),
+    /// The newest matches.
+    Query(Box<Query>, Reply<Vec<Found>, AuditError>),
+    /// Read everything again.
+    Verify(Reply<VerifyReport, AuditError>),
+    /// From the room itself: the writer said what is durable, now read.
+    Looked(Box<Looked>),
+}
+
+/// What to read, and how far the files may be trusted.
+pub struct Looked {
+    pub(super) look: Look,
+    pub(super) want: Want,
+}
+
+/// What to read.
+pub(super) enum Want {
+    Tail(usize, Reply<Vec<Arc<Record>>, AuditError>),
+    Query(Box<Query>, Reply<Vec<Found>, AuditError>),
+    Verify(Reply<VerifyReport, AuditError>),
+}

@@ -1,0 +1,59 @@
+//! The tamper-evident audit log: no record, no act.
+//!
+//! - *Owns*: `STATE/audit/`, its one writer thread, the open intents and the idempotency keys of the last day.
+//! - *Called by*: every room, before (`intent`) and after (`outcome`) each privileged act; status and page (`tail`,
+//!   `query`, `verify`).
+//! - *Calls*: nobody.
+//! - *On a crash* nothing acknowledged is lost: the old thread finishes what it was given and lets go of the lock; the
+//!   new start waits for that, re-reads and verifies the end of the log, cuts off a torn end with a `recovered` record,
+//!   and gives every intent of an earlier boot `outcome: unknown`. Intents of this boot stay open: their acts go on.
+//! - *Refuses when* the record cannot be made durable (`CANNOT_RECORD`, `DISK_FULL`; it tries again by itself and then
+//!   records the gap), when an outcome's intent is not open, when an entry breaks its limits. It does not start on an
+//!   altered log (`AUDIT_ALTERED`), beside another writer (`STATE_LOCKED`) or where others may enter (`STATE_MODE`).
+
+mod actor;
+mod config;
+mod error;
+mod files;
+mod handle;
+mod log;
+mod messages;
+mod offline;
+mod read;
+mod recover;
+mod walk;
+mod writer;
+
+pub use actor::Audit;
+pub use config::AuditConfig;
+pub use error::{AuditError, Fault};
+pub use handle::AuditHandle;
+pub use log::Clock;
+pub use messages::AuditMsg;
+pub use offline::{VerifyReport, verify_dir};
+pub use read::{Ended, Found, query_dir, tail_dir};
+
+use crate::supervision::Feed;
+use portcullis_core::audit::{BootId, Record};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// What the room is given at each start.
+#[derive(Debug, Clone)]
+pub struct AuditWiring {
+    /// `STATE/audit`; made if missing (its parent must be there).
+    pub dir: PathBuf,
+    /// Limits.
+    pub config: AuditConfig,
+    /// This start of the daemon: random, the same for every restart of the room within it.
+    pub boot: BootId,
+    /// The daemon's time.
+    pub clock: Clock,
+    /// Where durable records are shown.
+    pub feed: Feed<Arc<Record>>,
+    /// The program's version, for the start mark.
+    pub version: String,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,201 @@
+//! Reading the end of the log back at start.
+
+use super::error::{AuditError, Fault};
+use super::files;
+use super::log::LogSpec;
+use super::walk::{Buffer, Segment, SegmentEnd};
+use portcullis_core::audit::{HEADER_BYTES, Head, Ledger, OnceIndex, SegmentHeader, Seq};
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::ops::ControlFlow;
+use std::path::Path;
+
+/// The log as found, its torn end cut off.
+pub(super) struct Recovered {
+    pub(super) file: File,
+    pub(super) segment: SegmentHeader,
+    pub(super) len: u64,
+    pub(super) ledger: Ledger,
+    /// Where the end was cut and how many bytes went.
+    pub(super) torn: Option<(u64, u64)>,
+    /// This boot has written here before: the audit room alone was restarted.
+    pub(super) same_boot: bool,
+    pub(super) segments_read: usize,
+}
+
+/// Verifies the last segment, and as many before it as are needed to know the open intents and the keys; more is
+/// `verify`'s work. The caller holds the lock.
+pub(super) fn recover(spec: &LogSpec, dir: &File) -> Result<Recovered, AuditError> {
+    remove_unfinished(&spec.dir)?;
+    let segments = files::segments(&spec.dir)?;
+    let Some(last) = segments.last() else {
+        let header = SegmentHeader { after: Head::EMPTY };
+        let file = files::create_segment(&spec.dir, dir, header)
+            .map_err(|error| AuditError::writing(&error))?;
+        return Ok(Recovered {
+            file,
+            segment: header,
+            len: HEADER_BYTES as u64,
+            ledger: Ledger::new(Head::EMPTY, index(spec)),
+            torn: None,
+            same_boot: false,
+            segments_read: 0,
+        });
+    };
+    // Locked before it is read: a second writer may have come another way.
+    let file = files::open_segment(&spec.dir, *last).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => AuditError::Locked {
+            pid: "(unknown)".into(),
+        },
+        _ => AuditError::reading("the last segment", &error),
+    })?;
+    let mut count = 1;
+    let tail = loop {
+        let from = segments.len() - count;
+        let tail = read_tail(spec, &segments[from..])?;
+        if tail.is_enough || from == 0 {
+            check_link(spec, &segments[..from], tail.after)?;
+            break tail;
+        }
+        count = (count * 2).min(segments.len());
+    };
+    if tail.torn.is_some() {
+        let cut = file.set_len(tail.len).and_then(|()| file.sync_all());
+        cut.map_err(|error| AuditError::writing(&error))?;
+    }
+    Ok(Recovered {
+        file,
+        segment: tail.segment,
+        len: tail.len,
+        ledger: tail.ledger,
+        torn: tail.torn,
+        same_boot: tail.same_boot,
+        segments_read: count,
+    })
+}
+
+fn index(spec: &LogSpec) -> OnceIndex {
+    OnceIndex::new(spec.config.once_ms(), spec.config.once_keys)
+}
+
+struct Tail {
+    /// What the first of these segments follows.
+    after: Head,
+    segment: SegmentHeader,
+    len: u64,
+    ledger: Ledger,
+    torn: Option<(u64, u64)>,
+    same_boot: bool,
+    is_enough: bool,
+}
+
+/// Reads these segments, which end the log.
+fn read_tail(spec: &LogSpec, segments: &[Seq]) -> Result<Tail, AuditError> {
+    let keep_from = spec
+        .clock
+        .stamp()
+        .wall_ms
+        .saturating_sub(spec.config.once_ms());
+    let (mut buf, mut tail, mut marked, mut first_ms) = (Buffer::new(), None::<Tail>, false, None);
+    for (index, first) in segments.iter().enumerate() {
+        let mut segment = Segment::open(&spec.dir, *first, None)?;
+        let mut now = match tail.take() {
+            None => Tail {
+                after: segment.after(),
+                segment: SegmentHeader {
+                    after: segment.after(),
+                },
+                len: 0,
+                ledger: Ledger::new(segment.after(), self::index(spec)),
+                torn: None,
+                same_boot: false,
+                is_enough: false,
+            },
+            Some(tail) if tail.ledger.head == segment.after() => tail,
+            Some(tail) => {
+                return Err(AuditError::Altered(Fault {
+                    seq: tail.ledger.head.next(),
+                    segment: *first,
+                    offset: 0,
+                    why: "the segment does not follow the one before it".into(),
+                }));
+            }
+        };
+        let end = segment.read(&mut buf, |passing| {
+            let head = Head {
+                seq: passing.leaf.seq,
+                hash: passing.hash,
+            };
+            now.ledger.observe(&passing.leaf, head);
+            marked |= Ledger::is_mark(&passing.leaf.body);
+            now.same_boot |= passing.leaf.boot == spec.boot;
+            first_ms.get_or_insert(passing.leaf.stamp.wall_ms);
+            ControlFlow::Continue(())
+        })?;
+        match end {
+            SegmentEnd::Clean | SegmentEnd::Stopped => {}
+            SegmentEnd::Torn(fault, bytes) if index + 1 == segments.len() => {
+                now.torn = Some((fault.offset, bytes));
+            }
+            SegmentEnd::Torn(fault, _) | SegmentEnd::Altered(fault) => {
+                return Err(AuditError::Altered(fault));
+            }
+        }
+        now.segment = SegmentHeader {
+            after: segment.after(),
+        };
+        now.len = segment.offset();
+        tail = Some(now);
+    }
+    let mut tail = tail.ok_or_else(|| AuditError::Unreadable("no segment".into()))?;
+    // The keys of the whole time, or as many as are kept at all.
+    let has_keys = tail.ledger.once.len() >= spec.config.once_keys
+        || first_ms.is_some_and(|ms| ms < keep_from);
+    tail.is_enough = marked && has_keys;
+    Ok(tail)
+}
+
+/// The segment before the ones that were read must end with the hash they follow.
+fn check_link(spec: &LogSpec, before: &[Seq], after: Head) -> Result<(), AuditError> {
+    let fault = |why: &str| {
+        AuditError::Altered(Fault {
+            seq: after.seq,
+            segment: before.last().copied().unwrap_or(after.seq),
+            offset: 0,
+            why: why.to_owned(),
+        })
+    };
+    let Some(before) = before.last() else {
+        return if after == Head::EMPTY {
+            Ok(())
+        } else {
+            Err(fault("the segments before this record are missing"))
+        };
+    };
+    let mut hash = [0; 32];
+    files::read_segment(&spec.dir, *before)
+        .and_then(|mut file| {
+            file.seek(SeekFrom::End(-32))?;
+            file.read_exact(&mut hash)
+        })
+        .map_err(|error| AuditError::reading("the segment before the last", &error))?;
+    if hash == after.hash.0 {
+        Ok(())
+    } else {
+        Err(fault(
+            "the segment does not end with the record that the next one follows",
+        ))
+    }
+}
+
+/// What a crash during a rotation left.
+fn remove_unfinished(dir: &Path) -> Result<(), AuditError> {
+    let writing = |error: io::Error| AuditError::writing(&error);
+    for entry in std::fs::read_dir(dir).map_err(writing)? {
+        let path = entry.map_err(writing)?.path();
+        if path.extension().is_some_and(|extension| extension == "new") {
+            std::fs::remove_file(path).map_err(writing)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,217 @@
+//! The room in a tree: calls, reading, crash and restart, stop.
+
+use super::super::{AuditHandle, AuditWiring};
+use super::*;
+use crate::supervision::{FeedItem, Intensity, OnFatal, Tree, TreeBuilder};
+use portcullis_core::audit::{OutcomeFilter, Query};
+use std::sync::Arc;
+
+fn wiring(dir: &Path, boot: u8) -> AuditWiring {
+    AuditWiring {
+        dir: dir.to_owned(),
+        config: AuditConfig::default(),
+        boot: BootId([boot; 16]),
+        clock: Clock::new(),
+        feed: Feed::new(),
+        version: "test".into(),
+    }
+}
+
+async fn tree(dir: &Path, boot: u8) -> (Tree, AuditHandle) {
+    let fatal: OnFatal = Arc::new(|room, why| panic!("{room}: {why}"));
+    let mut builder = TreeBuilder::new(Intensity::default(), fatal);
+    let handle = AuditHandle::add(&mut builder, wiring(dir, boot));
+    (builder.start().await.unwrap(), handle)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_act_is_recorded_read_back_watched_and_verified() {
+    let place = Place::new();
+    let (tree, audit) = tree(&place.dir, 1).await;
+    let mut news = audit.watch();
+    let entry = Entry {
+        principal: Some("device:1".into()),
+        object: Some("a\nb".into()),
+        ..Entry::new("exec.run")
+    };
+    let intent = audit.intent(entry).await.unwrap();
+    let FeedItem::Event(seen) = news.next().await else {
+        panic!()
+    };
+    assert_eq!(seen.event.seq, intent);
+    audit.event(Entry::new("auth.failed")).await.unwrap();
+    let open = audit.intent(Entry::new("exec.run")).await.unwrap();
+    let outcome = Outcome::refused("PLAN_CHANGED");
+    let ended = audit.outcome(intent, outcome.clone()).await.unwrap();
+    let error = audit.intent(Entry::new("No Good")).await.unwrap_err();
+    assert_eq!(error.code(), "AUDIT_ENTRY_INVALID");
+
+    let tail = audit.tail(2).await.unwrap();
+    assert_eq!(
+        tail.iter().map(|r| r.seq).collect::<Vec<_>>(),
+        [open, ended]
+    );
+    // More than the memory holds since the start: from the file.
+    let all = audit.tail(1_000).await.unwrap();
+    assert_eq!(all.len(), 5);
+    assert_eq!(all[0].body.kind(), "start");
+
+    let find = |query: Query| audit.query(query);
+    let refused = Query {
+        outcome: Some(OutcomeFilter::Refused),
+        object: Some("a\nb".into()),
+        ..Query::default()
+    };
+    let found = find(refused).await.unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].record.seq, intent);
+    let end = found[0].outcome.as_ref().unwrap();
+    assert_eq!((end.seq, &end.outcome), (ended, &outcome));
+    let still = Query {
+        outcome: Some(OutcomeFilter::Open),
+        ..Query::default()
+    };
+    let found = find(still).await.unwrap();
+    assert_eq!(
+        found.iter().map(|f| f.record.seq).collect::<Vec<_>>(),
+        [open]
+    );
+    let newest = Query {
+        action: Some("exec.".into()),
+        limit: 1,
+        ..Query::default()
+    };
+    assert_eq!(find(newest).await.unwrap()[0].record.seq, open);
+
+    let report = audit.verify().await.unwrap();
+    assert!(report.intact);
+    assert_eq!(report.head, audit.head().await.unwrap());
+    tree.stop().await;
+    assert_eq!(place.records().last().unwrap().body.kind(), "stop");
+    intact(&place.dir);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_cut_under_a_running_daemon_is_found_and_the_room_does_not_start_on_it() {
+    let place = Place::new();
+    let (tree, audit) = tree(&place.dir, 1).await;
+    for n in 0..5 {
+        audit
+            .event(Entry::new("a").with("n", n.to_string()))
+            .await
+            .unwrap();
+    }
+    // A record less at the end, cut cleanly: only the writer knows that it was there.
+    let last = tail_dir(&place.dir, 1).unwrap();
+    let bytes = std::fs::read(place.segment(1)).unwrap();
+    let size = {
+        let mut out = Vec::new();
+        let record = &last[0];
+        let head = portcullis_core::audit::Head {
+            seq: Seq(record.seq.0 - 1),
+            hash: record.prev,
+        };
+        portcullis_core::audit::encode_record(
+            &mut out,
+            head,
+            record.stamp,
+            record.boot,
+            &record.body,
+        )
+        .unwrap();
+        out.len()
+    };
+    std::fs::write(place.segment(1), &bytes[..bytes.len() - size]).unwrap();
+    let report = audit.verify().await.unwrap();
+    assert_eq!(report.first_break.unwrap().seq, last[0].seq);
+    tree.stop().await;
+
+    let mut bytes = std::fs::read(place.segment(1)).unwrap();
+    bytes[200] ^= 1;
+    std::fs::write(place.segment(1), &bytes).unwrap();
+    let fatal: OnFatal = Arc::new(|_, _| {});
+    let mut builder = TreeBuilder::new(Intensity::default(), fatal);
+    let _audit = AuditHandle::add(&mut builder, wiring(&place.dir, 2));
+    let Err(error) = builder.start().await else {
+        panic!("started on an altered log")
+    };
+    assert_eq!(error.room, "audit");
+    assert!(
+        error.why.contains("AUDIT_ALTERED: record 1 "),
+        "{}",
+        error.why
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_the_end_of_a_daemon_the_next_one_closes_what_was_open() {
+    let place = Place::new();
+    let (first, audit) = tree(&place.dir, 1).await;
+    let keyed = Entry {
+        principal: Some("p".into()),
+        idempotency_key: Some("k".into()),
+        ..Entry::new("exec.run")
+    };
+    let Once::New { seq } = audit.intent_once(keyed.clone()).await.unwrap() else {
+        panic!()
+    };
+    first.stop().await;
+    let (second, audit) = tree(&place.dir, 2).await;
+    let boot = BootId([1; 16]);
+    let outcome = Some(portcullis_core::audit::OutcomeResult::Unknown { boot });
+    assert_eq!(
+        audit.intent_once(keyed).await.unwrap(),
+        Once::Seen { seq, outcome }
+    );
+    let closed = Query {
+        outcome: Some(OutcomeFilter::Unknown),
+        ..Query::default()
+    };
+    assert_eq!(audit.query(closed).await.unwrap()[0].record.seq, seq);
+    second.stop().await;
+    assert_eq!(
+        audit.event(Entry::new("a")).await,
+        Err(AuditError::Down {
+            may_have_run: false
+        })
+    );
+    intact(&place.dir);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_callers_share_syncs() {
+    let place = Place::new();
+    let (tree, audit) = tree(&place.dir, 1).await;
+    let calls: Vec<_> = (0..64)
+        .map(|n| {
+            let audit = audit.clone();
+            tokio::spawn(async move {
+                for i in 0..20 {
+                    let entry = Entry::new("a").with("n", format!("{n}.{i}"));
+                    let intent = audit.intent(entry).await.unwrap();
+                    audit.outcome(intent, Outcome::ok()).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for call in calls {
+        call.await.unwrap();
+    }
+    let view = tree.window().look();
+    let fact = |name| {
+        let facts = &view.rooms[0].facts;
+        facts
+            .iter()
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| value.clone())
+    };
+    let head = audit.head().await.unwrap();
+    assert_eq!(head.seq, Seq(1 + 64 * 20 * 2));
+    eprintln!(
+        "{} records in {:?} syncs (snapshot may be a ping old)",
+        head.seq,
+        fact("syncs")
+    );
+    tree.stop().await;
+    intact(&place.dir);
+}

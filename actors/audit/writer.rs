@@ -1,0 +1,377 @@
+//! The one writer thread: collects what callers bring into groups, makes each group durable with one sync, answers all.
+//!
+//! A group is what is waiting when the disk is free, up to 64 records. Callers that were answered together tend to come
+//! back together: the thread waits for as many as last time, but at most 2 ms and no longer than the last write took.
+//! A lone caller never waits.
+
+use super::error::AuditError;
+use super::log::{Log, LogSpec, OpenReport, Written};
+use super::offline::Horizon;
+use crate::supervision::{Feed, Flag, Reply};
+use portcullis_core::audit::{Body, BootId, Head, Once, OnceKey, Record, Seq};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+/// The most records of one sync.
+const GROUP: usize = 64;
+/// The longest wait for a group to fill.
+const COLLECT: Duration = Duration::from_millis(2);
+/// Between two looks at the queue while a group fills.
+const NAP: Duration = Duration::from_micros(20);
+/// Jobs that may wait for the thread.
+const QUEUE: usize = 1_024;
+/// Newest records kept in memory for `tail`.
+const RING: usize = 256;
+
+/// Where an answer goes.
+pub(super) enum Answer<T> {
+    /// To a caller of the room; holds its place in the room's gate.
+    Room(Reply<T, AuditError>),
+    /// To a part of the room itself.
+    Own(oneshot::Sender<Result<T, AuditError>>),
+}
+
+impl<T> Answer<T> {
+    fn is_wanted(&self) -> bool {
+        match self {
+            Self::Room(reply) => reply.is_wanted(),
+            Self::Own(reply) => !reply.is_closed(),
+        }
+    }
+
+    pub(super) fn send(self, answer: Result<T, AuditError>) {
+        match self {
+            Self::Room(reply) => reply.send(answer),
+            // Whoever gave up is told nothing.
+            Self::Own(reply) => drop(reply.send(answer)),
+        }
+    }
+}
+
+/// Work for the thread.
+pub(super) enum Job {
+    /// Record this.
+    Append(Box<Body>, Answer<Seq>),
+    /// Record this intent, unless its key is there.
+    Once(Box<Body>, Answer<Once>),
+    /// What is durable now, and the newest records.
+    Look(Answer<Look>),
+    /// Write the stop mark and end.
+    Close(Answer<Seq>),
+}
+
+/// The state of the log between two groups.
+pub(super) struct Look {
+    pub(super) horizon: Horizon,
+    /// The newest records in order, without a hole.
+    pub(super) ring: Vec<Arc<Record>>,
+}
+
+/// What is shown of the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogStatus {
+    /// The newest durable record.
+    pub head: Head,
+    /// Intents without an outcome.
+    pub open: usize,
+    /// Idempotency keys in memory.
+    pub keys: usize,
+    /// Syncs since the start.
+    pub groups: u64,
+    /// Why nothing can be recorded now.
+    pub broken: Option<AuditError>,
+}
+
+/// The thread and the way to it. Dropped, the thread finishes what it was given and ends; the lock on the log tells when.
+pub(super) struct Writer {
+    jobs: SyncSender<Job>,
+    thread: JoinHandle<()>,
+    status: Arc<Flag<LogStatus>>,
+}
+
+/// A job that was not taken.
+pub(super) enum NotTaken {
+    Full(Job),
+    /// The thread is gone: the room must restart.
+    Gone,
+}
+
+impl Writer {
+    /// Opens the log and starts the thread. Blocks: reads the end of the log back.
+    pub(super) fn open(
+        spec: LogSpec,
+        feed: Feed<Arc<Record>>,
+    ) -> Result<(Self, OpenReport), AuditError> {
+        let (log, report) = Log::open(spec)?;
+        let (jobs, queue) = sync_channel(QUEUE);
+        let status = Arc::new(Flag::new(status_of(&log, 0)));
+        let thread = Thread {
+            log,
+            queue,
+            feed,
+            status: status.clone(),
+            ring: VecDeque::new(),
+            expect: 1,
+            took: Duration::ZERO,
+            groups: 0,
+        };
+        let thread = std::thread::Builder::new()
+            .name("audit-writer".into())
+            .spawn(move || thread.run())
+            .map_err(|error| AuditError::writing(&error))?;
+        let writer = Self {
+            jobs,
+            thread,
+            status,
+        };
+        Ok((writer, report))
+    }
+
+    /// Hands a job over; never waits.
+    pub(super) fn submit(&self, job: Job) -> Result<(), NotTaken> {
+        self.jobs.try_send(job).map_err(|error| match error {
+            TrySendError::Full(job) => NotTaken::Full(job),
+            TrySendError::Disconnected(_) => NotTaken::Gone,
+        })
+    }
+
+    pub(super) fn status(&self) -> LogStatus {
+        self.status.get()
+    }
+
+    /// Waits for the thread, which must have been told to close.
+    pub(super) fn join(self) {
+        drop(self.jobs);
+        // A panic of the thread was seen as a lost answer already.
+        let _ = self.thread.join();
+    }
+}
+
+fn status_of(log: &Log, groups: u64) -> LogStatus {
+    LogStatus {
+        head: log.head,
+        open: log.ledger.open.len(),
+        keys: log.ledger.once.len(),
+        groups,
+        broken: log.broken().cloned(),
+    }
+}
+
+struct Thread {
+    log: Log,
+    queue: Receiver<Job>,
+    feed: Feed<Arc<Record>>,
+    status: Arc<Flag<LogStatus>>,
+    ring: VecDeque<Arc<Record>>,
+    /// Records in the last group: so many are waited for.
+    expect: usize,
+    /// How long the last group took to write.
+    took: Duration,
+    groups: u64,
+}
+
+/// A group being put together: records, and who waits for what.
+#[derive(Default)]
+struct Group {
+    bodies: Vec<Body>,
+    waits: Vec<Wait>,
+    /// Keys of intents in this group.
+    keys: BTreeMap<OnceKey, usize>,
+    /// Intents that this group closes.
+    closed: BTreeSet<Seq>,
+    looks: Vec<Answer<Look>>,
+    close: Option<Answer<Seq>>,
+}
+
+enum Wait {
+    Seq(usize, Answer<Seq>),
+    New(usize, Answer<Once>),
+    /// The same key twice in one group: the second waits for the first.
+    Twin(usize, Answer<Once>),
+}
+
+impl Thread {
+    fn run(mut self) {
+        while let Ok(first) = self.queue.recv() {
+            let mut group = Group::default();
+            self.stage(&mut group, first);
+            self.collect(&mut group);
+            let (close, looks) = (group.close.take(), std::mem::take(&mut group.looks));
+            let altered = self.write(group);
+            for look in looks {
+                look.send(Ok(Look {
+                    horizon: self.log.horizon(),
+                    ring: self.ring.iter().cloned().collect(),
+                }));
+            }
+            if let Some(close) = close {
+                let stop = self.log.append(&[Body::Stop]);
+                let stop = stop.map(|written| self.publish(written, vec![Body::Stop]).seq);
+                // The lock goes before the answer: whoever was answered may open the log again.
+                drop(self.log);
+                close.send(stop);
+                return;
+            }
+            if altered {
+                // The room finds its thread gone, restarts, and reads the log anew.
+                return;
+            }
+        }
+    }
+
+    fn collect(&mut self, group: &mut Group) {
+        self.drain(group);
+        // Asleep, and not in `recv`: there each job would wake the thread, and cost a switch.
+        let until = Instant::now() + COLLECT.min(self.took);
+        while !group.bodies.is_empty()
+            && group.bodies.len() < self.expect.min(GROUP)
+            && group.close.is_none()
+            && Instant::now() < until
+        {
+            std::thread::sleep(NAP);
+            self.drain(group);
+        }
+    }
+
+    fn drain(&mut self, group: &mut Group) {
+        while group.bodies.len() < GROUP && group.close.is_none() {
+            match self.queue.try_recv() {
+                Ok(job) => self.stage(group, job),
+                Err(_) => break,
+            }
+        }
+    }
+
+    fn stage(&mut self, group: &mut Group, job: Job) {
+        match job {
+            Job::Append(body, answer) => {
+                if !answer.is_wanted() {
+                    return;
+                }
+                if let Body::Outcome { intent, .. } = *body
+                    && (!self.log.is_open(intent) || !group.closed.insert(intent))
+                {
+                    answer.send(Err(AuditError::NotOpen(intent)));
+                    return;
+                }
+                let index = group.push(*body);
+                group.waits.push(Wait::Seq(index, answer));
+            }
+            Job::Once(body, answer) => {
+                if !answer.is_wanted() {
+                    return;
+                }
+                let Some(key) = once_key(&body) else {
+                    let index = group.push(*body);
+                    group.waits.push(Wait::New(index, answer));
+                    return;
+                };
+                let now = self.log.spec().clock.stamp().wall_ms;
+                if let Some(index) = group.keys.get(&key) {
+                    group.waits.push(Wait::Twin(*index, answer));
+                } else if let Some(seen) = self.log.ledger.once.get(&key, now) {
+                    answer.send(Ok(seen));
+                } else {
+                    let index = group.push(*body);
+                    group.waits.push(Wait::New(index, answer));
+                }
+            }
+            Job::Look(answer) => group.looks.push(answer),
+            Job::Close(answer) => group.close = Some(answer),
+        }
+    }
+
+    /// Writes and answers. `true`: the log on the disk is not what was written.
+    fn write(&mut self, group: Group) -> bool {
+        if group.bodies.is_empty() {
+            return false;
+        }
+        let began = Instant::now();
+        let count = group.bodies.len();
+        let written = self.log.append(&group.bodies);
+        self.took = began.elapsed();
+        self.expect = count;
+        self.groups += 1;
+        match written {
+            Ok(written) => {
+                // Before any answer: whoever was answered finds its record in the head.
+                self.status.set(status_of(&self.log, self.groups));
+                let lead = written.lead.len();
+                let seqs: Vec<Seq> = written.heads[lead..].iter().map(|head| head.seq).collect();
+                for wait in group.waits {
+                    match wait {
+                        Wait::Seq(index, answer) => answer.send(Ok(seqs[index])),
+                        Wait::New(index, answer) => answer.send(Ok(Once::New { seq: seqs[index] })),
+                        Wait::Twin(index, answer) => answer.send(Ok(Once::Seen {
+                            seq: seqs[index],
+                            outcome: None,
+                        })),
+                    }
+                }
+                self.publish(written, group.bodies);
+                false
+            }
+            Err(error) => {
+                for wait in group.waits {
+                    match wait {
+                        Wait::Seq(_, answer) => answer.send(Err(error.clone())),
+                        Wait::New(_, answer) | Wait::Twin(_, answer) => {
+                            answer.send(Err(error.clone()));
+                        }
+                    }
+                }
+                self.status.set(status_of(&self.log, self.groups));
+                matches!(error, AuditError::Altered(_))
+            }
+        }
+    }
+
+    /// Shows durable records to those who watch; returns the head.
+    fn publish(&mut self, written: Written, bodies: Vec<Body>) -> Head {
+        let boot: BootId = self.log.spec().boot;
+        self.log.settle(&written, &bodies);
+        let mut before = written.before;
+        for (body, head) in written.lead.into_iter().chain(bodies).zip(written.heads) {
+            let record = Arc::new(Record {
+                seq: head.seq,
+                prev: before.hash,
+                hash: head.hash,
+                stamp: written.stamp,
+                boot,
+                body,
+            });
+            before = head;
+            if self.ring.len() == RING {
+                self.ring.pop_front();
+            }
+            self.ring.push_back(record.clone());
+            self.feed.publish(record);
+        }
+        self.status.set(status_of(&self.log, self.groups));
+        before
+    }
+}
+
+impl Group {
+    fn push(&mut self, body: Body) -> usize {
+        let index = self.bodies.len();
+        if let Some(key) = once_key(&body) {
+            self.keys.insert(key, index);
+        }
+        self.bodies.push(body);
+        index
+    }
+}
+
+/// The key of an intent, as the index has it.
+fn once_key(body: &Body) -> Option<OnceKey> {
+    let Body::Intent(entry) = body else {
+        return None;
+    };
+    let key = entry.idempotency_key.as_deref()?;
+    Some(OnceKey::of(entry.principal.as_deref(), key))
+}

@@ -1,0 +1,186 @@
+//! The way to pairing for other rooms.
+
+use super::actor::PairingRoom;
+use super::messages::{By, Manage, PairingMsg, PairingRefusal, PairingWiring};
+use crate::act::entry_of;
+use crate::supervision::{CallError, Feed, FeedReader, Handle, Policy, Reply, TreeBuilder};
+use portcullis_core::auth::{Principal, Role, ScopeSet};
+use portcullis_core::ids::DeviceId;
+use portcullis_core::pairing::{Caller, ConnectFacts, News, Verdict};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+const WITHIN: Duration = Duration::from_secs(5);
+/// Requests the room takes at once.
+const CAPACITY: usize = 1_024;
+
+/// Handle to pairing. Clone it freely; it survives restarts of the room.
+///
+/// The results of the `device.*` methods are the JSON of wire.md section 9. Every change is durable when it returns.
+#[derive(Clone, Debug)]
+pub struct PairingHandle {
+    room: Handle<PairingMsg>,
+    news: Feed<News>,
+}
+
+impl PairingHandle {
+    /// Adds the room to a tree.
+    pub fn add(tree: &mut TreeBuilder, wiring: PairingWiring) -> Self {
+        let news = wiring.news.clone();
+        let room = tree.room::<PairingRoom>(Policy::new(CAPACITY), wiring);
+        Self { room, news }
+    }
+
+    /// Decides on a connection whose device signature has been verified. Writes nothing for a device that is paired
+    /// and has its token.
+    ///
+    /// # Errors
+    /// [`PairingRefusal`].
+    pub async fn decide(&self, facts: ConnectFacts) -> Result<Verdict, PairingRefusal> {
+        let facts = Box::new(facts);
+        self.ask(|reply| PairingMsg::Decide(facts, reply)).await
+    }
+
+    /// The generation under which a session of this device and role may live; `None`: under none. For the check
+    /// between intent and act.
+    ///
+    /// # Errors
+    /// [`PairingRefusal`]: then do not act.
+    pub async fn current_generation(
+        &self,
+        device: &DeviceId,
+        role: Role,
+    ) -> Result<Option<u64>, PairingRefusal> {
+        let device = device.clone();
+        self.ask(|reply| PairingMsg::Generation(device, role, reply))
+            .await
+    }
+
+    /// `device.pair.list`. `connected`: the devices that have a live socket, as the edge knows them.
+    ///
+    /// # Errors
+    /// [`PairingRefusal`].
+    pub async fn list(
+        &self,
+        by: &Principal,
+        connected: BTreeSet<DeviceId>,
+    ) -> Result<Value, PairingRefusal> {
+        let caller = Caller::of(by);
+        self.ask(|reply| PairingMsg::List(caller, connected, reply))
+            .await
+    }
+
+    /// One request or device by its id, in the shape of the list.
+    ///
+    /// # Errors
+    /// [`PairingRefusal`].
+    pub async fn show(&self, by: &Principal, id: &str) -> Result<Option<Value>, PairingRefusal> {
+        let (caller, id) = (Caller::of(by), id.to_owned());
+        self.ask(|reply| PairingMsg::Show(caller, id, reply)).await
+    }
+
+    /// `device.pair.approve`. `narrow`: give what both ask and approver hold, instead of refusing with the scope that
+    /// the approver lacks.
+    ///
+    /// # Errors
+    /// [`PairingRefusal`].
+    pub async fn approve(
+        &self,
+        by: &Principal,
+        request_id: &str,
+        narrow: bool,
+    ) -> Result<Value, PairingRefusal> {
+        let request_id = request_id.to_owned();
+        self.manage(by, Manage::Approve { request_id, narrow })
+            .await
+    }
+
+    /// `device.pair.reject`.
+    ///
+    /// # Errors
+    /// [`PairingRefusal`].
+    pub async fn reject(&self, by: &Principal, request_id: &str) -> Result<Value, PairingRefusal> {
+        let request_id = request_id.to_owned();
+        self.manage(by, Manage::Reject { request_id }).await
+    }
+
+    /// `device.pair.remove`.
+    ///
+    /// # Errors
+    /// [`PairingRefusal`].
+    pub async fn remove(&self, by: &Principal, device: &DeviceId) -> Result<Value, PairingRefusal> {
+        self.manage(by, Manage::Remove(device.clone())).await
+    }
+
+    /// `device.pair.rename`.
+    ///
+    /// # Errors
+    /// [`PairingRefusal`].
+    pub async fn rename(
+        &self,
+        by: &Principal,
+        device: &DeviceId,
+        label: &str,
+    ) -> Result<Value, PairingRefusal> {
+        self.manage(by, Manage::Rename(device.clone(), label.to_owned()))
+            .await
+    }
+
+    /// `device.token.rotate`. The result holds the token when `by` is the device itself.
+    ///
+    /// # Errors
+    /// [`PairingRefusal`].
+    pub async fn rotate(
+        &self,
+        by: &Principal,
+        device: &DeviceId,
+        role: Role,
+        scopes: Option<ScopeSet>,
+    ) -> Result<Value, PairingRefusal> {
+        self.manage(by, Manage::Rotate(device.clone(), role, scopes))
+            .await
+    }
+
+    /// `device.token.revoke`.
+    ///
+    /// # Errors
+    /// [`PairingRefusal`].
+    pub async fn revoke(
+        &self,
+        by: &Principal,
+        device: &DeviceId,
+        role: Role,
+    ) -> Result<Value, PairingRefusal> {
+        self.manage(by, Manage::Revoke(device.clone(), role)).await
+    }
+
+    /// Requests, decisions, and whose sessions must end. Subscribe before the first `decide`.
+    pub fn news(&self) -> FeedReader<News> {
+        self.news.subscribe()
+    }
+
+    async fn manage(&self, by: &Principal, what: Manage) -> Result<Value, PairingRefusal> {
+        let by = Box::new(By {
+            caller: Caller::of(by),
+            entry: entry_of(by),
+        });
+        self.ask(|reply| PairingMsg::Manage(by, what, reply)).await
+    }
+
+    async fn ask<T>(
+        &self,
+        make: impl FnOnce(Reply<T, PairingRefusal>) -> PairingMsg,
+    ) -> Result<T, PairingRefusal> {
+        self.room
+            .call(WITHIN, make)
+            .await
+            .map_err(|error| match error {
+                CallError::Refused(refusal) => refusal,
+                CallError::Overloaded => PairingRefusal::Overloaded,
+                CallError::Unavailable { may_have_run } | CallError::Deadline { may_have_run } => {
+                    PairingRefusal::Down { may_have_run }
+                }
+            })
+    }
+}

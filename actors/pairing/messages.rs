@@ -1,0 +1,109 @@
+//! What the room may be asked, and how it refuses.
+
+use super::config::PairingConfig;
+use crate::act::ActError;
+use crate::audit::AuditHandle;
+use crate::clock::Clock;
+use crate::store::Store;
+use crate::supervision::{Feed, Reply};
+use portcullis_core::audit::Entry;
+use portcullis_core::auth::{Role, ScopeSet};
+use portcullis_core::ids::DeviceId;
+use portcullis_core::pairing::{Caller, ConnectFacts, News, Refusal, Verdict};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use thiserror::Error;
+
+/// What the room is given at each start.
+#[derive(Clone)]
+pub struct PairingWiring {
+    /// Limits.
+    pub config: PairingConfig,
+    /// Where rows lie.
+    pub store: Store,
+    /// Where acts are recorded.
+    pub audit: AuditHandle,
+    /// The time.
+    pub clock: Clock,
+    /// Where news are told.
+    pub news: Feed<News>,
+}
+
+/// A refusal of pairing.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum PairingRefusal {
+    /// By the rules.
+    #[error(transparent)]
+    Rule(#[from] Refusal),
+    /// Not recorded or not stored.
+    #[error(transparent)]
+    Act(#[from] ActError),
+    /// The room is down or did not answer in time.
+    #[error("pairing does not answer: `portcullis status` shows why")]
+    Down {
+        /// The change may have been made.
+        may_have_run: bool,
+    },
+    /// Too many requests wait already.
+    #[error("pairing is overloaded: try again")]
+    Overloaded,
+}
+
+impl PairingRefusal {
+    /// Stable code.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Rule(refusal) => refusal.code(),
+            Self::Act(error) => error.code(),
+            Self::Down { .. } => "ROOM_DOWN",
+            Self::Overloaded => "OVERLOADED",
+        }
+    }
+}
+
+/// An operator, and what the record says of it.
+pub struct By {
+    pub(super) caller: Caller,
+    pub(super) entry: Entry,
+}
+
+/// A request to the room.
+pub enum PairingMsg {
+    /// A proven device connects.
+    Decide(Box<ConnectFacts>, Reply<Verdict, PairingRefusal>),
+    /// Under which generation a session of this device and role may live.
+    Generation(DeviceId, Role, Reply<Option<u64>, PairingRefusal>),
+    /// `device.pair.list`, with the devices that are connected now.
+    List(Caller, BTreeSet<DeviceId>, Reply<Value, PairingRefusal>),
+    /// One request or device by its id.
+    Show(Caller, String, Reply<Option<Value>, PairingRefusal>),
+    /// `device.pair.*` and `device.token.*`.
+    Manage(Box<By>, Manage, Reply<Value, PairingRefusal>),
+    /// From the room's own timer.
+    Expire,
+}
+
+/// What an operator does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Manage {
+    /// Says yes. `narrow`: to what the approver holds, where it holds less than is asked.
+    Approve {
+        /// Which request.
+        request_id: String,
+        /// See above.
+        narrow: bool,
+    },
+    /// Says no.
+    Reject {
+        /// Which request.
+        request_id: String,
+    },
+    /// Forgets a device.
+    Remove(DeviceId),
+    /// Names a device.
+    Rename(DeviceId, String),
+    /// Makes a new token.
+    Rotate(DeviceId, Role, Option<ScopeSet>),
+    /// Takes a role away.
+    Revoke(DeviceId, Role),
+}

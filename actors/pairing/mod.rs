@@ -1,0 +1,25 @@
+//! Pairing: which devices are known, what waits for a person, and whose sessions must end.
+//!
+//! - *Owns*: devices and requests (kinds `pairing.device` and `pairing.pending` in the store); of tokens the hashes.
+//! - *Called by*: auth (`decide`, `generation`), the edge (list, approve, reject, remove, rename, rotate, revoke).
+//! - *Calls*: the audit log and the store. Upwards it only tells news: [`PairingHandle::news`].
+//! - *On a crash* nothing is lost: every change is durable before it counts, and all of it is re-read. News told in
+//!   between may be missed; a session compares its generation again before it acts.
+//! - *Refuses* as core's `Refusal` says; when a change cannot be recorded or stored, it is not made. At a start, rows
+//!   that are unsound or written under an intent that the log does not hold are left out: their devices pair anew.
+
+mod actor;
+mod config;
+mod handle;
+mod messages;
+#[cfg(test)]
+mod tests;
+
+pub use actor::PairingRoom;
+pub use config::PairingConfig;
+pub use handle::PairingHandle;
+pub use messages::{PairingMsg, PairingRefusal, PairingWiring};
+pub use portcullis_core::pairing::{
+    Caller, Client, ConnectFacts, Invalidation, IssuedToken, News, PairingNeeded, TokenRefusal,
+    Verdict,
+};

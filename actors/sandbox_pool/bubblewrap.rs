@@ -1,0 +1,159 @@
+//! What a box is made of, in bubblewrap's words, and bubblewrap's word about it.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::Command;
+
+use serde::Deserialize;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::unix::pipe;
+
+use super::spec::{BoxSpec, CELL_INSIDE, HOST_NAME, RUN_INSIDE, WORKSPACE_INSIDE};
+
+/// Parts of the host's `/etc` that a box may see, where they exist.
+const ETC: [&str; 7] = [
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "alternatives",
+    "localtime",
+    "ssl/certs",
+    "ca-certificates/extracted",
+];
+/// Ours, the same for every box: no user of the host is named in one.
+pub const ETC_OURS: [&str; 5] = ["passwd", "group", "hosts", "nsswitch.conf", "hostname"];
+/// The host's devices that a box has.
+const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+/// Descriptor of the child: bubblewrap's report.
+pub const INFO_FD: i32 = 3;
+/// Descriptor of the child: bubblewrap starts the box when it can read a byte there.
+pub const BLOCK_FD: i32 = 4;
+
+/// bubblewrap's options: everything is listed, nothing of the host is there that is not named here.
+///
+/// Neither `--dev` (for its devpts) nor `--disable-userns`: both nest a second user namespace in one where the box's uid is 0, and
+/// `uid_map` then reads as if a box held a root. The cell's filter refuses new namespaces anyway.
+pub fn arguments(
+    command: &mut Command,
+    spec: &BoxSpec,
+    workspace: &Path,
+    run_dir: &Path,
+    cell: &Path,
+    etc: &Path,
+) {
+    command.args([
+        "--unshare-all",
+        "--unshare-user",
+        "--as-pid-1",
+        "--new-session",
+        "--clearenv",
+    ]);
+    command.args(["--cap-drop", "ALL", "--hostname", HOST_NAME]);
+    command.args([
+        "--uid",
+        &spec.uid.to_string(),
+        "--gid",
+        &spec.gid.to_string(),
+    ]);
+    command.args([
+        "--info-fd",
+        &INFO_FD.to_string(),
+        "--block-fd",
+        &BLOCK_FD.to_string(),
+    ]);
+    for (name, value) in BoxSpec::cell_env() {
+        command.args(["--setenv", name, value]);
+    }
+    command.args(["--ro-bind", "/usr", "/usr"]);
+    for name in ["bin", "sbin", "lib", "lib32", "lib64", "libx32"] {
+        let path = Path::new("/").join(name);
+        match fs::read_link(&path) {
+            // A merged /usr: the same link inside.
+            Ok(target) => command.arg("--symlink").arg(target).arg(&path),
+            Err(_) if path.is_dir() => command.arg("--ro-bind").arg(&path).arg(&path),
+            Err(_) => continue,
+        };
+    }
+    for name in ETC {
+        let path = Path::new("/etc").join(name);
+        command.arg("--ro-bind-try").arg(&path).arg(&path);
+    }
+    for name in ETC_OURS {
+        command
+            .arg("--ro-bind")
+            .arg(etc.join(name))
+            .arg(Path::new("/etc").join(name));
+    }
+    // A tmpfs counts as the box's memory; these sizes keep one of them from taking all of it.
+    let half = (spec.limits.memory_bytes / 2).max(1 << 20).to_string();
+    command.args([
+        "--proc", "/proc", "--perms", "755", "--size", "65536", "--tmpfs", "/dev",
+    ]);
+    for name in DEVICES {
+        let path = Path::new("/dev").join(name);
+        command.arg("--dev-bind-try").arg(&path).arg(&path);
+    }
+    for (target, name) in [
+        ("/proc/self/fd", "fd"),
+        ("fd/0", "stdin"),
+        ("fd/1", "stdout"),
+        ("fd/2", "stderr"),
+    ] {
+        command
+            .arg("--symlink")
+            .arg(target)
+            .arg(Path::new("/dev").join(name));
+    }
+    command.args([
+        "--perms",
+        "1777",
+        "--size",
+        &half,
+        "--tmpfs",
+        "/dev/shm",
+        "--remount-ro",
+        "/dev",
+    ]);
+    command.args([
+        "--perms",
+        "1777",
+        "--size",
+        &half,
+        "--tmpfs",
+        "/tmp",
+        "--dir",
+        "/var",
+        "--symlink",
+        "/tmp",
+        "/var/tmp",
+    ]);
+    command.arg("--ro-bind").arg(run_dir).arg(RUN_INSIDE);
+    command.arg("--ro-bind").arg(cell).arg(CELL_INSIDE);
+    command.arg("--bind").arg(workspace).arg(WORKSPACE_INSIDE);
+    command.args(["--remount-ro", "/", "--chdir", WORKSPACE_INSIDE, "--"]);
+    command.args(spec.cell_argv());
+}
+
+/// Reads bubblewrap's report up to the pid it names.
+pub async fn init_pid(info: OwnedFd) -> Result<u32, String> {
+    #[derive(Deserialize)]
+    struct Report {
+        #[serde(rename = "child-pid")]
+        pid: u32,
+    }
+    let mut info = pipe::Receiver::from_owned_fd(info).map_err(|error| error.to_string())?;
+    let mut text = Vec::new();
+    loop {
+        if let Ok(report) = serde_json::from_slice::<Report>(&text) {
+            return Ok(report.pid);
+        }
+        let read = info
+            .read_buf(&mut text)
+            .await
+            .map_err(|error| error.to_string())?;
+        if read == 0 || text.len() > 4096 {
+            return Err("bubblewrap did not start:".to_owned());
+        }
+    }
+}

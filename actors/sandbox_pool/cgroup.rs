@@ -1,0 +1,363 @@
+//! The ceilings of a box, held by the kernel: memory with swap, processor share, number of processes. Both generations of cgroups.
+//!
+//! A box's group is a child of the daemon's own group, so that a limit on the daemon's service also holds for its boxes; where the
+//! second generation forbids that (other processes in the daemon's group), of a top-level `portcullis` group.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::spec::BoxLimits;
+
+/// Length of a processor-share period in microseconds.
+const PERIOD_US: u64 = 100_000;
+
+/// Where groups for boxes can be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cgroups {
+    /// One folder per controller.
+    V1 {
+        /// Parent in the memory hierarchy.
+        memory: PathBuf,
+        /// Parent in the cpu hierarchy.
+        cpu: PathBuf,
+        /// Parent in the pids hierarchy.
+        pids: PathBuf,
+    },
+    /// One folder for all.
+    V2 {
+        /// Parent, with the three controllers switched on for its children.
+        base: PathBuf,
+    },
+}
+
+/// One box's group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    folders: Vec<PathBuf>,
+    v2: bool,
+}
+
+impl Cgroups {
+    /// Finds where this process may make groups, and proves it by making one.
+    ///
+    /// # Errors
+    /// A sentence that says what is missing.
+    pub fn find() -> Result<Self, String> {
+        let own = read("/proc/self/cgroup")?;
+        let mounts = read("/proc/self/mountinfo")?;
+        let found = match v2(&own, &mounts) {
+            Some((mount, own)) => Self::V2 { base: prepare_v2(&mount, &own)? },
+            None => v1(&own, &mounts)
+                .ok_or("neither the memory, cpu and pids hierarchies of cgroup v1 nor a cgroup v2 with them is mounted")?,
+        };
+        let random = super::probe::random_hex(4).map_err(|error| error.to_string())?;
+        let trial = found.group(&format!("trial-{random}"));
+        let limits = BoxLimits {
+            memory_bytes: 64 << 20,
+            cpu_millis: 1000,
+            pids: 16,
+        };
+        let made = trial
+            .make(&limits)
+            .map_err(|error| format!("a control group cannot be made: {error}"));
+        trial.remove_now();
+        made.map(|()| found)
+    }
+
+    /// The group of this name, whether or not it exists.
+    pub fn group(&self, name: &str) -> Group {
+        let name = format!("portcullis-{name}");
+        match self {
+            Self::V1 { memory, cpu, pids } => Group {
+                folders: vec![memory.join(&name), cpu.join(&name), pids.join(&name)],
+                v2: false,
+            },
+            Self::V2 { base } => Group {
+                folders: vec![base.join(&name)],
+                v2: true,
+            },
+        }
+    }
+}
+
+impl Group {
+    /// Makes it, with its limits.
+    pub fn make(&self, limits: &BoxLimits) -> io::Result<()> {
+        for folder in &self.folders {
+            match fs::create_dir(folder) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(named(folder, &error));
+                }
+                _ => {}
+            }
+        }
+        let memory = limits.memory_bytes.to_string();
+        let quota = u64::from(limits.cpu_millis) * PERIOD_US / 1000;
+        let pids = limits.pids.to_string();
+        match &self.folders[..] {
+            [all] if self.v2 => {
+                put(all, "memory.max", &memory)?;
+                // Swap beside it would be memory beyond the limit; a kernel without swap has no such file.
+                put_if_there(all, "memory.swap.max", "0")?;
+                put(all, "cpu.max", &format!("{quota} {PERIOD_US}"))?;
+                put(all, "pids.max", &pids)
+            }
+            [in_memory, in_cpu, in_pids] => {
+                put(in_memory, "memory.limit_in_bytes", &memory)?;
+                put_if_there(in_memory, "memory.memsw.limit_in_bytes", &memory)?;
+                put(in_cpu, "cpu.cfs_period_us", &PERIOD_US.to_string())?;
+                put(in_cpu, "cpu.cfs_quota_us", &quota.to_string())?;
+                put(in_pids, "pids.max", &pids)
+            }
+            _ => Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
+
+    /// Moves a process in; its later children are born there.
+    pub fn add(&self, pid: u32) -> io::Result<()> {
+        self.folders
+            .iter()
+            .try_for_each(|folder| put(folder, "cgroup.procs", &pid.to_string()))
+    }
+
+    /// How often the kernel killed something in it for want of memory.
+    pub fn out_of_memory(&self) -> u64 {
+        let file = if self.v2 {
+            "memory.events"
+        } else {
+            "memory.oom_control"
+        };
+        let text = self
+            .folders
+            .first()
+            .and_then(|folder| fs::read_to_string(folder.join(file)).ok())
+            .unwrap_or_default();
+        text.lines()
+            .find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+            .unwrap_or(0)
+    }
+
+    /// Removes it; waits a little for the kernel to bury its last processes. True when it is gone.
+    pub async fn remove(&self) -> bool {
+        for _ in 0..100 {
+            if self.remove_now() {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        false
+    }
+
+    fn remove_now(&self) -> bool {
+        let mut gone = true;
+        for folder in &self.folders {
+            gone &= fs::remove_dir(folder)
+                .map_or_else(|error| error.kind() == io::ErrorKind::NotFound, |()| true);
+        }
+        gone
+    }
+}
+
+fn read(path: &str) -> Result<String, String> {
+    fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))
+}
+
+fn named(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+fn put(folder: &Path, file: &str, value: &str) -> io::Result<()> {
+    let path = folder.join(file);
+    fs::write(&path, value).map_err(|error| named(&path, &error))
+}
+
+fn put_if_there(folder: &Path, file: &str, value: &str) -> io::Result<()> {
+    if folder.join(file).exists() {
+        put(folder, file, value)
+    } else {
+        Ok(())
+    }
+}
+
+/// A mount of `/proc/self/mountinfo`: its root inside the file system, its place, its kind, its super options.
+fn mounts(mountinfo: &str) -> impl Iterator<Item = (&str, &str, &str, &str)> {
+    mountinfo.lines().filter_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        let mut before = before.split(' ').skip(3);
+        let (root, place) = (before.next()?, before.next()?);
+        let mut after = after.split(' ');
+        let kind = after.next()?;
+        Some((root, place, kind, after.nth(1)?))
+    })
+}
+
+/// A group's folder: the mount may show only a part of the hierarchy (in a container).
+fn folder(root: &str, place: &str, own: &str) -> PathBuf {
+    let inside = if root == "/" {
+        own
+    } else {
+        own.strip_prefix(root).unwrap_or("")
+    };
+    Path::new(place).join(inside.trim_start_matches('/'))
+}
+
+fn v1(own: &str, mountinfo: &str) -> Option<Cgroups> {
+    let find = |controller: &str| {
+        let path = own.lines().find_map(|line| {
+            let mut parts = line.splitn(3, ':').skip(1);
+            let controllers = parts.next()?;
+            let path = parts.next()?;
+            controllers
+                .split(',')
+                .any(|one| one == controller)
+                .then_some(path)
+        })?;
+        mounts(mountinfo)
+            .find(|(_, _, kind, options)| {
+                *kind == "cgroup" && options.split(',').any(|one| one == controller)
+            })
+            .map(|(root, place, ..)| folder(root, place, path))
+    };
+    Some(Cgroups::V1 {
+        memory: find("memory")?,
+        cpu: find("cpu")?,
+        pids: find("pids")?,
+    })
+}
+
+/// The mount and the own group of a second-generation hierarchy that has all three controllers.
+fn v2(own: &str, mountinfo: &str) -> Option<(PathBuf, PathBuf)> {
+    let path = own.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let (root, place, ..) = mounts(mountinfo).find(|(_, _, kind, _)| *kind == "cgroup2")?;
+    let mount = PathBuf::from(place);
+    has_controllers(&mount, "cgroup.controllers").then(|| (mount, folder(root, place, path)))
+}
+
+fn has_controllers(folder: &Path, file: &str) -> bool {
+    let text = fs::read_to_string(folder.join(file)).unwrap_or_default();
+    ["memory", "cpu", "pids"]
+        .iter()
+        .all(|wanted| text.split_whitespace().any(|one| one == *wanted))
+}
+
+/// Makes a parent whose children have the controllers. A group with processes in it may not have such children, so the daemon moves
+/// into a group beside them, but only where it is alone: nobody else's processes are moved.
+fn prepare_v2(mount: &Path, own: &Path) -> Result<PathBuf, String> {
+    let enable = |folder: &Path| {
+        put(folder, "cgroup.subtree_control", "+memory +cpu +pids")
+            .map_err(|error| error.to_string())
+    };
+    if has_controllers(own, "cgroup.subtree_control") {
+        return Ok(own.to_owned());
+    }
+    let processes = fs::read_to_string(own.join("cgroup.procs")).unwrap_or_default();
+    let alone = processes
+        .split_whitespace()
+        .all(|pid| pid == std::process::id().to_string());
+    let first = if own == mount {
+        Err("the daemon is in the root group".to_owned())
+    } else if alone {
+        let beside = own.join("gateway");
+        fs::create_dir_all(&beside)
+            .and_then(|()| put(&beside, "cgroup.procs", &std::process::id().to_string()))
+            .map_err(|error| error.to_string())
+            .and_then(|()| enable(own))
+    } else {
+        Err(format!("{} holds other processes", own.display()))
+    };
+    if first.is_ok() {
+        return Ok(own.to_owned());
+    }
+    let top = mount.join("portcullis");
+    let made = fs::create_dir_all(&top).map_err(|error| named(&top, &error).to_string());
+    // Already on under systemd; where not, the root group may always switch it on.
+    let _ = enable(mount);
+    made.and_then(|()| enable(&top))
+        .map(|()| top)
+        .map_err(|error| format!("{error} ({})", first.err().unwrap_or_default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWN_V1: &str =
+        "9:name=systemd:/\n8:pids:/\n4:memory:/api/1\n2:cpuacct:/\n1:cpu:/x\n0::/\n";
+    const MOUNTS_V1: &str = "\
+31 30 0:27 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu
+32 30 0:28 / /sys/fs/cgroup/cpuacct rw,relatime - cgroup cgroup rw,cpuacct
+33 30 0:29 /api /sys/fs/cgroup/memory rw,relatime shared:7 - cgroup cgroup rw,memory
+34 30 0:30 / /sys/fs/cgroup/pids rw,relatime - cgroup cgroup rw,pids
+";
+
+    #[test]
+    fn first_generation_is_found_by_controller_and_mount_root() {
+        let found = v1(OWN_V1, MOUNTS_V1).unwrap();
+        let expected = Cgroups::V1 {
+            memory: "/sys/fs/cgroup/memory/1".into(),
+            cpu: "/sys/fs/cgroup/cpu/x".into(),
+            pids: "/sys/fs/cgroup/pids/".into(),
+        };
+        assert_eq!(found, expected);
+        assert!(v1("0::/\n", MOUNTS_V1).is_none());
+    }
+
+    /// The files of the second generation on an ordinary folder: what is written where, not that a kernel obeys.
+    #[test]
+    fn second_generation_gets_all_limits_in_one_folder() {
+        let place = tempfile::tempdir().unwrap();
+        fs::write(
+            place.path().join("cgroup.controllers"),
+            "cpuset cpu io memory pids\n",
+        )
+        .unwrap();
+        let mountinfo = format!(
+            "40 30 0:30 / {} rw - cgroup2 cgroup2 rw\n",
+            place.path().display()
+        );
+        let (mount, own) = v2("0::/app.service\n", &mountinfo).unwrap();
+        fs::create_dir(&own).unwrap();
+        fs::write(
+            own.join("cgroup.procs"),
+            format!("{}\n", std::process::id()),
+        )
+        .unwrap();
+        let base = prepare_v2(&mount, &own).unwrap();
+        assert_eq!(base, own);
+        assert_eq!(
+            fs::read_to_string(own.join("gateway/cgroup.procs")).unwrap(),
+            std::process::id().to_string()
+        );
+        let group = Cgroups::V2 { base }.group("abc");
+        group
+            .make(&BoxLimits {
+                memory_bytes: 1 << 29,
+                cpu_millis: 1500,
+                pids: 128,
+            })
+            .unwrap();
+        let read = |file: &str| fs::read_to_string(own.join("portcullis-abc").join(file)).unwrap();
+        assert_eq!(read("memory.max"), "536870912");
+        assert_eq!(read("cpu.max"), "150000 100000");
+        assert_eq!(read("pids.max"), "128");
+    }
+
+    #[test]
+    fn others_processes_are_never_moved() {
+        let place = tempfile::tempdir().unwrap();
+        let own = place.path().join("session.scope");
+        fs::create_dir(&own).unwrap();
+        fs::write(
+            own.join("cgroup.procs"),
+            format!("1\n{}\n", std::process::id()),
+        )
+        .unwrap();
+        assert_eq!(
+            prepare_v2(place.path(), &own).unwrap(),
+            place.path().join("portcullis")
+        );
+        assert!(!own.join("gateway").exists());
+    }
+}

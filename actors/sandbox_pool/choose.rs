@@ -1,0 +1,78 @@
+//! Which driver: what the config names, else Docker where an engine answers, else native. Never the bare host.
+
+use super::config::{Choice, SandboxPoolConfig};
+use super::docker::Docker;
+use super::driver::{Driver, DriverError, ProbeContext};
+use super::engine::EngineConfig;
+use super::native::Native;
+use super::probe;
+
+/// A driver that has proven itself, and why it is this one.
+#[derive(Debug, Clone)]
+pub struct Chosen {
+    /// The driver.
+    pub driver: Driver,
+    /// For `status` and the first lines of `up`.
+    pub why: String,
+}
+
+/// Tries the drivers in order; each proves itself with a box that tries to get out.
+///
+/// # Errors
+/// What each of them said, with the command that changes it.
+pub async fn choose(
+    config: &SandboxPoolConfig,
+    context: &ProbeContext,
+) -> Result<Chosen, Vec<String>> {
+    let mut said = Vec::new();
+    if config.driver != Choice::Native {
+        match docker(config, context).await {
+            Ok(chosen) => return Ok(chosen),
+            Err(error) => said.push(error.to_string()),
+        }
+    }
+    if config.driver != Choice::Docker {
+        match native(context).await {
+            Ok(mut chosen) => {
+                if let [docker] = &said[..] {
+                    chosen.why = format!("{}; not Docker: {docker}", chosen.why);
+                }
+                return Ok(chosen);
+            }
+            Err(error) => said.push(error.to_string()),
+        }
+    }
+    Err(said)
+}
+
+async fn native(context: &ProbeContext) -> Result<Chosen, DriverError> {
+    let native = Native::find(context)?;
+    let ceilings = native.has_cgroups();
+    let driver = Driver::Native(native);
+    probe::prove(&driver, context, ceilings).await?;
+    let why = if ceilings {
+        "bubblewrap, proven by a box that tried to get out"
+    } else {
+        "bubblewrap, WEAKER: boxes have no memory, processor or process ceiling (require_cgroup = false)"
+    };
+    Ok(Chosen {
+        driver,
+        why: why.to_owned(),
+    })
+}
+
+async fn docker(config: &SandboxPoolConfig, context: &ProbeContext) -> Result<Chosen, DriverError> {
+    let engine = EngineConfig {
+        engine: config.engine.clone(),
+        docker_host: std::env::var("DOCKER_HOST").ok(),
+        ..EngineConfig::default()
+    };
+    let docker = Docker::connect(context, &engine).await?;
+    let why = format!(
+        "{}, proven by a box that tried to get out",
+        docker.describe()
+    );
+    let driver = Driver::Docker(docker);
+    probe::prove(&driver, context, true).await?;
+    Ok(Chosen { driver, why })
+}

@@ -1,0 +1,432 @@
+//! The Docker driver: boxes as hardened containers of a local engine, over its Unix socket.
+//!
+//! The engine's own exec, logs and networks are never used: it makes, starts, removes and lists containers, and says when one ended. Each of
+//! its answers has a time-out. What a box is asked to be is in `hardening`; the kernel's word on it (`/proc/PID/status`) is asked too.
+
+use std::collections::HashMap;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bollard::Docker as Engine;
+use bollard::errors::Error as EngineError;
+use bollard::models::{ContainerSummary, ContainerSummaryStateEnum};
+use bollard::query_parameters::{
+    CreateContainerOptionsBuilder, ListContainersOptionsBuilder, RemoveContainerOptionsBuilder,
+    WaitContainerOptionsBuilder,
+};
+use futures_util::StreamExt;
+use portcullis_core::ids::BoxId;
+
+use super::driver::{DriverError, ProbeContext};
+pub use super::engine::EngineConfig;
+use super::engine::{self, CALL, EngineFacts, Fault, Opened, WORK, bounded};
+use super::evidence;
+use super::hardening::{
+    BOOT_LABEL, BOX_LABEL, HOSTS, OWNER_LABEL, PROFILE_LABEL, differences, hosts_file, request,
+};
+use super::image::{self, Image};
+use super::spec::{BoxSpec, FoundBox, StartedBox};
+
+/// How often the engine is asked for a sign of life while a box is waited for.
+const PULSE: Duration = Duration::from_secs(5);
+
+/// How a box ended, as [`Docker::wait`] saw it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BoxEnd {
+    /// Its init process ended; 137 is a kill, by the kernel for want of memory too.
+    Exited {
+        /// The exit code that the engine reports.
+        code: i64,
+    },
+    /// There is no such box (any more).
+    Gone,
+    /// The engine died or does not answer: what the box does now is unknown.
+    EngineLost {
+        /// What was seen.
+        reason: String,
+    },
+}
+
+/// A local engine that can keep what is asked of it. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Docker {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    engine: Engine,
+    socket: PathBuf,
+    owner: String,
+    busybox: PathBuf,
+    image: Image,
+    facts: EngineFacts,
+}
+
+impl Docker {
+    /// Looks at the engine: its version, what its kernel can limit, and the default image. That it contains anything is for
+    /// [`super::probe`] to prove, with a box.
+    ///
+    /// # Errors
+    /// `NO_DRIVER` with what was seen and the command that fixes it.
+    pub async fn connect(
+        context: &ProbeContext,
+        config: &EngineConfig,
+    ) -> Result<Self, DriverError> {
+        let Opened {
+            engine,
+            socket,
+            facts,
+        } = engine::open(config).await?;
+        let image = image::ensure(&engine, &config.busybox).await?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                engine,
+                socket,
+                owner: context.owner.clone(),
+                busybox: config.busybox.clone(),
+                image,
+                facts,
+            }),
+        })
+    }
+
+    /// The default image: boxes are made from its id.
+    pub fn image(&self) -> &Image {
+        &self.inner.image
+    }
+
+    /// One line for people: engine, version and socket.
+    pub fn describe(&self) -> String {
+        let Inner { facts, socket, .. } = &*self.inner;
+        format!("Docker {} at {}", facts.version, socket.display())
+    }
+
+    /// Makes, checks and starts a box; returns once the kernel says that its init process is confined as asked. Dropping the future may leave a
+    /// container behind: it carries the box's labels, so that [`Docker::list`] finds it.
+    ///
+    /// # Errors
+    /// `BOX_START_FAILED`; whatever was made is removed again.
+    pub async fn start(&self, spec: &BoxSpec) -> Result<StartedBox, DriverError> {
+        self.acceptable(spec)?;
+        write_hosts(spec)
+            .map_err(|error| DriverError::Start(format!("{}: {error}", spec.run_dir.display())))?;
+        let container = self.create(spec).await?;
+        let started = self.check_and_start(spec, &container).await;
+        if started.is_err()
+            && let Err(error) = self.remove(&container).await
+        {
+            tracing::warn!(box_id = spec.id.as_str(), %error, "a box that failed to start is left behind");
+        }
+        started
+    }
+
+    /// Ends a box of this gateway and everything in it; returns when the engine has removed it. One that does not exist is no error.
+    ///
+    /// # Errors
+    /// `BOX_STATE_UNKNOWN` when the engine does not answer or refuses.
+    pub async fn stop(&self, id: &BoxId) -> Result<(), DriverError> {
+        for container in self.find(&self.inner.owner, Some(id)).await? {
+            if let Some(container) = container.id {
+                self.remove(&container).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Every box with this owner's label, in whatever state, also one that was created and never started.
+    ///
+    /// # Errors
+    /// `BOX_STATE_UNKNOWN` when the engine does not answer.
+    pub async fn list(&self, owner: &str) -> Result<Vec<FoundBox>, DriverError> {
+        let found = self.find(owner, None).await?;
+        Ok(found.iter().filter_map(found_box).collect())
+    }
+
+    /// Waits for the end of a box or of the engine, whichever comes first. An engine that is killed is seen at once, one that hangs within 15 s.
+    /// It has no time-out of its own otherwise: a box may live for days.
+    pub async fn wait(&self, id: &BoxId) -> BoxEnd {
+        let container = match self.find(&self.inner.owner, Some(id)).await {
+            Ok(found) => found.into_iter().find_map(|container| container.id),
+            Err(error) => {
+                return BoxEnd::EngineLost {
+                    reason: error.to_string(),
+                };
+            }
+        };
+        let Some(container) = container else {
+            return BoxEnd::Gone;
+        };
+        let engine = &self.inner.engine;
+        let options = WaitContainerOptionsBuilder::default()
+            .condition("not-running")
+            .build();
+        let mut ends = engine.wait_container(&container, Some(options));
+        let mut end = pin!(ends.next());
+        loop {
+            tokio::select! {
+                said = &mut end => return box_end(said),
+                () = tokio::time::sleep(PULSE) => {
+                    if let Err(fault) = bounded(CALL, "ping", engine.ping()).await {
+                        return BoxEnd::EngineLost { reason: fault.to_string() };
+                    }
+                }
+            }
+        }
+    }
+
+    /// Refuses what no box of ours may be, whatever the caller thinks.
+    fn acceptable(&self, spec: &BoxSpec) -> Result<(), DriverError> {
+        let refuse = |why: String| Err(DriverError::Start(why));
+        if spec.uid == 0 || spec.gid == 0 {
+            return refuse("a box never runs as uid or gid 0".to_owned());
+        }
+        if spec.owner != self.inner.owner {
+            return refuse("the box names another gateway as its owner".to_owned());
+        }
+        if spec.limits.memory_bytes == 0 || spec.limits.cpu_millis == 0 || spec.limits.pids == 0 {
+            return refuse(
+                "memory, processor and pids limits are never 0, which would mean none".to_owned(),
+            );
+        }
+        for path in [&spec.workspace, &spec.run_dir, &spec.cell] {
+            // The engine resolves links as root; what it is given must be what was decided on.
+            let real = std::fs::canonicalize(path)
+                .map_err(|error| DriverError::Start(format!("{}: {error}", path.display())))?;
+            if real != *path || path.to_str().is_none() {
+                return refuse(format!(
+                    "{} is not a plain, absolute path without links",
+                    path.display()
+                ));
+            }
+        }
+        let facts = |path: &Path| {
+            std::fs::symlink_metadata(path)
+                .map_err(|error| DriverError::Start(format!("{}: {error}", path.display())))
+        };
+        // Who owns it decides, not a list of forbidden places: /etc, /proc and the like belong to root.
+        let workspace = facts(&spec.workspace)?;
+        if !workspace.is_dir() || workspace.uid() != spec.uid {
+            return refuse(format!(
+                "{} is not a folder of uid {}",
+                spec.workspace.display(),
+                spec.uid
+            ));
+        }
+        if facts(&spec.cell)?.uid() == spec.uid && spec.uid != rustix::process::geteuid().as_raw() {
+            return refuse(format!(
+                "{} belongs to the box's own user",
+                spec.cell.display()
+            ));
+        }
+        let exposes = |what: &Path| what.starts_with(&spec.workspace);
+        if exposes(&spec.run_dir) || exposes(&spec.cell) || exposes(&self.inner.socket) {
+            return refuse(format!(
+                "the workspace {} holds the gateway's or the engine's own files",
+                spec.workspace.display()
+            ));
+        }
+        Ok(())
+    }
+
+    /// Creates the container; imports the image again if somebody removed it since the probe.
+    async fn create(&self, spec: &BoxSpec) -> Result<String, DriverError> {
+        let Inner {
+            engine,
+            busybox,
+            image,
+            ..
+        } = &*self.inner;
+        match self.create_from(spec, &image.id).await {
+            Err(Fault::Engine(EngineError::DockerResponseServerError {
+                status_code: 404, ..
+            })) => {
+                let image = image::ensure(engine, busybox).await?;
+                self.create_from(spec, &image.id).await
+            }
+            other => other,
+        }
+        .map_err(|fault| DriverError::Start(fault.to_string()))
+    }
+
+    async fn create_from(&self, spec: &BoxSpec, image: &str) -> Result<String, Fault> {
+        let name = format!("portcullis-{}", spec.id.as_str());
+        let options = CreateContainerOptionsBuilder::default().name(&name).build();
+        let made = self
+            .inner
+            .engine
+            .create_container(Some(options), request(spec, image));
+        Ok(bounded(WORK, "create", made).await?.id)
+    }
+
+    async fn check_and_start(
+        &self,
+        spec: &BoxSpec,
+        container: &str,
+    ) -> Result<StartedBox, DriverError> {
+        let Inner { engine, facts, .. } = &*self.inner;
+        let failed = |fault: Fault| DriverError::Start(fault.to_string());
+        let said = bounded(CALL, "inspect", engine.inspect_container(container, None))
+            .await
+            .map_err(failed)?;
+        let image = said.image.clone().unwrap_or_default();
+        let wrong = differences(&request(spec, &image), &said, facts);
+        if !wrong.is_empty() {
+            return Err(DriverError::Start(format!(
+                "the engine made another box than was asked for: {}",
+                wrong.join("; ")
+            )));
+        }
+        bounded(WORK, "start", engine.start_container(container, None))
+            .await
+            .map_err(failed)?;
+        let init_pid = self.init_pid(container).await?;
+        if let Err(weak) = evidence::confined(init_pid, spec.uid, spec.gid).await {
+            // A cell that ends at once has no status to show: its exit code is then the better answer, as soon as the engine has seen it.
+            for _ in 0..20 {
+                self.init_pid(container).await?;
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            return Err(DriverError::Start(weak));
+        }
+        Ok(StartedBox {
+            init_pid,
+            image_digest: Some(image),
+            child: None,
+        })
+    }
+
+    /// The first process of a running container.
+    async fn init_pid(&self, container: &str) -> Result<u32, DriverError> {
+        let said = bounded(
+            CALL,
+            "inspect",
+            self.inner.engine.inspect_container(container, None),
+        );
+        let state = said
+            .await
+            .map_err(|fault| DriverError::Start(fault.to_string()))?
+            .state
+            .unwrap_or_default();
+        match state.pid.and_then(|pid| u32::try_from(pid).ok()) {
+            Some(pid) if pid > 1 && state.running == Some(true) => Ok(pid),
+            _ => Err(DriverError::Start(format!(
+                "the box ended at once with code {} {}",
+                state.exit_code.unwrap_or_default(),
+                state.error.unwrap_or_default()
+            ))),
+        }
+    }
+
+    /// Containers by label; never by name, which anybody may take.
+    async fn find(
+        &self,
+        owner: &str,
+        id: Option<&BoxId>,
+    ) -> Result<Vec<ContainerSummary>, DriverError> {
+        let mut labels = vec![format!("{OWNER_LABEL}={owner}")];
+        labels.extend(id.map(|id| format!("{BOX_LABEL}={}", id.as_str())));
+        let filters = HashMap::from([("label", labels)]);
+        let options = ListContainersOptionsBuilder::default()
+            .all(true)
+            .filters(&filters)
+            .build();
+        let found = bounded(
+            CALL,
+            "list",
+            self.inner.engine.list_containers(Some(options)),
+        )
+        .await
+        .map_err(|fault| DriverError::Unknown(fault.to_string()))?;
+        // The engine's filter is not the last word on what is ours.
+        Ok(found
+            .into_iter()
+            .filter(|container| label(container, OWNER_LABEL) == Some(owner))
+            .filter(|container| {
+                id.is_none_or(|id| label(container, BOX_LABEL) == Some(id.as_str()))
+            })
+            .collect())
+    }
+
+    async fn remove(&self, container: &str) -> Result<(), DriverError> {
+        let attempts = async {
+            loop {
+                let options = RemoveContainerOptionsBuilder::default()
+                    .force(true)
+                    .v(true)
+                    .build();
+                match self
+                    .inner
+                    .engine
+                    .remove_container(container, Some(options))
+                    .await
+                {
+                    Ok(())
+                    | Err(EngineError::DockerResponseServerError {
+                        status_code: 404, ..
+                    }) => return Ok(()),
+                    // Somebody else's removal is under way: it is ended when the container is unknown.
+                    Err(EngineError::DockerResponseServerError {
+                        status_code: 409, ..
+                    }) => {
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        bounded(WORK, "remove", attempts)
+            .await
+            .map_err(|fault| DriverError::Unknown(fault.to_string()))
+    }
+}
+
+/// Readable by the box's user whatever the gateway's mask is.
+fn write_hosts(spec: &BoxSpec) -> std::io::Result<()> {
+    let path = hosts_file(spec);
+    std::fs::write(&path, HOSTS)?;
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o444))
+}
+
+fn label<'a>(container: &'a ContainerSummary, name: &str) -> Option<&'a str> {
+    container.labels.as_ref()?.get(name).map(String::as_str)
+}
+
+fn found_box(container: &ContainerSummary) -> Option<FoundBox> {
+    let text = |name| label(container, name).unwrap_or_default().to_owned();
+    let found = BoxId::new(&text(BOX_LABEL)).map(|id| FoundBox {
+        id,
+        boot: text(BOOT_LABEL),
+        profile_hash: text(PROFILE_LABEL),
+        running: container.state == Some(ContainerSummaryStateEnum::RUNNING),
+    });
+    if found.is_err() {
+        tracing::warn!(
+            container = container.id,
+            "a container has our owner label and no box id: left alone"
+        );
+    }
+    found.ok()
+}
+
+fn box_end(said: Option<Result<bollard::models::ContainerWaitResponse, EngineError>>) -> BoxEnd {
+    match said {
+        Some(Ok(ended)) => BoxEnd::Exited {
+            code: ended.status_code,
+        },
+        // How the client library says "exited with something else than 0".
+        Some(Err(EngineError::DockerContainerWaitError { code, .. })) => BoxEnd::Exited { code },
+        Some(Err(EngineError::DockerResponseServerError {
+            status_code: 404, ..
+        })) => BoxEnd::Gone,
+        Some(Err(error)) => BoxEnd::EngineLost {
+            reason: error.to_string(),
+        },
+        None => BoxEnd::EngineLost {
+            reason: "the engine closed the connection".to_owned(),
+        },
+    }
+}

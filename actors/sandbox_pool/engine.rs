@@ -1,0 +1,267 @@
+//! Reaching a local engine, and deciding whether it can keep what is asked of it.
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bollard::Docker as Engine;
+use bollard::errors::Error as EngineError;
+use bollard::models::SystemInfo;
+
+use super::driver::DriverError;
+use super::image;
+
+/// Longest wait for a plain answer of the engine.
+pub(super) const CALL: Duration = Duration::from_secs(10);
+/// Making, starting or removing a container takes up to half a second on a loaded machine; an engine under pressure takes many.
+pub(super) const WORK: Duration = Duration::from_secs(30);
+/// The engine listens here when nobody says otherwise.
+const DEFAULT_SOCKET: &str = "/var/run/docker.sock";
+/// Docker 20.10: the first with private cgroup namespaces.
+const MIN_API: (u32, u32) = (1, 41);
+
+/// Which engine, and from what the default image is made.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// `unix:///path` from the config; wins over the environment because it was written for this program.
+    pub engine: Option<String>,
+    /// `DOCKER_HOST` of the environment.
+    pub docker_host: Option<String>,
+    /// The host's static busybox.
+    pub busybox: PathBuf,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            engine: None,
+            docker_host: None,
+            busybox: PathBuf::from(image::BUSYBOX),
+        }
+    }
+}
+
+impl EngineConfig {
+    /// The engine's socket: the config's, else `DOCKER_HOST`, else `/var/run/docker.sock`.
+    ///
+    /// # Errors
+    /// `NO_DRIVER` for anything but a Unix socket: a remote engine cannot mount our folders, and its kernel cannot be asked.
+    pub fn socket(&self) -> Result<PathBuf, DriverError> {
+        let given = [
+            ("[sandbox_pool] engine", &self.engine),
+            ("DOCKER_HOST", &self.docker_host),
+        ]
+        .into_iter()
+        .find_map(|(from, value)| {
+            Some((from, value.as_deref().filter(|value| !value.is_empty())?))
+        });
+        let Some((from, value)) = given else {
+            return Ok(PathBuf::from(DEFAULT_SOCKET));
+        };
+        let path = value.strip_prefix("unix://").unwrap_or(value);
+        if path.starts_with('/') {
+            Ok(PathBuf::from(path))
+        } else {
+            Err(no_driver(
+                format!(
+                    "{from} names {value:?}: only an engine on this machine, behind a Unix socket, is used"
+                ),
+                "set `[sandbox_pool] engine = \"unix:///var/run/docker.sock\"`, or unset DOCKER_HOST",
+            ))
+        }
+    }
+}
+
+/// What the facts of an engine decide about a comparison.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineFacts {
+    /// The engine's version, for people.
+    pub version: String,
+    /// The runtime that is used when none is asked for.
+    pub default_runtime: String,
+    /// The engine confines containers with AppArmor.
+    pub apparmor: bool,
+}
+
+/// An engine that answers and can keep what is asked of it.
+pub(super) struct Opened {
+    pub engine: Engine,
+    pub socket: PathBuf,
+    pub facts: EngineFacts,
+}
+
+/// Connects, settles the version, and looks at what the engine can do.
+pub(super) async fn open(config: &EngineConfig) -> Result<Opened, DriverError> {
+    let socket = config.socket()?;
+    reachable(&socket).await?;
+    let silent = |fault: &Fault| {
+        no_driver(
+            format!(
+                "the engine at {} does not answer: {fault}",
+                socket.display()
+            ),
+            "run `systemctl restart docker` and look at `docker info`",
+        )
+    };
+    let engine = Engine::connect_with_unix(
+        &socket.to_string_lossy(),
+        WORK.as_secs(),
+        bollard::API_DEFAULT_VERSION,
+    )
+    .map_err(|error| silent(&Fault::Engine(error)))?;
+    let engine = bounded(CALL, "version", engine.negotiate_version())
+        .await
+        .map_err(|fault| silent(&fault))?;
+    bounded(CALL, "ping", engine.ping())
+        .await
+        .map_err(|fault| silent(&fault))?;
+    let version = bounded(CALL, "version", engine.version())
+        .await
+        .map_err(|fault| silent(&fault))?;
+    let api = version.api_version.unwrap_or_default();
+    if !new_enough(&api) {
+        return Err(no_driver(
+            format!(
+                "the engine speaks API {api:?}, and 1.41 (Docker 20.10) is the oldest that is used"
+            ),
+            "run `apt-get install --only-upgrade docker.io`",
+        ));
+    }
+    let info = bounded(CALL, "info", engine.info())
+        .await
+        .map_err(|fault| silent(&fault))?;
+    let facts = capable(&info, version.version.unwrap_or_default())?;
+    Ok(Opened {
+        engine,
+        socket,
+        facts,
+    })
+}
+
+/// Whether there is a socket that lets us in: the two faults that people meet most, each with its own fix.
+async fn reachable(socket: &Path) -> Result<(), DriverError> {
+    use std::io::ErrorKind;
+    let at = socket.display();
+    let refused = match tokio::time::timeout(CALL, tokio::net::UnixStream::connect(socket)).await {
+        Ok(Ok(_)) => return Ok(()),
+        Ok(Err(error)) => error,
+        Err(_) => std::io::Error::from(ErrorKind::TimedOut),
+    };
+    Err(match refused.kind() {
+        ErrorKind::NotFound => no_driver(
+            format!("there is no engine at {at}"),
+            "run `apt-get install docker.io busybox-static` and `systemctl start docker`",
+        ),
+        ErrorKind::PermissionDenied => no_driver(
+            format!("this user may not use the engine at {at}"),
+            "run `usermod -aG docker USER` for the gateway's user and log in again (that group is root on this machine)",
+        ),
+        _ => no_driver(
+            format!("the engine at {at} is not running: {refused}"),
+            "run `systemctl start docker`",
+        ),
+    })
+}
+
+fn new_enough(api: &str) -> bool {
+    let mut parts = api.split('.').map(str::parse::<u32>);
+    match (parts.next(), parts.next(), parts.next()) {
+        (Some(Ok(major)), Some(Ok(minor)), None) => (major, minor) >= MIN_API,
+        _ => false,
+    }
+}
+
+/// Refuses an engine that would silently drop what we ask of it.
+fn capable(info: &SystemInfo, version: String) -> Result<EngineFacts, DriverError> {
+    if info.os_type.as_deref() != Some("linux") {
+        return Err(no_driver(
+            "the engine does not run Linux containers".to_owned(),
+            "use an engine on Linux",
+        ));
+    }
+    for (has, what) in [
+        (info.memory_limit, "memory limits"),
+        (info.swap_limit, "swap limits"),
+        (info.pids_limit, "pids limits"),
+        (info.cpu_cfs_quota, "processor limits"),
+    ] {
+        if has != Some(true) {
+            return Err(no_driver(
+                format!("the engine's kernel has no {what}, so that it would drop them silently"),
+                "boot with cgroup v2, or with `cgroup_enable=memory swapaccount=1`",
+            ));
+        }
+    }
+    let options = info.security_options.as_deref().unwrap_or_default();
+    let named = |name: &str| {
+        options
+            .iter()
+            .find(|option| option.split(',').any(|part| part == format!("name={name}")))
+    };
+    match named("seccomp") {
+        Some(seccomp) if !seccomp.contains("profile=unconfined") => {}
+        _ => {
+            return Err(no_driver(
+                "the engine filters no system calls (seccomp is off)".to_owned(),
+                "remove `seccomp-profile` from /etc/docker/daemon.json and run `systemctl restart docker`",
+            ));
+        }
+    }
+    for (name, what) in [
+        ("rootless", "runs without root"),
+        ("userns", "maps user ids"),
+    ] {
+        if named(name).is_some() {
+            return Err(no_driver(
+                format!(
+                    "the engine {what}, so that a workspace would belong to another user inside the box"
+                ),
+                "set `[sandbox_pool] driver = \"native\"`",
+            ));
+        }
+    }
+    if named("selinux").is_some() {
+        return Err(no_driver(
+            "the engine labels files with SELinux, and the gateway relabels no folder of yours"
+                .to_owned(),
+            "set `[sandbox_pool] driver = \"native\"`",
+        ));
+    }
+    Ok(EngineFacts {
+        version,
+        default_runtime: info.default_runtime.clone().unwrap_or_default(),
+        apparmor: named("apparmor").is_some(),
+    })
+}
+
+/// What kept an engine's answer from coming.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Fault {
+    #[error("the engine gave no answer to `{what}` in {} s", within.as_secs())]
+    Late {
+        what: &'static str,
+        within: Duration,
+    },
+    #[error("{0}")]
+    Engine(EngineError),
+}
+
+/// The client library bounds only the wait for an answer's head; this bounds all of it.
+pub(super) async fn bounded<T>(
+    within: Duration,
+    what: &'static str,
+    call: impl Future<Output = Result<T, EngineError>>,
+) -> Result<T, Fault> {
+    match tokio::time::timeout(within, call).await {
+        Ok(answer) => answer.map_err(Fault::Engine),
+        Err(_) => Err(Fault::Late { what, within }),
+    }
+}
+
+pub(super) fn no_driver(reason: String, fix: &str) -> DriverError {
+    DriverError::NoDriver {
+        driver: "docker",
+        reason,
+        fix: fix.to_owned(),
+    }
+}

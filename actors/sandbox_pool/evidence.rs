@@ -1,0 +1,147 @@
+//! The kernel's own word on a process that an engine says it has confined.
+
+use std::time::Duration;
+
+/// A container's init is the engine's own launcher for some milliseconds after "started": its last steps are the filter and the exec.
+const SETTLE: Duration = Duration::from_secs(2);
+const POLL: Duration = Duration::from_millis(2);
+
+/// Returns once `/proc/PID/status` shows every uid and gid as asked, no capability in any set, no new privileges and a seccomp filter, and
+/// its network namespace has no route that leaves the box.
+///
+/// # Errors
+/// What still differs after 2 s, or that the process cannot be seen: the engine's process ids are then not this machine's.
+pub async fn confined(pid: u32, uid: u32, gid: u32) -> Result<(), String> {
+    let folder = format!("/proc/{pid}");
+    let deadline = tokio::time::Instant::now() + SETTLE;
+    loop {
+        let verdict = match std::fs::read_to_string(format!("{folder}/status")) {
+            Ok(status) => shortfall(&status, uid, gid).or_else(|| way_out(&folder)),
+            Err(error) => {
+                return Err(format!(
+                    "the box's first process {pid} is not seen on this machine: {error}"
+                ));
+            }
+        };
+        match verdict {
+            None => return Ok(()),
+            Some(what) if tokio::time::Instant::now() >= deadline => {
+                return Err(format!(
+                    "the kernel says that the box is not confined as asked: {what}"
+                ));
+            }
+            Some(_) => tokio::time::sleep(POLL).await,
+        }
+    }
+}
+
+/// The first line of a status file that is not as a box's must be. A missing line is a shortfall.
+fn shortfall(status: &str, uid: u32, gid: u32) -> Option<String> {
+    let value = |name: &str| {
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+            .map(str::trim)
+    };
+    let differs = |name: &str, fits: &dyn Fn(&str) -> bool| match value(name) {
+        Some(text) if fits(text) => None,
+        other => Some(format!("{name} is {}", other.unwrap_or("missing"))),
+    };
+    let all = |id: u32, least: usize| {
+        move |text: &str| {
+            let mut ids = text.split_whitespace().map(str::parse::<u32>);
+            ids.clone().count() >= least && ids.all(|given| given == Ok(id))
+        }
+    };
+    let no_capability = |text: &str| u64::from_str_radix(text, 16) == Ok(0);
+    differs("Uid", &all(uid, 4))
+        .or_else(|| differs("Gid", &all(gid, 4)))
+        .or_else(|| differs("Groups", &all(gid, 0)))
+        .or_else(|| {
+            ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"]
+                .into_iter()
+                .find_map(|set| differs(set, &no_capability))
+        })
+        .or_else(|| differs("NoNewPrivs", &|text| text == "1"))
+        .or_else(|| differs("Seccomp", &|text| text == "2"))
+}
+
+/// The first route of a process's network namespace that is not the loopback's. The box's lists of routes are readable by everybody.
+fn way_out(folder: &str) -> Option<String> {
+    let v4 = std::fs::read_to_string(format!("{folder}/net/route"));
+    let v6 = match std::fs::read_to_string(format!("{folder}/net/ipv6_route")) {
+        // A kernel without IPv6.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        read => read,
+    };
+    match (v4, v6) {
+        (Ok(v4), Ok(v6)) => foreign_route(&v4, &v6),
+        (Err(error), _) | (_, Err(error)) => Some(format!("its routes cannot be read: {error}")),
+    }
+}
+
+/// IPv4: a heading, then one line per route, its device first. IPv6: the device last.
+fn foreign_route(v4: &str, v6: &str) -> Option<String> {
+    let v4 = v4
+        .lines()
+        .skip(1)
+        .map(|line| line.split_whitespace().next());
+    let v6 = v6.lines().map(|line| line.split_whitespace().next_back());
+    v4.chain(v6)
+        .flatten()
+        .find(|device| *device != "lo")
+        .map(|device| format!("a route leaves it through {device}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "Name:\tcell\nUid:\t1000\t1000\t1000\t1000\nGid:\t1000\t1000\t1000\t1000\nGroups:\t \nCapInh:\t0000000000000000\nCapPrm:\t0000000000000000\n\
+        CapEff:\t0000000000000000\nCapBnd:\t0000000000000000\nCapAmb:\t0000000000000000\nNoNewPrivs:\t1\nSeccomp:\t2\n";
+
+    #[test]
+    fn a_confined_process_passes_and_every_single_weakness_is_named() {
+        assert_eq!(shortfall(GOOD, 1000, 1000), None);
+        for (from, to, names) in [
+            ("Uid:\t1000", "Uid:\t0", "Uid"),
+            ("Gid:\t1000", "Gid:\t0", "Gid"),
+            ("Groups:\t ", "Groups:\t27 ", "Groups"),
+            ("CapInh:\t0", "CapInh:\t1", "CapInh"),
+            ("CapPrm:\t0", "CapPrm:\t1", "CapPrm"),
+            ("CapEff:\t0", "CapEff:\t8", "CapEff"),
+            ("CapBnd:\t0", "CapBnd:\tf", "CapBnd"),
+            ("CapAmb:\t0", "CapAmb:\tx", "CapAmb"),
+            ("NoNewPrivs:\t1", "NoNewPrivs:\t0", "NoNewPrivs"),
+            ("Seccomp:\t2", "Seccomp:\t0", "Seccomp"),
+            ("Seccomp:\t2\n", "", "Seccomp"),
+        ] {
+            let weak = GOOD.replacen(from, to, 1);
+            assert_ne!(weak, GOOD, "{from}");
+            let found = shortfall(&weak, 1000, 1000).unwrap_or_default();
+            assert!(found.starts_with(names), "{from}: {found}");
+        }
+        assert!(shortfall("", 1000, 1000).is_some());
+    }
+
+    #[tokio::test]
+    async fn a_process_that_is_not_there_is_refused() {
+        let refused = confined(u32::MAX, 1000, 1000).await.unwrap_err();
+        assert!(refused.contains("not seen on this machine"), "{refused}");
+    }
+
+    #[test]
+    fn a_route_that_is_not_the_loopbacks_is_a_way_out() {
+        let v4 = "Iface\tDestination\tGateway\n";
+        let v6 = "00000000000000000000000000000001 80 0 00 0 0 0 0 80200001       lo\n";
+        assert_eq!(foreign_route(v4, v6), None);
+        assert_eq!(foreign_route(v4, ""), None);
+        let eth = format!("{v4}eth0\t00000000\t010011AC\n");
+        assert!(foreign_route(&eth, v6).unwrap_or_default().contains("eth0"));
+        let wg = format!("{v6}fe80 40 0 00 0 0 0 0 00000001 wg0\n");
+        assert!(foreign_route(v4, &wg).unwrap_or_default().contains("wg0"));
+        // This very process has a way out, or at least its routes can be read.
+        assert!(!way_out("/proc/self").unwrap_or_default().contains("cannot"));
+        assert!(way_out("/proc/0").is_some());
+    }
+}

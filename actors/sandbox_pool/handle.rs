@@ -1,0 +1,59 @@
+//! The way to the pool.
+
+use std::time::Duration;
+
+use portcullis_core::ids::{AgentId, RunId};
+use tokio::sync::mpsc;
+
+use super::messages::{PoolError, PoolStatus, RunSpec, RunTicket, SandboxPoolMsg, Start};
+use super::runs::RunEvent;
+use crate::supervision::{CallError, Handle, TellError};
+
+/// A first run may wait for the drivers' proof and for a box of its own.
+const START_WITHIN: Duration = Duration::from_secs(45);
+const STATUS_WITHIN: Duration = Duration::from_secs(5);
+
+/// The pool, for the rooms above it.
+#[derive(Clone, Debug)]
+pub struct SandboxPoolHandle(Handle<SandboxPoolMsg>);
+
+impl SandboxPoolHandle {
+    /// Of the room's handle.
+    pub const fn new(handle: Handle<SandboxPoolMsg>) -> Self {
+        Self(handle)
+    }
+
+    /// Starts a run in the agent's box, making the box where there is none. Its events follow on `events`, ending with
+    /// [`RunEvent::Exited`] or [`RunEvent::BoxLost`] (a channel that ends without either says the latter). A full channel stops the run
+    /// until it is read; dropping the receiver cancels it.
+    ///
+    /// # Errors
+    /// `Refused`: nothing ran. `Unavailable` and `Deadline` with `may_have_run`: it may have; dropping `events`' receiver ends it.
+    pub async fn start_run(
+        &self,
+        agent: AgentId,
+        spec: RunSpec,
+        events: mpsc::Sender<RunEvent>,
+    ) -> Result<RunTicket, CallError<PoolError>> {
+        let start = |reply| {
+            SandboxPoolMsg::Start(Box::new(Start {
+                agent,
+                spec,
+                events,
+                reply,
+                again: false,
+            }))
+        };
+        self.0.call(START_WITHIN, start).await
+    }
+
+    /// Ends a run: TERM, 200 ms, KILL. Its `Exited` says so; a run that is over or unknown is no error.
+    pub async fn cancel(&self, agent: AgentId, run: RunId) -> Result<(), TellError> {
+        self.0.tell(SandboxPoolMsg::Cancel { agent, run }).await
+    }
+
+    /// Driver, reason, boxes.
+    pub async fn status(&self) -> Result<PoolStatus, CallError<std::convert::Infallible>> {
+        self.0.call(STATUS_WITHIN, SandboxPoolMsg::Status).await
+    }
+}

@@ -1,0 +1,303 @@
+//! What a container of ours is asked to be, and the comparison with what the engine says it made of that.
+//!
+//! The request names every limit; the comparison is an allow list: whatever the engine says that was neither asked nor is on
+//! [`ENGINE_DEFAULTS`] is a difference, and a difference means that the container is removed before it has ever run.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use bollard::models::{
+    ContainerCreateBody, ContainerInspectResponse, HostConfig, HostConfigCgroupnsModeEnum,
+    HostConfigLogConfig, Mount, MountBindOptions, MountBindOptionsPropagationEnum, MountType,
+    ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
+};
+use serde_json::Value;
+
+use super::engine::EngineFacts;
+use super::spec::{BoxSpec, CELL_INSIDE, HOST_NAME, RUN_INSIDE, WORKSPACE_INSIDE};
+
+/// Label: the gateway that owns the box.
+pub const OWNER_LABEL: &str = "portcullis.owner";
+/// Label: the box's id.
+pub const BOX_LABEL: &str = "portcullis.box";
+/// Label: the start of the gateway which made the box.
+pub const BOOT_LABEL: &str = "portcullis.boot";
+/// Label: digest of the profile it was made with.
+pub const PROFILE_LABEL: &str = "portcullis.profile";
+
+/// Open files of each process in a box.
+const OPEN_FILES: i64 = 1024;
+/// `/dev/shm`, in bytes; counts as memory of the box.
+const SHARED_MEMORY: i64 = 64 << 20;
+/// The kernel ends a box before the gateway when memory of the whole machine runs out.
+const OOM_SCORE: i64 = 500;
+/// Files in `/tmp`: inodes cost kernel memory.
+const TMP_INODES: u32 = 65_536;
+
+/// The whole request for a box: made from `image` (an image id) and nothing else.
+pub fn request(spec: &BoxSpec, image: &str) -> ContainerCreateBody {
+    let labels = [
+        (OWNER_LABEL, &spec.owner),
+        (BOX_LABEL, &spec.id.as_str().to_owned()),
+        (BOOT_LABEL, &spec.boot),
+        (PROFILE_LABEL, &spec.profile_hash),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.clone()));
+    let env = BoxSpec::cell_env()
+        .into_iter()
+        .map(|(name, value)| format!("{name}={value}"));
+    ContainerCreateBody {
+        hostname: Some(HOST_NAME.to_owned()),
+        user: Some(format!("{}:{}", spec.uid, spec.gid)),
+        env: Some(env.collect()),
+        image: Some(image.to_owned()),
+        working_dir: Some(WORKSPACE_INSIDE.to_owned()),
+        entrypoint: Some(spec.cell_argv()),
+        // The box still gets a network namespace of its own, from the runtime; the engine's own set-up of it, which takes longer than all
+        // the rest of a start, is left out. `evidence` looks at what came of it.
+        network_disabled: Some(true),
+        labels: Some(HashMap::from(labels)),
+        host_config: Some(host_config(spec)),
+        ..ContainerCreateBody::default()
+    }
+}
+
+fn host_config(spec: &BoxSpec) -> HostConfig {
+    let memory = clamped(spec.limits.memory_bytes);
+    let limit = |name: &str, value| ResourcesUlimits {
+        name: Some(name.to_owned()),
+        soft: Some(value),
+        hard: Some(value),
+    };
+    // Exec stays allowed in /tmp: /workspace has it anyway, and `go run`, `pip` and test runners start what they put there.
+    let tmp = format!(
+        "rw,exec,nosuid,nodev,mode=1777,size={},nr_inodes={TMP_INODES}",
+        (memory / 4).max(1 << 20)
+    );
+    HostConfig {
+        cap_drop: Some(vec!["ALL".to_owned()]),
+        security_opt: Some(vec!["no-new-privileges".to_owned()]),
+        privileged: Some(false),
+        readonly_rootfs: Some(true),
+        network_mode: Some("none".to_owned()),
+        ipc_mode: Some("private".to_owned()),
+        cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
+        memory: Some(memory),
+        // Equal to memory: otherwise swap doubles it.
+        memory_swap: Some(memory),
+        nano_cpus: Some(i64::from(spec.limits.cpu_millis) * 1_000_000),
+        pids_limit: Some(i64::from(spec.limits.pids)),
+        ulimits: Some(vec![limit("nofile", OPEN_FILES), limit("core", 0)]),
+        shm_size: Some(SHARED_MEMORY.min(memory)),
+        oom_score_adj: Some(OOM_SCORE),
+        // The cell is pid 1 and reaps by itself.
+        init: Some(false),
+        auto_remove: Some(false),
+        restart_policy: Some(RestartPolicy {
+            name: Some(RestartPolicyNameEnum::NO),
+            maximum_retry_count: None,
+        }),
+        // json-file fills the host's disk.
+        log_config: Some(HostConfigLogConfig {
+            typ: Some("none".to_owned()),
+            config: None,
+        }),
+        tmpfs: Some(HashMap::from([("/tmp".to_owned(), tmp)])),
+        mounts: Some(mounts(spec)),
+        // masked_paths and readonly_paths stay unset: an empty list would unmask.
+        ..HostConfig::default()
+    }
+}
+
+/// Mounts, not the older `binds`: a missing source is an error instead of a new folder of root's, and a colon in a path means nothing.
+fn mounts(spec: &BoxSpec) -> Vec<Mount> {
+    let bind = |source: &Path, target: &str, read_only| Mount {
+        target: Some(target.to_owned()),
+        source: source.to_str().map(str::to_owned),
+        typ: Some(MountType::BIND),
+        read_only: Some(read_only),
+        bind_options: Some(MountBindOptions {
+            propagation: Some(MountBindOptionsPropagationEnum::RPRIVATE),
+            ..MountBindOptions::default()
+        }),
+        ..Mount::default()
+    };
+    vec![
+        bind(&spec.workspace, WORKSPACE_INSIDE, false),
+        bind(&spec.run_dir, RUN_INSIDE, true),
+        bind(&spec.cell, CELL_INSIDE, true),
+        bind(&hosts_file(spec), "/etc/hosts", true),
+    ]
+}
+
+/// The box's `/etc/hosts`. The engine empties the image's, and fills one of its own only where it sets a network up.
+pub const HOSTS: &str = "127.0.0.1 localhost box\n::1 localhost\n";
+
+/// Where [`HOSTS`] must lie before a box is made.
+pub fn hosts_file(spec: &BoxSpec) -> PathBuf {
+    spec.run_dir.join("hosts")
+}
+
+fn clamped(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// What of a host config the engine may say without having been asked.
+const ENGINE_DEFAULTS: [&str; 4] = ["ConsoleSize", "MaskedPaths", "ReadonlyPaths", "Runtime"];
+
+/// Every way in which the engine's container is not the one that was asked for. Empty: it is.
+pub fn differences(
+    asked: &ContainerCreateBody,
+    said: &ContainerInspectResponse,
+    facts: &EngineFacts,
+) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut expect = |what: &str, asked: Value, said: Value| {
+        if asked != said {
+            found.push(format!("{what}: asked {asked}, the engine says {said}"));
+        }
+    };
+
+    expect("image", json(&asked.image), json(&said.image));
+    let config = said.config.clone().unwrap_or_default();
+    // Config as a whole: the two types share their field names.
+    let mut config_said = fields(&config);
+    let mut config_asked = fields(asked);
+    config_asked.remove("HostConfig");
+    let mut labels_said = config_said.remove("Labels").map(object).unwrap_or_default();
+    let labels_asked = config_asked
+        .remove("Labels")
+        .map(object)
+        .unwrap_or_default();
+    // The image's own label is merged in.
+    labels_said.remove(super::image::ROOTFS_LABEL);
+    expect(
+        "labels",
+        Value::Object(labels_asked),
+        Value::Object(labels_said),
+    );
+    // Engines from API 1.44 on take the network from the host config alone.
+    config_asked.remove("NetworkDisabled");
+    config_said.remove("NetworkDisabled");
+    for name in union(&config_asked, &config_said, &[]) {
+        expect(&name, at(&config_asked, &name), at(&config_said, &name));
+    }
+
+    let host = said.host_config.clone().unwrap_or_default();
+    let host_asked = asked.host_config.as_ref().map(fields).unwrap_or_default();
+    let host_said = fields(&host);
+    for name in union(&host_asked, &host_said, &ENGINE_DEFAULTS) {
+        expect(&name, at(&host_asked, &name), at(&host_said, &name));
+    }
+    let runtime = host.runtime.unwrap_or_default();
+    expect("Runtime", json(&facts.default_runtime), json(&runtime));
+
+    let mut mounts_asked: Vec<_> = asked
+        .host_config
+        .iter()
+        .flat_map(|h| h.mounts.iter().flatten())
+        .map(asked_mount)
+        .collect();
+    let mut mounts_said: Vec<_> = said.mounts.iter().flatten().map(said_mount).collect();
+    mounts_asked.sort();
+    mounts_said.sort();
+    expect("mounts", json(&mounts_asked), json(&mounts_said));
+
+    for (what, list, must) in [
+        ("MaskedPaths", host.masked_paths, "/proc/kcore"),
+        ("ReadonlyPaths", host.readonly_paths, "/proc/sysrq-trigger"),
+    ] {
+        if !list.unwrap_or_default().iter().any(|path| path == must) {
+            found.push(format!("{what}: {must} is not in it"));
+        }
+    }
+    let profile = said.app_armor_profile.as_deref().unwrap_or_default();
+    if facts.apparmor && matches!(profile, "" | "unconfined") {
+        found.push(format!(
+            "AppArmorProfile: {profile:?} although the engine has AppArmor"
+        ));
+    }
+    found
+}
+
+type Fields = serde_json::Map<String, Value>;
+
+fn asked_mount(mount: &Mount) -> (String, String, bool, String) {
+    let propagation = mount
+        .bind_options
+        .as_ref()
+        .and_then(|options| options.propagation);
+    (
+        mount.target.clone().unwrap_or_default(),
+        mount.source.clone().unwrap_or_default(),
+        !mount.read_only.unwrap_or_default(),
+        propagation.map(|p| p.to_string()).unwrap_or_default(),
+    )
+}
+
+fn said_mount(mount: &bollard::models::MountPoint) -> (String, String, bool, String) {
+    (
+        mount.destination.clone().unwrap_or_default(),
+        mount.source.clone().unwrap_or_default(),
+        mount.rw.unwrap_or(true),
+        mount.propagation.clone().unwrap_or_default(),
+    )
+}
+
+fn json(value: &impl serde::Serialize) -> Value {
+    // A value that cannot be shown differs from everything.
+    serde_json::to_value(value).unwrap_or_else(|error| Value::String(error.to_string()))
+}
+
+fn fields(value: &impl serde::Serialize) -> Fields {
+    significant(json(value)).map(object).unwrap_or_default()
+}
+
+fn object(value: Value) -> Fields {
+    match value {
+        Value::Object(map) => map,
+        other => Fields::from_iter([("not an object".to_owned(), other)]),
+    }
+}
+
+fn at(fields: &Fields, name: &str) -> Value {
+    fields.get(name).cloned().unwrap_or(Value::Null)
+}
+
+fn union(left: &Fields, right: &Fields, without: &[&str]) -> Vec<String> {
+    let mut names: Vec<String> = left.keys().chain(right.keys()).cloned().collect();
+    names.retain(|name| !without.contains(&name.as_str()));
+    names.sort();
+    names.dedup();
+    names
+}
+
+/// A value without its neutral parts (null, false, 0, "", [], {}): engines say "nothing" in each of these ways. None: nothing is left.
+pub fn significant(value: Value) -> Option<Value> {
+    match value {
+        Value::Null | Value::Bool(false) => None,
+        Value::Number(number) if number.as_i64() == Some(0) => None,
+        Value::String(text) if text.is_empty() => None,
+        Value::Array(items) => {
+            let items: Vec<Value> = items.into_iter().filter_map(significant).collect();
+            (!items.is_empty()).then_some(Value::Array(items))
+        }
+        Value::Object(map) => {
+            // A field's name starts with a capital; any other key (a path, a port, a sysctl) says something by being there.
+            let says = |key: &str| !key.starts_with(|first: char| first.is_ascii_uppercase());
+            let map: Fields = map
+                .into_iter()
+                .filter_map(|(key, value)| match significant(value) {
+                    None if says(&key) => Some((key, Value::Null)),
+                    value => Some((key, value?)),
+                })
+                .collect();
+            (!map.is_empty()).then_some(Value::Object(map))
+        }
+        other => Some(other),
+    }
+}
+
+#[cfg(test)]
+#[path = "hardening_tests.rs"]
+mod tests;

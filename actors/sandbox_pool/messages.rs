@@ -1,0 +1,111 @@
+//! What may be asked of the pool.
+
+use std::time::Duration;
+
+use portcullis_core::ids::{AgentId, BoxId, RunId};
+use tokio::sync::mpsc;
+
+use super::choose::Chosen;
+use super::runs::RunEvent;
+use crate::supervision::Reply;
+
+/// A command for an agent's box. Policy has been asked before; the pool only contains.
+#[derive(Debug, Clone)]
+pub struct RunSpec {
+    /// The run's name, unique among the agent's live runs.
+    pub run: RunId,
+    /// Command and arguments, not empty, without NUL; together with `env` under 60 KiB.
+    pub argv: Vec<String>,
+    /// Working folder inside the box; none is `/workspace`.
+    pub cwd: Option<String>,
+    /// Variables on top of PATH, HOME, LANG and TMPDIR, which they may replace.
+    pub env: Vec<(String, String)>,
+    /// None is the configured time; more than the ceiling is cut to it.
+    pub timeout: Option<Duration>,
+}
+
+/// Where a run was started, as far as the host knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunTicket {
+    /// The box.
+    pub box_id: BoxId,
+    /// `native` or `docker`.
+    pub driver: &'static str,
+    /// Digest of the box's image; none with the native driver.
+    pub image_digest: Option<String>,
+    /// Digest of everything that shapes the box.
+    pub profile_hash: String,
+    /// The time that the run really has, in milliseconds.
+    pub timeout_ms: u64,
+}
+
+/// Why a run was not started. Nothing ran.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PoolError {
+    /// No driver can contain anything here.
+    #[error("no sandbox driver can be used, so nothing was run: {0}")]
+    NoDriver(String),
+    /// The box could not be made.
+    #[error("the sandbox could not be started, nothing was run: {0}")]
+    NoBox(String),
+    /// All boxes are in use.
+    #[error("all {0} sandboxes are in use, nothing was run")]
+    Full(usize),
+    /// The request cannot be a run.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+impl PoolError {
+    /// The registered code.
+    pub const fn code(&self) -> &'static portcullis_core::codes::Code {
+        match self {
+            Self::NoDriver(_) => portcullis_core::codes::NO_DRIVER,
+            Self::NoBox(_) => portcullis_core::codes::BOX_LOST,
+            Self::Full(_) => portcullis_core::codes::OVERLOADED,
+            Self::Invalid(_) => portcullis_core::codes::INVALID_PARAMS,
+        }
+    }
+}
+
+/// The pool as `status` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct PoolStatus {
+    /// `native` or `docker`; none while none is proven.
+    pub driver: Option<&'static str>,
+    /// Why that one, or what each said.
+    pub why: String,
+    /// Live boxes with their agents.
+    pub boxes: Vec<(BoxId, AgentId)>,
+}
+
+/// A request for a run, with where its answer and events go.
+pub struct Start {
+    /// Whose box.
+    pub agent: AgentId,
+    /// What.
+    pub spec: RunSpec,
+    /// Where events go.
+    pub events: mpsc::Sender<RunEvent>,
+    /// Where the answer goes.
+    pub reply: Reply<RunTicket, PoolError>,
+    /// Its box ended under it before: it is tried once more.
+    pub again: bool,
+}
+
+/// To the pool.
+pub enum SandboxPoolMsg {
+    /// Start a run.
+    Start(Box<Start>),
+    /// End a run.
+    Cancel {
+        /// Whose.
+        agent: AgentId,
+        /// Which.
+        run: RunId,
+    },
+    /// What is.
+    Status(Reply<PoolStatus, std::convert::Infallible>),
+    /// From the pool's own task: the drivers have been tried and old boxes ended.
+    Tried(Result<Chosen, Vec<String>>),
+}

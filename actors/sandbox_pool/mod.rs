@@ -1,0 +1,50 @@
+//! Boxes: where agents' commands run.
+//!
+//! - *Owns*: the sandbox driver, one warm box per agent (a `sandbox/` child each), the agents' workspace folders and `run/b/`.
+//! - *Called by*: `exec`, through [`SandboxPoolHandle`].
+//! - *Calls*: nothing below it; a driver (bubblewrap, or a Docker engine).
+//! - *On a crash*: its boxes' actors die with it, their runs end as `box lost`; on start every box that carries this gateway's label is
+//!   ended and the drivers are tried again. Workspaces are not touched.
+//! - *Refuses when*: no driver has proven itself (`NO_DRIVER`, with what each said), all boxes are in use, or a box cannot be made. There is
+//!   no falling back to the host.
+//!
+//! A box is made by a [`Driver`], from a [`BoxSpec`]; the cell in it dials `run/b/<id>/s` (`link`), and `runs` keeps the runs on that link.
+
+mod actor;
+mod bubblewrap;
+pub mod cell_file;
+mod cgroup;
+mod choose;
+mod config;
+pub mod docker;
+pub mod driver;
+pub mod engine;
+mod evidence;
+mod folders;
+mod handle;
+mod hardening;
+pub mod image;
+mod kept;
+mod link;
+mod messages;
+mod native;
+mod probe;
+mod runs;
+mod sandbox;
+pub mod spec;
+
+pub use actor::{SandboxPool, SandboxPoolWiring};
+pub use choose::{Chosen, choose};
+pub use config::{Choice, SandboxPoolConfig};
+pub use docker::Docker;
+pub use driver::{Driver, DriverError, ProbeContext};
+pub use engine::EngineConfig;
+pub use handle::SandboxPoolHandle;
+pub use messages::{PoolError, PoolStatus, RunSpec, RunTicket, SandboxPoolMsg};
+pub use native::Native;
+pub use portcullis_cell::{Cause, Stream};
+pub use runs::{Exited, RunEvent};
+pub use spec::{BoxLimits, BoxSpec, FoundBox, StartedBox};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,372 @@
+//! Boxes without an engine: bubblewrap makes the namespaces, the cell is their pid 1, cgroups hold the ceilings.
+//!
+//! No box is host uid 0: a root daemon goes through `portcullis-cell launch`, which gives root up before bubblewrap; any other daemon's
+//! boxes have its own uid. The root of a box is the host's `/usr`, read-only, and an `/etc` with nothing of the host's but the loader's
+//! cache, alternatives, time zone and certificates.
+//!
+//! What a crashed daemon must find again lies beside the control folder, `run/b/<id>.json`: out of the box's sight.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use command_fds::{CommandFdExt as _, FdMapping};
+use portcullis_core::ids::BoxId;
+use tokio::io::AsyncReadExt as _;
+use tokio::time::timeout;
+
+use super::bubblewrap::{BLOCK_FD, ETC_OURS, INFO_FD, arguments, init_pid};
+use super::cgroup::{Cgroups, Group};
+use super::driver::{DriverError, ProbeContext};
+use super::folders;
+use super::kept::{Kept, kill_and_wait, machine, started_at, write_whole};
+use super::spec::{BoxSpec, FoundBox, HOST_NAME, StartedBox, WORKSPACE_INSIDE};
+
+/// Longest time from the start of bubblewrap to its word about the init process.
+const START_WITHIN: Duration = Duration::from_secs(10);
+/// Where bubblewrap may lie.
+const BUBBLEWRAP: [&str; 3] = ["/usr/bin/bwrap", "/usr/local/bin/bwrap", "/bin/bwrap"];
+
+/// The native driver.
+#[derive(Debug, Clone)]
+pub struct Native {
+    bubblewrap: PathBuf,
+    run_root: PathBuf,
+    cgroups: Option<Cgroups>,
+    /// The daemon is root and drops to the box's uid.
+    root: bool,
+}
+
+impl Native {
+    /// Looks for what it needs. [`super::probe::prove`] proves that boxes contain.
+    pub fn find(context: &ProbeContext) -> Result<Self, DriverError> {
+        let none = |reason: String, fix: &str| DriverError::NoDriver {
+            driver: "native",
+            reason,
+            fix: fix.to_owned(),
+        };
+        let bubblewrap = BUBBLEWRAP
+            .iter()
+            .map(PathBuf::from)
+            .find(|path| path.is_file());
+        let bubblewrap = bubblewrap.ok_or_else(|| {
+            none(
+                "bubblewrap is not installed".to_owned(),
+                "run: apt-get install bubblewrap",
+            )
+        })?;
+        if context.uid == 0 || context.gid == 0 {
+            return Err(none(
+                "no box runs as uid or gid 0".to_owned(),
+                "set [sandbox] uid to a free uid, for example 65533",
+            ));
+        }
+        let cgroups = match Cgroups::find() {
+            Ok(cgroups) => Some(cgroups),
+            Err(_) if !context.require_cgroup => None,
+            Err(reason) => {
+                let fix = "run the daemon as a system service with Delegate=yes, or set [sandbox] require_cgroup = false (weaker: no memory, \
+                           processor or process limit on a box)";
+                return Err(none(reason, fix));
+            }
+        };
+        let native = Self {
+            bubblewrap,
+            run_root: context.run_root.clone(),
+            cgroups,
+            root: rustix::process::geteuid().is_root(),
+        };
+        native.write_etc(context).map_err(|error| {
+            none(
+                format!("{}: {error}", context.run_root.display()),
+                "check the state directory",
+            )
+        })?;
+        Ok(native)
+    }
+
+    /// False where boxes have no ceilings but rlimits.
+    pub const fn has_cgroups(&self) -> bool {
+        self.cgroups.is_some()
+    }
+
+    /// How often the kernel killed something in this box for want of memory.
+    pub fn out_of_memory(&self, id: &BoxId) -> u64 {
+        self.group(id).map_or(0, |group| group.out_of_memory())
+    }
+
+    fn group(&self, id: &BoxId) -> Option<Group> {
+        self.cgroups
+            .as_ref()
+            .map(|cgroups| cgroups.group(id.as_str()))
+    }
+
+    fn write_etc(&self, context: &ProbeContext) -> io::Result<()> {
+        let folder = self.run_root.join("etc");
+        folders::make(folders::open(&self.run_root)?, "etc", None, 0o755)?;
+        folders::make(folders::open(&self.run_root)?, "b", None, 0o711)?;
+        let (uid, gid) = (context.uid, context.gid);
+        let texts = [
+            format!(
+                "box:x:{uid}:{gid}:box:{WORKSPACE_INSIDE}:/bin/sh\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n"
+            ),
+            format!("box:x:{gid}:\nnogroup:x:65534:\n"),
+            format!("127.0.0.1 localhost {HOST_NAME}\n::1 localhost {HOST_NAME}\n"),
+            "passwd: files\ngroup: files\nhosts: files\n".to_owned(),
+            format!("{HOST_NAME}\n"),
+        ];
+        for (name, text) in ETC_OURS.iter().zip(texts) {
+            write_whole(&folder.join(name), text.as_bytes(), 0o444)?;
+        }
+        Ok(())
+    }
+
+    /// Starts a box and returns once its init process exists, inside its ceilings, and has been let go.
+    pub async fn start(&self, spec: &BoxSpec) -> Result<StartedBox, DriverError> {
+        let failed = |text: String| DriverError::Start(text);
+        if spec.uid == 0 || spec.gid == 0 {
+            return Err(failed("no box runs as uid or gid 0".to_owned()));
+        }
+        // Before anything exists, so that nothing can exist without being found again.
+        self.keep(spec, None)
+            .map_err(|error| failed(format!("state of the box: {error}")))?;
+        if let Some(group) = self.group(&spec.id) {
+            group
+                .make(&spec.limits)
+                .map_err(|error| failed(format!("control group: {error}")))?;
+        }
+        match self.start_process(spec).await {
+            Ok(started) => Ok(started),
+            Err(text) => {
+                // What is half made goes; its own failure is the smaller news.
+                let _ = self.stop(&spec.id).await;
+                Err(failed(text))
+            }
+        }
+    }
+
+    async fn start_process(&self, spec: &BoxSpec) -> Result<StartedBox, String> {
+        let text = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
+        let (info, info_in) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+            .map_err(|error| error.to_string())?;
+        let (block_out, block) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+            .map_err(|error| error.to_string())?;
+        let mut child = {
+            let mut command = self.command(spec);
+            command
+                .fd_mappings(vec![
+                    FdMapping {
+                        parent_fd: info_in,
+                        child_fd: INFO_FD,
+                    },
+                    FdMapping {
+                        parent_fd: block_out,
+                        child_fd: BLOCK_FD,
+                    },
+                ])
+                .map_err(|error| error.to_string())?;
+            command
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped());
+            // The command keeps our copies of the child's ends: it must go before the report is read to its end.
+            tokio::process::Command::from(command)
+                .spawn()
+                .map_err(text("bubblewrap"))?
+        };
+        let told = timeout(START_WITHIN, init_pid(info))
+            .await
+            .unwrap_or_else(|_| Err("bubblewrap said nothing in time".to_owned()));
+        let placed = told.and_then(|pid| self.place(spec, pid).map(|()| pid));
+        match placed {
+            Ok(pid) => {
+                let mut block = fs::File::from(block);
+                block.write_all(b"x").map_err(text("bubblewrap"))?;
+                Ok(StartedBox {
+                    init_pid: pid,
+                    image_digest: None,
+                    child: Some(child),
+                })
+            }
+            Err(error) => {
+                // KILL first: a closed block descriptor would let the box run.
+                let _ = child.start_kill();
+                let mut said = String::new();
+                if let Some(stderr) = child.stderr.take() {
+                    let _ = timeout(
+                        Duration::from_millis(500),
+                        stderr.take(2000).read_to_string(&mut said),
+                    )
+                    .await;
+                }
+                drop(block);
+                Err(format!("{error} {}", said.trim()))
+            }
+        }
+    }
+
+    /// Puts the init process under its ceilings and writes down who it is, while it still waits.
+    fn place(&self, spec: &BoxSpec, pid: u32) -> Result<(), String> {
+        if let Some(group) = self.group(&spec.id) {
+            group
+                .add(pid)
+                .map_err(|error| format!("control group: {error}"))?;
+        }
+        let started = started_at(pid).ok_or("the init process ended at once")?;
+        self.keep(spec, Some((pid, started)))
+            .map_err(|error| format!("state of the box: {error}"))
+    }
+
+    fn command(&self, spec: &BoxSpec) -> Command {
+        let etc = self.run_root.join("etc");
+        let mut command;
+        if self.root {
+            command = Command::new(&spec.cell);
+            command.args([
+                "launch",
+                "--uid",
+                &spec.uid.to_string(),
+                "--gid",
+                &spec.gid.to_string(),
+            ]);
+            for (name, path) in [
+                ("w", &spec.workspace),
+                ("r", &spec.run_dir),
+                ("c", &spec.cell),
+                ("e", &etc),
+            ] {
+                let mut stage = std::ffi::OsString::from(format!("{name}="));
+                stage.push(path);
+                command.arg("--stage").arg(stage);
+            }
+            command.arg("--").arg(&self.bubblewrap);
+            let staged = |name: &str| Path::new("/tmp").join(name);
+            arguments(
+                &mut command,
+                spec,
+                &staged("w"),
+                &staged("r"),
+                &staged("c"),
+                &staged("e"),
+            );
+        } else {
+            command = Command::new(&self.bubblewrap);
+            arguments(
+                &mut command,
+                spec,
+                &spec.workspace,
+                &spec.run_dir,
+                &spec.cell,
+                &etc,
+            );
+        }
+        command.env_clear().current_dir("/");
+        command
+    }
+
+    /// Ends a box. Nothing of it is left when this returns without an error.
+    pub async fn stop(&self, id: &BoxId) -> Result<(), DriverError> {
+        let unknown = |text: String| DriverError::Unknown(format!("box {id}: {text}"));
+        if let Some((pid, started)) = self.kept(id).and_then(|kept| kept.living()) {
+            kill_and_wait(pid, started)
+                .await
+                .map_err(|error| unknown(error.to_string()))?;
+        }
+        if let Some(group) = self.group(id)
+            && !group.remove().await
+        {
+            return Err(unknown("its control group is not empty".to_owned()));
+        }
+        match fs::remove_file(self.kept_path(id)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(unknown(error.to_string()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Every box of this owner that has left a trace here.
+    pub fn list(&self, owner: &str) -> Result<Vec<FoundBox>, DriverError> {
+        let folder = self.run_root.join("b");
+        let entries = match fs::read_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => {
+                return Err(DriverError::Unknown(format!(
+                    "{}: {error}",
+                    folder.display()
+                )));
+            }
+            Ok(entries) => entries,
+        };
+        let mut found = Vec::new();
+        for name in entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok())
+        {
+            let Some(id) = name
+                .strip_suffix(".json")
+                .and_then(|id| BoxId::new(id).ok())
+            else {
+                continue;
+            };
+            match self.kept(&id) {
+                Some(kept) if kept.owner == owner => {
+                    let running = kept.living().is_some();
+                    found.push(FoundBox {
+                        id,
+                        boot: kept.boot,
+                        profile_hash: kept.profile_hash,
+                        running,
+                    });
+                }
+                Some(_) => {}
+                // Torn: it says nothing, so it is nobody's; what it stood for ends by its dead-man time.
+                None => found.push(FoundBox {
+                    id,
+                    boot: String::new(),
+                    profile_hash: String::new(),
+                    running: false,
+                }),
+            }
+        }
+        Ok(found)
+    }
+
+    fn kept_path(&self, id: &BoxId) -> PathBuf {
+        self.run_root.join("b").join(format!("{id}.json"))
+    }
+
+    fn kept(&self, id: &BoxId) -> Option<Kept> {
+        serde_json::from_slice(&fs::read(self.kept_path(id)).ok()?).ok()
+    }
+
+    fn keep(&self, spec: &BoxSpec, init: Option<(u32, u64)>) -> io::Result<()> {
+        let kept = Kept {
+            v: 1,
+            owner: spec.owner.clone(),
+            boot: spec.boot.clone(),
+            profile_hash: spec.profile_hash.clone(),
+            machine: machine(),
+            init,
+        };
+        write_whole(
+            &self.kept_path(&spec.id),
+            &serde_json::to_vec(&kept)?,
+            0o600,
+        )
+    }
+}
+
+/// Host uid and gid of boxes: the configured one for a root daemon, else the daemon's own, which no other is in its power to take.
+pub fn box_owner(configured: u32) -> (u32, u32) {
+    if rustix::process::geteuid().is_root() {
+        (configured, configured)
+    } else {
+        (
+            rustix::process::geteuid().as_raw(),
+            rustix::process::getegid().as_raw(),
+        )
+    }
+}

@@ -1,0 +1,461 @@
+//! The runs of one box over its link: numbers, credit, clocks, delivery.
+//!
+//! Output that a receiver has not taken is never more than the credit the cell was given ([`INITIAL_WINDOW`]); a receiver that takes
+//! nothing stops its own run and no other. A receiver that is dropped cancels its run.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use portcullis_cell::{Cause, Ended, Exit, Frame, INITIAL_WINDOW, Spawn, Stream};
+use portcullis_core::ids::RunId;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::link::{Link, LinkError};
+
+/// Credit is given back in pieces of at least this many bytes.
+const GIVE_BACK: u32 = 64 * 1024;
+/// How long after a run's limit (which the cell keeps) the host ends it itself.
+const HOST_GRACE: Duration = Duration::from_millis(300);
+/// A cancelled run's grace, and as much again.
+const CANCEL: Duration = Duration::from_millis(500);
+/// How long the cell may take to answer an order to end; after that the box is not believed to work.
+const ANSWER: Duration = Duration::from_secs(1);
+/// Between two pings, and the longest silence after one.
+const PING: Duration = Duration::from_secs(5);
+/// Orders that a cell has not read.
+const UNREAD: usize = 1024 * 1024;
+
+/// What a run does, in order; nothing follows `Exited`. A channel that ends without it says the same as `BoxLost`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RunEvent {
+    /// It wrote something.
+    Output {
+        /// Where.
+        stream: Stream,
+        /// Position in this run's output, from 0, both streams together.
+        seq: u64,
+        /// At most 32 KiB, never empty.
+        data: Vec<u8>,
+    },
+    /// It is over and nothing of it is left alive.
+    Exited(Exited),
+    /// Its box is gone; what it did before that is unknown.
+    BoxLost,
+}
+
+/// How a run ended. From inside the box, except the duration: shown, and never a reason to trust.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exited {
+    /// Exit code of the command, if it ended by itself.
+    pub code: Option<u8>,
+    /// Signal that ended it, otherwise.
+    pub signal: Option<u8>,
+    /// By itself, time-out, cancelled, or never started.
+    pub cause: Cause,
+    /// From the order to the end, by the host's clock, in milliseconds.
+    pub duration_ms: u64,
+    /// Bytes of standard output beyond the cap.
+    pub dropped_stdout: u64,
+    /// Bytes of standard error beyond the cap.
+    pub dropped_stderr: u64,
+    /// Processor time of the whole tree in milliseconds.
+    pub cpu_ms: u64,
+    /// Processes that the command left behind and that were killed.
+    pub swept: u32,
+}
+
+impl Exited {
+    /// Whether its time was over.
+    pub fn timed_out(&self) -> bool {
+        self.cause == Cause::TimedOut
+    }
+}
+
+/// What the box's owner asks of its link.
+#[derive(Debug)]
+pub enum Order {
+    /// Start a run.
+    Start {
+        /// Its name, for [`Order::Cancel`].
+        name: RunId,
+        /// What to start.
+        spawn: Box<Spawn>,
+        /// Where its events go.
+        events: mpsc::Sender<RunEvent>,
+        /// Whether it was asked of the cell. Dropped unanswered: it was not, and never will be.
+        accepted: oneshot::Sender<Result<Accepted, NotAccepted>>,
+    },
+    /// End a run: TERM, grace, KILL. One that is over already is no error.
+    Cancel {
+        /// Its name.
+        name: RunId,
+    },
+}
+
+/// A run that the cell has been asked to start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accepted {
+    /// Digest of the image the box was made from, where there is one.
+    pub image_digest: Option<String>,
+}
+
+/// Why a run was not asked of the cell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotAccepted {
+    /// Arguments and environment are longer than a frame.
+    TooLong,
+    /// Its box could not be started.
+    NoBox(String),
+}
+
+/// Why serving ended by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Over {
+    /// No run for the idle time.
+    Idle,
+    /// Nobody can give orders any more.
+    NoOrders,
+}
+
+struct Run {
+    name: RunId,
+    events: mpsc::Sender<RunEvent>,
+    waiting: VecDeque<RunEvent>,
+    /// A permit is being waited for.
+    reserving: bool,
+    /// Output bytes that the cell may still send.
+    credit: u32,
+    /// Bytes delivered and not yet given back.
+    owed: u32,
+    seq: u64,
+    started: Instant,
+    /// When the host acts: ends the run, then (if `told`) gives the box up.
+    deadline: Instant,
+    told: bool,
+    over: bool,
+    /// Its receiver is gone: what comes is thrown away.
+    deaf: bool,
+}
+
+enum Woken {
+    Room(u32, Option<mpsc::OwnedPermit<RunEvent>>),
+    Deaf(u32),
+}
+
+type Waking = Pin<Box<dyn Future<Output = Woken> + Send>>;
+
+/// All runs of one box, while its link lives.
+pub struct Runs {
+    link: Link,
+    live: BTreeMap<u32, Run>,
+    waking: FuturesUnordered<Waking>,
+    heard: Instant,
+    pinged: bool,
+    /// The number of the last run.
+    last: u32,
+    image_digest: Option<String>,
+    idle: Duration,
+    idle_since: Instant,
+}
+
+impl Runs {
+    /// For a link that has just been accepted; without a run for `idle`, serving ends.
+    pub fn new(link: Link, image_digest: Option<String>, idle: Duration) -> Self {
+        let now = Instant::now();
+        Self {
+            link,
+            live: BTreeMap::new(),
+            waking: FuturesUnordered::new(),
+            heard: now,
+            pinged: false,
+            last: 0,
+            image_digest,
+            idle,
+            idle_since: now,
+        }
+    }
+
+    /// Serves until the link ends, the orders end, or the box must be given up. Every run that was alive gets [`RunEvent::BoxLost`].
+    pub async fn serve(mut self, orders: &mut mpsc::Receiver<Order>) -> Result<Over, LinkError> {
+        let end = self.turn(orders).await;
+        for run in self.live.values_mut() {
+            // A full channel ends without it, which says the same.
+            let _ = run.events.try_send(RunEvent::BoxLost);
+        }
+        end
+    }
+
+    async fn turn(&mut self, orders: &mut mpsc::Receiver<Order>) -> Result<Over, LinkError> {
+        loop {
+            let clock = self.next_deadline();
+            tokio::select! {
+                frame = self.link.next() => self.frame(frame?)?,
+                order = orders.recv() => match order {
+                    Some(order) => self.order(order)?,
+                    None => return Ok(Over::NoOrders),
+                },
+                Some(woken) = self.waking.next() => self.woken(woken)?,
+                () = tokio::time::sleep_until(clock) => {
+                    self.tick()?;
+                    if self.live.is_empty() && self.idle_since.elapsed() >= self.idle {
+                        return Ok(Over::Idle);
+                    }
+                }
+            }
+            if self.link.pending() > UNREAD {
+                return Err(LinkError::Protocol("it does not read".to_owned()));
+            }
+        }
+    }
+
+    fn next_deadline(&self) -> Instant {
+        let first = self
+            .live
+            .values()
+            .filter(|run| !run.over)
+            .map(|run| run.deadline)
+            .min();
+        let ping = self.heard + PING * if self.pinged { 2 } else { 1 };
+        let idle = self.live.is_empty().then(|| self.idle_since + self.idle);
+        first.into_iter().chain(idle).fold(ping, Instant::min)
+    }
+
+    fn tick(&mut self) -> Result<(), LinkError> {
+        let now = Instant::now();
+        for (&id, run) in self
+            .live
+            .iter_mut()
+            .filter(|(_, run)| !run.over && run.deadline <= now)
+        {
+            if run.told {
+                return Err(LinkError::Protocol(format!(
+                    "run {id} was to end and did not"
+                )));
+            }
+            run.told = true;
+            run.deadline = now + ANSWER;
+            self.link.queue(&Frame::Signal { run: id, signal: 9 })?;
+        }
+        if now >= self.heard + PING {
+            if self.pinged && now >= self.heard + PING * 2 {
+                return Err(LinkError::Protocol("it does not answer".to_owned()));
+            }
+            if !self.pinged {
+                self.pinged = true;
+                self.link.queue(&Frame::Ping { token: 0 })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn order(&mut self, order: Order) -> Result<(), LinkError> {
+        match order {
+            Order::Start {
+                name,
+                spawn,
+                events,
+                accepted,
+            } => {
+                // Its caller gave up: nothing was started, nothing will be.
+                if accepted.is_closed() {
+                    return Ok(());
+                }
+                let limit = Duration::from_millis(spawn.timeout_ms);
+                let run = self.last + 1;
+                let answer = match self.link.queue(&Frame::Spawn { run, spawn }) {
+                    Ok(()) => {
+                        self.last = run;
+                        self.begin(run, name, limit, events);
+                        Ok(Accepted {
+                            image_digest: self.image_digest.clone(),
+                        })
+                    }
+                    Err(_) => Err(NotAccepted::TooLong),
+                };
+                // A caller that gives up at this moment drops its receiver of events, too, and so ends the run.
+                let _ = accepted.send(answer);
+                Ok(())
+            }
+            Order::Cancel { name } => {
+                let known = self.live.iter().find(|(_, run)| run.name == name);
+                known
+                    .map(|(&id, _)| id)
+                    .map_or(Ok(()), |id| self.cancel(id))
+            }
+        }
+    }
+
+    fn begin(&mut self, id: u32, name: RunId, limit: Duration, events: mpsc::Sender<RunEvent>) {
+        let now = Instant::now();
+        let watched = events.clone();
+        self.waking.push(Box::pin(async move {
+            watched.closed().await;
+            Woken::Deaf(id)
+        }));
+        let run = Run {
+            name,
+            events,
+            waiting: VecDeque::new(),
+            reserving: false,
+            credit: INITIAL_WINDOW,
+            owed: 0,
+            seq: 0,
+            started: now,
+            deadline: now + limit + HOST_GRACE,
+            told: false,
+            over: false,
+            deaf: false,
+        };
+        self.live.insert(id, run);
+    }
+
+    fn cancel(&mut self, id: u32) -> Result<(), LinkError> {
+        if let Some(run) = self.live.get_mut(&id).filter(|run| !run.over) {
+            self.link.queue(&Frame::Signal {
+                run: id,
+                signal: 15,
+            })?;
+            // The cell answers after its grace; a cell that does not is told again, then given up.
+            run.deadline = run.deadline.min(Instant::now() + CANCEL);
+        }
+        Ok(())
+    }
+
+    fn frame(&mut self, frame: Frame) -> Result<(), LinkError> {
+        self.heard = Instant::now();
+        self.pinged = false;
+        match frame {
+            Frame::Output { run, stream, data } => self.output(run, stream, data),
+            Frame::Exit { run, exit } => self.exited(run, &exit),
+            Frame::Ping { .. } => Ok(()),
+            Frame::Bye => Err(LinkError::Protocol("it said goodbye".to_owned())),
+            Frame::Hello { .. }
+            | Frame::Spawn { .. }
+            | Frame::Signal { .. }
+            | Frame::Window { .. } => Err(LinkError::Protocol(
+                "a frame that only a host sends".to_owned(),
+            )),
+        }
+    }
+
+    fn known(&mut self, id: u32) -> Result<&mut Run, LinkError> {
+        let run = self.live.get_mut(&id).filter(|run| !run.over);
+        run.ok_or_else(|| LinkError::Protocol(format!("a frame of run {id}, which is not alive")))
+    }
+
+    fn output(&mut self, id: u32, stream: Stream, data: Vec<u8>) -> Result<(), LinkError> {
+        let run = self.known(id)?;
+        let size = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        run.credit = run
+            .credit
+            .checked_sub(size)
+            .ok_or_else(|| LinkError::Protocol(format!("run {id} sent beyond its credit")))?;
+        let seq = run.seq;
+        run.seq += 1;
+        run.waiting
+            .push_back(RunEvent::Output { stream, seq, data });
+        self.deliver(id)
+    }
+
+    fn exited(&mut self, id: u32, exit: &Exit) -> Result<(), LinkError> {
+        let run = self.known(id)?;
+        run.over = true;
+        let (code, signal) = match exit.ended {
+            Ended::Code(code) => (Some(code), None),
+            Ended::Signal(signal) => (None, Some(signal)),
+        };
+        run.waiting.push_back(RunEvent::Exited(Exited {
+            code,
+            signal,
+            cause: exit.cause,
+            duration_ms: u64::try_from(run.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            dropped_stdout: exit.dropped_out,
+            dropped_stderr: exit.dropped_err,
+            cpu_ms: exit.user_ms.saturating_add(exit.system_ms),
+            swept: exit.swept,
+        }));
+        self.deliver(id)
+    }
+
+    /// Hands over what the receiver has room for; what is left waits for a permit.
+    fn deliver(&mut self, id: u32) -> Result<(), LinkError> {
+        let Some(run) = self.live.get_mut(&id) else {
+            return Ok(());
+        };
+        while !run.reserving
+            && let Some(event) = run.waiting.pop_front()
+        {
+            let size = size(&event);
+            match if run.deaf {
+                Ok(())
+            } else {
+                run.events.try_send(event)
+            } {
+                Ok(()) => run.owed += size,
+                Err(TrySendError::Full(event)) => {
+                    run.waiting.push_front(event);
+                    run.reserving = true;
+                    let events = run.events.clone();
+                    self.waking.push(Box::pin(async move {
+                        Woken::Room(id, events.reserve_owned().await.ok())
+                    }));
+                }
+                // The watcher of the receiver says so too, and cancels the run.
+                Err(TrySendError::Closed(_)) => run.deaf = true,
+            }
+        }
+        if run.over && run.waiting.is_empty() {
+            self.live.remove(&id);
+            self.idle_since = Instant::now();
+        } else if run.owed >= GIVE_BACK && !run.over {
+            run.credit += run.owed;
+            self.link.queue(&Frame::Window {
+                run: id,
+                bytes: std::mem::take(&mut run.owed),
+            })?;
+        }
+        Ok(())
+    }
+
+    fn woken(&mut self, woken: Woken) -> Result<(), LinkError> {
+        match woken {
+            Woken::Deaf(id) => {
+                if let Some(run) = self.live.get_mut(&id) {
+                    run.deaf = true;
+                    run.reserving = false;
+                    self.cancel(id)?;
+                    self.deliver(id)?;
+                }
+                Ok(())
+            }
+            Woken::Room(id, permit) => {
+                if let Some(run) = self.live.get_mut(&id) {
+                    run.reserving = false;
+                    match permit {
+                        Some(permit) if !run.deaf => {
+                            if let Some(event) = run.waiting.pop_front() {
+                                run.owed += size(&event);
+                                permit.send(event);
+                            }
+                        }
+                        _ => run.deaf = true,
+                    }
+                }
+                self.deliver(id)
+            }
+        }
+    }
+}
+
+fn size(event: &RunEvent) -> u32 {
+    match event {
+        RunEvent::Output { data, .. } => u32::try_from(data.len()).unwrap_or(u32::MAX),
+        RunEvent::Exited(_) | RunEvent::BoxLost => 0,
+    }
+}

@@ -1,0 +1,14 @@
+//! One box of one agent.
+//!
+//! - *Owns*: the box's control socket, its link and the runs in it, through one task.
+//! - *Called by*: the pool, which started it.
+//! - *Calls*: the driver.
+//! - *On a crash*: its runs end as `box lost` and its box is ended by the pool; it is never restarted, the agent's next run makes another.
+//! - *Refuses when*: the box could not be started, or is over: the orders' answers are dropped and the pool makes a new one.
+
+mod actor;
+mod handle;
+mod messages;
+
+pub use actor::{Sandbox, SandboxWiring};
+pub use handle::SandboxHandle;

@@ -1,0 +1,111 @@
+//! What a box is asked to be, and what a driver says about one.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use portcullis_core::ids::{AgentId, BoxId};
+
+/// Where the box's cell binary is seen from inside.
+pub const CELL_INSIDE: &str = "/run/portcullis-cell";
+/// Where the box's control folder (read-only) is seen from inside.
+pub const RUN_INSIDE: &str = "/run/portcullis";
+/// The control socket as the cell dials it.
+pub const SOCKET_INSIDE: &str = "/run/portcullis/s";
+/// The agent's folder as seen from inside; also HOME and the default working folder.
+pub const WORKSPACE_INSIDE: &str = "/workspace";
+/// Host name inside every box.
+pub const HOST_NAME: &str = "box";
+/// Command search path inside every box.
+pub const PATH_INSIDE: &str = "/usr/local/bin:/usr/bin:/bin";
+
+/// Ceilings of a whole box (all of its runs together).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BoxLimits {
+    /// Memory and swap together, in bytes.
+    pub memory_bytes: u64,
+    /// Processor share in thousandths of one core: 1000 is one core.
+    pub cpu_millis: u32,
+    /// Most processes and threads alive at once, the cell included.
+    pub pids: u32,
+}
+
+/// One box, completely described before anything is started.
+#[derive(Debug, Clone)]
+pub struct BoxSpec {
+    /// The box's name: 12 hex digits.
+    pub id: BoxId,
+    /// The only agent whose runs may enter it.
+    pub agent: AgentId,
+    /// Host folder, exists, owned by `uid:gid`; seen inside as [`WORKSPACE_INSIDE`], read-write.
+    pub workspace: PathBuf,
+    /// `STATE/run/b/<id>`: the host listens on `run_dir/s`; seen inside as [`RUN_INSIDE`], read-only.
+    pub run_dir: PathBuf,
+    /// The static cell binary on the host; seen inside as [`CELL_INSIDE`], read-only.
+    pub cell: PathBuf,
+    /// Ceilings of the whole box.
+    pub limits: BoxLimits,
+    /// Host uid of everything in the box; never 0.
+    pub uid: u32,
+    /// Host gid of everything in the box; never 0.
+    pub gid: u32,
+    /// Label: the gateway that owns the box.
+    pub owner: String,
+    /// Label: the start of that gateway which made the box.
+    pub boot: String,
+    /// Label: digest of the profile the box was made with.
+    pub profile_hash: String,
+    /// What the cell must say in its HELLO: lower-case hex, fresh per box.
+    pub nonce: String,
+    /// How long the cell outlives a host that does not answer.
+    pub dead_man: Duration,
+}
+
+impl BoxSpec {
+    /// Command line of the box's pid 1, the same in every driver.
+    pub fn cell_argv(&self) -> Vec<String> {
+        vec![
+            CELL_INSIDE.to_owned(),
+            "box".to_owned(),
+            "--socket".to_owned(),
+            SOCKET_INSIDE.to_owned(),
+            "--nonce".to_owned(),
+            self.nonce.clone(),
+            "--dead-man".to_owned(),
+            self.dead_man.as_secs().max(1).to_string(),
+        ]
+    }
+
+    /// The whole environment of the box's pid 1, the same in every driver. A run's own variables travel in its SPAWN.
+    pub fn cell_env() -> Vec<(&'static str, &'static str)> {
+        vec![
+            ("PATH", PATH_INSIDE),
+            ("HOME", WORKSPACE_INSIDE),
+            ("LANG", "C.UTF-8"),
+            ("TMPDIR", "/tmp"),
+        ]
+    }
+}
+
+/// A box that has been started. It serves once its cell has said HELLO on the link.
+#[derive(Debug)]
+pub struct StartedBox {
+    /// The cell, as the host sees it: the only peer whom the link accepts.
+    pub init_pid: u32,
+    /// Digest of the image it was made from; none for the native driver, whose root is the host's `/usr`.
+    pub image_digest: Option<String>,
+    /// A driver's own child process (bubblewrap's monitor); kept so that it is reaped. None for an engine.
+    pub child: Option<tokio::process::Child>,
+}
+
+/// A box of ours that a driver found, whether or not this daemon started it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundBox {
+    /// Its name.
+    pub id: BoxId,
+    /// The start of the gateway which made it.
+    pub boot: String,
+    /// Digest of the profile it was made with.
+    pub profile_hash: String,
+    /// False when only its remains (a stopped container, a state file) are left.
+    pub running: bool,
+}

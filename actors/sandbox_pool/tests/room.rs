@@ -1,0 +1,320 @@
+//! The pool in a tree: boxes per agent, what ends them, what it refuses.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use portcullis_cell::Cause;
+use portcullis_core::ids::{AgentId, RunId};
+use tokio::sync::mpsc;
+
+use super::harness::{self, Ended, Live, State, below, finish};
+use crate::sandbox_pool::{
+    Choice, Driver, Native, PoolError, RunEvent, RunSpec, RunTicket, SandboxPool,
+    SandboxPoolConfig, SandboxPoolHandle, SandboxPoolWiring,
+};
+use crate::supervision::{CallError, Intensity, Policy, Tree, TreeBuilder};
+
+struct Pool {
+    tree: Tree,
+    handle: SandboxPoolHandle,
+    runs: u32,
+}
+
+impl Pool {
+    async fn start(state: &State, change: impl FnOnce(&mut SandboxPoolConfig)) -> Self {
+        let mut config = SandboxPoolConfig {
+            driver: Choice::Native,
+            ..SandboxPoolConfig::default()
+        };
+        change(&mut config);
+        let mut builder = TreeBuilder::new(
+            Intensity::default(),
+            Arc::new(|room, why| panic!("{room}: {why}")),
+        );
+        let cell: &'static [u8] = std::fs::read(harness::cell()).unwrap().leak();
+        let wiring = SandboxPoolWiring {
+            config,
+            state: state.folder.path().to_owned(),
+            cell,
+            owner: state.context.owner.clone(),
+            boot: "boot-2".to_owned(),
+        };
+        let handle = SandboxPoolHandle::new(builder.room::<SandboxPool>(Policy::new(256), wiring));
+        let tree = builder.start().await.unwrap();
+        Self {
+            tree,
+            handle,
+            runs: 0,
+        }
+    }
+
+    async fn begin(
+        &mut self,
+        agent: &str,
+        script: &str,
+    ) -> Result<(RunId, RunTicket, mpsc::Receiver<RunEvent>), CallError<PoolError>> {
+        self.runs += 1;
+        let run = RunId::new(&format!("run-{}", self.runs)).unwrap();
+        let spec = RunSpec {
+            run: run.clone(),
+            argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
+            cwd: None,
+            env: vec![("GREETING".to_owned(), "hello".to_owned())],
+            timeout: None,
+        };
+        let (events, seen) = mpsc::channel(16);
+        let ticket = self
+            .handle
+            .start_run(AgentId::new(agent).unwrap(), spec, events)
+            .await?;
+        Ok((run, ticket, seen))
+    }
+
+    async fn run(&mut self, agent: &str, script: &str) -> (RunTicket, Ended) {
+        let (_, ticket, seen) = self.begin(agent, script).await.unwrap();
+        (ticket, finish(seen).await)
+    }
+}
+
+fn init_of(state: &State, ticket: &RunTicket) -> u32 {
+    let path = state
+        .context
+        .run_root
+        .join("b")
+        .join(format!("{}.json", ticket.box_id));
+    let kept: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    kept["init"][0].as_u64().unwrap().try_into().unwrap()
+}
+
+fn gone(pid: u32) -> bool {
+    !Path::new(&format!("/proc/{pid}/exe")).exists()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_has_one_warm_box_and_nobody_elses() {
+    let state = State::new();
+    let mut pool = Pool::start(&state, |_| {}).await;
+    let (first, ended) = pool
+        .run("demo", "echo $GREETING > kept; cat kept; pwd")
+        .await;
+    assert_eq!(
+        (ended.out.as_str(), ended.exit().code),
+        ("hello\n/workspace\n", Some(0))
+    );
+    assert_eq!(
+        (first.driver, first.image_digest.as_ref(), first.timeout_ms),
+        ("native", None, 60_000)
+    );
+    let (again, ended) = pool.run("demo", "cat kept").await;
+    assert_eq!(
+        (again.box_id == first.box_id, ended.out.as_str()),
+        (true, "hello\n")
+    );
+    let (other, ended) = pool.run("other", "ls -A").await;
+    assert_ne!(other.box_id, first.box_id);
+    assert_eq!(
+        (other.profile_hash == first.profile_hash, ended.out.as_str()),
+        (true, "")
+    );
+    let status = pool.handle.status().await.unwrap();
+    assert_eq!((status.driver, status.boxes.len()), (Some("native"), 2));
+    let inits = [init_of(&state, &first), init_of(&state, &other)];
+    assert!(!inits.iter().any(|&init| gone(init)));
+    pool.tree.stop().await;
+    assert!(
+        inits.into_iter().all(gone),
+        "stopping the pool ends its boxes"
+    );
+    assert!(
+        std::fs::read_dir(state.context.run_root.join("b"))
+            .unwrap()
+            .next()
+            .is_none()
+    );
+    // The workspace stays.
+    assert!(state.context.workspaces.join("demo/kept").exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_runs_at_once_share_a_box_and_keep_apart() {
+    let state = State::new();
+    let mut pool = Pool::start(&state, |_| {}).await;
+    let mut all = Vec::new();
+    for n in 0..16 {
+        all.push((
+            n,
+            pool.begin("demo", &format!("echo {n}; exit {n}"))
+                .await
+                .unwrap(),
+        ));
+    }
+    for (n, (_, _, seen)) in all {
+        let ended = finish(seen).await;
+        assert_eq!(
+            (ended.out, ended.exit.unwrap().code),
+            (format!("{n}\n"), Some(n))
+        );
+    }
+    assert_eq!(pool.handle.status().await.unwrap().boxes.len(), 1);
+    pool.tree.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_is_cancelled_by_name_and_by_nobody_listening() {
+    let state = State::new();
+    let mut pool = Pool::start(&state, |_| {}).await;
+    let (run, ticket, seen) = pool.begin("demo", "sleep 94").await.unwrap();
+    let (_, _, unheard) = pool.begin("demo", "sleep 94").await.unwrap();
+    let (_, _, neighbour) = pool.begin("demo", "sleep 1; echo untouched").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    // Another agent cannot end it.
+    pool.handle
+        .cancel(AgentId::new("other").unwrap(), run.clone())
+        .await
+        .unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    pool.handle
+        .cancel(AgentId::new("demo").unwrap(), run)
+        .await
+        .unwrap();
+    assert_eq!(finish(seen).await.exit().cause, Cause::Cancelled);
+    drop(unheard);
+    assert_eq!(finish(neighbour).await.out, "untouched\n");
+    let sleeping = below(init_of(&state, &ticket)).into_iter().any(|pid| {
+        std::fs::read_to_string(format!("/proc/{pid}/cmdline"))
+            .is_ok_and(|line| line.starts_with("sleep"))
+    });
+    assert!(!sleeping);
+    pool.tree.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_box_is_said_and_the_next_run_has_another() {
+    let state = State::new();
+    let mut pool = Pool::start(&state, |_| {}).await;
+    let (_, ticket, mut seen) = pool.begin("demo", "echo up; sleep 93").await.unwrap();
+    assert!(matches!(seen.recv().await, Some(RunEvent::Output { .. })));
+    let init = rustix::process::Pid::from_raw(init_of(&state, &ticket).cast_signed()).unwrap();
+    rustix::process::kill_process(init, rustix::process::Signal::KILL).unwrap();
+    assert_eq!(seen.recv().await, Some(RunEvent::BoxLost));
+    let (other, ended) = pool.run("demo", "echo back").await;
+    assert_eq!(
+        (ended.out.as_str(), other.box_id == ticket.box_id),
+        ("back\n", false)
+    );
+    pool.tree.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_box_ends_and_a_busy_one_does_not() {
+    let state = State::new();
+    let mut pool = Pool::start(&state, |config| config.idle_secs = 1).await;
+    let (first, _) = pool.run("demo", "true").await;
+    let init = init_of(&state, &first);
+    let (_, _, busy) = pool.begin("busy", "sleep 2; echo done").await.unwrap();
+    let until = Instant::now() + Duration::from_secs(4);
+    while !gone(init) {
+        assert!(Instant::now() < until, "still there");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(finish(busy).await.out, "done\n");
+    let (next, ended) = pool.run("demo", "echo again").await;
+    assert_eq!(
+        (ended.out.as_str(), next.box_id == first.box_id),
+        ("again\n", false)
+    );
+    pool.tree.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn boxes_of_a_crashed_daemon_are_ended_at_the_next_start() {
+    let state = State::new();
+    let driver = Driver::Native(Native::find(&state.context).unwrap());
+    let mut orphan = Live::start(&driver, state.spec("demo")).await;
+    let (_, seen) = orphan.begin("sleep 92", |_| {}).await;
+    // The daemon is gone without a word: its link, not its box.
+    orphan.served.abort();
+    drop(seen);
+    assert!(!gone(orphan.started.init_pid));
+    let mut pool = Pool::start(&state, |_| {}).await;
+    let (ticket, ended) = pool.run("demo", "echo new").await;
+    assert_eq!(
+        (ended.out.as_str(), ticket.box_id == orphan.spec.id),
+        ("new\n", false)
+    );
+    assert!(
+        gone(orphan.started.init_pid),
+        "the orphan is ended before anything runs"
+    );
+    pool.tree.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_driver_it_refuses_and_says_what_to_do() {
+    let state = State::new();
+    let mut pool = Pool::start(&state, |config| {
+        config.driver = Choice::Docker;
+        config.engine = Some("unix:///nonexistent/docker.sock".to_owned());
+    })
+    .await;
+    let refused = pool.begin("demo", "true").await.unwrap_err();
+    assert!(
+        matches!(&refused, CallError::Refused(error @ PoolError::NoDriver(_)) if error.code().name == "NO_DRIVER"),
+        "{refused}"
+    );
+    assert_eq!(pool.handle.status().await.unwrap().driver, None);
+    pool.tree.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_requests_and_too_many_boxes_are_refused_before_anything_runs() {
+    let state = State::new();
+    let mut pool = Pool::start(&state, |config| config.max_boxes = 1).await;
+    let long = format!("echo {}", "x".repeat(70_000));
+    let refused = pool.begin("demo", &long).await.unwrap_err();
+    assert!(
+        matches!(refused, CallError::Refused(PoolError::Invalid(_))),
+        "{refused}"
+    );
+    let refused = pool.begin("demo", "echo \0").await.unwrap_err();
+    assert!(
+        matches!(refused, CallError::Refused(PoolError::Invalid(_))),
+        "{refused}"
+    );
+    assert_eq!(
+        pool.begin("other", "true").await.unwrap_err(),
+        CallError::Refused(PoolError::Full(1))
+    );
+    // An agent whose folder was replaced by a link gets no box.
+    pool.tree.stop().await;
+    let elsewhere = state.folder.path().join("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, state.context.workspaces.join("linked")).unwrap();
+    let mut pool = Pool::start(&state, |_| {}).await;
+    let refused = pool.begin("linked", "true").await.unwrap_err();
+    assert!(
+        matches!(refused, CallError::Refused(PoolError::NoBox(_))),
+        "{refused}"
+    );
+    pool.tree.stop().await;
+}
+
+#[test]
+fn the_config_refuses_what_cannot_be_served() {
+    assert!(SandboxPoolConfig::default().problems().is_empty());
+    let bad = SandboxPoolConfig {
+        uid: 0,
+        pids: 3,
+        timeout_ms: 0,
+        ..SandboxPoolConfig::default()
+    };
+    assert_eq!(bad.problems().len(), 3);
+    let config = SandboxPoolConfig::default();
+    assert_eq!(config.timeout(None), 60_000);
+    assert_eq!(
+        config.timeout(Some(Duration::MAX)),
+        config.max_timeout_ms,
+        "there is always a ceiling"
+    );
+}

@@ -1,0 +1,142 @@
+//! The way of a root daemon to bubblewrap. Nothing in a box may be host uid 0, and the box's uid cannot walk to folders that only root
+//! may enter. So, as root: a mount namespace of its own, the box's three things bound into a folder that anyone may walk, and then
+//! no root any more: groups, gid and uid are given up before bubblewrap is executed.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};
+use rustix::process::{Gid, Uid};
+use rustix::thread::UnshareFlags;
+
+/// Covered by a small tmpfs of our own in our own mount namespace; bubblewrap then covers it again with its new root.
+const STAGE: &str = "/tmp";
+
+#[derive(Default)]
+struct Options {
+    uid: u32,
+    gid: u32,
+    /// Name in the stage, host path.
+    staged: Vec<(String, String)>,
+    command: Vec<String>,
+}
+
+fn options(mut arguments: impl Iterator<Item = String>) -> Result<Options, String> {
+    let mut options = Options::default();
+    while let Some(name) = arguments.next() {
+        if name == "--" {
+            options.command = arguments.collect();
+            break;
+        }
+        let value = arguments
+            .next()
+            .ok_or_else(|| format!("{name} needs a value"))?;
+        let number = || {
+            value
+                .parse::<u32>()
+                .map_err(|_| format!("{name} {value}: not a number"))
+        };
+        match name.as_str() {
+            "--uid" => options.uid = number()?,
+            "--gid" => options.gid = number()?,
+            "--stage" => {
+                let (name, path) = value.split_once('=').ok_or("--stage NAME=PATH")?;
+                if name.is_empty()
+                    || name.contains('/')
+                    || name.starts_with('.')
+                    || !path.starts_with('/')
+                {
+                    return Err(format!(
+                        "--stage {value}: a plain name and an absolute path"
+                    ));
+                }
+                options.staged.push((name.to_owned(), path.to_owned()));
+            }
+            _ => return Err(format!("unknown option {name}")),
+        }
+    }
+    if options.uid == 0 || options.gid == 0 {
+        return Err("a box never runs as uid or gid 0".to_owned());
+    }
+    if options.command.is_empty() {
+        return Err("nothing to execute".to_owned());
+    }
+    Ok(options)
+}
+
+/// Entry of `portcullis-cell launch --uid U --gid G --stage NAME=PATH... -- COMMAND...`: returns only if it failed.
+pub fn main(arguments: impl Iterator<Item = String>) -> Result<(), String> {
+    let options = options(arguments)?;
+    stage(&options.staged)?;
+    drop_root(options.uid, options.gid)?;
+    let error = Command::new(&options.command[0])
+        .args(&options.command[1..])
+        .env_clear()
+        .exec();
+    Err(format!("{}: {error}", options.command[0]))
+}
+
+fn stage(staged: &[(String, String)]) -> Result<(), String> {
+    let said = |what: &str| {
+        let what = what.to_owned();
+        move |error: rustix::io::Errno| format!("{what}: {error}")
+    };
+    // Deprecated for flags that share descriptors between threads; a new mount namespace in a process of one thread is not that.
+    #[allow(deprecated)]
+    rustix::thread::unshare(UnshareFlags::NEWNS).map_err(said("a mount namespace of its own"))?;
+    mount_change(
+        "/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )
+    .map_err(said("private mounts"))?;
+    // Opened before the stage covers whatever lies below it, and after the unshare: a mount of another namespace cannot be bound.
+    let mut opened: Vec<(&str, bool, OwnedFd)> = Vec::new();
+    for (name, path) in staged {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(path.as_str(), flags, Mode::empty()).map_err(said(path))?;
+        let kind = rustix::fs::FileType::from_raw_mode(
+            rustix::fs::fstat(&fd).map_err(said(path))?.st_mode,
+        );
+        match kind {
+            rustix::fs::FileType::Directory => opened.push((name, true, fd)),
+            rustix::fs::FileType::RegularFile => opened.push((name, false, fd)),
+            _ => return Err(format!("{path}: neither a folder nor a file")),
+        }
+    }
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("tmpfs", STAGE, "tmpfs", flags, c"mode=0711,size=64k").map_err(said("the stage"))?;
+    for (name, folder, fd) in opened {
+        let target = format!("{STAGE}/{name}");
+        if folder {
+            rustix::fs::mkdir(target.as_str(), Mode::from_raw_mode(0o711))
+                .map_err(said(&target))?;
+        } else {
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+            rustix::fs::open(target.as_str(), flags, Mode::from_raw_mode(0o444))
+                .map_err(said(&target))?;
+        }
+        mount_bind(format!("/proc/self/fd/{}", fd.as_raw_fd()), target.as_str())
+            .map_err(said(&target))?;
+    }
+    Ok(())
+}
+
+fn drop_root(uid: u32, gid: u32) -> Result<(), String> {
+    let said =
+        |what: &'static str| move |error: rustix::io::Errno| format!("giving up {what}: {error}");
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    rustix::thread::set_thread_groups(&[]).map_err(said("groups"))?;
+    rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(said("the gid"))?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(said("the uid"))?;
+    rustix::thread::set_no_new_privs(true).map_err(said("new privileges"))?;
+    if rustix::process::getuid() == uid
+        && rustix::process::geteuid() == uid
+        && rustix::process::getegid() == gid
+    {
+        Ok(())
+    } else {
+        Err("root was not given up".to_owned())
+    }
+}

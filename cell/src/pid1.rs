@@ -1,0 +1,358 @@
+//! Pid 1 of a box: dials the host, starts a supervisor per run, passes frames on, kills what belongs to nobody.
+//!
+//! No link, no runs: when the host goes away every run is ended at once, and pid 1 dials again until its dead-man time.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use portcullis_cell::{Cause, Ended, Exit, Frame, MAX_NONCE, PROTO, Stream};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::channel::Channel;
+use crate::tree::{self, Reaped};
+
+/// Between two attempts to reach the host.
+const REDIAL: Duration = Duration::from_millis(100);
+/// Between two looks for strays while nothing happens.
+const PATROL: Duration = Duration::from_secs(1);
+/// A host that reads nothing makes the runs wait, not this process grow.
+const UNSENT: usize = 1024 * 1024;
+/// Most runs at once; the box's pids limit is the real one.
+const MOST_RUNS: usize = 256;
+
+struct Options {
+    socket: String,
+    nonce: String,
+    dead_man: Duration,
+}
+
+fn options(mut arguments: impl Iterator<Item = String>) -> Result<Options, String> {
+    let mut options = Options {
+        socket: "/run/portcullis/s".to_owned(),
+        nonce: String::new(),
+        dead_man: Duration::from_mins(1),
+    };
+    while let Some(name) = arguments.next() {
+        let value = arguments
+            .next()
+            .ok_or_else(|| format!("{name} needs a value"))?;
+        match name.as_str() {
+            "--socket" => options.socket = value,
+            "--nonce" if value.len() <= MAX_NONCE => options.nonce = value,
+            "--dead-man" => {
+                options.dead_man = Duration::from_secs(
+                    value
+                        .parse()
+                        .map_err(|_| format!("--dead-man {value}: not seconds"))?,
+                );
+            }
+            _ => return Err(format!("unknown or unusable option {name}")),
+        }
+    }
+    Ok(options)
+}
+
+/// Entry of `portcullis-cell box`.
+pub fn main(arguments: impl Iterator<Item = String>) -> Result<(), String> {
+    let options = options(arguments)?;
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .map_err(|error| error.to_string())?;
+    rustix::thread::set_no_new_privs(true).map_err(|error| error.to_string())?;
+    // The daemon's own mask would leave an agent's files unreadable to the agent's other tools.
+    let _ = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    let now = Instant::now();
+    let mut pid1 = Pid1 {
+        runs: Vec::new(),
+        spare: None,
+        supervisors: BTreeSet::new(),
+        patrol_at: now,
+        host: None,
+        heard: now,
+        dial_at: now,
+        over: false,
+    };
+    loop {
+        pid1.dial(&options);
+        pid1.wait(&options);
+        pid1.hear();
+        pid1.pass();
+        pid1.reap();
+        if pid1.over || pid1.heard.elapsed() >= options.dead_man {
+            // The kernel ends whatever else is in the box with its pid 1.
+            return Ok(());
+        }
+    }
+}
+
+struct Supervisor {
+    pid: Pid,
+    channel: Channel,
+}
+
+struct Run {
+    id: u32,
+    supervisor: Supervisor,
+    reported: bool,
+    gone: bool,
+}
+
+struct Pid1 {
+    runs: Vec<Run>,
+    /// Started ahead, so that a run does not wait for it.
+    spare: Option<Supervisor>,
+    /// Every supervisor that has not been reaped, also those whose run is over.
+    supervisors: BTreeSet<i32>,
+    patrol_at: Instant,
+    host: Option<Channel>,
+    heard: Instant,
+    dial_at: Instant,
+    over: bool,
+}
+
+impl Pid1 {
+    fn dial(&mut self, options: &Options) {
+        if self.host.is_some() || Instant::now() < self.dial_at {
+            return;
+        }
+        self.dial_at = Instant::now() + REDIAL;
+        let Ok(mut channel) = UnixStream::connect(&options.socket).and_then(Channel::new) else {
+            return;
+        };
+        channel.queue(&Frame::Hello {
+            proto: PROTO,
+            nonce: options.nonce.clone(),
+        });
+        if channel.flush().is_ok() {
+            self.host = Some(channel);
+            self.ready_spare();
+        }
+    }
+
+    fn ready_spare(&mut self) {
+        if self.spare.is_none() {
+            self.spare = self.supervisor().ok();
+        }
+    }
+
+    /// Waits for the host, any run, or the next thing that time brings.
+    fn wait(&mut self, options: &Options) {
+        let now = Instant::now();
+        let mut until = (self.heard + options.dead_man).min(now + PATROL);
+        if self.host.is_none() {
+            until = until.min(self.dial_at);
+        }
+        let full = self
+            .host
+            .as_ref()
+            .is_some_and(|host| host.pending() > UNSENT);
+        let mut polled = Vec::with_capacity(self.runs.len() + 1);
+        let flags = |channel: &Channel, read: bool| {
+            let mut flags = if read {
+                PollFlags::IN
+            } else {
+                PollFlags::empty()
+            };
+            flags.set(PollFlags::OUT, channel.pending() > 0);
+            flags
+        };
+        if let Some(host) = &self.host {
+            polled.push(PollFd::new(host, flags(host, true)));
+        }
+        for run in self.runs.iter().filter(|run| !run.gone) {
+            let channel = &run.supervisor.channel;
+            polled.push(PollFd::new(channel, flags(channel, !full)));
+        }
+        let time = until.saturating_duration_since(now);
+        let time = Timespec {
+            tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: time.subsec_nanos().into(),
+        };
+        let _ = rustix::event::poll(&mut polled, Some(&time));
+    }
+
+    /// What the host says.
+    fn hear(&mut self) {
+        if let Some(mut host) = self.host.take() {
+            match self.read_host(&mut host) {
+                Ok(()) => self.host = Some(host),
+                // Ends the link and with it every run; each supervisor sees its channel close and ends its tree.
+                Err(_) => self.runs.clear(),
+            }
+        }
+    }
+
+    fn read_host(&mut self, host: &mut Channel) -> io::Result<()> {
+        let open = host.fill()?;
+        while let Some(frame) = host.next_frame()? {
+            self.heard = Instant::now();
+            match frame {
+                Frame::Spawn { run, .. } => self.spawn(host, &frame, run),
+                Frame::Signal { run, .. } | Frame::Window { run, .. } => {
+                    if let Some(run) = self.runs.iter_mut().find(|known| known.id == run) {
+                        run.supervisor.channel.queue(&frame);
+                    }
+                }
+                Frame::Ping { token } => host.queue(&Frame::Ping { token }),
+                Frame::Bye => self.over = true,
+                Frame::Hello { proto, .. } if proto == PROTO => {}
+                Frame::Hello { .. } | Frame::Output { .. } | Frame::Exit { .. } => {
+                    return Err(io::ErrorKind::InvalidData.into());
+                }
+            }
+        }
+        host.flush()?;
+        if open {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::UnexpectedEof.into())
+        }
+    }
+
+    fn spawn(&mut self, host: &mut Channel, frame: &Frame, id: u32) {
+        let refusal = if self.runs.iter().any(|run| run.id == id) {
+            // A number of a run that is alive: answering would end that run for the host.
+            return;
+        } else if self.runs.len() >= MOST_RUNS {
+            Some("too many runs in this box".to_owned())
+        } else {
+            match self.spare.take().map_or_else(|| self.supervisor(), Ok) {
+                Ok(mut supervisor) => {
+                    supervisor.channel.queue(frame);
+                    // What does not go out now goes out after the next wait.
+                    let _ = supervisor.channel.flush();
+                    self.runs.push(Run {
+                        id,
+                        supervisor,
+                        reported: false,
+                        gone: false,
+                    });
+                    None
+                }
+                Err(error) => Some(format!("no process for the run: {error}")),
+            }
+        };
+        if let Some(text) = refusal {
+            host.queue(&Frame::Output {
+                run: id,
+                stream: Stream::Err,
+                data: format!("portcullis: {text}\n").into_bytes(),
+            });
+            host.queue(&Frame::Exit {
+                run: id,
+                exit: ended(Ended::Code(125), Cause::NotStarted),
+            });
+        } else {
+            self.ready_spare();
+        }
+    }
+
+    /// What the runs say, passed on to the host under the number that this process knows, not the one they claim.
+    fn pass(&mut self) {
+        let Some(host) = &mut self.host else { return };
+        for run in &mut self.runs {
+            if run.gone || host.pending() > UNSENT {
+                continue;
+            }
+            if relay(run, host).is_err() {
+                run.gone = true;
+                if !run.reported {
+                    // Its supervisor is gone without a word: out of memory, most likely.
+                    host.queue(&Frame::Exit {
+                        run: run.id,
+                        exit: ended(Ended::Signal(9), Cause::Itself),
+                    });
+                }
+            }
+        }
+        if host.flush().is_err() {
+            self.host = None;
+            self.runs.clear();
+        }
+        self.runs.retain(|run| !run.gone);
+    }
+
+    /// Buries the dead and kills what hangs below pid 1 without belonging to a run.
+    fn reap(&mut self) {
+        let mut look = self.patrol_at <= Instant::now();
+        while let Reaped::Child(pid, _) = tree::reap() {
+            // Orphans come only from a supervisor that died before it had swept its tree.
+            look = true;
+            self.supervisors.remove(&pid.as_raw_pid());
+            if self.spare.as_ref().is_some_and(|spare| spare.pid == pid) {
+                self.spare = None;
+            }
+        }
+        if !look {
+            return;
+        }
+        self.patrol_at = Instant::now() + PATROL;
+        for child in tree::children() {
+            if !self.supervisors.contains(&child.as_raw_pid()) {
+                let _ = kill_process(child, Signal::KILL);
+            }
+        }
+    }
+
+    /// Starts `portcullis-cell run` with one end of a socket pair as its standard input.
+    fn supervisor(&mut self) -> io::Result<Supervisor> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let channel = Channel::new(ours)?;
+        let child = Command::new("/proc/self/exe")
+            .arg0("portcullis-run")
+            .arg("run")
+            .env_clear()
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .spawn()?;
+        let pid = Pid::from_child(&child);
+        self.supervisors.insert(pid.as_raw_pid());
+        Ok(Supervisor { pid, channel })
+    }
+}
+
+fn relay(run: &mut Run, host: &mut Channel) -> io::Result<()> {
+    let channel = &mut run.supervisor.channel;
+    // A supervisor that has ended takes no more credit, but what it said before is still to be read.
+    if channel.flush().is_err() {
+        channel.forget();
+    }
+    let open = channel.fill()?;
+    while let Some(frame) = channel.next_frame()? {
+        match frame {
+            Frame::Output { stream, data, .. } if !run.reported => host.queue(&Frame::Output {
+                run: run.id,
+                stream,
+                data,
+            }),
+            Frame::Exit { exit, .. } if !run.reported => {
+                run.reported = true;
+                host.queue(&Frame::Exit { run: run.id, exit });
+            }
+            _ => return Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+    if open {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::UnexpectedEof.into())
+    }
+}
+
+const fn ended(ended: Ended, cause: Cause) -> Exit {
+    Exit {
+        ended,
+        cause,
+        duration_ms: 0,
+        user_ms: 0,
+        system_ms: 0,
+        dropped_out: 0,
+        dropped_err: 0,
+        swept: 0,
+    }
+}

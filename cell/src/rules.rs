@@ -1,0 +1,230 @@
+//! What the kernel refuses to a command: Landlock (files, signals, abstract sockets) and seccomp (calls). Both are set on one thread,
+//! which then starts the command: the supervisor around it stays free, and out of the command's reach.
+
+use landlock::{
+    ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, Scope,
+};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch, sock_filter,
+};
+use std::collections::BTreeMap;
+
+/// Read and execute, where they exist.
+const READ: [&str; 10] = [
+    "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc", "/opt", "/proc", "/dev",
+];
+/// Everything but making devices.
+const WRITE: [&str; 5] = ["/workspace", "/tmp", "/var/tmp", "/dev/shm", "/dev/pts"];
+/// Single files.
+const WRITE_FILES: [&str; 6] = [
+    "/dev/null",
+    "/dev/zero",
+    "/dev/full",
+    "/dev/random",
+    "/dev/urandom",
+    "/dev/tty",
+];
+
+/// Applies Landlock to this thread as far as the kernel has it.
+pub fn landlock() -> Result<(), String> {
+    apply_landlock().map_err(|error| format!("landlock: {error}"))
+}
+
+fn apply_landlock() -> Result<(), Box<dyn std::error::Error>> {
+    // ABI 6 brings the scopes: no signal and no abstract socket leaves the run. Older kernels take what they know.
+    let abi = ABI::V6;
+    let all = AccessFs::from_all(abi);
+    let read = AccessFs::from_read(abi);
+    let file = AccessFs::from_file(abi);
+    let mut rules = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(all)?
+        .scope(Scope::from_all(abi))?
+        .create()?;
+    let writable = all & !AccessFs::MakeBlock & !AccessFs::MakeChar;
+    let sets = [
+        (&READ[..], read),
+        (&WRITE[..], writable),
+        (&WRITE_FILES[..], file & !AccessFs::Execute),
+    ];
+    for (paths, access) in sets {
+        for path in paths {
+            // A path that the box does not have needs no rule.
+            let Ok(opened) = PathFd::new(path) else {
+                continue;
+            };
+            let is_file = std::fs::metadata(path).is_ok_and(|data| !data.is_dir());
+            let access = if is_file { access & file } else { access };
+            rules = rules.add_rule(PathBeneath::new(opened, access))?;
+        }
+    }
+    rules.restrict_self()?;
+    Ok(())
+}
+
+const EPERM: u32 = 1;
+const ENOSYS: u32 = 38;
+const EAFNOSUPPORT: u32 = 97;
+
+/// Applies the seccomp filters to this thread. No-new-privileges must be set.
+pub fn seccomp() -> Result<(), String> {
+    for program in programs()? {
+        seccompiler::apply_filter(&program).map_err(|error| format!("seccomp: {error}"))?;
+    }
+    Ok(())
+}
+
+fn programs() -> Result<Vec<BpfProgram>, String> {
+    let mut denied: BTreeMap<i64, Vec<SeccompRule>> = calls::DENIED
+        .iter()
+        .map(|&call| (call, Vec::new()))
+        .collect();
+    // clone: a new namespace of any kind (the flags are its first argument on both architectures).
+    denied.insert(
+        calls::CLONE,
+        NEW_NAMESPACES
+            .iter()
+            .map(|&flag| masked(0, flag))
+            .collect::<Result<_, _>>()?,
+    );
+    // ioctl: pushing input into a terminal.
+    denied.insert(
+        calls::IOCTL,
+        [0x5412, 0x541C]
+            .iter()
+            .map(|&request| equal(1, request))
+            .collect::<Result<_, _>>()?,
+    );
+    // Sockets by type that may exist, not by those that may not: Unix, IPv4, IPv6.
+    let family = |value| condition(0, SeccompCmpOp::Ne, value);
+    let other_family = SeccompRule::new(vec![family(1)?, family(2)?, family(10)?]).map_err(text)?;
+    let sockets = BTreeMap::from([
+        (calls::SOCKET, vec![other_family.clone()]),
+        (calls::SOCKETPAIR, vec![other_family]),
+    ]);
+    Ok(vec![
+        compile(sockets, EAFNOSUPPORT)?,
+        compile(denied, EPERM)?,
+        // The flags of clone3 lie in memory where no filter can look: the C library then falls back to clone.
+        compile(BTreeMap::from([(calls::CLONE3, Vec::new())]), ENOSYS)?,
+        foreign_calls(),
+    ])
+}
+
+// Without time (0x80): clone has its exit signal in those bits, so only clone3 and unshare can ask for one.
+const NEW_NAMESPACES: [u64; 7] = [
+    0x0002_0000, // mount
+    0x0200_0000, // cgroup
+    0x0400_0000, // uts
+    0x0800_0000, // ipc
+    0x1000_0000, // user
+    0x2000_0000, // pid
+    0x4000_0000, // net
+];
+
+fn masked(argument: u8, bit: u64) -> Result<SeccompRule, String> {
+    SeccompRule::new(vec![condition(argument, SeccompCmpOp::MaskedEq(bit), bit)?]).map_err(text)
+}
+
+fn equal(argument: u8, value: u64) -> Result<SeccompRule, String> {
+    SeccompRule::new(vec![condition(argument, SeccompCmpOp::Eq, value)?]).map_err(text)
+}
+
+fn condition(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompCondition, String> {
+    // The kernel looks at the lower half of these arguments only, so the upper half must not hide them from the filter.
+    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value).map_err(text)
+}
+
+fn compile(rules: BTreeMap<i64, Vec<SeccompRule>>, errno: u32) -> Result<BpfProgram, String> {
+    let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(text)?;
+    SeccompFilter::new(
+        rules,
+        SeccompAction::Allow,
+        SeccompAction::Errno(errno),
+        arch,
+    )
+    .and_then(BpfProgram::try_from)
+    .map_err(text)
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    format!("seccomp: {error}")
+}
+
+/// On x86-64 the x32 calls share the architecture number and would pass every rule above: refuse them by their bit.
+fn foreign_calls() -> BpfProgram {
+    let op = |code, jt, jf, k| sock_filter { code, jt, jf, k };
+    vec![
+        op(0x20, 0, 0, 0),                    // load the call's number
+        op(0x35, 0, 1, 0x4000_0000),          // at or above the x32 bit?
+        op(0x06, 0, 0, 0x0005_0000 | ENOSYS), // errno
+        op(0x06, 0, 0, 0x7fff_0000),          // allow
+    ]
+}
+
+#[cfg(target_arch = "x86_64")]
+mod calls {
+    pub const CLONE: i64 = 56;
+    pub const CLONE3: i64 = 435;
+    pub const IOCTL: i64 = 16;
+    pub const SOCKET: i64 = 41;
+    pub const SOCKETPAIR: i64 = 53;
+    pub const DENIED: [i64; 52] = [
+        101, 310, 311, 440, 312,
+        438, // ptrace, process_vm_readv, process_vm_writev, process_madvise, kcmp, pidfd_getfd
+        248, 249, 250, // add_key, request_key, keyctl
+        165, 166, 155, 161, 428, 429, 430, 431, 432, 433, 442,
+        467, // mount … open_tree_attr, with pivot_root and chroot
+        272, 308, // unshare, setns
+        321, 298, 425, 426, 427, 323, // bpf, perf_event_open, io_uring_*, userfaultfd
+        246, 320, 175, 313, 176, 304, // kexec_*, modules, open_by_handle_at
+        163, 167, 168, 169, 170, 171, 172, 173,
+        103, // acct, swap, reboot, names, io ports, syslog
+        179, 443, 153, 212, // quotactl, quotactl_fd, vhangup, lookup_dcookie
+        159, 164, 227, 305, // clocks
+    ];
+}
+
+#[cfg(target_arch = "aarch64")]
+mod calls {
+    pub const CLONE: i64 = 220;
+    pub const CLONE3: i64 = 435;
+    pub const IOCTL: i64 = 29;
+    pub const SOCKET: i64 = 198;
+    pub const SOCKETPAIR: i64 = 199;
+    pub const DENIED: [i64; 50] = [
+        117, 270, 271, 440, 272,
+        438, // ptrace, process_vm_readv, process_vm_writev, process_madvise, kcmp, pidfd_getfd
+        217, 218, 219, // add_key, request_key, keyctl
+        40, 39, 41, 51, 428, 429, 430, 431, 432, 433, 442,
+        467, // mount … open_tree_attr, with pivot_root and chroot
+        97, 268, // unshare, setns
+        280, 241, 425, 426, 427, 282, // bpf, perf_event_open, io_uring_*, userfaultfd
+        104, 294, 105, 273, 106, 265, // kexec_*, modules, open_by_handle_at
+        89, 224, 225, 142, 161, 162, 116, // acct, swap, reboot, names, syslog
+        60, 443, 58, 18, // quotactl, quotactl_fd, vhangup, lookup_dcookie
+        171, 170, 112, 266, // adjtimex, settimeofday, clock_settime, clock_adjtime
+    ];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_filters_compile_within_the_kernels_limit() {
+        for program in programs().unwrap() {
+            assert!(!program.is_empty() && program.len() < 4096);
+        }
+    }
+
+    #[test]
+    fn no_call_is_listed_twice() {
+        let mut calls = calls::DENIED.to_vec();
+        calls.sort_unstable();
+        calls.dedup();
+        assert_eq!(calls.len(), calls::DENIED.len());
+    }
+}

@@ -1,0 +1,136 @@
+//! Starting a run's command: found as a shell would, restricted before its first instruction.
+
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use portcullis_cell::Spawn;
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, setrlimit};
+
+use crate::rules;
+
+/// Why a command was not started, with the exit code that a shell gives.
+pub struct NotStarted {
+    /// 127 not found, 126 found but not to be executed, 125 ours.
+    pub code: u8,
+    /// For standard error.
+    pub text: String,
+}
+
+impl NotStarted {
+    fn new(code: u8, text: impl Into<String>) -> Self {
+        Self {
+            code,
+            text: text.into(),
+        }
+    }
+}
+
+/// Starts the command with pipes for its output and nothing as its input.
+pub fn start(spawn: &Spawn) -> Result<Child, NotStarted> {
+    let name = spawn.argv.first().cloned().unwrap_or_default();
+    // The whole supervisor moves: a relative name then means the same to the check and to the kernel.
+    rustix::process::chdir(spawn.cwd.as_str())
+        .map_err(|error| NotStarted::new(126, format!("{}: {error}", spawn.cwd)))?;
+    let program = find(&name, &spawn.env)?;
+    limit(spawn).map_err(|error| NotStarted::new(125, format!("resource limits: {error}")))?;
+    let mut command = Command::new(&program);
+    command
+        .arg0(&name)
+        .args(&spawn.argv[1..])
+        .env_clear()
+        .envs(spawn.env.iter().map(|(name, value)| (name, value)));
+    // A group of its own, so that a signal to it spares the supervisor, whose session it shares with nobody else.
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0);
+    let restricted = std::thread::Builder::new()
+        .stack_size(128 * 1024)
+        .spawn(move || {
+            rules::landlock()
+                .and_then(|()| rules::seccomp())
+                .map_err(|text| NotStarted::new(125, text))?;
+            command.spawn().map_err(|error| refused(&program, &error))
+        });
+    let thread = restricted.map_err(|error| NotStarted::new(125, format!("no thread: {error}")))?;
+    thread
+        .join()
+        .unwrap_or_else(|_| Err(NotStarted::new(125, "the starting thread ended")))
+}
+
+fn refused(program: &Path, error: &std::io::Error) -> NotStarted {
+    let code = match error.raw_os_error().map(Errno::from_raw_os_error) {
+        // The file was there a moment ago: its interpreter is not.
+        Some(Errno::NOENT) => 127,
+        Some(Errno::AGAIN | Errno::NOMEM | Errno::MFILE | Errno::NFILE) => 125,
+        _ => 126,
+    };
+    NotStarted::new(code, format!("{}: {error}", program.display()))
+}
+
+/// Looks a command up in its own PATH.
+fn find(name: &str, env: &[(String, String)]) -> Result<PathBuf, NotStarted> {
+    if name.contains('/') {
+        return match usable(Path::new(name)) {
+            Usable::Yes => Ok(PathBuf::from(name)),
+            Usable::No => Err(NotStarted::new(126, format!("{name}: cannot be executed"))),
+            Usable::Missing => Err(NotStarted::new(127, format!("{name}: no such file"))),
+        };
+    }
+    let path = env
+        .iter()
+        .rev()
+        .find(|(name, _)| name == "PATH")
+        .map_or("", |(_, value)| value.as_str());
+    let mut seen = false;
+    // An empty entry means the working folder to a shell; here it means nothing, so that no agent's file becomes `ls` by accident.
+    for folder in path
+        .split(':')
+        .filter(|folder| !folder.is_empty() && !name.is_empty())
+    {
+        let candidate = Path::new(folder).join(name);
+        match usable(&candidate) {
+            Usable::Yes => return Ok(candidate),
+            Usable::No => seen = true,
+            Usable::Missing => {}
+        }
+    }
+    if seen {
+        Err(NotStarted::new(126, format!("{name}: cannot be executed")))
+    } else {
+        Err(NotStarted::new(127, format!("{name}: command not found")))
+    }
+}
+
+enum Usable {
+    Yes,
+    No,
+    Missing,
+}
+
+fn usable(path: &Path) -> Usable {
+    match std::fs::metadata(path) {
+        Ok(data)
+            if data.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() =>
+        {
+            Usable::Yes
+        }
+        Ok(_) => Usable::No,
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Usable::No,
+        Err(_) => Usable::Missing,
+    }
+}
+
+fn limit(spawn: &Spawn) -> Result<(), Errno> {
+    let both = |most: u64| Rlimit {
+        current: Some(most),
+        maximum: Some(most),
+    };
+    setrlimit(Resource::Core, both(0))?;
+    // The supervisor needs a few itself; its own limit is its command's.
+    setrlimit(Resource::Nofile, both(u64::from(spawn.open_files).max(32)))?;
+    setrlimit(Resource::Fsize, both(spawn.file_bytes))
+}

@@ -1,0 +1,369 @@
+//! The command line: its words, and nothing of what they do.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+const AFTER: &str = "Examples:
+  portcullis up
+  portcullis exec --agent demo -- sh -c 'id; ls /'
+  portcullis exec --agent demo --host -- uname -a
+  portcullis approvals watch
+  portcullis vault set API_KEY < key.txt
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 not permitted, 5 denied, 6 timed out, 7 no gateway,
+8 degraded, 10 integrity broken. `exec` ends with its command's own code, and with 125 for every refusal of ours.";
+
+/// The one gate that every command of an AI agent passes.
+#[derive(Debug, Parser)]
+#[command(name = "portcullis", version, about, after_help = AFTER)]
+pub struct Cli {
+    /// For every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// State directory [default: $`PORTCULLIS_STATE_DIR`, $`STATE_DIRECTORY`, $`XDG_STATE_HOME/portcullis`]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// Machine identity key, outside the state directory [default: $`PORTCULLIS_IDENTITY_FILE`]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub identity: Option<PathBuf>,
+    /// Answer for machines: JSON on stdout, errors too
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the gateway in the foreground
+    Gateway(GatewayArgs),
+    /// Make what a first start needs, run the gateway, and say in five lines how to use it
+    Up(GatewayArgs),
+    /// Run a command for an agent, in its sandbox
+    Exec(ExecArgs),
+    /// Decide on what waits for a person
+    #[command(subcommand)]
+    Approvals(Approvals),
+    /// Devices that may connect
+    #[command(subcommand)]
+    Devices(Devices),
+    /// Secrets: their names are shown, their values never
+    #[command(subcommand)]
+    Vault(Vault),
+    /// The record of what happened
+    #[command(subcommand)]
+    Audit(Audit),
+    /// Rooms, sandbox driver, what is pending
+    Status,
+    /// A one-time code for the page
+    Dashboard {
+        /// Open the page in a browser too
+        #[arg(long)]
+        open: bool,
+    },
+    /// Configuration
+    #[command(subcommand)]
+    Config(Config),
+    /// Versions of this program and of the wire
+    Version,
+}
+
+/// For `gateway` and `up`.
+#[derive(Debug, Clone, Args)]
+pub struct GatewayArgs {
+    /// TCP port; 0 takes a free one
+    #[arg(long)]
+    pub port: Option<u16>,
+    /// Address to listen on
+    #[arg(long, value_name = "ADDRESS")]
+    pub bind: Option<std::net::IpAddr>,
+}
+
+/// For `exec`.
+#[derive(Debug, Clone, Args)]
+pub struct ExecArgs {
+    /// The agent to run for
+    #[arg(long, short)]
+    pub agent: Option<String>,
+    /// End the command after this time: 500ms, 30s, 5m, 1h
+    #[arg(long, value_parser = duration, value_name = "TIME")]
+    pub timeout: Option<Duration>,
+    /// Outside the sandbox; a person is asked
+    #[arg(long)]
+    pub host: bool,
+    /// Set a variable; secrets belong into the vault
+    #[arg(long, short, value_name = "NAME=VALUE", value_parser = variable)]
+    pub env: Vec<(String, String)>,
+    /// Working directory
+    #[arg(long, value_name = "DIR")]
+    pub cwd: Option<String>,
+    /// Sent again with the same key, a request never runs twice [default: a new one]
+    #[arg(long, value_name = "KEY")]
+    pub idempotency_key: Option<String>,
+    /// The command and its arguments, after `--`
+    #[arg(last = true, required = true, value_name = "ARGV")]
+    pub argv: Vec<String>,
+}
+
+/// `approvals …`
+#[derive(Debug, Subcommand)]
+pub enum Approvals {
+    /// What is pending, oldest first
+    List,
+    /// One pending plan, whole
+    Show {
+        /// Its id, or the beginning of it
+        id: String,
+    },
+    /// Let it run
+    Allow {
+        /// Its id, or the beginning of it
+        id: String,
+        /// And the same command of the same agent from now on, until the grant is revoked
+        #[arg(long)]
+        always: bool,
+    },
+    /// Refuse it
+    Deny {
+        /// Its id, or the beginning of it
+        id: String,
+        /// Told to who asked
+        #[arg(long)]
+        reason: Option<String>,
+    },
+    /// Show each request as it comes and decide by key: a, d
+    Watch,
+    /// The policy document; with --set, replace it
+    Policy {
+        /// A JSON file with the new document, `-` for stdin
+        #[arg(long, value_name = "FILE")]
+        set: Option<PathBuf>,
+    },
+    /// What may run without asking
+    Grants,
+    /// Take a grant back
+    Revoke {
+        /// Of the grant
+        grant: String,
+    },
+}
+
+/// `devices …`
+#[derive(Debug, Subcommand)]
+pub enum Devices {
+    /// Pending and paired devices
+    List,
+    /// One device or request
+    Show {
+        /// Of a device or a request, or the beginning of it
+        id: String,
+    },
+    /// Let a device in
+    Approve {
+        /// Of the request, or the beginning of it
+        id: String,
+        /// Refuse unless the device's fingerprint is this one
+        #[arg(long, value_name = "HEX")]
+        fingerprint: Option<String>,
+    },
+    /// Refuse a request
+    Reject {
+        /// Of the request, or the beginning of it
+        id: String,
+    },
+    /// End a device's tokens and its live sockets
+    Revoke {
+        /// Of the device, or the beginning of it
+        id: String,
+        /// This role's token only
+        #[arg(long)]
+        role: Option<String>,
+    },
+    /// Forget a device
+    Remove {
+        /// Of the device, or the beginning of it
+        id: String,
+    },
+    /// Give a device a name of your own
+    Rename {
+        /// Of the device, or the beginning of it
+        id: String,
+        /// 1 to 64 characters
+        label: String,
+    },
+}
+
+/// `vault …`
+#[derive(Debug, Subcommand)]
+pub enum Vault {
+    /// Keep a secret, read from stdin: `portcullis vault set NAME < file`
+    Set {
+        /// A-Z, 0-9, _
+        name: String,
+        /// Cut one line end off the end of the input
+        #[arg(long)]
+        trim: bool,
+    },
+    /// Names and versions
+    List,
+    /// Forget a secret
+    Rm {
+        /// Its name
+        name: String,
+    },
+    /// Open, sealed or being unlocked
+    Status,
+}
+
+/// `audit …`
+#[derive(Debug, Subcommand)]
+pub enum Audit {
+    /// The last records
+    Tail {
+        /// How many
+        #[arg(short, default_value_t = 20)]
+        n: u32,
+    },
+    /// Search the records
+    Query(Query),
+    /// Read the whole log again and check every hash
+    Verify {
+        /// Read the files themselves, without a gateway
+        #[arg(long)]
+        offline: bool,
+    },
+}
+
+/// For `audit query`.
+#[derive(Debug, Clone, Args)]
+pub struct Query {
+    /// exec.run, pairing.approve …
+    #[arg(long)]
+    pub action: Option<String>,
+    /// Who
+    #[arg(long)]
+    pub principal: Option<String>,
+    /// On what
+    #[arg(long)]
+    pub object: Option<String>,
+    /// ok, refused, failed, unknown
+    #[arg(long)]
+    pub outcome: Option<String>,
+    /// From this sequence number on
+    #[arg(long, value_name = "SEQ")]
+    pub since_seq: Option<u64>,
+    /// Up to this sequence number
+    #[arg(long, value_name = "SEQ")]
+    pub until_seq: Option<u64>,
+    /// Not older than this: 10m, 2h, or Unix milliseconds
+    #[arg(long, value_parser = moment, value_name = "TIME")]
+    pub since: Option<u64>,
+    /// Older than this
+    #[arg(long, value_parser = moment, value_name = "TIME")]
+    pub until: Option<u64>,
+    /// At most so many
+    #[arg(long, default_value_t = 100)]
+    pub limit: u32,
+}
+
+/// `config …`
+#[derive(Debug, Subcommand)]
+pub enum Config {
+    /// Read config.toml and name every error, without a gateway
+    Check,
+    /// The running gateway's configuration, secrets left out
+    Show,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| "a number with ms, s, m or h behind it".to_owned())?;
+    let ms = match &text[digits.len()..] {
+        "ms" => 1,
+        "" | "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return Err("its unit is ms, s, m, h or d".to_owned()),
+    };
+    number
+        .checked_mul(ms)
+        .map(Duration::from_millis)
+        .ok_or_else(|| "too long".to_owned())
+}
+
+/// Unix milliseconds, or so long ago.
+fn moment(text: &str) -> Result<u64, String> {
+    if text.len() >= 10 && text.bytes().all(|b| b.is_ascii_digit()) {
+        return text.parse().map_err(|_| "Unix milliseconds".to_owned());
+    }
+    let ago = u64::try_from(duration(text)?.as_millis()).map_err(|_| "too long".to_owned())?;
+    Ok(crate::show::text::now_ms().saturating_sub(ago))
+}
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("NAME=VALUE".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_words_fit_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn times_have_units() {
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("30"), Ok(Duration::from_secs(30)));
+        assert_eq!(duration("2h"), Ok(Duration::from_hours(2)));
+        for bad in [
+            "",
+            "s",
+            "1w",
+            "-1s",
+            "99999999999999999999h",
+            "18446744073709551615h",
+        ] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+        assert_eq!(moment("1700000000000"), Ok(1_700_000_000_000));
+    }
+
+    #[test]
+    fn what_follows_the_dashes_is_the_commands_own() {
+        let cli = Cli::try_parse_from([
+            "portcullis",
+            "exec",
+            "--agent",
+            "demo",
+            "--",
+            "sh",
+            "-c",
+            "--json",
+        ])
+        .unwrap();
+        assert!(!cli.global.json);
+        let Command::Exec(exec) = cli.command else {
+            panic!()
+        };
+        assert_eq!(exec.argv, ["sh", "-c", "--json"]);
+    }
+}

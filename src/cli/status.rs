@@ -1,0 +1,216 @@
+//! `portcullis status`, `dashboard`, `version`.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use portcullis_core::auth::Scope;
+use portcullis_core::protocol::limits::PROTOCOL;
+use serde_json::{Value, json};
+
+use super::client::Client;
+use super::failure::Failure;
+use super::out::{Out, note};
+use crate::show::text::{clean, left, span, table};
+use crate::show::value::{field, list, number};
+
+/// Exit code of a gateway that runs but has a room down.
+const DEGRADED: u8 = 8;
+
+/// 0 when all rooms serve, 8 when one does not, 7 when there is no gateway.
+///
+/// # Errors
+/// [`Failure`].
+pub async fn run(state: &Path, out: Out) -> Result<u8, Failure> {
+    let mut client = Client::connect(state, &[Scope::Read], &[]).await?;
+    let status = client.call("status", json!({})).await?;
+    client.close().await;
+    out.both(&status, || shown(&status))?;
+    Ok(if healthy(&status) { 0 } else { DEGRADED })
+}
+
+fn ours(status: &Value) -> &Value {
+    status.get("portcullis").unwrap_or(&Value::Null)
+}
+
+fn healthy(status: &Value) -> bool {
+    let rooms = list(ours(status), "rooms");
+    !rooms.is_empty()
+        && rooms
+            .iter()
+            .all(|r| matches!(field(r, "state"), "up" | "waiting"))
+}
+
+fn shown(status: &Value) -> String {
+    let ours = ours(status);
+    let mut out = format!(
+        "portcullis {}, up {}, {}\n",
+        clean(field(status, "runtimeVersion")),
+        span(number(ours, "uptimeMs").unwrap_or_default()),
+        if healthy(status) {
+            "all rooms serve"
+        } else {
+            "DEGRADED"
+        },
+    );
+    // Writing to a String cannot fail.
+    let mut put = |name: &str, value: String| {
+        if !value.is_empty() {
+            let _ = writeln!(out, "{name:<10} {value}");
+        }
+    };
+    let listeners: Vec<String> = list(ours, "listeners")
+        .iter()
+        .map(|l| clean(l.as_str().unwrap_or_else(|| field(l, "address"))))
+        .collect();
+    put("listens", listeners.join("  "));
+    if let Some(driver) = ours.get("driver") {
+        let (name, detail) = (field(driver, "name"), field(driver, "detail"));
+        let name = if name.is_empty() { "none" } else { name };
+        put(
+            "sandbox",
+            format!("{}  {}", clean(name), clean(detail))
+                .trim_end()
+                .to_owned(),
+        );
+    }
+    if let Some(pending) = ours.get("pending") {
+        let count = |key| number(pending, key).unwrap_or_default();
+        let mut line = format!(
+            "{} devices, {} approvals",
+            count("devices"),
+            count("approvals")
+        );
+        if count("devices") > 0 {
+            line.push_str("   portcullis devices list");
+        }
+        if count("approvals") > 0 {
+            line.push_str("   portcullis approvals list");
+        }
+        put("pending", line);
+    }
+    put(
+        "sockets",
+        number(ours, "connections").map_or_else(String::new, |n| n.to_string()),
+    );
+    if let Some(head) = ours.get("auditHead").filter(|h| h.is_object()) {
+        put(
+            "audit",
+            format!(
+                "{} records, head {}",
+                number(head, "seq").unwrap_or_default(),
+                clean(field(head, "hash"))
+            ),
+        );
+    }
+    let rows: Vec<_> = list(ours, "rooms").iter().map(room).collect();
+    out.push('\n');
+    out.push_str(&table(
+        &[
+            "ROOM",
+            "STATE",
+            "RESTARTS",
+            "QUEUE",
+            "REFUSED",
+            "LAST CRASH",
+        ],
+        &rows,
+    ));
+    out
+}
+
+fn room(room: &Value) -> Vec<String> {
+    let gate = room.get("gate").unwrap_or(&Value::Null);
+    let n = |v: &Value, key: &str| number(v, key).unwrap_or_default();
+    vec![
+        field(room, "name").to_owned(),
+        field(room, "state").to_owned(),
+        n(room, "restarts").to_string(),
+        format!("{}/{}", n(gate, "depth"), n(gate, "capacity")),
+        n(gate, "refused").to_string(),
+        field(room, "last_crash").to_owned(),
+    ]
+}
+
+/// Asks for a one-time code and says where to type it.
+///
+/// # Errors
+/// [`Failure`].
+pub async fn dashboard(state: &Path, open: bool, out: Out) -> Result<u8, Failure> {
+    let mut client = Client::connect(state, &[Scope::Admin], &[]).await?;
+    let answer = client.call("dashboard.code", json!({})).await?;
+    client.close().await;
+    let (url, code) = (field(&answer, "url"), field(&answer, "code"));
+    let page = url
+        .split('#')
+        .next()
+        .unwrap_or(url)
+        .trim_end_matches('/')
+        .trim_end_matches("/login")
+        .to_owned();
+    // In the fragment: browsers keep it to themselves, and no server or proxy writes it into a log.
+    let link = format!("{page}/login#{code}");
+    out.both(&answer, || {
+        format!(
+            "{}\n\nor open {}/login and type this code, good once and for {}:\n{}\n",
+            clean(&link),
+            clean(&page),
+            number(&answer, "expiresAtMs").map_or_else(|| "a minute".to_owned(), left),
+            clean(code),
+        )
+    })?;
+    if open && link.starts_with("http") {
+        let opened = std::process::Command::new("xdg-open")
+            .arg(&link)
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn();
+        if let Err(error) = opened {
+            note(&format!("no browser was opened (xdg-open: {error})"));
+        }
+    }
+    Ok(0)
+}
+
+/// Versions.
+///
+/// # Errors
+/// [`Failure`].
+pub fn version(out: Out) -> Result<u8, Failure> {
+    let version = env!("CARGO_PKG_VERSION");
+    out.both(&json!({ "version": version, "protocol": PROTOCOL }), || {
+        format!("portcullis {version}, protocol {PROTOCOL}\n")
+    })?;
+    Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_room_that_is_down_makes_it_degraded() {
+        let status = |state: &str| {
+            json!({"runtimeVersion": "0.1.0", "portcullis": {
+                "uptimeMs": 61_000, "driver": {"name": "native", "detail": "bubblewrap"},
+                "pending": {"devices": 1, "approvals": 0}, "listeners": ["127.0.0.1:18789"], "connections": 3,
+                "auditHead": {"seq": 9, "hash": "ab"},
+                "rooms": [{"name": "vault", "state": state, "restarts": 2, "gate": {"depth": 1, "capacity": 8, "refused": 0}}],
+            }})
+        };
+        assert!(healthy(&status("waiting")));
+        assert!(!healthy(&status("down")));
+        assert!(!healthy(&json!({})));
+        let text = shown(&status("up"));
+        for part in [
+            "up 1 min",
+            "native  bubblewrap",
+            "1 devices",
+            "vault  up",
+            "1/8",
+            "head ab",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! `portcullis approvals watch`: each request as a card when it comes, decided by a key and Enter.
+
+use std::io::{BufRead as _, IsTerminal as _};
+use std::path::Path;
+
+use portcullis_core::auth::Scope;
+use portcullis_core::protocol::frame::ErrorBody;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use super::Interrupts;
+use super::client::{Client, Incoming};
+use super::failure::Failure;
+use super::out::{self, Out, note};
+use crate::show::card::card;
+use crate::show::text::{clean, now_ms};
+use crate::show::value::{field, number};
+
+/// Watches until ctrl-C.
+///
+/// # Errors
+/// [`Failure`]; a lost gateway too.
+pub async fn run(state: &Path, out: Out) -> Result<u8, Failure> {
+    let mut client = Client::connect(state, &[Scope::Approvals], &["exec-approvals"]).await?;
+    let mut interrupts = Interrupts::listen();
+    let mut keys = keys(!out.json && std::io::stdin().is_terminal());
+    let mut queue = Queue {
+        waiting: Vec::new(),
+        shown: None,
+        sent: None,
+        out,
+    };
+    let listed = client.send("exec.approval.list", json!({})).await?;
+    if !out.json {
+        note("watching; ctrl-C ends it");
+    }
+    loop {
+        tokio::select! {
+            incoming = client.next() => match incoming? {
+                Incoming::Event { event, payload } if event == "exec.approval.requested" => queue.add(payload)?,
+                Incoming::Event { event, payload } if event == "exec.approval.resolved" => queue.resolved(&payload)?,
+                Incoming::Event { .. } => {}
+                Incoming::Answer { id, result } if id == listed => {
+                    let Value::Array(pending) = result.map_err(|e| Failure::from_wire(&e))? else { continue };
+                    for approval in pending {
+                        queue.add(approval)?;
+                    }
+                }
+                Incoming::Answer { id, result } => queue.answered(&id, result),
+            },
+            Some(key) = keys.recv() => {
+                if let Some((id, decision)) = queue.key(&key) {
+                    let params = json!({ "id": id, "decision": decision });
+                    let request = client.send("exec.approval.resolve", params).await?;
+                    queue.sent = Some((request, id));
+                }
+            }
+            () = interrupts.next() => {
+                client.close().await;
+                return Ok(0);
+            }
+        }
+        queue.show()?;
+    }
+}
+
+/// What waits; the first is on the screen, and only it can be decided: nothing moves under the finger.
+struct Queue {
+    waiting: Vec<Value>,
+    shown: Option<String>,
+    sent: Option<(String, String)>,
+    out: Out,
+}
+
+impl Queue {
+    fn add(&mut self, approval: Value) -> Result<(), Failure> {
+        if self
+            .waiting
+            .iter()
+            .any(|a| field(a, "id") == field(&approval, "id"))
+        {
+            return Ok(());
+        }
+        if self.out.json {
+            out::line(&json!({ "type": "requested", "approval": approval }).to_string())?;
+        }
+        self.waiting.push(approval);
+        Ok(())
+    }
+
+    fn resolved(&mut self, payload: &Value) -> Result<(), Failure> {
+        let id = field(payload, "id");
+        if self.out.json {
+            out::line(&json!({ "type": "resolved", "approval": payload }).to_string())?;
+        } else if self.waiting.iter().any(|a| field(a, "id") == id) {
+            let by = match field(payload, "resolvedBy") {
+                "" => "the gateway",
+                by => by,
+            };
+            out::line(&format!(
+                "{}: {} by {}",
+                clean(id),
+                clean(decision(payload)),
+                clean(by)
+            ))?;
+        }
+        self.drop(id);
+        Ok(())
+    }
+
+    fn drop(&mut self, id: &str) {
+        self.waiting.retain(|a| field(a, "id") != id);
+        if self.shown.as_deref() == Some(id) {
+            self.shown = None;
+        }
+    }
+
+    fn answered(&mut self, request: &str, result: Result<Value, ErrorBody>) {
+        let Some((_, id)) = self.sent.take_if(|(sent, _)| sent == request) else {
+            return;
+        };
+        match result {
+            // The `resolved` event takes the card away and says who decided.
+            Ok(_) => {}
+            Err(error) => {
+                note(Failure::from_wire(&error).lines().trim_end());
+                self.drop(&id);
+            }
+        }
+    }
+
+    /// What a line typed decides, if it decides.
+    fn key(&self, key: &str) -> Option<(String, &'static str)> {
+        let id = self.shown.clone()?;
+        if self.sent.is_some() {
+            return None;
+        }
+        match key.trim() {
+            "a" | "allow" => Some((id, "allow-once")),
+            "d" | "deny" => Some((id, "deny")),
+            "" => None,
+            _ => {
+                note("d and Enter denies, a and Enter allows once");
+                None
+            }
+        }
+    }
+
+    fn show(&mut self) -> Result<(), Failure> {
+        let now = now_ms();
+        self.waiting
+            .retain(|a| number(a, "expiresAtMs").is_none_or(|at| at > now));
+        if self.out.json
+            || self
+                .shown
+                .as_ref()
+                .is_some_and(|id| self.waiting.iter().any(|a| field(a, "id") == id))
+        {
+            return Ok(());
+        }
+        self.shown = None;
+        let Some(first) = self.waiting.first() else {
+            return Ok(());
+        };
+        let more = match self.waiting.len() - 1 {
+            0 => String::new(),
+            n => format!("  ({n} more behind it)"),
+        };
+        out::write(&format!(
+            "\n{}  [d] deny   [a] allow once, then Enter{more}\n",
+            card(first)
+        ))?;
+        self.shown = Some(field(first, "id").to_owned());
+        Ok(())
+    }
+}
+
+fn decision(payload: &Value) -> &str {
+    match field(payload, "decision") {
+        "" => "expired",
+        decision => decision,
+    }
+}
+
+/// Lines typed. Without a terminal none come: cards are shown, decisions are made elsewhere.
+fn keys(terminal: bool) -> mpsc::Receiver<String> {
+    let (tx, rx) = mpsc::channel(1);
+    if terminal {
+        std::thread::spawn(move || {
+            for line in std::io::stdin().lock().lines() {
+                let Ok(line) = line else { return };
+                if tx.blocking_send(line).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    rx
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn approval(id: &str) -> Value {
+        json!({"id": id, "expiresAtMs": now_ms() + 60_000, "request": {"argv": ["x"]}})
+    }
+
+    #[test]
+    fn a_key_decides_on_the_card_that_is_shown_and_once() {
+        let mut queue = Queue {
+            waiting: vec![],
+            shown: None,
+            sent: None,
+            out: Out { json: false },
+        };
+        assert_eq!(queue.key("a"), None);
+        queue.add(approval("one")).unwrap();
+        queue.show().unwrap();
+        queue.add(approval("two")).unwrap();
+        queue.add(approval("two")).unwrap();
+        queue.show().unwrap();
+        assert_eq!(queue.key("a"), Some(("one".into(), "allow-once")));
+        assert_eq!(queue.key("yes"), None);
+        queue.sent = Some(("9".into(), "one".into()));
+        assert_eq!(queue.key("d"), None);
+        queue.answered("9", Ok(json!({"ok": true})));
+        queue
+            .resolved(&json!({"id": "one", "decision": "allow-once", "resolvedBy": "uid:0"}))
+            .unwrap();
+        queue.show().unwrap();
+        assert_eq!(queue.key(" d "), Some(("two".into(), "deny")));
+    }
+}

@@ -1,0 +1,219 @@
+//! The configuration: default.toml < STATE/config.toml < environment < flags.
+//!
+//! Read once at start and handed down as values. Every error is told at once ([`ConfigErrors`], code `CONFIG_INVALID`),
+//! each with its place, the line, what was expected and the nearest valid key; then nothing is started. A key that
+//! default.toml does not have does not exist.
+
+mod file;
+mod layers;
+mod problem;
+mod sections;
+#[cfg(test)]
+mod tests;
+mod view;
+
+use std::path::Path;
+
+pub use file::{FileError, write_first};
+pub use layers::Flag;
+pub use problem::{ConfigErrors, Place, Problem};
+pub use sections::{
+    Agent, Agents, Elevated, ExecMode, Gateway, GatewayAuth, Limits, Local, Operator,
+};
+pub use view::Leaf;
+
+use layers::Layers;
+use portcullis_actors::dashboard::DashboardConfig;
+use portcullis_actors::supervision::Intensity;
+use portcullis_core::codes::{self, Code};
+
+use crate::telemetry::TelemetryConfig;
+
+/// Every key with its default and its comment.
+pub const DEFAULTS: &str = include_str!("../../config/default.toml");
+
+/// The one list of sections: the name in the file, and the type that reads it.
+macro_rules! sections {
+    ($($(#[$doc:meta])* $name:ident: $kind:ty,)*) => {
+        /// All settings, as each room wants them.
+        #[derive(Debug, Clone)]
+        pub struct Config {
+            $($(#[$doc])* pub $name: $kind,)*
+        }
+
+        impl Config {
+            fn from_layers(layers: &mut Layers) -> Self {
+                Self { $($name: layers.section(stringify!($name)),)* }
+            }
+        }
+
+        /// Does one thing to every section's type.
+        #[cfg(test)]
+        fn each_section(visitor: &mut impl tests::SectionVisitor) {
+            $(visitor.visit::<$kind>(stringify!($name));)*
+        }
+    };
+}
+
+sections! {
+    /// Doors and who is who there.
+    gateway: Gateway,
+    /// How crashing rooms are treated.
+    supervision: Intensity,
+    /// Logs and spans.
+    telemetry: TelemetryConfig,
+    /// The page.
+    dashboard: DashboardConfig,
+    /// What each agent may.
+    agents: Agents,
+}
+
+/// The settings, and where each came from.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// As values.
+    pub config: Config,
+    /// As text, redacted, with origins.
+    pub leaves: Vec<Leaf>,
+}
+
+/// Why there are none.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The file is not ours alone, or cannot be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// What it says is wrong.
+    #[error(transparent)]
+    Invalid(#[from] ConfigErrors),
+}
+
+impl LoadError {
+    /// The stable code: `STATE_MODE` or `CONFIG_INVALID`.
+    pub const fn code(&self) -> &'static Code {
+        match self {
+            Self::File(error) => error.code(),
+            Self::Invalid(_) => codes::CONFIG_INVALID,
+        }
+    }
+}
+
+/// Reads all layers. No file is no error: then the defaults hold.
+///
+/// # Errors
+/// [`LoadError`]: nothing may be started.
+pub fn load(
+    path: &Path,
+    environment: impl Iterator<Item = (String, String)>,
+    flags: &[Flag],
+) -> Result<Loaded, LoadError> {
+    let bytes = file::read(path)?;
+    let name = path.display().to_string();
+    Ok(merge(
+        bytes.as_deref().map(|bytes| (name.as_str(), bytes)),
+        environment,
+        flags,
+    )?)
+}
+
+/// The process's own variables, those that are not UTF-8 with their bad bytes replaced (no setting accepts such a value).
+pub fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().map(|(name, value)| {
+        (
+            name.to_string_lossy().into_owned(),
+            value.to_string_lossy().into_owned(),
+        )
+    })
+}
+
+/// The layers without the disk.
+///
+/// # Errors
+/// Everything that is wrong, at once.
+pub fn merge(
+    file: Option<(&str, &[u8])>,
+    environment: impl Iterator<Item = (String, String)>,
+    flags: &[Flag],
+) -> Result<Loaded, ConfigErrors> {
+    let mut layers = Layers::new(DEFAULTS);
+    if let Some((name, bytes)) = file {
+        layers.file(name, bytes);
+    }
+    layers.environment(environment);
+    layers.flags(flags);
+    let config = Config::from_layers(&mut layers);
+    rules(&config, &mut layers);
+    let (merged, places) = layers.finish()?;
+    Ok(Loaded {
+        config,
+        leaves: view::leaves(&merged, &places),
+    })
+}
+
+/// The commented file of a first run: one agent that may ask to leave the sandbox, to try it with.
+pub fn first_run() -> String {
+    file::first_run(
+        DEFAULTS,
+        &[(
+            "agents.demo",
+            "# To try it with: this agent may ask to run a command on this machine, and a person decides each time.\nelevated = \"ask\"",
+        )],
+    )
+}
+
+/// What no single key can say.
+fn rules(config: &Config, layers: &mut Layers) {
+    let gateway = &config.gateway;
+    if !gateway.bind.is_loopback() && !gateway.dangerously_bind_without_tls {
+        layers.reject(
+            "gateway.bind",
+            "beyond loopback everything would be readable on the way; use a tunnel, or set gateway.dangerously_bind_without_tls = true",
+        );
+    }
+    if config.agents.every().elevated != Elevated::Off {
+        layers.reject("agents.*.elevated", "elevated mode is switched on for one agent at a time: [agents.NAME] elevated = \"ask\"");
+    }
+    let limits = &gateway.limits;
+    for (key, zero) in [
+        (
+            "gateway.limits.unauthenticated_per_address",
+            limits.unauthenticated_per_address == 0,
+        ),
+        (
+            "gateway.limits.unauthenticated_total",
+            limits.unauthenticated_total == 0,
+        ),
+        (
+            "gateway.limits.unauthenticated_unix",
+            limits.unauthenticated_unix == 0,
+        ),
+        ("gateway.limits.handshake_ms", limits.handshake_ms == 0),
+        ("gateway.limits.header_ms", limits.header_ms == 0),
+        ("gateway.limits.sockets", limits.sockets == 0),
+        ("supervision.ping_secs", config.supervision.ping_secs == 0),
+        (
+            "supervision.window_secs",
+            config.supervision.window_secs == 0,
+        ),
+        ("dashboard.code_seconds", config.dashboard.code_seconds == 0),
+        ("dashboard.idle_minutes", config.dashboard.idle_minutes == 0),
+        ("telemetry.otlp.queue", config.telemetry.otlp.queue == 0),
+    ] {
+        if zero {
+            layers.reject(
+                key,
+                "0 would let nobody in, or nothing happen: use 1 or more",
+            );
+        }
+    }
+    let otlp = &config.telemetry.otlp;
+    if !(0.0..=1.0).contains(&otlp.ratio) {
+        layers.reject("telemetry.otlp.ratio", "a share is between 0.0 and 1.0");
+    }
+    if !otlp.endpoint.starts_with("http://") {
+        layers.reject(
+            "telemetry.otlp.endpoint",
+            "it must be http://HOST:PORT/v1/traces; for TLS, send to a collector on this machine",
+        );
+    }
+}

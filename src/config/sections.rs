@@ -1,0 +1,240 @@
+//! The sections that no room owns: the gateway's doors and the agents.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use portcullis_core::auth::{Scope, ScopeSet};
+use portcullis_core::ids::AgentId;
+use serde::Deserialize;
+
+/// `[gateway]`: where it listens, and who is who there.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Gateway {
+    /// The address of the TCP door.
+    pub bind: IpAddr,
+    /// Its port; 0 is a free one.
+    pub port: u16,
+    /// Clear text beyond loopback.
+    pub dangerously_bind_without_tls: bool,
+    /// `[gateway.auth]`.
+    pub auth: GatewayAuth,
+    /// `[gateway.local]`.
+    pub local: Local,
+    /// `[gateway.limits]`.
+    pub limits: Limits,
+}
+
+impl Default for Gateway {
+    fn default() -> Self {
+        Self {
+            bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            port: 18789,
+            dangerously_bind_without_tls: false,
+            auth: GatewayAuth::default(),
+            local: Local::default(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// `[gateway.auth]`: the shared token.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GatewayAuth {
+    /// Empty: made at first start, or from the environment.
+    pub token_file: PathBuf,
+    /// The ceiling of a connection with the token and without a device, where the kernel knows its uid for an operator's.
+    pub shared_token_scopes: ScopeSet,
+}
+
+impl Default for GatewayAuth {
+    fn default() -> Self {
+        Self {
+            token_file: PathBuf::new(),
+            shared_token_scopes: [Scope::Read, Scope::Write, Scope::Approvals, Scope::Pairing]
+                .into_iter()
+                .collect(),
+        }
+    }
+}
+
+/// `[gateway.local]`: who on this machine is an operator.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Local {
+    /// Empty: nobody.
+    pub operators: Vec<Operator>,
+    /// Loopback devices of operators are paired without a question.
+    pub local_trust: bool,
+    /// The most that they get.
+    pub local_scopes: ScopeSet,
+}
+
+impl Default for Local {
+    fn default() -> Self {
+        Self {
+            operators: vec![Operator::Myself],
+            local_trust: true,
+            local_scopes: [Scope::Admin, Scope::Approvals, Scope::Pairing, Scope::ActAs]
+                .into_iter()
+                .collect(),
+        }
+    }
+}
+
+impl Local {
+    /// Whether a process of that uid and those groups is an operator's; `own` is the gateway's uid.
+    pub fn is_operator(&self, uid: u32, groups: &[u32], own: u32) -> bool {
+        self.operators.iter().any(|operator| match operator {
+            Operator::Myself => uid == own,
+            Operator::Uid(known) => uid == *known,
+            Operator::Gid(known) => groups.contains(known),
+        })
+    }
+}
+
+/// One entry of `operators`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Operator {
+    /// The uid that the gateway runs as.
+    Myself,
+    /// A user.
+    Uid(u32),
+    /// A group.
+    Gid(u32),
+}
+
+impl TryFrom<String> for Operator {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let number = |digits: &str| {
+            digits
+                .parse()
+                .ok()
+                .filter(|_| digits.bytes().all(|byte| byte.is_ascii_digit()))
+        };
+        match text.split_once(':') {
+            None if text == "self" => Some(Self::Myself),
+            Some(("uid", digits)) => number(digits).map(Self::Uid),
+            Some(("gid", digits)) => number(digits).map(Self::Gid),
+            _ => None,
+        }
+        .ok_or_else(|| format!("{text:?} is not \"self\", \"uid:NUMBER\" or \"gid:NUMBER\""))
+    }
+}
+
+/// `[gateway.limits]`: what strangers may take.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Unauthenticated sockets of one address.
+    pub unauthenticated_per_address: u32,
+    /// Of all addresses.
+    pub unauthenticated_total: u32,
+    /// Of the Unix sockets.
+    pub unauthenticated_unix: u32,
+    /// Milliseconds to authenticate.
+    pub handshake_ms: u64,
+    /// Milliseconds to send an HTTP header.
+    pub header_ms: u64,
+    /// Sockets in all.
+    pub sockets: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            unauthenticated_per_address: 32,
+            unauthenticated_total: 1024,
+            unauthenticated_unix: 64,
+            handshake_ms: 15_000,
+            header_ms: 10_000,
+            sockets: 20_000,
+        }
+    }
+}
+
+/// `[agents]`: one entry a name, and `*` for all others.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Agents(BTreeMap<String, Agent>);
+
+impl Agents {
+    /// What holds for an agent: its own section over the template.
+    pub fn of(&self, agent: &AgentId) -> Agent {
+        self.0
+            .get(agent.as_str())
+            .or_else(|| self.0.get("*"))
+            .cloned()
+            .unwrap_or_default()
+    }
+
+    /// What holds for agents without a section.
+    pub fn every(&self) -> Agent {
+        self.0.get("*").cloned().unwrap_or_default()
+    }
+
+    /// The agents that have a section of their own.
+    pub fn named(&self) -> impl Iterator<Item = (&str, &Agent)> {
+        self.0
+            .iter()
+            .filter(|(name, _)| *name != "*")
+            .map(|(name, agent)| (name.as_str(), agent))
+    }
+}
+
+/// `[agents.NAME]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Agent {
+    /// In the sandbox.
+    pub exec: ExecMode,
+    /// On the host.
+    pub elevated: Elevated,
+    /// Bytes; 0: as in `[sandbox]`.
+    pub memory_bytes: u64,
+    /// Thousandths of a processor; 0: as in `[sandbox]`.
+    pub cpu_millis: u32,
+    /// Processes and threads; 0: as in `[sandbox]`.
+    pub pids: u32,
+    /// Milliseconds; 0: as in `[exec]`.
+    pub timeout_ms: u64,
+}
+
+impl Agent {
+    /// The default time-out, where the agent has its own.
+    pub fn timeout(&self) -> Option<Duration> {
+        (self.timeout_ms > 0).then(|| Duration::from_millis(self.timeout_ms))
+    }
+}
+
+/// What an agent may run inside its sandbox.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExecMode {
+    /// Everything: the sandbox is the limit.
+    #[default]
+    Full,
+    /// What a person allows.
+    Ask,
+    /// What an allow rule names.
+    Allowlist,
+    /// Nothing.
+    Deny,
+}
+
+/// Whether an agent may ask to leave the sandbox.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Elevated {
+    /// No.
+    #[default]
+    Off,
+    /// A person is asked each time.
+    Ask,
+}

@@ -1,0 +1,78 @@
+//! What holds, leaf by leaf, and who said so: for `config.get` and `portcullis config show`. Secrets are not in it.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use toml::{Table, Value};
+
+use super::problem::{Place, is_secret, without_user};
+
+/// One leaf.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Leaf {
+    /// With dots.
+    pub key: String,
+    /// Redacted.
+    pub value: serde_json::Value,
+    /// `default`, `config.toml:12`, `env PORTCULLIS__GATEWAY__PORT`, `flag --port`.
+    pub origin: String,
+}
+
+/// Every leaf of the merged table in the order of its keys.
+pub fn leaves(merged: &Table, places: &BTreeMap<Vec<String>, Place>) -> Vec<Leaf> {
+    let mut found = vec![];
+    collect(merged, &mut vec![], places, &mut found);
+    found
+}
+
+fn collect(
+    table: &Table,
+    path: &mut Vec<String>,
+    places: &BTreeMap<Vec<String>, Place>,
+    found: &mut Vec<Leaf>,
+) {
+    for (name, value) in table {
+        path.push(name.clone());
+        if let Value::Table(inner) = value {
+            collect(inner, path, places, found);
+        } else {
+            found.push(Leaf {
+                key: path.join("."),
+                value: redacted(name, value),
+                origin: origin(path, places),
+            });
+        }
+        path.pop();
+    }
+}
+
+fn redacted(name: &str, value: &Value) -> serde_json::Value {
+    match value {
+        // Empty says nothing; only a set secret is hidden.
+        Value::String(text) if is_secret(name) && !text.is_empty() => "•••".into(),
+        Value::String(text) => without_user(text).into(),
+        Value::Array(items) => items.iter().map(|item| redacted(name, item)).collect(),
+        other => serde_json::to_value(other).unwrap_or_default(),
+    }
+}
+
+fn origin(path: &[String], places: &BTreeMap<Vec<String>, Place>) -> String {
+    let own = places.get(path).or_else(|| {
+        // An agent has from the template what it does not say itself.
+        let template = [
+            &path[..1],
+            &["*".to_owned()],
+            path.get(2..).unwrap_or_default(),
+        ]
+        .concat();
+        (path[0] == "agents")
+            .then(|| places.get(&template))
+            .flatten()
+    });
+    match own {
+        None | Some(Place::Default) => "default".to_owned(),
+        Some(Place::File { file, line, .. }) => format!("{file}:{line}"),
+        Some(Place::Env(name)) => format!("env {name}"),
+        Some(Place::Flag(name)) => format!("flag {name}"),
+    }
+}

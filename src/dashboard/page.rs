@@ -1,0 +1,426 @@
+//! The routes.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Body;
+use hyper::header::{self, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use portcullis_actors::dashboard::{DashboardConfig, DashboardError, DashboardHandle, Secret};
+use portcullis_actors::supervision::TreeWindow;
+use portcullis_core::auth::{Door, Principal, Proof, Role};
+use portcullis_core::codes;
+use portcullis_core::dashboard::Session;
+use portcullis_core::protocol::frame::ErrorBody;
+use portcullis_core::protocol::method;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::http::{self, BadForm, CSP, CSP_LOGIN, HTML, answer, redirect};
+use super::login;
+use super::render::{self, Content, Notice};
+
+/// For one read of the page: what takes longer is shown as not answering, and the rest of the page comes.
+const READ_WITHIN: Duration = Duration::from_secs(2);
+/// For a decision.
+const DECIDE_WITHIN: Duration = Duration::from_secs(15);
+/// Audit records shown.
+const RECORDS: u32 = 20;
+
+/// The page's way to the methods: the same function that answers a request on a socket.
+pub trait Calls: Send + Sync + 'static {
+    /// Answers one request of this principal.
+    fn call(
+        &self,
+        principal: &Principal,
+        method: &'static str,
+        params: Value,
+    ) -> impl Future<Output = Result<Value, ErrorBody>> + Send;
+}
+
+/// How the page is reached.
+#[derive(Debug, Clone)]
+pub struct PageConfig {
+    /// The port that browsers use.
+    pub port: u16,
+    /// The listener speaks TLS itself.
+    pub tls: bool,
+    /// `[dashboard]`.
+    pub dashboard: DashboardConfig,
+}
+
+/// The page.
+pub struct Page<C> {
+    calls: C,
+    sessions: DashboardHandle,
+    tree: TreeWindow,
+    config: PageConfig,
+    names: Vec<String>,
+    cookie: String,
+}
+
+/// Somebody with a live session.
+struct Visitor {
+    key: Secret,
+    session: Session,
+}
+
+impl Visitor {
+    fn principal(&self) -> Principal {
+        Principal {
+            proof: Proof::PageSession,
+            door: Door::Page,
+            role: Role::Operator,
+            scopes: self.session.scopes.clone(),
+            agent: None,
+            generation: 0,
+        }
+    }
+}
+
+type Answer = Response<Full<Bytes>>;
+
+impl<C: Calls> Page<C> {
+    /// Nothing is opened or read yet.
+    pub fn new(calls: C, sessions: DashboardHandle, tree: TreeWindow, config: PageConfig) -> Self {
+        let names = ["localhost", "127.0.0.1", "[::1]"]
+            .into_iter()
+            .map(str::to_owned)
+            .chain(config.dashboard.hosts.iter().cloned())
+            .collect();
+        let cookie = login::cookie_name(config.port, config.tls);
+        Self {
+            calls,
+            sessions,
+            tree,
+            config,
+            names,
+            cookie,
+        }
+    }
+
+    /// Answers the page's own paths; `None` for every other path, for a WebSocket, and when the page is off.
+    pub async fn serve<B>(&self, request: Request<B>) -> Option<Answer>
+    where
+        B: Body<Data = Bytes>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let path = request.uri().path();
+        let ours = matches!(
+            path,
+            "/" | "/live"
+                | "/login"
+                | "/login.js"
+                | "/style.css"
+                | "/icon.svg"
+                | "/favicon.ico"
+                | "/logout"
+                | "/approvals"
+                | "/devices"
+        );
+        if !ours
+            || !self.config.dashboard.enabled
+            || request.headers().contains_key(header::UPGRADE)
+        {
+            return None;
+        }
+        Some(self.route(request).await)
+    }
+
+    async fn route<B>(&self, request: Request<B>) -> Answer
+    where
+        B: Body<Data = Bytes>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let headers = request.headers();
+        let Some(host) = http::allowed_host(headers, &self.names, self.config.port) else {
+            return stop(
+                StatusCode::MISDIRECTED_REQUEST,
+                "This name is not one of this gateway's. Open it as localhost.",
+            );
+        };
+        let path = request.uri().path().to_owned();
+        match *request.method() {
+            Method::GET | Method::HEAD => self.get(&path, &request).await,
+            Method::POST => {
+                let scheme = if self.config.tls { "https" } else { "http" };
+                if !http::same_origin(headers, scheme, host) {
+                    return stop(
+                        StatusCode::FORBIDDEN,
+                        "This form was not sent by this page.",
+                    );
+                }
+                self.post(&path, request).await
+            }
+            _ => method_not_allowed("GET, HEAD, POST"),
+        }
+    }
+
+    async fn get<B>(&self, path: &str, request: &Request<B>) -> Answer {
+        match path {
+            "/style.css" => answer(
+                StatusCode::OK,
+                "text/css; charset=utf-8",
+                render::STYLE,
+                CSP,
+            ),
+            "/login.js" => answer(
+                StatusCode::OK,
+                "text/javascript; charset=utf-8",
+                render::LOGIN_JS,
+                CSP,
+            ),
+            "/icon.svg" | "/favicon.ico" => {
+                answer(StatusCode::OK, "image/svg+xml", render::ICON, CSP)
+            }
+            "/login" => login_page(StatusCode::OK, None),
+            "/" => match self.visitor(request, true).await {
+                Ok(visitor) => {
+                    self.page(&visitor, StatusCode::OK, said(request), false)
+                        .await
+                }
+                Err(response) => response,
+            },
+            "/live" => match self.visitor(request, false).await {
+                Ok(visitor) => self.page(&visitor, StatusCode::OK, None, true).await,
+                Err(response) => response,
+            },
+            _ => method_not_allowed("POST"),
+        }
+    }
+
+    async fn post<B>(&self, path: &str, request: Request<B>) -> Answer
+    where
+        B: Body<Data = Bytes>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        if path == "/login" {
+            return match form(request).await {
+                Ok(fields) => self.login(&fields).await,
+                Err(response) => response,
+            };
+        }
+        if !matches!(path, "/logout" | "/approvals" | "/devices") {
+            return method_not_allowed("GET, HEAD");
+        }
+        // The session before the body: nobody unknown is read from.
+        let visitor = match self.visitor(&request, true).await {
+            Ok(visitor) => visitor,
+            Err(response) => return response,
+        };
+        let fields = match form(request).await {
+            Ok(fields) => fields,
+            Err(response) => return response,
+        };
+        if !fields
+            .get("csrf")
+            .is_some_and(|brought| login::csrf_fits(&visitor.key, brought))
+        {
+            return stop(
+                StatusCode::FORBIDDEN,
+                "This form is not of your session. Open the page again.",
+            );
+        }
+        match path {
+            "/logout" => self.logout(visitor).await,
+            _ => self.decide(path, &visitor, &fields).await,
+        }
+    }
+
+    async fn login(&self, fields: &BTreeMap<String, String>) -> Answer {
+        let code = fields.get("code").map_or("", String::as_str).trim();
+        match self.sessions.redeem(Secret::brought(code)).await {
+            Ok((key, session)) => {
+                tracing::info!(target: "portcullis", by = session.by, "page session opened");
+                let seconds = self.config.dashboard.session_hours.saturating_mul(3600);
+                with_cookie(
+                    redirect("/"),
+                    &login::set_cookie(&self.cookie, &key, self.config.tls, seconds),
+                )
+            }
+            Err(error @ DashboardError::Refused(_)) => {
+                tracing::warn!(target: "portcullis", "page login refused");
+                login_page(StatusCode::FORBIDDEN, Some(&error.to_string()))
+            }
+            Err(DashboardError::Room(code)) => stop(StatusCode::SERVICE_UNAVAILABLE, code.next),
+        }
+    }
+
+    async fn logout(&self, visitor: Visitor) -> Answer {
+        let gone = with_cookie(
+            redirect("/login"),
+            &login::clear_cookie(&self.cookie, self.config.tls),
+        );
+        match self.sessions.end(visitor.key).await {
+            Ok(()) => gone,
+            Err(_) => stop(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "The session could not be ended now. Try again.",
+            ),
+        }
+    }
+
+    async fn decide(
+        &self,
+        path: &str,
+        visitor: &Visitor,
+        fields: &BTreeMap<String, String>,
+    ) -> Answer {
+        let get = |name: &str| fields.get(name).map_or("", String::as_str);
+        let (id, decision) = (get("id"), get("decision"));
+        let (method, params, said) = match (path, decision) {
+            ("/approvals", "deny") => {
+                let mut params = json!({ "id": id, "decision": "deny" });
+                if !get("reason").trim().is_empty() {
+                    params["reason"] = get("reason").trim().into();
+                }
+                ("exec.approval.resolve", params, "/?said=denied")
+            }
+            ("/approvals", "allow-once") => (
+                "exec.approval.resolve",
+                json!({ "id": id, "decision": decision }),
+                "/?said=allowed",
+            ),
+            ("/devices", "reject") => (
+                "device.pair.reject",
+                json!({ "requestId": id }),
+                "/?said=rejected",
+            ),
+            ("/devices", "approve") => (
+                "device.pair.approve",
+                json!({ "requestId": id }),
+                "/?said=approved",
+            ),
+            _ => {
+                return stop(
+                    StatusCode::BAD_REQUEST,
+                    "This form says nothing that can be done.",
+                );
+            }
+        };
+        match self
+            .call(&visitor.principal(), method, params, DECIDE_WITHIN)
+            .await
+        {
+            Ok(_) => redirect(said),
+            // The page again, with the reason on top: what waits may have changed.
+            Err(error) => {
+                self.page(
+                    visitor,
+                    StatusCode::CONFLICT,
+                    Some(Notice::Refused(error)),
+                    false,
+                )
+                .await
+            }
+        }
+    }
+
+    async fn page(
+        &self,
+        visitor: &Visitor,
+        status: StatusCode,
+        notice: Option<Notice>,
+        live: bool,
+    ) -> Answer {
+        let principal = visitor.principal();
+        let read = |method, params| self.call(&principal, method, params, READ_WITHIN);
+        let (approvals, devices, records, state) = tokio::join!(
+            read("exec.approval.list", json!({})),
+            read("device.pair.list", json!({})),
+            read("audit.tail", json!({ "limit": RECORDS })),
+            read("status", json!({})),
+        );
+        let content = Content {
+            tree: self.tree.look(),
+            approvals,
+            devices,
+            records,
+            status: state,
+            by: &visitor.session.by,
+            csrf: login::csrf(&visitor.key),
+            notice,
+            live,
+        };
+        answer(status, HTML, render::page(&content), CSP)
+    }
+
+    /// One request, by the one table of who may what.
+    async fn call(
+        &self,
+        principal: &Principal,
+        method: &'static str,
+        params: Value,
+        within: Duration,
+    ) -> Result<Value, ErrorBody> {
+        method::admit(principal, method)?;
+        timeout(within, self.calls.call(principal, method, params))
+            .await
+            .unwrap_or_else(|_| Err(ErrorBody::of(codes::DEADLINE, "no answer in time")))
+    }
+
+    async fn visitor<B>(&self, request: &Request<B>, touch: bool) -> Result<Visitor, Answer> {
+        let key = http::cookie(request.headers(), &self.cookie).map(Secret::brought);
+        let Some(key) = key else {
+            return Err(redirect("/login"));
+        };
+        match self.sessions.check(key.clone(), touch).await {
+            Ok(session) => Ok(Visitor { key, session }),
+            Err(DashboardError::Refused(_)) => Err(redirect("/login")),
+            Err(DashboardError::Room(code)) => {
+                Err(stop(StatusCode::SERVICE_UNAVAILABLE, code.next))
+            }
+        }
+    }
+}
+
+/// What the last form did: a word of a closed set, so that nobody can put words into the page.
+fn said<B>(request: &Request<B>) -> Option<Notice> {
+    let word = request.uri().query()?.strip_prefix("said=")?;
+    ["denied", "allowed", "rejected", "approved"]
+        .into_iter()
+        .find(|w| *w == word)
+        .map(Notice::Done)
+}
+
+async fn form<B>(request: Request<B>) -> Result<BTreeMap<String, String>, Answer>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    http::form(request).await.map_err(|bad| match bad {
+        BadForm::Malformed => stop(StatusCode::BAD_REQUEST, "This is not a form of this page."),
+        BadForm::TooLong => stop(StatusCode::PAYLOAD_TOO_LARGE, "This form is too long."),
+        BadForm::TooSlow => stop(
+            StatusCode::REQUEST_TIMEOUT,
+            "The form did not come in time.",
+        ),
+    })
+}
+
+fn login_page(status: StatusCode, refused: Option<&str>) -> Answer {
+    answer(status, HTML, render::login(refused), CSP_LOGIN)
+}
+
+fn stop(status: StatusCode, text: &str) -> Answer {
+    answer(status, HTML, render::stop(status, text), CSP)
+}
+
+fn method_not_allowed(allow: &'static str) -> Answer {
+    let mut response = stop(StatusCode::METHOD_NOT_ALLOWED, "This path is not for that.");
+    response
+        .headers_mut()
+        .insert(header::ALLOW, HeaderValue::from_static(allow));
+    response
+}
+
+fn with_cookie(mut response: Answer, cookie: &str) -> Answer {
+    // Hex and base64url of ours: always a legal header.
+    if let Ok(value) = HeaderValue::from_str(cookie) {
+        response.headers_mut().insert(header::SET_COOKIE, value);
+    }
+    response
+}

@@ -1,0 +1,6 @@
+//! How a person sees things, at a terminal and on the page alike: one sanitiser, one card.
+
+pub mod card;
+pub mod record;
+pub mod text;
+pub mod value;

@@ -1,0 +1,196 @@
+//! What a terminal may be given: texts from elsewhere made visible, times, tables.
+
+use std::fmt::Write as _;
+
+use portcullis_actors::clock::Clock;
+
+/// Unix milliseconds, for times shown to a person: nothing is decided by them.
+pub fn now_ms() -> u64 {
+    Clock::system().now().0
+}
+
+/// One line that cannot move the cursor, change colours, turn the reading direction or hide anything.
+pub fn clean(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if hides(c) {
+            for escaped in c.escape_default() {
+                out.push(escaped);
+            }
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+/// Characters that steer a terminal, are invisible, or look like a plain space.
+fn hides(c: char) -> bool {
+    c.is_control()
+        || (c.is_whitespace() && c != ' ')
+        || matches!(c,
+            '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}'
+            | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+            | '\u{2800}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}'
+            | '\u{e000}'..='\u{f8ff}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}'
+            | '\u{f0000}'..='\u{10ffff}')
+}
+
+/// One token of an argv, its borders drawn.
+pub fn quoted(token: &str) -> String {
+    let mut out = String::with_capacity(token.len() + 2);
+    out.push('"');
+    for c in token.chars() {
+        match c {
+            '"' | '\\' => {
+                out.push('\\');
+                out.push(c);
+            }
+            _ => out.push_str(&clean(c.encode_utf8(&mut [0; 4]))),
+        }
+    }
+    out.push('"');
+    out
+}
+
+/// `2026-11-24T00:48:46Z`.
+pub fn utc(ms: u64) -> String {
+    let secs = ms / 1000;
+    let (days, rest) = (secs / 86_400, secs % 86_400);
+    // Howard Hinnant, chrono-compatible low-level date algorithms, civil_from_days; days are never negative here.
+    let z = days + 719_468;
+    let (era, doe) = (z / 146_097, z % 146_097);
+    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
+    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+    let mp = (5 * doy + 2) / 153;
+    let day = doy - (153 * mp + 2) / 5 + 1;
+    let month = if mp < 10 { mp + 3 } else { mp - 9 };
+    let year = yoe + era * 400 + u64::from(month <= 2);
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z",
+        rest / 3600,
+        rest % 3600 / 60,
+        rest % 60
+    )
+}
+
+/// `3 min`, `2 h`: how long, for a person.
+pub fn span(ms: u64) -> String {
+    let s = ms / 1000;
+    match s {
+        0..60 => format!("{s} s"),
+        60..3600 => format!("{} min", s / 60),
+        3600..172_800 => format!("{} h", s / 3600),
+        _ => format!("{} d", s / 86_400),
+    }
+}
+
+/// `4:32`: time left until then; `3 h` when it is long.
+pub fn left(until_ms: u64) -> String {
+    let ms = until_ms.saturating_sub(now_ms());
+    match ms / 1000 {
+        s @ 0..3600 => format!("{}:{:02}", s / 60, s % 60),
+        _ => span(ms),
+    }
+}
+
+/// Hex in groups of four, so that a person can compare it.
+pub fn fingerprint(hex: &str) -> String {
+    let mut out = String::new();
+    for (i, c) in clean(hex).chars().enumerate() {
+        if i > 0 && i % 4 == 0 {
+            out.push(' ');
+        }
+        out.push(c);
+    }
+    out
+}
+
+/// Columns under headings; the texts are cleaned here.
+pub fn table(heads: &[&str], rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| row.iter().map(|cell| clean(cell)).collect())
+        .collect();
+    cleaned_table(heads, &rows)
+}
+
+/// Columns under headings, of texts that were cleaned before.
+pub fn cleaned_table(heads: &[&str], rows: &[Vec<String>]) -> String {
+    let widths: Vec<usize> = heads
+        .iter()
+        .enumerate()
+        .map(|(i, head)| {
+            rows.iter()
+                .filter_map(|row| row.get(i))
+                .map(|cell| cell.chars().count())
+                .chain([head.len()])
+                .max()
+                .unwrap_or(0)
+        })
+        .collect();
+    let mut out = String::new();
+    let heads = heads.iter().map(ToString::to_string).collect();
+    for row in std::iter::once(&heads).chain(rows) {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            // Writing to a String cannot fail.
+            let _ = write!(line, "{cell:width$}  ");
+        }
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_from_elsewhere_steers_the_terminal() {
+        for bad in [
+            "\u{1b}]52;c;AAAA\u{7}",
+            "a\rb",
+            "a\u{202e}b",
+            "a\u{200b}b",
+            "a\u{9b}2J",
+            "a\u{a0}b",
+            "a\u{2028}b",
+            "a\u{e0041}b",
+            "\u{feff}",
+            "\u{3164}",
+            "a\nb",
+            "a\tb",
+            "\u{7f}",
+            "\u{fe0f}",
+        ] {
+            let shown = clean(bad);
+            assert!(
+                shown.bytes().all(|b| (0x20..0x7f).contains(&b)),
+                "{bad:?} -> {shown:?}"
+            );
+        }
+        assert_eq!(clean("नमस्ते, ünïcode ✓"), "नमस्ते, ünïcode ✓");
+        assert_eq!(quoted("a \"b\"\\\n"), r#""a \"b\"\\\n""#);
+    }
+
+    #[test]
+    fn dates_are_right() {
+        assert_eq!(utc(0), "1970-01-01T00:00:00Z");
+        assert_eq!(utc(951_782_400_000), "2000-02-29T00:00:00Z");
+        assert_eq!(utc(1_795_481_326_000), "2026-11-24T00:48:46Z");
+    }
+
+    #[test]
+    fn a_table_lines_up() {
+        let out = table(
+            &["ID", "NAME"],
+            &[
+                vec!["1".into(), "x\u{1b}".into()],
+                vec!["234".into(), "y".into()],
+            ],
+        );
+        assert_eq!(out, "ID   NAME\n1    x\\u{1b}\n234  y\n");
+    }
+}

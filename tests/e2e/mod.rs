@@ -1,0 +1,4 @@
+//! Whole paths, as a person walks them.
+
+mod cli;
+mod page;

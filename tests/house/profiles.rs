@@ -1,0 +1,198 @@
+//! What must hold for the whole build: panics unwind, lints reach every member, no unsafe code, the bans are repeated.
+
+use super::rust;
+use super::{Source, file, found, none, tree};
+
+/// The root file of each crate that is not the cell.
+const ROOTS: &[&str] = &[
+    "core/lib.rs",
+    "actors/lib.rs",
+    "src/lib.rs",
+    "src/main.rs",
+    "tests/main.rs",
+    "xtask/src/main.rs",
+];
+/// The one file that may hold unsafe code.
+const SYS: &str = "cell/src/sys.rs";
+
+/// A panic that aborts would end the process instead of one actor.
+fn panics(manifest: &str) -> Vec<String> {
+    let manifest: toml::Table = match manifest.parse() {
+        Ok(manifest) => manifest,
+        Err(error) => return vec![format!("Cargo.toml: {error}")],
+    };
+    let mut findings = vec![];
+    let none = toml::Table::new();
+    let profiles = manifest
+        .get("profile")
+        .and_then(toml::Value::as_table)
+        .unwrap_or(&none);
+    for name in ["dev", "release"] {
+        if !profiles.contains_key(name) {
+            findings.push(format!(
+                "Cargo.toml: no [profile.{name}] with panic = \"unwind\""
+            ));
+        }
+    }
+    for (name, profile) in profiles {
+        let panic = profile.get("panic").and_then(toml::Value::as_str);
+        let inherits =
+            profile.get("inherits").is_some() || matches!(name.as_str(), "test" | "bench");
+        if panic != Some("unwind") && !(panic.is_none() && inherits) {
+            findings.push(format!(
+                "Cargo.toml: [profile.{name}] has panic = {panic:?}"
+            ));
+        }
+    }
+    findings
+}
+
+fn lints(tree: &[Source]) -> Vec<String> {
+    let mut findings = vec![];
+    for source in tree
+        .iter()
+        .filter(|source| source.path.ends_with("Cargo.toml") && !source.path.starts_with("fuzz/"))
+    {
+        let Ok(manifest) = source.text.parse::<toml::Table>() else {
+            findings.push(format!("{}: no manifest", source.path));
+            continue;
+        };
+        let inherits = manifest
+            .get("lints")
+            .and_then(|lints| lints.get("workspace"))
+            .and_then(toml::Value::as_bool);
+        if inherits != Some(true) {
+            findings.push(format!("{}: no [lints] workspace = true", source.path));
+        }
+    }
+    for source in tree.iter().filter(|source| source.is_rust()) {
+        let code = rust::code(&source.text);
+        if ROOTS.contains(&source.path.as_str()) && !code.contains("#![forbid(unsafe_code)]") {
+            findings.push(format!("{}: no #![forbid(unsafe_code)]", source.path));
+        }
+        if source.path != SYS && rust::has_word(&code, "unsafe") {
+            findings.push(format!("{}: unsafe code outside {SYS}", source.path));
+        }
+    }
+    findings
+}
+
+/// clippy reads the nearest clippy.toml only, so the rooms' must hold the root's bans too.
+fn bans(tree: &[Source]) -> Vec<String> {
+    let list = |path: &str| -> Vec<String> {
+        let table: toml::Table = file(tree, path)
+            .and_then(|source| source.text.parse().ok())
+            .unwrap_or_default();
+        let entries = table
+            .get("disallowed-methods")
+            .and_then(toml::Value::as_array)
+            .cloned()
+            .unwrap_or_default();
+        entries
+            .iter()
+            .filter_map(|entry| entry.get("path")?.as_str().map(str::to_owned))
+            .collect()
+    };
+    let (root, rooms) = (list("clippy.toml"), list("actors/clippy.toml"));
+    let mut findings: Vec<String> = root
+        .iter()
+        .filter(|ban| !rooms.contains(ban))
+        .map(|ban| format!("actors/clippy.toml does not repeat the ban of {ban}"))
+        .collect();
+    for ban in [
+        "std::process::exit",
+        "std::thread::sleep",
+        "std::time::SystemTime::now",
+    ] {
+        if !root.iter().any(|known| known == ban) {
+            findings.push(format!("clippy.toml does not ban {ban}"));
+        }
+    }
+    if !rooms.iter().any(|known| known == "tokio::spawn") {
+        findings.push("actors/clippy.toml does not ban tokio::spawn".to_owned());
+    }
+    findings
+}
+
+#[test]
+fn a_panic_unwinds_in_every_profile() {
+    let tree = tree();
+    none(&panics(
+        &file(&tree, "Cargo.toml")
+            .expect("the workspace has a manifest")
+            .text,
+    ));
+}
+
+#[test]
+fn lints_reach_every_member_and_no_code_is_unsafe() {
+    none(&lints(&tree()));
+}
+
+#[test]
+fn the_rooms_repeat_the_bans_of_the_root() {
+    none(&bans(&tree()));
+}
+
+#[test]
+fn a_profile_that_aborts_is_found() {
+    let good = "[profile.dev]\npanic = \"unwind\"\n[profile.release]\npanic = \"unwind\"\n";
+    none(&panics(good));
+    none(&panics(&format!(
+        "{good}[profile.bench]\nopt-level = 3\n[profile.fast]\ninherits = \"release\""
+    )));
+    found(&panics(&good.replacen("unwind", "abort", 1)), "abort");
+    found(
+        &panics(&format!(
+            "{good}[profile.fast]\ninherits = \"release\"\npanic = \"abort\""
+        )),
+        "profile.fast",
+    );
+    found(
+        &panics("[profile.release]\npanic = \"unwind\""),
+        "profile.dev",
+    );
+    found(
+        &panics("[profile.dev]\n[profile.release]\npanic = \"unwind\""),
+        "None",
+    );
+    found(&panics("not toml"), "Cargo.toml");
+}
+
+#[test]
+fn a_member_without_lints_or_with_unsafe_code_is_found() {
+    let look = |path: &str, text: &str| lints(&[Source::new(path, text)]);
+    found(
+        &look("core/Cargo.toml", "[package]\nname = \"x\""),
+        "no [lints]",
+    );
+    found(
+        &look("core/lib.rs", "// #![forbid(unsafe_code)]\n"),
+        "no #![forbid",
+    );
+    found(
+        &look("cell/src/main.rs", "fn f() { unsafe { g() } }"),
+        "unsafe code outside",
+    );
+    none(&look("cell/src/sys.rs", "fn f() { unsafe { g() } }"));
+    none(&look("core/lib.rs", "#![forbid(unsafe_code)]"));
+}
+
+#[test]
+fn a_ban_that_is_not_repeated_is_found() {
+    let root = "disallowed-methods = [{ path = \"std::process::exit\" }, { path = \"std::thread::sleep\" }, { path = \"std::time::SystemTime::now\" }]";
+    let rooms = root.replace(']', ", { path = \"tokio::spawn\" }]");
+    let look = |root: &str, rooms: &str| {
+        bans(&[
+            Source::new("clippy.toml", root),
+            Source::new("actors/clippy.toml", rooms),
+        ])
+    };
+    none(&look(root, &rooms));
+    found(&look(root, root), "tokio::spawn");
+    found(
+        &look(root, &rooms.replace("thread::sleep", "thread::nap")),
+        "does not repeat",
+    );
+    found(&look("", &rooms), "does not ban");
+}

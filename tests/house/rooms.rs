@@ -1,0 +1,132 @@
+//! A room is more than a folder: a line in the tree, a section in the config, a supervision test, a row in the crate's page.
+
+use super::rust;
+use super::{Source, file, found, none, room_names, tree};
+
+/// The files of every room; tests.rs only where the room has tests of its own.
+const FILES: &[&str] = &[
+    "mod.rs",
+    "messages.rs",
+    "handle.rs",
+    "actor.rs",
+    "config.rs",
+];
+
+fn findings(tree: &[Source]) -> Vec<String> {
+    let mut findings = vec![];
+    let defaults: toml::Table = file(tree, "config/default.toml")
+        .and_then(|source| source.text.parse().ok())
+        .unwrap_or_default();
+    let tree_code = file(tree, "src/tree.rs")
+        .map(|source| rust::code_and_strings(&source.text))
+        .unwrap_or_default();
+    let page = file(tree, "actors/lib.rs")
+        .map(|source| source.text.as_str())
+        .unwrap_or_default();
+    for room in room_names(tree) {
+        let mut lacks = |what: &str| findings.push(format!("actors/{room}: {what}"));
+        for name in FILES {
+            if file(tree, &format!("actors/{room}/{name}")).is_none() {
+                lacks(&format!("no {name}"));
+            }
+        }
+        if file(tree, &format!("actors/{room}/mod.rs"))
+            .is_some_and(|source| !source.text.starts_with("//!"))
+        {
+            lacks("mod.rs does not begin by saying what the room owns (a //! comment)");
+        }
+        if !rust::has_word(&tree_code, room) {
+            lacks("no line in src/tree.rs");
+        }
+        // The pool's settings are those of the sandboxes.
+        let section = room.strip_suffix("_pool").unwrap_or(room);
+        if !defaults.get(section).is_some_and(toml::Value::is_table) {
+            lacks(&format!("no section [{section}] in config/default.toml"));
+        }
+        let tested = file(tree, &format!("tests/supervision/{room}.rs")).is_some()
+            || tree.iter().any(|source| {
+                source.path.starts_with("tests/supervision/")
+                    && declares(&rust::code(&source.text), room)
+            });
+        if !tested {
+            lacks("no file or mod in tests/supervision/");
+        }
+        if !declares(&rust::code(page), room) {
+            lacks("no mod in actors/lib.rs");
+        }
+        if !page
+            .lines()
+            .any(|line| line.starts_with("//!") && rust::has_word(line, room))
+        {
+            lacks("no row in the //! page of actors/lib.rs");
+        }
+    }
+    findings
+}
+
+fn declares(code: &str, name: &str) -> bool {
+    let words: Vec<&str> = rust::words(code).map(|(_, word)| word).collect();
+    words.windows(2).any(|pair| pair == ["mod", name])
+}
+
+#[test]
+fn every_room_is_complete() {
+    none(&findings(&tree()));
+}
+
+#[test]
+fn a_room_that_lacks_one_thing_is_found() {
+    let whole: Vec<Source> = [
+        ("actors/vault/mod.rs", "//! Owns the secrets."),
+        ("actors/vault/messages.rs", ""),
+        ("actors/vault/handle.rs", ""),
+        ("actors/vault/actor.rs", ""),
+        ("actors/vault/config.rs", ""),
+        ("src/tree.rs", "spec(\"vault\")"),
+        ("config/default.toml", "[vault]\n"),
+        ("tests/supervision/vault.rs", ""),
+        ("actors/lib.rs", "//! | vault | secrets |\npub mod vault;"),
+    ]
+    .into_iter()
+    .map(|(path, text)| Source::new(path, text))
+    .collect();
+    none(&findings(&whole));
+    for (path, word) in [
+        ("actors/vault/handle.rs", "no handle.rs"),
+        ("src/tree.rs", "no line in src/tree.rs"),
+        ("config/default.toml", "no section [vault]"),
+        ("tests/supervision/vault.rs", "tests/supervision"),
+        ("actors/lib.rs", "no row"),
+    ] {
+        let without: Vec<Source> = whole
+            .iter()
+            .filter(|source| source.path != path)
+            .cloned()
+            .collect();
+        found(&findings(&without), word);
+    }
+    let silent = |path: &str, text: &str| -> Vec<Source> {
+        whole
+            .iter()
+            .map(|source| {
+                if source.path == path {
+                    Source::new(path, text)
+                } else {
+                    source.clone()
+                }
+            })
+            .collect()
+    };
+    found(
+        &findings(&silent("actors/vault/mod.rs", "mod actor;")),
+        "does not begin",
+    );
+    found(
+        &findings(&silent("src/tree.rs", "// vault\nspec(\"vaults\")")),
+        "no line in src/tree.rs",
+    );
+    found(
+        &findings(&silent("actors/lib.rs", "//! | vault |")),
+        "no mod",
+    );
+}

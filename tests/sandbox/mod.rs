@@ -1,0 +1,2 @@
+//! Promises of the sandbox, each against the real engine or the real kernel.
+mod docker;

@@ -1,0 +1,155 @@
+//! What a command needs on the machine: found, listed, asked about, installed. Nothing is installed that was not listed first.
+
+use std::io::{BufRead as _, Write as _};
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use crate::machine;
+use crate::options::Options;
+
+/// One thing a command needs, and the Debian package that brings it.
+pub struct Need {
+    pub what: &'static str,
+    pub packages: &'static [&'static str],
+    /// What cannot run without it.
+    pub serves: &'static str,
+    pub there: fn() -> bool,
+}
+
+pub const COMPILER: Need = Need {
+    what: "a C compiler",
+    packages: &["gcc", "libc6-dev"],
+    serves: "building SQLite and linking",
+    there: || machine::compiler().is_some(),
+};
+pub const BUBBLEWRAP: Need = Need {
+    what: "bubblewrap",
+    packages: &["bubblewrap"],
+    serves: "the native sandbox driver",
+    there: || machine::program("bwrap").is_some(),
+};
+pub const BUSYBOX: Need = Need {
+    what: "busybox (static)",
+    packages: &["busybox-static"],
+    serves: "the image of the Docker driver's boxes",
+    there: || machine::static_busybox().is_some(),
+};
+pub const DOCKER: Need = Need {
+    what: "a Docker engine's programs",
+    packages: &["docker.io"],
+    serves: "the tests of the Docker driver",
+    there: || machine::program("dockerd").is_some() && machine::program("docker").is_some(),
+};
+pub const STRACE: Need = Need {
+    what: "strace",
+    packages: &["strace"],
+    serves: "the tests of failing writes and of call counts",
+    there: || machine::program("strace").is_some(),
+};
+pub const CHROMIUM: Need = Need {
+    what: "chromium and its driver",
+    packages: &["chromium", "chromium-driver"],
+    serves: "the tests of the page",
+    there: || machine::program("chromium").is_some() && machine::program("chromedriver").is_some(),
+};
+pub const NODE: Need = Need {
+    what: "node 20 or newer, and npm",
+    packages: &["nodejs", "npm"],
+    serves: "the tests with the npm client openclaw-node",
+    there: || machine::node().is_some_and(|major| major >= 20) && machine::program("npm").is_some(),
+};
+
+/// Those of `needs` that are not met now.
+pub fn missing<'a>(needs: &[&'a Need]) -> Vec<&'a Need> {
+    needs
+        .iter()
+        .copied()
+        .filter(|need| !(need.there)())
+        .collect()
+}
+
+/// Lists what is missing, asks once, installs. Returns the needs that are still not met; whether that is fatal is the caller's to say.
+pub fn provide<'a>(
+    needs: &[&'a Need],
+    also: &[String],
+    options: &Options,
+) -> Result<Vec<&'a Need>> {
+    let lacking = missing(needs);
+    if lacking.is_empty() && also.is_empty() {
+        return Ok(vec![]);
+    }
+    println!("This will be installed, and started where it says so:");
+    for need in &lacking {
+        println!(
+            "  {:32} apt-get install {:28} for {}",
+            need.what,
+            need.packages.join(" "),
+            need.serves
+        );
+    }
+    for line in also {
+        println!("  {line}");
+    }
+    if options.offline {
+        println!("--offline: nothing is installed.");
+        return Ok(lacking);
+    }
+    if !agreed(options)? {
+        println!("Nothing is installed.");
+        return Ok(lacking);
+    }
+    if !lacking.is_empty() {
+        install(&lacking)?;
+    }
+    Ok(missing(needs))
+}
+
+fn agreed(options: &Options) -> Result<bool> {
+    if options.assume_yes() {
+        return Ok(true);
+    }
+    print!("Go on? [Y/n] ");
+    std::io::stdout().flush()?;
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "" | "y" | "Y" | "yes"))
+}
+
+fn install(lacking: &[&Need]) -> Result<()> {
+    let Some(before) = machine::installer() else {
+        println!("No apt-get here, or neither root nor sudo: install the packages above by hand.");
+        return Ok(());
+    };
+    let apt = |words: &[&str]| -> Result<bool> {
+        let mut line: Vec<&str> = before.clone();
+        // Through env, because sudo drops the caller's environment.
+        line.extend(["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]);
+        line.extend(words);
+        println!("$ {}", line.join(" "));
+        let status = Command::new(line[0])
+            .args(&line[1..])
+            .status()
+            .context("apt-get could not be started")?;
+        Ok(status.success())
+    };
+    if !apt(&["update", "-qq"])? {
+        println!("The package lists could not be refreshed; trying with those that are here.");
+    }
+    let flags = ["install", "-y", "-qq", "--no-install-recommends"];
+    let all = lacking.iter().flat_map(|need| need.packages).copied();
+    if apt(&flags.into_iter().chain(all).collect::<Vec<_>>())? {
+        return Ok(());
+    }
+    // One package that cannot be had must not cost the others.
+    for need in lacking {
+        if !apt(&flags
+            .into_iter()
+            .chain(need.packages.iter().copied())
+            .collect::<Vec<_>>())?
+        {
+            println!("Could not install {}.", need.packages.join(" "));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,100 @@
+//! `cargo xtask test`: set-up, then everything that must hold, on the dev profile.
+
+use anyhow::{Result, bail};
+
+use crate::options::Options;
+use crate::setup::{self, Need};
+use crate::steps::Steps;
+use crate::{cargo, clients, lint};
+
+const NEEDS: &[&Need] = &[
+    &setup::COMPILER,
+    &setup::BUBBLEWRAP,
+    &setup::BUSYBOX,
+    &setup::DOCKER,
+    &setup::STRACE,
+    &setup::CHROMIUM,
+    &setup::NODE,
+];
+
+pub fn run(options: &Options) -> Result<u8> {
+    let mut steps = Steps::new()?;
+    prepare(&mut steps, options)?;
+    if options.names.is_empty() && options.rest.is_empty() {
+        lint::components(options)?;
+        lint::format_and_clippy(&mut steps)?;
+        lint::deny(&mut steps, options)?;
+        tests(&mut steps, "tests", &[], false)?;
+    } else {
+        let filter: Vec<&str> = options
+            .names
+            .iter()
+            .chain(&options.rest)
+            .map(String::as_str)
+            .collect();
+        println!("Only the tests that match {filter:?}: no format, no lints, no licences.");
+        if tests(&mut steps, "tests", &filter, false)? == 0 {
+            steps.could_not(format!("no test has {filter:?} in its name"));
+        }
+    }
+    Ok(steps.finish())
+}
+
+/// Lists, asks, installs; what stays missing is noted as not run.
+pub fn prepare(steps: &mut Steps, options: &Options) -> Result<()> {
+    let mut also = vec![];
+    if !clients::installed() {
+        also.push(format!(
+            "{:32} npm install into the target folder",
+            clients::OPENCLAW_NODE
+        ));
+    }
+    if lint::deny_program().is_none() {
+        also.push(format!(
+            "{:32} cargo install into the target folder (minutes)",
+            "cargo-deny"
+        ));
+    }
+    if !also.is_empty() || !setup::missing(NEEDS).is_empty() {
+        also.push(
+            "The tests start gateways, a Docker engine with a folder and socket of its own, and a browser; each is stopped by the test that started it.".to_owned(),
+        );
+    }
+    for need in setup::provide(NEEDS, &also, options)? {
+        if need.what == setup::COMPILER.what {
+            bail!("without a C compiler nothing can be built: apt-get install gcc libc6-dev");
+        }
+        steps.could_not(format!("{}: {} is missing", need.serves, need.what));
+    }
+    if !options.offline {
+        clients::install(steps)?;
+    }
+    Ok(())
+}
+
+/// All tests of the workspace whose name matches; returns how many ran.
+pub fn tests(steps: &mut Steps, name: &str, filter: &[&str], long: bool) -> Result<u64> {
+    // Built first and timed apart, so that a slow test is not hidden behind a slow build.
+    if !steps.run(
+        &format!("build {name}"),
+        &mut cargo::cargo(&["test", "--workspace", "--no-run", "--quiet"]),
+    )? {
+        return Ok(1);
+    }
+    let mut command = cargo::cargo(&[
+        "test",
+        "--workspace",
+        "--no-fail-fast",
+        "--quiet",
+        "--",
+        "--show-output",
+    ]);
+    command
+        .args(filter)
+        .env(clients::CLIENTS_DIR, cargo::target()?.join("clients"));
+    if long {
+        command.env("PORTCULLIS_LONG", "1");
+    }
+    let counts = steps.run_tests(name, &mut command)?;
+    Ok(counts.passed + counts.failed)
+}
