@@ -14,7 +14,6 @@
 
 pub mod audit;
 pub mod act;
-pub mod audit;
 pub mod clock;
 pub mod store;
 pub mod sandbox_pool;
