@@ -8,6 +8,7 @@
 //! | `store/` | `state.db`: conditional writes, its own threads |
 //! | `sandbox_pool/` | the sandbox driver, one box per agent, the agents' workspaces |
 //! | `dashboard/` | one-time codes and sessions of the page |
+//! | `exec/` | runs: plans, intents, processes |
 //! | `supervision/` | the machinery: tree, places, gates, tasks, feeds |
 //! | `vault/` | named secrets, sealed |
 #![forbid(unsafe_code)]
@@ -18,5 +19,6 @@ pub mod clock;
 pub mod store;
 pub mod sandbox_pool;
 pub mod dashboard;
+pub mod exec;
 pub mod supervision;
 pub mod vault;
