@@ -157,7 +157,7 @@ impl Identity {
     }
 }
 
-fn boot_aad<'a>(which: BootKey, check: &'a [u8]) -> [&'a [u8]; 4] {
+fn boot_aad(which: BootKey, check: &[u8]) -> [&[u8]; 4] {
     [
         SEALED_MAGIC,
         &[SEALED_VERSION],

@@ -2,10 +2,12 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod approval;
 pub mod audit;
 pub mod auth;
 pub mod codes;
 pub mod device;
+pub mod display;
 pub mod encoding;
 pub mod identity;
 pub mod dashboard;

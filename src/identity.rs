@@ -60,10 +60,9 @@ impl KeyFileError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Mode { .. } => "STATE_MODE",
-            Self::Inside { .. } => "IDENTITY_INVALID",
             Self::Key { source, .. } => source.code(),
             Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => "DISK_FULL",
-            Self::Io { .. } => "IDENTITY_INVALID",
+            Self::Inside { .. } | Self::Io { .. } => "IDENTITY_INVALID",
         }
     }
 }

@@ -145,7 +145,7 @@ impl Log {
         };
         if let Some((offset, bytes)) = found.torn {
             let segment = log.segment.first();
-            log.append_own(vec![Body::Recovered {
+            log.append_own(&[Body::Recovered {
                 segment,
                 offset,
                 bytes,
@@ -159,10 +159,10 @@ impl Log {
                     outcome: Outcome::unknown(*boot),
                 })
                 .collect();
-            log.append_own(group)?;
+            log.append_own(&group)?;
         }
         // Last: a start that fails before it is repeated in full by the next one.
-        log.append_own(vec![Body::Start {
+        log.append_own(&[Body::Start {
             reopened: found.same_boot,
             open: log.ledger.open_list(),
             version: log.spec.version.clone(),
@@ -252,9 +252,9 @@ impl Log {
         }
     }
 
-    fn append_own(&mut self, bodies: Vec<Body>) -> Result<(), AuditError> {
-        let written = self.append(&bodies)?;
-        self.settle(&written, &bodies);
+    fn append_own(&mut self, bodies: &[Body]) -> Result<(), AuditError> {
+        let written = self.append(bodies)?;
+        self.settle(&written, bodies);
         Ok(())
     }
 

@@ -12,7 +12,7 @@ const APPLICATION_ID: i64 = 0x5043_5354;
 const FORMAT: i64 = 1;
 /// Above this a start would wait noticeably for the check (about 1 ms per MiB).
 const QUICK_CHECK_MAX_BYTES: u64 = 64 << 20;
-const BUSY: Duration = Duration::from_millis(1_000);
+const BUSY: Duration = Duration::from_secs(1);
 
 const SCHEMA: &str = "
     CREATE TABLE object (

@@ -41,7 +41,7 @@ impl Store {
         let mut to_readers = Vec::with_capacity(readers.len());
         for reader in readers {
             let (to_reader, jobs) = mpsc::channel(QUEUE);
-            spawn("store-read", Box::new(move || threads::read(&reader, jobs)))?;
+            spawn("store-read", Box::new(move || threads::read(reader, jobs)))?;
             to_readers.push(to_reader);
         }
         Ok(Self {
@@ -150,6 +150,11 @@ impl Store {
 
     /// Finishes what is queued, folds the write-ahead log into the file and closes it. Later calls get `STORE_DOWN`.
     pub async fn close(&self) -> Result<(), StoreError> {
+        // The last connection to close removes the write-ahead log, and that is the writer's to do.
+        for reader in &self.readers {
+            self.ask(reader, false, |reply| Job::Close { reply })
+                .await??;
+        }
         self.ask(&self.writer, true, |reply| Job::Close { reply })
             .await?
     }

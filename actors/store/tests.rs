@@ -5,7 +5,7 @@ use super::messages::{Change, Lease};
 use super::*;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -407,7 +407,6 @@ fn child_that_commits_until_killed() {
                     ];
                     store.commit(ops).await.expect("commit");
                     // One write call, so that a kill never halves a line.
-                    use std::io::Write as _;
                     std::io::stdout()
                         .write_all(format!("ack {id}\n").as_bytes())
                         .expect("stdout");
@@ -419,6 +418,10 @@ fn child_that_commits_until_killed() {
 }
 
 #[test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "no runtime here: the child is left to work for a while"
+)]
 fn a_killed_writer_loses_nothing_acknowledged() {
     let folder = folder();
     let path = folder.path().join("state.db");

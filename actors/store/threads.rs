@@ -31,10 +31,17 @@ pub(super) fn write(engine: Engine, mut jobs: Receiver<Job>) {
     drop(engine.checkpoint());
 }
 
-/// Serves reads until every handle is gone.
-pub(super) fn read(engine: &Engine, mut jobs: Receiver<Job>) {
+/// Serves reads until it is closed or every handle is gone.
+pub(super) fn read(engine: Engine, mut jobs: Receiver<Job>) {
     while let Some(job) = jobs.blocking_recv() {
-        read_one(engine, job);
+        match job {
+            Job::Close { reply } => {
+                drop(engine);
+                reply.send(Ok(()));
+                return;
+            }
+            job => read_one(&engine, job),
+        }
     }
 }
 

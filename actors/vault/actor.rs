@@ -4,11 +4,18 @@ use super::messages::{Listed, VaultMsg, VaultRefusal, VaultWiring, Wanted};
 use super::rows::{self, EPOCH, NAMESPACE, ONLY, RECORD, Row, Rows, Unlocked, open_record};
 use crate::act::{ActError, act};
 use crate::store::Op;
-use crate::supervision::{Crash, Ctx, Reply, Room, Snapshot, TaskEnd};
+use crate::supervision::{Crash, Ctx, Reply, Room, Snapshot, TaskEnd, TaskHandle};
 use portcullis_core::audit::Entry;
 use portcullis_core::seal::Secret;
+use portcullis_core::time::Millis;
 use portcullis_core::vault::{RecordMeta, SealedRecord, VaultError, VaultKeys, check_name};
 use std::collections::VecDeque;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long a caller waits for the vault to open; below the handle's deadline.
+const PATIENCE: Duration = Duration::from_secs(4);
+const LOOK: Duration = Duration::from_millis(500);
 
 /// The vault's actor.
 pub struct Vault {
@@ -19,7 +26,11 @@ pub struct Vault {
 
 enum State {
     /// scrypt runs on another thread; what comes meanwhile waits (each holds a permit of the room's gate).
-    Unsealing(VecDeque<Wanted>),
+    Unsealing {
+        waiting: VecDeque<(Instant, Wanted)>,
+        /// Looks for callers whose time is nearly over.
+        _look: TaskHandle,
+    },
     Open(Box<Open>),
     Sealed(VaultError),
 }
@@ -43,7 +54,11 @@ impl Room for Vault {
                     let unlocked = rows::unlock(&identity, header.as_ref());
                     news.notify(VaultMsg::Unlocked(Box::new(unlocked)));
                 })?;
-                State::Unsealing(VecDeque::new())
+                let look = ctx.every("unsealing", LOOK, || VaultMsg::StillUnsealing);
+                State::Unsealing {
+                    waiting: VecDeque::new(),
+                    _look: look,
+                }
             }
         };
         Ok(Self {
@@ -57,6 +72,10 @@ impl Room for Vault {
         match msg {
             VaultMsg::Ask(wanted) => self.ask(wanted).await,
             VaultMsg::Unlocked(unlocked) => self.unlocked(*unlocked).await,
+            VaultMsg::StillUnsealing => {
+                self.still_unsealing();
+                Ok(())
+            }
         }
     }
 
@@ -74,7 +93,7 @@ impl Room for Vault {
 
     fn snapshot(&self) -> Snapshot {
         match &self.state {
-            State::Unsealing(waiting) => Snapshot::default()
+            State::Unsealing { waiting, .. } => Snapshot::default()
                 .with("state", "unsealing")
                 .with("waiting", waiting.len()),
             State::Sealed(error) => Snapshot::default()
@@ -91,7 +110,7 @@ impl Room for Vault {
                         .filter(|row| row.meta.is_none())
                         .count(),
                 )
-                .with("epoch", open.rows.epoch.1.epoch)
+                .with("epoch", open.rows.epoch.1.term)
                 .with("seals", open.rows.epoch.1.seals),
         }
     }
@@ -106,13 +125,28 @@ impl Vault {
         if let State::Sealed(error) = &next {
             tracing::error!(code = error.code(), %error, "the vault stays sealed");
         }
-        let State::Unsealing(waiting) = std::mem::replace(&mut self.state, next) else {
+        let State::Unsealing { waiting, .. } = std::mem::replace(&mut self.state, next) else {
             return Err(Crash::new("unlocked twice"));
         };
-        for wanted in waiting {
+        for (_, wanted) in waiting {
             self.ask(wanted).await?;
         }
         Ok(())
+    }
+
+    /// A caller hears "not yet, and nothing was done" before its own deadline leaves it guessing.
+    fn still_unsealing(&mut self) {
+        let State::Unsealing { waiting, .. } = &mut self.state else {
+            return;
+        };
+        while waiting
+            .front()
+            .is_some_and(|(since, _)| since.elapsed() >= PATIENCE)
+        {
+            if let Some((_, wanted)) = waiting.pop_front() {
+                refuse(wanted, VaultRefusal::Unsealing);
+            }
+        }
     }
 
     async fn open(&self, Unlocked { keys, made }: Unlocked) -> Result<State, Crash> {
@@ -130,12 +164,12 @@ impl Vault {
 
     async fn ask(&mut self, wanted: Wanted) -> Result<(), Crash> {
         let open = match &mut self.state {
-            State::Unsealing(waiting) => {
-                waiting.push_back(wanted);
+            State::Unsealing { waiting, .. } => {
+                waiting.push_back((Instant::now(), wanted));
                 return Ok(());
             }
             State::Sealed(error) => {
-                refuse(wanted, *error);
+                refuse(wanted, VaultRefusal::Sealed(*error));
                 return Ok(());
             }
             State::Open(open) => open,
@@ -204,7 +238,7 @@ impl Open {
         let seal = |intent| {
             SealedRecord::seal(
                 &self.keys,
-                epoch.epoch,
+                epoch.term,
                 (NAMESPACE, name),
                 intent,
                 meta,
@@ -265,8 +299,8 @@ impl Open {
     fn list(&self) -> Vec<Listed> {
         let unreadable = RecordMeta {
             version: 0,
-            created_at_ms: Default::default(),
-            updated_at_ms: Default::default(),
+            created_at_ms: Millis::default(),
+            updated_at_ms: Millis::default(),
         };
         let listed = |(name, row): (&String, &Row)| Listed {
             name: name.clone(),
@@ -321,12 +355,11 @@ fn answer<T>(reply: Reply<T, VaultRefusal>, result: Result<T, VaultRefusal>) -> 
     broken.map_or(Ok(()), Err)
 }
 
-fn refuse(wanted: Wanted, why: VaultError) {
-    let sealed = VaultRefusal::Sealed(why);
+fn refuse(wanted: Wanted, why: VaultRefusal) {
     match wanted {
-        Wanted::Set { reply, .. } => reply.refuse(sealed),
-        Wanted::List(reply) => reply.refuse(sealed),
-        Wanted::Remove { reply, .. } => reply.refuse(sealed),
-        Wanted::Reveal { reply, .. } => reply.refuse(sealed),
+        Wanted::Set { reply, .. } => reply.refuse(why),
+        Wanted::List(reply) => reply.refuse(why),
+        Wanted::Remove { reply, .. } => reply.refuse(why),
+        Wanted::Reveal { reply, .. } => reply.refuse(why),
     }
 }

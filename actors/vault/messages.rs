@@ -88,6 +88,8 @@ pub enum VaultMsg {
     Ask(Wanted),
     /// From the room's own thread: the keys, or why there are none.
     Unlocked(Box<Result<Unlocked, VaultError>>),
+    /// From the room's own timer.
+    StillUnsealing,
 }
 
 /// What callers want. While the vault unseals these wait.

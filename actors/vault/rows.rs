@@ -24,14 +24,14 @@ pub(super) const NAMESPACE: &str = "secrets";
 #[serde(deny_unknown_fields)]
 pub(super) struct Epoch {
     v: u8,
-    pub epoch: u32,
+    pub term: u32,
     pub seals: u64,
 }
 
 impl Epoch {
     pub const FIRST: Self = Self {
         v: 1,
-        epoch: 1,
+        term: 1,
         seals: 0,
     };
 
@@ -40,7 +40,7 @@ impl Epoch {
         if self.seals >= portcullis_core::vault::EPOCH_SEALS {
             return Self {
                 v: 1,
-                epoch: self.epoch.saturating_add(1),
+                term: self.term.saturating_add(1),
                 seals: 1,
             };
         }

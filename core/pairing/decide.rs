@@ -3,7 +3,7 @@
 use super::machine::{Change, Decision, Pairing, Record, address_bucket, resolved};
 use super::manage::Refusal;
 use super::records::{ApprovedVia, Client, Device, FORMAT, Grant, KeptToken, Pending};
-use crate::auth::{Role, ScopeSet};
+use crate::auth::{Role, Scope, ScopeSet};
 use crate::ids::DeviceId;
 use crate::time::Millis;
 use crate::token::{Token, TokenHash, TokenKind};
@@ -184,11 +184,11 @@ impl Pairing {
                 Reason::MetadataUpgrade
             }
             (Some(device), Some(ceiling)) if ceiling.covers(&asked) => {
-                return Ok(self.let_in(device, facts, asked, now, &fresh));
+                return Ok(let_in(device, facts, asked, now, &fresh));
             }
             _ => Reason::ScopeUpgrade,
         };
-        if facts.authenticated && self.is_trusted_locally(facts, device) {
+        if facts.authenticated && is_trusted_locally(facts, device) {
             return self.pair_locally(facts, &asked, now, &fresh);
         }
         self.ask_a_person(facts, asked, reason, now, fresh)
@@ -216,50 +216,6 @@ impl Pairing {
         } else {
             Err(TokenRefusal::TokenMismatch)
         }
-    }
-
-    fn let_in(
-        &self,
-        device: &Device,
-        facts: &ConnectFacts,
-        asked: ScopeSet,
-        now: Millis,
-        fresh: &Fresh,
-    ) -> (Verdict, Option<Change>) {
-        let mut device = device.clone();
-        let token = if facts.authenticated {
-            issue_if_missing(&mut device, facts.role, now, fresh)
-        } else {
-            None
-        };
-        let change = token.is_some().then(|| {
-            let mut change = Change::new(Record::Intent, "pairing.token_issue", &facts.device_id);
-            change.detail.push(("role", facts.role.to_string()));
-            change.put_devices.push(device.clone());
-            change
-        });
-        let verdict = Verdict::Paired {
-            scopes: asked,
-            token,
-            generation: device.generation,
-            by_device_token: !facts.authenticated,
-        };
-        (verdict, change)
-    }
-
-    /// Local trust pairs an operator's own device, and a node host that is new. It never brings back what was revoked
-    /// and never adds a role to a device that a person has judged otherwise.
-    fn is_trusted_locally(&self, facts: &ConnectFacts, device: Option<&Device>) -> bool {
-        let revoked = device
-            .and_then(|device| device.grants.get(&facts.role))
-            .is_some_and(|grant| grant.revoked_at_ms.is_some());
-        facts.local_operator
-            && !revoked
-            && match facts.role {
-                Role::Operator => true,
-                Role::Node => device.is_none(),
-                Role::Agent => false,
-            }
     }
 
     fn pair_locally(
@@ -453,6 +409,49 @@ impl Pairing {
     }
 }
 
+fn let_in(
+    device: &Device,
+    facts: &ConnectFacts,
+    asked: ScopeSet,
+    now: Millis,
+    fresh: &Fresh,
+) -> (Verdict, Option<Change>) {
+    let mut device = device.clone();
+    let token = if facts.authenticated {
+        issue_if_missing(&mut device, facts.role, now, fresh)
+    } else {
+        None
+    };
+    let change = token.is_some().then(|| {
+        let mut change = Change::new(Record::Intent, "pairing.token_issue", &facts.device_id);
+        change.detail.push(("role", facts.role.to_string()));
+        change.put_devices.push(device.clone());
+        change
+    });
+    let verdict = Verdict::Paired {
+        scopes: asked,
+        token,
+        generation: device.generation,
+        by_device_token: !facts.authenticated,
+    };
+    (verdict, change)
+}
+
+/// Local trust pairs an operator's own device, and a node host that is new. It never brings back what was revoked
+/// and never adds a role to a device that a person has judged otherwise.
+fn is_trusted_locally(facts: &ConnectFacts, device: Option<&Device>) -> bool {
+    let revoked = device
+        .and_then(|device| device.grants.get(&facts.role))
+        .is_some_and(|grant| grant.revoked_at_ms.is_some());
+    facts.local_operator
+        && !revoked
+        && match facts.role {
+            Role::Operator => true,
+            Role::Node => device.is_none(),
+            Role::Agent => false,
+        }
+}
+
 pub(super) fn new_device(facts: &ConnectFacts, approved_via: ApprovedVia, now: Millis) -> Device {
     Device {
         v: FORMAT,
@@ -518,7 +517,7 @@ pub(super) fn issue(grant: &mut Grant, now: Millis, random: &[u8; 32]) -> Issued
 pub(super) fn words(scopes: &ScopeSet) -> String {
     scopes
         .iter()
-        .map(|scope| scope.as_str())
+        .map(Scope::as_str)
         .collect::<Vec<_>>()
         .join(",")
 }

@@ -77,17 +77,28 @@ impl<'a> Request<'a> {
     /// # Errors
     /// The text for `invalid <method> params: …`.
     pub fn params<T: Deserialize<'a>>(&self) -> Result<T, String> {
-        let text = self.params.map_or("{}", RawValue::get);
-        if depth(text) > super::limits::JSON_DEPTH {
-            return Err(format!("invalid {} params: nested too deeply", self.method));
-        }
-        serde_json::from_str(text).map_err(|e| {
-            let why = e.to_string();
-            // serde_json names line and column of one long line: of no use to a reader.
-            let why = why.split(" at line ").next().unwrap_or_default();
-            format!("invalid {} params: {why}", self.method)
-        })
+        read_params(self.params, &self.method)
     }
+}
+
+/// Reads a method's params; absent ones read as `{}`.
+///
+/// # Errors
+/// The text for `invalid <method> params: …`.
+pub fn read_params<'a, T: Deserialize<'a>>(
+    params: Option<&'a RawValue>,
+    method: &str,
+) -> Result<T, String> {
+    let text = params.map_or("{}", RawValue::get);
+    if depth(text) > super::limits::JSON_DEPTH {
+        return Err(format!("invalid {method} params: nested too deeply"));
+    }
+    serde_json::from_str(text).map_err(|e| {
+        let why = e.to_string();
+        // serde_json names line and column of one long line: of no use to a reader.
+        let why = why.split(" at line ").next().unwrap_or_default();
+        format!("invalid {method} params: {why}")
+    })
 }
 
 fn id_of(text: &str) -> Option<String> {

@@ -134,7 +134,7 @@ impl Site {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_person_logs_in_with_the_printed_link_and_decides() {
-    let Some(browser) = Browser::open(false, 1280).await else {
+    let Some(browser) = Browser::open(false, true, 1280).await else {
         return;
     };
     let site = site().await;
@@ -260,12 +260,18 @@ async fn a_person_logs_in_with_the_printed_link_and_decides() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_typed_code_does_the_same_on_a_narrow_dark_screen() {
-    let Some(browser) = Browser::open(true, 500).await else {
+async fn a_typed_code_does_the_same_without_script_on_a_narrow_dark_screen() {
+    let Some(browser) = Browser::open(true, false, 500).await else {
         return;
     };
     let site = site().await;
     let client = &browser.client;
+    // Script is off indeed: the one that reads the address does not run.
+    client
+        .goto(&format!("{}/login#no", site.url))
+        .await
+        .unwrap();
+    assert_eq!(client.current_url().await.unwrap().fragment(), Some("no"));
     client.goto(&site.url).await.unwrap();
     client
         .find(Locator::Css("#code"))

@@ -1,11 +1,13 @@
 //! A real browser for a test: chromedriver on a free port, Chromium with a profile of its own, both ended with it.
 
 use std::io::{Read as _, Write as _};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use fantoccini::{Client, ClientBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::json;
 
 /// See the module.
@@ -19,7 +21,7 @@ pub struct Browser {
 
 impl Browser {
     /// `None`, said loudly, where this machine has no chromedriver or Chromium; fails in CI.
-    pub async fn open(dark: bool, width: u32) -> Option<Self> {
+    pub async fn open(dark: bool, script: bool, width: u32) -> Option<Self> {
         let (Some(driver), Some(chromium)) = (find("chromedriver"), find("chromium")) else {
             not_run("the page in a browser: apt-get install chromium chromium-driver");
             return None;
@@ -36,6 +38,7 @@ impl Browser {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
+            .process_group(0)
             .spawn()
             .unwrap();
         let mut args = vec![
@@ -53,8 +56,11 @@ impl Browser {
         if dark {
             args.push("--blink-settings=preferredColorScheme=0".to_owned());
         }
+        // 1 allows, 2 blocks, as the person's own setting would.
+        let javascript = if script { 1 } else { 2 };
+        let prefs = json!({ "profile.managed_default_content_settings.javascript": javascript });
         let capabilities = json!({
-            "goog:chromeOptions": { "binary": chromium, "args": args },
+            "goog:chromeOptions": { "binary": chromium, "args": args, "prefs": prefs },
             "goog:loggingPrefs": { "browser": "ALL" },
         });
         let serde_json::Value::Object(capabilities) = capabilities else {
@@ -134,16 +140,17 @@ impl Browser {
     }
 
     /// Ends both.
-    pub async fn close(mut self) {
+    pub async fn close(self) {
         let _ = self.client.clone().close().await;
-        let _ = self.driver.kill();
-        let _ = self.driver.wait();
     }
 }
 
 impl Drop for Browser {
+    /// With the whole group: a test that fails leaves no Chromium behind.
     fn drop(&mut self) {
-        let _ = self.driver.kill();
+        if let Some(group) = i32::try_from(self.driver.id()).ok().and_then(Pid::from_raw) {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
         let _ = self.driver.wait();
     }
 }

@@ -1,0 +1,103 @@
+//! The actor: its mailbox is for control; frames never pass it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::config::ConnectionConfig;
+use super::messages::{Accepted, CloseOrder, ConnectionMsg, ConnectionNews};
+use super::methods::Methods;
+use super::serve;
+use crate::auth::AuthHandle;
+use crate::clock::Clock;
+use crate::supervision::{Crash, Ctx, Flag, Room, TaskEnd, TaskHandle};
+
+/// For the close frame to be taken; then the socket is dropped.
+const CLOSE_GRACE: Duration = Duration::from_millis(100);
+const IO: &str = "io";
+
+/// What every connection of a process shares.
+#[derive(Clone)]
+pub struct ConnectionWiring {
+    /// Its number at the edge.
+    pub key: u64,
+    /// Limits.
+    pub config: ConnectionConfig,
+    /// Milliseconds to authenticate.
+    pub handshake_ms: u64,
+    /// Who comes in.
+    pub auth: AuthHandle,
+    /// What may be asked.
+    pub methods: Arc<Methods>,
+    /// News for the edge.
+    pub news: mpsc::Sender<ConnectionNews>,
+    /// The time.
+    pub clock: Clock,
+    /// Of this process.
+    pub boot_id: Arc<str>,
+    /// Ours.
+    pub version: &'static str,
+    /// When this process began.
+    pub began: Instant,
+}
+
+/// See the module.
+pub struct Connection {
+    wiring: ConnectionWiring,
+    ctx: Ctx<Self>,
+    order: Arc<Flag<Option<CloseOrder>>>,
+    io: Option<TaskHandle>,
+    abort: Option<TaskHandle>,
+}
+
+impl Room for Connection {
+    const NAME: &'static str = "connection";
+    type Msg = ConnectionMsg;
+    type Wiring = ConnectionWiring;
+
+    async fn start(wiring: &ConnectionWiring, ctx: Ctx<Self>) -> Result<Self, Crash> {
+        Ok(Self {
+            wiring: wiring.clone(),
+            ctx,
+            order: Arc::new(Flag::new(None)),
+            io: None,
+            abort: None,
+        })
+    }
+
+    async fn handle(&mut self, msg: ConnectionMsg) -> Result<(), Crash> {
+        match msg {
+            ConnectionMsg::Adopt(accepted) => self.adopt(*accepted),
+            ConnectionMsg::Close(order) => self.close(order),
+            ConnectionMsg::Abort => self.io = None,
+        }
+        if self.io.is_none() {
+            self.ctx.stop_myself();
+        }
+        Ok(())
+    }
+
+    async fn task_ended(&mut self, name: &'static str, _key: u64, end: TaskEnd) -> Result<(), Crash> {
+        if let TaskEnd::Panicked(why) = end {
+            return Err(Crash::new(format!("its {name} task panicked: {why}")));
+        }
+        if name == IO {
+            self.ctx.stop_myself();
+        }
+        Ok(())
+    }
+}
+
+impl Connection {
+    fn adopt(&mut self, accepted: Accepted) {
+        let serving = serve::serve(self.wiring.clone(), accepted, self.order.clone());
+        self.io = Some(self.ctx.task(IO, 0, serving));
+    }
+
+    fn close(&mut self, order: CloseOrder) {
+        self.order.set(Some(order));
+        self.abort = Some(self.ctx.after("abort", 0, CLOSE_GRACE, ConnectionMsg::Abort));
+    }
+}

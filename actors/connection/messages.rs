@@ -1,0 +1,45 @@
+//! What a connection is told, and what it tells the edge.
+
+use portcullis_core::auth::{Door, Principal};
+
+use super::io::Io;
+use crate::auth::Peer;
+
+/// A socket after its upgrade: from here on nobody knows of HTTP.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The socket.
+    pub io: Io,
+    /// Where it came in.
+    pub door: Door,
+    /// Who is at the other end, as far as the kernel knows.
+    pub peer: Peer,
+}
+
+/// How to end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CloseOrder {
+    /// WebSocket close code.
+    pub code: u16,
+    /// Close reason.
+    pub reason: String,
+}
+
+/// To a connection.
+pub enum ConnectionMsg {
+    /// Here is your socket.
+    Adopt(Box<Accepted>),
+    /// End, before the next frame is answered.
+    Close(CloseOrder),
+    /// From its own timer: the other end does not take the close frame.
+    Abort,
+}
+
+/// News for the edge, through a channel: a connection has no handle upward.
+#[derive(Debug)]
+pub enum ConnectionNews {
+    /// A whole `connect` has arrived: it is no silent socket any more.
+    Speaks(u64),
+    /// It is in.
+    Admitted(u64, Box<Principal>),
+}

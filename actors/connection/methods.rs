@@ -1,0 +1,379 @@
+//! Every method but `connect`, `health` and the runs: from its params to a room and back. The page calls the same.
+
+use std::collections::BTreeSet;
+use std::fmt::Display;
+
+use base64::Engine as _;
+use portcullis_core::audit::{OutcomeFilter, Query, Seq};
+use portcullis_core::auth::{Door, Principal, Role, Scope, ScopeSet};
+use portcullis_core::codes::{self, Code};
+use portcullis_core::ids::DeviceId;
+use portcullis_core::pairing::News as PairingNews;
+use portcullis_core::protocol::frame::ErrorBody;
+use portcullis_core::seal::Secret;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::answer::Params;
+use crate::act::entry_of;
+use crate::audit::AuditHandle;
+use crate::clock::Clock;
+use crate::dashboard::DashboardHandle;
+use crate::pairing::PairingHandle;
+use crate::sandbox_pool::SandboxPoolHandle;
+use crate::supervision::{FeedItem, FeedReader, FlagReader, TreeWindow};
+use crate::vault::VaultHandle;
+
+/// The rooms behind the methods, and what a process knows of itself.
+pub struct Methods {
+    /// Devices.
+    pub pairing: PairingHandle,
+    /// Secrets.
+    pub vault: VaultHandle,
+    /// Records.
+    pub audit: AuditHandle,
+    /// Boxes.
+    pub pool: SandboxPoolHandle,
+    /// Codes of the page.
+    pub dashboard: DashboardHandle,
+    /// `config.get`: redacted once, at start.
+    pub config: Value,
+    /// The tree, once it stands.
+    pub tree: FlagReader<Option<TreeWindow>>,
+    /// Devices with a live socket.
+    pub connected: FlagReader<BTreeSet<DeviceId>>,
+    /// Where it listens.
+    pub listeners: Vec<String>,
+    /// Of the page, without a trailing slash.
+    pub page_url: String,
+    /// Ours.
+    pub version: &'static str,
+    /// The time.
+    pub clock: Clock,
+    /// When this process began.
+    pub began: Instant,
+}
+
+/// Who calls.
+#[derive(Debug, Clone, Copy)]
+pub struct About<'a> {
+    /// As whom.
+    pub principal: &'a Principal,
+    /// Over which connection.
+    pub connection: &'a str,
+}
+
+type Answer = Result<Value, ErrorBody>;
+
+impl Methods {
+    /// Answers one request, after [`portcullis_core::protocol::method::admit`].
+    ///
+    /// # Errors
+    /// The error to answer with.
+    pub async fn call(&self, about: About<'_>, method: &str, params: &Params<'_>) -> Answer {
+        let by = about.principal;
+        match method {
+            "status" => self.status(by).await,
+            "system-presence" => Ok(json!([])),
+            "config.get" => Ok(self.config.clone()),
+            "device.pair.list" => {
+                params.read::<Nothing>(method)?;
+                let connected = self.connected.get();
+                self.pairing.list(by, connected).await.map_err(pairing)
+            }
+            "device.pair.approve" => {
+                let p: Approve = params.read(method)?;
+                self.pairing.approve(by, &p.request_id, p.narrow).await.map_err(pairing)
+            }
+            "device.pair.reject" => {
+                let p: Request = params.read(method)?;
+                self.pairing.reject(by, &p.request_id).await.map_err(pairing)
+            }
+            "device.pair.remove" => {
+                let p: Device = params.read(method)?;
+                self.pairing.remove(by, &p.device_id).await.map_err(pairing)
+            }
+            "device.pair.rename" => {
+                let p: Rename = params.read(method)?;
+                self.pairing.rename(by, &p.device_id, &p.label).await.map_err(pairing)
+            }
+            "device.token.rotate" => {
+                let p: Rotate = params.read(method)?;
+                self.pairing.rotate(by, &p.device_id, p.role, p.scopes).await.map_err(pairing)
+            }
+            "device.token.revoke" => {
+                let p: Revoke = params.read(method)?;
+                self.pairing.revoke(by, &p.device_id, p.role).await.map_err(pairing)
+            }
+            "vault.status" => Ok(json!({ "state": self.vault_state() })),
+            "vault.list" => {
+                params.read::<Nothing>(method)?;
+                let entries = self.vault.list().await.map_err(|e| refused(e.code(), &e))?;
+                Ok(json!({ "entries": entries }))
+            }
+            "vault.set" => self.vault_set(by, params).await,
+            "vault.remove" => {
+                let p: Name = params.read(method)?;
+                let removed = self.vault.remove(entry_of(by), &p.name).await;
+                removed.map_err(|e| refused(e.code(), &e))?;
+                Ok(json!({ "name": p.name }))
+            }
+            "audit.tail" => {
+                let p: Tail = params.read(method)?;
+                let records = self.audit.tail(p.limit.unwrap_or(20).min(1000)).await;
+                let records = records.map_err(|e| refused(e.code(), &e))?;
+                let head = self.audit.head().await.map_err(|e| refused(e.code(), &e))?;
+                Ok(json!({ "records": records.iter().map(|r| r.as_ref()).collect::<Vec<_>>(), "head": head }))
+            }
+            "audit.query" => {
+                let query = params.read::<AuditQuery>(method)?.into_query();
+                let found = self.audit.query(query).await;
+                Ok(json!({ "records": found.map_err(|e| refused(e.code(), &e))? }))
+            }
+            "audit.verify" => {
+                params.read::<Nothing>(method)?;
+                let report = self.audit.verify().await.map_err(|e| refused(e.code(), &e))?;
+                serde_json::to_value(report).map_err(|e| internal(&e))
+            }
+            "dashboard.code" => self.dashboard_code(by).await,
+            _ => Err(ErrorBody::of(codes::UNKNOWN_METHOD, format!("unknown method: {method}"))),
+        }
+    }
+
+    async fn status(&self, by: &Principal) -> Answer {
+        let view = self.tree.get().map(|tree| tree.look());
+        let pool = self.pool.status().await.ok();
+        let head = self.audit.head().await.ok();
+        let pending = match self.pairing.list(by, BTreeSet::new()).await {
+            Ok(list) => list["pending"].as_array().map(Vec::len),
+            Err(_) => None,
+        };
+        Ok(json!({
+            "runtimeVersion": self.version,
+            "portcullis": {
+                "version": self.version,
+                "uptimeMs": u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX),
+                "driver": pool.map(|p| json!({ "name": p.driver, "detail": p.why, "boxes": p.boxes.len() })),
+                "rooms": view.map(|v| v.rooms).unwrap_or_default(),
+                "pending": { "devices": pending, "approvals": null },
+                "listeners": self.listeners,
+                "auditHead": head,
+                "connectedDevices": self.connected.get().len(),
+            },
+        }))
+    }
+
+    fn vault_state(&self) -> String {
+        let view = self.tree.get().map(|tree| tree.look()).unwrap_or_default();
+        let vault = view.rooms.iter().find(|r| r.name == "vault");
+        vault
+            .and_then(|r| r.facts.iter().find(|(name, _)| *name == "state"))
+            .map_or_else(|| "down".to_owned(), |(_, value)| value.clone())
+    }
+
+    async fn vault_set(&self, by: &Principal, params: &Params<'_>) -> Answer {
+        let p: Set = params.read("vault.set")?;
+        let bytes = base64::engine::general_purpose::STANDARD
+            .decode(p.value_base64.0.as_bytes())
+            .map_err(|_| {
+                ErrorBody::of(
+                    codes::INVALID_PARAMS,
+                    "invalid vault.set params: valueBase64 is not standard base64",
+                )
+            })?;
+        let set = self.vault.set(entry_of(by), &p.name, Secret::new(bytes)).await;
+        let meta = set.map_err(|e| refused(e.code(), &e))?;
+        Ok(json!({ "name": p.name, "version": meta.version }))
+    }
+
+    async fn dashboard_code(&self, by: &Principal) -> Answer {
+        // Who holds a code is an operator on the page: only the door that the kernel vouches for gives one.
+        if by.door != Door::Control {
+            return Err(ErrorBody::of(
+                codes::MISSING_SCOPE,
+                "a code is given on control.sock only: use `portcullis dashboard`",
+            ));
+        }
+        let minted = self.dashboard.mint(by.scopes.clone(), by.name()).await;
+        let minted = minted.map_err(|e| ErrorBody::of(codes::ROOM_DOWN, e.to_string()))?;
+        let code = minted.code.reveal();
+        Ok(json!({
+            "code": code,
+            // In the fragment: it reaches no server, no log and no Referer.
+            "url": format!("{}/login#code={code}", self.page_url),
+            "expiresAtMs": self.clock.now().plus(minted.for_ms),
+        }))
+    }
+
+    /// What this principal may hear, by scope and capability (wire.md section 8).
+    pub(super) fn news(&self, principal: &Principal, _caps: &[String]) -> News {
+        let hears = |scope| principal.role == Role::Operator && principal.scopes.allows(scope);
+        News {
+            pairing: hears(Scope::Pairing).then(|| self.pairing.news()),
+        }
+    }
+}
+
+/// The events of one connection.
+pub(super) struct News {
+    pairing: Option<FeedReader<PairingNews>>,
+}
+
+impl News {
+    /// The next one. Never ends: what has no more news is silent.
+    pub async fn next(&mut self) -> Option<(&'static str, Value)> {
+        loop {
+            let item = match &mut self.pairing {
+                Some(feed) => feed.next().await,
+                None => std::future::pending().await,
+            };
+            match item {
+                FeedItem::Event(news) => {
+                    if let Some(event) = pairing_event(&news.event) {
+                        return Some(event);
+                    }
+                }
+                // A gap: the client re-reads with device.pair.list, as it does after a gap in `seq`.
+                FeedItem::Lagged => {}
+                FeedItem::Closed => self.pairing = None,
+            }
+        }
+    }
+}
+
+fn pairing_event(news: &PairingNews) -> Option<(&'static str, Value)> {
+    match news {
+        PairingNews::Requested(pending) => {
+            Some(("device.pair.requested", serde_json::to_value(pending).ok()?))
+        }
+        PairingNews::Resolved { request_id, device_id, decision, at_ms } => Some((
+            "device.pair.resolved",
+            json!({ "requestId": request_id, "deviceId": device_id, "decision": decision.as_str(), "ts": at_ms }),
+        )),
+        PairingNews::Invalidated { .. } => None,
+    }
+}
+
+/// One of our codes, by its name.
+pub(super) fn refused(code: &str, text: &dyn Display) -> ErrorBody {
+    let code: &'static Code = codes::find(code).unwrap_or(codes::INTERNAL);
+    ErrorBody::of(code, text.to_string())
+}
+
+fn pairing(refusal: crate::pairing::PairingRefusal) -> ErrorBody {
+    refused(refusal.code(), &refusal)
+}
+
+fn internal(error: &dyn Display) -> ErrorBody {
+    tracing::error!(target: "portcullis", %error, "an answer could not be written");
+    ErrorBody::of(codes::INTERNAL, "the answer could not be written")
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Nothing {}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Request {
+    request_id: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Approve {
+    request_id: String,
+    /// Give what the approver holds of what is asked, instead of refusing.
+    #[serde(default)]
+    narrow: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Device {
+    device_id: DeviceId,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Rename {
+    device_id: DeviceId,
+    label: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Rotate {
+    device_id: DeviceId,
+    role: Role,
+    #[serde(default)]
+    scopes: Option<ScopeSet>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Revoke {
+    device_id: DeviceId,
+    role: Role,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Name {
+    name: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Set {
+    name: String,
+    value_base64: Wiped,
+}
+
+/// A text that is wiped when it is done with.
+struct Wiped(zeroize::Zeroizing<String>);
+
+impl<'de> Deserialize<'de> for Wiped {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        String::deserialize(d).map(|text| Self(text.into()))
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Tail {
+    #[serde(default)]
+    limit: Option<usize>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+#[derive(Default)]
+struct AuditQuery {
+    action: Option<String>,
+    principal: Option<String>,
+    object: Option<String>,
+    outcome: Option<OutcomeFilter>,
+    since_seq: Option<u64>,
+    until_seq: Option<u64>,
+    since_ms: Option<u64>,
+    until_ms: Option<u64>,
+    limit: Option<usize>,
+}
+
+impl AuditQuery {
+    fn into_query(self) -> Query {
+        Query {
+            action: self.action,
+            principal: self.principal,
+            object: self.object,
+            outcome: self.outcome,
+            since_seq: self.since_seq.map(Seq),
+            until_seq: self.until_seq.map(Seq),
+            since_ms: self.since_ms,
+            until_ms: self.until_ms,
+            limit: self.limit.unwrap_or(0),
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! One socket: the handshake, then requests and events until it ends.
+//!
+//! - *Owns*: the socket (in its one I/O task, unsplit), the requests under way on it, and the word that ends it.
+//! - *Called by*: the edge, which hands it the socket and tells it to close.
+//! - *Calls*: auth once, then every other room through [`Methods`].
+//! - *On a crash*: this socket is lost and no other; the client connects again. Its runs end.
+//! - *Refuses when*: the first frame is no `connect`, a frame is too large, too many requests are under way, the
+//!   credential was changed, or the client does not read.
+
+mod actor;
+mod answer;
+mod config;
+mod handle;
+mod io;
+mod messages;
+mod methods;
+mod runs;
+mod serve;
+mod shake;
+
+pub use actor::{Connection, ConnectionWiring};
+pub use config::ConnectionConfig;
+pub use handle::ConnectionHandle;
+pub use io::{Io, Stream};
+pub use messages::{Accepted, CloseOrder, ConnectionMsg, ConnectionNews};
+pub use methods::{About, Methods};

@@ -1,0 +1,347 @@
+//! The one I/O task of a connection: it owns the socket, asks the rooms, and flushes when its input runs dry.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
+use portcullis_core::auth::{Principal, Role};
+use portcullis_core::codes;
+use portcullis_core::protocol::frame::{ErrorBody, error_frame, event_frame};
+use portcullis_core::protocol::limits::{
+    CLOSE_REASON, FRAME, PING_MS, TICK_MS, WRONG_ROLE_CALLS,
+};
+use portcullis_core::protocol::{FrameError, Request};
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role as WsRole, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Error as WsError, Message};
+
+use super::actor::ConnectionWiring;
+use super::answer;
+use super::io::Io;
+use super::messages::{Accepted, CloseOrder};
+use super::methods::News;
+use super::shake::{Shaken, shake};
+use crate::supervision::{Flag, FlagReader};
+
+/// Frames answered before the loop looks at its timers and events again.
+const BURST: usize = 64;
+/// Frames of the connection's own runs and requests that wait for the socket.
+const OUT_DEPTH: usize = 8;
+
+/// An answer under way: the frame to send, or none where everything was sent as events.
+pub(super) type Pending = Pin<Box<dyn Future<Output = Option<String>> + Send>>;
+
+/// What a request may use of its connection.
+#[derive(Clone)]
+pub(super) struct Conn {
+    pub wiring: ConnectionWiring,
+    pub principal: Arc<Principal>,
+    pub conn_id: Arc<str>,
+    /// Frames besides the answer; full while the client does not read.
+    pub out: mpsc::Sender<Out>,
+    /// The credential's end: looked at again between an intent and its act.
+    pub session: FlagReader<Option<CloseOrder>>,
+}
+
+/// A frame besides the answer.
+pub(super) enum Out {
+    /// An earlier answer with the same id.
+    Frame(String),
+    /// An event, which gets the connection's next `seq`.
+    Event(&'static str, serde_json::Value),
+}
+
+pub(super) async fn serve(
+    wiring: ConnectionWiring,
+    accepted: Accepted,
+    order: Arc<Flag<Option<CloseOrder>>>,
+) {
+    let Accepted { io, door, peer } = accepted;
+    let mut config = WebSocketConfig::default();
+    // Default read buffer: 131 KB a socket.
+    config.read_buffer_size = 4096;
+    config.write_buffer_size = 16 * 1024;
+    config.max_message_size = Some(FRAME);
+    config.max_frame_size = Some(FRAME);
+    let mut ws = WebSocketStream::from_raw_socket(io, WsRole::Server, Some(config)).await;
+    let mut closing = order.reader();
+    let shaken = tokio::select! {
+        biased;
+        Some(Some(order)) = closing.changed() => {
+            close(&mut ws, order.code, &order.reason).await;
+            return;
+        }
+        shaken = shake(&wiring, &mut ws, door, &peer) => shaken,
+    };
+    let Some(shaken) = shaken else { return };
+    // A 15 KB hello would keep its write buffer for ever.
+    let mut session = Session::new(wiring, shaken, &order);
+    if let Some(order) = order.get() {
+        close(&mut ws, order.code, &order.reason).await;
+        return;
+    }
+    let end = session.run(&mut ws, closing).await;
+    if let Some(end) = end {
+        close(&mut ws, end.code, &end.reason).await;
+    }
+}
+
+struct Session {
+    conn: Conn,
+    under_way: FuturesUnordered<Pending>,
+    ids: Vec<String>,
+    out: mpsc::Receiver<Out>,
+    news: News,
+    seq: u64,
+    wrong_roles: u32,
+    write_within: Duration,
+}
+
+type Ws = WebSocketStream<Io>;
+
+/// The loop goes on, or ends: with a close frame, or without where the socket is gone.
+type Step = Result<(), Option<CloseOrder>>;
+
+fn end(code: u16, reason: &str) -> Option<CloseOrder> {
+    Some(CloseOrder {
+        code,
+        reason: reason.to_owned(),
+    })
+}
+
+impl Session {
+    fn new(wiring: ConnectionWiring, shaken: Shaken, order: &Flag<Option<CloseOrder>>) -> Self {
+        let (out_tx, out) = mpsc::channel(OUT_DEPTH);
+        let news = wiring.methods.news(&shaken.principal, &shaken.caps);
+        let write_within = Duration::from_millis(wiring.config.write_timeout_ms.max(1));
+        Self {
+            conn: Conn {
+                principal: Arc::new(shaken.principal),
+                conn_id: shaken.conn_id.into(),
+                out: out_tx,
+                session: order.reader(),
+                wiring,
+            },
+            under_way: FuturesUnordered::new(),
+            ids: Vec::new(),
+            out,
+            news,
+            seq: 0,
+            wrong_roles: 0,
+            write_within,
+        }
+    }
+
+    async fn run(
+        &mut self,
+        ws: &mut Ws,
+        mut closing: FlagReader<Option<CloseOrder>>,
+    ) -> Option<CloseOrder> {
+        let ping_every = Duration::from_millis(PING_MS);
+        let mut tick = tokio::time::interval_at(
+            Instant::now() + Duration::from_millis(TICK_MS),
+            Duration::from_millis(TICK_MS),
+        );
+        let mut ping_at = Instant::now() + ping_every;
+        let mut unanswered_pings = 0u32;
+        loop {
+            let step = tokio::select! {
+                biased;
+                order = closing.changed() => match order {
+                    Some(None) => Ok(()),
+                    Some(Some(order)) => Err(Some(order)),
+                    None => Err(None),
+                },
+                Some(done) = self.under_way.next(), if !self.under_way.is_empty() => {
+                    self.answered(ws, done).await
+                }
+                Some(out) = self.out.recv() => self.send_out(ws, out).await,
+                frame = ws.next() => {
+                    unanswered_pings = 0;
+                    self.frames(ws, frame, &closing).await
+                }
+                Some((event, payload)) = self.news.next() => self.event(ws, event, &payload).await,
+                _ = tick.tick() => {
+                    let payload = json!({ "ts": self.conn.wiring.clock.now() });
+                    self.event(ws, "tick", &payload).await
+                }
+                () = tokio::time::sleep_until(ping_at) => {
+                    ping_at += ping_every;
+                    unanswered_pings += 1;
+                    if unanswered_pings > 1 { Err(None) } else { self.feed(ws, Message::Ping(bytes::Bytes::new())).await }
+                }
+            };
+            let step = match step {
+                Ok(()) => self.flush(ws).await,
+                err => err,
+            };
+            if let Err(end) = step {
+                return end;
+            }
+        }
+    }
+
+    /// Answers this frame and those that are there already, then returns to be flushed.
+    async fn frames(
+        &mut self,
+        ws: &mut Ws,
+        first: Option<Result<Message, WsError>>,
+        closing: &FlagReader<Option<CloseOrder>>,
+    ) -> Step {
+        let mut next = Some(first);
+        for _ in 0..BURST {
+            let Some(frame) = next else { return Ok(()) };
+            // A revoked credential's frame is not answered, though it came in the same burst.
+            if closing.has_changed() {
+                return Ok(());
+            }
+            self.frame(ws, frame).await?;
+            next = ws.next().now_or_never();
+        }
+        match next {
+            Some(frame) if !closing.has_changed() => self.frame(ws, frame).await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn frame(&mut self, ws: &mut Ws, frame: Option<Result<Message, WsError>>) -> Step {
+        match frame {
+            Some(Ok(Message::Text(text))) => self.request(ws, text.as_str()).await,
+            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_) | Message::Binary(_))) => Ok(()),
+            Some(Err(WsError::Capacity(_))) => Err(end(1009, "frame too large")),
+            Some(Err(WsError::Protocol(_))) => Err(end(1002, "protocol error")),
+            Some(Err(WsError::Utf8(_))) => Err(end(1007, "text is not UTF-8")),
+            Some(Ok(Message::Close(_)) | Err(_)) | None => Err(None),
+        }
+    }
+
+    async fn request(&mut self, ws: &mut Ws, text: &str) -> Step {
+        let request = match Request::parse(text) {
+            Ok(request) => request,
+            // As with the peer: after authentication it is passed over (wire.md section 1).
+            Err(FrameError::NotJson) => return Ok(()),
+            Err(FrameError::NotRequest { id }) => {
+                let error = ErrorBody::of(codes::INVALID_FRAME, "invalid request frame");
+                return self.error(ws, id.as_deref().unwrap_or("invalid"), &error).await;
+            }
+        };
+        if request.method == "health" {
+            self.wrong_roles = 0;
+            let frame = answer::health(&request.id, self.conn.wiring.clock.now());
+            return self.feed(ws, super::serve::text(frame)).await;
+        }
+        if self.ids.len() >= self.conn.wiring.config.in_flight {
+            let error = ErrorBody::of(codes::TOO_MANY_IN_FLIGHT, "too many requests under way");
+            return self.error(ws, &request.id, &error).await;
+        }
+        if self.ids.iter().any(|id| *id == request.id) {
+            let error = ErrorBody::of(codes::DUPLICATE_ID, "a request with this id is under way");
+            return self.error(ws, &request.id, &error).await;
+        }
+        match answer::begin(&self.conn, &request) {
+            Ok(pending) => {
+                self.wrong_roles = 0;
+                let id = request.id.into_owned();
+                self.ids.push(id.clone());
+                // The id is freed with the answer, in `answered`.
+                self.under_way.push(pending);
+                Ok(())
+            }
+            Err(error) => {
+                self.error(ws, &request.id, &error).await?;
+                if error.stable_code() == codes::WRONG_ROLE.name {
+                    self.wrong_roles += 1;
+                    if self.wrong_roles > WRONG_ROLE_CALLS {
+                        return Err(end(1008, "repeated unauthorized calls"));
+                    }
+                } else {
+                    self.wrong_roles = 0;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn answered(&mut self, ws: &mut Ws, frame: Option<String>) -> Step {
+        // Frames that a request sent before its answer go out before it.
+        while let Ok(out) = self.out.try_recv() {
+            self.send_out(ws, out).await?;
+        }
+        let Some(frame) = frame else { return Ok(()) };
+        if let Some(id) = answer::id_of(&frame) {
+            self.ids.retain(|known| *known != id);
+        }
+        self.feed(ws, text(frame)).await
+    }
+
+    async fn send_out(&mut self, ws: &mut Ws, out: Out) -> Step {
+        match out {
+            Out::Frame(frame) => self.feed(ws, text(frame)).await,
+            Out::Event(event, payload) => self.event(ws, event, &payload).await,
+        }
+    }
+
+    async fn event(&mut self, ws: &mut Ws, event: &str, payload: &serde_json::Value) -> Step {
+        if self.conn.principal.role == Role::Node && event != "tick" && event != "shutdown" {
+            return Ok(());
+        }
+        self.seq += 1;
+        match event_frame(event, payload, Some(self.seq)) {
+            Ok(frame) => self.feed(ws, text(frame)).await,
+            Err(_) => Ok(()),
+        }
+    }
+
+    async fn error(&mut self, ws: &mut Ws, id: &str, error: &ErrorBody) -> Step {
+        match error_frame(id, error) {
+            Ok(frame) => self.feed(ws, text(frame)).await,
+            Err(_) => Ok(()),
+        }
+    }
+
+    async fn feed(&mut self, ws: &mut Ws, message: Message) -> Step {
+        match timeout(self.write_within, ws.feed(message)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(None),
+            Err(_) => Err(end(1008, "slow consumer")),
+        }
+    }
+
+    async fn flush(&mut self, ws: &mut Ws) -> Step {
+        match timeout(self.write_within, ws.flush()).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(None),
+            Err(_) => Err(end(1008, "slow consumer")),
+        }
+    }
+}
+
+pub(super) fn text(frame: String) -> Message {
+    Message::Text(frame.into())
+}
+
+/// Sends a close frame and waits a little for it to be taken. The reason is cut to what a close frame holds.
+pub(super) async fn close(ws: &mut Ws, code: u16, reason: &str) {
+    let mut cut = reason.len().min(CLOSE_REASON);
+    while !reason.is_char_boundary(cut) {
+        cut -= 1;
+    }
+    let frame = CloseFrame {
+        code: CloseCode::from(code),
+        reason: reason[..cut].into(),
+    };
+    let goodbye = async {
+        // An error means that the other end is gone: nothing is left to say.
+        let _ = ws.close(Some(frame)).await;
+        // Until the other end has seen it: a socket closed with unread input is reset, and its last words with it.
+        while let Some(Ok(_)) = ws.next().await {}
+    };
+    let _ = timeout(Duration::from_secs(1), goodbye).await;
+}
