@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use portcullis_core::approval::Record;
 use portcullis_core::audit::{Outcome, OutcomeResult, Seq};
 use portcullis_core::codes::{self, Code};
-use portcullis_core::plan::EnvValue;
+use portcullis_core::plan::{EnvValue, ExecPlan};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -184,17 +183,15 @@ pub fn provenance(decided: &Decided, intent: Option<Seq>, place: Value) -> Value
 }
 
 /// A key stands for one request: another one under it is a mistake of the caller's.
-pub fn same_request(record: &Record, request: &RunRequest) -> Result<(), ExecRefusal> {
-    let same = record.plan().is_some_and(|plan| {
-        let set = |(name, value): (&String, &String)| {
-            plan.env.get(name) == Some(&EnvValue::Plain(value.clone()))
-        };
-        plan.target == request.target
-            && plan.agent == request.agent
-            && plan.argv == request.argv
-            && request.cwd.as_ref().is_none_or(|cwd| *cwd == plan.cwd)
-            && request.env.iter().all(set)
-    });
+pub fn same_request(plan: &ExecPlan, request: &RunRequest) -> Result<(), ExecRefusal> {
+    let set = |(name, value): (&String, &String)| {
+        plan.env.get(name) == Some(&EnvValue::Plain(value.clone()))
+    };
+    let same = plan.target == request.target
+        && plan.agent == request.agent
+        && plan.argv == request.argv
+        && request.cwd.as_ref().is_none_or(|cwd| *cwd == plan.cwd)
+        && request.env.iter().all(set);
     if same {
         Ok(())
     } else {

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use portcullis_core::approval::Record;
 use portcullis_core::audit::{Entry, Once, Outcome, Seq};
 use portcullis_core::codes;
 use portcullis_core::ids::{ApprovalId, Hash32, RunId};
@@ -97,29 +96,29 @@ impl Flow {
     /// Freezes the plan and asks for it.
     async fn decide(&self) -> Result<(Decided, Accepted), ExecRefusal> {
         let known = self.gate.find(&self.request).await?;
-        let seal = match known.as_ref().and_then(Record::plan) {
-            Some(plan) => Seal::of(plan),
+        let seal = match &known {
+            Some(found) => {
+                same_request(&found.plan, &self.request)?;
+                if let Stand::Over(code, message) = stand(found.status, "earlier") {
+                    let refusal = ExecRefusal::new(code, message);
+                    return Err(refusal.with("approvalId", found.id.as_str()));
+                }
+                Seal::of(&found.plan)
+            }
             None => Seal::fresh(&self.request)?,
         };
-        if let Some(record) = &known
-            && let Stand::Over(code, message) = stand(record)
-        {
-            same_request(record, &self.request)?;
-            return Err(ExecRefusal::new(code, message).with("approvalId", record.id.as_str()));
-        }
         let frozen = freeze(&self.wiring, &self.ctx, &self.request, seal).await?;
         let plan_hash = frozen.plan.plan_hash();
         let (rule, approval, expires) = match known {
-            Some(record) => {
-                same_request(&record, &self.request)?;
-                if record.plan_hash != plan_hash {
-                    self.gate.withdraw(&record.id, "changed").await;
+            Some(found) => {
+                if found.plan.plan_hash() != plan_hash {
+                    self.gate.withdraw(&found.id, "changed").await;
                     return Err(ExecRefusal::new(
                         codes::PLAN_CHANGED,
                         "what this key asked for before is not what would run now: ask again under a new key",
                     ));
                 }
-                (None, Some(record.id), Some(record.expires.0))
+                (None, Some(found.id), Some(found.expires_at.0))
             }
             None => match self.gate.decide(&frozen.plan, &self.request).await? {
                 Said::Allowed(rule) => (Some(rule), None, None),
@@ -193,7 +192,7 @@ impl Flow {
 
     /// Until a person has allowed it.
     async fn wait_for_word(&mut self, id: &ApprovalId) -> Result<(), Over> {
-        let mut news = self.wiring.approval.news();
+        let mut news = self.wiring.approval.feed();
         let lost_after = Duration::from_millis(self.wiring.config.lost_after_ms);
         let session = &mut self.request.session;
         let interrupt = interrupted(&mut self.stop, session, &self.events, lost_after);
@@ -228,10 +227,6 @@ impl Flow {
     /// The last looks, and the durable word that it is about to run.
     async fn intent(&mut self, decided: &Decided) -> Result<Seq, Over> {
         let plan = &decided.frozen.plan;
-        self.gate
-            .still(plan, decided.approval.is_some())
-            .await
-            .map_err(Over::refused)?;
         let entry = Entry {
             decision: Some("allow".to_owned()),
             rule: decided.rule.clone(),
@@ -293,15 +288,15 @@ impl Flow {
     /// Between the intent and the act.
     async fn last_look(&self, decided: &Decided, intent: Seq) -> Result<(), Over> {
         let plan = &decided.frozen.plan;
-        if let Some(id) = &decided.approval {
-            let used = self.gate.consume(id, decided.plan_hash, intent).await;
-            used.map_err(Over::refused)?;
+        match &decided.approval {
+            // Policy is asked again by this very step.
+            Some(id) => self.gate.consume(id, decided.plan_hash, intent).await,
+            None => self.gate.still(plan, &self.request).await,
         }
+        .map_err(Over::refused)?;
         self.unchanged(&decided.frozen)
             .await
             .map_err(Over::refused)?;
-        let still = self.gate.still(plan, decided.approval.is_some()).await;
-        still.map_err(Over::refused)?;
         if self.stop.get() {
             return Err(Over::cancelled(None));
         }

@@ -1,13 +1,12 @@
 //! What approval says of a plan: the one place that knows its handle.
 
-use portcullis_core::approval::{Record, Requester, Status};
+use portcullis_core::approval::Status;
 use portcullis_core::audit::Seq;
 use portcullis_core::codes::{self, Code};
 use portcullis_core::ids::{ApprovalId, Hash32};
 use portcullis_core::plan::ExecPlan;
-use portcullis_core::policy::Verdict;
 
-use crate::approval::{ApprovalHandle, Decision};
+use crate::approval::{ApprovalHandle, ApprovalRefusal, Ask, Decision, Found};
 use crate::exec::messages::{ExecRefusal, RunRequest};
 
 /// Approval, for one run.
@@ -33,7 +32,7 @@ pub enum Stand {
 
 impl Gate {
     /// The question that the same principal asked under the same key.
-    pub async fn find(&self, request: &RunRequest) -> Result<Option<Record>, ExecRefusal> {
+    pub async fn find(&self, request: &RunRequest) -> Result<Option<Found>, ExecRefusal> {
         let found = self
             .0
             .find(&request.principal.name(), &request.idempotency_key)
@@ -47,15 +46,26 @@ impl Gate {
         plan: &ExecPlan,
         request: &RunRequest,
     ) -> Result<Said, ExecRefusal> {
-        let requester = Requester::new(&request.principal, &request.connection);
         let key = Some(request.idempotency_key.clone());
-        match self.0.decide(plan.clone(), requester, key).await {
-            Ok(Decision::Allowed { rule }) => Ok(Said::Allowed(rule)),
-            Ok(Decision::Pending {
-                approval_id,
-                expires,
-            }) => Ok(Said::Asked(approval_id, expires.0)),
-            Ok(Decision::Denied { code, message, fix }) => {
+        self.ask(plan, request, key).await
+    }
+
+    async fn ask(
+        &self,
+        plan: &ExecPlan,
+        request: &RunRequest,
+        idempotency_key: Option<String>,
+    ) -> Result<Said, ExecRefusal> {
+        let ask = Ask {
+            plan: plan.clone(),
+            requester: request.principal.clone(),
+            connection: request.connection.clone(),
+            idempotency_key,
+        };
+        match self.0.decide(ask).await {
+            Ok(Decision::Allow { rule }) => Ok(Said::Allowed(rule)),
+            Ok(Decision::Pending { id, expires_at }) => Ok(Said::Asked(id, expires_at.0)),
+            Ok(Decision::Deny { code, message, fix }) => {
                 let refusal = ExecRefusal::new(code, message);
                 Err(match fix {
                     Some(fix) => refusal.with("fix", fix),
@@ -66,30 +76,27 @@ impl Gate {
         }
     }
 
-    /// What policy says now, at the moment of the start. `asked`: a person's word is there.
-    pub async fn still(&self, plan: &ExecPlan, asked: bool) -> Result<(), ExecRefusal> {
-        match self.0.evaluate(plan.clone()).await {
-            Ok(Verdict::Allow { .. }) => Ok(()),
-            Ok(Verdict::Ask { .. }) if asked => Ok(()),
-            Ok(Verdict::Ask { .. }) => Err(ExecRefusal::new(
-                codes::POLICY_DENIED,
-                "policy changed meanwhile and asks a person now: ask again",
-            )),
-            Ok(Verdict::Deny { code, message, fix }) => {
-                let refusal = ExecRefusal::new(code, message);
-                Err(match fix {
-                    Some(fix) => refusal.with("fix", fix),
-                    None => refusal,
-                })
+    /// Does policy still let it run without a person, at the moment of its start?
+    pub async fn still(&self, plan: &ExecPlan, request: &RunRequest) -> Result<(), ExecRefusal> {
+        match self.ask(plan, request, None).await? {
+            Said::Allowed(_) => Ok(()),
+            Said::Asked(id, _) => {
+                self.withdraw(&id, "policy").await;
+                Err(ExecRefusal::new(
+                    codes::POLICY_DENIED,
+                    "policy changed meanwhile and asks a person now: ask again",
+                ))
             }
-            Err(error) => Err(refusal(&error)),
         }
     }
 
     /// Where the question stands.
     pub async fn stand(&self, id: &ApprovalId) -> Result<Stand, ExecRefusal> {
         match self.0.get(id.as_str()).await {
-            Ok(record) => Ok(stand(&record)),
+            Ok(record) => {
+                let why = record.resolution.map_or_else(String::new, |said| said.why);
+                Ok(stand(record.status, &why))
+            }
             Err(error) => Err(refusal(&error)),
         }
     }
@@ -114,14 +121,8 @@ impl Gate {
 }
 
 /// What a kept question allows.
-pub fn stand(record: &Record) -> Stand {
-    let why = || {
-        record
-            .resolution
-            .as_ref()
-            .map_or_else(String::new, |resolution| resolution.why.clone())
-    };
-    match record.status {
+pub fn stand(status: Status, why: &str) -> Stand {
+    match status {
         Status::Pending => Stand::Open,
         Status::Allowed => Stand::Allowed,
         Status::Denied => Stand::Over(
@@ -134,7 +135,7 @@ pub fn stand(record: &Record) -> Stand {
         ),
         Status::Cancelled => Stand::Over(
             codes::APPROVAL_DENIED,
-            format!("the question was withdrawn: {}", why()),
+            format!("the question was withdrawn ({why})"),
         ),
         Status::Used => Stand::Over(
             codes::RUN_UNKNOWN,
@@ -143,6 +144,7 @@ pub fn stand(record: &Record) -> Stand {
     }
 }
 
-fn refusal(error: &crate::approval::ApprovalRefusal) -> ExecRefusal {
-    ExecRefusal::new(error.code(), error)
+fn refusal(error: &ApprovalRefusal) -> ExecRefusal {
+    let code = codes::find(error.code()).unwrap_or(codes::INTERNAL);
+    ExecRefusal::new(code, error)
 }
