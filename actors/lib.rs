@@ -2,6 +2,7 @@
 //!
 //! | room | owns |
 //! |---|---|
+//! | `approval/` | questions to a person, standing grants, the approvals document |
 //! | `auth/` | every way in: one principal or a refusal |
 //! | `connection/` | one socket: handshake, requests, events |
 //! | `dashboard/` | one-time codes and sessions of the page |
@@ -14,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 pub mod act;
+pub mod approval;
 pub mod audit;
 pub mod auth;
 pub mod clock;

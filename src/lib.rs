@@ -4,6 +4,17 @@
 pub mod cli;
 pub mod config;
 pub mod dashboard;
+pub mod descent;
+pub mod edge;
+pub mod gateway;
 pub mod identity;
+pub mod methods;
 pub mod show;
 pub mod telemetry;
+pub mod tree;
+
+/// Ends the process at once: for when nothing in it can be relied on to end in order.
+#[expect(clippy::disallowed_methods, reason = "the one place that may")]
+pub fn end_now(code: i32) -> ! {
+    std::process::exit(code)
+}

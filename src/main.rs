@@ -1,9 +1,19 @@
 //! The `portcullis` binary.
 #![forbid(unsafe_code)]
 
-fn main() -> std::process::ExitCode {
-    match portcullis::cli::parse(std::env::args_os()) {
-        Ok(cli) => portcullis::cli::run(&cli),
-        Err(code) => std::process::ExitCode::from(code),
+use std::process::ExitCode;
+
+use portcullis::cli::{self, Command};
+use portcullis::gateway;
+
+fn main() -> ExitCode {
+    let cli = match cli::parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(code) => return ExitCode::from(code),
+    };
+    match &cli.command {
+        Command::Gateway(args) => gateway::run(&cli.global, args, false),
+        Command::Up(args) => gateway::run(&cli.global, args, true),
+        _ => cli::run(&cli),
     }
 }

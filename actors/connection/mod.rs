@@ -20,7 +20,8 @@ mod shake;
 
 pub use actor::{Connection, ConnectionWiring};
 pub use config::ConnectionConfig;
-pub use handle::ConnectionHandle;
+pub use handle::{CAPACITY, ConnectionHandle};
+pub use answer::Params;
 pub use io::{Io, Stream};
 pub use messages::{Accepted, CloseOrder, ConnectionMsg, ConnectionNews};
 pub use methods::{About, Methods};

@@ -21,8 +21,7 @@ use futures_util::StreamExt;
 use portcullis_core::ids::BoxId;
 
 use super::driver::{DriverError, ProbeContext};
-pub use super::engine::EngineConfig;
-use super::engine::{self, CALL, EngineFacts, Fault, Opened, WORK, bounded};
+use super::engine::{self, CALL, EngineConfig, EngineFacts, Fault, Opened, WORK, bounded};
 use super::evidence;
 use super::hardening::{
     BOOT_LABEL, BOX_LABEL, HOSTS, OWNER_LABEL, PROFILE_LABEL, differences, hosts_file, request,

@@ -48,7 +48,7 @@ impl EngineConfig {
     /// `NO_DRIVER` for anything but a Unix socket: a remote engine cannot mount our folders, and its kernel cannot be asked.
     pub fn socket(&self) -> Result<PathBuf, DriverError> {
         let given = [
-            ("[sandbox_pool] engine", &self.engine),
+            ("[sandbox] engine", &self.engine),
             ("DOCKER_HOST", &self.docker_host),
         ]
         .into_iter()
@@ -66,7 +66,7 @@ impl EngineConfig {
                 format!(
                     "{from} names {value:?}: only an engine on this machine, behind a Unix socket, is used"
                 ),
-                "set `[sandbox_pool] engine = \"unix:///var/run/docker.sock\"`, or unset DOCKER_HOST",
+                "set `[sandbox] engine = \"unix:///var/run/docker.sock\"`, or unset DOCKER_HOST",
             ))
         }
     }
@@ -216,7 +216,7 @@ fn capable(info: &SystemInfo, version: String) -> Result<EngineFacts, DriverErro
                 format!(
                     "the engine {what}, so that a workspace would belong to another user inside the box"
                 ),
-                "set `[sandbox_pool] driver = \"native\"`",
+                "set `[sandbox] driver = \"native\"`",
             ));
         }
     }
@@ -224,7 +224,7 @@ fn capable(info: &SystemInfo, version: String) -> Result<EngineFacts, DriverErro
         return Err(no_driver(
             "the engine labels files with SELinux, and the gateway relabels no folder of yours"
                 .to_owned(),
-            "set `[sandbox_pool] driver = \"native\"`",
+            "set `[sandbox] driver = \"native\"`",
         ));
     }
     Ok(EngineFacts {

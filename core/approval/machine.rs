@@ -12,8 +12,21 @@ use crate::plan::{ExecPlan, V1};
 use crate::policy::{AgentPolicy, Document, Rules, Standing, Verdict, decide};
 use crate::time::Millis;
 
-/// What the configuration says of each agent it names.
-pub type Agents = BTreeMap<AgentId, AgentPolicy>;
+/// What the configuration says of agents.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Agents {
+    /// Of those without a section of their own.
+    pub every: AgentPolicy,
+    /// Of those with one.
+    pub named: BTreeMap<AgentId, AgentPolicy>,
+}
+
+impl Agents {
+    /// Of this one.
+    pub fn of(&self, agent: &AgentId) -> AgentPolicy {
+        self.named.get(agent).copied().unwrap_or(self.every)
+    }
+}
 
 /// The approvals document, owned.
 #[derive(Debug, Clone, PartialEq)]
@@ -182,7 +195,7 @@ impl Machine {
     }
 
     fn verdict(&self, document: Standing<'_>, plan: &ExecPlan) -> Verdict {
-        let agent = self.agents.get(&plan.agent).copied().unwrap_or_default();
+        let agent = self.agents.of(&plan.agent);
         decide(&Rules { agent, document }, plan, None)
     }
 
@@ -220,7 +233,7 @@ impl Machine {
             }
             return Ok(Asked::Known(known.id.clone()));
         }
-        let agent = self.agents.get(&plan.agent).copied().unwrap_or_default();
+        let agent = self.agents.of(&plan.agent);
         let rules = Rules {
             agent,
             document: self.document.standing(),

@@ -302,7 +302,7 @@ impl Default for Limits {
             per_agent: 16,
             total: 256,
             grants: 1000,
-            finished: 500,
+            finished: 200,
         }
     }
 }

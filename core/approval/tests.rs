@@ -38,11 +38,15 @@ fn machine_with(limits: Limits) -> Machine {
         exec: ExecMode::Full,
         elevated: Elevated::Ask,
     };
-    let agents = [
+    let named = [
         (AgentId::new("demo").unwrap(), agent),
         (AgentId::new("b").unwrap(), agent),
     ]
     .into();
+    let agents = Agents {
+        named,
+        ..Agents::default()
+    };
     Machine::new(limits, agents, vec![], vec![], None)
 }
 
@@ -467,7 +471,10 @@ fn a_document_that_cannot_be_read_closes_the_host() {
         exec: ExecMode::Full,
         elevated: Elevated::Ask,
     };
-    let agents: Agents = [(AgentId::new("demo").unwrap(), agent)].into();
+    let agents = Agents {
+        named: [(AgentId::new("demo").unwrap(), agent)].into(),
+        ..Agents::default()
+    };
     for bad in [Err(()), Ok(json!({"version": 3}))] {
         let m = Machine::new(Limits::default(), agents.clone(), vec![], vec![], Some(bad));
         let asked = m.ask(

@@ -23,7 +23,13 @@ pub use sections::{
 pub use view::Leaf;
 
 use layers::Layers;
+use portcullis_actors::audit::AuditConfig;
+use portcullis_actors::auth::AuthConfig;
+use portcullis_actors::connection::ConnectionConfig;
 use portcullis_actors::dashboard::DashboardConfig;
+use portcullis_actors::pairing::PairingConfig;
+use portcullis_actors::sandbox_pool::SandboxPoolConfig;
+use portcullis_actors::vault::VaultConfig;
 use portcullis_actors::supervision::Intensity;
 use portcullis_core::codes::{self, Code};
 
@@ -60,6 +66,18 @@ sections! {
     gateway: Gateway,
     /// How crashing rooms are treated.
     supervision: Intensity,
+    /// One socket.
+    connection: ConnectionConfig,
+    /// Who comes in.
+    auth: AuthConfig,
+    /// Devices.
+    pairing: PairingConfig,
+    /// Secrets.
+    vault: VaultConfig,
+    /// The log.
+    audit: AuditConfig,
+    /// Boxes.
+    sandbox: SandboxPoolConfig,
     /// Logs and spans.
     telemetry: TelemetryConfig,
     /// The page.
@@ -75,6 +93,44 @@ pub struct Loaded {
     pub config: Config,
     /// As text, redacted, with origins.
     pub leaves: Vec<Leaf>,
+}
+
+impl Loaded {
+    /// `config.get`: the settings as one tree, redacted. Without the peer's host paths, and without provenance.
+    pub fn for_clients(&self) -> serde_json::Value {
+        let mut tree = serde_json::Map::new();
+        for leaf in &self.leaves {
+            let names: Vec<&str> = leaf.key.split('.').collect();
+            put(&mut tree, &names, &leaf.value);
+        }
+        let config = serde_json::Value::from(tree);
+        let hash = portcullis_core::ids::Hash32::of(config.to_string().as_bytes()).to_string();
+        serde_json::json!({
+            "path": "config.toml", "exists": true, "valid": true, "raw": null,
+            "parsed": config, "config": config, "hash": hash, "issues": [], "warnings": [], "legacyIssues": [],
+        })
+    }
+}
+
+fn put(
+    tree: &mut serde_json::Map<String, serde_json::Value>,
+    names: &[&str],
+    value: &serde_json::Value,
+) {
+    match names {
+        [] => {}
+        [last] => {
+            tree.insert((*last).to_owned(), value.clone());
+        }
+        [first, rest @ ..] => {
+            let inner = tree
+                .entry(*first)
+                .or_insert_with(|| serde_json::Map::new().into());
+            if let Some(object) = inner.as_object_mut() {
+                put(object, rest, value);
+            }
+        }
+    }
 }
 
 /// Why there are none.

@@ -2,6 +2,10 @@
 //!
 //! A guard process owns the engine and cleans up when its input closes: on drop, on a panic, and when the test process is killed. Nothing
 //! outside the engine's own folder is touched. Missing programs are a failure, not a skip.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "waits for processes, outside any runtime"
+)]
 
 use std::fs;
 use std::io::{Read, Write};

@@ -1,0 +1,426 @@
+//! The actor.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use portcullis_actors::auth::Peer;
+use portcullis_actors::connection::{
+    Accepted, CAPACITY, Connection, ConnectionHandle, ConnectionNews, ConnectionWiring, Io, Stream,
+};
+use portcullis_actors::pairing::PairingHandle;
+use portcullis_actors::supervision::{
+    ChildEnd, Crash, Ctx, FeedItem, Flag, Reply, Room, Snapshot, TaskEnd, TaskHandle,
+};
+use portcullis_core::auth::{Door, Principal};
+use portcullis_core::ids::DeviceId;
+use portcullis_core::pairing::News;
+use tokio::sync::mpsc;
+
+use super::budget::{Budget, Limits, Origin};
+use super::handle::EdgeHandle;
+use super::http::{self, Http, Said};
+use super::listen::Doors;
+use super::peer;
+use crate::config::Local;
+
+/// After a failed accept (no descriptors left): the kernel keeps newcomers in its backlog meanwhile.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const HTTP: &str = "http";
+
+/// What the room is given at each start.
+#[derive(Clone)]
+pub struct EdgeWiring {
+    /// The listening sockets.
+    pub doors: Doors,
+    /// HTTP on them.
+    pub http: Http,
+    /// Limits.
+    pub limits: crate::config::Limits,
+    /// Who on this machine is an operator.
+    pub local: Local,
+    /// Everything a connection needs but its key and its news.
+    pub connection: ConnectionWiring,
+    /// Devices.
+    pub pairing: PairingHandle,
+    /// Devices with a live socket, for `device.pair.list`.
+    pub connected: Arc<Flag<BTreeSet<DeviceId>>>,
+}
+
+/// To the room.
+pub enum EdgeMsg {
+    /// A new socket.
+    Accepted(Stream, From, Reply<(), std::convert::Infallible>),
+    /// Its request asked for a WebSocket.
+    Upgraded(u64, Box<Io>, Said),
+    /// From a connection.
+    News(ConnectionNews),
+    /// From pairing.
+    Invalidated(DeviceId, Option<u64>, &'static str),
+    /// Pairing's news were missed: every device's session is looked at again.
+    LookAgain,
+}
+
+/// Where a socket came from.
+#[derive(Debug, Clone, Copy)]
+pub enum From {
+    /// The two ends.
+    Tcp { peer: SocketAddr, own: SocketAddr },
+    /// The kernel's word on the peer.
+    Control { uid: u32, pid: Option<i32> },
+}
+
+/// The room.
+pub struct Edge {
+    wiring: EdgeWiring,
+    ctx: Ctx<Self>,
+    next: u64,
+    budget: Budget,
+    sockets: HashMap<u64, Socket>,
+    news: mpsc::Sender<ConnectionNews>,
+    accepted: u64,
+    evicted: u64,
+}
+
+struct Socket {
+    from: From,
+    stage: Stage,
+}
+
+enum Stage {
+    /// Before the upgrade: dropped, the socket closes.
+    Http { _task: TaskHandle },
+    /// A connection, and who it is once it has said so.
+    Open(ConnectionHandle, Option<Box<Principal>>),
+}
+
+impl Room for Edge {
+    const NAME: &'static str = "edge";
+    type Msg = EdgeMsg;
+    type Wiring = EdgeWiring;
+
+    async fn start(wiring: &EdgeWiring, ctx: Ctx<Self>) -> Result<Self, Crash> {
+        let limits = &wiring.limits;
+        let budget = Budget::new(Limits {
+            per_address: limits.unauthenticated_per_address as usize,
+            total: limits.unauthenticated_total as usize,
+            unix: limits.unauthenticated_unix as usize,
+        });
+        wiring.connected.set(BTreeSet::new());
+        let (news, mut told) = mpsc::channel(1024);
+        let own = ctx.clone();
+        ctx.task("news", 0, async move {
+            while let Some(news) = told.recv().await {
+                own.notify(EdgeMsg::News(news));
+            }
+        })
+        .keep();
+        listen_to_pairing(wiring, &ctx);
+        accept_tcp(wiring, &ctx)?;
+        accept_control(wiring, &ctx)?;
+        Ok(Self {
+            wiring: wiring.clone(),
+            ctx,
+            next: 0,
+            budget,
+            sockets: HashMap::new(),
+            news,
+            accepted: 0,
+            evicted: 0,
+        })
+    }
+
+    async fn handle(&mut self, msg: EdgeMsg) -> Result<(), Crash> {
+        match msg {
+            EdgeMsg::Accepted(stream, from, reply) => {
+                self.enter(stream, from).await;
+                reply.ok(());
+            }
+            EdgeMsg::Upgraded(key, io, said) => self.upgraded(key, *io, said).await,
+            EdgeMsg::News(ConnectionNews::Speaks(key)) => self.budget.speaks(key),
+            EdgeMsg::News(ConnectionNews::Admitted(key, principal)) => self.admitted(key, principal),
+            EdgeMsg::Invalidated(device, generation, reason) => {
+                self.invalidated(&device, generation, reason).await;
+            }
+            EdgeMsg::LookAgain => self.look_again(),
+        }
+        Ok(())
+    }
+
+    async fn task_ended(&mut self, name: &'static str, key: u64, end: TaskEnd) -> Result<(), Crash> {
+        match (name, end) {
+            // One socket's panic is that socket's end.
+            (HTTP, _) => {
+                if matches!(self.sockets.get(&key), Some(Socket { stage: Stage::Http { .. }, .. })) {
+                    self.gone(key);
+                }
+                Ok(())
+            }
+            ("look", _) => Ok(()),
+            (name, end) => Err(Crash::new(format!("its {name} task ended: {end:?}"))),
+        }
+    }
+
+    async fn child_ended(&mut self, _name: &'static str, key: u64, _end: ChildEnd) -> Result<(), Crash> {
+        self.gone(key);
+        Ok(())
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot::default()
+            .with("listens", self.wiring.doors.address())
+            .with("sockets", self.sockets.len())
+            .with("not yet authenticated", self.budget.len())
+            .with("accepted", self.accepted)
+            .with("made room", self.evicted)
+    }
+}
+
+impl Edge {
+    async fn enter(&mut self, stream: Stream, from: From) {
+        self.accepted += 1;
+        if self.sockets.len() >= self.wiring.limits.sockets as usize {
+            return;
+        }
+        self.next += 1;
+        let key = self.next;
+        let origin = match from {
+            From::Tcp { peer, .. } => Origin::of(peer.ip()),
+            From::Control { .. } => Origin::Unix,
+        };
+        let victim = self.budget.enter(key, origin);
+        if let Some(victim) = victim {
+            self.evicted += 1;
+            if victim == key {
+                return;
+            }
+            self.evict(victim).await;
+        }
+        let (http, ctx) = (self.wiring.http.clone(), self.ctx.clone());
+        let is_unix = matches!(from, From::Control { .. });
+        let task = self.ctx.task(HTTP, key, async move {
+            if let Some((io, said)) = http::serve(http, stream, is_unix).await {
+                ctx.notify(EdgeMsg::Upgraded(key, Box::new(io), said));
+            }
+        });
+        let stage = Stage::Http { _task: task };
+        self.sockets.insert(key, Socket { from, stage });
+    }
+
+    async fn evict(&mut self, key: u64) {
+        match self.sockets.get(&key).map(|s| &s.stage) {
+            Some(Stage::Http { .. }) => self.gone(key),
+            Some(Stage::Open(handle, _)) => {
+                // Gone already is as good.
+                let _ = handle.clone().close(1008, "made room for a newcomer").await;
+            }
+            None => {}
+        }
+    }
+
+    async fn upgraded(&mut self, key: u64, io: Io, said: Said) {
+        let Some(socket) = self.sockets.get(&key) else {
+            return;
+        };
+        let (door, peer) = self.who(socket.from, said);
+        let wiring = ConnectionWiring {
+            key,
+            news: self.news.clone(),
+            ..self.wiring.connection.clone()
+        };
+        let child = self.ctx.child::<Connection>(key, wiring, CAPACITY).await;
+        let handle = match child {
+            Ok(handle) => ConnectionHandle::new(handle),
+            Err(crash) => {
+                tracing::error!(target: "portcullis", why = crash.why(), "a connection did not start");
+                self.gone(key);
+                return;
+            }
+        };
+        if let Some(socket) = self.sockets.get_mut(&key) {
+            socket.stage = Stage::Open(handle.clone(), None);
+        }
+        // It ended at once: its end is on the way.
+        let _ = handle.adopt(Accepted { io, door, peer }).await;
+    }
+
+    /// What the kernel says of the other end; the client's own word counts only against it.
+    fn who(&self, from: From, said: Said) -> (Door, Peer) {
+        let own = rustix::process::geteuid().as_raw();
+        let operator = |uid: u32, groups: &[u32]| self.wiring.local.is_operator(uid, groups, own);
+        match from {
+            From::Control { uid, pid } => {
+                let groups = pid.map(peer::groups).unwrap_or_default();
+                let peer = Peer {
+                    ip: None,
+                    uid: Some(uid),
+                    is_operator: operator(uid, &groups) && pid.is_some_and(is_outside),
+                    is_local: true,
+                    has_origin: said.has_origin,
+                };
+                (Door::Control, peer)
+            }
+            From::Tcp { peer, own } => {
+                let is_loopback = peer.ip().to_canonical().is_loopback();
+                let owner = is_loopback.then(|| peer::tcp_owner(peer, own)).flatten();
+                let peer = Peer {
+                    ip: Some(peer.ip().to_canonical()),
+                    uid: owner.map(|(uid, _)| uid),
+                    is_operator: owner.is_some_and(|(uid, inode)| {
+                        operator(uid, &[]) && !crate::descent::holds_socket(inode)
+                    }),
+                    is_local: is_loopback && !said.is_forwarded && !said.has_origin,
+                    has_origin: said.has_origin,
+                };
+                (Door::Tcp, peer)
+            }
+        }
+    }
+
+    fn admitted(&mut self, key: u64, principal: Box<Principal>) {
+        self.budget.leave(key);
+        let Some(socket) = self.sockets.get_mut(&key) else {
+            return;
+        };
+        let Stage::Open(_, who) = &mut socket.stage else {
+            return;
+        };
+        let device = principal.device().cloned();
+        *who = Some(principal);
+        if device.is_some() {
+            self.publish_connected();
+            self.look_again();
+        }
+    }
+
+    async fn invalidated(&mut self, device: &DeviceId, generation: Option<u64>, reason: &'static str) {
+        let ended = self.sockets.values().filter_map(|socket| match &socket.stage {
+            Stage::Open(handle, Some(who))
+                if who.device() == Some(device) && Some(who.generation) != generation =>
+            {
+                Some(handle.clone())
+            }
+            _ => None,
+        });
+        for handle in ended.collect::<Vec<_>>() {
+            // Gone already is as good.
+            let _ = handle.close(4001, reason).await;
+        }
+    }
+
+    /// Asks pairing under which generation each device's session may live. A session that began while its device was
+    /// being revoked is found here, and one whose news were missed.
+    fn look_again(&mut self) {
+        let (pairing, ctx) = (self.wiring.pairing.clone(), self.ctx.clone());
+        let sessions: Vec<_> = self
+            .sockets
+            .values()
+            .filter_map(|socket| match &socket.stage {
+                Stage::Open(_, Some(who)) => Some((who.device()?.clone(), who.role, who.generation)),
+                _ => None,
+            })
+            .collect();
+        let look = async move {
+            for (device, role, generation) in sessions {
+                let now = match pairing.current_generation(&device, role).await {
+                    Ok(now) => now,
+                    // Pairing is down: it says so to whoever asks it; its restart brings news.
+                    Err(_) => continue,
+                };
+                if now != Some(generation) {
+                    ctx.notify(EdgeMsg::Invalidated(device, now, "client invalidated: device-token-revoked"));
+                }
+            }
+        };
+        self.ctx.task("look", 0, look).keep();
+    }
+
+    fn gone(&mut self, key: u64) {
+        self.budget.leave(key);
+        if let Some(Socket { stage: Stage::Open(_, Some(who)), .. }) = self.sockets.remove(&key)
+            && who.device().is_some()
+        {
+            self.publish_connected();
+        }
+    }
+
+    fn publish_connected(&self) {
+        let devices = self.sockets.values().filter_map(|socket| match &socket.stage {
+            Stage::Open(_, Some(who)) => who.device().cloned(),
+            _ => None,
+        });
+        self.wiring.connected.set(devices.collect());
+    }
+}
+
+/// Not one of our own runs, whatever its uid.
+fn is_outside(pid: i32) -> bool {
+    !crate::descent::is_descendant(pid)
+}
+
+fn listen_to_pairing(wiring: &EdgeWiring, ctx: &Ctx<Edge>) {
+    let mut news = wiring.pairing.news();
+    let own = ctx.clone();
+    ctx.task("pairing news", 0, async move {
+        loop {
+            match news.next().await {
+                FeedItem::Event(told) => {
+                    if let News::Invalidated { device_id, generation, why, .. } = &told.event {
+                        let reason = why.close_reason();
+                        own.notify(EdgeMsg::Invalidated(device_id.clone(), *generation, reason));
+                    }
+                }
+                FeedItem::Lagged => own.notify(EdgeMsg::LookAgain),
+                FeedItem::Closed => return,
+            }
+        }
+    })
+    .keep();
+}
+
+fn accept_tcp(wiring: &EdgeWiring, ctx: &Ctx<Edge>) -> Result<(), Crash> {
+    let listener = wiring.doors.tcp()?;
+    let edge = EdgeHandle::new(ctx.myself());
+    ctx.task("tcp door", 0, async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, peer)) => {
+                    // Small frames each way: waiting to fill packets only costs time.
+                    let _ = stream.set_nodelay(true);
+                    if let Ok(own) = stream.local_addr() {
+                        edge.accepted(Stream::Tcp(stream), From::Tcp { peer, own }).await;
+                    }
+                }
+                Err(error) => pause("tcp", &error).await,
+            }
+        }
+    })
+    .keep();
+    Ok(())
+}
+
+fn accept_control(wiring: &EdgeWiring, ctx: &Ctx<Edge>) -> Result<(), Crash> {
+    let listener = wiring.doors.control()?;
+    let edge = EdgeHandle::new(ctx.myself());
+    ctx.task("control door", 0, async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    if let Ok(cred) = stream.peer_cred() {
+                        let from = From::Control { uid: cred.uid(), pid: cred.pid() };
+                        edge.accepted(Stream::Unix(stream), from).await;
+                    }
+                }
+                Err(error) => pause("control", &error).await,
+            }
+        }
+    })
+    .keep();
+    Ok(())
+}
+
+async fn pause(door: &str, error: &std::io::Error) {
+    tracing::warn!(target: "portcullis", door, %error, "a socket could not be accepted");
+    tokio::time::sleep(ACCEPT_PAUSE).await;
+}

@@ -1,0 +1,231 @@
+//! HTTP on every door: probes, the page, and the upgrade to WebSocket, whose header rules (RFC 6455 4.2.1) no HTTP
+//! library checks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderMap, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode, Version};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use portcullis_actors::connection::{Io, Stream};
+use portcullis_actors::supervision::{FlagReader, TreeWindow};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+
+use crate::methods::Site;
+
+/// A request's header, bytes.
+const HEADER_MAX: usize = 16 * 1024;
+
+type Answer = Response<Full<Bytes>>;
+
+/// What every door's HTTP needs.
+#[derive(Clone)]
+pub struct Http {
+    /// Milliseconds for a request's header.
+    pub header_ms: u64,
+    /// Names besides `localhost` and addresses under which we may be reached.
+    pub hosts: Arc<Vec<String>>,
+    /// The tree, once it stands.
+    pub tree: FlagReader<Option<TreeWindow>>,
+    /// The page, once the tree stands.
+    pub site: FlagReader<Option<Site>>,
+}
+
+/// What the upgrade request said that matters later.
+#[derive(Debug, Clone, Copy)]
+pub struct Said {
+    /// An `Origin` header: a browser.
+    pub has_origin: bool,
+    /// A header that a proxy adds.
+    pub is_forwarded: bool,
+}
+
+/// Serves one socket until it ends or is upgraded.
+pub async fn serve(http: Http, stream: Stream, is_unix: bool) -> Option<(Io, Said)> {
+    match stream {
+        Stream::Tcp(tcp) => over(http, tcp, is_unix, Stream::Tcp).await,
+        Stream::Unix(unix) => over(http, unix, is_unix, Stream::Unix).await,
+    }
+}
+
+trait Socket: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static {}
+impl Socket for TcpStream {}
+impl Socket for UnixStream {}
+
+async fn over<S: Socket>(
+    http: Http,
+    socket: S,
+    is_unix: bool,
+    wrap: fn(S) -> Stream,
+) -> Option<(Io, Said)> {
+    let (tx, mut upgraded) = tokio::sync::mpsc::channel(1);
+    let within = Duration::from_millis(http.header_ms.max(1));
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (http, tx) = (http.clone(), tx.clone());
+        async move { Ok::<_, std::convert::Infallible>(answer(&http, request, is_unix, &tx).await) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(within)
+        .max_buf_size(HEADER_MAX)
+        .serve_connection(TokioIo::new(socket), service)
+        .with_upgrades();
+    if let Err(error) = connection.await {
+        tracing::debug!(target: "portcullis", %error, "http connection ended");
+    }
+    let (on_upgrade, said): (hyper::upgrade::OnUpgrade, Said) = upgraded.try_recv().ok()?;
+    let parts = on_upgrade.await.ok()?.downcast::<TokioIo<S>>().ok()?;
+    Some((Io::new(wrap(parts.io.into_inner()), parts.read_buf), said))
+}
+
+async fn answer(
+    http: &Http,
+    mut request: Request<Incoming>,
+    is_unix: bool,
+    upgraded: &tokio::sync::mpsc::Sender<(hyper::upgrade::OnUpgrade, Said)>,
+) -> Answer {
+    if request.headers().get_all(header::HOST).iter().count() > 1 {
+        return plain(StatusCode::BAD_REQUEST, "one Host header, please\n");
+    }
+    if !is_unix && !host_is_ours(http, request.headers()) {
+        return plain(
+            StatusCode::MISDIRECTED_REQUEST,
+            "this name is not ours: use an address or localhost, or add it to [dashboard] hosts\n",
+        );
+    }
+    match request.uri().path() {
+        "/healthz" | "/health" => {
+            return probe(&request, StatusCode::OK, r#"{"ok":true,"status":"live"}"#);
+        }
+        "/readyz" | "/ready" => {
+            let ready = http.tree.get().is_some_and(|tree| tree.look().all_up());
+            return if ready {
+                probe(&request, StatusCode::OK, r#"{"ready":true}"#)
+            } else {
+                probe(&request, StatusCode::SERVICE_UNAVAILABLE, r#"{"ready":false}"#)
+            };
+        }
+        _ => {}
+    }
+    if request.headers().contains_key(header::UPGRADE) {
+        return match upgrade(&mut request) {
+            Ok((answer, on_upgrade, said)) => {
+                // One upgrade a connection, and the channel holds one.
+                let _ = upgraded.try_send((on_upgrade, said));
+                answer
+            }
+            Err(answer) => *answer,
+        };
+    }
+    if !is_unix
+        && let Some(site) = http.site.get()
+        && let Some(answer) = site.serve(request).await
+    {
+        return answer;
+    }
+    plain(StatusCode::NOT_FOUND, "nothing here\n")
+}
+
+fn upgrade(
+    request: &mut Request<Incoming>,
+) -> Result<(Answer, hyper::upgrade::OnUpgrade, Said), Box<Answer>> {
+    let headers = request.headers();
+    let bad = |text| Box::new(plain(StatusCode::BAD_REQUEST, text));
+    if request.method() != Method::GET || request.version() != Version::HTTP_11 {
+        return Err(bad("an upgrade is a GET of HTTP/1.1\n"));
+    }
+    if !has_token(headers, header::UPGRADE, "websocket")
+        || !has_token(headers, header::CONNECTION, "upgrade")
+    {
+        return Err(bad("Upgrade: websocket and Connection: Upgrade are needed\n"));
+    }
+    let one = |name: header::HeaderName| {
+        let mut all = headers.get_all(name).iter();
+        all.next().filter(|_| all.next().is_none())
+    };
+    if one(header::SEC_WEBSOCKET_VERSION).is_none_or(|v| v.as_bytes() != b"13") {
+        let mut answer = plain(StatusCode::UPGRADE_REQUIRED, "WebSocket version 13 is needed\n");
+        answer
+            .headers_mut()
+            .insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        return Err(Box::new(answer));
+    }
+    let key = one(header::SEC_WEBSOCKET_KEY)
+        .map(HeaderValue::as_bytes)
+        .filter(|key| key.len() == 24 && key.ends_with(b"=="))
+        .ok_or_else(|| bad("one Sec-WebSocket-Key of 16 bytes is needed\n"))?;
+    let accept = derive_accept_key(key);
+    let said = Said {
+        has_origin: headers.contains_key(header::ORIGIN),
+        is_forwarded: headers.contains_key(header::FORWARDED)
+            || headers
+                .keys()
+                .any(|k| k.as_str().starts_with("x-forwarded-") || k == "x-real-ip"),
+    };
+    let on_upgrade = hyper::upgrade::on(request);
+    let answer = Response::builder()
+        .status(StatusCode::SWITCHING_PROTOCOLS)
+        .header(header::UPGRADE, "websocket")
+        .header(header::CONNECTION, "Upgrade")
+        .header(header::SEC_WEBSOCKET_ACCEPT, accept)
+        .body(Full::default())
+        .map_err(|_| bad("the key cannot be answered\n"))?;
+    Ok((answer, on_upgrade, said))
+}
+
+fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(','))
+        .any(|t| t.trim().eq_ignore_ascii_case(token))
+}
+
+/// A name that somebody else's DNS may point at us is refused on every path (DNS rebinding); an address cannot be.
+fn host_is_ours(http: &Http, headers: &HeaderMap) -> bool {
+    let Some(host) = headers.get(header::HOST).and_then(|h| h.to_str().ok()) else {
+        return false;
+    };
+    let name = match host.strip_prefix('[') {
+        Some(rest) => match rest.split_once(']') {
+            Some((v6, port)) if port.is_empty() || port.starts_with(':') => {
+                return v6.parse::<std::net::Ipv6Addr>().is_ok();
+            }
+            _ => return false,
+        },
+        None => host.split_once(':').map_or(host, |(name, _)| name),
+    };
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse::<std::net::Ipv4Addr>().is_ok()
+        || http.hosts.iter().any(|ours| ours.eq_ignore_ascii_case(name))
+}
+
+fn probe(request: &Request<Incoming>, status: StatusCode, body: &'static str) -> Answer {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        let mut answer = plain(StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD\n");
+        answer
+            .headers_mut()
+            .insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return answer;
+    }
+    let mut answer = plain(status, body);
+    let headers = answer.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer
+}
+
+fn plain(status: StatusCode, body: &'static str) -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::from_static(body.as_bytes())));
+    *answer.status_mut() = status;
+    let headers = answer.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    answer
+}

@@ -1,0 +1,92 @@
+//! The state directory: made 0700, refused when others can reach it, and locked for one process.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::Path;
+
+use portcullis_core::codes;
+use rustix::fs::FlockOperation;
+
+use crate::cli::Failure;
+
+/// Makes what is missing (0700; `run` 0750) and refuses what is too open or another's.
+pub fn make(state: &Path) -> Result<(), Failure> {
+    let folders = [
+        (state.to_path_buf(), 0o700),
+        (state.join("audit"), 0o700),
+        (state.join("keys"), 0o700),
+        (state.join("workspaces"), 0o700),
+        (state.join("run"), 0o750),
+    ];
+    for (folder, mode) in folders {
+        DirBuilder::new()
+            .recursive(folder == state)
+            .mode(mode)
+            .create(&folder)
+            .or_else(|e| match e.kind() {
+                io::ErrorKind::AlreadyExists => Ok(()),
+                _ => Err(e),
+            })
+            .map_err(|e| {
+                Failure::of(codes::STATE_MODE, format!("cannot make {}: {e}", folder.display()))
+                    .hint("choose another with --state DIR")
+            })?;
+        check(&folder, mode)?;
+    }
+    Ok(())
+}
+
+fn check(folder: &Path, mode: u32) -> Result<(), Failure> {
+    let refuse = |why: String, fix: String| Err(Failure::of(codes::STATE_MODE, why).hint(fix));
+    let shown = folder.display();
+    let meta = match std::fs::symlink_metadata(folder) {
+        Ok(meta) => meta,
+        Err(e) => return refuse(format!("{shown}: {e}"), "choose another with --state DIR".into()),
+    };
+    if !meta.is_dir() {
+        return refuse(format!("{shown} is no folder"), "choose another with --state DIR".into());
+    }
+    let own = rustix::process::geteuid().as_raw();
+    if meta.uid() != own {
+        return refuse(
+            format!("{shown} belongs to uid {}, and the gateway runs as {own}", meta.uid()),
+            format!("chown {own} {shown}"),
+        );
+    }
+    if meta.mode() & 0o777 & !mode != 0 {
+        return refuse(
+            format!("others can reach {shown} (mode {:o})", meta.mode() & 0o777),
+            format!("chmod {mode:o} {shown}"),
+        );
+    }
+    Ok(())
+}
+
+/// One process a state directory: held until the file is dropped, also by the kernel when the process dies.
+pub fn lock(state: &Path) -> Result<File, Failure> {
+    let path = state.join("lock");
+    let failed = |e: io::Error| Failure::of(codes::STATE_MODE, format!("{}: {e}", path.display()));
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
+        .open(&path)
+        .map_err(failed)?;
+    if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        let mut pid = String::new();
+        // Who holds it is a courtesy: that it is held is the fact.
+        let _ = file.read_to_string(&mut pid);
+        return Err(Failure::of(
+            codes::STATE_LOCKED,
+            format!("another gateway (pid {}) uses {}", pid.trim(), state.display()),
+        ));
+    }
+    file.set_len(0).map_err(failed)?;
+    file.rewind().map_err(failed)?;
+    writeln!(file, "{}", std::process::id()).map_err(failed)?;
+    Ok(file)
+}

@@ -1,0 +1,253 @@
+//! `portcullis gateway` and `portcullis up`: from a state directory to a serving tree, and back in order.
+
+mod folders;
+mod token;
+
+use std::io::{IsTerminal as _, Write as _};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use portcullis_actors::store::Store;
+use portcullis_actors::supervision::{EXIT_TREE, OnFatal};
+use portcullis_core::audit::BootId;
+use portcullis_core::codes;
+use portcullis_core::ids::Hash32;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::Instant;
+
+use crate::cli::{Failure, GatewayArgs, Global, identity_file, state_dir};
+use crate::config::{self, Flag};
+use crate::dashboard::{Page, PageConfig};
+use crate::edge::{Doors, ListenError};
+use crate::identity;
+use crate::methods::{Local, Site};
+use crate::telemetry::Telemetry;
+use crate::tree::{Ground, Planted, plant};
+
+/// The supervisor of every box, built by build.rs.
+const CELL: &[u8] = include_bytes!(env!("PORTCULLIS_CELL"));
+/// A tree that does not stop in this time is left behind.
+const STOP_WITHIN: Duration = Duration::from_secs(30);
+
+/// Runs the gateway until a signal ends it. `greet`: the five lines of `up`.
+pub fn run(global: &Global, args: &GatewayArgs, greet: bool) -> ExitCode {
+    let began = std::time::Instant::now();
+    let secret = match token::take() {
+        Ok(secret) => secret,
+        Err(failure) => return told(&failure),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .worker_threads(2)
+        .max_blocking_threads(8)
+        .thread_stack_size(512 * 1024)
+        .build();
+    let result = match runtime {
+        Ok(runtime) => {
+            let result = runtime.block_on(serve(global, args, greet, secret, began));
+            runtime.shutdown_timeout(Duration::from_secs(2));
+            result
+        }
+        Err(e) => Err(Failure::of(codes::INTERNAL, format!("cannot start: {e}"))),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => told(&failure),
+    }
+}
+
+fn told(failure: &Failure) -> ExitCode {
+    eprint!("{}", failure.lines());
+    ExitCode::from(failure.exit)
+}
+
+async fn serve(
+    global: &Global,
+    args: &GatewayArgs,
+    greet: bool,
+    secret: Option<token::Given>,
+    began: std::time::Instant,
+) -> Result<(), Failure> {
+    let state = state_dir(global.state.as_deref())?;
+    folders::make(&state)?;
+    let _lock = folders::lock(&state)?;
+    let config_file = state.join("config.toml");
+    config::write_first(&config_file, &config::first_run())
+        .map_err(|e| Failure::of(codes::STATE_MODE, format!("{}: {e}", config_file.display())))?;
+    let loaded = config::load(&config_file, config::environment(), &flags(args))
+        .map_err(|e| Failure::of(e.code(), e.to_string()))?;
+    let boot = BootId(random()?);
+    let telemetry = Telemetry::init(&loaded.config.telemetry, &boot.to_string())
+        .map_err(|e| Failure::of(codes::CONFIG_INVALID, e.to_string()))?;
+    let key_file = identity_file(global.identity.as_deref()).map_or_else(default_identity, Ok)?;
+    let (identity, _) = identity::open_or_make(&key_file, &state).map_err(|e| {
+        Failure::of(codes::find(e.code()).unwrap_or(codes::IDENTITY_INVALID), e.to_string())
+    })?;
+    let (token, made) = token::settle(&state, secret, &loaded.config.gateway.auth.token_file)?;
+    let address = SocketAddr::new(loaded.config.gateway.bind, loaded.config.gateway.port);
+    let doors = Doors::open(address, &state.join("run")).map_err(|e| match &e {
+        ListenError::InUse(_) => Failure::of(codes::PORT_IN_USE, e.to_string()),
+        _ => Failure::of(codes::INTERNAL, e.to_string()),
+    })?;
+    let database = state.join("state.db");
+    let store = tokio::task::spawn_blocking(move || Store::open(&database))
+        .await
+        .map_err(|e| Failure::of(codes::INTERNAL, e.to_string()))?
+        .map_err(|e| Failure::of(codes::find(e.code()).unwrap_or(codes::STATE_CORRUPT), e.to_string()))?;
+    let highest = store.highest_intent().await.map_err(|e| {
+        Failure::of(codes::find(e.code()).unwrap_or(codes::STATE_CORRUPT), e.to_string())
+    })?;
+    let address = doors.address();
+    let on_fatal: OnFatal = Arc::new(|room, why| {
+        eprintln!("portcullis: {room}: {why}; the process ends (exit {EXIT_TREE})");
+        // Not through the runtime: it may be what is stuck.
+        crate::end_now(EXIT_TREE);
+    });
+    let dashboard_config = loaded.config.dashboard.clone();
+    let config_view = loaded.for_clients();
+    let owner = Hash32::of(state.as_os_str().as_encoded_bytes()).to_string()[..16].to_owned();
+    let Planted { tree, window, site, methods, dashboard, pool } = plant(
+        Ground {
+            config: loaded.config,
+            config_view,
+            state: state.clone(),
+            store: store.clone(),
+            identity,
+            token,
+            boot,
+            owner,
+            doors,
+            cell: CELL,
+            began: Instant::from_std(began),
+        },
+        on_fatal,
+    );
+    let tree = tree.start().await.map_err(|e| {
+        let code = codes::ALL.iter().find(|c| e.why.contains(c.name)).copied();
+        Failure::of(code.unwrap_or(codes::INTERNAL), e.to_string())
+    })?;
+    let head = methods.audit.head().await.map_err(|e| Failure::of(codes::CANNOT_RECORD, e.to_string()))?;
+    if highest > head.seq.0 {
+        tree.stop().await;
+        return Err(Failure::of(
+            codes::STATE_CORRUPT,
+            format!("the state was written under record {highest}, and the log ends at {}", head.seq.0),
+        ));
+    }
+    window.set(Some(tree.window()));
+    let page = Page::new(
+        Local(methods.clone()),
+        dashboard,
+        tree.window(),
+        PageConfig { port: address.port(), tls: false, dashboard: dashboard_config },
+    );
+    site.set(Some(Site::new(page)));
+    tracing::info!(target: "portcullis", %address, ready_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(0), "gateway serves");
+    if let Some(made) = &made {
+        show_token(made);
+    }
+    if greet {
+        greeting(address, &pool, &state).await;
+    }
+    let mut lost_store = Box::pin(store.stopped());
+    let lost = tokio::select! {
+        () = signals() => false,
+        () = &mut lost_store => true,
+    };
+    tracing::info!(target: "portcullis", "gateway stops");
+    if tokio::time::timeout(STOP_WITHIN, tree.stop()).await.is_err() {
+        tracing::error!(target: "portcullis", "rooms did not stop in time");
+    }
+    // All rows are committed: a close that fails loses nothing.
+    let _ = store.close().await;
+    telemetry.shutdown(Duration::from_secs(3)).await;
+    if lost {
+        crate::end_now(EXIT_TREE);
+    }
+    Ok(())
+}
+
+fn flags(args: &GatewayArgs) -> Vec<Flag> {
+    let mut flags = Vec::new();
+    if let Some(port) = args.port {
+        flags.push(Flag { name: "--port", key: "gateway.port", value: port.to_string() });
+    }
+    if let Some(bind) = args.bind {
+        flags.push(Flag { name: "--bind", key: "gateway.bind", value: bind.to_string() });
+    }
+    flags
+}
+
+fn random<const N: usize>() -> Result<[u8; N], Failure> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes)
+        .map_err(|e| Failure::of(codes::INTERNAL, format!("the machine has no randomness: {e}")))?;
+    Ok(bytes)
+}
+
+/// Outside the state directory, so that a copy of the one is not a copy of both.
+fn default_identity() -> Result<PathBuf, Failure> {
+    let folder = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    folder("XDG_CONFIG_HOME")
+        .filter(|p| p.is_absolute())
+        .or_else(|| folder("HOME").map(|home| home.join(".config")))
+        .map(|config| config.join("portcullis/identity.key"))
+        .ok_or_else(|| {
+            Failure::of(codes::IDENTITY_INVALID, "no place for the identity key: neither --identity nor HOME is set")
+        })
+}
+
+/// Printed once, to a person only: a log must not hold it.
+fn show_token(token: &portcullis_core::token::Token) {
+    let mut out = std::io::stdout();
+    if out.is_terminal() {
+        let _ = writeln!(out, "gateway token (shown this once): {}", token.expose());
+    }
+}
+
+async fn greeting(
+    address: SocketAddr,
+    pool: &portcullis_actors::sandbox_pool::SandboxPoolHandle,
+    state: &Path,
+) {
+    let driver = loop {
+        match pool.status().await {
+            Ok(status) if status.driver.is_some() => {
+                break format!("{} ({})", status.driver.unwrap_or_default(), status.why);
+            }
+            Ok(status) if !status.why.is_empty() && !status.why.contains("being") => {
+                break format!("none: {}", status.why);
+            }
+            Ok(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            Err(error) => break format!("none: {error}"),
+        }
+    };
+    let lines = format!(
+        "address   ws://{address}   page http://localhost:{} (open it with: portcullis dashboard)\n\
+         sandbox   {driver}\n\
+         clients   the gateway's token, or a paired device; this user's own processes over control.sock\n\
+         pending   portcullis devices list; portcullis approvals list\n\
+         try       portcullis exec --agent demo -- sh -c 'id; ls /'   (state: {})\n",
+        address.port(),
+        state.display(),
+    );
+    let mut out = std::io::stdout();
+    // A closed stdout is no reason not to serve.
+    let _ = out.write_all(lines.as_bytes());
+    let _ = out.flush();
+}
+
+async fn signals() {
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        tracing::warn!(target: "portcullis", "no signal handler: only kill ends this process");
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+}

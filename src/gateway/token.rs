@@ -1,0 +1,183 @@
+//! The shared token: given by environment or file, or made at the first start and kept as its hash.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+
+use portcullis_core::codes;
+use portcullis_core::token::{Token, TokenHash, TokenKind};
+use zeroize::Zeroizing;
+
+use crate::cli::Failure;
+
+/// A token that somebody chose.
+pub struct Given(Zeroizing<String>);
+
+const VARIABLE: &str = "PORTCULLIS_GATEWAY_TOKEN";
+const VARIABLE_FILE: &str = "PORTCULLIS_GATEWAY_TOKEN_FILE";
+/// Longest token, bytes.
+const MAX: usize = 512;
+/// Shortest token, characters.
+const MIN: usize = 24;
+/// Texts out of manuals.
+const PLACEHOLDERS: &[&str] = &["changeme", "change-me", "placeholder", "your-token", "example", "secret-token"];
+
+/// The token of the environment. A token in a variable would stay readable in `/proc/PID/environ`: the process is
+/// started anew without it, and reads it from standard input of that one moment, a sealed-off memory file.
+pub fn take() -> Result<Option<Given>, Failure> {
+    if let Some(given) = std::env::var_os(VARIABLE).filter(|v| !v.is_empty()) {
+        return Err(start_again(&given));
+    }
+    if let Some(path) = std::env::var_os(VARIABLE_FILE).filter(|v| !v.is_empty()) {
+        return read_file(Path::new(&path)).map(Some);
+    }
+    Ok(None)
+}
+
+/// Only returns on failure: otherwise this process is a new one.
+fn start_again(token: &OsString) -> Failure {
+    let failed = |e: io::Error| Failure::of(codes::INTERNAL, format!("cannot pass the token on: {e}"));
+    let pass = || -> io::Result<io::Error> {
+        // Not closed at exec: that is its purpose.
+        let memory = rustix::fs::memfd_create("portcullis-token", rustix::fs::MemfdFlags::empty())?;
+        let mut memory = File::from(memory);
+        memory.write_all(token.as_encoded_bytes())?;
+        memory.rewind()?;
+        let path = format!("/proc/self/fd/{}", memory.as_raw_fd());
+        let mut args = std::env::args_os();
+        let name = args.next().unwrap_or_default();
+        Ok(std::process::Command::new("/proc/self/exe")
+            .arg0(name)
+            .args(args)
+            .env_remove(VARIABLE)
+            .env(VARIABLE_FILE, path)
+            .exec())
+    };
+    match pass() {
+        Ok(e) | Err(e) => failed(e),
+    }
+}
+
+fn read_file(path: &Path) -> Result<Given, Failure> {
+    let failed = |why: String| Failure::of(codes::TOKEN_INVALID, format!("{}: {why}", path.display()));
+    let mut file = File::open(path).map_err(|e| failed(e.to_string()))?;
+    let meta = file.metadata().map_err(|e| failed(e.to_string()))?;
+    let is_memory = path.starts_with("/proc/self/fd");
+    if !is_memory && meta.mode() & 0o077 != 0 {
+        return Err(Failure::of(codes::STATE_MODE, format!("others can read {}", path.display()))
+            .hint(format!("chmod 600 {}", path.display())));
+    }
+    let mut text = Zeroizing::new(String::new());
+    (&mut file)
+        .take(MAX as u64 + 2)
+        .read_to_string(&mut text)
+        .map_err(|_| failed("a token is text".to_owned()))?;
+    if is_memory {
+        // Read once: a run that inherits nothing could not read it anyway, and /proc/PID/fd should not show it.
+        let _ = file.set_len(0);
+    }
+    Ok(Given(Zeroizing::new(text.trim_end_matches(['\r', '\n']).to_owned())))
+}
+
+/// The hash to compare with, and the token itself where it was made just now.
+pub fn settle(
+    state: &Path,
+    given: Option<Given>,
+    token_file: &Path,
+) -> Result<(TokenHash, Option<Token>), Failure> {
+    let given = match given {
+        Some(given) => Some(given),
+        None if token_file.as_os_str().is_empty() => None,
+        None => Some(read_file(token_file)?),
+    };
+    if let Some(Given(token)) = given {
+        check(&token)?;
+        return Ok((TokenHash::of(&token), None));
+    }
+    let kept = state.join("keys/gateway-token.json");
+    match std::fs::read(&kept) {
+        Ok(bytes) => serde_json::from_slice::<Kept>(&bytes)
+            .map(|kept| (kept.sha256, None))
+            .map_err(|_| {
+                Failure::of(codes::STATE_CORRUPT, format!("{} is no token's hash", kept.display()))
+                    .hint("remove the file: a new token is made at the next start")
+            }),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let random = super::random::<32>()?;
+            let token = Token::from_random(TokenKind::Gateway, &random);
+            keep(&kept, &token).map_err(|e| {
+                Failure::of(codes::STATE_MODE, format!("{}: {e}", kept.display()))
+            })?;
+            Ok((token.hash(), Some(token)))
+        }
+        Err(e) => Err(Failure::of(codes::STATE_MODE, format!("{}: {e}", kept.display()))),
+    }
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Kept {
+    v: u32,
+    sha256: TokenHash,
+}
+
+fn keep(path: &Path, token: &Token) -> io::Result<()> {
+    let kept = Kept { v: 1, sha256: token.hash() };
+    let draft = path.with_extension("new");
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&draft)?;
+    file.write_all(&serde_json::to_vec(&kept)?)?;
+    file.sync_all()?;
+    std::fs::rename(&draft, path)?;
+    match path.parent() {
+        Some(folder) => File::open(folder)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+fn check(token: &str) -> Result<(), Failure> {
+    let lower = token.to_ascii_lowercase();
+    let first = token.chars().next();
+    let bad = token.chars().count() < MIN
+        || token.len() > MAX
+        || token.chars().any(|c| c.is_control() || c.is_whitespace())
+        || token.chars().all(|c| Some(c) == first)
+        || PLACEHOLDERS.iter().any(|p| lower.contains(p));
+    if bad {
+        return Err(Failure::of(codes::TOKEN_INVALID, "this gateway token cannot be used"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_tokens_and_placeholders_are_refused_and_a_uuid_is_not() {
+        for bad in ["", "short", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "changeme-changeme-changeme", "with space in it and long enough"] {
+            assert!(check(bad).is_err(), "{bad}");
+        }
+        assert!(check("478c9e6a-b11b-422b-8bf4-6ef024b4d6c3").is_ok());
+    }
+
+    #[test]
+    fn a_made_token_is_kept_as_its_hash_and_found_again() {
+        let state = tempfile::tempdir().unwrap();
+        std::fs::create_dir(state.path().join("keys")).unwrap();
+        let (hash, made) = settle(state.path(), None, Path::new("")).unwrap();
+        let made = made.unwrap();
+        assert!(hash.matches(made.expose()));
+        let kept = std::fs::read_to_string(state.path().join("keys/gateway-token.json")).unwrap();
+        assert!(!kept.contains(made.expose()));
+        let (again, none) = settle(state.path(), None, Path::new("")).unwrap();
+        assert!(none.is_none() && again.same(&hash));
+    }
+}

@@ -1,0 +1,207 @@
+//! THE supervision tree: every room, in start order, each wired with rooms above it in this list only.
+//!
+//! An upward call has no handle to be made with; upward news are feeds. Stop is the reverse. `tests/house/order.rs`
+//! holds this page against the one order of ARCHITECTURE.md.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use portcullis_actors::audit::{AuditHandle, AuditWiring};
+use portcullis_actors::auth::{AuthHandle, AuthWiring};
+use portcullis_actors::clock::Clock;
+use portcullis_actors::connection::{ConnectionWiring, Methods};
+use portcullis_actors::dashboard::{Dashboard, DashboardHandle};
+use portcullis_actors::pairing::{PairingHandle, PairingWiring};
+use portcullis_actors::sandbox_pool::{SandboxPool, SandboxPoolHandle, SandboxPoolWiring};
+use portcullis_actors::store::Store;
+use portcullis_actors::supervision::{Feed, Flag, OnFatal, Policy, TreeBuilder, TreeWindow};
+use portcullis_actors::vault::{VaultHandle, VaultWiring};
+use portcullis_core::audit::BootId;
+use portcullis_core::identity::Identity;
+use portcullis_core::token::TokenHash;
+use serde_json::Value;
+use tokio::time::Instant;
+
+use crate::config::Config;
+use crate::edge::{Doors, Edge, EdgeWiring, Http};
+use crate::methods::Site;
+
+/// Start order, bottom first. `store` is a handle over its own threads; `connection` lives under `edge`.
+pub const ORDER: &[&str] = &[
+    "store",
+    "audit",
+    "vault",
+    "pairing",
+    "auth",
+    "sandbox_pool",
+    "approval",
+    "exec",
+    "dashboard",
+    "edge",
+    "connection",
+];
+
+/// What exists before the tree: made once, given to every life of a room.
+pub struct Ground {
+    /// All settings.
+    pub config: Config,
+    /// Redacted, for `config.get`.
+    pub config_view: Value,
+    /// `STATE`.
+    pub state: std::path::PathBuf,
+    /// `STATE/state.db`, open.
+    pub store: Store,
+    /// The machine's key.
+    pub identity: Identity,
+    /// Of the shared token.
+    pub token: TokenHash,
+    /// This start.
+    pub boot: BootId,
+    /// The state directory's own name, for labels of boxes.
+    pub owner: String,
+    /// The listening sockets.
+    pub doors: Doors,
+    /// The cell's binary.
+    pub cell: &'static [u8],
+    /// When this process began.
+    pub began: Instant,
+}
+
+/// The tree, not yet started, and what the page needs of it.
+pub struct Planted {
+    /// To be started.
+    pub tree: TreeBuilder,
+    /// Set once it stands.
+    pub window: Flag<Option<TreeWindow>>,
+    /// Set once it stands.
+    pub site: Flag<Option<Site>>,
+    /// The page's calls.
+    pub methods: Arc<Methods>,
+    /// The page's sessions.
+    pub dashboard: DashboardHandle,
+    /// The pool, to say which driver it has.
+    pub pool: SandboxPoolHandle,
+}
+
+/// One line a room.
+pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
+    let Ground { config, store, identity, doors, .. } = ground;
+    let clock = Clock::system();
+    let boot = ground.boot.to_string();
+    let version = env!("CARGO_PKG_VERSION");
+    let window: Flag<Option<TreeWindow>> = Flag::new(None);
+    let site: Flag<Option<Site>> = Flag::new(None);
+    let connected = Arc::new(Flag::new(BTreeSet::new()));
+    let mut tree = TreeBuilder::new(config.supervision, on_fatal);
+
+    let audit = AuditHandle::add(
+        &mut tree,
+        AuditWiring {
+            dir: ground.state.join("audit"),
+            config: config.audit,
+            boot: ground.boot,
+            clock: portcullis_actors::audit::Clock::new(),
+            feed: Feed::new(),
+            version: version.to_owned(),
+        },
+    );
+    let vault = VaultHandle::add(
+        &mut tree,
+        VaultWiring {
+            config: config.vault,
+            store: store.clone(),
+            audit: audit.clone(),
+            identity,
+            clock: clock.clone(),
+        },
+    );
+    let pairing = PairingHandle::add(
+        &mut tree,
+        PairingWiring {
+            config: config.pairing,
+            store,
+            audit: audit.clone(),
+            clock: clock.clone(),
+            news: Feed::new(),
+        },
+    );
+    let auth = AuthHandle::add(
+        &mut tree,
+        AuthWiring {
+            config: config.auth,
+            token: ground.token,
+            shared_token_scopes: config.gateway.auth.shared_token_scopes.clone(),
+            local_trust: config.gateway.local.local_trust,
+            local_scopes: config.gateway.local.local_scopes.clone(),
+            pairing: pairing.clone(),
+            audit: audit.clone(),
+            clock: clock.clone(),
+        },
+    );
+    let pool = SandboxPoolHandle::new(tree.room::<SandboxPool>(
+        Policy::new(256),
+        SandboxPoolWiring {
+            config: config.sandbox,
+            state: ground.state.clone(),
+            cell: ground.cell,
+            owner: ground.owner,
+            boot: boot.clone(),
+        },
+    ));
+    let dashboard = DashboardHandle::new(
+        tree.room::<Dashboard>(Policy::new(64), config.dashboard.clone()),
+    );
+    let address = doors.address();
+    let methods = Arc::new(Methods {
+        pairing: pairing.clone(),
+        vault,
+        audit,
+        pool: pool.clone(),
+        dashboard: dashboard.clone(),
+        config: ground.config_view,
+        tree: window.reader(),
+        connected: connected.reader(),
+        listeners: vec![format!("ws://{address}"), "control.sock".to_owned()],
+        page_url: format!("http://localhost:{}", address.port()),
+        version,
+        clock: clock.clone(),
+        began: ground.began,
+    });
+    // Its capacity is the newcomers that wait to be entered.
+    tree.room::<Edge>(
+        Policy::new(1024),
+        EdgeWiring {
+            doors,
+            http: Http {
+                header_ms: config.gateway.limits.header_ms,
+                hosts: Arc::new(config.dashboard.hosts.clone()),
+                tree: window.reader(),
+                site: site.reader(),
+            },
+            limits: config.gateway.limits.clone(),
+            local: config.gateway.local.clone(),
+            connection: ConnectionWiring {
+                key: 0,
+                config: config.connection,
+                handshake_ms: config.gateway.limits.handshake_ms,
+                auth,
+                methods: methods.clone(),
+                news: tokio::sync::mpsc::channel(1).0,
+                clock,
+                boot_id: boot.into(),
+                version,
+                began: ground.began,
+            },
+            pairing,
+            connected,
+        },
+    );
+    Planted {
+        tree,
+        window,
+        site,
+        methods,
+        dashboard,
+        pool,
+    }
+}
