@@ -13,8 +13,6 @@ pub mod identity;
 pub mod dashboard;
 pub mod ids;
 pub mod pairing;
-pub mod display;
-pub mod ids;
 pub mod plan;
 pub mod policy;
 pub mod protocol;
