@@ -152,6 +152,11 @@ impl Identity {
             .ok_or(IdentityError::Damaged)
     }
 
+    /// The key under which pending plans are sealed in the store.
+    pub fn plans_key(&self) -> Key {
+        self.derive("portcullis/pending-plans/v1")
+    }
+
     fn derive(&self, label: &str) -> Key {
         self.0.derive(SALT, label, b"")
     }
