@@ -33,8 +33,9 @@ pub fn holds_socket(inode: u64) -> bool {
         let Ok(open) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
             return false;
         };
-        open.flatten()
-            .any(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to.as_os_str() == wanted.as_str()))
+        open.flatten().any(|fd| {
+            std::fs::read_link(fd.path()).is_ok_and(|to| to.as_os_str() == wanted.as_str())
+        })
     })
 }
 
@@ -44,7 +45,10 @@ fn descendants() -> Vec<i32> {
         return Vec::new();
     };
     let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
-    for pid in all.flatten().filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok()) {
+    for pid in all
+        .flatten()
+        .filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok())
+    {
         if let Some(parent) = parent(pid) {
             children.entry(parent).or_default().push(pid);
         }
@@ -73,7 +77,10 @@ mod tests {
 
     #[test]
     fn a_child_is_ours_and_our_parent_is_not() {
-        let mut child = std::process::Command::new("sleep").arg("5").spawn().unwrap();
+        let mut child = std::process::Command::new("sleep")
+            .arg("5")
+            .spawn()
+            .unwrap();
         let pid = child.id().cast_signed();
         assert!(is_descendant(pid));
         assert!(descendants().contains(&pid));

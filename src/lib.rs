@@ -1,3 +1,4 @@
+//! Portcullis.
 //! Portcullis: the binary's rooms above the actors. Wires them, opens the doors, and serves the command line.
 #![forbid(unsafe_code)]
 

@@ -85,7 +85,13 @@ pub struct Planted {
 
 /// One line a room.
 pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
-    let Ground { config, store, identity, doors, .. } = ground;
+    let Ground {
+        config,
+        store,
+        identity,
+        doors,
+        ..
+    } = ground;
     let clock = Clock::system();
     let boot = ground.boot.to_string();
     let version = env!("CARGO_PKG_VERSION");
@@ -148,9 +154,8 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             boot: boot.clone(),
         },
     ));
-    let dashboard = DashboardHandle::new(
-        tree.room::<Dashboard>(Policy::new(64), config.dashboard.clone()),
-    );
+    let dashboard =
+        DashboardHandle::new(tree.room::<Dashboard>(Policy::new(64), config.dashboard.clone()));
     let address = doors.address();
     let methods = Arc::new(Methods {
         pairing: pairing.clone(),

@@ -79,7 +79,12 @@ impl Room for Connection {
         Ok(())
     }
 
-    async fn task_ended(&mut self, name: &'static str, _key: u64, end: TaskEnd) -> Result<(), Crash> {
+    async fn task_ended(
+        &mut self,
+        name: &'static str,
+        _key: u64,
+        end: TaskEnd,
+    ) -> Result<(), Crash> {
         if let TaskEnd::Panicked(why) = end {
             return Err(Crash::new(format!("its {name} task panicked: {why}")));
         }
@@ -98,6 +103,9 @@ impl Connection {
 
     fn close(&mut self, order: CloseOrder) {
         self.order.set(Some(order));
-        self.abort = Some(self.ctx.after("abort", 0, CLOSE_GRACE, ConnectionMsg::Abort));
+        self.abort = Some(
+            self.ctx
+                .after("abort", 0, CLOSE_GRACE, ConnectionMsg::Abort),
+        );
     }
 }

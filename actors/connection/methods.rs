@@ -84,11 +84,17 @@ impl Methods {
             }
             "device.pair.approve" => {
                 let p: Approve = params.read(method)?;
-                self.pairing.approve(by, &p.request_id, p.narrow).await.map_err(pairing)
+                self.pairing
+                    .approve(by, &p.request_id, p.narrow)
+                    .await
+                    .map_err(pairing)
             }
             "device.pair.reject" => {
                 let p: Request = params.read(method)?;
-                self.pairing.reject(by, &p.request_id).await.map_err(pairing)
+                self.pairing
+                    .reject(by, &p.request_id)
+                    .await
+                    .map_err(pairing)
             }
             "device.pair.remove" => {
                 let p: Device = params.read(method)?;
@@ -96,15 +102,24 @@ impl Methods {
             }
             "device.pair.rename" => {
                 let p: Rename = params.read(method)?;
-                self.pairing.rename(by, &p.device_id, &p.label).await.map_err(pairing)
+                self.pairing
+                    .rename(by, &p.device_id, &p.label)
+                    .await
+                    .map_err(pairing)
             }
             "device.token.rotate" => {
                 let p: Rotate = params.read(method)?;
-                self.pairing.rotate(by, &p.device_id, p.role, p.scopes).await.map_err(pairing)
+                self.pairing
+                    .rotate(by, &p.device_id, p.role, p.scopes)
+                    .await
+                    .map_err(pairing)
             }
             "device.token.revoke" => {
                 let p: Revoke = params.read(method)?;
-                self.pairing.revoke(by, &p.device_id, p.role).await.map_err(pairing)
+                self.pairing
+                    .revoke(by, &p.device_id, p.role)
+                    .await
+                    .map_err(pairing)
             }
             "vault.status" => Ok(json!({ "state": self.vault_state() })),
             "vault.list" => {
@@ -124,7 +139,9 @@ impl Methods {
                 let records = self.audit.tail(p.limit.unwrap_or(20).min(1000)).await;
                 let records = records.map_err(|e| refused(e.code(), &e))?;
                 let head = self.audit.head().await.map_err(|e| refused(e.code(), &e))?;
-                Ok(json!({ "records": records.iter().map(|r| r.as_ref()).collect::<Vec<_>>(), "head": head }))
+                Ok(
+                    json!({ "records": records.iter().map(|r| r.as_ref()).collect::<Vec<_>>(), "head": head }),
+                )
             }
             "audit.query" => {
                 let query = params.read::<AuditQuery>(method)?.into_query();
@@ -133,11 +150,18 @@ impl Methods {
             }
             "audit.verify" => {
                 params.read::<Nothing>(method)?;
-                let report = self.audit.verify().await.map_err(|e| refused(e.code(), &e))?;
+                let report = self
+                    .audit
+                    .verify()
+                    .await
+                    .map_err(|e| refused(e.code(), &e))?;
                 serde_json::to_value(report).map_err(|e| internal(&e))
             }
             "dashboard.code" => self.dashboard_code(by).await,
-            _ => Err(ErrorBody::of(codes::UNKNOWN_METHOD, format!("unknown method: {method}"))),
+            _ => Err(ErrorBody::of(
+                codes::UNKNOWN_METHOD,
+                format!("unknown method: {method}"),
+            )),
         }
     }
 
@@ -182,7 +206,10 @@ impl Methods {
                     "invalid vault.set params: valueBase64 is not standard base64",
                 )
             })?;
-        let set = self.vault.set(entry_of(by), &p.name, Secret::new(bytes)).await;
+        let set = self
+            .vault
+            .set(entry_of(by), &p.name, Secret::new(bytes))
+            .await;
         let meta = set.map_err(|e| refused(e.code(), &e))?;
         Ok(json!({ "name": p.name, "version": meta.version }))
     }
@@ -247,7 +274,12 @@ fn pairing_event(news: &PairingNews) -> Option<(&'static str, Value)> {
         PairingNews::Requested(pending) => {
             Some(("device.pair.requested", serde_json::to_value(pending).ok()?))
         }
-        PairingNews::Resolved { request_id, device_id, decision, at_ms } => Some((
+        PairingNews::Resolved {
+            request_id,
+            device_id,
+            decision,
+            at_ms,
+        } => Some((
             "device.pair.resolved",
             json!({ "requestId": request_id, "deviceId": device_id, "decision": decision.as_str(), "ts": at_ms }),
         )),

@@ -10,9 +10,7 @@ use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
 use portcullis_core::auth::{Principal, Role};
 use portcullis_core::codes;
 use portcullis_core::protocol::frame::{ErrorBody, error_frame, event_frame};
-use portcullis_core::protocol::limits::{
-    CLOSE_REASON, FRAME, PING_MS, TICK_MS, WRONG_ROLE_CALLS,
-};
+use portcullis_core::protocol::limits::{CLOSE_REASON, FRAME, PING_MS, TICK_MS, WRONG_ROLE_CALLS};
 use portcullis_core::protocol::{FrameError, Request};
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -214,7 +212,9 @@ impl Session {
     async fn frame(&mut self, ws: &mut Ws, frame: Option<Result<Message, WsError>>) -> Step {
         match frame {
             Some(Ok(Message::Text(text))) => self.request(ws, text.as_str()).await,
-            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_) | Message::Binary(_))) => Ok(()),
+            Some(Ok(
+                Message::Ping(_) | Message::Pong(_) | Message::Frame(_) | Message::Binary(_),
+            )) => Ok(()),
             Some(Err(WsError::Capacity(_))) => Err(end(1009, "frame too large")),
             Some(Err(WsError::Protocol(_))) => Err(end(1002, "protocol error")),
             Some(Err(WsError::Utf8(_))) => Err(end(1007, "text is not UTF-8")),
@@ -229,7 +229,9 @@ impl Session {
             Err(FrameError::NotJson) => return Ok(()),
             Err(FrameError::NotRequest { id }) => {
                 let error = ErrorBody::of(codes::INVALID_FRAME, "invalid request frame");
-                return self.error(ws, id.as_deref().unwrap_or("invalid"), &error).await;
+                return self
+                    .error(ws, id.as_deref().unwrap_or("invalid"), &error)
+                    .await;
             }
         };
         if request.method == "health" {

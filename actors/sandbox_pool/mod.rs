@@ -40,7 +40,7 @@ pub use docker::Docker;
 pub use driver::{Driver, DriverError, ProbeContext};
 pub use engine::EngineConfig;
 pub use handle::SandboxPoolHandle;
-pub use messages::{PoolError, PoolStatus, RunSpec, RunTicket, SandboxPoolMsg};
+pub use messages::{BoxProfile, PoolError, PoolStatus, RunSpec, RunTicket, SandboxPoolMsg};
 pub use native::Native;
 pub use portcullis_cell::{Cause, Stream};
 pub use runs::{Exited, RunEvent};

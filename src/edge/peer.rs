@@ -6,7 +6,11 @@ use std::net::SocketAddr;
 ///
 /// Read from `/proc/net/tcp` and `tcp6` (proc(5)); `None` where the kernel does not say.
 pub fn tcp_owner(peer: SocketAddr, own: SocketAddr) -> Option<(u32, u64)> {
-    let table = if peer.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" };
+    let table = if peer.is_ipv4() {
+        "/proc/net/tcp"
+    } else {
+        "/proc/net/tcp6"
+    };
     find(&std::fs::read_to_string(table).ok()?, peer, own)
 }
 
@@ -72,9 +76,18 @@ mod tests {
     fn another_connection_is_not_taken_for_it() {
         let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n   0: 0100007F:1F90 0100007F:C350 01 00000000:00000000 00:00000000 00000000  1000        0 12345 1\n";
         let at = |t: &str| t.parse::<SocketAddr>().unwrap();
-        assert_eq!(find(table, at("127.0.0.1:8080"), at("127.0.0.1:50000")), Some((1000, 12345)));
-        assert_eq!(find(table, at("127.0.0.1:8080"), at("127.0.0.1:50001")), None);
-        assert_eq!(find(table, at("127.0.0.2:8080"), at("127.0.0.1:50000")), None);
+        assert_eq!(
+            find(table, at("127.0.0.1:8080"), at("127.0.0.1:50000")),
+            Some((1000, 12345))
+        );
+        assert_eq!(
+            find(table, at("127.0.0.1:8080"), at("127.0.0.1:50001")),
+            None
+        );
+        assert_eq!(
+            find(table, at("127.0.0.2:8080"), at("127.0.0.1:50000")),
+            None
+        );
     }
 
     #[test]
