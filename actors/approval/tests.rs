@@ -714,3 +714,19 @@ async fn a_row_beyond_the_audit_log_stops_the_start() {
     };
     assert!(stopped);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_machines_rows_allow_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = house(folder.path(), 1, Clock::system()).await;
+    let asked = plan(&["uname"]);
+    let id = first.pending(asked.clone()).await;
+    first.say(&id, Word::AllowAlways).await.unwrap();
+    first.end().await;
+    let store = Store::open(&folder.path().join("state.db")).unwrap();
+    let second = house_with(folder.path(), 2, Clock::system(), store, 2).await;
+    assert_eq!(second.consume(&id, &asked).await, Err("APPROVAL_NOT_FOUND"));
+    let again = second.ask(asked, None).await;
+    assert!(matches!(again, Ok(Decision::Pending { .. })));
+    second.end().await;
+}
