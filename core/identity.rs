@@ -124,6 +124,11 @@ impl Identity {
         self.derive("portcullis/vault/scrypt/v1")
     }
 
+    /// What seals the rows of approvals.
+    pub(crate) fn approval_rows(&self) -> Key {
+        self.derive("portcullis/approval/rows/v1")
+    }
+
     /// Seals a boot key for its file.
     pub fn seal(&self, which: BootKey, plain: &Secret, nonce: &[u8; NONCE]) -> Vec<u8> {
         let check = self.check();
