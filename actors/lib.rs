@@ -2,6 +2,10 @@
 //!
 //! | room | owns |
 //! |---|---|
+//! | `audit/` | the tamper-evident log, its writer thread, open intents, idempotency keys |
+//! | `pairing/` | devices, their roles and tokens |
+//! | `store/` | `state.db`: conditional writes, its own threads |
+//! | `sandbox_pool/` | the sandbox driver, one box per agent, the agents' workspaces |
 //! | `approval/` | questions to a person, standing grants, the approvals document |
 //! | `auth/` | every way in: one principal or a refusal |
 //! | `connection/` | one socket: handshake, requests, events |

@@ -72,7 +72,10 @@ async fn by_token_or_device(
     // Either field is compared, both always: which one was wrong is told by nothing.
     let shared = auth.is_some_and(|a| {
         let token = a.token.as_deref().is_some_and(|t| wiring.token.matches(t));
-        let password = a.password.as_deref().is_some_and(|p| wiring.token.matches(p));
+        let password = a
+            .password
+            .as_deref()
+            .is_some_and(|p| wiring.token.matches(p));
         token | password
     });
     if checked.params.device.is_some() {
@@ -112,7 +115,12 @@ async fn by_device(
     arrival: &Arrival,
     shared: bool,
 ) -> Result<Admitted, ConnectRefusal> {
-    let Arrival { checked, nonce, peer, door } = arrival;
+    let Arrival {
+        checked,
+        nonce,
+        peer,
+        door,
+    } = arrival;
     let (device_id, public_key) = verify(wiring, checked, nonce)?;
     let auth = checked.params.auth.as_ref();
     // An explicit device token, else the token field: a stored device token may travel in either (wire.md 5, 12).
@@ -147,7 +155,12 @@ async fn by_device(
         answer
     })?;
     match verdict {
-        Verdict::Paired { scopes, token, generation, by_device_token } => Ok(Admitted {
+        Verdict::Paired {
+            scopes,
+            token,
+            generation,
+            by_device_token,
+        } => Ok(Admitted {
             principal: Principal {
                 proof: if by_device_token {
                     Proof::DeviceToken(device_id)
@@ -247,6 +260,9 @@ fn pairing_required(needed: &PairingNeeded) -> ConnectRefusal {
             "pauseReconnect": false,
         }),
     );
-    refusal.reason = format!("pairing required: {requirement} (requestId: {})", needed.request_id);
+    refusal.reason = format!(
+        "pairing required: {requirement} (requestId: {})",
+        needed.request_id
+    );
     refusal
 }

@@ -212,7 +212,9 @@ mod tests {
         assert!(guard.pass(&frame(6_000)).is_err());
         let mut guard = Guard::default();
         let empty = frame(0);
-        let passed = (0..100_000).take_while(|_| guard.pass(&empty).is_ok()).count();
+        let passed = (0..100_000)
+            .take_while(|_| guard.pass(&empty).is_ok())
+            .count();
         assert!(passed < 10_000);
     }
 }

@@ -19,9 +19,9 @@ mod serve;
 mod shake;
 
 pub use actor::{Connection, ConnectionWiring};
+pub use answer::Params;
 pub use config::ConnectionConfig;
 pub use handle::{CAPACITY, ConnectionHandle};
-pub use answer::Params;
 pub use io::{Io, Stream};
 pub use messages::{Accepted, CloseOrder, ConnectionMsg, ConnectionNews};
 pub use methods::{About, Methods};

@@ -10,9 +10,7 @@ use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
 use portcullis_core::auth::{Principal, Role};
 use portcullis_core::codes;
 use portcullis_core::protocol::frame::{ErrorBody, error_frame, event_frame};
-use portcullis_core::protocol::limits::{
-    CLOSE_REASON, FRAME, PING_MS, TICK_MS, WRONG_ROLE_CALLS,
-};
+use portcullis_core::protocol::limits::{CLOSE_REASON, FRAME, PING_MS, TICK_MS, WRONG_ROLE_CALLS};
 use portcullis_core::protocol::{FrameError, Request};
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -47,7 +45,7 @@ pub(super) struct Conn {
     /// Frames besides the answer; full while the client does not read.
     pub out: mpsc::Sender<Out>,
     /// The credential's end: looked at again between an intent and its act.
-    pub session: FlagReader<Option<CloseOrder>>,
+    pub session: FlagReader<Option<String>>,
 }
 
 /// A frame besides the answer.
@@ -62,6 +60,7 @@ pub(super) async fn serve(
     wiring: ConnectionWiring,
     accepted: Accepted,
     order: Arc<Flag<Option<CloseOrder>>>,
+    session_ended: FlagReader<Option<String>>,
 ) {
     let Accepted { io, door, peer } = accepted;
     let mut config = WebSocketConfig::default();
@@ -82,7 +81,7 @@ pub(super) async fn serve(
     };
     let Some(shaken) = shaken else { return };
     // A 15 KB hello would keep its write buffer for ever.
-    let mut session = Session::new(wiring, shaken, &order);
+    let mut session = Session::new(wiring, shaken, session_ended);
     if let Some(order) = order.get() {
         close(&mut ws, order.code, &order.reason).await;
         return;
@@ -117,7 +116,7 @@ fn end(code: u16, reason: &str) -> Option<CloseOrder> {
 }
 
 impl Session {
-    fn new(wiring: ConnectionWiring, shaken: Shaken, order: &Flag<Option<CloseOrder>>) -> Self {
+    fn new(wiring: ConnectionWiring, shaken: Shaken, session: FlagReader<Option<String>>) -> Self {
         let (out_tx, out) = mpsc::channel(OUT_DEPTH);
         let news = wiring.methods.news(&shaken.principal, &shaken.caps);
         let write_within = Duration::from_millis(wiring.config.write_timeout_ms.max(1));
@@ -126,7 +125,7 @@ impl Session {
                 principal: Arc::new(shaken.principal),
                 conn_id: shaken.conn_id.into(),
                 out: out_tx,
-                session: order.reader(),
+                session,
                 wiring,
             },
             under_way: FuturesUnordered::new(),
@@ -214,7 +213,9 @@ impl Session {
     async fn frame(&mut self, ws: &mut Ws, frame: Option<Result<Message, WsError>>) -> Step {
         match frame {
             Some(Ok(Message::Text(text))) => self.request(ws, text.as_str()).await,
-            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_) | Message::Binary(_))) => Ok(()),
+            Some(Ok(
+                Message::Ping(_) | Message::Pong(_) | Message::Frame(_) | Message::Binary(_),
+            )) => Ok(()),
             Some(Err(WsError::Capacity(_))) => Err(end(1009, "frame too large")),
             Some(Err(WsError::Protocol(_))) => Err(end(1002, "protocol error")),
             Some(Err(WsError::Utf8(_))) => Err(end(1007, "text is not UTF-8")),
@@ -229,7 +230,9 @@ impl Session {
             Err(FrameError::NotJson) => return Ok(()),
             Err(FrameError::NotRequest { id }) => {
                 let error = ErrorBody::of(codes::INVALID_FRAME, "invalid request frame");
-                return self.error(ws, id.as_deref().unwrap_or("invalid"), &error).await;
+                return self
+                    .error(ws, id.as_deref().unwrap_or("invalid"), &error)
+                    .await;
             }
         };
         if request.method == "health" {

@@ -88,9 +88,12 @@ async fn try_shake(
     let _ = wiring.news.try_send(ConnectionNews::Speaks(wiring.key));
     let (id, params) = match Request::parse(&frame) {
         Ok(request) if request.method == "connect" => {
-            let params = request
-                .params::<ConnectParams>()
-                .map_err(|why| End::Refused(request.id.to_string(), Box::new(ConnectRefusal::invalid(why))))?;
+            let params = request.params::<ConnectParams>().map_err(|why| {
+                End::Refused(
+                    request.id.to_string(),
+                    Box::new(ConnectRefusal::invalid(why)),
+                )
+            })?;
             (request.id.into_owned(), params)
         }
         Ok(request) => {
@@ -99,7 +102,9 @@ async fn try_shake(
             return Err(End::Refused(request.id.into_owned(), Box::new(refusal)));
         }
         Err(FrameError::NotJson) => return Err(End::Close(1000, "")),
-        Err(FrameError::NotRequest { .. }) => return Err(End::Close(1008, "invalid request frame")),
+        Err(FrameError::NotRequest { .. }) => {
+            return Err(End::Close(1008, "invalid request frame"));
+        }
     };
     let refused = |refusal| End::Refused(id.clone(), Box::new(refusal));
     let checked = params.check().map_err(refused)?;
@@ -156,7 +161,9 @@ async fn first_text(ws: &mut WebSocketStream<Io>) -> Result<String, End> {
             Some(Err(WsError::Protocol(_) | WsError::Utf8(_))) => {
                 return Err(End::Close(1002, "protocol error"));
             }
-            Some(Ok(Message::Close(_) | Message::Frame(_)) | Err(_)) | None => return Err(End::Gone),
+            Some(Ok(Message::Close(_) | Message::Frame(_)) | Err(_)) | None => {
+                return Err(End::Gone);
+            }
         }
     }
 }

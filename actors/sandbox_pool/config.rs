@@ -26,6 +26,7 @@ pub struct SandboxPoolConfig {
     /// Which driver.
     pub driver: Choice,
     /// The Docker engine, `unix:///path`; without it DOCKER_HOST, else /var/run/docker.sock.
+    #[serde(deserialize_with = "unless_empty")]
     pub engine: Option<String>,
     /// Host uid and gid of all boxes where the daemon is root; not 0. Any other daemon's boxes have its own.
     pub uid: u32,
@@ -51,6 +52,12 @@ pub struct SandboxPoolConfig {
     pub max_boxes: usize,
     /// False: run the native driver also where it can set no ceilings (memory, processor, processes). Weaker, and shown as such.
     pub require_cgroup: bool,
+}
+
+/// The config names every key, so "none" is written as an empty text.
+fn unless_empty<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    let text = String::deserialize(from)?;
+    Ok((!text.is_empty()).then_some(text))
 }
 
 impl Default for SandboxPoolConfig {

@@ -23,14 +23,16 @@ pub use sections::{
 pub use view::Leaf;
 
 use layers::Layers;
+use portcullis_actors::approval::ApprovalConfig;
 use portcullis_actors::audit::AuditConfig;
 use portcullis_actors::auth::AuthConfig;
 use portcullis_actors::connection::ConnectionConfig;
 use portcullis_actors::dashboard::DashboardConfig;
+use portcullis_actors::exec::ExecConfig;
 use portcullis_actors::pairing::PairingConfig;
 use portcullis_actors::sandbox_pool::SandboxPoolConfig;
-use portcullis_actors::vault::VaultConfig;
 use portcullis_actors::supervision::Intensity;
+use portcullis_actors::vault::VaultConfig;
 use portcullis_core::codes::{self, Code};
 
 use crate::telemetry::TelemetryConfig;
@@ -64,20 +66,24 @@ macro_rules! sections {
 sections! {
     /// Doors and who is who there.
     gateway: Gateway,
-    /// How crashing rooms are treated.
-    supervision: Intensity,
-    /// One socket.
-    connection: ConnectionConfig,
-    /// Who comes in.
-    auth: AuthConfig,
-    /// Devices.
-    pairing: PairingConfig,
-    /// Secrets.
-    vault: VaultConfig,
     /// The log.
     audit: AuditConfig,
-    /// Boxes.
+    /// Secrets.
+    vault: VaultConfig,
+    /// Devices that ask to connect.
+    pairing: PairingConfig,
+    /// Who is let in.
+    auth: AuthConfig,
+    /// One socket.
+    connection: ConnectionConfig,
+    /// The boxes.
     sandbox: SandboxPoolConfig,
+    /// How crashing rooms are treated.
+    supervision: Intensity,
+    /// Questions to people.
+    approval: ApprovalConfig,
+    /// Runs.
+    exec: ExecConfig,
     /// Logs and spans.
     telemetry: TelemetryConfig,
     /// The page.
@@ -226,8 +232,16 @@ fn rules(config: &Config, layers: &mut Layers) {
             "beyond loopback everything would be readable on the way; use a tunnel, or set gateway.dangerously_bind_without_tls = true",
         );
     }
+    if config.audit.segment_bytes < 65_536 {
+        layers.reject("audit.segment_bytes", "a segment has at least 65536 bytes");
+    }
     if config.agents.every().elevated != Elevated::Off {
         layers.reject("agents.*.elevated", "elevated mode is switched on for one agent at a time: [agents.NAME] elevated = \"ask\"");
+    }
+    for problem in config.sandbox.problems() {
+        // "[sandbox] uid must not be 0": the key is its second word.
+        let key = problem.split(' ').nth(1).unwrap_or_default();
+        layers.reject(&format!("sandbox.{key}"), &problem);
     }
     let limits = &gateway.limits;
     for (key, zero) in [
@@ -250,6 +264,20 @@ fn rules(config: &Config, layers: &mut Layers) {
         (
             "supervision.window_secs",
             config.supervision.window_secs == 0,
+        ),
+        ("audit.once_hours", config.audit.once_hours == 0),
+        ("vault.max_records", config.vault.max_records == 0),
+        (
+            "pairing.pending_ttl_seconds",
+            config.pairing.pending_ttl_seconds == 0,
+        ),
+        ("pairing.pending_max", config.pairing.pending_max == 0),
+        ("pairing.devices_max", config.pairing.devices_max == 0),
+        ("auth.concurrent", config.auth.concurrent == 0),
+        ("connection.in_flight", config.connection.in_flight == 0),
+        (
+            "connection.write_timeout_ms",
+            config.connection.write_timeout_ms == 0,
         ),
         ("dashboard.code_seconds", config.dashboard.code_seconds == 0),
         ("dashboard.idle_minutes", config.dashboard.idle_minutes == 0),

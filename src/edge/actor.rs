@@ -139,7 +139,9 @@ impl Room for Edge {
             }
             EdgeMsg::Upgraded(key, io, said) => self.upgraded(key, *io, said).await,
             EdgeMsg::News(ConnectionNews::Speaks(key)) => self.budget.speaks(key),
-            EdgeMsg::News(ConnectionNews::Admitted(key, principal)) => self.admitted(key, principal),
+            EdgeMsg::News(ConnectionNews::Admitted(key, principal)) => {
+                self.admitted(key, principal)
+            }
             EdgeMsg::Invalidated(device, generation, reason) => {
                 self.invalidated(&device, generation, reason).await;
             }
@@ -148,11 +150,22 @@ impl Room for Edge {
         Ok(())
     }
 
-    async fn task_ended(&mut self, name: &'static str, key: u64, end: TaskEnd) -> Result<(), Crash> {
+    async fn task_ended(
+        &mut self,
+        name: &'static str,
+        key: u64,
+        end: TaskEnd,
+    ) -> Result<(), Crash> {
         match (name, end) {
             // One socket's panic is that socket's end.
             (HTTP, _) => {
-                if matches!(self.sockets.get(&key), Some(Socket { stage: Stage::Http { .. }, .. })) {
+                if matches!(
+                    self.sockets.get(&key),
+                    Some(Socket {
+                        stage: Stage::Http { .. },
+                        ..
+                    })
+                ) {
                     self.gone(key);
                 }
                 Ok(())
@@ -162,7 +175,12 @@ impl Room for Edge {
         }
     }
 
-    async fn child_ended(&mut self, _name: &'static str, key: u64, _end: ChildEnd) -> Result<(), Crash> {
+    async fn child_ended(
+        &mut self,
+        _name: &'static str,
+        key: u64,
+        _end: ChildEnd,
+    ) -> Result<(), Crash> {
         self.gone(key);
         Ok(())
     }
@@ -255,7 +273,7 @@ impl Edge {
                 let peer = Peer {
                     ip: None,
                     uid: Some(uid),
-                    is_operator: operator(uid, &groups) && pid.is_some_and(is_outside),
+                    is_operator: operator(uid, &groups) && pid.is_some_and(peer::is_outside),
                     is_local: true,
                     has_origin: said.has_origin,
                 };
@@ -268,7 +286,7 @@ impl Edge {
                     ip: Some(peer.ip().to_canonical()),
                     uid: owner.map(|(uid, _)| uid),
                     is_operator: owner.is_some_and(|(uid, inode)| {
-                        operator(uid, &[]) && !crate::descent::holds_socket(inode)
+                        operator(uid, &[]) && !peer::holds_socket(inode)
                     }),
                     is_local: is_loopback && !said.is_forwarded && !said.has_origin,
                     has_origin: said.has_origin,
@@ -294,15 +312,23 @@ impl Edge {
         }
     }
 
-    async fn invalidated(&mut self, device: &DeviceId, generation: Option<u64>, reason: &'static str) {
-        let ended = self.sockets.values().filter_map(|socket| match &socket.stage {
-            Stage::Open(handle, Some(who))
-                if who.device() == Some(device) && Some(who.generation) != generation =>
-            {
-                Some(handle.clone())
-            }
-            _ => None,
-        });
+    async fn invalidated(
+        &mut self,
+        device: &DeviceId,
+        generation: Option<u64>,
+        reason: &'static str,
+    ) {
+        let ended = self
+            .sockets
+            .values()
+            .filter_map(|socket| match &socket.stage {
+                Stage::Open(handle, Some(who))
+                    if who.device() == Some(device) && Some(who.generation) != generation =>
+                {
+                    Some(handle.clone())
+                }
+                _ => None,
+            });
         for handle in ended.collect::<Vec<_>>() {
             // Gone already is as good.
             let _ = handle.close(4001, reason).await;
@@ -317,7 +343,9 @@ impl Edge {
             .sockets
             .values()
             .filter_map(|socket| match &socket.stage {
-                Stage::Open(_, Some(who)) => Some((who.device()?.clone(), who.role, who.generation)),
+                Stage::Open(_, Some(who)) => {
+                    Some((who.device()?.clone(), who.role, who.generation))
+                }
                 _ => None,
             })
             .collect();
@@ -329,7 +357,11 @@ impl Edge {
                     Err(_) => continue,
                 };
                 if now != Some(generation) {
-                    ctx.notify(EdgeMsg::Invalidated(device, now, "client invalidated: device-token-revoked"));
+                    ctx.notify(EdgeMsg::Invalidated(
+                        device,
+                        now,
+                        "client invalidated: device-token-revoked",
+                    ));
                 }
             }
         };
@@ -338,7 +370,10 @@ impl Edge {
 
     fn gone(&mut self, key: u64) {
         self.budget.leave(key);
-        if let Some(Socket { stage: Stage::Open(_, Some(who)), .. }) = self.sockets.remove(&key)
+        if let Some(Socket {
+            stage: Stage::Open(_, Some(who)),
+            ..
+        }) = self.sockets.remove(&key)
             && who.device().is_some()
         {
             self.publish_connected();
@@ -346,17 +381,15 @@ impl Edge {
     }
 
     fn publish_connected(&self) {
-        let devices = self.sockets.values().filter_map(|socket| match &socket.stage {
-            Stage::Open(_, Some(who)) => who.device().cloned(),
-            _ => None,
-        });
+        let devices = self
+            .sockets
+            .values()
+            .filter_map(|socket| match &socket.stage {
+                Stage::Open(_, Some(who)) => who.device().cloned(),
+                _ => None,
+            });
         self.wiring.connected.set(devices.collect());
     }
-}
-
-/// Not one of our own runs, whatever its uid.
-fn is_outside(pid: i32) -> bool {
-    !crate::descent::is_descendant(pid)
 }
 
 fn listen_to_pairing(wiring: &EdgeWiring, ctx: &Ctx<Edge>) {
@@ -366,7 +399,13 @@ fn listen_to_pairing(wiring: &EdgeWiring, ctx: &Ctx<Edge>) {
         loop {
             match news.next().await {
                 FeedItem::Event(told) => {
-                    if let News::Invalidated { device_id, generation, why, .. } = &told.event {
+                    if let News::Invalidated {
+                        device_id,
+                        generation,
+                        why,
+                        ..
+                    } = &told.event
+                    {
                         let reason = why.close_reason();
                         own.notify(EdgeMsg::Invalidated(device_id.clone(), *generation, reason));
                     }
@@ -389,7 +428,8 @@ fn accept_tcp(wiring: &EdgeWiring, ctx: &Ctx<Edge>) -> Result<(), Crash> {
                     // Small frames each way: waiting to fill packets only costs time.
                     let _ = stream.set_nodelay(true);
                     if let Ok(own) = stream.local_addr() {
-                        edge.accepted(Stream::Tcp(stream), From::Tcp { peer, own }).await;
+                        edge.accepted(Stream::Tcp(stream), From::Tcp { peer, own })
+                            .await;
                     }
                 }
                 Err(error) => pause("tcp", &error).await,
@@ -408,7 +448,10 @@ fn accept_control(wiring: &EdgeWiring, ctx: &Ctx<Edge>) -> Result<(), Crash> {
             match listener.accept().await {
                 Ok((stream, _)) => {
                     if let Ok(cred) = stream.peer_cred() {
-                        let from = From::Control { uid: cred.uid(), pid: cred.pid() };
+                        let from = From::Control {
+                            uid: cred.uid(),
+                            pid: cred.pid(),
+                        };
                         edge.accepted(Stream::Unix(stream), from).await;
                     }
                 }

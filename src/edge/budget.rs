@@ -148,7 +148,11 @@ mod tests {
         assert_eq!(b.enter(4, ip("10.0.0.1")), Some(2));
         b.speaks(3);
         b.speaks(4);
-        assert_eq!(b.enter(5, ip("10.0.0.1")), Some(5), "nobody is silent: the newcomer waits outside");
+        assert_eq!(
+            b.enter(5, ip("10.0.0.1")),
+            Some(5),
+            "nobody is silent: the newcomer waits outside"
+        );
         assert_eq!(b.len(), 3);
     }
 

@@ -107,7 +107,11 @@ async fn answer(
             return if ready {
                 probe(&request, StatusCode::OK, r#"{"ready":true}"#)
             } else {
-                probe(&request, StatusCode::SERVICE_UNAVAILABLE, r#"{"ready":false}"#)
+                probe(
+                    &request,
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    r#"{"ready":false}"#,
+                )
             };
         }
         _ => {}
@@ -142,17 +146,23 @@ fn upgrade(
     if !has_token(headers, header::UPGRADE, "websocket")
         || !has_token(headers, header::CONNECTION, "upgrade")
     {
-        return Err(bad("Upgrade: websocket and Connection: Upgrade are needed\n"));
+        return Err(bad(
+            "Upgrade: websocket and Connection: Upgrade are needed\n",
+        ));
     }
     let one = |name: header::HeaderName| {
         let mut all = headers.get_all(name).iter();
         all.next().filter(|_| all.next().is_none())
     };
     if one(header::SEC_WEBSOCKET_VERSION).is_none_or(|v| v.as_bytes() != b"13") {
-        let mut answer = plain(StatusCode::UPGRADE_REQUIRED, "WebSocket version 13 is needed\n");
-        answer
-            .headers_mut()
-            .insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        let mut answer = plain(
+            StatusCode::UPGRADE_REQUIRED,
+            "WebSocket version 13 is needed\n",
+        );
+        answer.headers_mut().insert(
+            header::SEC_WEBSOCKET_VERSION,
+            HeaderValue::from_static("13"),
+        );
         return Err(Box::new(answer));
     }
     let key = one(header::SEC_WEBSOCKET_KEY)
@@ -203,7 +213,10 @@ fn host_is_ours(http: &Http, headers: &HeaderMap) -> bool {
     };
     name.eq_ignore_ascii_case("localhost")
         || name.parse::<std::net::Ipv4Addr>().is_ok()
-        || http.hosts.iter().any(|ours| ours.eq_ignore_ascii_case(name))
+        || http
+            .hosts
+            .iter()
+            .any(|ours| ours.eq_ignore_ascii_case(name))
 }
 
 fn probe(request: &Request<Incoming>, status: StatusCode, body: &'static str) -> Answer {
@@ -216,7 +229,10 @@ fn probe(request: &Request<Incoming>, status: StatusCode, body: &'static str) ->
     }
     let mut answer = plain(status, body);
     let headers = answer.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
     answer
 }
 
@@ -225,7 +241,13 @@ fn plain(status: StatusCode, body: &'static str) -> Answer {
     *answer.status_mut() = status;
     let headers = answer.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
+    headers.insert(
+        "x-content-type-options",
+        HeaderValue::from_static("nosniff"),
+    );
     answer
 }

@@ -43,7 +43,8 @@ impl Doors {
             _ => ListenError::Tcp(address, e),
         })?;
         let address = tcp.local_addr().map_err(|e| ListenError::Tcp(address, e))?;
-        tcp.set_nonblocking(true).map_err(|e| ListenError::Tcp(address, e))?;
+        tcp.set_nonblocking(true)
+            .map_err(|e| ListenError::Tcp(address, e))?;
         let path = run.join("control.sock");
         let control = unix(run, &path).map_err(|e| ListenError::Unix(path, e))?;
         Ok(Self {

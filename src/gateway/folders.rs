@@ -29,8 +29,11 @@ pub fn make(state: &Path) -> Result<(), Failure> {
                 _ => Err(e),
             })
             .map_err(|e| {
-                Failure::of(codes::STATE_MODE, format!("cannot make {}: {e}", folder.display()))
-                    .hint("choose another with --state DIR")
+                Failure::of(
+                    codes::STATE_MODE,
+                    format!("cannot make {}: {e}", folder.display()),
+                )
+                .hint("choose another with --state DIR")
             })?;
         check(&folder, mode)?;
     }
@@ -42,15 +45,26 @@ fn check(folder: &Path, mode: u32) -> Result<(), Failure> {
     let shown = folder.display();
     let meta = match std::fs::symlink_metadata(folder) {
         Ok(meta) => meta,
-        Err(e) => return refuse(format!("{shown}: {e}"), "choose another with --state DIR".into()),
+        Err(e) => {
+            return refuse(
+                format!("{shown}: {e}"),
+                "choose another with --state DIR".into(),
+            );
+        }
     };
     if !meta.is_dir() {
-        return refuse(format!("{shown} is no folder"), "choose another with --state DIR".into());
+        return refuse(
+            format!("{shown} is no folder"),
+            "choose another with --state DIR".into(),
+        );
     }
     let own = rustix::process::geteuid().as_raw();
     if meta.uid() != own {
         return refuse(
-            format!("{shown} belongs to uid {}, and the gateway runs as {own}", meta.uid()),
+            format!(
+                "{shown} belongs to uid {}, and the gateway runs as {own}",
+                meta.uid()
+            ),
             format!("chown {own} {shown}"),
         );
     }
@@ -82,7 +96,11 @@ pub fn lock(state: &Path) -> Result<File, Failure> {
         let _ = file.read_to_string(&mut pid);
         return Err(Failure::of(
             codes::STATE_LOCKED,
-            format!("another gateway (pid {}) uses {}", pid.trim(), state.display()),
+            format!(
+                "another gateway (pid {}) uses {}",
+                pid.trim(),
+                state.display()
+            ),
         ));
     }
     file.set_len(0).map_err(failed)?;

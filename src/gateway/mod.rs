@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use portcullis_actors::sandbox_pool::cell_file;
 use portcullis_actors::store::Store;
 use portcullis_actors::supervision::{EXIT_TREE, OnFatal};
 use portcullis_core::audit::BootId;
@@ -43,7 +44,8 @@ pub fn run(global: &Global, args: &GatewayArgs, greet: bool) -> ExitCode {
         .enable_all()
         .worker_threads(2)
         .max_blocking_threads(8)
-        .thread_stack_size(512 * 1024)
+        // One figure for all threads: 512 KiB is too small for an unoptimised worker. Pages are only used when touched.
+        .thread_stack_size(2 * 1024 * 1024)
         .build();
     let result = match runtime {
         Ok(runtime) => {
@@ -84,7 +86,10 @@ async fn serve(
         .map_err(|e| Failure::of(codes::CONFIG_INVALID, e.to_string()))?;
     let key_file = identity_file(global.identity.as_deref()).map_or_else(default_identity, Ok)?;
     let (identity, _) = identity::open_or_make(&key_file, &state).map_err(|e| {
-        Failure::of(codes::find(e.code()).unwrap_or(codes::IDENTITY_INVALID), e.to_string())
+        Failure::of(
+            codes::find(e.code()).unwrap_or(codes::IDENTITY_INVALID),
+            e.to_string(),
+        )
     })?;
     let (token, made) = token::settle(&state, secret, &loaded.config.gateway.auth.token_file)?;
     let address = SocketAddr::new(loaded.config.gateway.bind, loaded.config.gateway.port);
@@ -96,10 +101,20 @@ async fn serve(
     let store = tokio::task::spawn_blocking(move || Store::open(&database))
         .await
         .map_err(|e| Failure::of(codes::INTERNAL, e.to_string()))?
-        .map_err(|e| Failure::of(codes::find(e.code()).unwrap_or(codes::STATE_CORRUPT), e.to_string()))?;
+        .map_err(|e| {
+            Failure::of(
+                codes::find(e.code()).unwrap_or(codes::STATE_CORRUPT),
+                e.to_string(),
+            )
+        })?;
     let highest = store.highest_intent().await.map_err(|e| {
-        Failure::of(codes::find(e.code()).unwrap_or(codes::STATE_CORRUPT), e.to_string())
+        Failure::of(
+            codes::find(e.code()).unwrap_or(codes::STATE_CORRUPT),
+            e.to_string(),
+        )
     })?;
+    let (cell_file, _) = cell_file::place(&state.join("run"), CELL)
+        .map_err(|e| Failure::of(codes::STATE_MODE, format!("run/: {e}")))?;
     let address = doors.address();
     let on_fatal: OnFatal = Arc::new(|room, why| {
         eprintln!("portcullis: {room}: {why}; the process ends (exit {EXIT_TREE})");
@@ -109,7 +124,14 @@ async fn serve(
     let dashboard_config = loaded.config.dashboard.clone();
     let config_view = loaded.for_clients();
     let owner = Hash32::of(state.as_os_str().as_encoded_bytes()).to_string()[..16].to_owned();
-    let Planted { tree, window, site, methods, dashboard, pool } = plant(
+    let Planted {
+        tree,
+        window,
+        site,
+        methods,
+        dashboard,
+        pool,
+    } = plant(
         Ground {
             config: loaded.config,
             config_view,
@@ -121,6 +143,12 @@ async fn serve(
             owner,
             doors,
             cell: CELL,
+            cell_file,
+            forbidden: key_file
+                .parent()
+                .map(Path::to_path_buf)
+                .into_iter()
+                .collect(),
             began: Instant::from_std(began),
         },
         on_fatal,
@@ -129,12 +157,19 @@ async fn serve(
         let code = codes::ALL.iter().find(|c| e.why.contains(c.name)).copied();
         Failure::of(code.unwrap_or(codes::INTERNAL), e.to_string())
     })?;
-    let head = methods.audit.head().await.map_err(|e| Failure::of(codes::CANNOT_RECORD, e.to_string()))?;
+    let head = methods
+        .audit
+        .head()
+        .await
+        .map_err(|e| Failure::of(codes::CANNOT_RECORD, e.to_string()))?;
     if highest > head.seq.0 {
         tree.stop().await;
         return Err(Failure::of(
             codes::STATE_CORRUPT,
-            format!("the state was written under record {highest}, and the log ends at {}", head.seq.0),
+            format!(
+                "the state was written under record {highest}, and the log ends at {}",
+                head.seq.0
+            ),
         ));
     }
     window.set(Some(tree.window()));
@@ -142,7 +177,11 @@ async fn serve(
         Local(methods.clone()),
         dashboard,
         tree.window(),
-        PageConfig { port: address.port(), tls: false, dashboard: dashboard_config },
+        PageConfig {
+            port: address.port(),
+            tls: false,
+            dashboard: dashboard_config,
+        },
     );
     site.set(Some(Site::new(page)));
     tracing::info!(target: "portcullis", %address, ready_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(0), "gateway serves");
@@ -158,7 +197,10 @@ async fn serve(
         () = &mut lost_store => true,
     };
     tracing::info!(target: "portcullis", "gateway stops");
-    if tokio::time::timeout(STOP_WITHIN, tree.stop()).await.is_err() {
+    if tokio::time::timeout(STOP_WITHIN, tree.stop())
+        .await
+        .is_err()
+    {
         tracing::error!(target: "portcullis", "rooms did not stop in time");
     }
     // All rows are committed: a close that fails loses nothing.
@@ -173,30 +215,49 @@ async fn serve(
 fn flags(args: &GatewayArgs) -> Vec<Flag> {
     let mut flags = Vec::new();
     if let Some(port) = args.port {
-        flags.push(Flag { name: "--port", key: "gateway.port", value: port.to_string() });
+        flags.push(Flag {
+            name: "--port",
+            key: "gateway.port",
+            value: port.to_string(),
+        });
     }
     if let Some(bind) = args.bind {
-        flags.push(Flag { name: "--bind", key: "gateway.bind", value: bind.to_string() });
+        flags.push(Flag {
+            name: "--bind",
+            key: "gateway.bind",
+            value: bind.to_string(),
+        });
     }
     flags
 }
 
 fn random<const N: usize>() -> Result<[u8; N], Failure> {
     let mut bytes = [0; N];
-    getrandom::fill(&mut bytes)
-        .map_err(|e| Failure::of(codes::INTERNAL, format!("the machine has no randomness: {e}")))?;
+    getrandom::fill(&mut bytes).map_err(|e| {
+        Failure::of(
+            codes::INTERNAL,
+            format!("the machine has no randomness: {e}"),
+        )
+    })?;
     Ok(bytes)
 }
 
 /// Outside the state directory, so that a copy of the one is not a copy of both.
 fn default_identity() -> Result<PathBuf, Failure> {
-    let folder = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let folder = |name: &str| {
+        std::env::var_os(name)
+            .filter(|v| !v.is_empty())
+            .map(PathBuf::from)
+    };
     folder("XDG_CONFIG_HOME")
         .filter(|p| p.is_absolute())
         .or_else(|| folder("HOME").map(|home| home.join(".config")))
         .map(|config| config.join("portcullis/identity.key"))
         .ok_or_else(|| {
-            Failure::of(codes::IDENTITY_INVALID, "no place for the identity key: neither --identity nor HOME is set")
+            Failure::of(
+                codes::IDENTITY_INVALID,
+                "no place for the identity key: neither --identity nor HOME is set",
+            )
         })
 }
 
@@ -241,8 +302,10 @@ async fn greeting(
 }
 
 async fn signals() {
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
+    let (Ok(mut term), Ok(mut int)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
         tracing::warn!(target: "portcullis", "no signal handler: only kill ends this process");
         return std::future::pending().await;
     };

@@ -24,7 +24,14 @@ const MAX: usize = 512;
 /// Shortest token, characters.
 const MIN: usize = 24;
 /// Texts out of manuals.
-const PLACEHOLDERS: &[&str] = &["changeme", "change-me", "placeholder", "your-token", "example", "secret-token"];
+const PLACEHOLDERS: &[&str] = &[
+    "changeme",
+    "change-me",
+    "placeholder",
+    "your-token",
+    "example",
+    "secret-token",
+];
 
 /// The token of the environment. A token in a variable would stay readable in `/proc/PID/environ`: the process is
 /// started anew without it, and reads it from standard input of that one moment, a sealed-off memory file.
@@ -40,7 +47,8 @@ pub fn take() -> Result<Option<Given>, Failure> {
 
 /// Only returns on failure: otherwise this process is a new one.
 fn start_again(token: &OsString) -> Failure {
-    let failed = |e: io::Error| Failure::of(codes::INTERNAL, format!("cannot pass the token on: {e}"));
+    let failed =
+        |e: io::Error| Failure::of(codes::INTERNAL, format!("cannot pass the token on: {e}"));
     let pass = || -> io::Result<io::Error> {
         // Not closed at exec: that is its purpose.
         let memory = rustix::fs::memfd_create("portcullis-token", rustix::fs::MemfdFlags::empty())?;
@@ -63,13 +71,17 @@ fn start_again(token: &OsString) -> Failure {
 }
 
 fn read_file(path: &Path) -> Result<Given, Failure> {
-    let failed = |why: String| Failure::of(codes::TOKEN_INVALID, format!("{}: {why}", path.display()));
+    let failed =
+        |why: String| Failure::of(codes::TOKEN_INVALID, format!("{}: {why}", path.display()));
     let mut file = File::open(path).map_err(|e| failed(e.to_string()))?;
     let meta = file.metadata().map_err(|e| failed(e.to_string()))?;
     let is_memory = path.starts_with("/proc/self/fd");
     if !is_memory && meta.mode() & 0o077 != 0 {
-        return Err(Failure::of(codes::STATE_MODE, format!("others can read {}", path.display()))
-            .hint(format!("chmod 600 {}", path.display())));
+        return Err(Failure::of(
+            codes::STATE_MODE,
+            format!("others can read {}", path.display()),
+        )
+        .hint(format!("chmod 600 {}", path.display())));
     }
     let mut text = Zeroizing::new(String::new());
     (&mut file)
@@ -80,7 +92,9 @@ fn read_file(path: &Path) -> Result<Given, Failure> {
         // Read once: a run that inherits nothing could not read it anyway, and /proc/PID/fd should not show it.
         let _ = file.set_len(0);
     }
-    Ok(Given(Zeroizing::new(text.trim_end_matches(['\r', '\n']).to_owned())))
+    Ok(Given(Zeroizing::new(
+        text.trim_end_matches(['\r', '\n']).to_owned(),
+    )))
 }
 
 /// The hash to compare with, and the token itself where it was made just now.
@@ -103,18 +117,23 @@ pub fn settle(
         Ok(bytes) => serde_json::from_slice::<Kept>(&bytes)
             .map(|kept| (kept.sha256, None))
             .map_err(|_| {
-                Failure::of(codes::STATE_CORRUPT, format!("{} is no token's hash", kept.display()))
-                    .hint("remove the file: a new token is made at the next start")
+                Failure::of(
+                    codes::STATE_CORRUPT,
+                    format!("{} is no token's hash", kept.display()),
+                )
+                .hint("remove the file: a new token is made at the next start")
             }),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             let random = super::random::<32>()?;
             let token = Token::from_random(TokenKind::Gateway, &random);
-            keep(&kept, &token).map_err(|e| {
-                Failure::of(codes::STATE_MODE, format!("{}: {e}", kept.display()))
-            })?;
+            keep(&kept, &token)
+                .map_err(|e| Failure::of(codes::STATE_MODE, format!("{}: {e}", kept.display())))?;
             Ok((token.hash(), Some(token)))
         }
-        Err(e) => Err(Failure::of(codes::STATE_MODE, format!("{}: {e}", kept.display()))),
+        Err(e) => Err(Failure::of(
+            codes::STATE_MODE,
+            format!("{}: {e}", kept.display()),
+        )),
     }
 }
 
@@ -125,7 +144,10 @@ struct Kept {
 }
 
 fn keep(path: &Path, token: &Token) -> io::Result<()> {
-    let kept = Kept { v: 1, sha256: token.hash() };
+    let kept = Kept {
+        v: 1,
+        sha256: token.hash(),
+    };
     let draft = path.with_extension("new");
     let mut file = std::fs::OpenOptions::new()
         .write(true)
@@ -151,7 +173,10 @@ fn check(token: &str) -> Result<(), Failure> {
         || token.chars().all(|c| Some(c) == first)
         || PLACEHOLDERS.iter().any(|p| lower.contains(p));
     if bad {
-        return Err(Failure::of(codes::TOKEN_INVALID, "this gateway token cannot be used"));
+        return Err(Failure::of(
+            codes::TOKEN_INVALID,
+            "this gateway token cannot be used",
+        ));
     }
     Ok(())
 }
@@ -162,7 +187,13 @@ mod tests {
 
     #[test]
     fn short_tokens_and_placeholders_are_refused_and_a_uuid_is_not() {
-        for bad in ["", "short", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "changeme-changeme-changeme", "with space in it and long enough"] {
+        for bad in [
+            "",
+            "short",
+            "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+            "changeme-changeme-changeme",
+            "with space in it and long enough",
+        ] {
             assert!(check(bad).is_err(), "{bad}");
         }
         assert!(check("478c9e6a-b11b-422b-8bf4-6ef024b4d6c3").is_ok());

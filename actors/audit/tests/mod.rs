@@ -3,7 +3,6 @@
 mod child;
 mod crash;
 mod room;
-mod speed;
 mod writer;
 
 use super::config::AuditConfig;

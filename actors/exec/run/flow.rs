@@ -267,9 +267,10 @@ impl Flow {
             }
             Ok(acting) => {
                 let begun = Instant::now();
-                let carried = acting.carry(self, decided.frozen.plan.limits.timeout_ms).await;
-                let duration =
-                    u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+                let carried = acting
+                    .carry(self, decided.frozen.plan.limits.timeout_ms)
+                    .await;
+                let duration = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
                 let outcome = carried.outcome();
                 (self.ended(&decided, intent, carried, duration), outcome)
             }
@@ -351,13 +352,7 @@ impl Flow {
         }
     }
 
-    fn ended(
-        &self,
-        decided: &Decided,
-        intent: Seq,
-        carried: Carried,
-        duration: u64,
-    ) -> RunResult {
+    fn ended(&self, decided: &Decided, intent: Seq, carried: Carried, duration: u64) -> RunResult {
         RunResult {
             run_id: self.run.clone(),
             status: carried.status,

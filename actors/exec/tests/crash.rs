@@ -54,7 +54,10 @@ async fn a_run_whose_actor_crashes_is_recorded_told_and_ended() {
         assert!(intent.contains("RUN_UNKNOWN"), "{intent}");
         // The room itself, and its next run, are as before.
         let request = house.request(Target::Sandbox, &["true"]);
-        assert_eq!(house.run(request).await.unwrap().1.result.exit_code, Some(0));
+        assert_eq!(
+            house.run(request).await.unwrap().1.result.exit_code,
+            Some(0)
+        );
         house.end().await;
     }
 }

@@ -285,7 +285,10 @@ pub fn alive(mark: &str) -> bool {
 pub async fn until(what: &str, within: Duration, mut test: impl FnMut() -> bool) {
     let end = tokio::time::Instant::now() + within;
     while !test() {
-        assert!(tokio::time::Instant::now() < end, "{what} within {within:?}");
+        assert!(
+            tokio::time::Instant::now() < end,
+            "{what} within {within:?}"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
