@@ -140,7 +140,7 @@ impl Methods {
                 let records = records.map_err(|e| refused(e.code(), &e))?;
                 let head = self.audit.head().await.map_err(|e| refused(e.code(), &e))?;
                 Ok(
-                    json!({ "records": records.iter().map(|r| r.as_ref()).collect::<Vec<_>>(), "head": head }),
+                    json!({ "records": records.iter().map(AsRef::as_ref).collect::<Vec<_>>(), "head": head }),
                 )
             }
             "audit.query" => {
@@ -293,6 +293,7 @@ pub(super) fn refused(code: &str, text: &dyn Display) -> ErrorBody {
     ErrorBody::of(code, text.to_string())
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "as map_err gives it")]
 fn pairing(refusal: crate::pairing::PairingRefusal) -> ErrorBody {
     refused(refusal.code(), &refusal)
 }

@@ -14,6 +14,7 @@ fn asking() -> AgentPolicy {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "as json! gives it")]
 fn list(entries: serde_json::Value) -> Document {
     document(json!({"version": 1, "agents": {"demo": {"allowlist": entries}}}))
 }
