@@ -6,7 +6,7 @@
 )]
 
 mod docker;
-mod harness;
+pub(crate) mod harness;
 mod native;
 mod room;
 pub mod suite;
