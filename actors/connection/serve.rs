@@ -38,10 +38,7 @@ pub(super) type Pending = Pin<Box<dyn Future<Output = Option<String>> + Send>>;
 
 /// What a request may use of its connection.
 #[derive(Clone)]
-#[expect(
-    clippy::struct_field_names,
-    reason = "the protocol's own name: connId"
-)]
+#[expect(clippy::struct_field_names, reason = "the protocol's own name: connId")]
 pub(super) struct Conn {
     pub wiring: ConnectionWiring,
     pub principal: Arc<Principal>,

@@ -242,7 +242,7 @@ impl House {
 pub async fn finish(mut seen: mpsc::Receiver<ExecEvent>) -> Ended {
     let mut streams = [Vec::new(), Vec::new()];
     let mut next = 0;
-    let within = Duration::from_secs(60);
+    let within = Duration::from_mins(1);
     loop {
         match tokio::time::timeout(within, seen.recv()).await.unwrap() {
             Some(ExecEvent::Output {
@@ -274,7 +274,10 @@ pub fn alive(mark: &str) -> bool {
 pub async fn until(what: &str, within: Duration, mut test: impl FnMut() -> bool) {
     let end = tokio::time::Instant::now() + within;
     while !test() {
-        assert!(tokio::time::Instant::now() < end, "{what} within {within:?}");
+        assert!(
+            tokio::time::Instant::now() < end,
+            "{what} within {within:?}"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -12,7 +12,14 @@ use super::harness::{Folders, alive, finish, house, house_with, until};
 async fn a_host_command_waits_and_runs_as_somebody_else() {
     let folders = Folders::new();
     let mut house = house(&folders, 1).await;
-    let request = house.request(Target::Host, &["sh", "-c", "id -u; echo $PATH $0; umask; ls -l /proc/self/fd | wc -l"]);
+    let request = house.request(
+        Target::Host,
+        &[
+            "sh",
+            "-c",
+            "id -u; echo $PATH $0; umask; ls -l /proc/self/fd | wc -l",
+        ],
+    );
     let (accepted, seen) = house.begin(request).await.unwrap();
     assert_eq!(accepted.status, "approval-pending");
     assert!(house.intents().await.is_empty(), "nothing before the word");
@@ -21,9 +28,16 @@ async fn a_host_command_waits_and_runs_as_somebody_else() {
     assert_eq!(ended.result.status, "exited", "{ended:?}");
     let lines: Vec<&str> = ended.out.lines().collect();
     let own = rustix::process::geteuid();
-    let uid = if own.is_root() { "65534".to_owned() } else { own.as_raw().to_string() };
+    let uid = if own.is_root() {
+        "65534".to_owned()
+    } else {
+        own.as_raw().to_string()
+    };
     assert_eq!(lines[0], uid);
-    assert!(lines[1].starts_with("/usr/local/sbin:") && lines[1].ends_with(" sh"), "{lines:?}");
+    assert!(
+        lines[1].starts_with("/usr/local/sbin:") && lines[1].ends_with(" sh"),
+        "{lines:?}"
+    );
     assert_eq!(lines[2], "0077");
     // 0, 1, 2, the folder that ls reads, and its first line.
     assert_eq!(lines[3].trim(), "5", "no descriptor of ours");
@@ -126,13 +140,23 @@ async fn a_caller_that_is_gone_takes_question_and_process_along() {
 
     let request = house.request(
         Target::Host,
-        &["sh", "-c", "setsid sleep 82.5 & setsid sh -c 'sleep 83.5 & wait' & wait"],
+        &[
+            "sh",
+            "-c",
+            "setsid sleep 82.5 & setsid sh -c 'sleep 83.5 & wait' & wait",
+        ],
     );
     let (accepted, seen) = house.begin(request).await.unwrap();
     house.answer(&accepted, Word::AllowOnce).await;
-    until("both start", Duration::from_secs(10), || alive("sleep 82.5") && alive("sleep 83.5")).await;
+    until("both start", Duration::from_secs(10), || {
+        alive("sleep 82.5") && alive("sleep 83.5")
+    })
+    .await;
     drop(seen);
-    until("both end", Duration::from_secs(4), || !alive("sleep 82.5") && !alive("sleep 83.5")).await;
+    until("both end", Duration::from_secs(4), || {
+        !alive("sleep 82.5") && !alive("sleep 83.5")
+    })
+    .await;
     house.end().await;
 }
 
@@ -140,7 +164,10 @@ async fn a_caller_that_is_gone_takes_question_and_process_along() {
 async fn a_time_out_and_a_shutdown_end_everything() {
     let folders = Folders::new();
     let mut house = house(&folders, 1).await;
-    let mut request = house.request(Target::Host, &["sh", "-c", "setsid sleep 84.5 & sleep 85.5"]);
+    let mut request = house.request(
+        Target::Host,
+        &["sh", "-c", "setsid sleep 84.5 & sleep 85.5"],
+    );
     request.timeout_ms = Some(300);
     let ended = house.run_allowed(request).await;
     assert_eq!(ended.result.status, "timed-out", "{ended:?}");
@@ -178,7 +205,10 @@ async fn what_policy_or_the_machine_does_not_have_is_refused() {
     }
     let mut request = house.request(Target::Host, &["uname"]);
     request.env.insert("LD_PRELOAD".to_owned(), "/x".to_owned());
-    assert_eq!(house.begin(request).await.unwrap_err().code, codes::INVALID_PARAMS);
+    assert_eq!(
+        house.begin(request).await.unwrap_err().code,
+        codes::INVALID_PARAMS
+    );
     house.end().await;
 }
 
@@ -187,7 +217,11 @@ async fn no_host_command_runs_as_root_or_an_operator() {
     if !rustix::process::geteuid().is_root() {
         return;
     }
-    for (user, operators) in [("root", vec![]), ("nobody", vec![65534]), ("no-such-user", vec![])] {
+    for (user, operators) in [
+        ("root", vec![]),
+        ("nobody", vec![65534]),
+        ("no-such-user", vec![]),
+    ] {
         let folders = Folders::new();
         let mut house = house_with(&folders, 1, |wiring| {
             wiring.config.host.user = user.to_owned();

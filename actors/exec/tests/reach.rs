@@ -69,7 +69,11 @@ fn a_gateway_that_is_not_root_masks_what_is_its_own() {
     let test = place(&std::env::current_exe().unwrap(), "tests");
     let cell = place(&crate::sandbox_pool::tests::harness::cell(), "cell");
     let output = std::process::Command::new(test)
-        .args(["exec::tests::reach::state_identity", "exec::tests::host::", "--test-threads=1"])
+        .args([
+            "exec::tests::reach::state_identity",
+            "exec::tests::host::",
+            "--test-threads=1",
+        ])
         .env("PORTCULLIS_TEST_CELL", cell)
         .env("TMPDIR", folder.path())
         .current_dir(folder.path())
@@ -78,6 +82,10 @@ fn a_gateway_that_is_not_root_masks_what_is_its_own() {
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{said}\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     assert!(said.contains("9 passed"), "{said}");
 }

@@ -12,7 +12,10 @@ use crate::exec::ExecEvent;
 async fn a_run_streams_exits_and_is_recorded() {
     let folders = Folders::new();
     let mut house = house(&folders, 1).await;
-    let mut request = house.request(Target::Sandbox, &["sh", "-c", "echo $A; echo b >&2; exit 7"]);
+    let mut request = house.request(
+        Target::Sandbox,
+        &["sh", "-c", "echo $A; echo b >&2; exit 7"],
+    );
     request.env.insert("A".to_owned(), "a".to_owned());
     let (accepted, ended) = house.run(request).await.unwrap();
     assert_eq!(accepted.status, "accepted");
@@ -35,7 +38,10 @@ async fn a_run_streams_exits_and_is_recorded() {
 async fn a_key_is_good_for_one_run() {
     let folders = Folders::new();
     let mut house = house(&folders, 1).await;
-    let request = house.request(Target::Sandbox, &["sh", "-c", "echo x >> /workspace/ran; cat /workspace/ran"]);
+    let request = house.request(
+        Target::Sandbox,
+        &["sh", "-c", "echo x >> /workspace/ran; cat /workspace/ran"],
+    );
     let (_, first) = house.run(request.clone()).await.unwrap();
     assert_eq!(first.out, "x\n");
     let (_, again) = house.run(request).await.unwrap();
@@ -54,7 +60,10 @@ async fn a_run_is_cancelled_only_by_its_own_and_times_out() {
     let (accepted, mut seen) = house.begin(request).await.unwrap();
     let mut other = operator(12);
     other.scopes = portcullis_core::auth::ScopeSet::empty();
-    let refused = house.exec.cancel(accepted.run_id.clone(), &other, "c9").await;
+    let refused = house
+        .exec
+        .cancel(accepted.run_id.clone(), &other, "c9")
+        .await;
     assert_eq!(refused.unwrap_err().code, codes::RUN_NOT_FOUND);
     until("it starts", Duration::from_secs(10), || alive("sleep 71.5")).await;
     house
@@ -116,7 +125,11 @@ async fn too_many_runs_and_bad_requests_are_refused() {
     let request = house.request(Target::Sandbox, &["true"]);
     let refused = house.begin(request).await.unwrap_err();
     assert_eq!(refused.code, codes::TOO_MANY_RUNS);
-    house.exec.cancel(accepted.run_id, &operator(0), "c1").await.unwrap();
+    house
+        .exec
+        .cancel(accepted.run_id, &operator(0), "c1")
+        .await
+        .unwrap();
     super::harness::finish(seen).await;
     until("its place is free", Duration::from_secs(2), || true).await;
     while house.exec.live().await > 0 {}
@@ -127,7 +140,9 @@ async fn too_many_runs_and_bad_requests_are_refused() {
         (vec!["a\0b"], None, None),
     ] {
         let mut request = house.request(Target::Sandbox, &argv);
-        request.env.extend(env.map(|name| (name.to_owned(), "x".to_owned())));
+        request
+            .env
+            .extend(env.map(|name| (name.to_owned(), "x".to_owned())));
         request.cwd = cwd.map(str::to_owned);
         let refused = house.begin(request).await.unwrap_err();
         assert_eq!(refused.code, codes::INVALID_PARAMS, "{argv:?} {refused}");
