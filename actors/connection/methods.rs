@@ -29,7 +29,7 @@ use crate::supervision::{FeedItem, FeedReader, FlagReader, Numbered, TreeWindow}
 use crate::vault::VaultHandle;
 
 /// `exec.approval.waitDecision` answers by then, decided or not.
-const DECISION_WITHIN: Duration = Duration::from_secs(1_800);
+const DECISION_WITHIN: Duration = Duration::from_mins(30);
 
 /// The rooms behind the methods, and what a process knows of itself.
 pub struct Methods {
@@ -405,6 +405,7 @@ fn pairing(refusal: crate::pairing::PairingRefusal) -> ErrorBody {
     refused(refusal.code(), &refusal)
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "as map_err gives it")]
 fn approval(refusal: ApprovalRefusal) -> ErrorBody {
     let mut error = refused(refusal.code(), &refusal);
     if let (Some(reason), Some(details)) = (refusal.reason(), error.details.as_mut()) {
