@@ -253,7 +253,7 @@ impl House {
 pub async fn finish(mut seen: mpsc::Receiver<ExecEvent>) -> Ended {
     let mut streams = [Vec::new(), Vec::new()];
     let mut next = 0;
-    let within = Duration::from_secs(60);
+    let within = Duration::from_mins(1);
     loop {
         match tokio::time::timeout(within, seen.recv()).await.unwrap() {
             Some(ExecEvent::Output {
