@@ -94,8 +94,7 @@ async fn a_question_outlives_the_gateway_and_is_taken_up_by_its_key() {
     first.end().await;
     assert_eq!(finish(seen).await.result.status, "cancelled");
 
-    let mut house = house(&folders, 2).await;
-    let _ = house.request(Target::Host, &["true"]);
+    let house = house(&folders, 2).await;
     let mut again = request.clone();
     again.session = house.session.reader();
     let mut other = again.clone();
