@@ -68,6 +68,7 @@ pub struct House {
     pub audit: AuditHandle,
     pub store: Store,
     pub session: Flag<Option<String>>,
+    boot: u8,
     keys: u32,
 }
 
@@ -140,6 +141,7 @@ pub async fn house_with(
         audit,
         store,
         session: Flag::new(None),
+        boot,
         keys: 0,
     }
 }
@@ -208,7 +210,7 @@ impl House {
             env: BTreeMap::new(),
             timeout_ms: Some(20_000),
             target,
-            idempotency_key: format!("key-{}", self.keys),
+            idempotency_key: format!("key-{}-{}", self.boot, self.keys),
             session: self.session.reader(),
         }
     }
