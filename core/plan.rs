@@ -15,8 +15,8 @@ use crate::ids::{AgentId, Hash32};
 mod encode;
 mod env;
 
-pub use env::{EnvPolicy, HOST_PATH, steers};
 pub(crate) use env::is_harmless;
+pub use env::{EnvPolicy, HOST_PATH, steers};
 use env::{OWN_HOST_ENV, check_env_name};
 
 /// Most items of argv.

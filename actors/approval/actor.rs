@@ -66,18 +66,18 @@ impl Room for Approval {
             ApprovalMsg::Decide(ask, reply) => self.decide(*ask, reply).await?,
             ApprovalMsg::Find(principal, key, reply) => reply.ok(self.find(&principal, &key)),
             ApprovalMsg::Get(id, reply) => {
-                reply.send(self.machine.get(&id).cloned().map_err(Into::into))
+                reply.send(self.machine.get(&id).cloned().map_err(Into::into));
             }
             ApprovalMsg::List(all, reply) => reply.ok(self.list(all)),
             ApprovalMsg::Consume(id, hash, intent, reply) => {
-                self.consume(&id, hash, intent, reply).await?
+                self.consume(&id, hash, intent, reply).await?;
             }
             ApprovalMsg::Cancel(id, why, reply) => self.cancel(&id, &why, reply).await?,
             ApprovalMsg::Resolve(by, id, word, reply) => {
-                self.resolve(*by, &id, word, reply).await?
+                self.resolve(*by, &id, word, reply).await?;
             }
             ApprovalMsg::Grants(reply) => {
-                reply.ok(self.machine.grants().into_iter().cloned().collect())
+                reply.ok(self.machine.grants().into_iter().cloned().collect());
             }
             ApprovalMsg::Revoke(by, id, reply) => self.revoke(*by, &id, reply).await?,
             ApprovalMsg::Policy(reply) => reply.ok(self.machine.policy()),
@@ -413,8 +413,9 @@ impl Approval {
             }
         }
         self.machine.settle(step);
-        news.into_iter()
-            .for_each(|event| self.wiring.feed.publish(event));
+        for event in news {
+            self.wiring.feed.publish(event);
+        }
         Ok(())
     }
 }

@@ -12,6 +12,7 @@ use super::methods::Methods;
 use super::serve;
 use crate::auth::AuthHandle;
 use crate::clock::Clock;
+use crate::exec::ExecHandle;
 use crate::supervision::{Crash, Ctx, Flag, Room, TaskEnd, TaskHandle};
 
 /// For the close frame to be taken; then the socket is dropped.
@@ -31,6 +32,8 @@ pub struct ConnectionWiring {
     pub auth: AuthHandle,
     /// What may be asked.
     pub methods: Arc<Methods>,
+    /// Runs.
+    pub exec: ExecHandle,
     /// News for the edge.
     pub news: mpsc::Sender<ConnectionNews>,
     /// The time.
@@ -48,6 +51,8 @@ pub struct Connection {
     wiring: ConnectionWiring,
     ctx: Ctx<Self>,
     order: Arc<Flag<Option<CloseOrder>>>,
+    /// Why the credential behind this connection holds no more: runs look at it between intent and act.
+    session: Arc<Flag<Option<String>>>,
     io: Option<TaskHandle>,
     abort: Option<TaskHandle>,
 }
@@ -62,6 +67,7 @@ impl Room for Connection {
             wiring: wiring.clone(),
             ctx,
             order: Arc::new(Flag::new(None)),
+            session: Arc::new(Flag::new(None)),
             io: None,
             abort: None,
         })
@@ -97,11 +103,17 @@ impl Room for Connection {
 
 impl Connection {
     fn adopt(&mut self, accepted: Accepted) {
-        let serving = serve::serve(self.wiring.clone(), accepted, self.order.clone());
+        let serving = serve::serve(
+            self.wiring.clone(),
+            accepted,
+            self.order.clone(),
+            self.session.reader(),
+        );
         self.io = Some(self.ctx.task(IO, 0, serving));
     }
 
     fn close(&mut self, order: CloseOrder) {
+        self.session.set(Some(order.reason.clone()));
         self.order.set(Some(order));
         self.abort = Some(
             self.ctx

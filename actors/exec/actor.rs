@@ -9,7 +9,9 @@ use portcullis_core::codes;
 use portcullis_core::ids::{AgentId, DeviceId, RunId};
 use tokio::sync::mpsc;
 
-use super::messages::{Accepted, Begin, ExecEvent, ExecMsg, ExecRefusal, ExecWiring, Note, RunResult};
+use super::messages::{
+    Accepted, Begin, ExecEvent, ExecMsg, ExecRefusal, ExecWiring, Note, RunResult,
+};
 use super::run::{RunHandle, RunRoom, RunWiring};
 use crate::supervision::{ChildEnd, Crash, Ctx, Reply, Room, Snapshot};
 
@@ -111,7 +113,11 @@ impl Exec {
             run: run.clone(),
             notes: noting,
         };
-        let handle = RunHandle::new(self.ctx.child::<RunRoom>(self.next, wiring, RUN_GATE).await?);
+        let handle = RunHandle::new(
+            self.ctx
+                .child::<RunRoom>(self.next, wiring, RUN_GATE)
+                .await?,
+        );
         let request = &begin.request;
         self.live.insert(
             self.next,
@@ -170,7 +176,10 @@ impl Exec {
             None => Ok(()),
             Some(live) => Err(ExecRefusal::new(
                 codes::RUN_UNKNOWN,
-                format!("a run with this idempotencyKey is under way already: {}", live.run),
+                format!(
+                    "a run with this idempotencyKey is under way already: {}",
+                    live.run
+                ),
             )
             .with("runId", live.run.as_str())),
         }

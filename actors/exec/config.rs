@@ -65,7 +65,9 @@ impl Default for HostConfig {
 impl HostConfig {
     /// Time of a run: what it asks for, within the ceiling; there is always one.
     pub fn timeout(&self, asked: Option<u64>) -> u64 {
-        asked.unwrap_or(self.timeout_ms).clamp(1, self.max_timeout_ms)
+        asked
+            .unwrap_or(self.timeout_ms)
+            .clamp(1, self.max_timeout_ms)
     }
 }
 

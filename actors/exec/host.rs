@@ -39,7 +39,10 @@ const SAID: usize = 2048;
 
 /// Where bubblewrap is.
 pub fn bubblewrap() -> Option<PathBuf> {
-    BUBBLEWRAP.iter().map(PathBuf::from).find(|path| path.is_file())
+    BUBBLEWRAP
+        .iter()
+        .map(PathBuf::from)
+        .find(|path| path.is_file())
 }
 
 /// What to start.
@@ -239,11 +242,15 @@ impl HostOrder<'_> {
     }
 
     fn spawn(&self, argv: Vec<String>) -> Spawn {
-        let env = self.plan.env.iter().filter_map(|(name, value)| match value {
-            EnvValue::Plain(text) => Some((name.clone(), text.clone())),
-            // No request can name one yet.
-            EnvValue::Secret { .. } => None,
-        });
+        let env = self
+            .plan
+            .env
+            .iter()
+            .filter_map(|(name, value)| match value {
+                EnvValue::Plain(text) => Some((name.clone(), text.clone())),
+                // No request can name one yet.
+                EnvValue::Secret { .. } => None,
+            });
         Spawn {
             argv,
             env: env.collect(),
@@ -295,9 +302,8 @@ impl HostOrder<'_> {
                 command.arg("--ro-bind").arg("/dev/null").arg(path);
             }
         }
-        let cell_at = cell_at.ok_or_else(|| {
-            ExecRefusal::new(codes::INTERNAL, "the state directory is missing")
-        })?;
+        let cell_at = cell_at
+            .ok_or_else(|| ExecRefusal::new(codes::INTERNAL, "the state directory is missing"))?;
         command.arg("--ro-bind").arg(self.cell).arg(&cell_at);
         command.arg("--").arg(cell_at);
         Ok(command)
@@ -316,7 +322,12 @@ impl HostOrder<'_> {
         if !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
             return Err(std::io::Error::other("too many descriptors"));
         }
-        sendmsg(to, &[IoSlice::new(&[0])], &mut ancillary, SendFlags::empty())?;
+        sendmsg(
+            to,
+            &[IoSlice::new(&[0])],
+            &mut ancillary,
+            SendFlags::empty(),
+        )?;
         Ok(())
     }
 }

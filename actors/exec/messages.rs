@@ -169,10 +169,8 @@ impl ExecRefusal {
                 Self::new(codes::ROOM_DOWN, "a room that runs need is down")
                     .with("execution", execution(may_have_run))
             }
-            CallError::Deadline { may_have_run } => {
-                Self::new(codes::DEADLINE, "no answer in time")
-                    .with("execution", execution(may_have_run))
-            }
+            CallError::Deadline { may_have_run } => Self::new(codes::DEADLINE, "no answer in time")
+                .with("execution", execution(may_have_run)),
         }
     }
 }

@@ -139,7 +139,13 @@ fn find(name: &str, cwd: &str) -> Result<PathBuf, ExecRefusal> {
             path.metadata()
                 .is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
         })
-        .ok_or_else(|| refuse(codes::COMMAND_NOT_FOUND, Path::new(name), "command not found"))
+        .ok_or_else(|| {
+            refuse(
+                codes::COMMAND_NOT_FOUND,
+                Path::new(name),
+                "command not found",
+            )
+        })
 }
 
 /// The one spelling of a path, outside what is masked.
@@ -194,9 +200,9 @@ impl Folder {
         }
         let (canonical, text) = canonical(place, Path::new(path)).map_err(no_folder)?;
         let file = open_path(&canonical).map_err(no_folder)?;
-        let data = file.metadata().map_err(|error| {
-            refuse(codes::INVALID_PARAMS, &canonical, format!("cwd: {error}"))
-        })?;
+        let data = file
+            .metadata()
+            .map_err(|error| refuse(codes::INVALID_PARAMS, &canonical, format!("cwd: {error}")))?;
         let reached = may(&data, &place.user, 0o1) && reaches(&canonical, &place.user);
         if !data.is_dir() || !reached {
             return Err(refuse(

@@ -37,7 +37,9 @@ impl User {
             });
             user.gid = gid;
             return if gid == 0 {
-                Err(invalid("the gateway's group is root's: start it with another".to_owned()))
+                Err(invalid(
+                    "the gateway's group is root's: start it with another".to_owned(),
+                ))
             } else {
                 Ok(user)
             };
@@ -93,7 +95,10 @@ mod tests {
     #[test]
     fn a_line_that_is_no_user_is_passed_over() {
         let text = "root:x:0:0:root:/root:/bin/sh\nbroken\n+:::\nnobody:x:65534:65534:n:/nonexistent:/bin/false\n";
-        assert_eq!(by_name(text, "nobody").map(|u| (u.uid, u.gid)), Some((65534, 65534)));
+        assert_eq!(
+            by_name(text, "nobody").map(|u| (u.uid, u.gid)),
+            Some((65534, 65534))
+        );
         assert_eq!(by_uid(text, 0).map(|u| u.name), Some("root".to_owned()));
         assert_eq!(by_name(text, "broken"), None);
     }

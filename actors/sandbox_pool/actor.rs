@@ -219,7 +219,9 @@ impl SandboxPool {
             return Ok(());
         }
         match &mut self.drivers {
-            Drivers::Trying(waiting) if waiting.len() < MOST_WAITING => waiting.push(Waiting::Run(*start)),
+            Drivers::Trying(waiting) if waiting.len() < MOST_WAITING => {
+                waiting.push(Waiting::Run(*start))
+            }
             Drivers::Trying(_) => start
                 .reply
                 .refuse(PoolError::Full(self.wiring.config.max_boxes)),

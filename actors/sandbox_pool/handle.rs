@@ -5,7 +5,9 @@ use std::time::Duration;
 use portcullis_core::ids::{AgentId, RunId};
 use tokio::sync::mpsc;
 
-use super::messages::{BoxProfile, PoolError, PoolStatus, RunSpec, RunTicket, SandboxPoolMsg, Start};
+use super::messages::{
+    BoxProfile, PoolError, PoolStatus, RunSpec, RunTicket, SandboxPoolMsg, Start,
+};
 use super::runs::RunEvent;
 use crate::supervision::{CallError, Handle, TellError};
 

@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use crate::identity::Identity;
 use crate::seal::{Key, NONCE, Secret};
 
 const VERSION: u8 = 1;
@@ -30,6 +31,11 @@ impl fmt::Debug for PlanSealer {
 }
 
 impl PlanSealer {
+    /// With the key that this machine's identity has for it.
+    pub fn of(identity: &Identity) -> Self {
+        Self(identity.approval_rows())
+    }
+
     /// With a key of its own, used for nothing else.
     pub const fn new(key: Key) -> Self {
         Self(key)

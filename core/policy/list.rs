@@ -61,7 +61,7 @@ impl PathPattern {
             .and_then(|rest| rest.strip_suffix(tail))
             // A leading dot hides a file; a shell's `*` does not name it either.
             .is_some_and(|middle| {
-                !middle.contains('/') && !(middle.starts_with('.') && head.ends_with('/'))
+                !(middle.contains('/') || (middle.starts_with('.') && head.ends_with('/')))
             })
     }
 }

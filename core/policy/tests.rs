@@ -14,7 +14,7 @@ fn asking() -> AgentPolicy {
     }
 }
 
-fn list(entries: serde_json::Value) -> Document {
+fn list(entries: &serde_json::Value) -> Document {
     document(json!({"version": 1, "agents": {"demo": {"allowlist": entries}}}))
 }
 
@@ -132,7 +132,7 @@ fn the_sandbox_is_open_and_the_document_is_not_about_it() {
 
 #[test]
 fn a_list_entry_is_narrow() {
-    let doc = list(json!([{"pattern": "/usr/bin/uname"}, {"pattern": "/opt/tools/rep*"}]));
+    let doc = list(&json!([{"pattern": "/usr/bin/uname"}, {"pattern": "/opt/tools/rep*"}]));
     assert!(allows(&doc, &at("/usr/bin/uname", &["uname", "-a"])));
     assert!(allows(&doc, &at("/usr/bin/uname", &["/usr/bin/uname"])));
     assert!(allows(&doc, &at("/opt/tools/report", &["report"])));
@@ -180,27 +180,27 @@ fn what_runs_other_code_needs_its_exact_arguments() {
         ("/usr/bin/find", ["find", "-exec", "x"]),
     ] {
         let plan = at(path, &argv);
-        assert!(!allows(&list(json!([{"pattern": path}])), &plan), "{path}");
+        assert!(!allows(&list(&json!([{"pattern": path}])), &plan), "{path}");
         assert!(
-            !allows(&list(json!([{"pattern": "/usr/bin/*"}])), &plan),
+            !allows(&list(&json!([{"pattern": "/usr/bin/*"}])), &plan),
             "{path}"
         );
         let exact = json!({"cwd": "/", "args": &argv[1..]}).to_string();
         assert!(
             allows(
-                &list(json!([{"pattern": path, "argPattern": exact}])),
+                &list(&json!([{"pattern": path, "argPattern": exact}])),
                 &plan
             ),
             "{path}"
         );
         let elsewhere = json!({"cwd": "/tmp", "args": &argv[1..]}).to_string();
         assert!(!allows(
-            &list(json!([{"pattern": path, "argPattern": elsewhere}])),
+            &list(&json!([{"pattern": path, "argPattern": elsewhere}])),
             &plan
         ));
         let more = json!({"cwd": "/", "args": ["x"]}).to_string();
         assert!(!allows(
-            &list(json!([{"pattern": path, "argPattern": more}])),
+            &list(&json!([{"pattern": path, "argPattern": more}])),
             &plan
         ));
     }
@@ -309,8 +309,8 @@ fn a_change_that_frees_anything_loosens() {
     let full = document(json!({"version": 1, "defaults": {"security": "full", "ask": "off"}}));
     let always = document(json!({"version": 1, "defaults": {"ask": "always"}}));
     let only_list = document(json!({"version": 1, "defaults": {"ask": "off"}}));
-    let entry = list(json!([{"pattern": "/usr/bin/uname"}]));
-    let named = list(json!([{"pattern": "/usr/bin/uname", "id": "mine"}]));
+    let entry = list(&json!([{"pattern": "/usr/bin/uname"}]));
+    let named = list(&json!([{"pattern": "/usr/bin/uname", "id": "mine"}]));
     let closed_demo = document(json!({"version": 1, "agents": {"demo": {"security": "deny"}}}));
     for (old, new, expected) in [
         (&empty, &deny, Diff::Tightens),

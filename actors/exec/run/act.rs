@@ -162,11 +162,7 @@ impl Acting {
 
     async fn next(&mut self) -> News {
         let event = match self {
-            Self::Box(run) => run
-                .from
-                .recv()
-                .await
-                .unwrap_or(RunEvent::BoxLost),
+            Self::Box(run) => run.from.recv().await.unwrap_or(RunEvent::BoxLost),
             Self::Host(run) => match run.next().await {
                 Ok(event) => event,
                 Err(lost) => return News::Lost(lost),
@@ -241,7 +237,8 @@ impl Acting {
                 "box-lost",
                 (
                     codes::BOX_LOST,
-                    "the sandbox ended under the run: what it did before that is unknown".to_owned(),
+                    "the sandbox ended under the run: what it did before that is unknown"
+                        .to_owned(),
                 ),
             ),
             Lost::Unknown(why) => ("unknown", (codes::RUN_UNKNOWN, why)),

@@ -80,7 +80,12 @@ impl RunRoom {
         if self.flow.is_some() {
             return;
         }
-        let flow = Flow::new(self.wiring.clone(), self.ctx.clone(), begin, self.stop.reader());
+        let flow = Flow::new(
+            self.wiring.clone(),
+            self.ctx.clone(),
+            begin,
+            self.stop.reader(),
+        );
         let over = Flag::new(());
         let reader = over.reader();
         let task = self.ctx.task(FLOW, 0, async move {

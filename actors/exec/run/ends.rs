@@ -118,7 +118,10 @@ impl Over {
             status: "unknown",
             error: Some((
                 codes::RUN_UNKNOWN,
-                format!("a run with this idempotencyKey {said} (audit record {}): it is not run again", seq.0),
+                format!(
+                    "a run with this idempotencyKey {said} (audit record {}): it is not run again",
+                    seq.0
+                ),
             )),
             seq: Some(seq),
         }

@@ -47,12 +47,7 @@ pub(super) struct Decided {
 }
 
 impl Flow {
-    pub fn new(
-        wiring: RunWiring,
-        ctx: Ctx<RunRoom>,
-        begin: Begin,
-        stop: FlagReader<bool>,
-    ) -> Self {
+    pub fn new(wiring: RunWiring, ctx: Ctx<RunRoom>, begin: Begin, stop: FlagReader<bool>) -> Self {
         Self {
             gate: Gate(wiring.exec.approval.clone()),
             wiring: wiring.exec,
@@ -264,9 +259,10 @@ impl Flow {
             }
             Ok(acting) => {
                 let begun = Instant::now();
-                let carried = acting.carry(self, decided.frozen.plan.limits.timeout_ms).await;
-                let duration =
-                    u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+                let carried = acting
+                    .carry(self, decided.frozen.plan.limits.timeout_ms)
+                    .await;
+                let duration = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
                 let outcome = carried.outcome();
                 (self.ended(&decided, intent, carried, duration), outcome)
             }
@@ -348,13 +344,7 @@ impl Flow {
         }
     }
 
-    fn ended(
-        &self,
-        decided: &Decided,
-        intent: Seq,
-        carried: Carried,
-        duration: u64,
-    ) -> RunResult {
+    fn ended(&self, decided: &Decided, intent: Seq, carried: Carried, duration: u64) -> RunResult {
         RunResult {
             run_id: self.run.clone(),
             status: carried.status,

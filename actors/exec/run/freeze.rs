@@ -95,7 +95,10 @@ pub async fn freeze(
     seal: Seal,
 ) -> Result<Frozen, ExecRefusal> {
     let texts = request.argv.iter().map(String::len);
-    let vars = request.env.iter().map(|(name, value)| name.len() + value.len());
+    let vars = request
+        .env
+        .iter()
+        .map(|(name, value)| name.len() + value.len());
     if texts.chain(vars).map(|len| len + 8).sum::<usize>() > MOST_TEXT {
         return Err(invalid("argv and env together must be at most 60 KiB"));
     }
@@ -285,7 +288,11 @@ fn host_profile(wiring: &ExecWiring, user: &User) -> Hash32 {
         user.uid,
         user.gid,
         user.switched,
-        wiring.cell.file_name().unwrap_or_default().to_string_lossy(),
+        wiring
+            .cell
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy(),
         host.output_cap_bytes,
         host.open_files,
         host.file_bytes,

@@ -41,11 +41,7 @@ impl Gate {
     }
 
     /// Decides on a new plan, or asks a person.
-    pub async fn decide(
-        &self,
-        plan: &ExecPlan,
-        request: &RunRequest,
-    ) -> Result<Said, ExecRefusal> {
+    pub async fn decide(&self, plan: &ExecPlan, request: &RunRequest) -> Result<Said, ExecRefusal> {
         let key = Some(request.idempotency_key.clone());
         self.ask(plan, request, key).await
     }
