@@ -45,6 +45,8 @@ fn apply_landlock() -> Result<(), Box<dyn std::error::Error>> {
         .create()?;
     let writable = all & !AccessFs::MakeBlock & !AccessFs::MakeChar;
     let sets = [
+        // Names only: `ls /` may show what the box has; what is in a file is for the rules below.
+        (&["/"][..], AccessFs::ReadDir.into()),
         (&READ[..], read),
         (&WRITE[..], writable),
         (&WRITE_FILES[..], file & !AccessFs::Execute),

@@ -332,7 +332,11 @@ fn blank(request: &RunRequest, seal: Seal) -> ExecPlan {
             cpu_millis: None,
             pids: None,
         },
-        egress: Egress::None,
+        // A command on the host has the host's network: a card that said otherwise would be a lie.
+        egress: match request.target {
+            Target::Sandbox => Egress::None,
+            Target::Host | Target::Node(_) => Egress::Host,
+        },
         profile_digest: Hash32([0; 32]),
         nonce: seal.nonce,
     }
