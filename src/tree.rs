@@ -214,7 +214,6 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             approval: approval.clone(),
             pool: pool.clone(),
             audit: audit.clone(),
-            clock: clock.clone(),
         },
     );
     let dashboard =

@@ -47,4 +47,4 @@ pub use runs::{Exited, RunEvent};
 pub use spec::{BoxLimits, BoxSpec, FoundBox, StartedBox};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
