@@ -6,19 +6,26 @@
 //! | `pairing/` | devices, their roles and tokens |
 //! | `store/` | `state.db`: conditional writes, its own threads |
 //! | `sandbox_pool/` | the sandbox driver, one box per agent, the agents' workspaces |
+//! | `approval/` | questions to a person, standing grants, the approvals document |
 //! | `auth/` | every way in: one principal or a refusal |
 //! | `connection/` | one socket: handshake, requests, events |
 //! | `dashboard/` | one-time codes and sessions of the page |
+//! | `exec/` | runs: plans, intents, processes |
+//! | `pairing/` | devices, their roles and tokens |
+//! | `sandbox_pool/` | the sandbox driver, one box per agent, the agents' workspaces |
+//! | `store/` | `state.db`: conditional writes, its own threads |
 //! | `supervision/` | the machinery: tree, places, gates, tasks, feeds |
 //! | `vault/` | named secrets, sealed |
 #![forbid(unsafe_code)]
 
 pub mod act;
+pub mod approval;
 pub mod audit;
 pub mod auth;
 pub mod clock;
 pub mod connection;
 pub mod dashboard;
+pub mod exec;
 pub mod pairing;
 pub mod sandbox_pool;
 pub mod store;

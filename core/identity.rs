@@ -124,6 +124,11 @@ impl Identity {
         self.derive("portcullis/vault/scrypt/v1")
     }
 
+    /// What seals the rows of approvals.
+    pub(crate) fn approval_rows(&self) -> Key {
+        self.derive("portcullis/approval/rows/v1")
+    }
+
     /// Seals a boot key for its file.
     pub fn seal(&self, which: BootKey, plain: &Secret, nonce: &[u8; NONCE]) -> Vec<u8> {
         let check = self.check();
@@ -150,6 +155,11 @@ impl Identity {
         self.derive(which.label())
             .open(nonce, &boot_aad(which, check), sealed)
             .ok_or(IdentityError::Damaged)
+    }
+
+    /// The key under which pending plans are sealed in the store.
+    pub fn plans_key(&self) -> Key {
+        self.derive("portcullis/pending-plans/v1")
     }
 
     fn derive(&self, label: &str) -> Key {

@@ -2,15 +2,19 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod approval;
 pub mod audit;
 pub mod auth;
 pub mod codes;
 pub mod dashboard;
 pub mod device;
+pub mod display;
 pub mod encoding;
 pub mod identity;
 pub mod ids;
 pub mod pairing;
+pub mod plan;
+pub mod policy;
 pub mod protocol;
 pub mod seal;
 pub mod time;

@@ -5,7 +5,6 @@
 pub mod cli;
 pub mod config;
 pub mod dashboard;
-pub mod descent;
 pub mod edge;
 pub mod gateway;
 pub mod identity;

@@ -4,20 +4,26 @@
 //! holds this page against the one order of ARCHITECTURE.md.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use portcullis_actors::approval::{ApprovalHandle, ApprovalWiring};
 use portcullis_actors::audit::{AuditHandle, AuditWiring};
 use portcullis_actors::auth::{AuthHandle, AuthWiring};
 use portcullis_actors::clock::Clock;
 use portcullis_actors::connection::{ConnectionWiring, Methods};
 use portcullis_actors::dashboard::{Dashboard, DashboardHandle};
+use portcullis_actors::exec::{AgentLimits, ExecHandle, ExecWiring};
 use portcullis_actors::pairing::{PairingHandle, PairingWiring};
 use portcullis_actors::sandbox_pool::{SandboxPool, SandboxPoolHandle, SandboxPoolWiring};
 use portcullis_actors::store::Store;
 use portcullis_actors::supervision::{Feed, Flag, OnFatal, Policy, TreeBuilder, TreeWindow};
 use portcullis_actors::vault::{VaultHandle, VaultWiring};
+use portcullis_core::approval::{Agents, PlanSealer};
 use portcullis_core::audit::BootId;
 use portcullis_core::identity::Identity;
+use portcullis_core::ids::AgentId;
+use portcullis_core::policy::AgentPolicy;
 use portcullis_core::token::TokenHash;
 use serde_json::Value;
 use tokio::time::Instant;
@@ -48,7 +54,7 @@ pub struct Ground {
     /// Redacted, for `config.get`.
     pub config_view: Value,
     /// `STATE`.
-    pub state: std::path::PathBuf,
+    pub state: PathBuf,
     /// `STATE/state.db`, open.
     pub store: Store,
     /// The machine's key.
@@ -63,6 +69,10 @@ pub struct Ground {
     pub doors: Doors,
     /// The cell's binary.
     pub cell: &'static [u8],
+    /// The same on disk, in `run/`.
+    pub cell_file: PathBuf,
+    /// The identity key's folder: out of every run's reach.
+    pub forbidden: Vec<PathBuf>,
     /// When this process began.
     pub began: Instant,
 }
@@ -92,6 +102,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
         doors,
         ..
     } = ground;
+    let sealer = PlanSealer::new(identity.plans_key());
     let clock = Clock::system();
     let boot = ground.boot.to_string();
     let version = env!("CARGO_PKG_VERSION");
@@ -125,7 +136,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
         &mut tree,
         PairingWiring {
             config: config.pairing,
-            store,
+            store: store.clone(),
             audit: audit.clone(),
             clock: clock.clone(),
             news: Feed::new(),
@@ -154,12 +165,58 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             boot: boot.clone(),
         },
     ));
+    let agents = Agents {
+        every: policy_of(&config.agents.every()),
+        named: config
+            .agents
+            .named()
+            .filter_map(|(name, agent)| Some((AgentId::new(name).ok()?, policy_of(agent))))
+            .collect(),
+    };
+    let approval = ApprovalHandle::add(
+        &mut tree,
+        ApprovalWiring {
+            config: config.approval,
+            agents,
+            store,
+            audit: audit.clone(),
+            sealer,
+            clock: clock.clone(),
+            feed: Feed::new(),
+        },
+    );
+    let exec = ExecHandle::add(
+        &mut tree,
+        ExecWiring {
+            config: config.exec,
+            agents: config
+                .agents
+                .named()
+                .filter_map(|(name, agent)| {
+                    let timeout_ms = (agent.timeout_ms > 0).then_some(agent.timeout_ms);
+                    Some((AgentId::new(name).ok()?, AgentLimits { timeout_ms }))
+                })
+                .collect(),
+            operator_uids: config
+                .gateway
+                .local
+                .uids(rustix::process::geteuid().as_raw()),
+            operator_gids: config.gateway.local.gids(),
+            state: ground.state.clone(),
+            forbidden: ground.forbidden,
+            cell: ground.cell_file,
+            approval: approval.clone(),
+            pool: pool.clone(),
+            audit: audit.clone(),
+        },
+    );
     let dashboard =
         DashboardHandle::new(tree.room::<Dashboard>(Policy::new(64), config.dashboard.clone()));
     let address = doors.address();
     let methods = Arc::new(Methods {
         pairing: pairing.clone(),
         vault,
+        approval,
         audit,
         pool: pool.clone(),
         dashboard: dashboard.clone(),
@@ -191,6 +248,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
                 handshake_ms: config.gateway.limits.handshake_ms,
                 auth,
                 methods: methods.clone(),
+                exec,
                 news: tokio::sync::mpsc::channel(1).0,
                 clock,
                 boot_id: boot.into(),
@@ -208,5 +266,12 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
         methods,
         dashboard,
         pool,
+    }
+}
+
+fn policy_of(agent: &crate::config::Agent) -> AgentPolicy {
+    AgentPolicy {
+        exec: agent.exec,
+        elevated: agent.elevated,
     }
 }

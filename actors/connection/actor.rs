@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::config::ConnectionConfig;
@@ -12,10 +12,13 @@ use super::methods::Methods;
 use super::serve;
 use crate::auth::AuthHandle;
 use crate::clock::Clock;
+use crate::exec::ExecHandle;
 use crate::supervision::{Crash, Ctx, Flag, Room, TaskEnd, TaskHandle};
 
 /// For the close frame to be taken; then the socket is dropped.
 const CLOSE_GRACE: Duration = Duration::from_millis(100);
+/// At shutdown, for the socket to take its last words.
+const STOP_GRACE: Duration = Duration::from_millis(500);
 const IO: &str = "io";
 
 /// What every connection of a process shares.
@@ -31,6 +34,8 @@ pub struct ConnectionWiring {
     pub auth: AuthHandle,
     /// What may be asked.
     pub methods: Arc<Methods>,
+    /// Runs.
+    pub exec: ExecHandle,
     /// News for the edge.
     pub news: mpsc::Sender<ConnectionNews>,
     /// The time.
@@ -48,7 +53,11 @@ pub struct Connection {
     wiring: ConnectionWiring,
     ctx: Ctx<Self>,
     order: Arc<Flag<Option<CloseOrder>>>,
+    /// Why the credential behind this connection holds no more: runs look at it between intent and act.
+    session: Arc<Flag<Option<String>>>,
     io: Option<TaskHandle>,
+    /// Ends with the I/O task.
+    io_ended: Option<oneshot::Receiver<()>>,
     abort: Option<TaskHandle>,
 }
 
@@ -62,7 +71,9 @@ impl Room for Connection {
             wiring: wiring.clone(),
             ctx,
             order: Arc::new(Flag::new(None)),
+            session: Arc::new(Flag::new(None)),
             io: None,
+            io_ended: None,
             abort: None,
         })
     }
@@ -77,6 +88,17 @@ impl Room for Connection {
             self.ctx.stop_myself();
         }
         Ok(())
+    }
+
+    async fn stop(mut self) {
+        self.order.set(Some(CloseOrder {
+            code: 1012,
+            reason: "service restart".to_owned(),
+        }));
+        if let Some(ended) = self.io_ended.take() {
+            // Ended, or the other end does not read: both are the end.
+            let _ = tokio::time::timeout(STOP_GRACE, ended).await;
+        }
     }
 
     async fn task_ended(
@@ -97,11 +119,22 @@ impl Room for Connection {
 
 impl Connection {
     fn adopt(&mut self, accepted: Accepted) {
-        let serving = serve::serve(self.wiring.clone(), accepted, self.order.clone());
-        self.io = Some(self.ctx.task(IO, 0, serving));
+        let serving = serve::serve(
+            self.wiring.clone(),
+            accepted,
+            self.order.clone(),
+            self.session.reader(),
+        );
+        let (alive, ended) = oneshot::channel::<()>();
+        self.io_ended = Some(ended);
+        self.io = Some(self.ctx.task(IO, 0, async move {
+            let _alive = alive;
+            serving.await;
+        }));
     }
 
     fn close(&mut self, order: CloseOrder) {
+        self.session.set(Some(order.reason.clone()));
         self.order.set(Some(order));
         self.abort = Some(
             self.ctx

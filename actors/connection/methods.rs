@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
+use std::time::Duration;
 
 use base64::Engine as _;
+use portcullis_core::approval::Word;
 use portcullis_core::audit::{OutcomeFilter, Query, Seq};
 use portcullis_core::auth::{Door, Principal, Role, Scope, ScopeSet};
 use portcullis_core::codes::{self, Code};
@@ -17,13 +19,17 @@ use tokio::time::Instant;
 
 use super::answer::Params;
 use crate::act::entry_of;
+use crate::approval::{ApprovalEvent, ApprovalHandle, ApprovalRefusal, PolicyChange};
 use crate::audit::AuditHandle;
 use crate::clock::Clock;
 use crate::dashboard::DashboardHandle;
 use crate::pairing::PairingHandle;
 use crate::sandbox_pool::SandboxPoolHandle;
-use crate::supervision::{FeedItem, FeedReader, FlagReader, TreeWindow};
+use crate::supervision::{FeedItem, FeedReader, FlagReader, Numbered, TreeWindow};
 use crate::vault::VaultHandle;
+
+/// `exec.approval.waitDecision` answers by then, decided or not.
+const DECISION_WITHIN: Duration = Duration::from_secs(1_800);
 
 /// The rooms behind the methods, and what a process knows of itself.
 pub struct Methods {
@@ -31,6 +37,8 @@ pub struct Methods {
     pub pairing: PairingHandle,
     /// Secrets.
     pub vault: VaultHandle,
+    /// Questions to people.
+    pub approval: ApprovalHandle,
     /// Records.
     pub audit: AuditHandle,
     /// Boxes.
@@ -157,6 +165,66 @@ impl Methods {
                     .map_err(|e| refused(e.code(), &e))?;
                 serde_json::to_value(report).map_err(|e| internal(&e))
             }
+            "exec.approvals.get" => {
+                params.read::<Nothing>(method)?;
+                Ok(self
+                    .approval
+                    .policy_get()
+                    .await
+                    .map_err(approval)?
+                    .to_json())
+            }
+            "exec.approvals.set" => self.policy_set(about, params).await,
+            "exec.approval.list" => {
+                params.read::<Nothing>(method)?;
+                self.approval.list_json().await.map_err(approval)
+            }
+            "exec.approval.get" => {
+                let p: Id = params.read(method)?;
+                Ok(self
+                    .approval
+                    .get(&p.id)
+                    .await
+                    .map_err(approval)?
+                    .detail_json())
+            }
+            "exec.approval.waitDecision" => {
+                let p: Id = params.read(method)?;
+                let id = self.approval.get(&p.id).await.map_err(approval)?.id;
+                let record = self
+                    .approval
+                    .wait(&id, DECISION_WITHIN)
+                    .await
+                    .map_err(approval)?;
+                Ok(record.decision_json())
+            }
+            "exec.approval.resolve" => {
+                let p: Resolve = params.read(method)?;
+                let word = Word::parse(&p.decision).ok_or_else(|| {
+                    ErrorBody::of(
+                        codes::INVALID_PARAMS,
+                        "invalid exec.approval.resolve params: decision is allow-once, allow-always or deny",
+                    )
+                })?;
+                let resolved = self
+                    .approval
+                    .resolve(&p.id, word, by, about.connection)
+                    .await;
+                resolved.map_err(approval)?;
+                Ok(json!({ "ok": true }))
+            }
+            "exec.approval.grants.list" => {
+                params.read::<Nothing>(method)?;
+                self.approval.grants_json().await.map_err(approval)
+            }
+            "exec.approval.grants.revoke" => {
+                let p: GrantId = params.read(method)?;
+                self.approval
+                    .revoke_grant(&p.grant_id, by)
+                    .await
+                    .map_err(approval)?;
+                Ok(json!({ "outcome": "revoked" }))
+            }
             "dashboard.code" => self.dashboard_code(by).await,
             _ => Err(ErrorBody::of(
                 codes::UNKNOWN_METHOD,
@@ -173,6 +241,7 @@ impl Methods {
             Ok(list) => list["pending"].as_array().map(Vec::len),
             Err(_) => None,
         };
+        let approvals = self.approval.list().await.ok().map(|list| list.len());
         Ok(json!({
             "runtimeVersion": self.version,
             "portcullis": {
@@ -180,12 +249,31 @@ impl Methods {
                 "uptimeMs": u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX),
                 "driver": pool.map(|p| json!({ "name": p.driver, "detail": p.why, "boxes": p.boxes.len() })),
                 "rooms": view.map(|v| v.rooms).unwrap_or_default(),
-                "pending": { "devices": pending, "approvals": null },
+                "pending": { "devices": pending, "approvals": approvals },
                 "listeners": self.listeners,
                 "auditHead": head,
                 "connectedDevices": self.connected.get().len(),
             },
         }))
+    }
+
+    async fn policy_set(&self, about: About<'_>, params: &Params<'_>) -> Answer {
+        let p: SetPolicy = params.read("exec.approvals.set")?;
+        let set = self
+            .approval
+            .policy_set(
+                p.file,
+                p.base_hash.as_deref(),
+                about.principal,
+                about.connection,
+            )
+            .await;
+        match set.map_err(approval)? {
+            PolicyChange::Applied(policy) => Ok(policy.to_json()),
+            PolicyChange::Pending { id, expires_at } => Ok(json!({
+                "status": "approval-pending", "approvalId": id, "expiresAtMs": expires_at,
+            })),
+        }
     }
 
     fn vault_state(&self) -> String {
@@ -234,10 +322,13 @@ impl Methods {
     }
 
     /// What this principal may hear, by scope and capability (wire.md section 8).
-    pub(super) fn news(&self, principal: &Principal, _caps: &[String]) -> News {
+    pub(super) fn news(&self, principal: &Principal, caps: &[String]) -> News {
         let hears = |scope| principal.role == Role::Operator && principal.scopes.allows(scope);
         News {
             pairing: hears(Scope::Pairing).then(|| self.pairing.news()),
+            // As with the peer: only who says that it can answer is told (wire.md section 10).
+            approval: (hears(Scope::Approvals) && caps.iter().any(|c| c == "exec-approvals"))
+                .then(|| self.approval.feed()),
         }
     }
 }
@@ -245,27 +336,43 @@ impl Methods {
 /// The events of one connection.
 pub(super) struct News {
     pairing: Option<FeedReader<PairingNews>>,
+    approval: Option<FeedReader<ApprovalEvent>>,
 }
 
 impl News {
     /// The next one. Never ends: what has no more news is silent.
     pub async fn next(&mut self) -> Option<(&'static str, Value)> {
         loop {
-            let item = match &mut self.pairing {
-                Some(feed) => feed.next().await,
-                None => std::future::pending().await,
-            };
-            match item {
-                FeedItem::Event(news) => {
-                    if let Some(event) = pairing_event(&news.event) {
+            tokio::select! {
+                item = next_of(&mut self.pairing) => {
+                    if let Some(event) = item.and_then(|news| pairing_event(&news.event)) {
                         return Some(event);
                     }
                 }
-                // A gap: the client re-reads with device.pair.list, as it does after a gap in `seq`.
-                FeedItem::Lagged => {}
-                FeedItem::Closed => self.pairing = None,
+                item = next_of(&mut self.approval) => {
+                    if let Some(news) = item {
+                        return Some(news.event.to_wire());
+                    }
+                }
             }
         }
+    }
+}
+
+/// `None` after a gap: the client re-reads the list, as it does after a gap in `seq`.
+async fn next_of<E: Send + Sync + 'static>(
+    feed: &mut Option<FeedReader<E>>,
+) -> Option<std::sync::Arc<Numbered<E>>> {
+    match feed {
+        None => std::future::pending().await,
+        Some(reader) => match reader.next().await {
+            FeedItem::Event(event) => Some(event),
+            FeedItem::Lagged => None,
+            FeedItem::Closed => {
+                *feed = None;
+                None
+            }
+        },
     }
 }
 
@@ -297,6 +404,14 @@ fn pairing(refusal: crate::pairing::PairingRefusal) -> ErrorBody {
     refused(refusal.code(), &refusal)
 }
 
+fn approval(refusal: ApprovalRefusal) -> ErrorBody {
+    let mut error = refused(refusal.code(), &refusal);
+    if let (Some(reason), Some(details)) = (refusal.reason(), error.details.as_mut()) {
+        details["reason"] = reason.into();
+    }
+    error
+}
+
 fn internal(error: &dyn Display) -> ErrorBody {
     tracing::error!(target: "portcullis", %error, "an answer could not be written");
     ErrorBody::of(codes::INTERNAL, "the answer could not be written")
@@ -305,6 +420,38 @@ fn internal(error: &dyn Display) -> ErrorBody {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Nothing {}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Id {
+    id: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Resolve {
+    id: String,
+    decision: String,
+    /// For the record of the person who decides; told to nobody else.
+    #[serde(default, rename = "reason")]
+    _reason: Option<String>,
+    #[serde(default, rename = "reviewer")]
+    _reviewer: Option<Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct GrantId {
+    grant_id: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct SetPolicy {
+    file: Value,
+    #[serde(default)]
+    base_hash: Option<String>,
+}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]

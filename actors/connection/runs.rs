@@ -1,10 +1,174 @@
-//! `exec.run` and `exec.cancel`.
-use super::serve::Conn;
-use portcullis_core::protocol::frame::ErrorBody;
-use serde_json::Value;
-pub(super) async fn run(_conn: &Conn, _id: &str, _params: Value) -> Result<Value, ErrorBody> {
-    Err(ErrorBody::of(portcullis_core::codes::ROOM_DOWN, "soon"))
+//! `exec.run` and `exec.cancel`: two answers and the output between them, to this connection only.
+
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use portcullis_cell::Stream;
+use portcullis_core::auth::Role;
+use portcullis_core::codes;
+use portcullis_core::ids::{AgentId, RunId};
+use portcullis_core::plan::Target;
+use portcullis_core::protocol::frame::{ErrorBody, ok_frame};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use super::serve::{Conn, Out};
+use crate::exec::{ExecEvent, ExecRefusal, RunRequest, RunResult};
+
+/// Pieces of output (at most 32 KiB each) that wait for the socket: 256 KiB a run.
+const PIECES: usize = 8;
+
+/// `exec.run`'s params.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct Run {
+    argv: Vec<String>,
+    #[serde(default)]
+    cwd: Option<String>,
+    #[serde(default)]
+    env: BTreeMap<String, String>,
+    #[serde(default)]
+    timeout_ms: Option<u64>,
+    #[serde(default)]
+    target: Where,
+    #[serde(default)]
+    agent: Option<String>,
+    #[serde(default)]
+    stdin: Option<String>,
+    idempotency_key: String,
 }
-pub(super) async fn cancel(_conn: &Conn, _params: Value) -> Result<Value, ErrorBody> {
-    Err(ErrorBody::of(portcullis_core::codes::ROOM_DOWN, "soon"))
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Where {
+    #[default]
+    Sandbox,
+    Host,
+}
+
+/// `exec.cancel`'s params.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct Cancel {
+    run_id: RunId,
+}
+
+pub(super) async fn run(conn: &Conn, id: &str, params: Run) -> Result<Value, ErrorBody> {
+    let agent = agent(conn, params.agent.as_deref())?;
+    if params.stdin.is_some_and(|s| s != "none") {
+        return Err(invalid("stdin can only be \"none\""));
+    }
+    let request = RunRequest {
+        principal: conn.principal.as_ref().clone(),
+        connection: conn.conn_id.to_string(),
+        agent,
+        argv: params.argv,
+        cwd: params.cwd,
+        env: params.env,
+        timeout_ms: params.timeout_ms,
+        target: match params.target {
+            Where::Sandbox => Target::Sandbox,
+            Where::Host => Target::Host,
+        },
+        idempotency_key: params.idempotency_key,
+        session: conn.session.clone(),
+    };
+    let (tx, mut events) = mpsc::channel(PIECES);
+    let accepted = conn.wiring.exec.run(request, tx).await.map_err(refusal)?;
+    let run_id = accepted.run_id.clone();
+    let mut first = json!({
+        "runId": accepted.run_id, "planHash": accepted.plan_hash, "status": accepted.status,
+    });
+    if let Some(approval) = accepted.approval_id {
+        first["approvalId"] = approval.as_str().into();
+    }
+    if let Some(at) = accepted.expires_at_ms {
+        first["expiresAtMs"] = at.into();
+    }
+    let frame = ok_frame(id, &first).map_err(|e| ErrorBody::of(codes::INTERNAL, e.to_string()))?;
+    // The receiver lives as long as the connection, and so does this future.
+    let _ = conn.out.send(Out::Frame(frame)).await;
+    while let Some(event) = events.recv().await {
+        match event {
+            ExecEvent::Output {
+                seq,
+                stream,
+                data,
+                dropped,
+            } => {
+                let mut payload = json!({
+                    "runId": run_id, "seq": seq,
+                    "stream": match stream { Stream::Out => "stdout", Stream::Err => "stderr" },
+                    "data": base64::engine::general_purpose::STANDARD.encode(&data),
+                });
+                if dropped > 0 {
+                    payload["dropped"] = dropped.into();
+                }
+                let _ = conn.out.send(Out::Event("exec.output", payload)).await;
+            }
+            ExecEvent::Ended(result) => return Ok(ended(result)),
+        }
+    }
+    Ok(json!({ "runId": run_id, "status": "unknown", "durationMs": 0 }))
+}
+
+pub(super) async fn cancel(conn: &Conn, params: Cancel) -> Result<Value, ErrorBody> {
+    let cancelled = conn
+        .wiring
+        .exec
+        .cancel(params.run_id.clone(), &conn.principal, &conn.conn_id)
+        .await;
+    cancelled.map_err(refusal)?;
+    Ok(json!({ "runId": params.run_id, "status": "cancelling" }))
+}
+
+/// An agent is who it is; an operator names the agent it acts for.
+fn agent(conn: &Conn, named: Option<&str>) -> Result<AgentId, ErrorBody> {
+    if conn.principal.role == Role::Agent {
+        let own = conn.principal.agent.clone();
+        let own =
+            own.ok_or_else(|| ErrorBody::of(codes::AGENT_REQUIRED, "this agent has no name"))?;
+        return match named {
+            Some(other) if other != own.as_str() => Err(ErrorBody::of(
+                codes::AGENT_NOT_ALLOWED,
+                "an agent runs commands for itself only",
+            )),
+            _ => Ok(own),
+        };
+    }
+    let named =
+        named.ok_or_else(|| ErrorBody::of(codes::AGENT_REQUIRED, "name the agent to act for"))?;
+    AgentId::new(named).map_err(|e| invalid(&e.to_string()))
+}
+
+fn invalid(why: &str) -> ErrorBody {
+    ErrorBody::of(
+        codes::INVALID_PARAMS,
+        format!("invalid exec.run params: {why}"),
+    )
+}
+
+fn refusal(refusal: ExecRefusal) -> ErrorBody {
+    ErrorBody::with(refusal.code, refusal.message, refusal.details)
+}
+
+fn ended(result: RunResult) -> Value {
+    let mut payload = json!({
+        "runId": result.run_id,
+        "status": result.status,
+        "durationMs": result.duration_ms,
+        "dropped": { "stdout": result.dropped_stdout, "stderr": result.dropped_stderr },
+        "provenance": result.provenance,
+    });
+    if let Some(code) = result.exit_code {
+        payload["exitCode"] = code.into();
+    }
+    if let Some(signal) = result.signal {
+        payload["signal"] = signal.into();
+    }
+    if let Some((code, message)) = result.error {
+        payload["error"] = json!({ "code": code.name, "message": message, "next": code.next });
+    }
+    payload
 }

@@ -45,7 +45,7 @@ pub(super) struct Conn {
     /// Frames besides the answer; full while the client does not read.
     pub out: mpsc::Sender<Out>,
     /// The credential's end: looked at again between an intent and its act.
-    pub session: FlagReader<Option<CloseOrder>>,
+    pub session: FlagReader<Option<String>>,
 }
 
 /// A frame besides the answer.
@@ -60,6 +60,7 @@ pub(super) async fn serve(
     wiring: ConnectionWiring,
     accepted: Accepted,
     order: Arc<Flag<Option<CloseOrder>>>,
+    session_ended: FlagReader<Option<String>>,
 ) {
     let Accepted { io, door, peer } = accepted;
     let mut config = WebSocketConfig::default();
@@ -79,14 +80,18 @@ pub(super) async fn serve(
         shaken = shake(&wiring, &mut ws, door, &peer) => shaken,
     };
     let Some(shaken) = shaken else { return };
-    // A 15 KB hello would keep its write buffer for ever.
-    let mut session = Session::new(wiring, shaken, &order);
+    let mut session = Session::new(wiring, shaken, session_ended);
     if let Some(order) = order.get() {
         close(&mut ws, order.code, &order.reason).await;
         return;
     }
     let end = session.run(&mut ws, closing).await;
     if let Some(end) = end {
+        if end.code == 1012 {
+            let payload = json!({ "reason": end.reason });
+            // The close frame says the same.
+            let _ = session.event(&mut ws, "shutdown", &payload).await;
+        }
         close(&mut ws, end.code, &end.reason).await;
     }
 }
@@ -115,7 +120,7 @@ fn end(code: u16, reason: &str) -> Option<CloseOrder> {
 }
 
 impl Session {
-    fn new(wiring: ConnectionWiring, shaken: Shaken, order: &Flag<Option<CloseOrder>>) -> Self {
+    fn new(wiring: ConnectionWiring, shaken: Shaken, session: FlagReader<Option<String>>) -> Self {
         let (out_tx, out) = mpsc::channel(OUT_DEPTH);
         let news = wiring.methods.news(&shaken.principal, &shaken.caps);
         let write_within = Duration::from_millis(wiring.config.write_timeout_ms.max(1));
@@ -124,7 +129,7 @@ impl Session {
                 principal: Arc::new(shaken.principal),
                 conn_id: shaken.conn_id.into(),
                 out: out_tx,
-                session: order.reader(),
+                session,
                 wiring,
             },
             under_way: FuturesUnordered::new(),

@@ -15,13 +15,13 @@ use super::choose::{Chosen, choose};
 use super::config::SandboxPoolConfig;
 use super::driver::{Driver, DriverError, ProbeContext};
 use super::folders;
-use super::messages::{PoolError, PoolStatus, RunTicket, SandboxPoolMsg, Start};
+use super::messages::{BoxProfile, PoolError, PoolStatus, RunTicket, SandboxPoolMsg, Start};
 use super::probe::random_hex;
 use super::runs::{NotAccepted, Order};
 use super::sandbox::{Sandbox, SandboxHandle, SandboxWiring};
 use super::spec::{BoxSpec, WORKSPACE_INSIDE};
 use super::{cell_file, native};
-use crate::supervision::{ChildEnd, Crash, Ctx, Room, Snapshot};
+use crate::supervision::{ChildEnd, Crash, Ctx, Reply, Room, Snapshot};
 
 /// Between TERM and KILL of a cancelled run.
 const GRACE_MS: u32 = 200;
@@ -51,12 +51,18 @@ pub struct SandboxPoolWiring {
 
 enum Drivers {
     /// Being tried; these wait.
-    Trying(Vec<Start>),
+    Trying(Vec<Waiting>),
     Proven(Chosen),
     None {
         said: String,
         at: Instant,
     },
+}
+
+/// Waits for a driver.
+enum Waiting {
+    Run(Start),
+    Profile(Option<Duration>, Reply<BoxProfile, PoolError>),
 }
 
 struct Live {
@@ -101,6 +107,7 @@ impl Room for SandboxPool {
         match msg {
             SandboxPoolMsg::Start(start) => self.start_run(start).await?,
             SandboxPoolMsg::Cancel { agent, run } => self.cancel(&agent, run).await,
+            SandboxPoolMsg::Profile(timeout, reply) => self.profile(timeout, reply),
             SandboxPoolMsg::Status(reply) => reply.ok(self.status()),
             SandboxPoolMsg::Tried(result) => self.tried(result).await?,
         }
@@ -197,8 +204,11 @@ impl SandboxPool {
             }
         };
         if let Drivers::Trying(waiting) = std::mem::replace(&mut self.drivers, new) {
-            for start in waiting {
-                self.start_run(Box::new(start)).await?;
+            for waiting in waiting {
+                match waiting {
+                    Waiting::Run(start) => self.start_run(Box::new(start)).await?,
+                    Waiting::Profile(timeout, reply) => self.profile(timeout, reply),
+                }
             }
         }
         Ok(())
@@ -209,7 +219,9 @@ impl SandboxPool {
             return Ok(());
         }
         match &mut self.drivers {
-            Drivers::Trying(waiting) if waiting.len() < MOST_WAITING => waiting.push(*start),
+            Drivers::Trying(waiting) if waiting.len() < MOST_WAITING => {
+                waiting.push(Waiting::Run(*start))
+            }
             Drivers::Trying(_) => start
                 .reply
                 .refuse(PoolError::Full(self.wiring.config.max_boxes)),
@@ -218,7 +230,7 @@ impl SandboxPool {
             }
             Drivers::None { .. } => {
                 // Somebody may have installed one since.
-                self.drivers = Drivers::Trying(vec![*start]);
+                self.drivers = Drivers::Trying(vec![Waiting::Run(*start)]);
                 self.try_drivers();
             }
             Drivers::Proven(chosen) => {
@@ -227,6 +239,40 @@ impl SandboxPool {
             }
         }
         Ok(())
+    }
+
+    fn profile(&mut self, timeout: Option<Duration>, reply: Reply<BoxProfile, PoolError>) {
+        let config = &self.wiring.config;
+        match &mut self.drivers {
+            Drivers::Trying(waiting) if waiting.len() < MOST_WAITING => {
+                waiting.push(Waiting::Profile(timeout, reply));
+            }
+            Drivers::Trying(_) => reply.refuse(PoolError::Full(config.max_boxes)),
+            Drivers::None { said, at } if at.elapsed() < TRY_AGAIN => {
+                reply.refuse(PoolError::NoDriver(said.clone()));
+            }
+            Drivers::None { .. } => {
+                self.drivers = Drivers::Trying(vec![Waiting::Profile(timeout, reply)]);
+                self.try_drivers();
+            }
+            Drivers::Proven(chosen) => {
+                let driver = chosen.driver.clone();
+                let image_digest = match &driver {
+                    Driver::Docker(docker) => Some(docker.image().id.clone()),
+                    Driver::Native(_) => None,
+                };
+                reply.ok(BoxProfile {
+                    driver: driver.name(),
+                    image_digest,
+                    profile_hash: self.profile_hash(&driver),
+                    uid: self.context.uid,
+                    gid: self.context.gid,
+                    limits: self.context.limits,
+                    timeout_ms: self.wiring.config.timeout(timeout),
+                    output_bytes: self.wiring.config.output_cap_bytes,
+                });
+            }
+        }
     }
 
     async fn start_in_box(&mut self, driver: &Driver, start: Box<Start>) -> Result<(), Crash> {

@@ -5,7 +5,9 @@ use std::time::Duration;
 use portcullis_core::ids::{AgentId, RunId};
 use tokio::sync::mpsc;
 
-use super::messages::{PoolError, PoolStatus, RunSpec, RunTicket, SandboxPoolMsg, Start};
+use super::messages::{
+    BoxProfile, PoolError, PoolStatus, RunSpec, RunTicket, SandboxPoolMsg, Start,
+};
 use super::runs::RunEvent;
 use crate::supervision::{CallError, Handle, TellError};
 
@@ -50,6 +52,18 @@ impl SandboxPoolHandle {
     /// Ends a run: TERM, 200 ms, KILL. Its `Exited` says so; a run that is over or unknown is no error.
     pub async fn cancel(&self, agent: AgentId, run: RunId) -> Result<(), TellError> {
         self.0.tell(SandboxPoolMsg::Cancel { agent, run }).await
+    }
+
+    /// What a run would get now that asks for so much time.
+    ///
+    /// # Errors
+    /// `Refused`: no driver.
+    pub async fn profile(
+        &self,
+        timeout: Option<Duration>,
+    ) -> Result<BoxProfile, CallError<PoolError>> {
+        let ask = |reply| SandboxPoolMsg::Profile(timeout, reply);
+        self.0.call(START_WITHIN, ask).await
     }
 
     /// Driver, reason, boxes.

@@ -39,6 +39,27 @@ pub struct RunTicket {
     pub timeout_ms: u64,
 }
 
+/// What a run gets today, before one is started: for a plan that says all of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BoxProfile {
+    /// `native` or `docker`.
+    pub driver: &'static str,
+    /// Digest of the image; none with the native driver.
+    pub image_digest: Option<String>,
+    /// Digest of everything that shapes the box, as [`RunTicket::profile_hash`].
+    pub profile_hash: String,
+    /// Host uid of everything in the box.
+    pub uid: u32,
+    /// Its gid.
+    pub gid: u32,
+    /// Ceilings of the whole box.
+    pub limits: super::spec::BoxLimits,
+    /// The time that a run gets which asks for so much.
+    pub timeout_ms: u64,
+    /// Bytes of each output stream.
+    pub output_bytes: u64,
+}
+
 /// Why a run was not started. Nothing ran.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PoolError {
@@ -104,6 +125,8 @@ pub enum SandboxPoolMsg {
         /// Which.
         run: RunId,
     },
+    /// What a run would get that asks for this time; waits while the drivers are tried.
+    Profile(Option<Duration>, Reply<BoxProfile, PoolError>),
     /// What is.
     Status(Reply<PoolStatus, std::convert::Infallible>),
     /// From the pool's own task: the drivers have been tried and old boxes ended.

@@ -40,11 +40,11 @@ pub use docker::Docker;
 pub use driver::{Driver, DriverError, ProbeContext};
 pub use engine::EngineConfig;
 pub use handle::SandboxPoolHandle;
-pub use messages::{PoolError, PoolStatus, RunSpec, RunTicket, SandboxPoolMsg};
+pub use messages::{BoxProfile, PoolError, PoolStatus, RunSpec, RunTicket, SandboxPoolMsg};
 pub use native::Native;
 pub use portcullis_cell::{Cause, Stream};
 pub use runs::{Exited, RunEvent};
 pub use spec::{BoxLimits, BoxSpec, FoundBox, StartedBox};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,7 +1,7 @@
 //! Real boxes: bubblewrap, the kernel's limits, the cell. What every driver must hold is [`suite`]; the Docker driver passes the same.
 
 mod docker;
-mod harness;
+pub(crate) mod harness;
 mod native;
 mod room;
 pub mod suite;

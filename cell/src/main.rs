@@ -2,11 +2,13 @@
 //!
 //! - `portcullis-cell box --socket PATH --nonce HEX --dead-man SECONDS` is pid 1: it dials the host and starts one of the next per run.
 //! - `portcullis-cell run` supervises one run: its subreaper, clock, output and end. Its control channel is its standard input.
+//! - `portcullis-cell host --exe-fd N ...` is not in a box: it supervises one approved command of the host, as another user.
 //! - `portcullis-cell probe` is a command in a box that tries to get out of it: a driver's proof.
 //! - `portcullis-cell launch` is not in a box: as root it stages a box's folders, becomes the box's uid and executes bubblewrap.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod channel;
+mod host;
 mod launch;
 mod output;
 mod pid1;
@@ -14,6 +16,7 @@ mod probe;
 mod rules;
 mod runner;
 mod start;
+mod sys;
 mod tree;
 
 use std::process::ExitCode;
@@ -23,10 +26,11 @@ fn main() -> ExitCode {
     let _ = arguments.next();
     let result = match arguments.next().as_deref() {
         Some("box") => pid1::main(arguments),
-        Some("run") => runner::main(),
+        Some("run") => runner::main(None),
+        Some("host") => host::options(arguments).and_then(|host| runner::main(Some(host))),
         Some("launch") => launch::main(arguments),
         Some("probe") => probe::main(arguments),
-        _ => Err("usage: portcullis-cell box | run | probe | launch (started by portcullis, not by hand)".to_owned()),
+        _ => Err("usage: portcullis-cell box | run | host | probe | launch (started by portcullis, not by hand)".to_owned()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

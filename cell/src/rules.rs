@@ -45,6 +45,8 @@ fn apply_landlock() -> Result<(), Box<dyn std::error::Error>> {
         .create()?;
     let writable = all & !AccessFs::MakeBlock & !AccessFs::MakeChar;
     let sets = [
+        // Names only: `ls /` may show what the box has; what is in a file is for the rules below.
+        (&["/"][..], AccessFs::ReadDir.into()),
         (&READ[..], read),
         (&WRITE[..], writable),
         (&WRITE_FILES[..], file & !AccessFs::Execute),
@@ -64,19 +66,39 @@ fn apply_landlock() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
+/// What holds for a command of the host: no Landlock rule on files (its user has the rights it has), but no signal and no abstract socket
+/// leaves the run, and the same calls are refused. Netlink is there: ordinary tools ask it about the network.
+pub fn host() -> Result<(), String> {
+    scope_only().map_err(|error| format!("landlock: {error}"))?;
+    for program in programs(&[1, 2, 10, 16])? {
+        seccompiler::apply_filter(&program).map_err(|error| format!("seccomp: {error}"))?;
+    }
+    Ok(())
+}
+
+fn scope_only() -> Result<(), Box<dyn std::error::Error>> {
+    Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .scope(Scope::from_all(ABI::V6))?
+        .create()?
+        .restrict_self()?;
+    Ok(())
+}
+
 const EPERM: u32 = 1;
 const ENOSYS: u32 = 38;
 const EAFNOSUPPORT: u32 = 97;
 
 /// Applies the seccomp filters to this thread. No-new-privileges must be set.
 pub fn seccomp() -> Result<(), String> {
-    for program in programs()? {
+    for program in programs(&[1, 2, 10])? {
         seccompiler::apply_filter(&program).map_err(|error| format!("seccomp: {error}"))?;
     }
     Ok(())
 }
 
-fn programs() -> Result<Vec<BpfProgram>, String> {
+/// `families`: of sockets that may exist (1 Unix, 2 IPv4, 10 IPv6, 16 netlink).
+fn programs(families: &[u64]) -> Result<Vec<BpfProgram>, String> {
     let mut denied: BTreeMap<i64, Vec<SeccompRule>> = calls::DENIED
         .iter()
         .map(|&call| (call, Vec::new()))
@@ -97,9 +119,12 @@ fn programs() -> Result<Vec<BpfProgram>, String> {
             .map(|&request| equal(1, request))
             .collect::<Result<_, _>>()?,
     );
-    // Sockets by type that may exist, not by those that may not: Unix, IPv4, IPv6.
-    let family = |value| condition(0, SeccompCmpOp::Ne, value);
-    let other_family = SeccompRule::new(vec![family(1)?, family(2)?, family(10)?]).map_err(text)?;
+    // Sockets by type that may exist, not by those that may not.
+    let other = families
+        .iter()
+        .map(|&family| condition(0, SeccompCmpOp::Ne, family))
+        .collect::<Result<_, _>>()?;
+    let other_family = SeccompRule::new(other).map_err(text)?;
     let sockets = BTreeMap::from([
         (calls::SOCKET, vec![other_family.clone()]),
         (calls::SOCKETPAIR, vec![other_family]),
@@ -215,7 +240,7 @@ mod tests {
 
     #[test]
     fn the_filters_compile_within_the_kernels_limit() {
-        for program in programs().unwrap() {
+        for program in programs(&[1, 2, 10, 16]).unwrap() {
             assert!(!program.is_empty() && program.len() < 4096);
         }
     }

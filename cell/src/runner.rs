@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitStatus, kill_process_group, pidfd_open};
 
 use crate::channel::Channel;
+use crate::host::Host;
 use crate::output::Output;
 use crate::start::{NotStarted, start};
 use crate::tree::{self, Reaped};
@@ -26,9 +27,10 @@ const MOST_GRACE: Duration = Duration::from_secs(10);
 /// How long KILL is repeated. What outlives it (uninterruptible in the kernel) becomes pid 1's.
 const SWEEP: Duration = Duration::from_secs(2);
 
-/// Entry of `portcullis-cell run`.
-pub fn main() -> Result<(), String> {
+/// Entry of `portcullis-cell run`, and of `portcullis-cell host`.
+pub fn main(mut host: Option<Host>) -> Result<(), String> {
     let text = |error: std::io::Error| error.to_string();
+    crate::sys::keep_inherited_from_commands().map_err(text)?;
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .map_err(|error| error.to_string())?;
     rustix::thread::set_no_new_privs(true).map_err(|error| error.to_string())?;
@@ -40,11 +42,14 @@ pub fn main() -> Result<(), String> {
         .as_fd()
         .try_clone_to_owned()
         .map_err(text)?;
+    if let Some(host) = &mut host {
+        host.receive(&control)?;
+    }
     let mut channel = Channel::new(UnixStream::from(control)).map_err(text)?;
     let Some((run, spawn)) = await_spawn(&mut channel).map_err(text)? else {
         return Ok(());
     };
-    let exit = match start(&spawn).and_then(|child| Run::new(run, &spawn, child)) {
+    let exit = match start(&spawn, host.as_ref()).and_then(|child| Run::new(run, &spawn, child)) {
         Ok(mut running) => {
             let Ok(exit) = running.supervise(&mut channel) else {
                 // Nobody to report to: end everything and go.

@@ -8,6 +8,7 @@ use portcullis_cell::Spawn;
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, setrlimit};
 
+use crate::host::Host;
 use crate::rules;
 
 /// Why a command was not started, with the exit code that a shell gives.
@@ -19,7 +20,7 @@ pub struct NotStarted {
 }
 
 impl NotStarted {
-    fn new(code: u8, text: impl Into<String>) -> Self {
+    pub fn new(code: u8, text: impl Into<String>) -> Self {
         Self {
             code,
             text: text.into(),
@@ -28,17 +29,38 @@ impl NotStarted {
 }
 
 /// Starts the command with pipes for its output and nothing as its input.
-pub fn start(spawn: &Spawn) -> Result<Child, NotStarted> {
+pub fn start(spawn: &Spawn, host: Option<&Host>) -> Result<Child, NotStarted> {
     let name = spawn.argv.first().cloned().unwrap_or_default();
+    if let Some(host) = host {
+        let program = host.prepare(&spawn.cwd)?;
+        limit(spawn).map_err(|error| NotStarted::new(125, format!("resource limits: {error}")))?;
+        let mut command = Command::new(&program);
+        host.become_user(&mut command);
+        let argv = host.argv(&spawn.argv);
+        return spawn_restricted(&argv, spawn, command, PathBuf::from(name), rules::host);
+    }
     // The whole supervisor moves: a relative name then means the same to the check and to the kernel.
     rustix::process::chdir(spawn.cwd.as_str())
         .map_err(|error| NotStarted::new(126, format!("{}: {error}", spawn.cwd)))?;
     let program = find(&name, &spawn.env)?;
     limit(spawn).map_err(|error| NotStarted::new(125, format!("resource limits: {error}")))?;
-    let mut command = Command::new(&program);
+    let command = Command::new(&program);
+    spawn_restricted(&spawn.argv, spawn, command, program, || {
+        rules::landlock().and_then(|()| rules::seccomp())
+    })
+}
+
+/// `shown` is the program's name in an error.
+fn spawn_restricted(
+    argv: &[String],
+    spawn: &Spawn,
+    mut command: Command,
+    shown: PathBuf,
+    restrict: impl FnOnce() -> Result<(), String> + Send + 'static,
+) -> Result<Child, NotStarted> {
     command
-        .arg0(&name)
-        .args(&spawn.argv[1..])
+        .arg0(argv.first().map_or("", String::as_str))
+        .args(argv.iter().skip(1))
         .env_clear()
         .envs(spawn.env.iter().map(|(name, value)| (name, value)));
     // A group of its own, so that a signal to it spares the supervisor, whose session it shares with nobody else.
@@ -50,10 +72,8 @@ pub fn start(spawn: &Spawn) -> Result<Child, NotStarted> {
     let restricted = std::thread::Builder::new()
         .stack_size(128 * 1024)
         .spawn(move || {
-            rules::landlock()
-                .and_then(|()| rules::seccomp())
-                .map_err(|text| NotStarted::new(125, text))?;
-            command.spawn().map_err(|error| refused(&program, &error))
+            restrict().map_err(|text| NotStarted::new(125, text))?;
+            command.spawn().map_err(|error| refused(&shown, &error))
         });
     let thread = restricted.map_err(|error| NotStarted::new(125, format!("no thread: {error}")))?;
     thread

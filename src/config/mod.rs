@@ -23,10 +23,12 @@ pub use sections::{
 pub use view::Leaf;
 
 use layers::Layers;
+use portcullis_actors::approval::ApprovalConfig;
 use portcullis_actors::audit::AuditConfig;
 use portcullis_actors::auth::AuthConfig;
 use portcullis_actors::connection::ConnectionConfig;
 use portcullis_actors::dashboard::DashboardConfig;
+use portcullis_actors::exec::ExecConfig;
 use portcullis_actors::pairing::PairingConfig;
 use portcullis_actors::sandbox_pool::SandboxPoolConfig;
 use portcullis_actors::supervision::Intensity;
@@ -78,6 +80,10 @@ sections! {
     sandbox: SandboxPoolConfig,
     /// How crashing rooms are treated.
     supervision: Intensity,
+    /// Questions to people.
+    approval: ApprovalConfig,
+    /// Runs.
+    exec: ExecConfig,
     /// Logs and spans.
     telemetry: TelemetryConfig,
     /// The page.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use portcullis_core::auth::{Scope, ScopeSet};
 use portcullis_core::ids::AgentId;
+pub use portcullis_core::policy::{Elevated, ExecMode};
 use serde::Deserialize;
 
 /// `[gateway]`: where it listens, and who is who there.
@@ -93,6 +94,27 @@ impl Local {
             Operator::Uid(known) => uid == *known,
             Operator::Gid(known) => groups.contains(known),
         })
+    }
+}
+
+impl Local {
+    /// The uids that are operators; `own` is the gateway's.
+    pub fn uids(&self, own: u32) -> Vec<u32> {
+        let uids = self.operators.iter().filter_map(|operator| match operator {
+            Operator::Myself => Some(own),
+            Operator::Uid(uid) => Some(*uid),
+            Operator::Gid(_) => None,
+        });
+        uids.collect()
+    }
+
+    /// The groups that are operators.
+    pub fn gids(&self) -> Vec<u32> {
+        let gids = self.operators.iter().filter_map(|operator| match operator {
+            Operator::Gid(gid) => Some(*gid),
+            _ => None,
+        });
+        gids.collect()
     }
 }
 
@@ -211,30 +233,4 @@ impl Agent {
     pub fn timeout(&self) -> Option<Duration> {
         (self.timeout_ms > 0).then(|| Duration::from_millis(self.timeout_ms))
     }
-}
-
-/// What an agent may run inside its sandbox.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ExecMode {
-    /// Everything: the sandbox is the limit.
-    #[default]
-    Full,
-    /// What a person allows.
-    Ask,
-    /// What an allow rule names.
-    Allowlist,
-    /// Nothing.
-    Deny,
-}
-
-/// Whether an agent may ask to leave the sandbox.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Elevated {
-    /// No.
-    #[default]
-    Off,
-    /// A person is asked each time.
-    Ask,
 }

@@ -273,7 +273,7 @@ impl Edge {
                 let peer = Peer {
                     ip: None,
                     uid: Some(uid),
-                    is_operator: operator(uid, &groups) && pid.is_some_and(is_outside),
+                    is_operator: operator(uid, &groups) && pid.is_some_and(peer::is_outside),
                     is_local: true,
                     has_origin: said.has_origin,
                 };
@@ -286,7 +286,7 @@ impl Edge {
                     ip: Some(peer.ip().to_canonical()),
                     uid: owner.map(|(uid, _)| uid),
                     is_operator: owner.is_some_and(|(uid, inode)| {
-                        operator(uid, &[]) && !crate::descent::holds_socket(inode)
+                        operator(uid, &[]) && !peer::holds_socket(inode)
                     }),
                     is_local: is_loopback && !said.is_forwarded && !said.has_origin,
                     has_origin: said.has_origin,
@@ -390,11 +390,6 @@ impl Edge {
             });
         self.wiring.connected.set(devices.collect());
     }
-}
-
-/// Not one of our own runs, whatever its uid.
-fn is_outside(pid: i32) -> bool {
-    !crate::descent::is_descendant(pid)
 }
 
 fn listen_to_pairing(wiring: &EdgeWiring, ctx: &Ctx<Edge>) {

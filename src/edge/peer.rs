@@ -1,6 +1,9 @@
 //! Who is at the other end, asked of the kernel.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
+
+use portcullis_actors::exec::is_descendant_of_daemon;
 
 /// The uid of the process that holds the other end of a loopback TCP connection, and the inode of its socket.
 ///
@@ -55,6 +58,57 @@ pub fn groups(pid: i32) -> Vec<u32> {
         .collect()
 }
 
+/// Whether a process is outside of our runs, and is there to be asked about. One that is gone could have left its
+/// socket to a child.
+pub fn is_outside(pid: i32) -> bool {
+    parent(pid).is_some() && !is_descendant_of_daemon(pid)
+}
+
+/// Whether one of our descendants holds the socket with this inode.
+pub fn holds_socket(inode: u64) -> bool {
+    let wanted = format!("socket:[{inode}]");
+    descendants().into_iter().any(|pid| {
+        let Ok(open) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
+            return false;
+        };
+        open.flatten().any(|fd| {
+            std::fs::read_link(fd.path()).is_ok_and(|to| to.as_os_str() == wanted.as_str())
+        })
+    })
+}
+
+/// The processes below this one; this one is none of them.
+fn descendants() -> Vec<i32> {
+    let Ok(all) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
+    for pid in all
+        .flatten()
+        .filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok())
+    {
+        if let Some(parent) = parent(pid) {
+            children.entry(parent).or_default().push(pid);
+        }
+    }
+    let mut found = Vec::new();
+    let mut next = vec![std::process::id().cast_signed()];
+    while let Some(pid) = next.pop() {
+        for child in children.remove(&pid).unwrap_or_default() {
+            found.push(child);
+            next.push(child);
+        }
+    }
+    found
+}
+
+/// The fourth field of `/proc/PID/stat`, after the name in brackets, which may hold anything (proc_pid_stat(5)).
+fn parent(pid: i32) -> Option<i32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,6 +142,29 @@ mod tests {
             find(table, at("127.0.0.2:8080"), at("127.0.0.1:50000")),
             None
         );
+    }
+
+    #[test]
+    fn a_child_is_not_outside_and_its_socket_is_found() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (server, peer) = listener.accept().unwrap();
+        let (_, inode) = tcp_owner(peer, server.local_addr().unwrap()).unwrap();
+        assert!(!holds_socket(inode), "this process holds it, no child does");
+        let mut child = std::process::Command::new("sleep")
+            .arg("20")
+            .stdin(std::os::fd::OwnedFd::from(client))
+            .spawn()
+            .unwrap();
+        let pid = child.id().cast_signed();
+        assert!(!is_outside(pid));
+        assert!(holds_socket(inode));
+        assert!(is_outside(
+            parent(std::process::id().cast_signed()).unwrap()
+        ));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!is_outside(pid), "gone: nobody can say");
     }
 
     #[test]

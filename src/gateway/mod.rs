@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use portcullis_actors::sandbox_pool::cell_file;
 use portcullis_actors::store::Store;
 use portcullis_actors::supervision::{EXIT_TREE, OnFatal};
 use portcullis_core::audit::BootId;
@@ -43,7 +44,8 @@ pub fn run(global: &Global, args: &GatewayArgs, greet: bool) -> ExitCode {
         .enable_all()
         .worker_threads(2)
         .max_blocking_threads(8)
-        .thread_stack_size(512 * 1024)
+        // One figure for all threads: 512 KiB is too small for an unoptimised worker. Pages are only used when touched.
+        .thread_stack_size(2 * 1024 * 1024)
         .build();
     let result = match runtime {
         Ok(runtime) => {
@@ -111,6 +113,8 @@ async fn serve(
             e.to_string(),
         )
     })?;
+    let (cell_file, _) = cell_file::place(&state.join("run"), CELL)
+        .map_err(|e| Failure::of(codes::STATE_MODE, format!("run/: {e}")))?;
     let address = doors.address();
     let on_fatal: OnFatal = Arc::new(|room, why| {
         eprintln!("portcullis: {room}: {why}; the process ends (exit {EXIT_TREE})");
@@ -139,6 +143,12 @@ async fn serve(
             owner,
             doors,
             cell: CELL,
+            cell_file,
+            forbidden: key_file
+                .parent()
+                .map(Path::to_path_buf)
+                .into_iter()
+                .collect(),
             began: Instant::from_std(began),
         },
         on_fatal,

@@ -155,7 +155,8 @@ fn executable(plan: &Value, request: &Value) -> Vec<String> {
     let tagged = kinds
         .iter()
         .find_map(|kind| Some((*kind, program.get(kind)?)));
-    if let Some(script) = program.get("host-script") {
+    let scripted = (field(program, "kind") == "host-script").then_some(program);
+    if let Some(script) = program.get("host-script").or(scripted) {
         let part = |name: &str| file("host", script.get(name).unwrap_or(&Value::Null));
         let argument = match field(script, "argument") {
             "" => String::new(),
@@ -166,7 +167,8 @@ fn executable(plan: &Value, request: &Value) -> Vec<String> {
             format!("read by {}{argument}", part("interpreter")),
         ];
     }
-    let (kind, program) = tagged.unwrap_or((field(program, "kind"), program));
+    let flat = program.get("file").unwrap_or(program);
+    let (kind, program) = tagged.unwrap_or((field(program, "kind"), flat));
     vec![file(kind, program)]
 }
 
@@ -189,6 +191,7 @@ fn file(kind: &str, file: &Value) -> String {
 }
 
 fn user(plan: &Value) -> String {
+    let plan = plan.get("user").filter(|u| u.is_object()).unwrap_or(plan);
     let mut text = clean(field(plan, "user"));
     if let (Some(uid), Some(gid)) = (number(plan, "uid"), number(plan, "gid")) {
         let _ = write!(text, " uid {uid} gid {gid}");
@@ -247,6 +250,18 @@ fn env(plan: &Value) -> Vec<String> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_request_as_the_gateway_sends_it_shows_program_and_user() {
+        let card = card(&json!({"id": "a", "request": {
+            "agentId": "demo", "target": "host", "argv": ["uname"],
+            "executable": {"kind": "host", "file": {"path": "/usr/bin/uname", "sha256": "ed21"}},
+            "user": {"uid": 65534, "gid": 65534, "groups": []}, "egress": "host",
+        }}));
+        assert!(card.contains("/usr/bin/uname  sha256 ed21"), "{card}");
+        assert!(card.contains("uid 65534 gid 65534"), "{card}");
+        assert!(card.contains("network    host"), "{card}");
+    }
 
     #[test]
     fn every_token_stands_alone_and_nothing_hides() {

@@ -1,0 +1,512 @@
+//! The room around core's machine: decide, make durable, settle, tell.
+
+use super::messages::{
+    ApprovalEvent, ApprovalMsg, ApprovalRefusal, ApprovalWiring, Ask, By, Consumed, Decision,
+    Found, PolicyChange,
+};
+use super::rows::{self, Revisions, drops, key, ops};
+use crate::act::{ActError, act, entry_of, store_with};
+use crate::store::Revision;
+use crate::supervision::{Crash, Ctx, Reply, Room, Snapshot, TaskHandle};
+use portcullis_core::approval::{
+    Asked, Machine, PolicySet, Put, Record, Refusal, Requester, Status, Step, Subject, Word,
+};
+use portcullis_core::audit::{Entry, Seq};
+use portcullis_core::codes;
+use portcullis_core::ids::{ApprovalId, Hash32};
+use portcullis_core::time::Millis;
+use serde_json::Value;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The wall clock may jump, so what is due is looked at no less often.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// Rows of one commit: their ids fit into one audit record.
+const CHUNK: usize = 24;
+
+/// The approval actor.
+pub struct Approval {
+    wiring: ApprovalWiring,
+    ctx: Ctx<Self>,
+    machine: Machine,
+    revisions: Revisions,
+    left_out: usize,
+    timer: Option<TaskHandle>,
+}
+
+impl Room for Approval {
+    const NAME: &'static str = "approval";
+    type Msg = ApprovalMsg;
+    type Wiring = ApprovalWiring;
+
+    async fn start(wiring: &ApprovalWiring, ctx: Ctx<Self>) -> Result<Self, Crash> {
+        let kept = rows::read(wiring).await?;
+        let mut room = Self {
+            wiring: wiring.clone(),
+            ctx,
+            machine: kept.machine,
+            revisions: kept.revisions,
+            left_out: kept.left_out,
+            timer: None,
+        };
+        let step = room.machine.recover(room.now());
+        if !step.puts.is_empty() {
+            // Before anything is served: what is over must not be answered.
+            room.make(Entry::new("approval.expire"), step)
+                .await
+                .map_err(Crash::new)?;
+        }
+        room.arm();
+        Ok(room)
+    }
+
+    async fn handle(&mut self, msg: ApprovalMsg) -> Result<(), Crash> {
+        self.expire().await?;
+        match msg {
+            ApprovalMsg::Decide(ask, reply) => self.decide(*ask, reply).await?,
+            ApprovalMsg::Find(principal, key, reply) => reply.ok(self.find(&principal, &key)),
+            ApprovalMsg::Get(id, reply) => {
+                reply.send(self.machine.get(&id).cloned().map_err(Into::into));
+            }
+            ApprovalMsg::List(all, reply) => reply.ok(self.list(all)),
+            ApprovalMsg::Consume(id, hash, intent, reply) => {
+                self.consume(&id, hash, intent, reply).await?;
+            }
+            ApprovalMsg::Cancel(id, why, reply) => self.cancel(&id, &why, reply).await?,
+            ApprovalMsg::Resolve(by, id, word, reply) => {
+                self.resolve(*by, &id, word, reply).await?;
+            }
+            ApprovalMsg::Grants(reply) => {
+                reply.ok(self.machine.grants().into_iter().cloned().collect());
+            }
+            ApprovalMsg::Revoke(by, id, reply) => self.revoke(*by, &id, reply).await?,
+            ApprovalMsg::Policy(reply) => reply.ok(self.machine.policy()),
+            ApprovalMsg::SetPolicy(by, document, base, reply) => {
+                self.set_policy(*by, document, base.as_deref(), reply)
+                    .await?;
+            }
+            ApprovalMsg::Expire => {}
+        }
+        self.arm();
+        Ok(())
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot::default()
+            .with("pending", self.machine.pending().len())
+            .with("grants", self.machine.grants().len())
+            .with("left_out", self.left_out)
+    }
+}
+
+impl Approval {
+    fn now(&self) -> Millis {
+        self.wiring.clock.now()
+    }
+
+    async fn decide(
+        &mut self,
+        ask: Ask,
+        reply: Reply<Decision, ApprovalRefusal>,
+    ) -> Result<(), Crash> {
+        if !reply.is_wanted() {
+            return Ok(());
+        }
+        let requester = Requester::new(&ask.requester, &ask.connection);
+        let (id, now) = (fresh_id()?, self.now());
+        let entry = Entry {
+            action: "approval.requested".to_owned(),
+            act_as: Some(ask.plan.agent.to_string()),
+            idempotency_key: ask.idempotency_key.clone(),
+            ..entry_of(&ask.requester)
+        };
+        let asked = self
+            .machine
+            .ask(ask.plan, requester, ask.idempotency_key, id.clone(), now);
+        let result = match asked {
+            Ok(Asked::Allow { rule }) => Ok(Decision::Allow { rule }),
+            Ok(Asked::Deny { code, message, fix }) => Ok(Decision::Deny { code, message, fix }),
+            Ok(Asked::Known(id)) => self.machine.get(id.as_str()).map(known).map_err(Into::into),
+            Ok(Asked::New(step)) => {
+                let entry = about(entry, &step);
+                let expires_at = expiry(&step);
+                self.make_event(entry, step)
+                    .await
+                    .map(|()| Decision::Pending { id, expires_at })
+            }
+            Err(refusal) => Err(refusal.into()),
+        };
+        answer(reply, result)
+    }
+
+    fn find(&self, principal: &str, key: &str) -> Option<Found> {
+        let record = self.machine.find(principal, key)?;
+        Some(Found {
+            id: record.id.clone(),
+            status: record.status,
+            plan: record.plan()?.clone(),
+            subject_hash: record.subject_hash,
+            expires_at: record.expires,
+        })
+    }
+
+    fn list(&self, all: bool) -> Vec<Record> {
+        let records = if all {
+            self.machine.all()
+        } else {
+            self.machine.pending()
+        };
+        records.into_iter().cloned().collect()
+    }
+
+    async fn consume(
+        &mut self,
+        id: &ApprovalId,
+        hash: Hash32,
+        intent: Seq,
+        reply: Reply<Consumed, ApprovalRefusal>,
+    ) -> Result<(), Crash> {
+        if !reply.is_wanted() {
+            return Ok(());
+        }
+        let result = self.use_answer(id, hash, intent).await;
+        answer(reply, result)
+    }
+
+    async fn use_answer(
+        &mut self,
+        id: &ApprovalId,
+        hash: Hash32,
+        intent: Seq,
+    ) -> Result<Consumed, ApprovalRefusal> {
+        let step = self.machine.consume(id, hash, intent.0, self.now())?;
+        let resolution = self.machine.get(id.as_str())?.resolution.clone();
+        // A row under an intent that the log does not hold would stop the next start.
+        let head = self
+            .wiring
+            .audit
+            .head()
+            .await
+            .map_err(ActError::CannotRecord)?;
+        if intent.0 == 0 || intent > head.seq {
+            return Err(Refusal::Plan("its intent is not in the audit log".to_owned()).into());
+        }
+        let revisions = {
+            let _waiting = self.ctx.waiting();
+            let (revisions, sealer) = (&self.revisions, &self.wiring.sealer);
+            store_with(&self.wiring.store, intent.0, |intent| {
+                ops(&step.puts, revisions, sealer, intent)
+            })
+            .await?
+        };
+        self.settle(step, revisions)?;
+        let resolution = resolution.ok_or(Refusal::StillPending)?;
+        Ok(Consumed {
+            by: resolution.by,
+            decision: resolution.word.ok_or(Refusal::StillPending)?,
+        })
+    }
+
+    async fn cancel(
+        &mut self,
+        id: &ApprovalId,
+        why: &str,
+        reply: Reply<(), ApprovalRefusal>,
+    ) -> Result<(), Crash> {
+        let result = match self.machine.cancel(id, why, self.now()) {
+            Ok(step) if step.puts.is_empty() => Ok(()),
+            Ok(step) => {
+                let entry = about(Entry::new("approval.cancel").with("why", why), &step);
+                self.make(entry, step).await
+            }
+            Err(refusal) => Err(refusal.into()),
+        };
+        answer(reply, result)
+    }
+
+    async fn resolve(
+        &mut self,
+        by: By,
+        id: &str,
+        word: Word,
+        reply: Reply<Record, ApprovalRefusal>,
+    ) -> Result<(), Crash> {
+        if !reply.is_wanted() {
+            return Ok(());
+        }
+        let result = match self
+            .machine
+            .resolve(id, word, &by.principal, &by.connection, self.now())
+        {
+            Ok(None) => Ok(()),
+            Ok(Some(step)) => {
+                let entry = Entry {
+                    action: "approval.resolve".to_owned(),
+                    decision: Some(word.as_str().to_owned()),
+                    ..entry_of(&by.principal)
+                };
+                let entry = about(entry, &step);
+                self.make(entry, step).await
+            }
+            Err(refusal) => Err(refusal.into()),
+        };
+        let result = match result {
+            Ok(()) => self.machine.get(id).cloned().map_err(Into::into),
+            Err(error) => Err(error),
+        };
+        answer(reply, result)
+    }
+
+    async fn revoke(
+        &mut self,
+        by: By,
+        id: &str,
+        reply: Reply<(), ApprovalRefusal>,
+    ) -> Result<(), Crash> {
+        if !reply.is_wanted() {
+            return Ok(());
+        }
+        let result = match self.machine.revoke_grant(id, &by.principal, self.now()) {
+            Ok(step) => {
+                let entry = Entry {
+                    action: "approval.grant.revoke".to_owned(),
+                    object: Some(format!("grant:{id}")),
+                    ..entry_of(&by.principal)
+                };
+                self.make(entry, step).await
+            }
+            Err(refusal) => Err(refusal.into()),
+        };
+        answer(reply, result)
+    }
+
+    async fn set_policy(
+        &mut self,
+        by: By,
+        document: Value,
+        base: Option<&str>,
+        reply: Reply<PolicyChange, ApprovalRefusal>,
+    ) -> Result<(), Crash> {
+        if !reply.is_wanted() {
+            return Ok(());
+        }
+        let (id, now) = (fresh_id()?, self.now());
+        let set = self
+            .machine
+            .set_policy(document, base, &by.principal, &by.connection, id, now);
+        let entry = entry_of(&by.principal);
+        let result = match set {
+            Ok(PolicySet::Apply(step)) => {
+                let entry = Entry {
+                    action: "approval.policy.set".to_owned(),
+                    ..entry
+                };
+                let made = self.make(about(entry, &step), step).await;
+                made.map(|()| PolicyChange::Applied(self.machine.policy()))
+            }
+            Ok(PolicySet::Ask(id, step)) => {
+                let expires_at = expiry(&step);
+                let entry = Entry {
+                    action: "approval.requested".to_owned(),
+                    ..entry
+                };
+                let made = self.make_event(about(entry, &step), step).await;
+                made.map(|()| PolicyChange::Pending { id, expires_at })
+            }
+            Err(refusal) => Err(refusal.into()),
+        };
+        answer(reply, result)
+    }
+
+    /// Ends what is over by the clock. What cannot be recorded now stays, and is not answered or used meanwhile: the
+    /// machine looks at the clock itself.
+    async fn expire(&mut self) -> Result<(), Crash> {
+        let step = self.machine.expire(self.now());
+        if step.puts.is_empty() {
+            return Ok(());
+        }
+        match self.make(Entry::new("approval.expire"), step).await {
+            Err(ApprovalRefusal::Act(error)) if !error.must_reread() => {
+                tracing::warn!(%error, "what ran out could not be recorded");
+                Ok(())
+            }
+            other => other.map_err(Crash::new),
+        }
+    }
+
+    /// Wakes the room when the next thing is over.
+    fn arm(&mut self) {
+        let now = self.now();
+        self.timer = self.machine.next_due().map(|due| {
+            // At least a little: a change that cannot be recorded must not spin.
+            let wait =
+                Duration::from_millis(due.since(now)).clamp(Duration::from_millis(50), LOOK_EVERY);
+            self.ctx.after("expire", 0, wait, ApprovalMsg::Expire)
+        });
+    }
+
+    /// Intent, commit, outcome, settle, tell: in this order, in pieces that the store takes.
+    async fn make(&mut self, entry: Entry, step: Step) -> Result<(), ApprovalRefusal> {
+        for puts in pieces(step) {
+            let done = {
+                let _waiting = self.ctx.waiting();
+                let ApprovalWiring {
+                    audit,
+                    store,
+                    sealer,
+                    ..
+                } = &self.wiring;
+                let (revisions, puts) = (&self.revisions, &puts);
+                let entry = listed(entry.clone(), puts);
+                act(audit, store, entry, |intent| {
+                    ops(puts, revisions, sealer, intent)
+                })
+                .await?
+            };
+            self.settle(Step { puts }, done.revisions)?;
+        }
+        Ok(())
+    }
+
+    /// The same under a single record: a question by itself changes nothing.
+    async fn make_event(&mut self, entry: Entry, step: Step) -> Result<(), ApprovalRefusal> {
+        let revisions = {
+            let _waiting = self.ctx.waiting();
+            let ApprovalWiring {
+                audit,
+                store,
+                sealer,
+                ..
+            } = &self.wiring;
+            let seq = audit.event(entry).await.map_err(ActError::CannotRecord)?;
+            let revisions = &self.revisions;
+            store_with(store, seq.0, |intent| {
+                ops(&step.puts, revisions, sealer, intent)
+            })
+            .await?
+        };
+        self.settle(step, revisions)
+    }
+
+    fn settle(&mut self, step: Step, revisions: Vec<Revision>) -> Result<(), ApprovalRefusal> {
+        if revisions.len() != step.puts.len() {
+            return Err(ActError::Stale.into());
+        }
+        let mut news = Vec::new();
+        for (put, rev) in step.puts.iter().zip(revisions) {
+            if drops(put) {
+                self.revisions.remove(&key(put));
+            } else {
+                self.revisions.insert(key(put), rev.0);
+            }
+            if let Put::Record(record) = put {
+                let before = self
+                    .machine
+                    .get(record.id.as_str())
+                    .ok()
+                    .and_then(|r| r.resolution.clone());
+                if record.status == Status::Pending {
+                    news.push(ApprovalEvent::Requested(Arc::new((**record).clone())));
+                } else if before != record.resolution {
+                    news.push(ApprovalEvent::Resolved(Arc::new((**record).clone())));
+                }
+            }
+        }
+        self.machine.settle(step);
+        for event in news {
+            self.wiring.feed.publish(event);
+        }
+        Ok(())
+    }
+}
+
+/// What an earlier try with the same key became.
+fn known(record: &Record) -> Decision {
+    let deny = |code: &'static codes::Code, message: &str| Decision::Deny {
+        code,
+        message: message.to_owned(),
+        fix: None,
+    };
+    match record.status {
+        Status::Pending | Status::Allowed => Decision::Pending {
+            id: record.id.clone(),
+            expires_at: record.expires,
+        },
+        Status::Denied => deny(codes::APPROVAL_DENIED, "a person refused this command"),
+        Status::Expired => deny(codes::APPROVAL_EXPIRED, "nobody decided in time"),
+        Status::Cancelled => deny(
+            codes::APPROVAL_DENIED,
+            "this request was cancelled: send it again under another key",
+        ),
+        Status::Used => deny(
+            codes::RUN_UNKNOWN,
+            "this request ran before and is not run again",
+        ),
+    }
+}
+
+/// What the record of an act says about its question.
+fn about(entry: Entry, step: &Step) -> Entry {
+    let Some(record) = step.puts.iter().find_map(|put| match put {
+        Put::Record(record) => Some(record),
+        _ => None,
+    }) else {
+        return entry;
+    };
+    let entry = match &record.subject {
+        Subject::Exec(plan) => entry
+            .with("command", record.redacted_line())
+            .with("target", plan.target.word()),
+        Subject::Policy { base, .. } => entry.with("base", base.to_string()),
+    };
+    let reasons: Vec<&str> = record.reasons.iter().map(|r| r.id.as_str()).collect();
+    let mut entry = entry
+        .with("kind", record.subject.kind())
+        .with("requester", record.requester.name.clone())
+        .with("reasons", reasons.join(" "));
+    entry.approval_id = Some(record.id.to_string());
+    entry.plan_hash = Some(portcullis_core::audit::Hash32(record.plan_hash.0));
+    entry
+}
+
+/// The record of an act on many says which.
+fn listed(entry: Entry, puts: &[Put]) -> Entry {
+    let ids: Vec<String> = puts.iter().map(|put| key(put).1).collect();
+    entry
+        .with("rows", puts.len().to_string())
+        .with("ids", ids.join(" "))
+}
+
+fn expiry(step: &Step) -> Millis {
+    let records = step.puts.iter().filter_map(|put| match put {
+        Put::Record(record) => Some(record.expires),
+        _ => None,
+    });
+    records.max().unwrap_or_default()
+}
+
+fn pieces(mut step: Step) -> Vec<Vec<Put>> {
+    let mut pieces = Vec::new();
+    while !step.puts.is_empty() {
+        let rest = step.puts.split_off(step.puts.len().min(CHUNK));
+        pieces.push(std::mem::replace(&mut step.puts, rest));
+    }
+    pieces
+}
+
+fn fresh_id() -> Result<ApprovalId, Crash> {
+    Ok(ApprovalId::new(&uuid::Uuid::new_v4().to_string())?)
+}
+
+/// Answers, and crashes the room where only re-reading helps.
+fn answer<T>(
+    reply: Reply<T, ApprovalRefusal>,
+    result: Result<T, ApprovalRefusal>,
+) -> Result<(), Crash> {
+    let broken = match &result {
+        Err(ApprovalRefusal::Act(error)) if error.must_reread() => Some(Crash::new(error)),
+        _ => None,
+    };
+    reply.send(result);
+    broken.map_or(Ok(()), Err)
+}

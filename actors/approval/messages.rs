@@ -1,0 +1,221 @@
+//! What the room may be asked, what it tells, and how it refuses.
+
+use super::config::ApprovalConfig;
+use crate::act::ActError;
+use crate::audit::AuditHandle;
+use crate::clock::Clock;
+use crate::store::Store;
+use crate::supervision::{Feed, Reply};
+use portcullis_core::approval::{Agents, Grant, PlanSealer, Policy, Record, Refusal, Status, Word};
+use portcullis_core::audit::Seq;
+use portcullis_core::auth::Principal;
+use portcullis_core::codes::Code;
+use portcullis_core::ids::{ApprovalId, Hash32};
+use portcullis_core::plan::ExecPlan;
+use portcullis_core::time::Millis;
+use serde_json::Value;
+use std::sync::Arc;
+use thiserror::Error;
+
+/// What the room is given at each start.
+#[derive(Clone)]
+pub struct ApprovalWiring {
+    /// Limits.
+    pub config: ApprovalConfig,
+    /// What the configuration says of agents.
+    pub agents: Agents,
+    /// Where rows lie.
+    pub store: Store,
+    /// Where acts are recorded.
+    pub audit: AuditHandle,
+    /// Seals the rows.
+    pub sealer: PlanSealer,
+    /// The time.
+    pub clock: Clock,
+    /// Where news are told.
+    pub feed: Feed<ApprovalEvent>,
+}
+
+/// A plan to decide on.
+#[derive(Debug, Clone)]
+pub struct Ask {
+    /// The plan, frozen.
+    pub plan: ExecPlan,
+    /// Who asks; its name must be the plan's.
+    pub requester: Principal,
+    /// On which connection.
+    pub connection: String,
+    /// The requester's key against running twice.
+    pub idempotency_key: Option<String>,
+}
+
+/// What became of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// It may run at once.
+    Allow {
+        /// By which rule: `config:…`, `list:<entry>`, `grant:<id>`.
+        rule: String,
+    },
+    /// It may not run.
+    Deny {
+        /// The code.
+        code: &'static Code,
+        /// Why.
+        message: String,
+        /// `details.fix`: what to add, exactly.
+        fix: Option<String>,
+    },
+    /// A person decides, or has decided for an earlier try with the same key: run the kept plan ([`Found::plan`]),
+    /// never the one asked with.
+    Pending {
+        /// The question.
+        id: ApprovalId,
+        /// When it ends by itself.
+        expires_at: Millis,
+    },
+}
+
+/// An earlier try.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Found {
+    /// Its question.
+    pub id: ApprovalId,
+    /// Where it stands.
+    pub status: Status,
+    /// Its plan, as frozen then.
+    pub plan: ExecPlan,
+    /// What it is about.
+    pub subject_hash: Hash32,
+    /// When it ends by itself.
+    pub expires_at: Millis,
+}
+
+/// An answer that was used just now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Consumed {
+    /// Who gave it.
+    pub by: String,
+    /// What was said.
+    pub decision: Word,
+}
+
+/// What became of a changed document.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PolicyChange {
+    /// It holds.
+    Applied(Policy),
+    /// It frees something: an operator on another connection decides.
+    Pending {
+        /// The question.
+        id: ApprovalId,
+        /// When it ends by itself.
+        expires_at: Millis,
+    },
+}
+
+/// News. Lossy: who must know reads [`super::ApprovalHandle::status`] again.
+#[derive(Debug, Clone)]
+pub enum ApprovalEvent {
+    /// A question was asked.
+    Requested(Arc<Record>),
+    /// It was answered, ran out or was withdrawn: the record says what, by whom and when.
+    Resolved(Arc<Record>),
+}
+
+impl ApprovalEvent {
+    /// The event's name and payload on the wire (wire.md 15).
+    pub fn to_wire(&self) -> (&'static str, Value) {
+        match self {
+            Self::Requested(record) => (
+                "exec.approval.requested",
+                portcullis_core::approval::record_json(record),
+            ),
+            Self::Resolved(record) => ("exec.approval.resolved", record.resolved_json()),
+        }
+    }
+
+    /// What it is about.
+    pub fn record(&self) -> &Record {
+        match self {
+            Self::Requested(record) | Self::Resolved(record) => record,
+        }
+    }
+}
+
+/// A refusal of this room.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ApprovalRefusal {
+    /// By the rules.
+    #[error(transparent)]
+    Rule(#[from] Refusal),
+    /// Not recorded or not stored.
+    #[error(transparent)]
+    Act(#[from] ActError),
+    /// The room is down or did not answer in time.
+    #[error("approvals do not answer: `portcullis status` shows why")]
+    Down {
+        /// The change may have been made.
+        may_have_run: bool,
+    },
+    /// Too many requests wait already.
+    #[error("approvals are overloaded: try again")]
+    Overloaded,
+}
+
+impl ApprovalRefusal {
+    /// Stable code.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Rule(refusal) => refusal.code().name,
+            Self::Act(error) => error.code(),
+            Self::Down { .. } => "ROOM_DOWN",
+            Self::Overloaded => "OVERLOADED",
+        }
+    }
+
+    /// `details.reason` on the wire, where the peer has one.
+    pub const fn reason(&self) -> Option<&'static str> {
+        match self {
+            Self::Rule(refusal) => refusal.reason(),
+            _ => None,
+        }
+    }
+}
+
+/// Who does something, and on which connection.
+#[derive(Debug, Clone)]
+pub struct By {
+    pub(super) principal: Principal,
+    pub(super) connection: String,
+}
+
+type Answer<T> = Reply<T, ApprovalRefusal>;
+
+/// A request to the room.
+pub enum ApprovalMsg {
+    /// A plan to decide on.
+    Decide(Box<Ask>, Answer<Decision>),
+    /// An earlier try of this principal under this key.
+    Find(String, String, Answer<Option<Found>>),
+    /// One question, by id or a unique beginning of it.
+    Get(String, Answer<Record>),
+    /// What is undecided (`false`) or everything known.
+    List(bool, Answer<Vec<Record>>),
+    /// Uses an answer.
+    Consume(ApprovalId, Hash32, Seq, Answer<Consumed>),
+    /// Withdraws a question.
+    Cancel(ApprovalId, String, Answer<()>),
+    /// A person's answer.
+    Resolve(Box<By>, String, Word, Answer<Record>),
+    /// Standing grants.
+    Grants(Answer<Vec<Grant>>),
+    /// Takes one back.
+    Revoke(Box<By>, String, Answer<()>),
+    /// The document.
+    Policy(Answer<Policy>),
+    /// A new document, and the hash of the one it replaces.
+    SetPolicy(Box<By>, Value, Option<String>, Answer<PolicyChange>),
+    /// From the room's own timer.
+    Expire,
+}

@@ -1,0 +1,298 @@
+//! The room: who runs what, within which limits; the runs themselves are its children.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use portcullis_core::audit::{Outcome, Seq};
+use portcullis_core::auth::{Principal, Role, Scope};
+use portcullis_core::codes;
+use portcullis_core::ids::{AgentId, DeviceId, RunId};
+use tokio::sync::mpsc;
+
+use super::messages::{
+    Accepted, Begin, ExecEvent, ExecMsg, ExecRefusal, ExecWiring, Note, RunResult,
+};
+use super::run::{RunHandle, RunRoom, RunWiring};
+use crate::supervision::{ChildEnd, Crash, Ctx, Reply, Room, Snapshot};
+
+/// Messages of one run's mailbox: its beginning, and cancellations.
+const RUN_GATE: usize = 16;
+/// Notes of one run: each kind comes once.
+const NOTES: usize = 4;
+/// For the caller of a crashed run to take its last event.
+const TELL_WITHIN: Duration = Duration::from_secs(5);
+
+struct Live {
+    run: RunId,
+    agent: AgentId,
+    connection: String,
+    principal: String,
+    device: Option<DeviceId>,
+    own_agent: Option<AgentId>,
+    key: String,
+    handle: RunHandle,
+    notes: mpsc::Receiver<Note>,
+    events: mpsc::Sender<ExecEvent>,
+    intent: Option<Seq>,
+    recorded: bool,
+    told: bool,
+}
+
+impl Live {
+    /// Takes what the run has said of itself.
+    fn listen(&mut self) {
+        while let Ok(note) = self.notes.try_recv() {
+            match note {
+                Note::Intent(seq) => self.intent = Some(seq),
+                Note::Outcome => self.recorded = true,
+                Note::Told => self.told = true,
+            }
+        }
+    }
+}
+
+/// The room.
+pub struct Exec {
+    wiring: ExecWiring,
+    ctx: Ctx<Self>,
+    /// By the child's key.
+    live: BTreeMap<u64, Live>,
+    next: u64,
+}
+
+impl Room for Exec {
+    const NAME: &'static str = "exec";
+    type Msg = ExecMsg;
+    type Wiring = ExecWiring;
+
+    async fn start(wiring: &ExecWiring, ctx: Ctx<Self>) -> Result<Self, Crash> {
+        Ok(Self {
+            wiring: wiring.clone(),
+            ctx,
+            live: BTreeMap::new(),
+            next: 0,
+        })
+    }
+
+    async fn handle(&mut self, msg: ExecMsg) -> Result<(), Crash> {
+        match msg {
+            ExecMsg::Run(begin, reply) => self.run(begin, reply).await,
+            ExecMsg::Cancel {
+                run,
+                by,
+                connection,
+                reply,
+            } => {
+                self.cancel(&run, &by, &connection, reply).await;
+                Ok(())
+            }
+            #[cfg(test)]
+            ExecMsg::Break(run) => {
+                for live in self.live.values().filter(|live| live.run == run) {
+                    live.handle.break_it().await;
+                }
+                Ok(())
+            }
+            ExecMsg::Live(reply) => {
+                self.listen();
+                reply.ok(self.under_way().count());
+                Ok(())
+            }
+        }
+    }
+
+    async fn child_ended(
+        &mut self,
+        _name: &'static str,
+        key: u64,
+        end: ChildEnd,
+    ) -> Result<(), Crash> {
+        self.run_ended(key, &end);
+        Ok(())
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot::default().with("runs", self.live.len())
+    }
+}
+
+impl Exec {
+    async fn run(
+        &mut self,
+        begin: Box<Begin>,
+        reply: Reply<Accepted, ExecRefusal>,
+    ) -> Result<(), Crash> {
+        if !reply.is_wanted() {
+            return Ok(());
+        }
+        self.listen();
+        if let Err(refusal) = self.admit(&begin) {
+            reply.refuse(refusal);
+            return Ok(());
+        }
+        self.next += 1;
+        let run = RunId::new(&format!("run-{}", uuid::Uuid::new_v4()))?;
+        let (noting, notes) = mpsc::channel(NOTES);
+        let wiring = RunWiring {
+            exec: self.wiring.clone(),
+            run: run.clone(),
+            notes: noting,
+        };
+        let handle = RunHandle::new(
+            self.ctx
+                .child::<RunRoom>(self.next, wiring, RUN_GATE)
+                .await?,
+        );
+        let request = &begin.request;
+        self.live.insert(
+            self.next,
+            Live {
+                run,
+                agent: request.agent.clone(),
+                connection: request.connection.clone(),
+                principal: request.principal.name(),
+                device: request.principal.device().cloned(),
+                own_agent: request.principal.agent.clone(),
+                key: request.idempotency_key.clone(),
+                handle: handle.clone(),
+                notes,
+                events: begin.events.clone(),
+                intent: None,
+                recorded: false,
+                told: false,
+            },
+        );
+        handle.begin(begin, reply).await;
+        Ok(())
+    }
+
+    fn listen(&mut self) {
+        for live in self.live.values_mut() {
+            live.listen();
+        }
+    }
+
+    /// Without those whose callers have heard the end already.
+    fn under_way(&self) -> impl Iterator<Item = &Live> {
+        self.live.values().filter(|live| !live.told)
+    }
+
+    /// Limits, counted before anything is awaited, and the key against running twice at once.
+    fn admit(&self, begin: &Begin) -> Result<(), ExecRefusal> {
+        let request = &begin.request;
+        let config = &self.wiring.config;
+        let count = |test: &dyn Fn(&Live) -> bool| self.under_way().filter(|l| test(l)).count();
+        if count(&|live| live.agent == request.agent) >= config.runs_per_agent {
+            return Err(ExecRefusal::new(
+                codes::TOO_MANY_RUNS,
+                format!(
+                    "agent {} has {} runs under way already",
+                    request.agent, config.runs_per_agent
+                ),
+            ));
+        }
+        if count(&|live| live.connection == request.connection) >= config.runs_per_connection {
+            return Err(ExecRefusal::new(
+                codes::TOO_MANY_RUNS,
+                format!(
+                    "this connection has {} runs under way already",
+                    config.runs_per_connection
+                ),
+            ));
+        }
+        if !(1..=256).contains(&request.idempotency_key.len()) {
+            return Err(ExecRefusal::new(
+                codes::INVALID_PARAMS,
+                "idempotencyKey must be 1 to 256 bytes",
+            ));
+        }
+        let principal = request.principal.name();
+        let twin = self
+            .under_way()
+            .find(|live| live.principal == principal && live.key == request.idempotency_key);
+        match twin {
+            None => Ok(()),
+            Some(live) => Err(ExecRefusal::new(
+                codes::RUN_UNKNOWN,
+                format!(
+                    "a run with this idempotencyKey is under way already: {}",
+                    live.run
+                ),
+            )
+            .with("runId", live.run.as_str())),
+        }
+    }
+
+    async fn cancel(
+        &self,
+        run: &RunId,
+        by: &Principal,
+        connection: &str,
+        reply: Reply<(), ExecRefusal>,
+    ) {
+        let found = self.live.values().find(|live| live.run == *run);
+        match found.filter(|live| may_cancel(live, by, connection)) {
+            Some(live) => {
+                // One that is not reached any more has just ended.
+                live.handle.cancel().await;
+                reply.ok(());
+            }
+            None => reply.refuse(ExecRefusal::new(
+                codes::RUN_NOT_FOUND,
+                "no such run is under way, or it is not yours",
+            )),
+        }
+    }
+
+    fn run_ended(&mut self, key: u64, end: &ChildEnd) {
+        let Some(mut live) = self.live.remove(&key) else {
+            return;
+        };
+        live.listen();
+        if let ChildEnd::Crashed(why) = end {
+            tracing::error!(run = %live.run, %why, "a run's actor crashed");
+        }
+        if live.told {
+            return;
+        }
+        // Nobody said how it ended: the log and the caller are told that here, beside the loop.
+        let audit = self.wiring.audit.clone();
+        let last = async move {
+            if let Some(seq) = live.intent.filter(|_| !live.recorded) {
+                let outcome = Outcome::failed(codes::RUN_UNKNOWN.name).with("status", "unknown");
+                if let Err(error) = audit.outcome(seq, outcome).await {
+                    tracing::error!(intent = seq.0, %error, "an outcome could not be recorded");
+                }
+            }
+            let ended = ExecEvent::Ended(unknown(live.run, live.intent));
+            // A caller that is gone needs no word.
+            let _ = live.events.send_timeout(ended, TELL_WITHIN).await;
+        };
+        self.ctx.task("last_word", key, last).keep();
+    }
+}
+
+fn unknown(run: RunId, intent: Option<Seq>) -> RunResult {
+    RunResult {
+        run_id: run,
+        status: "unknown",
+        exit_code: None,
+        signal: None,
+        duration_ms: 0,
+        dropped_stdout: 0,
+        dropped_stderr: 0,
+        provenance: serde_json::json!({ "auditSeq": intent.map(|seq| seq.0) }),
+        error: Some((
+            codes::RUN_UNKNOWN,
+            "what supervised this run ended under it: whether it finished is unknown".to_owned(),
+        )),
+    }
+}
+
+/// Who began it (the same device for the same agent, or the same connection), or an administrator. A shared token alone is nobody.
+fn may_cancel(live: &Live, by: &Principal, connection: &str) -> bool {
+    let same = live.principal == by.name() && live.own_agent == by.agent;
+    let place = live.connection == connection
+        || (live.device.is_some() && live.device.as_ref() == by.device());
+    (same && place) || (by.role == Role::Operator && by.scopes.allows(Scope::Admin))
+}

@@ -1,0 +1,81 @@
+//! The way to runs.
+
+use std::time::Duration;
+
+use portcullis_core::auth::Principal;
+use portcullis_core::ids::RunId;
+use tokio::sync::mpsc;
+
+use super::actor::Exec;
+use super::messages::{Accepted, Begin, ExecEvent, ExecMsg, ExecRefusal, ExecWiring, RunRequest};
+use crate::supervision::{Handle, Policy, TreeBuilder};
+
+/// Freezing a plan may read a large program, and a first box's profile waits for the drivers' proof.
+const RUN_WITHIN: Duration = Duration::from_secs(60);
+const WITHIN: Duration = Duration::from_secs(5);
+/// Requests the room takes at once.
+const CAPACITY: usize = 1024;
+/// For the runs to end and their outcomes to be recorded.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
+
+/// Runs, for the rooms above. Clone it freely; it survives restarts of the room.
+#[derive(Clone, Debug)]
+pub struct ExecHandle(Handle<ExecMsg>);
+
+impl ExecHandle {
+    /// Adds the room to a tree.
+    pub fn add(tree: &mut TreeBuilder, wiring: ExecWiring) -> Self {
+        let policy = Policy::new(CAPACITY).stop_within(STOP_WITHIN);
+        Self(tree.room::<Exec>(policy, wiring))
+    }
+
+    /// Freezes a plan, asks for it, and runs it. Events follow on `events`, ending with [`ExecEvent::Ended`]; a full channel makes the run
+    /// wait; dropping the receiver ends the run after two seconds, and withdraws its question.
+    ///
+    /// # Errors
+    /// [`ExecRefusal`]: no event follows.
+    pub async fn run(
+        &self,
+        request: RunRequest,
+        events: mpsc::Sender<ExecEvent>,
+    ) -> Result<Accepted, ExecRefusal> {
+        let begin = Box::new(Begin { request, events });
+        self.0
+            .call(RUN_WITHIN, |reply| ExecMsg::Run(begin, reply))
+            .await
+            .map_err(|error| ExecRefusal::of_call(error, |refusal| refusal))
+    }
+
+    /// Ends a run: TERM, a moment, KILL; its `Ended` says so. Only who began it may, on the same connection, or an administrator.
+    ///
+    /// # Errors
+    /// `RUN_NOT_FOUND`: it is over, or not the caller's.
+    pub async fn cancel(
+        &self,
+        run: RunId,
+        by: &Principal,
+        connection: &str,
+    ) -> Result<(), ExecRefusal> {
+        let (by, connection) = (Box::new(by.clone()), connection.to_owned());
+        self.0
+            .call(WITHIN, |reply| ExecMsg::Cancel {
+                run,
+                by,
+                connection,
+                reply,
+            })
+            .await
+            .map_err(|error| ExecRefusal::of_call(error, |refusal| refusal))
+    }
+
+    /// Breaks a run's actor.
+    #[cfg(test)]
+    pub async fn break_run(&self, run: RunId) {
+        self.0.tell(ExecMsg::Break(run)).await.unwrap();
+    }
+
+    /// Runs under way, waiting ones included; 0 while the room is down.
+    pub async fn live(&self) -> usize {
+        self.0.call(WITHIN, ExecMsg::Live).await.unwrap_or(0)
+    }
+}

@@ -1,0 +1,248 @@
+//! What may be asked of runs, and what they answer.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::fmt;
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use portcullis_cell::Stream;
+use portcullis_core::audit::Seq;
+use portcullis_core::auth::Principal;
+use portcullis_core::codes::{self, Code};
+use portcullis_core::ids::{AgentId, ApprovalId, Hash32, RunId};
+use portcullis_core::plan::Target;
+use serde_json::{Map, Value};
+use tokio::sync::mpsc;
+
+use super::config::ExecConfig;
+use crate::approval::ApprovalHandle;
+use crate::audit::{AuditError, AuditHandle};
+use crate::sandbox_pool::SandboxPoolHandle;
+use crate::supervision::{CallError, FlagReader, Reply};
+
+/// One command, as somebody who was authenticated asks for it.
+#[derive(Debug, Clone)]
+pub struct RunRequest {
+    /// Who asks.
+    pub principal: Principal,
+    /// On which connection: its id, 1 to 256 bytes.
+    pub connection: String,
+    /// For which agent. The caller has checked that the principal may act for it.
+    pub agent: AgentId,
+    /// Command and arguments.
+    pub argv: Vec<String>,
+    /// Working folder; none: `/workspace`, or the user's home on the host.
+    pub cwd: Option<String>,
+    /// Variables to set, as far as the plan's rules allow.
+    pub env: BTreeMap<String, String>,
+    /// Milliseconds; none: the configured time.
+    pub timeout_ms: Option<u64>,
+    /// Where.
+    pub target: Target,
+    /// The caller's key against running twice, 1 to 256 bytes.
+    pub idempotency_key: String,
+    /// `Some(reason)` once the credential behind it ended: looked at between intent and act, and ends the run.
+    pub session: FlagReader<Option<String>>,
+}
+
+/// The first answer: the plan is frozen, and either runs now or waits for a person.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accepted {
+    /// The run.
+    pub run_id: RunId,
+    /// What exactly will run.
+    pub plan_hash: Hash32,
+    /// `accepted` or `approval-pending`.
+    pub status: &'static str,
+    /// The question to a person, where there is one.
+    pub approval_id: Option<ApprovalId>,
+    /// When the question ends by itself, Unix ms.
+    pub expires_at_ms: Option<u64>,
+}
+
+/// What a run does, in order. A channel that closes without [`ExecEvent::Ended`] says `unknown`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ExecEvent {
+    /// It wrote something.
+    Output {
+        /// From 0, both streams together.
+        seq: u64,
+        /// Where.
+        stream: Stream,
+        /// At most 32 KiB, never empty.
+        data: Bytes,
+        /// Bytes left out just before these: 0, as a reader that is slow makes the run wait.
+        dropped: u64,
+    },
+    /// It is over and nothing of it is left alive, unless the status says otherwise.
+    Ended(RunResult),
+}
+
+/// The second answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunResult {
+    /// The run.
+    pub run_id: RunId,
+    /// `exited`, `timed-out`, `cancelled`, `denied` (nothing ran), `box-lost` or `unknown`.
+    pub status: &'static str,
+    /// Of a command that ended by itself.
+    pub exit_code: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// From the order to the end; 0 where nothing ran.
+    pub duration_ms: u64,
+    /// Bytes of standard output beyond the cap.
+    pub dropped_stdout: u64,
+    /// Bytes of standard error beyond the cap.
+    pub dropped_stderr: u64,
+    /// contracts.md section 5.
+    pub provenance: Value,
+    /// Why it did not run, or not to its end.
+    pub error: Option<(&'static Code, String)>,
+}
+
+/// A refusal: nothing ran, unless `details.execution` says `may_have_executed`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExecRefusal {
+    /// The registered code.
+    pub code: &'static Code,
+    /// What is wrong.
+    pub message: String,
+    /// For the caller's program: `fix`, `execution`, `runId`.
+    pub details: Map<String, Value>,
+}
+
+impl fmt::Display for ExecRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code.name, self.message)
+    }
+}
+
+impl std::error::Error for ExecRefusal {}
+
+impl ExecRefusal {
+    /// With nothing beside its text.
+    pub fn new(code: &'static Code, message: impl fmt::Display) -> Self {
+        Self {
+            code,
+            message: message.to_string(),
+            details: Map::new(),
+        }
+    }
+
+    /// Adds a detail.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.details.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// No intent, no act.
+    pub(super) fn of_audit(error: &AuditError) -> Self {
+        let code = match error {
+            AuditError::DiskFull => codes::DISK_FULL,
+            AuditError::Overloaded => codes::OVERLOADED,
+            AuditError::Invalid(_) => codes::INVALID_PARAMS,
+            _ => codes::CANNOT_RECORD,
+        };
+        Self::new(code, error)
+    }
+
+    /// A room that did not answer.
+    pub(super) fn of_call<E>(error: CallError<E>, refused: impl FnOnce(E) -> Self) -> Self {
+        let execution = |ran| {
+            if ran {
+                "may_have_executed"
+            } else {
+                "not_started"
+            }
+        };
+        match error {
+            CallError::Refused(refusal) => refused(refusal),
+            CallError::Overloaded => Self::new(
+                codes::OVERLOADED,
+                "too many requests are in work, nothing ran",
+            ),
+            CallError::Unavailable { may_have_run } => {
+                Self::new(codes::ROOM_DOWN, "a room that runs need is down")
+                    .with("execution", execution(may_have_run))
+            }
+            CallError::Deadline { may_have_run } => Self::new(codes::DEADLINE, "no answer in time")
+                .with("execution", execution(may_have_run)),
+        }
+    }
+}
+
+/// What the configuration says of one agent's runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AgentLimits {
+    /// Milliseconds of a run that asks for none; none: as configured for all.
+    pub timeout_ms: Option<u64>,
+}
+
+/// What the room is given at each start.
+#[derive(Clone)]
+pub struct ExecWiring {
+    /// `[exec]`.
+    pub config: ExecConfig,
+    /// Agents that have values of their own.
+    pub agents: BTreeMap<AgentId, AgentLimits>,
+    /// Users whom an operator door accepts: no host command runs as one.
+    pub operator_uids: Vec<u32>,
+    /// Groups whom an operator door accepts.
+    pub operator_gids: Vec<u32>,
+    /// `STATE`: out of every host command's reach.
+    pub state: PathBuf,
+    /// What else is: the folder of the identity key.
+    pub forbidden: Vec<PathBuf>,
+    /// The static cell binary, as `sandbox_pool::cell_file` wrote it.
+    pub cell: PathBuf,
+    /// Policy, and people.
+    pub approval: ApprovalHandle,
+    /// Boxes.
+    pub pool: SandboxPoolHandle,
+    /// The log.
+    pub audit: AuditHandle,
+}
+
+/// A run to begin.
+pub struct Begin {
+    /// What.
+    pub request: RunRequest,
+    /// Where its events go.
+    pub events: mpsc::Sender<ExecEvent>,
+}
+
+/// To the room.
+pub enum ExecMsg {
+    /// Begin a run.
+    Run(Box<Begin>, Reply<Accepted, ExecRefusal>),
+    /// End a run.
+    Cancel {
+        /// Which.
+        run: RunId,
+        /// Who wants it.
+        by: Box<Principal>,
+        /// On which connection.
+        connection: String,
+        /// The answer.
+        reply: Reply<(), ExecRefusal>,
+    },
+    /// A test breaks a run's actor.
+    #[cfg(test)]
+    Break(RunId),
+    /// How many are under way.
+    Live(Reply<usize, Infallible>),
+}
+
+/// From a run to its owner, so that its crash can be recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Note {
+    /// Its intent is in the log: from here on it may act.
+    Intent(Seq),
+    /// Its outcome is in the log.
+    Outcome,
+    /// Its caller is told the end now.
+    Told,
+}

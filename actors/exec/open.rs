@@ -1,0 +1,426 @@
+//! Opening what will run on the host: once, by descriptor, with its digest. What another user could change is copied to sealed memory first.
+//! Everything here blocks: it runs on a blocking thread.
+
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use portcullis_core::codes::{self, Code};
+use portcullis_core::display;
+use portcullis_core::ids::Hash32;
+use portcullis_core::plan::{Executable, HOST_PATH, HostFile, is_canonical_path};
+use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, ResolveFlags, SealFlags, StatVfsMountFlags};
+use rustix::io::Errno;
+use sha2::{Digest, Sha256};
+
+use super::messages::ExecRefusal;
+use super::user::User;
+
+/// Largest program.
+const MOST: u64 = 1 << 30;
+/// Largest program that is copied into memory.
+const MOST_COPIED: u64 = 64 << 20;
+/// Longest `#!` line, as the kernel's.
+const SHEBANG: usize = 256;
+
+/// What holds while files are opened.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// Who will run it.
+    pub user: User,
+    /// Canonical paths out of every host command's reach.
+    pub masked: Vec<PathBuf>,
+}
+
+/// An opened file, and what was opened.
+#[derive(Debug)]
+pub struct Opened {
+    /// What the plan says of it.
+    pub file: HostFile,
+    /// Its bytes: the file itself, or the sealed copy.
+    pub fd: OwnedFd,
+    /// Of a file that was not copied: changes when its bytes may have.
+    stamp: Option<Stamp>,
+}
+
+type Stamp = (u64, i64, i64, i64, i64);
+
+/// A program of the host, opened.
+#[derive(Debug)]
+pub struct Program {
+    /// What the kernel executes: the program, or a script's interpreter.
+    pub exe: Opened,
+    /// The script, and its `#!` line.
+    pub script: Option<(Opened, Shebang)>,
+}
+
+/// A script's first line.
+#[derive(Debug, Clone)]
+pub struct Shebang {
+    /// The interpreter as the line names it: what the interpreter finds as its own name.
+    pub interpreter: String,
+    /// All that follows, as one argument.
+    pub argument: Option<String>,
+}
+
+/// A folder, opened.
+#[derive(Debug)]
+pub struct Folder {
+    /// Its canonical path.
+    pub path: String,
+    /// `O_PATH`.
+    pub fd: OwnedFd,
+    /// Its device and inode.
+    pub is: (u64, u64),
+}
+
+fn refuse(code: &'static Code, path: &Path, why: impl std::fmt::Display) -> ExecRefusal {
+    let path = path.to_string_lossy();
+    ExecRefusal::new(code, format!("{}: {why}", display::visible(&path)))
+}
+
+impl Program {
+    /// Opens the program that `name` stands for, and where it is a script its interpreter too.
+    ///
+    /// # Errors
+    /// `COMMAND_NOT_FOUND`, or `INVALID_PARAMS` with what is wrong with the file.
+    pub fn open(place: &Place, cwd: &str, name: &str) -> Result<Self, ExecRefusal> {
+        let path = find(name, cwd)?;
+        let first = Opened::open(place, &path)?;
+        let Some(line) = first.shebang()? else {
+            return Ok(Self {
+                exe: first,
+                script: None,
+            });
+        };
+        let exe = Opened::open(place, Path::new(&line.interpreter))?;
+        if exe.shebang()?.is_some() {
+            return Err(refuse(
+                codes::INVALID_PARAMS,
+                &path,
+                "its interpreter is a script too: name the program that reads it",
+            ));
+        }
+        Ok(Self {
+            exe,
+            script: Some((first, line)),
+        })
+    }
+
+    /// As the plan says it.
+    pub fn executable(&self) -> Executable {
+        match &self.script {
+            None => Executable::Host(self.exe.file.clone()),
+            Some((script, line)) => Executable::HostScript {
+                script: script.file.clone(),
+                interpreter: self.exe.file.clone(),
+                argument: line.argument.clone(),
+            },
+        }
+    }
+
+    /// Are the bytes behind the descriptors still those that were decided on?
+    pub fn is_unchanged(&self) -> bool {
+        self.exe.is_unchanged() && self.script.as_ref().is_none_or(|(s, _)| s.is_unchanged())
+    }
+}
+
+/// A bare name only in the fixed path; a relative one from the working folder.
+fn find(name: &str, cwd: &str) -> Result<PathBuf, ExecRefusal> {
+    if name.contains('/') {
+        return Ok(Path::new(cwd).join(name));
+    }
+    HOST_PATH
+        .split(':')
+        .map(|folder| Path::new(folder).join(name))
+        .find(|path| {
+            path.metadata()
+                .is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
+        })
+        .ok_or_else(|| {
+            refuse(
+                codes::COMMAND_NOT_FOUND,
+                Path::new(name),
+                "command not found",
+            )
+        })
+}
+
+/// The one spelling of a path, outside what is masked.
+fn canonical(place: &Place, path: &Path) -> Result<(PathBuf, String), ExecRefusal> {
+    let found = path
+        .canonicalize()
+        .map_err(|error| refuse(codes::COMMAND_NOT_FOUND, path, error))?;
+    if place.masked.iter().any(|masked| found.starts_with(masked)) {
+        return Err(refuse(
+            codes::INVALID_PARAMS,
+            path,
+            "lies in what is the gateway's own, out of every host command's reach",
+        ));
+    }
+    match found.to_str() {
+        Some(text) if is_canonical_path(text) => Ok((found.clone(), text.to_owned())),
+        _ => Err(refuse(
+            codes::INVALID_PARAMS,
+            path,
+            "its path is not UTF-8 or longer than 4096 bytes",
+        )),
+    }
+}
+
+fn open_path(path: &Path) -> Result<File, ExecRefusal> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve)
+        .map(File::from)
+        .map_err(|error| match error {
+            Errno::LOOP => refuse(codes::PLAN_CHANGED, path, "changed while it was opened"),
+            error => refuse(codes::COMMAND_NOT_FOUND, path, error),
+        })
+}
+
+impl Folder {
+    /// Opens a working folder.
+    ///
+    /// # Errors
+    /// As [`Program::open`].
+    pub fn open(place: &Place, path: &str) -> Result<Self, ExecRefusal> {
+        let no_folder = |error: ExecRefusal| ExecRefusal {
+            code: codes::INVALID_PARAMS,
+            message: format!("cwd {}", error.message),
+            ..error
+        };
+        if !path.starts_with('/') {
+            return Err(ExecRefusal::new(
+                codes::INVALID_PARAMS,
+                "cwd must be an absolute path",
+            ));
+        }
+        let (canonical, text) = canonical(place, Path::new(path)).map_err(no_folder)?;
+        let file = open_path(&canonical).map_err(no_folder)?;
+        let data = file
+            .metadata()
+            .map_err(|error| refuse(codes::INVALID_PARAMS, &canonical, format!("cwd: {error}")))?;
+        let reached = may(&data, &place.user, 0o1) && reaches(&canonical, &place.user);
+        if !data.is_dir() || !reached {
+            return Err(refuse(
+                codes::INVALID_PARAMS,
+                &canonical,
+                format!("cwd is no folder that user {} may enter", place.user.name),
+            ));
+        }
+        Ok(Self {
+            path: text,
+            is: (data.dev(), data.ino()),
+            fd: file.into(),
+        })
+    }
+}
+
+impl Opened {
+    fn open(place: &Place, path: &Path) -> Result<Self, ExecRefusal> {
+        let (path, text) = canonical(place, path)?;
+        let user = &place.user;
+        let wrong = |why: &str| refuse(codes::INVALID_PARAMS, &path, why);
+        let failed = |error: std::io::Error| refuse(codes::INVALID_PARAMS, &path, error);
+        // By O_PATH first: opening a pipe or device has effects of its own.
+        let looked = open_path(&path)?;
+        let data = looked.metadata().map_err(failed)?;
+        if !data.is_file() {
+            return Err(wrong("is no file"));
+        }
+        if !may(&data, user, 0o1) || !reaches(&path, user) {
+            return Err(wrong(&format!("user {} may not execute it", user.name)));
+        }
+        if data.len() > MOST {
+            return Err(wrong("is longer than 1 GiB"));
+        }
+        let mount = rustix::fs::fstatvfs(&looked).map_err(|error| failed(error.into()))?;
+        if mount.f_flag.contains(StatVfsMountFlags::NOEXEC) {
+            return Err(wrong("lies on a mount from which nothing is executed"));
+        }
+        let file = File::open(format!("/proc/self/fd/{}", looked.as_raw_fd())).map_err(failed)?;
+        let mutable = data.uid() != 0
+            || data.mode() & 0o022 != 0
+            || !parents_are_roots(&path)
+            || !is_local(&looked);
+        let describe = |sha256| HostFile {
+            path: text.clone(),
+            dev: data.dev(),
+            ino: data.ino(),
+            sha256,
+        };
+        if !mutable {
+            let stamp = stamp(&file).map_err(failed)?;
+            let sha256 = digest(&file, None).map_err(failed)?;
+            return Ok(Self {
+                file: describe(sha256),
+                fd: file.into(),
+                stamp: Some(stamp),
+            });
+        }
+        if data.len() > MOST_COPIED {
+            return Err(wrong(
+                "is longer than 64 MiB, and others than root can change it: let root own it and its folders",
+            ));
+        }
+        // What it is copied into may be read by the user, so the original must be as well, or a secret text would leak.
+        if !may(&data, user, 0o4) {
+            return Err(wrong(&format!("user {} may not read it", user.name)));
+        }
+        let (sha256, fd) = sealed(&file).map_err(failed)?;
+        Ok(Self {
+            file: describe(sha256),
+            fd,
+            stamp: None,
+        })
+    }
+
+    fn is_unchanged(&self) -> bool {
+        let Some(before) = self.stamp else {
+            // Sealed: nobody can.
+            return true;
+        };
+        let again = || -> std::io::Result<bool> {
+            let file = File::from(self.fd.try_clone()?);
+            Ok(stamp(&file)? == before || digest(&file, None)? == self.file.sha256)
+        };
+        again().unwrap_or(false)
+    }
+
+    /// Interpreter and argument of a script.
+    fn shebang(&self) -> Result<Option<Shebang>, ExecRefusal> {
+        let mut head = [0; SHEBANG];
+        let count = rustix::io::pread(&self.fd, &mut head, 0).unwrap_or(0);
+        let Some(line) = head[..count].strip_prefix(b"#!") else {
+            return Ok(None);
+        };
+        let wrong = |why: &str| refuse(codes::INVALID_PARAMS, Path::new(&self.file.path), why);
+        let end = line.iter().position(|byte| *byte == b'\n');
+        let end = match end {
+            Some(end) => end,
+            None if count < SHEBANG => line.len(),
+            None => return Err(wrong("its #! line is longer than 254 bytes")),
+        };
+        let text = std::str::from_utf8(&line[..end])
+            .map_err(|_| wrong("its #! line is not UTF-8"))?
+            .trim_matches([' ', '\t']);
+        if text.contains(['\0', '\r']) {
+            return Err(wrong("its #! line holds a NUL or a carriage return"));
+        }
+        let (interpreter, argument) = match text.split_once([' ', '\t']) {
+            Some((interpreter, rest)) => (interpreter, Some(rest.trim_matches([' ', '\t']))),
+            None => (text, None),
+        };
+        if !interpreter.starts_with('/') {
+            return Err(wrong("its #! line names no absolute path"));
+        }
+        let argument = argument.filter(|text| !text.is_empty()).map(str::to_owned);
+        Ok(Some(Shebang {
+            interpreter: interpreter.to_owned(),
+            argument,
+        }))
+    }
+}
+
+/// By the mode bits alone: an access list can only make this stricter than the kernel.
+fn may(data: &std::fs::Metadata, user: &User, bit: u32) -> bool {
+    let shift = if data.uid() == user.uid {
+        6
+    } else if data.gid() == user.gid {
+        3
+    } else {
+        0
+    };
+    data.mode() & (bit << shift) != 0
+}
+
+/// May the user walk there? A descriptor of ours must not open what a path would not.
+fn reaches(path: &Path, user: &User) -> bool {
+    path.ancestors()
+        .skip(1)
+        .all(|folder| folder.metadata().is_ok_and(|data| may(&data, user, 0o1)))
+}
+
+/// Can nobody but root put another file in its place?
+fn parents_are_roots(path: &Path) -> bool {
+    path.ancestors().skip(1).all(|folder| {
+        folder
+            .metadata()
+            .is_ok_and(|data| data.uid() == 0 && data.mode() & 0o022 == 0)
+    })
+}
+
+/// Is it on a file system whose bytes only this kernel changes?
+fn is_local(fd: &File) -> bool {
+    // FUSE, NFS, SMB, CIFS, SMB2, 9p, Ceph, AFS.
+    const ELSEWHERE: [u64; 8] = [
+        0x6573_5546,
+        0x6969,
+        0x517b,
+        0xff53_4d42,
+        0xfe53_4d42,
+        0x0102_1997,
+        0x00c3_6400,
+        0x5346_414f,
+    ];
+    rustix::fs::fstatfs(fd).is_ok_and(|found| {
+        u64::try_from(found.f_type).is_ok_and(|kind| !ELSEWHERE.contains(&(kind & 0xffff_ffff)))
+    })
+}
+
+fn stamp(file: &File) -> std::io::Result<Stamp> {
+    let data = file.metadata()?;
+    Ok((
+        data.len(),
+        data.mtime(),
+        data.mtime_nsec(),
+        data.ctime(),
+        data.ctime_nsec(),
+    ))
+}
+
+/// Digest of the bytes, from the first; what was read goes to `copy` too.
+fn digest(mut file: &File, mut copy: Option<&mut File>) -> std::io::Result<Hash32> {
+    file.rewind()?;
+    let mut hasher = Sha256::new();
+    let mut piece = vec![0; 128 << 10];
+    let mut total = 0;
+    loop {
+        let count = match file.read(&mut piece) {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        total += count as u64;
+        let most = if copy.is_some() { MOST_COPIED } else { MOST };
+        if total > most {
+            return Err(std::io::Error::other("grows while it is read"));
+        }
+        hasher.update(&piece[..count]);
+        if let Some(copy) = &mut copy {
+            copy.write_all(&piece[..count])?;
+        }
+    }
+    file.rewind()?;
+    Ok(Hash32(hasher.finalize().into()))
+}
+
+/// Copies a file into memory that nobody can change any more, and opens that for reading only: what is open for writing is not executed.
+fn sealed(file: &File) -> std::io::Result<(Hash32, OwnedFd)> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let name = "portcullis-frozen";
+    // Kernels before 6.3 do not know EXEC, and need not be told.
+    let memory = rustix::fs::memfd_create(name, flags | MemfdFlags::EXEC)
+        .or_else(|_| rustix::fs::memfd_create(name, flags))?;
+    let mut memory = File::from(memory);
+    let sha256 = digest(file, Some(&mut memory))?;
+    rustix::fs::fchmod(&memory, Mode::from_raw_mode(0o555))?;
+    let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+    rustix::fs::fcntl_add_seals(&memory, seals)?;
+    let reading = File::open(format!("/proc/self/fd/{}", memory.as_raw_fd()))?;
+    Ok((sha256, reading.into()))
+}

@@ -1,0 +1,281 @@
+//! The act itself: a box's run or a host process, streamed to its caller until nothing of it is left.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use portcullis_cell::Cause;
+use portcullis_core::codes;
+use portcullis_core::ids::{AgentId, RunId};
+use portcullis_core::plan::EnvValue;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::ends::{Carried, Interrupt, Over, interrupted};
+use super::flow::Flow;
+use super::freeze::{Frozen, Means};
+use crate::exec::host::{HostOrder, HostRun, Lost};
+use crate::exec::messages::{ExecEvent, ExecRefusal};
+use crate::sandbox_pool::{Exited, RunEvent, RunSpec, RunTicket, SandboxPoolHandle};
+
+/// After a run's limit, which its supervisor keeps, the gateway ends it itself.
+const GRACE: Duration = Duration::from_secs(1);
+/// For a run to end that was told to; after that it is given up, and what supervises it is killed.
+const END_WITHIN: Duration = Duration::from_secs(3);
+/// Events of a box that wait here.
+const WAITING: usize = 8;
+
+/// Something runs.
+pub enum Acting {
+    Box(BoxRun),
+    Host(Box<HostRun>),
+}
+
+pub struct BoxRun {
+    from: mpsc::Receiver<RunEvent>,
+    pool: SandboxPoolHandle,
+    agent: AgentId,
+    run: RunId,
+    ticket: RunTicket,
+}
+
+/// What comes from it.
+enum News {
+    Output(ExecEvent),
+    Exited(Exited),
+    Lost(Lost),
+}
+
+impl Acting {
+    /// Starts what the plan says, and nothing else.
+    pub async fn start(flow: &Flow, frozen: &Frozen) -> Result<Self, Over> {
+        match &frozen.means {
+            Means::Box(_) => Self::in_box(flow, frozen).await,
+            Means::Host(means) => {
+                let order = HostOrder {
+                    cell: &flow.wiring.cell,
+                    config: &flow.wiring.config.host,
+                    plan: &frozen.plan,
+                    means,
+                };
+                HostRun::start(&order)
+                    .map(|run| Self::Host(Box::new(run)))
+                    .map_err(Over::refused)
+            }
+        }
+    }
+
+    async fn in_box(flow: &Flow, frozen: &Frozen) -> Result<Self, Over> {
+        let plan = &frozen.plan;
+        let env = plan.env.iter().filter_map(|(name, value)| match value {
+            EnvValue::Plain(text) => Some((name.clone(), text.clone())),
+            // No request can name one yet.
+            EnvValue::Secret { .. } => None,
+        });
+        let spec = RunSpec {
+            run: flow.run.clone(),
+            argv: plan.argv.clone(),
+            cwd: Some(plan.cwd.clone()),
+            env: env.collect(),
+            timeout: Some(Duration::from_millis(plan.limits.timeout_ms)),
+        };
+        let (events, from) = mpsc::channel(WAITING);
+        let pool = flow.wiring.pool.clone();
+        let ticket = pool
+            .start_run(plan.agent.clone(), spec, events)
+            .await
+            .map_err(|error| {
+                Over::refused(ExecRefusal::of_call(error, |refusal| {
+                    ExecRefusal::new(refusal.code(), &refusal)
+                }))
+            })?;
+        if ticket.profile_hash != plan.profile_digest.to_string() {
+            // Dropping the receiver ends it.
+            return Err(Over {
+                status: "unknown",
+                ..Over::denied(
+                    codes::PLAN_CHANGED,
+                    "the sandbox changed while the command was started: it was ended".to_owned(),
+                )
+            });
+        }
+        Ok(Self::Box(BoxRun {
+            from,
+            pool,
+            agent: plan.agent.clone(),
+            run: flow.run.clone(),
+            ticket,
+        }))
+    }
+
+    /// Streams to the caller until it is over.
+    pub async fn carry(mut self, flow: &mut Flow, timeout_ms: u64) -> Carried {
+        let lost_after = Duration::from_millis(flow.wiring.config.lost_after_ms);
+        let session = &mut flow.request.session;
+        let interrupt = interrupted(&mut flow.stop, session, &flow.events, lost_after);
+        tokio::pin!(interrupt);
+        let mut ending: Option<Ending> = None;
+        let mut waiting: Option<ExecEvent> = None;
+        let mut limit = Instant::now() + Duration::from_millis(timeout_ms) + GRACE;
+        loop {
+            tokio::select! {
+                biased;
+                why = &mut interrupt, if ending.is_none() => {
+                    self.cancel().await;
+                    ending = Some(Ending::Interrupted(why));
+                    limit = Instant::now() + END_WITHIN;
+                }
+                () = tokio::time::sleep_until(limit) => {
+                    if ending.is_some() {
+                        let place = self.place();
+                        self.give_up().await;
+                        return given_up(place);
+                    }
+                    self.cancel().await;
+                    ending = Some(Ending::Overdue);
+                    limit = Instant::now() + END_WITHIN;
+                }
+                permit = flow.events.reserve(), if waiting.is_some() && ending.is_none() => {
+                    if let (Ok(permit), Some(event)) = (permit, waiting.take()) {
+                        permit.send(event);
+                    }
+                }
+                news = self.next(), if waiting.is_none() || ending.is_some() => match news {
+                    News::Output(event) if ending.is_some() => {
+                        // The end does not wait for a slow reader; what is left out is said to be by the missing numbers.
+                        for event in waiting.take().into_iter().chain([event]) {
+                            let _ = flow.events.try_send(event);
+                        }
+                    }
+                    News::Output(event) => waiting = Some(event),
+                    News::Exited(exited) => {
+                        if let Some(event) = waiting.take() {
+                            let _ = flow.events.try_send(event);
+                        }
+                        return self.exited(&exited, ending);
+                    }
+                    News::Lost(lost) => return self.lost(lost),
+                },
+            }
+        }
+    }
+
+    async fn next(&mut self) -> News {
+        let event = match self {
+            Self::Box(run) => run.from.recv().await.unwrap_or(RunEvent::BoxLost),
+            Self::Host(run) => match run.next().await {
+                Ok(event) => event,
+                Err(lost) => return News::Lost(lost),
+            },
+        };
+        match event {
+            RunEvent::Output { stream, seq, data } => News::Output(ExecEvent::Output {
+                seq,
+                stream,
+                data: Bytes::from(data),
+                dropped: 0,
+            }),
+            RunEvent::Exited(exited) => News::Exited(exited),
+            RunEvent::BoxLost => News::Lost(Lost::Box),
+        }
+    }
+
+    async fn cancel(&mut self) {
+        match self {
+            // One that is over already is no error, and the limit sees to a pool that is down.
+            Self::Box(run) => {
+                let _ = run.pool.cancel(run.agent.clone(), run.run.clone()).await;
+            }
+            Self::Host(run) => run.cancel().await,
+        }
+    }
+
+    /// It does not obey.
+    async fn give_up(self) {
+        match self {
+            // The pool ends a run whose receiver is gone, or its box.
+            Self::Box(run) => drop(run),
+            Self::Host(run) => run.kill().await,
+        }
+    }
+
+    fn place(&self) -> Value {
+        match self {
+            Self::Box(run) => json!({
+                "driver": run.ticket.driver,
+                "box": run.ticket.box_id,
+                "imageDigest": run.ticket.image_digest,
+                "profileHash": run.ticket.profile_hash,
+            }),
+            Self::Host(_) => json!({ "driver": "host" }),
+        }
+    }
+
+    fn exited(&self, exited: &Exited, ending: Option<Ending>) -> Carried {
+        let (status, error) = match (exited.cause, ending) {
+            (Cause::TimedOut, _) | (Cause::Cancelled, Some(Ending::Overdue)) => ("timed-out", None),
+            (Cause::Cancelled, Some(Ending::Interrupted(Interrupt::SessionEnded(reason)))) => {
+                ("cancelled", Some((codes::SESSION_ENDED, reason)))
+            }
+            (Cause::Cancelled, _) => ("cancelled", None),
+            (Cause::Itself | Cause::NotStarted, _) => ("exited", None),
+        };
+        Carried {
+            status,
+            exit_code: exited.code.map(i32::from),
+            signal: exited.signal.map(i32::from),
+            duration_ms: Some(exited.duration_ms),
+            dropped: (exited.dropped_stdout, exited.dropped_stderr),
+            place: self.place(),
+            error,
+        }
+    }
+
+    fn lost(&self, lost: Lost) -> Carried {
+        let (status, error) = match lost {
+            Lost::Box => (
+                "box-lost",
+                (
+                    codes::BOX_LOST,
+                    "the sandbox ended under the run: what it did before that is unknown"
+                        .to_owned(),
+                ),
+            ),
+            Lost::Unknown(why) => ("unknown", (codes::RUN_UNKNOWN, why)),
+            Lost::NotStarted(why) => ("denied", (codes::HOST_USER_INVALID, why)),
+        };
+        Carried {
+            status,
+            error: Some(error),
+            ..nothing(self.place())
+        }
+    }
+}
+
+enum Ending {
+    Interrupted(Interrupt),
+    /// Past its limit and the grace: what supervises it did not keep it.
+    Overdue,
+}
+
+const fn nothing(place: Value) -> Carried {
+    Carried {
+        status: "unknown",
+        exit_code: None,
+        signal: None,
+        duration_ms: None,
+        dropped: (0, 0),
+        place,
+        error: None,
+    }
+}
+
+fn given_up(place: Value) -> Carried {
+    Carried {
+        error: Some((
+            codes::RUN_UNKNOWN,
+            "it did not end when it was told to, and was killed with what supervised it".to_owned(),
+        )),
+        ..nothing(place)
+    }
+}

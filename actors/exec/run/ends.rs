@@ -1,0 +1,223 @@
+//! How runs end.
+
+use std::time::Duration;
+
+use portcullis_core::audit::{Outcome, OutcomeResult, Seq};
+use portcullis_core::codes::{self, Code};
+use portcullis_core::plan::{EnvValue, ExecPlan};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use super::flow::Decided;
+use crate::exec::messages::{ExecEvent, ExecRefusal, RunRequest};
+use crate::supervision::FlagReader;
+
+/// Why a run ends early.
+pub enum Interrupt {
+    /// Somebody who may wants it.
+    Cancelled,
+    /// The gateway stops.
+    Shutdown,
+    /// The caller has been gone for the configured time.
+    CallerGone,
+    /// The credential ended.
+    SessionEnded(String),
+}
+
+/// What the run's room was told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// By who may.
+    Cancel,
+    /// With the gateway.
+    Shutdown,
+}
+
+/// Waits for the first of them.
+pub async fn interrupted(
+    stop: &mut FlagReader<Option<Stop>>,
+    session: &mut FlagReader<Option<String>>,
+    events: &mpsc::Sender<ExecEvent>,
+    lost_after: Duration,
+) -> Interrupt {
+    let stopped = async {
+        // A flag that is gone says nothing: what it belonged to ends this another way.
+        match stop.until(Option::is_some).await.flatten() {
+            Some(Stop::Cancel) => Interrupt::Cancelled,
+            Some(Stop::Shutdown) => Interrupt::Shutdown,
+            None => std::future::pending().await,
+        }
+    };
+    let ended = async {
+        match session.until(Option::is_some).await.flatten() {
+            Some(reason) => reason,
+            None => std::future::pending().await,
+        }
+    };
+    let gone = async {
+        events.closed().await;
+        tokio::time::sleep(lost_after).await;
+    };
+    tokio::select! {
+        biased;
+        reason = ended => Interrupt::SessionEnded(reason),
+        why = stopped => why,
+        () = gone => Interrupt::CallerGone,
+    }
+}
+
+/// The end of a run that did not act.
+pub struct Over {
+    /// `denied`, `cancelled` or `unknown`.
+    pub status: &'static str,
+    /// Why.
+    pub error: Option<(&'static Code, String)>,
+    /// The intent of an earlier run under the same key.
+    pub seq: Option<Seq>,
+}
+
+impl Over {
+    pub const fn denied(code: &'static Code, message: String) -> Self {
+        Self {
+            status: "denied",
+            error: Some((code, message)),
+            seq: None,
+        }
+    }
+
+    /// Nothing ran, unless the refusal says that it may have.
+    pub fn refused(refusal: ExecRefusal) -> Self {
+        let may_have = refusal.details.get("execution") == Some(&json!("may_have_executed"));
+        Self {
+            status: if may_have || refusal.code == codes::RUN_UNKNOWN {
+                "unknown"
+            } else {
+                "denied"
+            },
+            error: Some((refusal.code, refusal.message)),
+            seq: None,
+        }
+    }
+
+    pub const fn cancelled(error: Option<(&'static Code, String)>) -> Self {
+        Self {
+            status: "cancelled",
+            error,
+            seq: None,
+        }
+    }
+
+    pub fn interrupted(why: Interrupt) -> Self {
+        match why {
+            Interrupt::SessionEnded(reason) => {
+                Self::cancelled(Some((codes::SESSION_ENDED, reason)))
+            }
+            Interrupt::Shutdown => Self::cancelled(Some((
+                codes::ROOM_DOWN,
+                "the gateway stops; a question to a person stays, and the same request with the same key takes it up again".to_owned(),
+            ))),
+            Interrupt::Cancelled | Interrupt::CallerGone => Self::cancelled(None),
+        }
+    }
+
+    /// The key was used before: what the log says of that is the answer.
+    pub fn seen(seq: Seq, outcome: Option<&OutcomeResult>) -> Self {
+        let said = match outcome {
+            None => "is under way".to_owned(),
+            Some(OutcomeResult::Ok) => "ended".to_owned(),
+            Some(OutcomeResult::Refused { code }) => format!("was refused with {code}"),
+            Some(OutcomeResult::Failed { code }) => format!("ended with {code}"),
+            Some(OutcomeResult::Unknown { .. }) => {
+                "was under way when the gateway ended".to_owned()
+            }
+        };
+        Self {
+            status: "unknown",
+            error: Some((
+                codes::RUN_UNKNOWN,
+                format!(
+                    "a run with this idempotencyKey {said} (audit record {}): it is not run again",
+                    seq.0
+                ),
+            )),
+            seq: Some(seq),
+        }
+    }
+
+    /// For the record.
+    pub fn code(&self) -> &'static str {
+        self.error
+            .as_ref()
+            .map_or("CANCELLED", |(code, _)| code.name)
+    }
+}
+
+/// The end of a run that acted.
+pub struct Carried {
+    /// `exited`, `timed-out`, `cancelled`, `denied`, `box-lost` or `unknown`.
+    pub status: &'static str,
+    pub exit_code: Option<i32>,
+    pub signal: Option<i32>,
+    /// None: nobody said.
+    pub duration_ms: Option<u64>,
+    /// Of standard output, of standard error.
+    pub dropped: (u64, u64),
+    /// Where it ran, for the provenance.
+    pub place: Value,
+    pub error: Option<(&'static Code, String)>,
+}
+
+impl Carried {
+    /// For the record.
+    pub fn outcome(&self) -> Outcome {
+        let outcome = match (self.status, &self.error) {
+            ("exited", _) => Outcome::ok(),
+            ("denied", Some((code, _))) => Outcome::refused(code.name),
+            (_, Some((code, _))) => Outcome::failed(code.name),
+            ("timed-out", None) => Outcome::failed("TIMED_OUT"),
+            (_, None) => Outcome::failed("CANCELLED"),
+        };
+        match (self.exit_code, self.signal) {
+            (Some(code), _) => outcome.with("exit_code", code.to_string()),
+            (None, Some(signal)) => outcome.with("signal", signal.to_string()),
+            (None, None) => outcome,
+        }
+    }
+}
+
+/// contracts.md section 5.
+pub fn provenance(decided: &Decided, intent: Option<Seq>, place: Value) -> Value {
+    let mut all = json!({
+        "driver": null,
+        "box": null,
+        "imageDigest": null,
+        "profileHash": decided.frozen.plan.profile_digest.to_string(),
+        "ruleId": decided.rule,
+        "approvalId": decided.approval,
+        "auditSeq": intent.map(|seq| seq.0),
+    });
+    if let (Some(all), Value::Object(place)) = (all.as_object_mut(), place) {
+        all.extend(place);
+    }
+    all
+}
+
+/// A key stands for one request: another one under it is a mistake of the caller's.
+pub fn same_request(plan: &ExecPlan, request: &RunRequest) -> Result<(), ExecRefusal> {
+    let set = |(name, value): (&String, &String)| {
+        plan.env.get(name) == Some(&EnvValue::Plain(value.clone()))
+    };
+    let same = plan.target == request.target
+        && plan.agent == request.agent
+        && plan.argv == request.argv
+        && request.cwd.as_ref().is_none_or(|cwd| *cwd == plan.cwd)
+        && request.env.iter().all(set);
+    if same {
+        Ok(())
+    } else {
+        Err(ExecRefusal::new(
+            codes::INVALID_PARAMS,
+            "this idempotencyKey stands for another command: use a new one",
+        ))
+    }
+}

@@ -1,0 +1,368 @@
+//! One run, in order: freeze, decide, wait, record, use, look again, act, record.
+
+use std::time::Duration;
+
+use portcullis_core::audit::{Entry, Once, Outcome, Seq};
+use portcullis_core::codes;
+use portcullis_core::ids::{ApprovalId, Hash32, RunId};
+use serde_json::json;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::act::Acting;
+use super::actor::RunRoom;
+use super::ends::{Carried, Interrupt, Over, Stop, interrupted, provenance, same_request};
+use super::freeze::{Frozen, Means, Seal, freeze, profile};
+use super::gate::{Gate, Said, Stand, stand};
+use super::messages::RunWiring;
+use crate::act::entry_of;
+use crate::exec::messages::{
+    Accepted, Begin, ExecEvent, ExecRefusal, ExecWiring, Note, RunRequest, RunResult,
+};
+use crate::supervision::{Ctx, FeedItem, FlagReader, Reply};
+
+/// How often a question is looked at without news of it.
+const LOOK: Duration = Duration::from_secs(5);
+/// For the caller to take its last event.
+const TELL_WITHIN: Duration = Duration::from_secs(30);
+
+/// Everything that one run needs.
+pub struct Flow {
+    pub(super) wiring: ExecWiring,
+    pub(super) run: RunId,
+    pub(super) ctx: Ctx<RunRoom>,
+    pub(super) request: RunRequest,
+    pub(super) events: mpsc::Sender<ExecEvent>,
+    pub(super) stop: FlagReader<Option<Stop>>,
+    notes: mpsc::Sender<Note>,
+    gate: Gate,
+}
+
+/// A plan that may run, or waits for a person.
+pub(super) struct Decided {
+    pub frozen: Frozen,
+    pub plan_hash: Hash32,
+    pub rule: Option<String>,
+    pub approval: Option<ApprovalId>,
+}
+
+impl Flow {
+    pub fn new(
+        wiring: RunWiring,
+        ctx: Ctx<RunRoom>,
+        begin: Begin,
+        stop: FlagReader<Option<Stop>>,
+    ) -> Self {
+        Self {
+            gate: Gate(wiring.exec.approval.clone()),
+            wiring: wiring.exec,
+            run: wiring.run,
+            ctx,
+            request: begin.request,
+            events: begin.events,
+            stop,
+            notes: wiring.notes,
+        }
+    }
+
+    /// The whole run.
+    pub async fn run(mut self, reply: Reply<Accepted, ExecRefusal>) {
+        let decided = match self.decide().await {
+            Ok((decided, accepted)) => {
+                reply.ok(accepted);
+                decided
+            }
+            Err(refusal) => {
+                self.record_refusal(&refusal).await;
+                self.note(Note::Told);
+                reply.refuse(refusal);
+                return;
+            }
+        };
+        let result = self.carry_out(decided).await;
+        // Before the word itself: who has it may ask again at once.
+        self.note(Note::Told);
+        // A caller that is gone, or does not listen any more, needs no word.
+        let _ = self
+            .events
+            .send_timeout(ExecEvent::Ended(result), TELL_WITHIN)
+            .await;
+    }
+
+    fn note(&self, note: Note) {
+        // Each kind comes once, so there is room; an owner that is gone has no use for it.
+        let _ = self.notes.try_send(note);
+    }
+
+    /// Freezes the plan and asks for it.
+    async fn decide(&self) -> Result<(Decided, Accepted), ExecRefusal> {
+        let known = self.gate.find(&self.request).await?;
+        let seal = match &known {
+            Some(found) => {
+                same_request(&found.plan, &self.request)?;
+                if let Stand::Over(code, message) = stand(found.status, "earlier") {
+                    let refusal = ExecRefusal::new(code, message);
+                    return Err(refusal.with("approvalId", found.id.as_str()));
+                }
+                Seal::of(&found.plan)
+            }
+            None => Seal::fresh(&self.request)?,
+        };
+        let frozen = freeze(&self.wiring, &self.ctx, &self.request, seal).await?;
+        let plan_hash = frozen.plan.plan_hash();
+        let (rule, approval, expires) = match known {
+            Some(found) => {
+                if found.plan.plan_hash() != plan_hash {
+                    self.gate.withdraw(&found.id, "changed").await;
+                    return Err(ExecRefusal::new(
+                        codes::PLAN_CHANGED,
+                        "what this key asked for before is not what would run now: ask again under a new key",
+                    ));
+                }
+                (None, Some(found.id), Some(found.expires_at.0))
+            }
+            None => match self.gate.decide(&frozen.plan, &self.request).await? {
+                Said::Allowed(rule) => (Some(rule), None, None),
+                Said::Asked(id, expires) => (None, Some(id), Some(expires)),
+            },
+        };
+        let accepted = Accepted {
+            run_id: self.run.clone(),
+            plan_hash,
+            status: if approval.is_some() {
+                "approval-pending"
+            } else {
+                "accepted"
+            },
+            approval_id: approval.clone(),
+            expires_at_ms: expires,
+        };
+        let decided = Decided {
+            frozen,
+            plan_hash,
+            rule,
+            approval,
+        };
+        Ok((decided, accepted))
+    }
+
+    /// What policy refused stands in the log too; the refusal itself does not wait for it to be there.
+    async fn record_refusal(&self, refusal: &ExecRefusal) {
+        if ![codes::ELEVATED_DISABLED, codes::POLICY_DENIED].contains(&refusal.code) {
+            return;
+        }
+        let entry = Entry {
+            decision: Some("deny".to_owned()),
+            ..self.entry("exec.refused")
+        }
+        .with("code", refusal.code.name)
+        .with(
+            "command",
+            portcullis_core::display::redacted_line(&self.request.argv),
+        );
+        if let Err(error) = self.wiring.audit.event(entry).await {
+            tracing::warn!(%error, "a refusal could not be recorded");
+        }
+    }
+
+    fn entry(&self, action: &str) -> Entry {
+        let by = &self.request.principal;
+        Entry {
+            action: action.to_owned(),
+            act_as: (by.agent.as_ref() != Some(&self.request.agent))
+                .then(|| self.request.agent.to_string()),
+            object: Some(self.run.to_string()),
+            ..entry_of(by)
+        }
+        .with("agent", self.request.agent.as_str())
+        .with("target", self.request.target.word())
+    }
+
+    /// From the decision to the end.
+    async fn carry_out(&mut self, decided: Decided) -> RunResult {
+        if let Some(id) = &decided.approval
+            && let Err(over) = self.wait_for_word(id).await
+        {
+            return self.nothing_ran(&decided, None, over);
+        }
+        match self.intent(&decided).await {
+            Ok(intent) => self.act(decided, intent).await,
+            Err(over) => self.nothing_ran(&decided, None, over),
+        }
+    }
+
+    /// Until a person has allowed it.
+    async fn wait_for_word(&mut self, id: &ApprovalId) -> Result<(), Over> {
+        let mut news = self.wiring.approval.feed();
+        let lost_after = Duration::from_millis(self.wiring.config.lost_after_ms);
+        let session = &mut self.request.session;
+        let interrupt = interrupted(&mut self.stop, session, &self.events, lost_after);
+        tokio::pin!(interrupt);
+        loop {
+            match self.gate.stand(id).await {
+                Ok(Stand::Allowed) => return Ok(()),
+                Ok(Stand::Over(code, message)) => return Err(Over::denied(code, message)),
+                Ok(Stand::Open) => {}
+                // It is down or busy: the question is durable, so it is asked again.
+                Err(refusal) if refusal.code.retryable => {}
+                Err(refusal) => return Err(Over::refused(refusal)),
+            }
+            let look = async {
+                // Any news of approval makes it look; a feed that ended leaves the clock.
+                if matches!(news.next().await, FeedItem::Closed) {
+                    std::future::pending::<()>().await;
+                }
+            };
+            tokio::select! {
+                () = look => {}
+                () = tokio::time::sleep(LOOK) => {}
+                why = &mut interrupt => {
+                    // A stop of the gateway is no word of who asked: the question is taken up after the start.
+                    if !matches!(why, Interrupt::Shutdown) {
+                        self.gate.withdraw(id, "cancelled").await;
+                    }
+                    return Err(Over::interrupted(why));
+                }
+            }
+        }
+    }
+
+    /// The last looks, and the durable word that it is about to run.
+    async fn intent(&mut self, decided: &Decided) -> Result<Seq, Over> {
+        let plan = &decided.frozen.plan;
+        let entry = Entry {
+            decision: Some("allow".to_owned()),
+            rule: decided.rule.clone(),
+            plan_hash: Some(portcullis_core::audit::Hash32(decided.plan_hash.0)),
+            approval_id: decided.approval.as_ref().map(ToString::to_string),
+            idempotency_key: Some(self.request.idempotency_key.clone()),
+            ..self.entry("exec.run")
+        }
+        .with("command", plan.redacted_line())
+        .with("cwd", plan.cwd.clone())
+        .with("executable", plan.executable.path().unwrap_or_default());
+        match self.wiring.audit.intent_once(entry).await {
+            Ok(Once::New { seq }) => {
+                self.note(Note::Intent(seq));
+                Ok(seq)
+            }
+            Ok(Once::Seen { seq, outcome }) => Err(Over::seen(seq, outcome.as_ref())),
+            Err(error) => Err(Over::refused(ExecRefusal::of_audit(&error))),
+        }
+    }
+
+    /// Uses the approval, looks again, acts, and records how it ended.
+    async fn act(&mut self, decided: Decided, intent: Seq) -> RunResult {
+        let started = match self.last_look(&decided, intent).await {
+            Ok(()) => Acting::start(self, &decided.frozen).await,
+            Err(over) => Err(over),
+        };
+        let (result, outcome) = match started {
+            Err(over) => {
+                let outcome = match over.status {
+                    "unknown" => Outcome::failed(over.code()),
+                    _ => Outcome::refused(over.code()),
+                };
+                (self.nothing_ran(&decided, Some(intent), over), outcome)
+            }
+            Ok(acting) => {
+                let begun = Instant::now();
+                let carried = acting
+                    .carry(self, decided.frozen.plan.limits.timeout_ms)
+                    .await;
+                let duration = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+                let outcome = carried.outcome();
+                (self.ended(&decided, intent, carried, duration), outcome)
+            }
+        };
+        let outcome = outcome
+            .with("status", result.status)
+            .with("duration_ms", result.duration_ms.to_string());
+        match self.wiring.audit.outcome(intent, outcome).await {
+            Ok(_) => self.note(Note::Outcome),
+            // What ran cannot be undone; the intent stays open, and the log says `unknown` at the next start.
+            Err(error) => {
+                tracing::error!(intent = intent.0, %error, "an outcome could not be recorded");
+                self.note(Note::Outcome);
+            }
+        }
+        result
+    }
+
+    /// Between the intent and the act.
+    async fn last_look(&self, decided: &Decided, intent: Seq) -> Result<(), Over> {
+        let plan = &decided.frozen.plan;
+        match &decided.approval {
+            // Policy is asked again by this very step.
+            Some(id) => self.gate.consume(id, decided.plan_hash, intent).await,
+            None => self.gate.still(plan, &self.request).await,
+        }
+        .map_err(Over::refused)?;
+        self.unchanged(&decided.frozen)
+            .await
+            .map_err(Over::refused)?;
+        if self.stop.get().is_some() {
+            return Err(Over::cancelled(None));
+        }
+        match self.request.session.get() {
+            Some(reason) => Err(Over::denied(codes::SESSION_ENDED, reason)),
+            None => Ok(()),
+        }
+    }
+
+    /// Is what would run still what was decided on?
+    async fn unchanged(&self, frozen: &Frozen) -> Result<(), ExecRefusal> {
+        let same = match &frozen.means {
+            Means::Box(before) => {
+                let asked = Some(frozen.plan.limits.timeout_ms);
+                profile(&self.wiring, asked).await? == *before
+            }
+            Means::Host(means) => {
+                let (reply, answer) = oneshot::channel();
+                let program = means.program.clone();
+                self.ctx
+                    .blocking("unchanged", 0, move || {
+                        let _ = reply.send(program.is_unchanged());
+                    })
+                    .map_err(|error| ExecRefusal::new(codes::OVERLOADED, error))?;
+                answer.await.unwrap_or(false)
+            }
+        };
+        if same {
+            Ok(())
+        } else {
+            Err(ExecRefusal::new(
+                codes::PLAN_CHANGED,
+                "what would run is not what was decided on any more: ask again",
+            ))
+        }
+    }
+
+    fn nothing_ran(&self, decided: &Decided, intent: Option<Seq>, over: Over) -> RunResult {
+        RunResult {
+            run_id: self.run.clone(),
+            status: over.status,
+            exit_code: None,
+            signal: None,
+            duration_ms: 0,
+            dropped_stdout: 0,
+            dropped_stderr: 0,
+            provenance: provenance(decided, intent.or(over.seq), json!({})),
+            error: over.error,
+        }
+    }
+
+    fn ended(&self, decided: &Decided, intent: Seq, carried: Carried, duration: u64) -> RunResult {
+        RunResult {
+            run_id: self.run.clone(),
+            status: carried.status,
+            exit_code: carried.exit_code,
+            signal: carried.signal,
+            duration_ms: carried.duration_ms.unwrap_or(duration),
+            dropped_stdout: carried.dropped.0,
+            dropped_stderr: carried.dropped.1,
+            provenance: provenance(decided, Some(intent), carried.place),
+            error: carried.error,
+        }
+    }
+}

@@ -1,0 +1,364 @@
+//! From a request to a frozen plan: everything that will happen, said once, with what was opened for it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use portcullis_core::codes;
+use portcullis_core::ids::Hash32;
+use portcullis_core::plan::{
+    Egress, EnvPolicy, EnvValue, ExecPlan, Executable, HOST_PATH, Limits, Nonce, Stdin, Target, V1,
+    is_canonical_path,
+};
+use tokio::sync::oneshot;
+
+use super::actor::RunRoom;
+use crate::exec::host::bubblewrap;
+use crate::exec::messages::{ExecRefusal, ExecWiring, RunRequest};
+use crate::exec::open::{Folder, Place, Program};
+use crate::exec::user::User;
+use crate::sandbox_pool::BoxProfile;
+use crate::supervision::Ctx;
+
+/// The folders of a box that its agent cannot write.
+const IMAGE: [&str; 8] = [
+    "/usr/", "/bin/", "/sbin/", "/lib/", "/lib32/", "/lib64/", "/etc/", "/opt/",
+];
+const WORKSPACE: &str = "/workspace";
+/// argv and env travel in one frame of 64 KiB to where they run.
+const MOST_TEXT: usize = 60 << 10;
+
+/// What a plan was made from.
+pub struct Frozen {
+    /// The plan.
+    pub plan: ExecPlan,
+    /// What it needs to run.
+    pub means: Means,
+}
+
+/// What was opened or learned for it.
+pub enum Means {
+    /// A box.
+    Box(BoxProfile),
+    /// The host.
+    Host(Box<HostMeans>),
+}
+
+/// Opened for a host run.
+pub struct HostMeans {
+    pub user: User,
+    pub program: Arc<Program>,
+    pub cwd: Folder,
+    /// Out of its reach.
+    pub masked: Vec<PathBuf>,
+}
+
+/// Session and nonce: fresh, or those of the plan that a person already sees.
+pub struct Seal {
+    pub session: String,
+    pub nonce: Nonce,
+}
+
+impl Seal {
+    /// For a new plan.
+    pub fn fresh(request: &RunRequest) -> Result<Self, ExecRefusal> {
+        let mut bytes = [0; 32];
+        getrandom::fill(&mut bytes).map_err(|error| ExecRefusal::new(codes::INTERNAL, error))?;
+        Ok(Self {
+            session: request.connection.clone(),
+            nonce: Nonce::new(&bytes).map_err(invalid)?,
+        })
+    }
+
+    /// Of a plan that exists.
+    pub fn of(plan: &ExecPlan) -> Self {
+        Self {
+            session: plan.session.clone(),
+            nonce: plan.nonce.clone(),
+        }
+    }
+}
+
+fn invalid(error: impl std::fmt::Display) -> ExecRefusal {
+    ExecRefusal::new(codes::INVALID_PARAMS, error)
+}
+
+/// Freezes the request.
+///
+/// # Errors
+/// What is wrong with it, or why it cannot run here.
+pub async fn freeze(
+    wiring: &ExecWiring,
+    ctx: &Ctx<RunRoom>,
+    request: &RunRequest,
+    seal: Seal,
+) -> Result<Frozen, ExecRefusal> {
+    let texts = request.argv.iter().map(String::len);
+    let vars = request
+        .env
+        .iter()
+        .map(|(name, value)| name.len() + value.len());
+    if texts.chain(vars).map(|len| len + 8).sum::<usize>() > MOST_TEXT {
+        return Err(invalid("argv and env together must be at most 60 KiB"));
+    }
+    if request.argv.first().is_none_or(String::is_empty) {
+        return Err(invalid("argv must name a command"));
+    }
+    if request.timeout_ms == Some(0) {
+        return Err(invalid("timeoutMs must be at least 1"));
+    }
+    let policy = EnvPolicy::new(&wiring.config.host.env)
+        .map_err(|error| ExecRefusal::new(codes::CONFIG_INVALID, error))?;
+    // Before anything is opened: what may not be set is refused by name.
+    for name in request.env.keys() {
+        policy.check(&request.target, name).map_err(invalid)?;
+    }
+    let own = wiring.agents.get(&request.agent);
+    let asked = request.timeout_ms.or(own.and_then(|own| own.timeout_ms));
+    let frozen = match &request.target {
+        Target::Sandbox => in_box(wiring, request, asked, seal).await?,
+        Target::Host => on_host(wiring, ctx, request, asked, seal).await?,
+        Target::Node(_) => {
+            return Err(ExecRefusal::new(
+                codes::POLICY_DENIED,
+                "commands on nodes are not enabled",
+            ));
+        }
+    };
+    frozen.plan.validate(&policy).map_err(invalid)?;
+    Ok(frozen)
+}
+
+async fn in_box(
+    wiring: &ExecWiring,
+    request: &RunRequest,
+    asked: Option<u64>,
+    seal: Seal,
+) -> Result<Frozen, ExecRefusal> {
+    let profile = profile(wiring, asked).await?;
+    let cwd = request.cwd.clone().unwrap_or_else(|| WORKSPACE.to_owned());
+    if !is_canonical_path(&cwd) {
+        return Err(invalid(
+            "cwd must be an absolute path inside the sandbox, without `.`, `..` or doubled `/`",
+        ));
+    }
+    let name = request.argv.first().cloned().unwrap_or_default();
+    let digest = profile
+        .image_digest
+        .clone()
+        .unwrap_or_else(|| format!("profile:{}", profile.profile_hash));
+    let limits = Limits {
+        timeout_ms: profile.timeout_ms,
+        output_bytes: profile.output_bytes,
+        memory_bytes: Some(profile.limits.memory_bytes),
+        cpu_millis: Some(profile.limits.cpu_millis),
+        pids: Some(profile.limits.pids),
+    };
+    let plan = ExecPlan {
+        executable: if of_image(&name, &cwd) {
+            Executable::Image { digest, path: name }
+        } else {
+            Executable::Workspace { path: name }
+        },
+        cwd,
+        uid: profile.uid,
+        gid: profile.gid,
+        env: plain(&request.env),
+        limits,
+        profile_digest: Hash32::try_from(profile.profile_hash.clone()).map_err(invalid)?,
+        ..blank(request, seal)
+    };
+    Ok(Frozen {
+        plan,
+        means: Means::Box(profile),
+    })
+}
+
+/// What the pool gives today.
+pub async fn profile(wiring: &ExecWiring, asked: Option<u64>) -> Result<BoxProfile, ExecRefusal> {
+    wiring
+        .pool
+        .profile(asked.map(Duration::from_millis))
+        .await
+        .map_err(|error| {
+            ExecRefusal::of_call(error, |refusal| ExecRefusal::new(refusal.code(), &refusal))
+        })
+}
+
+/// A bare name is looked up in folders of the image only; anything that is not plainly in one of them the agent may have written.
+fn of_image(name: &str, cwd: &str) -> bool {
+    if !name.contains('/') {
+        return true;
+    }
+    let path = if name.starts_with('/') {
+        name.to_owned()
+    } else {
+        format!("{}/{name}", cwd.trim_end_matches('/'))
+    };
+    is_canonical_path(&path) && IMAGE.iter().any(|folder| path.starts_with(folder))
+}
+
+async fn on_host(
+    wiring: &ExecWiring,
+    ctx: &Ctx<RunRoom>,
+    request: &RunRequest,
+    asked: Option<u64>,
+    seal: Seal,
+) -> Result<Frozen, ExecRefusal> {
+    let (name, cwd) = (request.argv.first().cloned(), request.cwd.clone());
+    let (reply, opened) = oneshot::channel();
+    let job_wiring = wiring.clone();
+    ctx.blocking("freeze", 0, move || {
+        // Nobody waits any more: the run has ended.
+        let _ = reply.send(open(&job_wiring, name.as_deref().unwrap_or_default(), cwd));
+    })
+    .map_err(|error| ExecRefusal::new(codes::OVERLOADED, error))?;
+    let means = opened
+        .await
+        .map_err(|_| ExecRefusal::new(codes::INTERNAL, "opening the program failed"))??;
+    let host = &wiring.config.host;
+    let user = &means.user;
+    let mut env = plain(&request.env);
+    for (name, value) in [
+        ("PATH", HOST_PATH),
+        ("HOME", user.home.as_str()),
+        ("USER", user.name.as_str()),
+        ("LOGNAME", user.name.as_str()),
+        ("LANG", "C.UTF-8"),
+    ] {
+        env.entry(name.to_owned())
+            .or_insert_with(|| EnvValue::Plain(value.to_owned()));
+    }
+    let plan = ExecPlan {
+        executable: means.program.executable(),
+        cwd: means.cwd.path.clone(),
+        uid: user.uid,
+        gid: user.gid,
+        env,
+        limits: Limits {
+            timeout_ms: host.timeout(asked),
+            output_bytes: host.output_cap_bytes,
+            memory_bytes: None,
+            cpu_millis: None,
+            pids: None,
+        },
+        profile_digest: host_profile(wiring, user),
+        ..blank(request, seal)
+    };
+    Ok(Frozen {
+        plan,
+        means: Means::Host(Box::new(means)),
+    })
+}
+
+fn open(wiring: &ExecWiring, name: &str, cwd: Option<String>) -> Result<HostMeans, ExecRefusal> {
+    let user = User::find(wiring)?;
+    if !user.switched && bubblewrap().is_none() {
+        return Err(ExecRefusal::new(
+            codes::HOST_USER_INVALID,
+            "a gateway that is not root keeps its state out of a host command's reach with bubblewrap, which is not installed",
+        )
+        .with("fix", "run: apt-get install bubblewrap"));
+    }
+    let masked: Vec<PathBuf> = std::iter::once(&wiring.state)
+        .chain(&wiring.forbidden)
+        .filter_map(|path| path.canonicalize().ok())
+        .collect();
+    let place = Place { user, masked };
+    let cwd = match cwd {
+        Some(cwd) => Folder::open(&place, &cwd)?,
+        None => Folder::open(&place, &place.user.home).or_else(|_| Folder::open(&place, "/"))?,
+    };
+    let program = Program::open(&place, &cwd.path, name)?;
+    Ok(HostMeans {
+        user: place.user,
+        program: Arc::new(program),
+        cwd,
+        masked: place.masked,
+    })
+}
+
+/// Digest of how host runs are held: two plans with the same one are held alike.
+fn host_profile(wiring: &ExecWiring, user: &User) -> Hash32 {
+    let host = &wiring.config.host;
+    let text = format!(
+        "portcullis-host-v1\nuser {} {} {} switched {}\ncell {}\noutput {} files {} bytes {}\n",
+        user.name,
+        user.uid,
+        user.gid,
+        user.switched,
+        wiring
+            .cell
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy(),
+        host.output_cap_bytes,
+        host.open_files,
+        host.file_bytes,
+    );
+    Hash32::of(text.as_bytes())
+}
+
+fn plain(env: &BTreeMap<String, String>) -> BTreeMap<String, EnvValue> {
+    env.iter()
+        .map(|(name, value)| (name.clone(), EnvValue::Plain(value.clone())))
+        .collect()
+}
+
+/// What every plan says alike; the rest is filled in by its target.
+fn blank(request: &RunRequest, seal: Seal) -> ExecPlan {
+    ExecPlan {
+        v: V1,
+        target: request.target.clone(),
+        agent: request.agent.clone(),
+        session: seal.session,
+        principal: request.principal.name(),
+        argv: request.argv.clone(),
+        executable: Executable::Workspace {
+            path: String::new(),
+        },
+        cwd: String::new(),
+        uid: 0,
+        gid: 0,
+        groups: Vec::new(),
+        env: BTreeMap::new(),
+        stdin: Stdin::None,
+        tty: false,
+        limits: Limits {
+            timeout_ms: 0,
+            output_bytes: 0,
+            memory_bytes: None,
+            cpu_millis: None,
+            pids: None,
+        },
+        // A command on the host has the host's network: a card that said otherwise would be a lie.
+        egress: match request.target {
+            Target::Sandbox => Egress::None,
+            Target::Host | Target::Node(_) => Egress::Host,
+        },
+        profile_digest: Hash32([0; 32]),
+        nonce: seal.nonce,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_agent_may_have_written_is_no_image() {
+        for (name, cwd, image) in [
+            ("ls", "/workspace", true),
+            ("/usr/bin/ls", "/workspace", true),
+            ("./x", "/workspace", false),
+            ("bin/ls", "/usr", true),
+            ("/usr/../workspace/x", "/", false),
+            ("/tmp/x", "/", false),
+            ("/proc/self/cwd/x", "/", false),
+            ("/workspace/x", "/", false),
+        ] {
+            assert_eq!(of_image(name, cwd), image, "{name} in {cwd}");
+        }
+    }
+}

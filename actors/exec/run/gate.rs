@@ -1,0 +1,146 @@
+//! What approval says of a plan: the one place that knows its handle.
+
+use portcullis_core::approval::Status;
+use portcullis_core::audit::Seq;
+use portcullis_core::codes::{self, Code};
+use portcullis_core::ids::{ApprovalId, Hash32};
+use portcullis_core::plan::ExecPlan;
+
+use crate::approval::{ApprovalHandle, ApprovalRefusal, Ask, Decision, Found};
+use crate::exec::messages::{ExecRefusal, RunRequest};
+
+/// Approval, for one run.
+pub struct Gate(pub ApprovalHandle);
+
+/// What it said of a new plan.
+pub enum Said {
+    /// It runs, by this rule.
+    Allowed(String),
+    /// A person is asked.
+    Asked(ApprovalId, u64),
+}
+
+/// Where a question stands.
+pub enum Stand {
+    /// Nobody has answered.
+    Open,
+    /// Allowed, not used.
+    Allowed,
+    /// Over, without a way to run.
+    Over(&'static Code, String),
+}
+
+impl Gate {
+    /// The question that the same principal asked under the same key.
+    pub async fn find(&self, request: &RunRequest) -> Result<Option<Found>, ExecRefusal> {
+        let found = self
+            .0
+            .find(&request.principal.name(), &request.idempotency_key)
+            .await;
+        found.map_err(|error| refusal(&error))
+    }
+
+    /// Decides on a new plan, or asks a person.
+    pub async fn decide(&self, plan: &ExecPlan, request: &RunRequest) -> Result<Said, ExecRefusal> {
+        let key = Some(request.idempotency_key.clone());
+        self.ask(plan, request, key).await
+    }
+
+    async fn ask(
+        &self,
+        plan: &ExecPlan,
+        request: &RunRequest,
+        idempotency_key: Option<String>,
+    ) -> Result<Said, ExecRefusal> {
+        let ask = Ask {
+            plan: plan.clone(),
+            requester: request.principal.clone(),
+            connection: request.connection.clone(),
+            idempotency_key,
+        };
+        match self.0.decide(ask).await {
+            Ok(Decision::Allow { rule }) => Ok(Said::Allowed(rule)),
+            Ok(Decision::Pending { id, expires_at }) => Ok(Said::Asked(id, expires_at.0)),
+            Ok(Decision::Deny { code, message, fix }) => {
+                let refusal = ExecRefusal::new(code, message);
+                Err(match fix {
+                    Some(fix) => refusal.with("fix", fix),
+                    None => refusal,
+                })
+            }
+            Err(error) => Err(refusal(&error)),
+        }
+    }
+
+    /// Does policy still let it run without a person, at the moment of its start?
+    pub async fn still(&self, plan: &ExecPlan, request: &RunRequest) -> Result<(), ExecRefusal> {
+        match self.ask(plan, request, None).await? {
+            Said::Allowed(_) => Ok(()),
+            Said::Asked(id, _) => {
+                self.withdraw(&id, "policy").await;
+                Err(ExecRefusal::new(
+                    codes::POLICY_DENIED,
+                    "policy changed meanwhile and asks a person now: ask again",
+                ))
+            }
+        }
+    }
+
+    /// Where the question stands.
+    pub async fn stand(&self, id: &ApprovalId) -> Result<Stand, ExecRefusal> {
+        match self.0.get(id.as_str()).await {
+            Ok(record) => {
+                let why = record.resolution.map_or_else(String::new, |said| said.why);
+                Ok(stand(record.status, &why))
+            }
+            Err(error) => Err(refusal(&error)),
+        }
+    }
+
+    /// Uses the answer, once.
+    pub async fn consume(
+        &self,
+        id: &ApprovalId,
+        plan_hash: Hash32,
+        intent: Seq,
+    ) -> Result<(), ExecRefusal> {
+        let used = self.0.consume(id, plan_hash, intent).await;
+        used.map(drop).map_err(|error| refusal(&error))
+    }
+
+    /// Withdraws the question. One that is over already, or an approval that is down, is no matter: nothing runs without this run.
+    pub async fn withdraw(&self, id: &ApprovalId, why: &str) {
+        if let Err(error) = self.0.cancel(id, why).await {
+            tracing::warn!(approval = %id, %error, "a question was not withdrawn; it ends by its time");
+        }
+    }
+}
+
+/// What a kept question allows.
+pub fn stand(status: Status, why: &str) -> Stand {
+    match status {
+        Status::Pending => Stand::Open,
+        Status::Allowed => Stand::Allowed,
+        Status::Denied => Stand::Over(
+            codes::APPROVAL_DENIED,
+            "a person refused this command".to_owned(),
+        ),
+        Status::Expired => Stand::Over(
+            codes::APPROVAL_EXPIRED,
+            "nobody decided in time, which means no".to_owned(),
+        ),
+        Status::Cancelled => Stand::Over(
+            codes::APPROVAL_DENIED,
+            format!("the question was withdrawn ({why})"),
+        ),
+        Status::Used => Stand::Over(
+            codes::RUN_UNKNOWN,
+            "this approval was used already: the run is not begun again".to_owned(),
+        ),
+    }
+}
+
+fn refusal(error: &ApprovalRefusal) -> ExecRefusal {
+    let code = codes::find(error.code()).unwrap_or(codes::INTERNAL);
+    ExecRefusal::new(code, error)
+}

@@ -1,0 +1,7 @@
+//! The room with the real log, store, approvals, boxes and processes.
+
+mod crash;
+mod harness;
+mod host;
+mod reach;
+mod sandbox;

@@ -1,0 +1,488 @@
+//! The questions that are open: asking, finding, expiring, using.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::{Grant, Limits, Put, Record, Refusal, Requester, Resolution, Status, Step, Subject};
+use crate::auth::{Principal, Role};
+use crate::codes::Code;
+use crate::ids::{AgentId, ApprovalId, Hash32};
+use crate::plan::{ExecPlan, V1};
+use crate::policy::{AgentPolicy, Document, Rules, Standing, Verdict, decide};
+use crate::time::Millis;
+
+/// What the configuration says of agents.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Agents {
+    /// Of those without a section of their own.
+    pub every: AgentPolicy,
+    /// Of those with one.
+    pub named: BTreeMap<AgentId, AgentPolicy>,
+}
+
+impl Agents {
+    /// Of this one.
+    pub fn of(&self, agent: &AgentId) -> AgentPolicy {
+        self.named.get(agent).copied().unwrap_or(self.every)
+    }
+}
+
+/// The approvals document, owned.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Held {
+    Absent,
+    Valid(Box<Document>),
+    Malformed,
+}
+
+impl Held {
+    fn standing(&self) -> Standing<'_> {
+        match self {
+            Self::Absent => Standing::Absent,
+            Self::Valid(document) => Standing::Valid(document),
+            Self::Malformed => Standing::Malformed,
+        }
+    }
+}
+
+/// Everything pending, granted and set. Changes only by [`Machine::settle`], after the change is durable.
+#[derive(Debug)]
+pub struct Machine {
+    pub(super) limits: Limits,
+    pub(super) agents: Agents,
+    pub(super) records: BTreeMap<String, Record>,
+    pub(super) grants: BTreeMap<String, Grant>,
+    pub(super) document: Held,
+}
+
+/// What became of a plan that was asked about.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Asked {
+    /// It may run at once.
+    Allow {
+        /// By which rule.
+        rule: String,
+    },
+    /// It may not run.
+    Deny {
+        /// The code.
+        code: &'static Code,
+        /// Why.
+        message: String,
+        /// What to change.
+        fix: Option<String>,
+    },
+    /// The same request asked before; its plan is the kept one.
+    Known(ApprovalId),
+    /// A new question, to be written.
+    New(Step),
+}
+
+/// What becomes of a changed document.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PolicySet {
+    /// It holds at once.
+    Apply(Step),
+    /// It frees something: a person decides.
+    Ask(ApprovalId, Step),
+}
+
+impl Machine {
+    /// With what was read. A document that could not be read is `Some(Err(()))`: nothing runs on the host then.
+    pub fn new(
+        limits: Limits,
+        agents: Agents,
+        records: Vec<Record>,
+        grants: Vec<Grant>,
+        document: Option<Result<Value, ()>>,
+    ) -> Self {
+        let document = match document {
+            None => Held::Absent,
+            Some(value) => value
+                .ok()
+                .and_then(|v| Document::parse(v).ok())
+                .map_or(Held::Malformed, |d| Held::Valid(Box::new(d))),
+        };
+        Self {
+            limits,
+            agents,
+            records: records
+                .into_iter()
+                .map(|r| (r.id.as_str().to_owned(), r))
+                .collect(),
+            grants: grants.into_iter().map(|g| (g.id.clone(), g)).collect(),
+            document,
+        }
+    }
+
+    /// What must end at a start: what is over by the clock, what a changed policy forbids; everything, when the clock
+    /// lies before the newest thing known.
+    pub fn recover(&self, now: Millis) -> Step {
+        let newest = self
+            .records
+            .values()
+            .map(Record::newest)
+            .max()
+            .unwrap_or_default();
+        if now < newest {
+            let open = self.records.values().filter(|r| !r.status.is_final());
+            return Step {
+                puts: open
+                    .map(|r| ended(r, Status::Expired, "clock", now))
+                    .collect(),
+            };
+        }
+        let mut step = self.expire(now);
+        let expired: Vec<ApprovalId> = step
+            .puts
+            .iter()
+            .filter_map(|p| match p {
+                Put::Record(r) => Some(r.id.clone()),
+                _ => None,
+            })
+            .collect();
+        let forbidden = self.forbidden(self.document.standing(), now);
+        step.puts.extend(forbidden.into_iter().filter(|p| match p {
+            Put::Record(r) => !expired.contains(&r.id),
+            _ => true,
+        }));
+        step
+    }
+
+    /// What is over by the clock.
+    pub fn expire(&self, now: Millis) -> Step {
+        let records = self.records.values().filter(|r| r.is_due(now)).map(|r| {
+            ended(
+                r,
+                Status::Expired,
+                if now < r.created { "clock" } else { "timeout" },
+                now,
+            )
+        });
+        let grants = self
+            .grants
+            .values()
+            .filter(|g| now >= g.expires || now < g.created)
+            .map(|g| Put::DropGrant(g.id.clone()));
+        Step {
+            puts: records.chain(grants).collect(),
+        }
+    }
+
+    /// When something next ends by itself.
+    pub fn next_due(&self) -> Option<Millis> {
+        let records = self
+            .records
+            .values()
+            .filter(|r| !r.status.is_final())
+            .map(|r| r.expires);
+        records.chain(self.grants.values().map(|g| g.expires)).min()
+    }
+
+    /// What of the undecided and unused a policy now forbids.
+    pub(super) fn forbidden(&self, document: Standing<'_>, now: Millis) -> Vec<Put> {
+        self.records
+            .values()
+            .filter(|r| !r.status.is_final())
+            .filter(|r| {
+                r.plan().is_some_and(|plan| {
+                    matches!(self.verdict(document, plan), Verdict::Deny { .. })
+                })
+            })
+            .map(|r| ended(r, Status::Cancelled, "policy", now))
+            .collect()
+    }
+
+    fn verdict(&self, document: Standing<'_>, plan: &ExecPlan) -> Verdict {
+        let agent = self.agents.of(&plan.agent);
+        decide(&Rules { agent, document }, plan, None)
+    }
+
+    /// Decides on a plan: runs, does not run, or a question under `id`.
+    ///
+    /// # Errors
+    /// [`Refusal`]: the plan is none, not the asker's, or too much is undecided already.
+    pub fn ask(
+        &self,
+        plan: ExecPlan,
+        requester: Requester,
+        idempotency_key: Option<String>,
+        id: ApprovalId,
+        now: Millis,
+    ) -> Result<Asked, Refusal> {
+        plan.validate_shape()
+            .map_err(|e| Refusal::Plan(e.to_string()))?;
+        if plan.principal != requester.name {
+            return Err(Refusal::NotYours("principal"));
+        }
+        if requester
+            .agent
+            .as_ref()
+            .is_some_and(|agent| *agent != plan.agent)
+        {
+            return Err(Refusal::NotYours("agent"));
+        }
+        let subject_hash = plan.subject_hash();
+        if let Some(known) = idempotency_key
+            .as_deref()
+            .and_then(|key| self.find(&requester.name, key))
+        {
+            if known.subject_hash != subject_hash {
+                return Err(Refusal::KeyReused);
+            }
+            return Ok(Asked::Known(known.id.clone()));
+        }
+        let agent = self.agents.of(&plan.agent);
+        let rules = Rules {
+            agent,
+            document: self.document.standing(),
+        };
+        let grant = self.grants.values().find(|g| {
+            g.subject_hash == subject_hash
+                && g.agent == plan.agent
+                && g.created <= now
+                && now < g.expires
+        });
+        let (reasons, may_always) = match decide(&rules, &plan, grant.map(|g| g.id.as_str())) {
+            Verdict::Allow { rule } => return Ok(Asked::Allow { rule }),
+            Verdict::Deny { code, message, fix } => return Ok(Asked::Deny { code, message, fix }),
+            Verdict::Ask {
+                reasons,
+                may_always,
+            } => (reasons, may_always),
+        };
+        self.check_room(Some(&plan.agent))?;
+        let record = Record {
+            v: V1,
+            id,
+            status: Status::Pending,
+            requester,
+            idempotency_key,
+            plan_hash: plan.plan_hash(),
+            subject_hash,
+            subject: Subject::Exec(Box::new(plan)),
+            reasons,
+            may_always,
+            created: now,
+            expires: now.plus(self.limits.timeout_ms),
+            resolution: None,
+            used_by: None,
+        };
+        Ok(Asked::New(self.with_new(record)))
+    }
+
+    /// Is there room for one more question?
+    pub(super) fn check_room(&self, agent: Option<&AgentId>) -> Result<(), Refusal> {
+        let open = || self.records.values().filter(|r| !r.status.is_final());
+        if open().count() >= self.limits.total {
+            return Err(Refusal::TooManyPending("in all"));
+        }
+        let of_agent = open()
+            .filter(|r| r.plan().map(|p| &p.agent) == agent)
+            .count();
+        if of_agent >= self.limits.per_agent {
+            return Err(Refusal::TooManyPending("of this agent"));
+        }
+        Ok(())
+    }
+
+    /// A new question; the oldest finished ones make place for it.
+    pub(super) fn with_new(&self, record: Record) -> Step {
+        let mut finished: Vec<&Record> = self
+            .records
+            .values()
+            .filter(|r| r.status.is_final())
+            .collect();
+        let over = (finished.len() + 1)
+            .saturating_sub(self.limits.finished)
+            .min(16);
+        finished.sort_by_key(|r| r.newest());
+        let mut puts: Vec<Put> = finished
+            .iter()
+            .take(over)
+            .map(|r| Put::DropRecord(r.id.clone()))
+            .collect();
+        puts.push(Put::Record(Box::new(record)));
+        Step { puts }
+    }
+
+    /// The request that this principal sent under this key, if it is still known.
+    pub fn find(&self, principal: &str, key: &str) -> Option<&Record> {
+        self.records
+            .values()
+            .filter(|r| r.requester.name == principal && r.idempotency_key.as_deref() == Some(key))
+            .max_by_key(|r| r.created)
+    }
+
+    /// By id, or by a beginning of it that only one has.
+    ///
+    /// # Errors
+    /// None or several.
+    pub fn get(&self, id: &str) -> Result<&Record, Refusal> {
+        if let Some(record) = self.records.get(id) {
+            return Ok(record);
+        }
+        if id.is_empty() {
+            return Err(Refusal::NotFound);
+        }
+        let mut found = self
+            .records
+            .range(id.to_owned()..)
+            .take_while(|(key, _)| key.starts_with(id));
+        match (found.next(), found.next()) {
+            (Some((_, record)), None) => Ok(record),
+            (Some(_), Some(_)) => Err(Refusal::Ambiguous),
+            (None, _) => Err(Refusal::NotFound),
+        }
+    }
+
+    /// By its whole id.
+    fn exact(&self, id: &ApprovalId) -> Result<&Record, Refusal> {
+        self.records.get(id.as_str()).ok_or(Refusal::NotFound)
+    }
+
+    /// What nobody has answered, oldest first.
+    pub fn pending(&self) -> Vec<&Record> {
+        let mut pending: Vec<&Record> = self
+            .records
+            .values()
+            .filter(|r| r.status == Status::Pending)
+            .collect();
+        pending.sort_by_key(|r| (r.created, r.id.clone()));
+        pending
+    }
+
+    /// Everything known, newest first.
+    pub fn all(&self) -> Vec<&Record> {
+        let mut all: Vec<&Record> = self.records.values().collect();
+        all.sort_by_key(|r| std::cmp::Reverse(r.newest()));
+        all
+    }
+
+    /// Uses an answer, once. `intent` is the durable record of what it is used for.
+    ///
+    /// # Errors
+    /// Not allowed, used before, too late, changed, or forbidden by now.
+    pub fn consume(
+        &self,
+        id: &ApprovalId,
+        plan_hash: Hash32,
+        intent: u64,
+        now: Millis,
+    ) -> Result<Step, Refusal> {
+        let record = self.exact(id)?;
+        usable(record)?;
+        if record.is_due(now) {
+            return Err(Refusal::Expired);
+        }
+        let Some(plan) = record
+            .plan()
+            .filter(|p| p.plan_hash() == plan_hash && record.plan_hash == plan_hash)
+        else {
+            return Err(Refusal::PlanChanged);
+        };
+        if matches!(
+            self.verdict(self.document.standing(), plan),
+            Verdict::Deny { .. }
+        ) {
+            return Err(Refusal::Cancelled("policy".to_owned()));
+        }
+        let mut used = record.clone();
+        used.status = Status::Used;
+        used.used_by = Some(intent);
+        Ok(Step {
+            puts: vec![Put::Record(Box::new(used))],
+        })
+    }
+
+    /// Withdraws a question, or an answer nobody has used. A finished one stays as it is: an empty step.
+    ///
+    /// # Errors
+    /// No such question.
+    pub fn cancel(&self, id: &ApprovalId, why: &str, now: Millis) -> Result<Step, Refusal> {
+        let record = self.exact(id)?;
+        if record.status.is_final() {
+            return Ok(Step::default());
+        }
+        Ok(Step {
+            puts: vec![ended(record, Status::Cancelled, why, now)],
+        })
+    }
+
+    /// Takes over what is durable now.
+    pub fn settle(&mut self, step: Step) {
+        for put in step.puts {
+            match put {
+                Put::Record(record) => {
+                    self.records.insert(record.id.as_str().to_owned(), *record);
+                }
+                Put::Grant(grant) => {
+                    self.grants.insert(grant.id.clone(), *grant);
+                }
+                Put::DropRecord(id) => {
+                    self.records.remove(id.as_str());
+                }
+                Put::DropGrant(id) => {
+                    self.grants.remove(&id);
+                }
+                Put::Document(value) => {
+                    self.document = Document::parse(value)
+                        .map_or(Held::Malformed, |d| Held::Valid(Box::new(d)));
+                }
+            }
+        }
+    }
+}
+
+/// May an answer be used?
+fn usable(record: &Record) -> Result<(), Refusal> {
+    match record.status {
+        Status::Allowed => Ok(()),
+        Status::Pending => Err(Refusal::StillPending),
+        Status::Denied => Err(Refusal::Denied),
+        Status::Expired => Err(Refusal::Expired),
+        Status::Cancelled => Err(Refusal::Cancelled(
+            record
+                .resolution
+                .as_ref()
+                .map_or_else(String::new, |r| r.why.clone()),
+        )),
+        Status::Used => Err(Refusal::Used),
+    }
+}
+
+/// The end of a question without a person's word; the word of one that was allowed stays.
+pub(super) fn ended(record: &Record, status: Status, why: &str, now: Millis) -> Put {
+    let mut record = record.clone();
+    record.status = status;
+    record.resolution = Some(Resolution {
+        word: None,
+        by: "system".to_owned(),
+        why: why.to_owned(),
+        at: now.max(record.newest()),
+    });
+    Put::Record(Box::new(record))
+}
+
+/// May this principal on this connection answer that request? By role and connection: another operator, or the same
+/// person on another connection; never the device that asked, never an agent.
+pub(super) fn may_answer(
+    requester: &Requester,
+    by: &Principal,
+    connection: &str,
+) -> Result<(), Refusal> {
+    if by.role == Role::Agent || by.agent.is_some() {
+        return Err(Refusal::SelfApproval);
+    }
+    if by.role != Role::Operator {
+        return Err(Refusal::WrongRole);
+    }
+    let same_device = by
+        .device()
+        .is_some_and(|d| requester.device.as_deref() == Some(d.as_str()));
+    if connection.is_empty() || connection == requester.connection || same_device {
+        return Err(Refusal::SelfApproval);
+    }
+    Ok(())
+}

@@ -1,0 +1,270 @@
+//! What operators do: answer, revoke, change the document.
+
+use serde_json::{Value, json};
+
+use super::machine::{Held, Machine, PolicySet, ended, may_answer};
+use super::{Grant, Put, Record, Refusal, Requester, Resolution, Status, Step, Subject, Word};
+use crate::auth::{Principal, Role, Scope};
+use crate::ids::{ApprovalId, Hash32};
+use crate::plan::V1;
+use crate::policy::{Diff, Document, Reason, Standing, diff};
+use crate::time::Millis;
+
+const POLICY_DOMAIN: &[u8] = b"portcullis-policy-change-v1\0";
+
+impl Machine {
+    /// A person's answer. `None`: it was answered so before, nothing is to be written. First answer wins.
+    ///
+    /// # Errors
+    /// [`Refusal`]: who answers may not, or too late, or otherwise answered.
+    pub fn resolve(
+        &self,
+        id: &str,
+        word: Word,
+        by: &Principal,
+        connection: &str,
+        now: Millis,
+    ) -> Result<Option<Step>, Refusal> {
+        let record = self.get(id)?;
+        may_answer(&record.requester, by, connection)?;
+        let needed = match record.subject {
+            Subject::Exec(_) => Scope::Approvals,
+            Subject::Policy { .. } => Scope::Admin,
+        };
+        if !by.scopes.allows(needed) {
+            return Err(Refusal::MissingScope(needed.as_str()));
+        }
+        match record.status {
+            Status::Pending if record.is_due(now) => return Err(Refusal::Expired),
+            Status::Pending => {}
+            Status::Expired => return Err(Refusal::Expired),
+            Status::Cancelled => return Err(Refusal::NotFound),
+            Status::Allowed | Status::Denied | Status::Used => {
+                let said = record.resolution.as_ref().and_then(|r| r.word);
+                return if said == Some(word) {
+                    Ok(None)
+                } else {
+                    Err(Refusal::AlreadyResolved)
+                };
+            }
+        }
+        if word == Word::AllowAlways && !record.may_always {
+            return Err(Refusal::AlwaysUnavailable);
+        }
+        let mut done = record.clone();
+        done.resolution = Some(Resolution {
+            word: Some(word),
+            by: by.name(),
+            why: "user".to_owned(),
+            at: now,
+        });
+        done.status = if word == Word::Deny {
+            Status::Denied
+        } else {
+            Status::Allowed
+        };
+        done.expires = now.plus(self.limits.timeout_ms);
+        let mut step = Step::default();
+        match (&record.subject, word) {
+            (_, Word::Deny) | (Subject::Exec(_), Word::AllowOnce) => {}
+            (Subject::Exec(plan), Word::AllowAlways) => {
+                if self.grants.len() >= self.limits.grants {
+                    return Err(Refusal::TooManyGrants);
+                }
+                step.puts.push(Put::Grant(Box::new(Grant {
+                    v: V1,
+                    id: format!("g-{}", record.id),
+                    agent: plan.agent.clone(),
+                    target: plan.target.word(),
+                    subject_hash: record.subject_hash,
+                    command: plan.command_line(),
+                    cwd: plan.cwd.clone(),
+                    approval_id: record.id.clone(),
+                    by: by.name(),
+                    created: now,
+                    expires: now.plus(self.limits.grant_ms),
+                })));
+            }
+            (Subject::Policy { base, new, .. }, _) => {
+                let document = Document::parse(new.clone()).map_err(|e| Refusal::Document(e.0))?;
+                if self.document_hash() != *base {
+                    return Err(Refusal::Conflict);
+                }
+                done.status = Status::Used;
+                step.puts
+                    .extend(self.applied(&document, now, Some(&record.id)));
+            }
+        }
+        step.puts.insert(0, Put::Record(Box::new(done)));
+        Ok(Some(step))
+    }
+
+    /// Standing grants, newest first.
+    pub fn grants(&self) -> Vec<&Grant> {
+        let mut grants: Vec<&Grant> = self.grants.values().collect();
+        grants.sort_by_key(|g| std::cmp::Reverse(g.created));
+        grants
+    }
+
+    /// Takes a grant back, and with it what it allowed and nobody used.
+    ///
+    /// # Errors
+    /// No such grant, or not an operator's act.
+    pub fn revoke_grant(&self, id: &str, by: &Principal, now: Millis) -> Result<Step, Refusal> {
+        operator(by, Scope::Approvals)?;
+        let grant = self.grants.get(id).ok_or(Refusal::GrantNotFound)?;
+        let mut puts = vec![Put::DropGrant(id.to_owned())];
+        let open = self
+            .records
+            .get(grant.approval_id.as_str())
+            .filter(|r| r.status == Status::Allowed);
+        puts.extend(open.map(|r| ended(r, Status::Cancelled, "revoked", now)));
+        Ok(Step { puts })
+    }
+
+    /// The document as it stands: whether it was ever set, its hash, itself.
+    pub fn policy(&self) -> Policy {
+        let (exists, document) = match &self.document {
+            Held::Absent => (false, Document::empty()),
+            Held::Valid(document) => (true, (**document).clone()),
+            Held::Malformed => (true, closed()),
+        };
+        Policy {
+            exists,
+            readable: self.document != Held::Malformed,
+            hash: document.hash(),
+            document,
+        }
+    }
+
+    fn document_hash(&self) -> Hash32 {
+        self.policy().hash
+    }
+
+    /// A new document. What is stricter holds at once and ends what it forbids; what is freer anywhere becomes a
+    /// question under `id`.
+    ///
+    /// # Errors
+    /// [`Refusal`]: not an admin, malformed, or the document changed since it was read.
+    pub fn set_policy(
+        &self,
+        document: Value,
+        base: Option<&str>,
+        by: &Principal,
+        connection: &str,
+        id: ApprovalId,
+        now: Millis,
+    ) -> Result<PolicySet, Refusal> {
+        operator(by, Scope::Admin)?;
+        let current = self.policy();
+        match base {
+            Some(base) if base != current.hash.to_string() => return Err(Refusal::Conflict),
+            None if current.exists => return Err(Refusal::Conflict),
+            _ => {}
+        }
+        let new = Document::parse(document)
+            .map_err(|e| Refusal::Document(e.0))?
+            .keeping(&current.document);
+        if diff(&current.document, &new) != Diff::Loosens {
+            return Ok(PolicySet::Apply(Step {
+                puts: self.applied(&new, now, None),
+            }));
+        }
+        self.check_room(None)?;
+        let (old, new) = (current.document.to_json(), new.to_json());
+        let said = json!([current.hash, new]).to_string();
+        let subject_hash = Hash32::of(&[POLICY_DOMAIN, said.as_bytes()].concat());
+        let plan_hash = Hash32::of(
+            &[
+                POLICY_DOMAIN,
+                id.as_str().as_bytes(),
+                b"\0",
+                said.as_bytes(),
+            ]
+            .concat(),
+        );
+        let reason = Reason {
+            id: "policy-loosens".to_owned(),
+            text: "It lets commands run that the present document refuses or asks about."
+                .to_owned(),
+        };
+        let record = Record {
+            v: V1,
+            id: id.clone(),
+            status: Status::Pending,
+            requester: Requester::new(by, connection),
+            idempotency_key: None,
+            subject: Subject::Policy {
+                base: current.hash,
+                old,
+                new,
+            },
+            plan_hash,
+            subject_hash,
+            reasons: vec![reason],
+            may_always: false,
+            created: now,
+            expires: now.plus(self.limits.timeout_ms),
+            resolution: None,
+            used_by: None,
+        };
+        Ok(PolicySet::Ask(id, self.with_new(record)))
+    }
+
+    /// A document that holds from now on: it ends what it forbids, and every other proposal, which was made against
+    /// another one.
+    fn applied(&self, document: &Document, now: Millis, but: Option<&ApprovalId>) -> Vec<Put> {
+        let mut puts = vec![Put::Document(document.to_json())];
+        puts.extend(self.forbidden(Standing::Valid(document), now));
+        let proposals = self
+            .records
+            .values()
+            .filter(|r| r.plan().is_none() && !r.status.is_final() && Some(&r.id) != but)
+            .map(|r| ended(r, Status::Cancelled, "policy", now));
+        puts.extend(proposals);
+        puts
+    }
+}
+
+/// The document for `exec.approvals.get`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Policy {
+    /// Was one ever set?
+    pub exists: bool,
+    /// Could it be read? If not, the shown one refuses everything, and so does the gate.
+    pub readable: bool,
+    /// Its hash, the base of the next change.
+    pub hash: Hash32,
+    /// Itself.
+    pub document: Document,
+}
+
+impl Policy {
+    /// The result of `exec.approvals.get` (wire.md 9).
+    pub fn to_json(&self) -> Value {
+        json!({
+            "path": "state.db#exec_approvals",
+            "exists": self.exists,
+            "hash": self.hash,
+            "file": self.document.to_json(),
+            "resolvedDefaults": self.document.resolved_defaults(),
+            "readable": self.readable,
+        })
+    }
+}
+
+/// What stands for a document that cannot be read.
+fn closed() -> Document {
+    let nothing = json!({"version": 1, "defaults": {"security": "deny"}});
+    Document::parse(nothing).unwrap_or_else(|_| Document::empty())
+}
+
+fn operator(by: &Principal, scope: Scope) -> Result<(), Refusal> {
+    if by.role != Role::Operator || by.agent.is_some() {
+        return Err(Refusal::WrongRole);
+    }
+    if !by.scopes.allows(scope) {
+        return Err(Refusal::MissingScope(scope.as_str()));
+    }
+    Ok(())
+}

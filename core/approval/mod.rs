@@ -1,0 +1,393 @@
+//! One question to a person about one frozen plan: asked once, answered once, used once.
+//!
+//! `pending → allowed (once | always) → used`, or `→ denied | expired | cancelled`. The machine decides on what it
+//! holds and gives back a [`Step`]; only when the step is durable is it settled. Silence is never consent.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::auth::{Principal, Role};
+use crate::codes::{self, Code};
+use crate::ids::{AgentId, ApprovalId, Hash32};
+use crate::plan::{ExecPlan, V1};
+use crate::policy::Reason;
+use crate::time::Millis;
+
+mod machine;
+mod manage;
+mod rows;
+mod view;
+
+pub use machine::{Agents, Asked, Machine, PolicySet};
+pub use manage::Policy;
+pub use rows::{Place, PlanSealer};
+pub use view::{record_json, request_json};
+
+/// What a person says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Word {
+    /// This one time.
+    AllowOnce,
+    /// This, and the very same command later.
+    AllowAlways,
+    /// No.
+    Deny,
+}
+
+impl Word {
+    /// As on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::AllowOnce => "allow-once",
+            Self::AllowAlways => "allow-always",
+            Self::Deny => "deny",
+        }
+    }
+
+    /// From the wire; anything else is no answer.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::AllowOnce, Self::AllowAlways, Self::Deny]
+            .into_iter()
+            .find(|w| w.as_str() == text)
+    }
+}
+
+/// Where a question stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Status {
+    /// Nobody has answered.
+    Pending,
+    /// Allowed, not used yet.
+    Allowed,
+    /// Refused by a person.
+    Denied,
+    /// Nobody answered, or nobody used the answer, in time.
+    Expired,
+    /// Withdrawn: by who asked, or by a policy that now forbids it.
+    Cancelled,
+    /// Allowed and used; never again.
+    Used,
+}
+
+impl Status {
+    /// Can nothing happen to it any more?
+    pub const fn is_final(self) -> bool {
+        !matches!(self, Self::Pending | Self::Allowed)
+    }
+
+    /// As in records and `status` fields.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Allowed => "allowed",
+            Self::Denied => "denied",
+            Self::Expired => "expired",
+            Self::Cancelled => "cancelled",
+            Self::Used => "used",
+        }
+    }
+}
+
+/// Who asked: what must be known later to tell who may answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Requester {
+    /// [`Principal::name`].
+    pub name: String,
+    /// Its role.
+    pub role: Role,
+    /// The device behind it.
+    pub device: Option<String>,
+    /// The agent it is.
+    pub agent: Option<AgentId>,
+    /// The connection.
+    pub connection: String,
+    /// Its door.
+    pub door: String,
+}
+
+impl Requester {
+    /// From a principal on a connection.
+    pub fn new(principal: &Principal, connection: &str) -> Self {
+        Self {
+            name: principal.name(),
+            role: principal.role,
+            device: principal.device().map(ToString::to_string),
+            agent: principal.agent.clone(),
+            connection: connection.to_owned(),
+            door: principal.door.as_str().to_owned(),
+        }
+    }
+}
+
+/// What the question is about.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Subject {
+    /// A command.
+    Exec(Box<ExecPlan>),
+    /// A change of the approvals document that frees something.
+    Policy {
+        /// The hash of the document that it changes.
+        base: Hash32,
+        /// The document that it changes, to be shown beside the new one.
+        old: Value,
+        /// The whole new document.
+        new: Value,
+    },
+}
+
+impl Subject {
+    /// `exec` or `policy`.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Exec(_) => "exec",
+            Self::Policy { .. } => "policy",
+        }
+    }
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resolution {
+    /// What was said; none when it ended without an answer.
+    pub word: Option<Word>,
+    /// Who said it; `system` when nobody did.
+    pub by: String,
+    /// Why it ended: `user`, `timeout`, `clock`, or the reason of a cancellation.
+    pub why: String,
+    /// When.
+    pub at: Millis,
+}
+
+/// One question, as it is kept (sealed).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// Version of the form.
+    pub v: V1,
+    /// Its id.
+    pub id: ApprovalId,
+    /// Where it stands.
+    pub status: Status,
+    /// Who asked.
+    pub requester: Requester,
+    /// The requester's key against running twice.
+    pub idempotency_key: Option<String>,
+    /// What it is about.
+    pub subject: Subject,
+    /// The hash that is approved.
+    pub plan_hash: Hash32,
+    /// The same without session and nonce.
+    pub subject_hash: Hash32,
+    /// Why a person is asked.
+    pub reasons: Vec<Reason>,
+    /// May the answer be kept?
+    pub may_always: bool,
+    /// When it was asked.
+    pub created: Millis,
+    /// When it ends by itself: unanswered, or allowed and unused.
+    pub expires: Millis,
+    /// The answer.
+    pub resolution: Option<Resolution>,
+    /// The audit sequence of the act that used it.
+    pub used_by: Option<u64>,
+}
+
+impl Record {
+    /// Is it over by the clock? A clock before its birth says nothing good either.
+    pub fn is_due(&self, now: Millis) -> bool {
+        !self.status.is_final() && (now >= self.expires || now < self.created)
+    }
+
+    /// The frozen plan, where it is about a command.
+    pub fn plan(&self) -> Option<&ExecPlan> {
+        match &self.subject {
+            Subject::Exec(plan) => Some(plan),
+            Subject::Policy { .. } => None,
+        }
+    }
+
+    /// The newest moment it knows of.
+    pub(crate) fn newest(&self) -> Millis {
+        self.resolution
+            .as_ref()
+            .map_or(self.created, |r| r.at.max(self.created))
+    }
+
+    /// One line for logs and records.
+    pub fn redacted_line(&self) -> String {
+        match &self.subject {
+            Subject::Exec(plan) => plan.redacted_line(),
+            Subject::Policy { .. } => "change of the approvals document".to_owned(),
+        }
+    }
+}
+
+/// A person's lasting word for the very same command (by [`ExecPlan::subject_hash`]).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Grant {
+    /// Version of the form.
+    pub v: V1,
+    /// Its id.
+    pub id: String,
+    /// For which agent.
+    pub agent: AgentId,
+    /// Where: [`crate::plan::Target::word`].
+    pub target: String,
+    /// What exactly.
+    pub subject_hash: Hash32,
+    /// The whole command, for people.
+    pub command: String,
+    /// Its folder.
+    pub cwd: String,
+    /// The question that it came from.
+    pub approval_id: ApprovalId,
+    /// Who granted.
+    pub by: String,
+    /// When.
+    pub created: Millis,
+    /// Until when.
+    pub expires: Millis,
+}
+
+/// One durable change, to be written and then settled.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Put {
+    /// Write a question.
+    Record(Box<Record>),
+    /// Write a grant.
+    Grant(Box<Grant>),
+    /// Forget a finished question.
+    DropRecord(ApprovalId),
+    /// Forget a grant.
+    DropGrant(String),
+    /// Replace the approvals document.
+    Document(Value),
+}
+
+/// Changes that belong together: all of them or none.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Step {
+    /// In order.
+    pub puts: Vec<Put>,
+}
+
+/// Limits of `[approval]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// How long a question waits, and how long an answer waits to be used, ms.
+    pub timeout_ms: u64,
+    /// How long a grant lasts, ms.
+    pub grant_ms: u64,
+    /// Unfinished questions of one agent.
+    pub per_agent: usize,
+    /// Unfinished questions of all.
+    pub total: usize,
+    /// Grants of all.
+    pub grants: usize,
+    /// Finished questions kept.
+    pub finished: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            timeout_ms: 30 * 60 * 1000,
+            grant_ms: 30 * 24 * 60 * 60 * 1000,
+            per_agent: 16,
+            total: 256,
+            grants: 1000,
+            finished: 200,
+        }
+    }
+}
+
+/// Why the room says no.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "each is named by its text")]
+pub enum Refusal {
+    #[error("unknown or expired approval id")]
+    NotFound,
+    #[error("more than one approval begins so: give more of the id")]
+    Ambiguous,
+    #[error("nobody decided in time, which means no")]
+    Expired,
+    #[error("approval already resolved")]
+    AlreadyResolved,
+    #[error("this approval was used already: each is good once")]
+    Used,
+    #[error("a person refused this")]
+    Denied,
+    #[error("this was cancelled: {0}")]
+    Cancelled(String),
+    #[error("nobody has decided yet")]
+    StillPending,
+    #[error("who asked cannot approve")]
+    SelfApproval,
+    #[error("only an operator decides")]
+    WrongRole,
+    #[error("this needs the scope {0}")]
+    MissingScope(&'static str),
+    #[error("allow-always is not offered for this: its plan does not say all that would run")]
+    AlwaysUnavailable,
+    #[error(
+        "too many undecided requests ({0}): decide on some first with `portcullis approvals list`"
+    )]
+    TooManyPending(&'static str),
+    #[error("too many standing grants: revoke some first")]
+    TooManyGrants,
+    #[error("what was approved is not what would run")]
+    PlanChanged,
+    #[error("exec approvals changed since last load; re-run exec.approvals.get and retry")]
+    Conflict,
+    #[error("invalid approvals document: {0}")]
+    Document(String),
+    #[error("invalid plan: {0}")]
+    Plan(String),
+    #[error("the idempotency key stands for another command")]
+    KeyReused,
+    #[error("the plan names another {0} than the one who asks")]
+    NotYours(&'static str),
+    #[error("no such grant")]
+    GrantNotFound,
+}
+
+impl Refusal {
+    /// The stable code.
+    pub const fn code(&self) -> &'static Code {
+        match self {
+            Self::NotFound | Self::Ambiguous | Self::GrantNotFound => codes::APPROVAL_NOT_FOUND,
+            Self::Expired => codes::APPROVAL_EXPIRED,
+            Self::AlreadyResolved | Self::Used => codes::APPROVAL_ALREADY_RESOLVED,
+            Self::Denied | Self::Cancelled(_) | Self::StillPending => codes::APPROVAL_DENIED,
+            Self::SelfApproval => codes::APPROVAL_SELF,
+            Self::WrongRole => codes::WRONG_ROLE,
+            Self::MissingScope(_) => codes::MISSING_SCOPE,
+            Self::TooManyPending(_) | Self::TooManyGrants => codes::TOO_MANY_PENDING,
+            Self::PlanChanged => codes::PLAN_CHANGED,
+            Self::Conflict => codes::POLICY_CONFLICT,
+            Self::NotYours(_) => codes::AGENT_NOT_ALLOWED,
+            Self::AlwaysUnavailable | Self::Document(_) | Self::Plan(_) | Self::KeyReused => {
+                codes::INVALID_PARAMS
+            }
+        }
+    }
+
+    /// `details.reason` of the wire, where the peer has one.
+    pub const fn reason(&self) -> Option<&'static str> {
+        match self {
+            Self::NotFound | Self::Ambiguous | Self::Expired => Some("APPROVAL_NOT_FOUND"),
+            Self::AlreadyResolved | Self::Used => Some("APPROVAL_ALREADY_RESOLVED"),
+            Self::AlwaysUnavailable => Some("APPROVAL_ALLOW_ALWAYS_UNAVAILABLE"),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

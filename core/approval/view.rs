@@ -1,0 +1,249 @@
+//! What people and clients see of a question (wire.md 10 and 15). Every string that somebody else wrote goes through
+//! the one sanitiser; nothing is cut.
+
+use serde_json::{Value, json};
+
+use super::{Grant, Record, Subject, Word};
+use crate::display::{command_line, visible};
+use crate::plan::{EnvValue, ExecPlan, Executable, HostFile, Target};
+
+/// One element of `exec.approval.list`, and the event `exec.approval.requested`: the recorded shape, then our fields.
+pub fn record_json(record: &Record) -> Value {
+    let mut value = json!({
+        "id": record.id,
+        "request": request_json(record),
+        "createdAtMs": record.created,
+        "expiresAtMs": record.expires,
+        "approvalKind": record.subject.kind(),
+        "status": record.status,
+    });
+    if let Some(resolution) = &record.resolution {
+        value["decision"] = json!(resolution.word);
+        value["resolvedBy"] = json!(visible(&resolution.by));
+        value["resolvedAtMs"] = json!(resolution.at);
+        value["terminalReason"] = json!(visible(&resolution.why));
+    }
+    value
+}
+
+/// The `request` of a question: the recorded keys, then ours.
+pub fn request_json(record: &Record) -> Value {
+    let allowed = allowed_decisions(record);
+    let reasons: Vec<Value> = record
+        .reasons
+        .iter()
+        .map(|r| json!({"id": r.id, "text": visible(&r.text)}))
+        .collect();
+    let warning: Vec<_> = record.reasons.iter().map(|r| visible(&r.text)).collect();
+    let mut value = match &record.subject {
+        Subject::Exec(plan) => exec(record, plan),
+        Subject::Policy { base, old, new } => json!({
+            "command": "exec.approvals.set",
+            "systemRunPlan": null,
+            "cwd": null,
+            "host": null,
+            "agentId": null,
+            "resolvedPath": null,
+            "change": { "baseHash": base, "old": clean(old), "new": clean(new) },
+        }),
+    };
+    let requester = &record.requester;
+    let common = json!({
+        "nodeId": null,
+        "warningText": if warning.is_empty() { Value::Null } else { json!(warning.join(" ")) },
+        "scope": null,
+        "allowedDecisions": allowed,
+        "sessionId": null,
+        "runId": null,
+        "toolCallId": null,
+        "turnSourceChannel": null,
+        "turnSourceTo": null,
+        "turnSourceAccountId": null,
+        "turnSourceThreadId": null,
+        "planHash": record.plan_hash,
+        "subjectHash": record.subject_hash,
+        "reasons": reasons,
+        "requestedBy": {
+            "principal": visible(&requester.name),
+            "role": requester.role,
+            "connection": visible(&requester.connection),
+            "door": visible(&requester.door),
+        },
+    });
+    if let (Value::Object(value), Value::Object(common)) = (&mut value, common) {
+        for (key, field) in common {
+            value.entry(key).or_insert(field);
+        }
+    }
+    value
+}
+
+fn allowed_decisions(record: &Record) -> Vec<Word> {
+    if record.may_always {
+        vec![Word::AllowOnce, Word::AllowAlways, Word::Deny]
+    } else {
+        vec![Word::AllowOnce, Word::Deny]
+    }
+}
+
+fn exec(record: &Record, plan: &ExecPlan) -> Value {
+    let argv: Vec<_> = plan.argv.iter().map(|a| visible(a)).collect();
+    let env: Vec<Value> = plan
+        .env
+        .iter()
+        .map(|(name, value)| match value {
+            EnvValue::Plain(text) => json!({"name": visible(name), "value": visible(text)}),
+            EnvValue::Secret {
+                name: secret,
+                version,
+            } => {
+                json!({"name": visible(name), "secret": visible(secret), "version": version})
+            }
+        })
+        .collect();
+    let names: Vec<_> = plan.env.keys().map(|n| visible(n)).collect();
+    let host = match &plan.target {
+        Target::Sandbox => "sandbox",
+        Target::Host => "gateway",
+        Target::Node(_) => "node",
+    };
+    let node = match &plan.target {
+        Target::Node(id) => json!(visible(id)),
+        _ => Value::Null,
+    };
+    let risks: Vec<&str> = record.reasons.iter().map(|r| r.id.as_str()).collect();
+    json!({
+        "command": command_line(&plan.argv),
+        "commandArgv": argv,
+        "systemRunBinding": {
+            "argv": argv,
+            "cwd": visible(&plan.cwd),
+            "agentId": plan.agent,
+            "sessionKey": visible(&plan.session),
+            "envHash": null,
+        },
+        "systemRunPlan": null,
+        "cwd": visible(&plan.cwd),
+        "nodeId": node,
+        "host": host,
+        "security": "allowlist",
+        "ask": "on-miss",
+        "commandAnalysis": { "commandCount": 1, "nestedCommandCount": 0, "riskKinds": risks, "warningLines": [] },
+        "agentId": plan.agent,
+        "resolvedPath": plan.executable.path().map(visible),
+        "sessionKey": visible(&plan.session),
+        "argv": argv,
+        "executable": executable(&plan.executable),
+        "envNames": names,
+        "env": env,
+        "user": { "uid": plan.uid, "gid": plan.gid, "groups": plan.groups },
+        "target": visible(&plan.target.word()),
+        "limits": plan.limits,
+        "egress": plan.egress,
+        "profileDigest": plan.profile_digest,
+    })
+}
+
+fn executable(executable: &Executable) -> Value {
+    let file = |file: &HostFile| json!({"path": visible(&file.path), "sha256": file.sha256});
+    match executable {
+        Executable::Host(program) => json!({"kind": "host", "file": file(program)}),
+        Executable::HostScript {
+            script,
+            interpreter,
+            argument,
+        } => json!({
+            "kind": "host-script",
+            "file": file(script),
+            "interpreter": file(interpreter),
+            "argument": argument.as_deref().map(visible),
+        }),
+        Executable::Image { digest, path } => {
+            json!({"kind": "image", "digest": visible(digest), "path": visible(path)})
+        }
+        Executable::Workspace { path } => json!({"kind": "workspace", "path": visible(path)}),
+        Executable::Node { claimed_sha256 } => {
+            json!({"kind": "node", "claimedSha256": claimed_sha256})
+        }
+    }
+}
+
+/// A document with every key and text made visible.
+fn clean(value: &Value) -> Value {
+    match value {
+        Value::String(text) => json!(visible(text)),
+        Value::Array(items) => items.iter().map(clean).collect(),
+        Value::Object(fields) => Value::Object(
+            fields
+                .iter()
+                .map(|(k, v)| (visible(k).into_owned(), clean(v)))
+                .collect(),
+        ),
+        other => other.clone(),
+    }
+}
+
+impl Record {
+    /// The result of `exec.approval.get`: the recorded shape, then everything of [`record_json`].
+    pub fn detail_json(&self) -> Value {
+        let mut value = record_json(self);
+        let request = &value["request"];
+        let more = [
+            ("commandText", request["command"].clone()),
+            ("commandPreview", Value::Null),
+            ("allowedDecisions", request["allowedDecisions"].clone()),
+            ("host", request["host"].clone()),
+            ("nodeId", request["nodeId"].clone()),
+            ("agentId", request["agentId"].clone()),
+        ];
+        for (key, field) in more {
+            value[key] = field;
+        }
+        value
+    }
+
+    /// The event `exec.approval.resolved`.
+    pub fn resolved_json(&self) -> Value {
+        let resolution = self.resolution.as_ref();
+        json!({
+            "id": self.id,
+            "decision": resolution.and_then(|r| r.word),
+            "resolvedBy": resolution.map(|r| visible(&r.by)),
+            "ts": resolution.map(|r| r.at),
+            "request": request_json(self),
+            "status": self.status,
+            "reason": resolution.map(|r| visible(&r.why)),
+        })
+    }
+
+    /// The result of `exec.approval.waitDecision` once it is answered or over.
+    pub fn decision_json(&self) -> Value {
+        let resolution = self.resolution.as_ref();
+        json!({
+            "id": self.id,
+            "decision": resolution.and_then(|r| r.word),
+            "createdAtMs": self.created,
+            "expiresAtMs": self.expires,
+            "terminalReason": resolution.map(|r| visible(&r.why)),
+        })
+    }
+}
+
+impl Grant {
+    /// One element of `exec.approval.grants.list`.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "grantId": self.id,
+            "agentId": self.agent,
+            "target": visible(&self.target),
+            "subjectHash": self.subject_hash,
+            // Made visible when it was granted.
+            "command": self.command,
+            "cwd": visible(&self.cwd),
+            "approvalId": self.approval_id,
+            "grantedBy": visible(&self.by),
+            "createdAtMs": self.created,
+            "expiresAtMs": self.expires,
+        })
+    }
+}

@@ -1,0 +1,43 @@
+//! Does a new document allow anything that the old one did not?
+
+use std::collections::BTreeSet;
+
+use super::Mode;
+use super::document::Document;
+
+/// What a change does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Diff {
+    /// Somewhere something is freer, whatever else is stricter: a person decides.
+    Loosens,
+    /// Nothing is freer, something is stricter: holds at once.
+    Tightens,
+    /// Means the same.
+    Same,
+}
+
+/// Compares what two documents mean, for every agent that either names and for all others.
+pub fn diff(old: &Document, new: &Document) -> Diff {
+    let named: BTreeSet<&str> = old.agents().chain(new.agents()).collect();
+    let (mut loosens, mut differs) = compare(old.defaults().mode(), new.defaults().mode());
+    for agent in named {
+        let (looser, different) = compare(old.settings(agent).mode(), new.settings(agent).mode());
+        let added = new
+            .entries(agent)
+            .any(|e| !old.entries(agent).any(|o| o.says(e)));
+        let removed = old
+            .entries(agent)
+            .any(|o| !new.entries(agent).any(|e| e.says(o)));
+        loosens |= looser || added;
+        differs |= different || added || removed;
+    }
+    match (loosens, differs) {
+        (true, _) => Diff::Loosens,
+        (false, true) => Diff::Tightens,
+        (false, false) => Diff::Same,
+    }
+}
+
+fn compare(old: Mode, new: Mode) -> (bool, bool) {
+    (!new.within(old), new != old)
+}

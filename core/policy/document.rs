@@ -1,0 +1,347 @@
+//! The approvals document of the peer's shape (wire.md section 9), read strictly: it applies to host commands.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::Mode;
+use super::list::{ArgPattern, PathPattern};
+use crate::display;
+use crate::ids::{AgentId, Hash32};
+
+/// Most bytes of a document.
+pub const MAX_DOCUMENT: usize = 256 << 10;
+const MAX_AGENTS: usize = 256;
+const MAX_ENTRIES: usize = 512;
+
+/// Why a document is none.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct DocumentError(pub String);
+
+/// `security`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Security {
+    /// Nothing runs.
+    Deny,
+    /// The listed runs.
+    Allowlist,
+    /// Everything runs.
+    Full,
+}
+
+/// `ask`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WhenAsk {
+    /// For everything.
+    Always,
+    /// For what is not listed.
+    OnMiss,
+    /// Never.
+    Off,
+}
+
+/// The settings that hold for one agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// `security`.
+    pub security: Security,
+    /// `ask`.
+    pub ask: WhenAsk,
+}
+
+impl Settings {
+    /// Where no document sets another: the listed runs, a miss asks.
+    pub const BUILT_IN: Self = Self {
+        security: Security::Allowlist,
+        ask: WhenAsk::OnMiss,
+    };
+
+    /// What they mean. `full` with `on-miss` asks on a miss: of two readings the stricter.
+    pub const fn mode(self) -> Mode {
+        match (self.security, self.ask) {
+            (Security::Deny, _) => Mode::DENY,
+            (_, WhenAsk::Always) => Mode::ALWAYS_ASK,
+            (_, WhenAsk::OnMiss) => Mode::ASK,
+            (Security::Allowlist, WhenAsk::Off) => Mode::ALLOWLIST,
+            (Security::Full, WhenAsk::Off) => Mode::FULL,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Raw {
+    version: u8,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    socket: Option<RawSocket>,
+    #[serde(default)]
+    defaults: RawSettings,
+    #[serde(default)]
+    agents: BTreeMap<String, RawAgent>,
+}
+
+/// Kept for clients that send it back; nothing listens there.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawSocket {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    path: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct RawSettings {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    security: Option<Security>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ask: Option<WhenAsk>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ask_fallback: Option<Security>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    auto_allow_skills: Option<bool>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct RawAgent {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    security: Option<Security>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ask: Option<WhenAsk>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ask_fallback: Option<Security>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    auto_allow_skills: Option<bool>,
+    #[serde(default)]
+    allowlist: Vec<RawEntry>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    mcp_tools: Vec<Value>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct RawEntry {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    pattern: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    source: Option<String>,
+    #[serde(default, skip_serializing)]
+    command_text: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    arg_pattern: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    last_used_at: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    last_used_command: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    last_resolved_path: Option<String>,
+}
+
+/// One checked entry of an agent's list.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Entry {
+    name: String,
+    path: PathPattern,
+    args: Option<ArgPattern>,
+}
+
+impl Entry {
+    /// Its id, or a name made of what it says.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) const fn path_pattern(&self) -> &PathPattern {
+        &self.path
+    }
+
+    pub(super) const fn arg_pattern(&self) -> Option<&ArgPattern> {
+        self.args.as_ref()
+    }
+
+    /// Does it say the same, under whatever name?
+    pub(super) fn says(&self, other: &Self) -> bool {
+        self.path == other.path && self.args == other.args
+    }
+}
+
+/// A checked document.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Document {
+    raw: Raw,
+    lists: BTreeMap<String, Vec<Entry>>,
+}
+
+impl Document {
+    /// The empty one: every setting is the built-in one.
+    pub fn empty() -> Self {
+        let raw = Raw {
+            version: 1,
+            socket: None,
+            defaults: RawSettings::default(),
+            agents: BTreeMap::new(),
+        };
+        Self {
+            raw,
+            lists: BTreeMap::new(),
+        }
+    }
+
+    /// Reads a document strictly: unknown fields and values are errors.
+    ///
+    /// # Errors
+    /// What is wrong and where.
+    pub fn parse(value: Value) -> Result<Self, DocumentError> {
+        let size = serde_json::to_vec(&value).map_or(usize::MAX, |bytes| bytes.len());
+        if size > MAX_DOCUMENT {
+            return Err(DocumentError("the document is over 256 KiB".to_owned()));
+        }
+        let raw: Raw = serde_json::from_value(value)
+            .map_err(|e| DocumentError(display::visible(&e.to_string()).into_owned()))?;
+        if raw.version != 1 {
+            return Err(DocumentError("version must be 1".to_owned()));
+        }
+        if raw.agents.len() > MAX_AGENTS {
+            return Err(DocumentError("more than 256 agents".to_owned()));
+        }
+        check_settings(
+            "defaults",
+            raw.defaults.ask_fallback,
+            raw.defaults.auto_allow_skills,
+        )?;
+        let mut lists = BTreeMap::new();
+        for (id, agent) in &raw.agents {
+            let place = format!("agents.{}", display::visible(id));
+            AgentId::new(id).map_err(|e| DocumentError(format!("{place}: {e}")))?;
+            check_settings(&place, agent.ask_fallback, agent.auto_allow_skills)?;
+            if !agent.mcp_tools.is_empty() {
+                return Err(DocumentError(format!(
+                    "{place}.mcpTools must be empty: tools are not granted here"
+                )));
+            }
+            if agent.allowlist.len() > MAX_ENTRIES {
+                return Err(DocumentError(format!(
+                    "{place}.allowlist has more than 512 entries"
+                )));
+            }
+            let entries: Result<Vec<Entry>, DocumentError> = agent
+                .allowlist
+                .iter()
+                .enumerate()
+                .map(|(at, raw)| {
+                    entry(raw)
+                        .map_err(|why| DocumentError(format!("{place}.allowlist[{at}]: {why}")))
+                })
+                .collect();
+            lists.insert(id.clone(), entries?);
+        }
+        Ok(Self { raw, lists })
+    }
+
+    /// The document as JSON: what `exec.approvals.get` sends and the store keeps.
+    pub fn to_json(&self) -> Value {
+        serde_json::to_value(&self.raw).expect("invariant: maps by string are JSON")
+    }
+
+    /// Over the document's own spelling; 64 hexadecimal digits on the wire.
+    pub fn hash(&self) -> Hash32 {
+        Hash32::of(self.to_json().to_string().as_bytes())
+    }
+
+    /// Takes over what a sent document may leave out: the `socket`.
+    #[must_use]
+    pub fn keeping(mut self, old: &Self) -> Self {
+        if self.raw.socket.is_none() {
+            self.raw.socket.clone_from(&old.raw.socket);
+        }
+        self
+    }
+
+    /// What holds for an agent, named or not.
+    pub fn settings(&self, agent: &str) -> Settings {
+        let own = self.raw.agents.get(agent);
+        let defaults = self.defaults();
+        Settings {
+            security: own.and_then(|a| a.security).unwrap_or(defaults.security),
+            ask: own.and_then(|a| a.ask).unwrap_or(defaults.ask),
+        }
+    }
+
+    /// What holds for an agent that the document does not name.
+    pub fn defaults(&self) -> Settings {
+        Settings {
+            security: self
+                .raw
+                .defaults
+                .security
+                .unwrap_or(Settings::BUILT_IN.security),
+            ask: self.raw.defaults.ask.unwrap_or(Settings::BUILT_IN.ask),
+        }
+    }
+
+    /// `resolvedDefaults` of the wire. Silence is never consent: `askFallback` is always `deny`.
+    pub fn resolved_defaults(&self) -> Value {
+        let Settings { security, ask } = self.defaults();
+        serde_json::json!({ "security": security, "ask": ask, "askFallback": "deny", "autoAllowSkills": false })
+    }
+
+    /// The agents it names.
+    pub fn agents(&self) -> impl Iterator<Item = &str> {
+        self.raw.agents.keys().map(String::as_str)
+    }
+
+    /// The list of one agent.
+    pub fn entries(&self, agent: &str) -> impl Iterator<Item = &Entry> {
+        self.lists.get(agent).into_iter().flatten()
+    }
+}
+
+fn check_settings(
+    place: &str,
+    fallback: Option<Security>,
+    skills: Option<bool>,
+) -> Result<(), DocumentError> {
+    if fallback.is_some_and(|f| f != Security::Deny) {
+        return Err(DocumentError(format!(
+            "{place}.askFallback must be \"deny\": silence is never consent"
+        )));
+    }
+    if skills == Some(true) {
+        return Err(DocumentError(format!(
+            "{place}.autoAllowSkills must be false: a skill's own word allows nothing"
+        )));
+    }
+    Ok(())
+}
+
+fn entry(raw: &RawEntry) -> Result<Entry, String> {
+    for text in [&raw.id, &raw.source].into_iter().flatten() {
+        if text.is_empty() || text.len() > 128 || text.chars().any(char::is_control) {
+            return Err("id and source have 1 to 128 characters without controls".to_owned());
+        }
+    }
+    let path = PathPattern::parse(&raw.pattern)?;
+    let args = raw
+        .arg_pattern
+        .as_deref()
+        .map(ArgPattern::parse)
+        .transpose()?;
+    let name = raw.id.clone().unwrap_or_else(|| {
+        let said = format!(
+            "{}\0{}",
+            raw.pattern,
+            raw.arg_pattern.as_deref().unwrap_or("")
+        );
+        Hash32::of(said.as_bytes())
+            .to_string()
+            .chars()
+            .take(12)
+            .collect()
+    });
+    Ok(Entry { name, path, args })
+}

@@ -1,0 +1,479 @@
+use super::*;
+use crate::plan::tests::host_plan;
+use proptest::prelude::*;
+use serde_json::json;
+
+fn document(value: serde_json::Value) -> Document {
+    Document::parse(value).unwrap()
+}
+
+fn asking() -> AgentPolicy {
+    AgentPolicy {
+        exec: ExecMode::Full,
+        elevated: Elevated::Ask,
+    }
+}
+
+fn list(entries: &serde_json::Value) -> Document {
+    document(json!({"version": 1, "agents": {"demo": {"allowlist": entries}}}))
+}
+
+fn verdict(document: &Document, plan: &ExecPlan) -> Verdict {
+    decide(
+        &Rules {
+            agent: asking(),
+            document: Standing::Valid(document),
+        },
+        plan,
+        None,
+    )
+}
+
+fn at(path: &str, argv: &[&str]) -> ExecPlan {
+    let mut plan = host_plan(argv);
+    if let Executable::Host(file) = &mut plan.executable {
+        file.path = path.to_owned();
+    }
+    plan
+}
+
+fn allows(document: &Document, plan: &ExecPlan) -> bool {
+    matches!(verdict(document, plan), Verdict::Allow { .. })
+}
+
+#[test]
+fn the_host_is_closed_until_the_configuration_says_otherwise() {
+    let rules = |agent| Rules {
+        agent,
+        document: Standing::Absent,
+    };
+    let plan = host_plan(&["uname"]);
+    let Verdict::Deny { code, fix, .. } = decide(&rules(AgentPolicy::default()), &plan, None)
+    else {
+        panic!("allowed");
+    };
+    assert_eq!(code.name, "ELEVATED_DISABLED");
+    assert_eq!(fix.as_deref(), Some("[agents.demo]\nelevated = \"ask\""));
+    // A grant from better times opens nothing.
+    assert!(matches!(
+        decide(&rules(AgentPolicy::default()), &plan, Some("g")),
+        Verdict::Deny { .. }
+    ));
+    assert!(matches!(
+        decide(&rules(asking()), &plan, None),
+        Verdict::Ask {
+            may_always: true,
+            ..
+        }
+    ));
+    assert_eq!(
+        decide(&rules(asking()), &plan, Some("g")),
+        Verdict::Allow {
+            rule: "grant:g".into()
+        }
+    );
+    let deny = AgentPolicy {
+        exec: ExecMode::Deny,
+        elevated: Elevated::Ask,
+    };
+    assert!(matches!(
+        decide(&rules(deny), &plan, Some("g")),
+        Verdict::Deny {
+            code: POLICY_DENIED,
+            ..
+        }
+    ));
+    let listed = AgentPolicy {
+        exec: ExecMode::Full,
+        elevated: Elevated::Allowlist,
+    };
+    assert!(matches!(
+        decide(&rules(listed), &plan, None),
+        Verdict::Deny {
+            code: POLICY_DENIED,
+            ..
+        }
+    ));
+    let malformed = Rules {
+        agent: asking(),
+        document: Standing::Malformed,
+    };
+    assert!(matches!(
+        decide(&malformed, &plan, Some("g")),
+        Verdict::Deny { .. }
+    ));
+}
+
+#[test]
+fn the_sandbox_is_open_and_the_document_is_not_about_it() {
+    let mut plan = host_plan(&["uname"]);
+    plan.target = Target::Sandbox;
+    plan.executable = Executable::Image {
+        digest: "sha256:1".into(),
+        path: "uname".into(),
+    };
+    let nothing = document(json!({"version": 1, "defaults": {"security": "deny"}}));
+    let rules = Rules {
+        agent: AgentPolicy::default(),
+        document: Standing::Valid(&nothing),
+    };
+    assert_eq!(
+        decide(&rules, &plan, None),
+        Verdict::Allow {
+            rule: "config:agents.demo.exec=full".into()
+        }
+    );
+    plan.target = Target::Node("n".into());
+    assert!(matches!(
+        decide(&rules, &plan, Some("g")),
+        Verdict::Deny { .. }
+    ));
+}
+
+#[test]
+fn a_list_entry_is_narrow() {
+    let doc = list(&json!([{"pattern": "/usr/bin/uname"}, {"pattern": "/opt/tools/rep*"}]));
+    assert!(allows(&doc, &at("/usr/bin/uname", &["uname", "-a"])));
+    assert!(allows(&doc, &at("/usr/bin/uname", &["/usr/bin/uname"])));
+    assert!(allows(&doc, &at("/opt/tools/report", &["report"])));
+    for (path, argv0) in [
+        ("/tmp/uname", "uname"),
+        ("/usr/bin/uname2", "uname2"),
+        ("/opt/tools/sub/report", "report"),
+        ("/opt/tools/.report", ".report"),
+        ("/opt/toolsrep", "toolsrep"),
+        // A multi-call program under another name.
+        ("/usr/bin/uname", "rm"),
+        ("/usr/bin/uname", "/tmp/uname"),
+    ] {
+        assert!(!allows(&doc, &at(path, &[argv0])), "{path} {argv0}");
+    }
+    let mut variable = at("/usr/bin/uname", &["uname"]);
+    variable
+        .env
+        .insert("MY_APP".into(), EnvValue::Plain("x".into()));
+    assert!(!allows(&doc, &variable));
+    let mut secret = at("/usr/bin/uname", &["uname"]);
+    secret.env.insert(
+        "LANG".into(),
+        EnvValue::Secret {
+            name: "X".into(),
+            version: 1,
+        },
+    );
+    assert!(!allows(&doc, &secret));
+    let mut other = at("/usr/bin/uname", &["uname"]);
+    other.agent = crate::ids::AgentId::new("other").unwrap();
+    assert!(!allows(&doc, &other));
+}
+
+#[test]
+fn what_runs_other_code_needs_its_exact_arguments() {
+    for (path, argv) in [
+        ("/usr/bin/dash", ["dash", "-c", "id"]),
+        ("/usr/bin/python3.12", ["python3.12", "-c", "1"]),
+        ("/usr/bin/sudo", ["sudo", "id", "x"]),
+        ("/usr/bin/env", ["env", "id", "x"]),
+        ("/usr/bin/npx", ["npx", "x", "y"]),
+        ("/usr/bin/busybox", ["busybox", "sh", "x"]),
+        ("/usr/bin/git", ["git", "-c", "core.pager=x"]),
+        ("/usr/bin/find", ["find", "-exec", "x"]),
+    ] {
+        let plan = at(path, &argv);
+        assert!(!allows(&list(&json!([{"pattern": path}])), &plan), "{path}");
+        assert!(
+            !allows(&list(&json!([{"pattern": "/usr/bin/*"}])), &plan),
+            "{path}"
+        );
+        let exact = json!({"cwd": "/", "args": &argv[1..]}).to_string();
+        assert!(
+            allows(
+                &list(&json!([{"pattern": path, "argPattern": exact}])),
+                &plan
+            ),
+            "{path}"
+        );
+        let elsewhere = json!({"cwd": "/tmp", "args": &argv[1..]}).to_string();
+        assert!(!allows(
+            &list(&json!([{"pattern": path, "argPattern": elsewhere}])),
+            &plan
+        ));
+        let more = json!({"cwd": "/", "args": ["x"]}).to_string();
+        assert!(!allows(
+            &list(&json!([{"pattern": path, "argPattern": more}])),
+            &plan
+        ));
+    }
+    // A runner's answer is never kept, and a kept one would not count.
+    let shell = at("/usr/bin/dash", &["sh", "-c", "id"]);
+    let doc = Document::empty();
+    assert!(matches!(
+        verdict(&doc, &shell),
+        Verdict::Ask {
+            may_always: false,
+            ..
+        }
+    ));
+    let rules = Rules {
+        agent: asking(),
+        document: Standing::Valid(&doc),
+    };
+    assert!(matches!(
+        decide(&rules, &shell, Some("g")),
+        Verdict::Ask { .. }
+    ));
+}
+
+#[test]
+fn patterns_that_could_mean_more_are_refused() {
+    for bad in [
+        "uname",
+        "*",
+        "/",
+        "/*",
+        "/usr/*/uname",
+        "/usr/**",
+        "/usr/bin/../x",
+        "/usr//bin/x",
+        "/usr/bin/a*b*",
+        "/usr/bin/?",
+        "/usr/bin/[a]",
+        "~/x",
+        "./x",
+        "/usr/bin/",
+        "",
+        "=command:abc",
+    ] {
+        assert!(PathPattern::parse(bad).is_err(), "{bad}");
+    }
+    for bad in [
+        "^-a$",
+        ".*",
+        "sha256:00",
+        "[1]",
+        "{\"args\":[]}",
+        "{\"cwd\":\"x\",\"args\":[]}",
+        "",
+    ] {
+        assert!(ArgPattern::parse(bad).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn what_is_unknown_is_an_error() {
+    for bad in [
+        json!({}),
+        json!({"version": 2}),
+        json!({"version": 1, "extra": 1}),
+        json!({"version": 1, "defaults": {"security": "yolo"}}),
+        json!({"version": 1, "defaults": {"ask": "never"}}),
+        json!({"version": 1, "defaults": {"askFallback": "full"}}),
+        json!({"version": 1, "defaults": {"autoAllowSkills": true}}),
+        json!({"version": 1, "agents": {"*": {}}}),
+        json!({"version": 1, "agents": {"demo": {"mcpTools": [{}]}}}),
+        json!({"version": 1, "agents": {"demo": {"allowlist": [{"pattern": "ls"}]}}}),
+        json!({"version": 1, "agents": {"demo": {"allowlist": [{}]}}}),
+        json!([]),
+        json!(null),
+    ] {
+        assert!(Document::parse(bad.clone()).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn the_recorded_documents_are_read_and_keep_their_hash() {
+    let seen = document(
+        json!({"version": 1, "socket": {"path": "/home/user/exec-approvals.sock"}, "defaults": {}, "agents": {}}),
+    );
+    assert_eq!(Document::parse(seen.to_json()).unwrap().hash(), seen.hash());
+    let sent = document(
+        json!({"version": 1, "defaults": {"security": "allowlist", "ask": "on-miss", "askFallback": "deny"}}),
+    );
+    let kept = sent.keeping(&seen);
+    assert_eq!(
+        kept.to_json()["socket"]["path"],
+        "/home/user/exec-approvals.sock"
+    );
+    assert_eq!(kept.to_json()["agents"], json!({}));
+    assert_eq!(diff(&seen, &kept), Diff::Same);
+    assert_eq!(
+        Document::empty().resolved_defaults(),
+        json!({"security": "allowlist", "ask": "on-miss", "askFallback": "deny", "autoAllowSkills": false})
+    );
+}
+
+#[test]
+fn a_change_that_frees_anything_loosens() {
+    let empty = Document::empty();
+    let deny = document(json!({"version": 1, "defaults": {"security": "deny"}}));
+    let full = document(json!({"version": 1, "defaults": {"security": "full", "ask": "off"}}));
+    let always = document(json!({"version": 1, "defaults": {"ask": "always"}}));
+    let only_list = document(json!({"version": 1, "defaults": {"ask": "off"}}));
+    let entry = list(&json!([{"pattern": "/usr/bin/uname"}]));
+    let named = list(&json!([{"pattern": "/usr/bin/uname", "id": "mine"}]));
+    let closed_demo = document(json!({"version": 1, "agents": {"demo": {"security": "deny"}}}));
+    for (old, new, expected) in [
+        (&empty, &deny, Diff::Tightens),
+        (&deny, &empty, Diff::Loosens),
+        (&empty, &full, Diff::Loosens),
+        (&full, &empty, Diff::Tightens),
+        (&empty, &always, Diff::Tightens),
+        (&empty, &only_list, Diff::Tightens),
+        (&only_list, &empty, Diff::Loosens),
+        // Stricter for the listed, freer for the rest.
+        (&only_list, &always, Diff::Loosens),
+        (&empty, &entry, Diff::Loosens),
+        (&entry, &empty, Diff::Tightens),
+        (&entry, &named, Diff::Same),
+        (&closed_demo, &empty, Diff::Loosens),
+        (&empty, &closed_demo, Diff::Tightens),
+        (&closed_demo, &deny, Diff::Tightens),
+    ] {
+        assert_eq!(
+            diff(old, new),
+            expected,
+            "{} -> {}",
+            old.to_json(),
+            new.to_json()
+        );
+    }
+}
+
+fn any_mode() -> impl Strategy<Value = Mode> {
+    prop_oneof![
+        Just(Mode::DENY),
+        Just(Mode::ALLOWLIST),
+        Just(Mode::ASK),
+        Just(Mode::ALWAYS_ASK),
+        Just(Mode::FULL)
+    ]
+}
+
+fn any_agent() -> impl Strategy<Value = AgentPolicy> {
+    (
+        prop_oneof![
+            Just(ExecMode::Full),
+            Just(ExecMode::Ask),
+            Just(ExecMode::Allowlist),
+            Just(ExecMode::Deny)
+        ],
+        prop_oneof![
+            Just(Elevated::Off),
+            Just(Elevated::Ask),
+            Just(Elevated::Allowlist)
+        ],
+    )
+        .prop_map(|(exec, elevated)| AgentPolicy { exec, elevated })
+}
+
+fn any_settings() -> impl Strategy<Value = serde_json::Value> {
+    let security = proptest::option::of(prop_oneof![Just("deny"), Just("allowlist"), Just("full")]);
+    let ask = proptest::option::of(prop_oneof![Just("off"), Just("on-miss"), Just("always")]);
+    (security, ask).prop_map(|(security, ask)| {
+        let mut value = json!({});
+        if let Some(security) = security {
+            value["security"] = json!(security);
+        }
+        if let Some(ask) = ask {
+            value["ask"] = json!(ask);
+        }
+        value
+    })
+}
+
+fn any_document() -> impl Strategy<Value = Document> {
+    let entry = prop_oneof![
+        Just(json!({"pattern": "/usr/bin/uname"})),
+        Just(json!({"pattern": "/usr/bin/*"})),
+        Just(json!({"pattern": "/usr/bin/uname", "argPattern": "[\"-a\"]"})),
+        Just(json!({"pattern": "/usr/bin/id"})),
+    ];
+    (
+        any_settings(),
+        any_settings(),
+        proptest::collection::vec(entry, 0..3),
+        any::<bool>(),
+    )
+        .prop_map(|(defaults, mut own, entries, named)| {
+            own["allowlist"] = json!(entries);
+            let agents = if named {
+                json!({"demo": own})
+            } else {
+                json!({})
+            };
+            document(json!({"version": 1, "defaults": defaults, "agents": agents}))
+        })
+}
+
+fn freedom(verdict: &Verdict) -> Answer {
+    match verdict {
+        Verdict::Allow { .. } => Answer::Allow,
+        Verdict::Ask { .. } => Answer::Ask,
+        Verdict::Deny { .. } => Answer::Deny,
+    }
+}
+
+fn plans() -> Vec<ExecPlan> {
+    vec![
+        at("/usr/bin/uname", &["uname", "-a"]),
+        at("/usr/bin/uname", &["uname"]),
+        at("/usr/bin/id", &["id"]),
+        at("/usr/bin/dash", &["sh", "-c", "id"]),
+        at("/tmp/x", &["x"]),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn strictest_of_is_monotone(a in any_mode(), b in any_mode(), c in any_mode()) {
+        let ab = a.strictest(b);
+        prop_assert!(ab.within(a) && ab.within(b));
+        prop_assert_eq!(ab, b.strictest(a));
+        prop_assert_eq!(a.strictest(a), a);
+        prop_assert_eq!(ab.strictest(c), a.strictest(b.strictest(c)));
+        if a.within(b) {
+            prop_assert!(a.strictest(c).within(b.strictest(c)));
+        }
+        prop_assert_eq!(a.strictest(Mode::DENY), Mode::DENY);
+        prop_assert!(ab.other <= ab.listed);
+    }
+
+    #[test]
+    fn no_source_frees_what_another_refuses(agent in any_agent(), doc in any_document(), grant in any::<bool>()) {
+        let grant = grant.then_some("g");
+        let open = AgentPolicy { exec: ExecMode::Full, elevated: Elevated::Ask };
+        for plan in plans() {
+            let all = freedom(&decide(&Rules { agent, document: Standing::Valid(&doc) }, &plan, grant));
+            let by_document = freedom(&decide(&Rules { agent: open, document: Standing::Valid(&doc) }, &plan, grant));
+            prop_assert!(all <= by_document);
+            for closed in [
+                AgentPolicy { exec: ExecMode::Deny, ..agent },
+                AgentPolicy { elevated: Elevated::Off, ..agent },
+            ] {
+                let verdict = decide(&Rules { agent: closed, document: Standing::Valid(&doc) }, &plan, grant);
+                prop_assert_eq!(freedom(&verdict), Answer::Deny);
+            }
+        }
+    }
+
+    #[test]
+    fn a_change_that_does_not_loosen_frees_nothing(old in any_document(), new in any_document(), agent in any_agent()) {
+        let verdict = |doc: &Document, plan: &ExecPlan| freedom(&decide(&Rules { agent, document: Standing::Valid(doc) }, plan, None));
+        if diff(&old, &new) != Diff::Loosens {
+            for plan in plans() {
+                prop_assert!(verdict(&new, &plan) <= verdict(&old, &plan));
+            }
+        }
+        prop_assert_eq!(diff(&old, &old), Diff::Same);
+        prop_assert_eq!(Document::parse(old.to_json()).unwrap(), old);
+    }
+
+    #[test]
+    fn a_star_stays_in_its_folder(tail in "[a-z./]{0,6}") {
+        let pattern = PathPattern::parse("/opt/t/*").unwrap();
+        let path = format!("/opt/t/{tail}");
+        if pattern.matches(&path) {
+            prop_assert!(!tail.contains('/') && !tail.starts_with('.') && !tail.is_empty());
+        }
+    }
+}
