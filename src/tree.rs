@@ -208,7 +208,6 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             approval: approval.clone(),
             pool: pool.clone(),
             audit: audit.clone(),
-            clock: clock.clone(),
         },
     );
     let dashboard =

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::config::ConnectionConfig;
@@ -17,6 +17,8 @@ use crate::supervision::{Crash, Ctx, Flag, Room, TaskEnd, TaskHandle};
 
 /// For the close frame to be taken; then the socket is dropped.
 const CLOSE_GRACE: Duration = Duration::from_millis(100);
+/// At shutdown, for the socket to take its last words.
+const STOP_GRACE: Duration = Duration::from_millis(500);
 const IO: &str = "io";
 
 /// What every connection of a process shares.
@@ -54,6 +56,8 @@ pub struct Connection {
     /// Why the credential behind this connection holds no more: runs look at it between intent and act.
     session: Arc<Flag<Option<String>>>,
     io: Option<TaskHandle>,
+    /// Ends with the I/O task.
+    io_ended: Option<oneshot::Receiver<()>>,
     abort: Option<TaskHandle>,
 }
 
@@ -69,6 +73,7 @@ impl Room for Connection {
             order: Arc::new(Flag::new(None)),
             session: Arc::new(Flag::new(None)),
             io: None,
+            io_ended: None,
             abort: None,
         })
     }
@@ -83,6 +88,17 @@ impl Room for Connection {
             self.ctx.stop_myself();
         }
         Ok(())
+    }
+
+    async fn stop(mut self) {
+        self.order.set(Some(CloseOrder {
+            code: 1012,
+            reason: "service restart".to_owned(),
+        }));
+        if let Some(ended) = self.io_ended.take() {
+            // Ended, or the other end does not read: both are the end.
+            let _ = tokio::time::timeout(STOP_GRACE, ended).await;
+        }
     }
 
     async fn task_ended(
@@ -109,7 +125,12 @@ impl Connection {
             self.order.clone(),
             self.session.reader(),
         );
-        self.io = Some(self.ctx.task(IO, 0, serving));
+        let (alive, ended) = oneshot::channel::<()>();
+        self.io_ended = Some(ended);
+        self.io = Some(self.ctx.task(IO, 0, async move {
+            let _alive = alive;
+            serving.await;
+        }));
     }
 
     fn close(&mut self, order: CloseOrder) {

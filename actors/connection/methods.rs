@@ -208,7 +208,7 @@ impl Methods {
                 })?;
                 let resolved = self
                     .approval
-                    .resolve(&p.id, word, by, about.connection)
+                    .resolve_with(&p.id, word, p.reason.as_deref(), by, about.connection)
                     .await;
                 resolved.map_err(approval)?;
                 Ok(json!({ "ok": true }))
@@ -434,9 +434,9 @@ struct Id {
 struct Resolve {
     id: String,
     decision: String,
-    /// For the record of the person who decides; told to nobody else.
-    #[serde(default, rename = "reason")]
-    _reason: Option<String>,
+    /// For who asked.
+    #[serde(default)]
+    reason: Option<String>,
     #[serde(default, rename = "reviewer")]
     _reviewer: Option<Value>,
 }

@@ -81,7 +81,6 @@ pub(super) async fn serve(
         shaken = shake(&wiring, &mut ws, door, &peer) => shaken,
     };
     let Some(shaken) = shaken else { return };
-    // A 15 KB hello would keep its write buffer for ever.
     let mut session = Session::new(wiring, shaken, session_ended);
     if let Some(order) = order.get() {
         close(&mut ws, order.code, &order.reason).await;
@@ -89,6 +88,11 @@ pub(super) async fn serve(
     }
     let end = session.run(&mut ws, closing).await;
     if let Some(end) = end {
+        if end.code == 1012 {
+            let payload = json!({ "reason": end.reason });
+            // The close frame says the same.
+            let _ = session.event(&mut ws, "shutdown", &payload).await;
+        }
         close(&mut ws, end.code, &end.reason).await;
     }
 }

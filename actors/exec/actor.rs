@@ -33,6 +33,22 @@ struct Live {
     handle: RunHandle,
     notes: mpsc::Receiver<Note>,
     events: mpsc::Sender<ExecEvent>,
+    intent: Option<Seq>,
+    recorded: bool,
+    told: bool,
+}
+
+impl Live {
+    /// Takes what the run has said of itself.
+    fn listen(&mut self) {
+        while let Ok(note) = self.notes.try_recv() {
+            match note {
+                Note::Intent(seq) => self.intent = Some(seq),
+                Note::Outcome => self.recorded = true,
+                Note::Told => self.told = true,
+            }
+        }
+    }
 }
 
 /// The room.
@@ -70,8 +86,16 @@ impl Room for Exec {
                 self.cancel(&run, &by, &connection, reply).await;
                 Ok(())
             }
+            #[cfg(test)]
+            ExecMsg::Break(run) => {
+                for live in self.live.values().filter(|live| live.run == run) {
+                    live.handle.break_it().await;
+                }
+                Ok(())
+            }
             ExecMsg::Live(reply) => {
-                reply.ok(self.live.len());
+                self.listen();
+                reply.ok(self.under_way().count());
                 Ok(())
             }
         }
@@ -101,6 +125,7 @@ impl Exec {
         if !reply.is_wanted() {
             return Ok(());
         }
+        self.listen();
         if let Err(refusal) = self.admit(&begin) {
             reply.refuse(refusal);
             return Ok(());
@@ -132,17 +157,31 @@ impl Exec {
                 handle: handle.clone(),
                 notes,
                 events: begin.events.clone(),
+                intent: None,
+                recorded: false,
+                told: false,
             },
         );
         handle.begin(begin, reply).await;
         Ok(())
     }
 
+    fn listen(&mut self) {
+        for live in self.live.values_mut() {
+            live.listen();
+        }
+    }
+
+    /// Without those whose callers have heard the end already.
+    fn under_way(&self) -> impl Iterator<Item = &Live> {
+        self.live.values().filter(|live| !live.told)
+    }
+
     /// Limits, counted before anything is awaited, and the key against running twice at once.
     fn admit(&self, begin: &Begin) -> Result<(), ExecRefusal> {
         let request = &begin.request;
         let config = &self.wiring.config;
-        let count = |test: &dyn Fn(&Live) -> bool| self.live.values().filter(|l| test(l)).count();
+        let count = |test: &dyn Fn(&Live) -> bool| self.under_way().filter(|l| test(l)).count();
         if count(&|live| live.agent == request.agent) >= config.runs_per_agent {
             return Err(ExecRefusal::new(
                 codes::TOO_MANY_RUNS,
@@ -169,8 +208,7 @@ impl Exec {
         }
         let principal = request.principal.name();
         let twin = self
-            .live
-            .values()
+            .under_way()
             .find(|live| live.principal == principal && live.key == request.idempotency_key);
         match twin {
             None => Ok(()),
@@ -210,30 +248,23 @@ impl Exec {
         let Some(mut live) = self.live.remove(&key) else {
             return;
         };
-        let (mut intent, mut told) = (None, false);
-        while let Ok(note) = live.notes.try_recv() {
-            match note {
-                Note::Intent(seq) => intent = Some((seq, false)),
-                Note::Outcome => intent = intent.map(|(seq, _)| (seq, true)),
-                Note::Told => told = true,
-            }
-        }
+        live.listen();
         if let ChildEnd::Crashed(why) = end {
             tracing::error!(run = %live.run, %why, "a run's actor crashed");
         }
-        if told {
+        if live.told {
             return;
         }
         // Nobody said how it ended: the log and the caller are told that here, beside the loop.
         let audit = self.wiring.audit.clone();
         let last = async move {
-            if let Some((seq, false)) = intent {
+            if let Some(seq) = live.intent.filter(|_| !live.recorded) {
                 let outcome = Outcome::failed(codes::RUN_UNKNOWN.name).with("status", "unknown");
                 if let Err(error) = audit.outcome(seq, outcome).await {
                     tracing::error!(intent = seq.0, %error, "an outcome could not be recorded");
                 }
             }
-            let ended = ExecEvent::Ended(unknown(live.run, intent.map(|(seq, _)| seq)));
+            let ended = ExecEvent::Ended(unknown(live.run, live.intent));
             // A caller that is gone needs no word.
             let _ = live.events.send_timeout(ended, TELL_WITHIN).await;
         };

@@ -68,6 +68,12 @@ impl ExecHandle {
             .map_err(|error| ExecRefusal::of_call(error, |refusal| refusal))
     }
 
+    /// Breaks a run's actor.
+    #[cfg(test)]
+    pub async fn break_run(&self, run: RunId) {
+        self.0.tell(ExecMsg::Break(run)).await.unwrap();
+    }
+
     /// Runs under way, waiting ones included; 0 while the room is down.
     pub async fn live(&self) -> usize {
         self.0.call(WITHIN, ExecMsg::Live).await.unwrap_or(0)

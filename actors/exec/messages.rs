@@ -18,7 +18,6 @@ use tokio::sync::mpsc;
 use super::config::ExecConfig;
 use crate::approval::ApprovalHandle;
 use crate::audit::{AuditError, AuditHandle};
-use crate::clock::Clock;
 use crate::sandbox_pool::SandboxPoolHandle;
 use crate::supervision::{CallError, FlagReader, Reply};
 
@@ -205,8 +204,6 @@ pub struct ExecWiring {
     pub pool: SandboxPoolHandle,
     /// The log.
     pub audit: AuditHandle,
-    /// The time.
-    pub clock: Clock,
 }
 
 /// A run to begin.
@@ -232,6 +229,9 @@ pub enum ExecMsg {
         /// The answer.
         reply: Reply<(), ExecRefusal>,
     },
+    /// A test breaks a run's actor.
+    #[cfg(test)]
+    Break(RunId),
     /// How many are under way.
     Live(Reply<usize, Infallible>),
 }
@@ -243,6 +243,6 @@ pub enum Note {
     Intent(Seq),
     /// Its outcome is in the log.
     Outcome,
-    /// Its caller has been told the end.
+    /// Its caller is told the end now.
     Told,
 }

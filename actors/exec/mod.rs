@@ -27,3 +27,6 @@ pub use messages::{
     Accepted, AgentLimits, ExecEvent, ExecMsg, ExecRefusal, ExecWiring, RunRequest, RunResult,
 };
 pub use portcullis_cell::Stream;
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@
 //! - `portcullis-cell host --exe-fd N ...` is not in a box: it supervises one approved command of the host, as another user.
 //! - `portcullis-cell probe` is a command in a box that tries to get out of it: a driver's proof.
 //! - `portcullis-cell launch` is not in a box: as root it stages a box's folders, becomes the box's uid and executes bubblewrap.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod channel;
 mod host;
@@ -16,6 +16,7 @@ mod probe;
 mod rules;
 mod runner;
 mod start;
+mod sys;
 mod tree;
 
 use std::process::ExitCode;

@@ -30,6 +30,7 @@ const SWEEP: Duration = Duration::from_secs(2);
 /// Entry of `portcullis-cell run`, and of `portcullis-cell host`.
 pub fn main(mut host: Option<Host>) -> Result<(), String> {
     let text = |error: std::io::Error| error.to_string();
+    crate::sys::keep_inherited_from_commands().map_err(text)?;
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .map_err(|error| error.to_string())?;
     rustix::thread::set_no_new_privs(true).map_err(|error| error.to_string())?;

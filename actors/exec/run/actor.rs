@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::ends::Stop;
 use super::flow::Flow;
 use super::messages::{RunMsg, RunWiring};
 use crate::exec::messages::{Accepted, Begin, ExecRefusal};
@@ -23,7 +24,7 @@ pub struct RunRoom {
     wiring: RunWiring,
     ctx: Ctx<Self>,
     /// Set: end.
-    stop: Flag<bool>,
+    stop: Flag<Option<Stop>>,
     flow: Option<Running>,
 }
 
@@ -36,7 +37,7 @@ impl Room for RunRoom {
         Ok(Self {
             wiring: wiring.clone(),
             ctx,
-            stop: Flag::new(false),
+            stop: Flag::new(None),
             flow: None,
         })
     }
@@ -44,7 +45,9 @@ impl Room for RunRoom {
     async fn handle(&mut self, msg: RunMsg) -> Result<(), Crash> {
         match msg {
             RunMsg::Begin(begin, reply) => self.begin(*begin, reply),
-            RunMsg::Cancel => self.stop.set(true),
+            #[cfg(test)]
+            RunMsg::Break => return Err(Crash::new("broken by a test")),
+            RunMsg::Cancel => self.stop.set(Some(Stop::Cancel)),
         }
         Ok(())
     }
@@ -67,7 +70,7 @@ impl Room for RunRoom {
     }
 
     async fn stop(self) {
-        self.stop.set(true);
+        self.stop.set(Some(Stop::Shutdown));
         if let Some(mut running) = self.flow {
             // Past that the process is ended by the drop of what holds it.
             let _ = tokio::time::timeout(STOP_WITHIN, running.over.changed()).await;

@@ -14,25 +14,38 @@ use crate::supervision::FlagReader;
 
 /// Why a run ends early.
 pub enum Interrupt {
-    /// Somebody who may wants it, or the gateway stops.
-    Stopped,
+    /// Somebody who may wants it.
+    Cancelled,
+    /// The gateway stops.
+    Shutdown,
     /// The caller has been gone for the configured time.
     CallerGone,
     /// The credential ended.
     SessionEnded(String),
 }
 
+/// What the run's room was told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// By who may.
+    Cancel,
+    /// With the gateway.
+    Shutdown,
+}
+
 /// Waits for the first of them.
 pub async fn interrupted(
-    stop: &mut FlagReader<bool>,
+    stop: &mut FlagReader<Option<Stop>>,
     session: &mut FlagReader<Option<String>>,
     events: &mpsc::Sender<ExecEvent>,
     lost_after: Duration,
 ) -> Interrupt {
     let stopped = async {
         // A flag that is gone says nothing: what it belonged to ends this another way.
-        if stop.until(|stop| *stop).await.is_none() {
-            std::future::pending::<()>().await;
+        match stop.until(Option::is_some).await.flatten() {
+            Some(Stop::Cancel) => Interrupt::Cancelled,
+            Some(Stop::Shutdown) => Interrupt::Shutdown,
+            None => std::future::pending().await,
         }
     };
     let ended = async {
@@ -48,7 +61,7 @@ pub async fn interrupted(
     tokio::select! {
         biased;
         reason = ended => Interrupt::SessionEnded(reason),
-        () = stopped => Interrupt::Stopped,
+        why = stopped => why,
         () = gone => Interrupt::CallerGone,
     }
 }
@@ -99,7 +112,11 @@ impl Over {
             Interrupt::SessionEnded(reason) => {
                 Self::cancelled(Some((codes::SESSION_ENDED, reason)))
             }
-            Interrupt::Stopped | Interrupt::CallerGone => Self::cancelled(None),
+            Interrupt::Shutdown => Self::cancelled(Some((
+                codes::ROOM_DOWN,
+                "the gateway stops; a question to a person stays, and the same request with the same key takes it up again".to_owned(),
+            ))),
+            Interrupt::Cancelled | Interrupt::CallerGone => Self::cancelled(None),
         }
     }
 

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::act::Acting;
 use super::actor::RunRoom;
-use super::ends::{Carried, Over, interrupted, provenance, same_request};
+use super::ends::{Carried, Interrupt, Over, Stop, interrupted, provenance, same_request};
 use super::freeze::{Frozen, Means, Seal, freeze, profile};
 use super::gate::{Gate, Said, Stand, stand};
 use super::messages::RunWiring;
@@ -33,7 +33,7 @@ pub struct Flow {
     pub(super) ctx: Ctx<RunRoom>,
     pub(super) request: RunRequest,
     pub(super) events: mpsc::Sender<ExecEvent>,
-    pub(super) stop: FlagReader<bool>,
+    pub(super) stop: FlagReader<Option<Stop>>,
     notes: mpsc::Sender<Note>,
     gate: Gate,
 }
@@ -47,7 +47,12 @@ pub(super) struct Decided {
 }
 
 impl Flow {
-    pub fn new(wiring: RunWiring, ctx: Ctx<RunRoom>, begin: Begin, stop: FlagReader<bool>) -> Self {
+    pub fn new(
+        wiring: RunWiring,
+        ctx: Ctx<RunRoom>,
+        begin: Begin,
+        stop: FlagReader<Option<Stop>>,
+    ) -> Self {
         Self {
             gate: Gate(wiring.exec.approval.clone()),
             wiring: wiring.exec,
@@ -69,18 +74,19 @@ impl Flow {
             }
             Err(refusal) => {
                 self.record_refusal(&refusal).await;
-                reply.refuse(refusal);
                 self.note(Note::Told);
+                reply.refuse(refusal);
                 return;
             }
         };
         let result = self.carry_out(decided).await;
+        // Before the word itself: who has it may ask again at once.
+        self.note(Note::Told);
         // A caller that is gone, or does not listen any more, needs no word.
         let _ = self
             .events
             .send_timeout(ExecEvent::Ended(result), TELL_WITHIN)
             .await;
-        self.note(Note::Told);
     }
 
     fn note(&self, note: Note) {
@@ -211,9 +217,11 @@ impl Flow {
                 () = look => {}
                 () = tokio::time::sleep(LOOK) => {}
                 why = &mut interrupt => {
-                    let over = Over::interrupted(why);
-                    self.gate.withdraw(id, over.status).await;
-                    return Err(over);
+                    // A stop of the gateway is no word of who asked: the question is taken up after the start.
+                    if !matches!(why, Interrupt::Shutdown) {
+                        self.gate.withdraw(id, "cancelled").await;
+                    }
+                    return Err(Over::interrupted(why));
                 }
             }
         }
@@ -293,7 +301,7 @@ impl Flow {
         self.unchanged(&decided.frozen)
             .await
             .map_err(Over::refused)?;
-        if self.stop.get() {
+        if self.stop.get().is_some() {
             return Err(Over::cancelled(None));
         }
         match self.request.session.get() {

@@ -28,4 +28,10 @@ impl RunHandle {
             tracing::debug!(%error, "a run that is cancelled has ended");
         }
     }
+
+    /// Breaks it.
+    #[cfg(test)]
+    pub async fn break_it(&self) {
+        self.0.tell(RunMsg::Break).await.unwrap();
+    }
 }

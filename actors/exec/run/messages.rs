@@ -23,4 +23,7 @@ pub enum RunMsg {
     Begin(Box<Begin>, Reply<Accepted, ExecRefusal>),
     /// Somebody who may wants its end.
     Cancel,
+    /// A test breaks it.
+    #[cfg(test)]
+    Break,
 }

@@ -86,17 +86,7 @@ pub async fn house_with(
         Intensity::default(),
         Arc::new(|room, why| panic!("{room}: {why}")),
     );
-    let audit = AuditHandle::add(
-        &mut tree,
-        AuditWiring {
-            dir: state.join("audit"),
-            config: AuditConfig::default(),
-            boot: BootId([boot; 16]),
-            clock: crate::audit::Clock::new(),
-            feed: Feed::new(),
-            version: "test".into(),
-        },
-    );
+    let audit = AuditHandle::add(&mut tree, audit_in(state, boot));
     let cell: &'static [u8] = std::fs::read(cell()).unwrap().leak();
     let pool = SandboxPoolWiring {
         config: SandboxPoolConfig {
@@ -140,7 +130,6 @@ pub async fn house_with(
         approval: approval.clone(),
         pool,
         audit: audit.clone(),
-        clock: Clock::system(),
     };
     change(&mut wiring);
     let exec = ExecHandle::add(&mut tree, wiring);
@@ -153,6 +142,28 @@ pub async fn house_with(
         session: Flag::new(None),
         keys: 0,
     }
+}
+
+fn audit_in(folder: &Path, boot: u8) -> AuditWiring {
+    AuditWiring {
+        dir: folder.join("audit"),
+        config: AuditConfig::default(),
+        boot: BootId([boot; 16]),
+        clock: crate::audit::Clock::new(),
+        feed: Feed::new(),
+        version: "test".into(),
+    }
+}
+
+/// A log that records nothing any more.
+pub async fn mute(folder: &Path) -> AuditHandle {
+    let mut tree = TreeBuilder::new(
+        Intensity::default(),
+        Arc::new(|room, why| panic!("{room}: {why}")),
+    );
+    let audit = AuditHandle::add(&mut tree, audit_in(folder, 9));
+    tree.start().await.unwrap().stop().await;
+    audit
 }
 
 pub fn agent() -> AgentId {
