@@ -81,6 +81,15 @@ pub async fn house_with(
     boot: u8,
     change: impl FnOnce(&mut ExecWiring),
 ) -> House {
+    house_of(folders, boot, ApprovalConfig::default(), change).await
+}
+
+pub async fn house_of(
+    folders: &Folders,
+    boot: u8,
+    config: ApprovalConfig,
+    change: impl FnOnce(&mut ExecWiring),
+) -> House {
     let state = folders.state.path();
     let store = Store::open(&state.join("state.db")).unwrap();
     let mut tree = TreeBuilder::new(
@@ -107,7 +116,7 @@ pub async fn house_with(
     let approval = ApprovalHandle::add(
         &mut tree,
         ApprovalWiring {
-            config: ApprovalConfig::default(),
+            config,
             agents: Agents {
                 named: [(agent(), policy)].into(),
                 ..Agents::default()
@@ -255,7 +264,7 @@ impl House {
 pub async fn finish(mut seen: mpsc::Receiver<ExecEvent>) -> Ended {
     let mut streams = [Vec::new(), Vec::new()];
     let mut next = 0;
-    let within = Duration::from_secs(60);
+    let within = Duration::from_mins(1);
     loop {
         match tokio::time::timeout(within, seen.recv()).await.unwrap() {
             Some(ExecEvent::Output {
