@@ -37,12 +37,12 @@ fn proc_form(address: SocketAddr) -> String {
         SocketAddr::V4(v4) => v4.ip().octets().to_vec(),
         SocketAddr::V6(v6) => v6.ip().octets().to_vec(),
     };
-    let mut text = String::new();
-    for word in bytes.chunks_exact(4) {
-        let word: [u8; 4] = word.try_into().unwrap_or_default();
-        text.push_str(&format!("{:08X}", u32::from_ne_bytes(word)));
-    }
-    format!("{text}:{:04X}", address.port())
+    let words: Vec<String> = bytes
+        .chunks_exact(4)
+        .map(|word| u32::from_ne_bytes(word.try_into().unwrap_or_default()))
+        .map(|word| format!("{word:08X}"))
+        .collect();
+    format!("{}:{:04X}", words.concat(), address.port())
 }
 
 /// The groups of a process, for `gid:` operators (proc_pid_status(5)).

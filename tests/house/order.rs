@@ -11,22 +11,16 @@ pub const ORDER: &[&str] = &[
     "pairing",
     "auth",
     "sandbox_pool",
-    "nodes",
     "approval",
     "exec",
-    "orchestrator",
+    "dashboard",
     "edge",
+    "connection",
 ];
 
-/// The place of a room in the order. The connections are the edge's, and the page's sessions stand just below them.
+/// The place of a room in the order.
 pub fn place(room: &str) -> Option<usize> {
-    let (name, above) = match room {
-        "connection" => ("edge", 1),
-        "dashboard" => ("edge", 0),
-        other => (other, 0),
-    };
-    let index = ORDER.iter().position(|known| *known == name)?;
-    Some(2 * index + above)
+    ORDER.iter().position(|known| *known == room)
 }
 
 /// `src/tree.rs` states the order as `const ORDER: &[&str]`, and every room has a place in it.
