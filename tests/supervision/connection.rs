@@ -30,6 +30,12 @@ async fn of_twenty_live_sockets_one_that_dies_takes_no_other_with_it() {
         client.get("health", json!({})).await;
         client.get("audit.tail", json!({ "limit": 1 })).await;
     }
+    let client = &mut clients[0];
+    let unknown = client.refused("no.such.method", json!({})).await;
+    assert_eq!(unknown["details"]["code"], "UNKNOWN_METHOD", "{unknown}");
+    let run = json!({ "argv": ["true"], "target": "sandbox", "idempotencyKey": "k" });
+    let nobodys = client.refused("exec.run", run).await;
+    assert_eq!(nobodys["details"]["code"], "AGENT_REQUIRED", "{nobodys}");
     let status = gateway.json(&["status"]);
     for room in status["rooms"].as_array().unwrap() {
         assert_eq!(room["restarts"], 0, "{room}");
