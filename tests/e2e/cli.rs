@@ -549,7 +549,9 @@ async fn an_answer_that_cannot_be_written_is_a_failure_and_no_success() {
         .args(["version", "--json"])
         .stdout(full)
         .stderr(Stdio::piped())
-        .output()
+        .spawn()
+        .unwrap()
+        .wait_with_output()
         .await
         .unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
