@@ -102,11 +102,17 @@ async fn open_intents(standing: &Standing) -> usize {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_goes_on_while_approval_crashes_and_one_too_many_is_refused() {
     let house = house().await;
-    let (_, mut first) = begin(&house, "k1", "sleep 2; exit 7").await.unwrap();
-    let (_, mut second) = begin(&house, "k2", "sleep 2").await.unwrap();
+    let (_, mut first) = begin(&house, "k1", "echo up; sleep 2; exit 7")
+        .await
+        .unwrap();
+    let (_, mut second) = begin(&house, "k2", "echo up; sleep 2").await.unwrap();
     let third = begin(&house, "k3", "true").await.map(|_| ());
     assert_eq!(third.unwrap_err().code.name, "TOO_MANY_RUNS");
 
+    // Their commands run: what approval is asked for is over.
+    for seen in [&mut first, &mut second] {
+        assert!(matches!(seen.recv().await, Some(ExecEvent::Output { .. })));
+    }
     house.trip.arm();
     // Whichever request meets it: this one, or the end of one of the runs' own.
     let _ = in_time(house.approval.list()).await;
