@@ -73,9 +73,14 @@ fn start_again(token: &OsString) -> Failure {
 fn read_file(path: &Path) -> Result<Given, Failure> {
     let failed =
         |why: String| Failure::of(codes::TOKEN_INVALID, format!("{}: {why}", path.display()));
-    let mut file = File::open(path).map_err(|e| failed(e.to_string()))?;
-    let meta = file.metadata().map_err(|e| failed(e.to_string()))?;
     let is_memory = path.starts_with("/proc/self/fd");
+    let mut file = File::options()
+        .read(true)
+        .write(is_memory)
+        .open(path)
+        .or_else(|_| File::open(path))
+        .map_err(|e| failed(e.to_string()))?;
+    let meta = file.metadata().map_err(|e| failed(e.to_string()))?;
     if !is_memory && meta.mode() & 0o077 != 0 {
         return Err(Failure::of(
             codes::STATE_MODE,
@@ -89,7 +94,7 @@ fn read_file(path: &Path) -> Result<Given, Failure> {
         .read_to_string(&mut text)
         .map_err(|_| failed("a token is text".to_owned()))?;
     if is_memory {
-        // Read once: a run that inherits nothing could not read it anyway, and /proc/PID/fd should not show it.
+        // Read once. The descriptor itself is closed before anything is started (inherited.rs); this wipes what was behind it.
         let _ = file.set_len(0);
     }
     Ok(Given(Zeroizing::new(

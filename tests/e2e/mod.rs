@@ -1,4 +1,5 @@
 //! Whole paths, as a person walks them.
 
 mod cli;
+mod inherited;
 mod page;
