@@ -10,6 +10,7 @@
 
 mod e2e; // whole paths, as a person walks them
 mod house; // the tree keeps its own rules: who imports whom, who shares what, which files must exist
+mod protocol; // the wire, spoken to the real program
 mod sandbox; // what every driver promises
 mod supervision; // what supervision promises, one file per promise; later one file per room
 mod support; // what tests share

@@ -37,12 +37,12 @@ fn proc_form(address: SocketAddr) -> String {
         SocketAddr::V4(v4) => v4.ip().octets().to_vec(),
         SocketAddr::V6(v6) => v6.ip().octets().to_vec(),
     };
-    let mut text = String::new();
-    for word in bytes.chunks_exact(4) {
-        let word: [u8; 4] = word.try_into().unwrap_or_default();
-        text.push_str(&format!("{:08X}", u32::from_ne_bytes(word)));
-    }
-    format!("{text}:{:04X}", address.port())
+    let words: Vec<String> = bytes
+        .chunks_exact(4)
+        .map(|word| u32::from_ne_bytes(word.try_into().unwrap_or_default()))
+        .map(|word| format!("{word:08X}"))
+        .collect();
+    format!("{}:{:04X}", words.concat(), address.port())
 }
 
 /// The groups of a process, for `gid:` operators (proc_pid_status(5)).
@@ -213,6 +213,57 @@ mod tests {
         sendmsg(&queue, &byte, &mut ancillary, SendFlags::empty()).unwrap();
         drop(client);
         assert!(!is_held_outside(inode));
+    }
+
+    #[test]
+    fn a_child_that_hides_its_descriptors_is_believed_only_beside_an_owner_outside() {
+        use std::os::unix::fs::PermissionsExt as _;
+        use std::os::unix::process::CommandExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let place = |from: &std::path::Path, name: &str, mode| {
+            let to = folder.path().join(name);
+            std::fs::copy(from, &to).unwrap();
+            std::fs::set_permissions(&to, std::fs::Permissions::from_mode(mode)).unwrap();
+            to
+        };
+        if rustix::process::geteuid().is_root() {
+            // Nobody hides from root: the same as another user.
+            let mode = std::fs::Permissions::from_mode(0o777);
+            std::fs::set_permissions(folder.path(), mode).unwrap();
+            let test = place(&std::env::current_exe().unwrap(), "tests", 0o755);
+            let status = std::process::Command::new(test)
+                .args(["edge::peer", "--test-threads=1"])
+                .env("TMPDIR", folder.path())
+                .current_dir(folder.path())
+                .gid(65_532)
+                .uid(65_532)
+                .status();
+            assert!(status.unwrap().success());
+            return;
+        }
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let connect = || {
+            let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (server, peer) = listener.accept().unwrap();
+            let (_, inode) = tcp_owner(peer, server.local_addr().unwrap()).unwrap();
+            (client, server, inode)
+        };
+        let (client, _server, inode) = connect();
+        // What may be executed and not read hides all that it has open.
+        let hidden = place(std::path::Path::new("/bin/sleep"), "sleep", 0o111);
+        let mut child = std::process::Command::new(hidden)
+            .arg("20")
+            .stdin(std::os::fd::OwnedFd::from(client))
+            .spawn()
+            .unwrap();
+        let pid = child.id().cast_signed();
+        assert!(std::fs::read_dir(format!("/proc/{pid}/fd")).is_err());
+        assert!(!is_held_outside(inode));
+        // This test stands for somebody outside.
+        let (_client, _server, inode) = connect();
+        assert!(is_held_outside(inode));
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! What whoever started the gateway left open. Our own descriptors close at exec; these would reach every command and every box: a folder
-//! of the host, somebody's pipe, the token's memory file.
+//! of the host, somebody's pipe.
 
 /// Standard input, output and error stay.
 const FIRST: i32 = 3;

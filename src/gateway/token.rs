@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -19,6 +18,8 @@ pub struct Given(Zeroizing<String>);
 
 const VARIABLE: &str = "PORTCULLIS_GATEWAY_TOKEN";
 const VARIABLE_FILE: &str = "PORTCULLIS_GATEWAY_TOKEN_FILE";
+/// Where the process that is started anew finds it.
+const PASSED: &str = "/proc/self/fd/0";
 /// Longest token, bytes.
 const MAX: usize = 512;
 /// Shortest token, characters.
@@ -50,19 +51,18 @@ fn start_again(token: &OsString) -> Failure {
     let failed =
         |e: io::Error| Failure::of(codes::INTERNAL, format!("cannot pass the token on: {e}"));
     let pass = || -> io::Result<io::Error> {
-        // Not closed at exec: that is its purpose.
-        let memory = rustix::fs::memfd_create("portcullis-token", rustix::fs::MemfdFlags::empty())?;
+        let memory = rustix::fs::memfd_create("portcullis-token", rustix::fs::MemfdFlags::CLOEXEC)?;
         let mut memory = File::from(memory);
         memory.write_all(token.as_encoded_bytes())?;
         memory.rewind()?;
-        let path = format!("/proc/self/fd/{}", memory.as_raw_fd());
         let mut args = std::env::args_os();
         let name = args.next().unwrap_or_default();
         Ok(std::process::Command::new("/proc/self/exe")
             .arg0(name)
             .args(args)
             .env_remove(VARIABLE)
-            .env(VARIABLE_FILE, path)
+            .env(VARIABLE_FILE, PASSED)
+            .stdin(memory)
             .exec())
     };
     match pass() {
@@ -73,14 +73,10 @@ fn start_again(token: &OsString) -> Failure {
 fn read_file(path: &Path) -> Result<Given, Failure> {
     let failed =
         |why: String| Failure::of(codes::TOKEN_INVALID, format!("{}: {why}", path.display()));
-    let is_memory = path.starts_with("/proc/self/fd");
-    let mut file = File::options()
-        .read(true)
-        .write(is_memory)
-        .open(path)
-        .or_else(|_| File::open(path))
-        .map_err(|e| failed(e.to_string()))?;
+    let mut file = File::open(path).map_err(|e| failed(e.to_string()))?;
     let meta = file.metadata().map_err(|e| failed(e.to_string()))?;
+    // No name anywhere: ours of a moment ago.
+    let is_memory = path == Path::new(PASSED) && meta.is_file() && meta.nlink() == 0;
     if !is_memory && meta.mode() & 0o077 != 0 {
         return Err(Failure::of(
             codes::STATE_MODE,
@@ -94,12 +90,20 @@ fn read_file(path: &Path) -> Result<Given, Failure> {
         .read_to_string(&mut text)
         .map_err(|_| failed("a token is text".to_owned()))?;
     if is_memory {
-        // Read once. The descriptor itself is closed before anything is started (inherited.rs); this wipes what was behind it.
-        let _ = file.set_len(0);
+        forget(path).map_err(|e| failed(format!("cannot be wiped after it was read: {e}")))?;
     }
     Ok(Given(Zeroizing::new(
         text.trim_end_matches(['\r', '\n']).to_owned(),
     )))
+}
+
+/// Read once: neither `/proc/PID/fd` nor a child of ours may find it later.
+fn forget(passed: &Path) -> io::Result<()> {
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(passed)?
+        .set_len(0)?;
+    Ok(rustix::stdio::dup2_stdin(File::open("/dev/null")?)?)
 }
 
 /// The hash to compare with, and the token itself where it was made just now.

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt as _, FdMapping};
 
-/// The bug: the token's memory file was open for ever and at exec, so that an approved command of the host read the token from its descriptor 3;
-/// and whatever the gateway's starter had left open stood open in every run and every box.
+/// The bug: whatever the gateway's starter had left open stood open in every run and every box, and so did the token's memory file, where an
+/// approved command of the host read the token.
 #[test]
 fn no_run_inherits_the_tokens_memory_or_the_starters_descriptors() {
     let state = tempfile::tempdir().unwrap();

@@ -2,4 +2,7 @@
 
 mod cli;
 mod inherited;
+mod kills;
+mod npm_client;
 mod page;
+mod starts;

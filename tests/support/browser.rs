@@ -162,7 +162,7 @@ fn find(name: &str) -> Option<std::path::PathBuf> {
 }
 
 /// Says that this machine cannot run a test.
-fn not_run(what: &str) {
+pub fn not_run(what: &str) {
     assert!(std::env::var_os("CI").is_none(), "NOT RUN: {what}");
     println!("NOT RUN: {what}");
     if let Some(file) = std::env::var_os("PORTCULLIS_NOT_RUN_FILE") {

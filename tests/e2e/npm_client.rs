@@ -1,0 +1,144 @@
+//! The client of another maker, unmodified from its registry, pairs and calls.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use serde_json::Value;
+
+use crate::support::browser::not_run;
+use crate::support::gateway::{Gateway, TOKEN};
+
+const VERSION: &str = "0.14.0";
+
+/// The folder with its `node_modules`; none, said loudly, where this machine has none.
+fn clients() -> Option<PathBuf> {
+    let folder = std::env::var_os("PORTCULLIS_TEST_CLIENTS").map_or_else(
+        || {
+            Path::new(env!("CARGO_BIN_EXE_portcullis"))
+                .ancestors()
+                .nth(2)
+                .unwrap()
+                .join("clients")
+        },
+        PathBuf::from,
+    );
+    let manifest = folder.join("node_modules/openclaw-node/package.json");
+    let manifest: Option<Value> = std::fs::read(manifest)
+        .ok()
+        .and_then(|text| serde_json::from_slice(&text).ok());
+    let Some(manifest) = manifest else {
+        not_run(
+            "the npm client openclaw-node: cargo xtask test installs it, where npm and its registry are there",
+        );
+        return None;
+    };
+    assert_eq!(manifest["version"], VERSION);
+    if Command::new("node").arg("--version").output().is_err() {
+        not_run("the npm client openclaw-node: apt-get install nodejs npm");
+        return None;
+    }
+    Some(folder)
+}
+
+struct Node {
+    child: Child,
+    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+}
+
+impl Node {
+    fn start(clients: &Path, gateway: &Gateway, patience_ms: u32) -> Self {
+        let mut child = Command::new("node")
+            .arg(concat!(
+                env!("CARGO_MANIFEST_DIR"),
+                "/tests/support/openclaw_node.mjs"
+            ))
+            .arg(clients)
+            .arg(format!("ws://127.0.0.1:{}", gateway.port()))
+            .args([
+                TOKEN,
+                gateway.home().join("device.json").to_str().unwrap(),
+                &patience_ms.to_string(),
+            ])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self { child, lines }
+    }
+
+    /// What it says next, of this kind; what else it says before is passed over.
+    fn says(&mut self, what: &str) -> Value {
+        let mut before = vec![];
+        for line in self.lines.by_ref() {
+            let said: Value = serde_json::from_str(&line.unwrap()).unwrap();
+            if said["what"] == what {
+                return said;
+            }
+            before.push(said);
+        }
+        panic!("the client never said {what:?}, but {before:?}");
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn device_token(gateway: &Gateway) -> Option<String> {
+    let text = std::fs::read_to_string(gateway.home().join("device.json")).unwrap();
+    let identity: Value = serde_json::from_str(&text).unwrap();
+    identity["deviceToken"].as_str().map(str::to_owned)
+}
+
+#[test]
+fn the_unmodified_npm_client_connects_pairs_and_calls_health() {
+    let Some(clients) = clients() else { return };
+    let gateway = Gateway::start();
+    let mut node = Node::start(&clients, &gateway, 0);
+    let connected = node.says("connected");
+    assert!(
+        connected["methods"].as_u64().unwrap() > 10 && connected["knowsHealth"] == true,
+        "{connected}"
+    );
+    assert_eq!(node.says("health")["answer"]["ok"], true);
+    // It asks for methods that we do not have, and lives with the answer.
+    assert_eq!(
+        node.says("sessions")["refused"],
+        "missing scope: operator.admin"
+    );
+    assert_eq!(node.says("end")["here"], true);
+    let token = device_token(&gateway).expect("it keeps the device token");
+
+    // The next time it comes with its own token, in the field of the shared one.
+    let mut node = Node::start(&clients, &gateway, 0);
+    assert_eq!(node.says("health")["answer"]["ok"], true);
+    assert_eq!(device_token(&gateway).as_deref(), Some(token.as_str()));
+    let paired = gateway.json(&["devices", "list"])["paired"].clone();
+    assert_eq!(paired.as_array().unwrap().len(), 1, "{paired}");
+    assert_eq!(paired[0]["clientId"], "gateway-client");
+}
+
+#[test]
+fn the_unmodified_npm_client_waits_for_a_person_and_then_connects() {
+    let Some(clients) = clients() else { return };
+    let gateway = Gateway::with(&[("gateway.local.local_trust", "false")]);
+    let mut node = Node::start(&clients, &gateway, 30_000);
+    let waits = node.says("pairingRequired");
+    assert_eq!(waits["reason"], "device is not approved yet");
+    let id = waits["requestId"].as_str().expect("the request's id");
+    gateway.json(&["devices", "approve", id]);
+    node.says("connected");
+    assert_eq!(node.says("health")["answer"]["ok"], true);
+    drop(node);
+
+    // Revoked, its own token is worth nothing.
+    let paired = gateway.json(&["devices", "list"])["paired"][0].clone();
+    gateway.json(&["devices", "revoke", paired["deviceId"].as_str().unwrap()]);
+    let mut node = Node::start(&clients, &gateway, 0);
+    assert_eq!(node.says("end")["here"], false);
+}

@@ -1,0 +1,277 @@
+//! What a start refuses: with a stable code, a text, a next step, an exit code, and nothing lost.
+
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use portcullis_core::audit::HEADER_BYTES;
+use serde_json::json;
+
+use crate::support::gateway::Gateway;
+use crate::support::ws::{Connect, Device, by_token, join};
+
+/// The refusal has this code and names the next step; returns its text.
+fn refused(gateway: &Gateway, code: &str, exit: i32) -> String {
+    let (got, stderr) = gateway.refused();
+    assert!(
+        stderr.contains(&format!("error[{code}]: ")) && stderr.contains("\nnext: "),
+        "{stderr}"
+    );
+    assert_eq!(got, exit, "{stderr}");
+    assert!(
+        !stderr.contains("panicked") && !stderr.contains(crate::support::gateway::TOKEN),
+        "{stderr}"
+    );
+    stderr
+}
+
+fn mode(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_daemon_is_refused_with_the_pid_of_the_first() {
+    let gateway = Gateway::start();
+    let text = refused(&gateway, "STATE_LOCKED", 1);
+    assert!(text.contains(&gateway.pid().to_string()), "{text}");
+    by_token(&gateway, &[]).await;
+}
+
+#[test]
+fn a_state_folder_that_others_can_reach_is_refused_with_its_chmod() {
+    let mut gateway = Gateway::prepared(&[]);
+    mode(&gateway.state(), 0o755);
+    let text = refused(&gateway, "STATE_MODE", 4);
+    assert!(
+        text.contains(&format!("chmod 700 {}", gateway.state().display())),
+        "{text}"
+    );
+    mode(&gateway.state(), 0o700);
+    gateway.launch();
+    gateway.stop();
+    mode(&gateway.state().join("audit"), 0o770);
+    let text = refused(&gateway, "STATE_MODE", 4);
+    assert!(
+        text.contains(&format!(
+            "chmod 700 {}",
+            gateway.state().join("audit").display()
+        )),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_loose_database_or_identity_is_refused_with_its_chmod() {
+    let mut gateway = Gateway::start();
+    assert_eq!(gateway.stop(), 0);
+    mode(&gateway.state().join("state.db"), 0o644);
+    let text = refused(&gateway, "STATE_MODE", 4);
+    assert!(text.contains("chmod 600"), "{text}");
+    mode(&gateway.state().join("state.db"), 0o600);
+    mode(&gateway.identity(), 0o640);
+    let text = refused(&gateway, "STATE_MODE", 4);
+    assert!(text.contains("chmod 600"), "{text}");
+    mode(&gateway.identity(), 0o600);
+    gateway.launch();
+}
+
+#[test]
+fn every_error_of_a_broken_config_is_named_with_line_column_and_nearest_key() {
+    let gateway = Gateway::prepared(&[]);
+    let file = gateway.state().join("config.toml");
+    std::fs::write(
+        &file,
+        "[gateway]\nprot = 1\nbind = 7\n\n[vautl]\nx = 1\n\n[pairing]\npending_max = \"many\"\n",
+    )
+    .unwrap();
+    mode(&file, 0o600);
+    let text = refused(&gateway, "CONFIG_INVALID", 2);
+    for part in [
+        "config.toml:2:1",
+        "gateway.port?",
+        "config.toml:3:8",
+        "config.toml:5:2",
+        "vault",
+        "config.toml:9:15",
+        "pending_max",
+    ] {
+        assert!(text.contains(part), "{part} is missing:\n{text}");
+    }
+}
+
+#[test]
+fn a_variable_that_names_no_setting_is_refused() {
+    let gateway = Gateway::prepared(&[("gateway.limits.handshake_sm", "5")]);
+    let text = refused(&gateway, "CONFIG_INVALID", 2);
+    assert!(text.contains("handshake_ms"), "{text}");
+}
+
+#[test]
+fn an_identity_inside_the_state_is_refused() {
+    let gateway = Gateway::prepared(&[]);
+    let inside = gateway.state().join("identity.key");
+    let output = gateway
+        .daemon()
+        .env("PORTCULLIS_IDENTITY_FILE", &inside)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        text.contains("error[IDENTITY_INVALID]: ") && text.contains("inside the state directory"),
+        "{text}"
+    );
+    assert_eq!(output.status.code(), Some(4));
+    assert!(!inside.exists());
+}
+
+#[test]
+fn another_identity_opens_nothing() {
+    let mut gateway = Gateway::start();
+    gateway.vault_is_open();
+    assert_eq!(gateway.feed(&["vault", "set", "KEY"], b"value"), 0);
+    gateway.stop();
+    std::fs::remove_file(gateway.identity()).unwrap();
+    gateway.launch();
+    let output = gateway.cli(&["vault", "list"]);
+    assert!(!output.status.success(), "{output:?}");
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let gateway = Gateway::prepared(&[]);
+    let port = other.local_addr().unwrap().port().to_string();
+    let mut daemon = gateway.command(&["gateway", "--port", &port]);
+    let output = daemon.output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        text.contains("error[PORT_IN_USE]: ") && text.contains(&port),
+        "{text}"
+    );
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn an_altered_byte_of_the_log_refuses_the_start_and_no_byte_more_is_written() {
+    let mut gateway = Gateway::start();
+    gateway.vault_is_open();
+    gateway.kill();
+    let file = gateway.audit_segment();
+    let good = std::fs::read(&file).unwrap();
+    for at in [100, good.len() / 2, good.len() - 33] {
+        let mut bytes = good.clone();
+        bytes[at] ^= 1;
+        std::fs::write(&file, &bytes).unwrap();
+        refused(&gateway, "AUDIT_ALTERED", 10);
+        assert_eq!(
+            std::fs::read(&file).unwrap(),
+            bytes,
+            "evidence is kept as it is"
+        );
+        assert_eq!(
+            gateway.cli(&["audit", "verify", "--offline"]).status.code(),
+            Some(10)
+        );
+    }
+    std::fs::write(&file, good).unwrap();
+    gateway.launch();
+}
+
+#[test]
+fn a_torn_end_of_the_log_is_cut_recorded_and_serves() {
+    let mut gateway = Gateway::start();
+    gateway.kill();
+    let file = gateway.audit_segment();
+    // The beginning of a record, as a power cut leaves it.
+    let good = std::fs::read(&file).unwrap();
+    let mut torn = std::fs::OpenOptions::new()
+        .append(true)
+        .open(&file)
+        .unwrap();
+    torn.write_all(&good[HEADER_BYTES..HEADER_BYTES + 7])
+        .unwrap();
+    drop(torn);
+    gateway.launch();
+    let tail = gateway.json(&["audit", "tail", "-n", "100"]);
+    let told = tail["records"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|record| record["kind"] == "recovered");
+    let told = told.unwrap_or_else(|| panic!("{tail}"));
+    assert_eq!(
+        (&told["bytes"], &told["offset"]),
+        (&json!(7), &json!(good.len()))
+    );
+    assert_eq!(gateway.json(&["audit", "verify"])["intact"], true);
+}
+
+#[test]
+fn a_database_that_another_process_holds_is_told_as_locked() {
+    let mut gateway = Gateway::start();
+    gateway.stop();
+    let db = rusqlite::Connection::open(gateway.state().join("state.db")).unwrap();
+    db.execute_batch("PRAGMA locking_mode=EXCLUSIVE; BEGIN EXCLUSIVE;")
+        .unwrap();
+    refused(&gateway, "STATE_LOCKED", 1);
+    drop(db);
+    gateway.launch();
+}
+
+#[test]
+fn a_database_that_is_none_is_told_as_corrupt() {
+    let mut gateway = Gateway::start();
+    gateway.stop();
+    let file = gateway.state().join("state.db");
+    std::fs::write(&file, vec![b'x'; 20_000]).unwrap();
+    refused(&gateway, "STATE_CORRUPT", 10);
+    assert_eq!(std::fs::read(&file).unwrap(), vec![b'x'; 20_000]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_older_than_the_state_is_refused() {
+    let mut gateway = Gateway::start();
+    gateway.kill();
+    let old = std::fs::read(gateway.audit_segment()).unwrap();
+    gateway.launch();
+    join(
+        &gateway,
+        &Connect::token()
+            .scopes(&["operator.read"])
+            .device(&Device::new()),
+    )
+    .await;
+    gateway.kill();
+    let new = std::fs::read(gateway.audit_segment()).unwrap();
+    assert!(new.starts_with(&old) && new.len() > old.len());
+    std::fs::write(gateway.audit_segment(), &old).unwrap();
+    refused(&gateway, "STATE_CORRUPT", 10);
+    // And again: what the refused start wrote to the log does not make up for it.
+    refused(&gateway, "STATE_CORRUPT", 10);
+}
+
+#[test]
+fn a_stop_is_in_order_and_says_so_in_the_log() {
+    let mut gateway = Gateway::start();
+    assert_eq!(gateway.stop(), 0);
+    let log = gateway.log();
+    assert!(
+        log.contains("gateway stops") && !log.contains("ERROR"),
+        "{log}"
+    );
+    let report = gateway.json(&["audit", "verify", "--offline"]);
+    assert_eq!(report["intact"], json!(true));
+}
+
+#[test]
+fn without_room_for_a_socket_path_the_gateway_still_serves() {
+    let mut gateway = Gateway::prepared(&[]);
+    let deep = gateway.home().join("d".repeat(100)).join("e".repeat(100));
+    gateway.set("PORTCULLIS_STATE_DIR", deep.to_str().unwrap());
+    gateway.launch();
+    let output = gateway
+        .command(&["status", "--state", deep.to_str().unwrap()])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+}

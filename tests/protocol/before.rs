@@ -1,0 +1,250 @@
+//! What a stranger gets: before `connect` has let it in.
+
+use std::time::{Duration, Instant};
+
+use futures_util::SinkExt as _;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::frame::Frame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
+
+use crate::support::gateway::Gateway;
+use crate::support::ws::{Came, Client, Connect};
+
+const TOO_LARGE: &str = "preauth payload too large";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_frame_that_is_not_connect_is_answered_with_the_exact_text() {
+    let gateway = Gateway::start();
+    let mut client = Client::dial(&gateway).await;
+    let error = client.refused("health", json!({})).await;
+    let text = "invalid handshake: first request must be connect";
+    assert_eq!(
+        (&error["code"], &error["message"]),
+        (&json!("INVALID_REQUEST"), &json!(text))
+    );
+    assert_eq!(client.closed().await, (1008, text.to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn text_that_is_no_json_closes_a_stranger_without_a_word() {
+    let gateway = Gateway::start();
+    for garbage in [
+        "hello",
+        "",
+        "{",
+        "\u{0}",
+        "{\"type\":\"req\",\"id\":\"1\",\"method\":\"connect\"} x",
+    ] {
+        let mut client = Client::dial(&gateway).await;
+        client.text(garbage).await;
+        assert_eq!(
+            client.next().await,
+            Came::Closed(1000, String::new()),
+            "{garbage:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_binary_frame_closes_a_stranger_without_a_word() {
+    let gateway = Gateway::start();
+    let mut client = Client::dial(&gateway).await;
+    client
+        .ws
+        .send(Message::binary(vec![1, 2, 3]))
+        .await
+        .unwrap();
+    assert_eq!(client.next().await, Came::Closed(1000, String::new()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn json_that_is_no_request_frame_closes_a_stranger_with_1008() {
+    let gateway = Gateway::start();
+    for bad in [
+        json!([]),
+        json!({"type": "req", "id": 1, "method": "connect"}),
+        json!({"type": "req", "id": "1", "method": "connect", "extra": true}),
+        json!({"type": "event", "event": "connect"}),
+    ] {
+        let mut client = Client::dial(&gateway).await;
+        client.text(bad.to_string()).await;
+        assert_eq!(
+            client.next().await,
+            Came::Closed(1008, "invalid request frame".to_owned()),
+            "{bad}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connect_params_that_are_wrong_are_named_and_closed_with_1008() {
+    let gateway = Gateway::start();
+    let change = |pointer: &str, value: Value| {
+        let mut params = Connect::token().params("", 0);
+        *params.pointer_mut(pointer).unwrap() = value;
+        params
+    };
+    for (params, text) in [
+        (
+            change("/client/id", json!("evil")),
+            "invalid connect params: at /client/id",
+        ),
+        (
+            change("/client/mode", json!("operator")),
+            "invalid connect params: at /client/mode",
+        ),
+        (change("/role", json!("root")), "invalid role"),
+        (change("/role", json!("agent")), "invalid role"),
+        (change("/scopes", json!(7)), "invalid connect params: "),
+        (
+            change("/client/version", json!("v".repeat(300))),
+            "invalid connect params: at /client/version",
+        ),
+        (json!({}), "invalid connect params: "),
+    ] {
+        let mut client = Client::dial(&gateway).await;
+        let error = client.refused("connect", params).await;
+        let message = error["message"].as_str().unwrap().to_owned();
+        assert!(
+            error["code"] == "INVALID_REQUEST" && message.starts_with(text),
+            "{error}"
+        );
+        let (code, reason) = client.closed().await;
+        assert!(
+            code == 1008 && message.starts_with(&reason) && !reason.is_empty(),
+            "{code} {reason}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_protocol_is_closed_with_1002() {
+    let gateway = Gateway::start();
+    let mut client = Client::dial(&gateway).await;
+    let mut params = Connect::token().params("", 0);
+    (params["minProtocol"], params["maxProtocol"]) = (json!(5), json!(6));
+    let error = client.refused("connect", params).await;
+    assert_eq!(
+        (&error["code"], &error["message"]),
+        (&json!("INVALID_REQUEST"), &json!("protocol mismatch"))
+    );
+    assert_eq!(
+        error["details"],
+        json!({"code": "PROTOCOL_MISMATCH", "clientMinProtocol": 5, "clientMaxProtocol": 6,
+            "expectedProtocol": 4, "minimumProbeProtocol": 3})
+    );
+    assert_eq!(
+        client.closed().await,
+        (1002, "protocol mismatch".to_owned())
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frame_of_64_kib_passes_and_one_byte_more_is_closed_with_1009() {
+    let gateway = Gateway::start();
+    let frame = |len: usize| {
+        let mut params = Connect::token().params("", 0);
+        params["locale"] = json!("");
+        let empty =
+            json!({"type": "req", "id": "1", "method": "connect", "params": params}).to_string();
+        params["locale"] = json!("l".repeat(len - empty.len()));
+        let text =
+            json!({"type": "req", "id": "1", "method": "connect", "params": params}).to_string();
+        assert_eq!(text.len(), len);
+        text
+    };
+    let mut client = Client::dial(&gateway).await;
+    client.text(frame(65_536)).await;
+    assert_eq!(client.answer("1").await["ok"], true);
+
+    let mut client = Client::dial(&gateway).await;
+    client.text(frame(65_537)).await;
+    assert_eq!(
+        client.next().await,
+        Came::Closed(1009, TOO_LARGE.to_owned())
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_first_message_in_fragments_is_closed_with_1009() {
+    let gateway = Gateway::start();
+    let mut client = Client::dial(&gateway).await;
+    let piece = |opcode| {
+        Message::Frame(Frame::message(
+            vec![b' '; 8192],
+            OpCode::Data(opcode),
+            false,
+        ))
+    };
+    // The other end may close before all have been sent.
+    let _ = client.ws.send(piece(Data::Text)).await;
+    for _ in 0..8 {
+        let _ = client.ws.send(piece(Data::Continue)).await;
+    }
+    assert_eq!(
+        client.next().await,
+        Came::Closed(1009, TOO_LARGE.to_owned())
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frame_that_only_announces_its_size_is_closed_at_its_header() {
+    let gateway = Gateway::start();
+    let mut client = Client::dial(&gateway).await;
+    for announced in [65_537_u64, 1 << 40, u64::MAX >> 1] {
+        let mut header = vec![0x81, 0x80 | 127];
+        header.extend(announced.to_be_bytes());
+        header.extend([0; 4]);
+        let mut other = Client::dial(&gateway).await;
+        let stream = other.ws.get_mut();
+        stream.write_all(&header).await.unwrap();
+        stream.flush().await.unwrap();
+        assert_eq!(
+            other.next().await,
+            Came::Closed(1009, TOO_LARGE.to_owned()),
+            "{announced}"
+        );
+    }
+    // Nobody else noticed.
+    client.hello(&Connect::token()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_stranger_is_closed_with_1000_when_its_time_is_over() {
+    let gateway = Gateway::with(&[("gateway.limits.handshake_ms", "400")]);
+    let began = Instant::now();
+    let mut client = Client::dial(&gateway).await;
+    assert_eq!(client.next().await, Came::Closed(1000, String::new()));
+    let took = began.elapsed();
+    assert!(
+        took >= Duration::from_millis(390) && took < Duration::from_secs(5),
+        "{took:?}"
+    );
+    // One that talks without saying who it is has no more time.
+    let mut client = Client::dial(&gateway).await;
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(5) {
+        if client.ws.send(Message::Ping(vec![].into())).await.is_err() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(
+        began.elapsed() < Duration::from_secs(4),
+        "pings keep a stranger alive"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unmasked_frame_is_closed_with_1002() {
+    let gateway = Gateway::start();
+    let mut client = Client::dial(&gateway).await;
+    let stream = client.ws.get_mut();
+    stream.write_all(b"\x81\x02{}").await.unwrap();
+    stream.flush().await.unwrap();
+    let mut rest = vec![];
+    let _ = client.ws.get_mut().read_to_end(&mut rest).await;
+    assert_eq!(rest.get(..4), Some(&[0x88, 16, 0x03, 0xea][..]), "{rest:?}");
+}

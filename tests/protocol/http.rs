@@ -1,0 +1,292 @@
+//! HTTP on the same port: probes, names, and the rules of the upgrade.
+
+use std::io::{Read as _, Write as _};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::support::gateway::Gateway;
+use crate::support::ws::{Client, Connect};
+
+fn request(line: &str, headers: &[&str]) -> String {
+    let mut text = format!("{line}\r\n");
+    for header in headers {
+        text.push_str(header);
+        text.push_str("\r\n");
+    }
+    text.push_str("\r\n");
+    text
+}
+
+fn status(answer: &str) -> u16 {
+    answer
+        .split_whitespace()
+        .nth(1)
+        .and_then(|code| code.parse().ok())
+        .unwrap_or(0)
+}
+
+/// Everything an upgrade needs.
+const UPGRADE: &[&str] = &[
+    "Host: localhost",
+    "Upgrade: websocket",
+    "Connection: Upgrade",
+    "Sec-WebSocket-Version: 13",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+];
+
+/// Reads the head of an answer only: an upgraded socket stays open.
+fn head(gateway: &Gateway, text: &str) -> String {
+    let mut socket = gateway.socket();
+    socket.write_all(text.as_bytes()).unwrap();
+    let mut head = vec![];
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") && socket.read(&mut byte).is_ok_and(|n| n > 0) {
+        head.push(byte[0]);
+    }
+    String::from_utf8_lossy(&head).into_owned()
+}
+
+#[test]
+fn the_probes_answer_without_a_secret() {
+    let gateway = Gateway::start();
+    for (path, body) in [
+        ("/healthz", r#"{"ok":true,"status":"live"}"#),
+        ("/health", r#"{"ok":true,"status":"live"}"#),
+        ("/readyz", r#"{"ready":true}"#),
+        ("/ready", r#"{"ready":true}"#),
+    ] {
+        let answer = gateway.http(&request(
+            &format!("GET {path} HTTP/1.1"),
+            &["Host: localhost", "Connection: close"],
+        ));
+        assert!(status(&answer) == 200 && answer.ends_with(body), "{answer}");
+        assert!(
+            answer.to_lowercase().contains("cache-control: no-store"),
+            "{answer}"
+        );
+        let answer = gateway.http(&request(
+            &format!("HEAD {path} HTTP/1.1"),
+            &["Host: localhost", "Connection: close"],
+        ));
+        assert!(
+            status(&answer) == 200 && answer.ends_with("\r\n\r\n"),
+            "{answer}"
+        );
+    }
+}
+
+#[test]
+fn a_probe_with_another_method_gets_405_and_what_is_allowed() {
+    let gateway = Gateway::start();
+    for path in ["/healthz", "/readyz"] {
+        for method in ["POST", "DELETE", "OPTIONS"] {
+            let answer = gateway.http(&request(
+                &format!("{method} {path} HTTP/1.1"),
+                &["Host: localhost", "Connection: close"],
+            ));
+            assert_eq!(status(&answer), 405, "{answer}");
+            assert!(
+                answer.to_lowercase().contains("allow: get, head\r\n"),
+                "{answer}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_foreign_host_is_refused_on_every_path_and_on_the_upgrade() {
+    let gateway = Gateway::start();
+    for host in [
+        "evil.example",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example:18789",
+        "[::1",
+        "",
+    ] {
+        let host = format!("Host: {host}");
+        for path in ["/", "/healthz", "/nothing"] {
+            let answer = gateway.http(&request(
+                &format!("GET {path} HTTP/1.1"),
+                &[&host, "Connection: close"],
+            ));
+            assert_eq!(status(&answer), 421, "{host} {path}: {answer}");
+        }
+        let mut headers = UPGRADE.to_vec();
+        headers[0] = &host;
+        assert_eq!(
+            status(&head(&gateway, &request("GET / HTTP/1.1", &headers))),
+            421,
+            "{host}"
+        );
+    }
+    for host in ["127.0.0.1", "localhost:1", "LOCALHOST", "[::1]:18789"] {
+        let host = format!("Host: {host}");
+        let answer = gateway.http(&request(
+            "GET /healthz HTTP/1.1",
+            &[&host, "Connection: close"],
+        ));
+        assert_eq!(status(&answer), 200, "{host}: {answer}");
+    }
+    let twice = ["Host: localhost", "Host: evil.example", "Connection: close"];
+    assert_eq!(
+        status(&gateway.http(&request("GET /healthz HTTP/1.1", &twice))),
+        400
+    );
+}
+
+#[test]
+fn an_upgrade_with_everything_is_taken_without_extension_on_any_path() {
+    let gateway = Gateway::start();
+    for path in ["/", "/some/context", "/?x=1"] {
+        let mut headers = UPGRADE.to_vec();
+        headers.push("Sec-WebSocket-Extensions: permessage-deflate");
+        headers.push("Sec-WebSocket-Protocol: chat");
+        let answer = head(
+            &gateway,
+            &request(&format!("GET {path} HTTP/1.1"), &headers),
+        )
+        .to_lowercase();
+        assert_eq!(status(&answer), 101, "{answer}");
+        // RFC 6455 section 1.3 has this very key.
+        assert!(
+            answer.contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo="),
+            "{answer}"
+        );
+        assert!(
+            !answer.contains("extensions") && !answer.contains("sec-websocket-protocol"),
+            "{answer}"
+        );
+    }
+}
+
+#[test]
+fn an_upgrade_that_lacks_something_is_refused() {
+    let gateway = Gateway::start();
+    let without = |name: &str| -> Vec<&str> {
+        UPGRADE
+            .iter()
+            .copied()
+            .filter(|h| !h.starts_with(name))
+            .collect()
+    };
+    let with = |name: &str, header: &'static str| {
+        let mut headers = without(name);
+        headers.push(header);
+        headers
+    };
+    let twice = {
+        let mut headers = UPGRADE.to_vec();
+        headers.push("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==");
+        headers
+    };
+    for (headers, code) in [
+        (without("Sec-WebSocket-Key"), 400),
+        (with("Sec-WebSocket-Key", "Sec-WebSocket-Key: short"), 400),
+        (twice, 400),
+        (without("Sec-WebSocket-Version"), 426),
+        (
+            with("Sec-WebSocket-Version", "Sec-WebSocket-Version: 12"),
+            426,
+        ),
+        (without("Connection"), 400),
+        (with("Upgrade", "Upgrade: h2c"), 400),
+    ] {
+        let answer = head(&gateway, &request("GET / HTTP/1.1", &headers));
+        assert_eq!(status(&answer), code, "{headers:?}: {answer}");
+    }
+    let old = with("Sec-WebSocket-Version", "Sec-WebSocket-Version: 8");
+    assert!(
+        head(&gateway, &request("GET / HTTP/1.1", &old))
+            .to_lowercase()
+            .contains("sec-websocket-version: 13")
+    );
+    for line in ["GET / HTTP/1.0", "POST / HTTP/1.1"] {
+        let answer = head(&gateway, &request(line, UPGRADE));
+        assert_eq!(status(&answer), 400, "{line}: {answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_browser_gets_no_websocket_session_whatever_it_knows() {
+    let gateway = Gateway::start();
+    let own = format!("http://localhost:{}", gateway.port());
+    for origin in ["https://evil.example", "null", &own] {
+        let mut client = Client::dial_with(&gateway, &[("Origin", origin)])
+            .await
+            .unwrap();
+        let (error, close) = client.denied(&Connect::token()).await;
+        assert_eq!(error["code"], "INVALID_REQUEST");
+        assert_eq!(
+            error["details"]["code"], "CONTROL_UI_ORIGIN_NOT_ALLOWED",
+            "{origin}"
+        );
+        assert!(
+            error["message"]
+                .as_str()
+                .unwrap()
+                .starts_with("origin not allowed (")
+        );
+        assert_eq!(close.0, 1008);
+    }
+    let mut plain = Client::dial(&gateway).await;
+    plain.hello(&Connect::token()).await;
+    plain.get("health", json!({})).await;
+}
+
+#[test]
+fn a_header_over_16_kib_is_refused() {
+    let gateway = Gateway::start();
+    let fits = format!("X-Pad: {}", "x".repeat(12 * 1024));
+    let answer = gateway.http(&request(
+        "GET /healthz HTTP/1.1",
+        &["Host: localhost", &fits, "Connection: close"],
+    ));
+    assert_eq!(status(&answer), 200, "{answer}");
+    let large = format!("X-Pad: {}", "x".repeat(17 * 1024));
+    let answer = gateway.http(&request(
+        "GET /healthz HTTP/1.1",
+        &["Host: localhost", &large, "Connection: close"],
+    ));
+    assert_eq!(status(&answer), 431, "{answer}");
+}
+
+#[test]
+fn half_a_header_and_an_idle_connection_are_closed() {
+    let gateway = Gateway::with(&[("gateway.limits.header_ms", "300")]);
+    for sent in [
+        "GET /healthz HTTP/1.1\r\nHost: loc",
+        "",
+        "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    ] {
+        let mut socket = gateway.socket();
+        let began = Instant::now();
+        socket.write_all(sent.as_bytes()).unwrap();
+        let mut answer = vec![];
+        let end = socket.read_to_end(&mut answer);
+        let took = began.elapsed();
+        assert!(
+            took >= Duration::from_millis(250) && took < Duration::from_secs(10),
+            "{sent:?}: {took:?} {end:?}"
+        );
+    }
+}
+
+#[test]
+fn bytes_that_are_no_http_are_closed_and_the_gateway_serves_on() {
+    let gateway = Gateway::start();
+    for bytes in [
+        "\x16\x03\x01\x02\x00",
+        "SSH-2.0-x\r\n\r\n",
+        "GET\r\n\r\n",
+        "\0\0\0\0\r\n\r\n",
+    ] {
+        let answer = gateway.http(bytes);
+        assert!(answer.is_empty() || status(&answer) == 400, "{answer}");
+    }
+    let answer = gateway.http(&request(
+        "GET /healthz HTTP/1.1",
+        &["Host: localhost", "Connection: close"],
+    ));
+    assert_eq!(status(&answer), 200);
+}

@@ -1,0 +1,130 @@
+//! Those who do not say who they are never keep out those who do.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::support::gateway::Gateway;
+use crate::support::ws::{Came, Client, Connect, by_token};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_33rd_silent_socket_closes_the_oldest_and_is_served_itself() {
+    let gateway = Gateway::start();
+    let mut sockets = vec![];
+    for _ in 0..32 {
+        sockets.push(Client::dial(&gateway).await);
+    }
+    let mut newcomer = Client::dial(&gateway).await;
+    assert_eq!(
+        sockets[0].next().await,
+        Came::Closed(1008, "made room for a newcomer".to_owned())
+    );
+    newcomer.hello(&Connect::token()).await;
+    // The others are where they were.
+    for socket in &mut sockets[1..] {
+        socket.hello(&Connect::token()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_that_has_not_even_sent_a_header_makes_room_too() {
+    let gateway = Gateway::start();
+    let mut sockets = vec![];
+    for _ in 0..33 {
+        sockets.push(
+            TcpStream::connect(("127.0.0.1", gateway.port()))
+                .await
+                .unwrap(),
+        );
+    }
+    let read = tokio::time::timeout(Duration::from_secs(5), sockets[0].read(&mut [0; 16])).await;
+    assert!(matches!(read, Ok(Ok(0) | Err(_))), "{read:?}");
+    let read =
+        tokio::time::timeout(Duration::from_millis(200), sockets[1].read(&mut [0; 16])).await;
+    assert!(read.is_err(), "only one made room: {read:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_right_token_comes_in_within_a_second_while_500_silent_sockets_sit() {
+    let gateway = Gateway::start();
+    let mut silent = vec![];
+    for _ in 0..500 {
+        silent.push(
+            TcpStream::connect(("127.0.0.1", gateway.port()))
+                .await
+                .unwrap(),
+        );
+    }
+    let began = Instant::now();
+    let mut client = by_token(&gateway, &["operator.read"]).await;
+    client.get("status", json!({})).await;
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    drop(silent);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_right_token_comes_in_while_others_keep_dialling() {
+    let gateway = Gateway::start();
+    let port = gateway.port();
+    let dialling = tokio::spawn(async move {
+        let mut held = std::collections::VecDeque::new();
+        loop {
+            if let Ok(socket) = TcpStream::connect(("127.0.0.1", port)).await {
+                held.push_back(socket);
+            }
+            if held.len() > 200 {
+                held.pop_front();
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    for _ in 0..10 {
+        let began = Instant::now();
+        by_token(&gateway, &[]).await;
+        assert!(
+            began.elapsed() < Duration::from_secs(2),
+            "{:?}",
+            began.elapsed()
+        );
+    }
+    dialling.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_on_tcp_and_on_the_unix_socket_do_not_take_each_others_room() {
+    let gateway = Gateway::start();
+    let mut over_tcp = vec![];
+    for _ in 0..32 {
+        over_tcp.push(Client::dial(&gateway).await);
+    }
+    let socket = gateway.state().join("run/control.sock");
+    let mut over_unix = vec![];
+    for _ in 0..65 {
+        over_unix.push(UnixStream::connect(&socket).await.unwrap());
+    }
+    let read = tokio::time::timeout(Duration::from_secs(5), over_unix[0].read(&mut [0; 16])).await;
+    assert!(
+        matches!(read, Ok(Ok(0) | Err(_))),
+        "the 65th closed the first: {read:?}"
+    );
+    // The command line comes in, and nobody on TCP has noticed.
+    gateway.json(&["status"]);
+    for socket in &mut over_tcp {
+        socket.hello(&Connect::token()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn authenticated_sockets_are_not_counted_as_strangers() {
+    let gateway = Gateway::start();
+    let mut known = vec![];
+    for _ in 0..40 {
+        known.push(by_token(&gateway, &[]).await);
+    }
+    for client in &mut known {
+        client.get("health", json!({})).await;
+    }
+}

@@ -1,0 +1,9 @@
+//! The wire, spoken to the real program: what each frame gets (wire.md; SECURITY.md).
+
+mod after;
+mod before;
+mod devices;
+mod hello;
+mod http;
+mod limits;
+mod secrets;
