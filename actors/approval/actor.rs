@@ -245,7 +245,7 @@ impl Approval {
                         && record.id.as_str().starts_with(id)
                         && let Some(resolution) = &mut record.resolution
                     {
-                        resolution.note = by.note.clone();
+                        resolution.note.clone_from(&by.note);
                     }
                 }
                 let entry = Entry {

@@ -12,6 +12,10 @@ pub struct AuditConfig {
     pub once_hours: u64,
     /// The most idempotency keys remembered; beyond it the oldest is forgotten.
     pub once_keys: usize,
+    /// No setting: the highest record that the state was written under. A log that ends before it is another's, or was
+    /// cut at its end, and is not written to.
+    #[serde(skip)]
+    pub at_least: u64,
 }
 
 impl AuditConfig {
@@ -27,6 +31,7 @@ impl Default for AuditConfig {
             segment_bytes: 64 * 1024 * 1024,
             once_hours: 24,
             once_keys: 100_000,
+            at_least: 0,
         }
     }
 }

@@ -53,6 +53,16 @@ pub enum AuditError {
         "AUDIT_ALTERED: {0}; keep the directory as evidence, then restore it or begin a new log elsewhere"
     )]
     Altered(Fault),
+    /// The log ends before a record that the state was written under.
+    #[error(
+        "STATE_CORRUPT: the state was written under record {state}, and the log ends at {head}; restore both from one backup"
+    )]
+    Behind {
+        /// The log's last record.
+        head: Seq,
+        /// The state's.
+        state: Seq,
+    },
     /// Another daemon writes this log.
     #[error("STATE_LOCKED: the audit log is in use by process {pid}; stop it first")]
     Locked {
@@ -96,6 +106,7 @@ impl AuditError {
             Self::DiskFull => "DISK_FULL",
             Self::NotOpen(_) => "AUDIT_NOT_OPEN",
             Self::Altered(_) => "AUDIT_ALTERED",
+            Self::Behind { .. } => "STATE_CORRUPT",
             Self::Locked { .. } => "STATE_LOCKED",
             Self::Mode { .. } => "STATE_MODE",
             Self::Unreadable(_) => "AUDIT_UNREADABLE",

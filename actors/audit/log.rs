@@ -128,6 +128,12 @@ impl Log {
         let dir = files::open_dir(&spec.dir)?;
         let lock = files::lock(&spec.dir)?;
         let found = recover::recover(&spec, &dir)?;
+        if found.ledger.head.seq.0 < spec.config.at_least {
+            return Err(AuditError::Behind {
+                head: found.ledger.head.seq,
+                state: Seq(spec.config.at_least),
+            });
+        }
         let lost: Vec<(Seq, BootId)> = found
             .ledger
             .open

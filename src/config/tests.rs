@@ -316,7 +316,8 @@ fn variables_and_flags_are_checked_like_the_file() {
 
 #[test]
 fn an_agent_takes_over_what_it_does_not_say_itself() {
-    let loaded = file("[agents.demo]\nelevated = \"ask\"\n[agents.\"*\"]\ntimeout_ms = 7\n").unwrap();
+    let loaded =
+        file("[agents.demo]\nelevated = \"ask\"\n[agents.\"*\"]\ntimeout_ms = 7\n").unwrap();
     let agents = &loaded.config.agents;
     let demo = agents.of(&AgentId::new("demo").unwrap());
     assert_eq!((demo.elevated, demo.timeout_ms), (Elevated::Ask, 7));

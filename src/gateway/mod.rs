@@ -79,8 +79,8 @@ async fn serve(
     let config_file = state.join("config.toml");
     config::write_first(&config_file, &config::first_run())
         .map_err(|e| Failure::of(codes::STATE_MODE, format!("{}: {e}", config_file.display())))?;
-    let loaded = config::load(&config_file, config::environment(), &flags(args))
-        .map_err(|e| Failure::of(e.code(), e.to_string()))?;
+    let mut loaded = config::load(&config_file, config::environment(), &flags(args))
+        .map_err(|e| config_failure(&e))?;
     let boot = BootId(random()?);
     let telemetry = Telemetry::init(&loaded.config.telemetry, &boot.to_string())
         .map_err(|e| Failure::of(codes::CONFIG_INVALID, e.to_string()))?;
@@ -115,6 +115,8 @@ async fn serve(
     })?;
     let (cell_file, _) = cell_file::place(&state.join("run"), CELL)
         .map_err(|e| Failure::of(codes::STATE_MODE, format!("run/: {e}")))?;
+    // Told to the log before it is opened: once opened it has grown.
+    loaded.config.audit.at_least = highest;
     let address = doors.address();
     let on_fatal: OnFatal = Arc::new(|room, why| {
         eprintln!("portcullis: {room}: {why}; the process ends (exit {EXIT_TREE})");
@@ -157,21 +159,6 @@ async fn serve(
         let code = codes::ALL.iter().find(|c| e.why.contains(c.name)).copied();
         Failure::of(code.unwrap_or(codes::INTERNAL), e.to_string())
     })?;
-    let head = methods
-        .audit
-        .head()
-        .await
-        .map_err(|e| Failure::of(codes::CANNOT_RECORD, e.to_string()))?;
-    if highest > head.seq.0 {
-        tree.stop().await;
-        return Err(Failure::of(
-            codes::STATE_CORRUPT,
-            format!(
-                "the state was written under record {highest}, and the log ends at {}",
-                head.seq.0
-            ),
-        ));
-    }
     window.set(Some(tree.window()));
     let page = Page::new(
         Local(methods.clone()),
@@ -210,6 +197,15 @@ async fn serve(
         crate::end_now(EXIT_TREE);
     }
     Ok(())
+}
+
+/// A line each: what is wrong where, with the text that it stands in.
+fn config_failure(error: &config::LoadError) -> Failure {
+    let text = error.to_string();
+    let (first, rest) = text.split_once('\n').unwrap_or((&text, ""));
+    let mut failure = Failure::of(error.code(), first);
+    failure.fix = Some(rest.to_owned()).filter(|rest| !rest.is_empty());
+    failure
 }
 
 fn flags(args: &GatewayArgs) -> Vec<Flag> {

@@ -116,13 +116,11 @@ fn commands(tree: &[Source], program: &Command) -> Vec<String> {
                         ));
                     }
                 } else if word != "help" && at.has_subcommands() {
-                    match at.find_subcommand(word) {
-                        Some(next) => at = next,
-                        None => {
-                            findings.push(format!("{}: no command in `{piece}`", page.path));
-                            break;
-                        }
-                    }
+                    let Some(next) = at.find_subcommand(word) else {
+                        findings.push(format!("{}: no command in `{piece}`", page.path));
+                        break;
+                    };
+                    at = next;
                 } else {
                     break;
                 }

@@ -78,7 +78,7 @@ async fn the_right_token_comes_in_while_others_keep_dialling() {
             if held.len() > 200 {
                 held.pop_front();
             }
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     });
     for _ in 0..10 {

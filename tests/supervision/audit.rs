@@ -1,7 +1,7 @@
 //! The log: what cannot be recorded is refused, a log that was changed under it breaks it, and it goes on from the disk.
 
 use portcullis_actors::audit::{AuditConfig, AuditError, AuditHandle, verify_dir};
-use portcullis_core::audit::Entry;
+use portcullis_core::audit::{Entry, Outcome, Seq};
 
 use super::real::{Ground, Trip, in_time};
 use super::support::eventually;
@@ -29,6 +29,8 @@ async fn a_log_whose_folder_goes_refuses_every_act_and_mends_itself_or_breaks_on
     let (audit, dir) = (&house.audit, house.state.path().join("audit"));
     let (away, segment) = (dir.with_extension("away"), dir.join("0000000000000001.log"));
     fill(audit, &segment).await;
+    let closed = in_time(audit.outcome(Seq(1), Outcome::ok())).await;
+    assert_eq!(closed.unwrap_err().code(), "AUDIT_NOT_OPEN");
     let head = audit.head().await.unwrap();
 
     std::fs::rename(&dir, &away).unwrap();
@@ -38,6 +40,8 @@ async fn a_log_whose_folder_goes_refuses_every_act_and_mends_itself_or_breaks_on
     assert_eq!(in_time(audit.head()).await.unwrap(), head);
     let listed = pairing.list(&super::real::operator(), [].into()).await;
     assert!(listed.is_ok());
+
+    assert_eq!(verify_dir(&dir).unwrap_err().code(), "AUDIT_UNREADABLE");
 
     // Back, but with another byte in it: it is no log to write on.
     let bytes = std::fs::read(away.join("0000000000000001.log")).unwrap();

@@ -46,7 +46,6 @@ async fn house() -> Runs {
             approval: approval.clone(),
             pool,
             audit: ground.audit.clone(),
-            clock: Trip::default().clock(),
         },
     );
     Runs {

@@ -18,6 +18,7 @@ mod real;
 mod sandbox_pool;
 mod spin;
 mod stop;
+mod store;
 mod storm;
 mod stuck;
 mod support;

@@ -63,6 +63,8 @@ async fn requests_and_devices_outlive_a_pairing_that_crashes_while_it_decides() 
         .await
         .unwrap();
     assert_eq!(pending(&pairing).await, 0);
+    let again = in_time(pairing.approve(&operator(), &first, false)).await;
+    assert_eq!(again.unwrap_err().code(), "REQUEST_NOT_FOUND");
     assert!(matches!(
         in_time(pairing.decide(facts(1))).await.unwrap(),
         Verdict::Paired { .. }

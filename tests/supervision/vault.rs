@@ -1,6 +1,6 @@
 //! The vault: a crash loses the keys in memory and nothing else; who waits hears so in time.
 
-use portcullis_actors::vault::{VaultHandle, VaultRefusal};
+use portcullis_actors::vault::VaultHandle;
 use portcullis_core::audit::Entry;
 use portcullis_core::seal::Secret;
 
@@ -15,13 +15,10 @@ async fn set(vault: &VaultHandle, name: &str, value: &[u8]) -> Result<u64, &'sta
 async fn value(vault: &VaultHandle, name: &str) -> Result<Vec<u8>, &'static str> {
     loop {
         match in_time(vault.reveal(name, None)).await {
+            Ok((_, secret)) => return Ok(secret.expose().to_vec()),
             // scrypt takes what it takes.
-            Err(VaultRefusal::Unsealing) => {}
-            other => {
-                return other
-                    .map(|(_, secret)| secret.expose().to_vec())
-                    .map_err(|e| e.code());
-            }
+            Err(refusal) if refusal.code() == "UNSEALING" => {}
+            Err(refusal) => return Err(refusal.code()),
         }
     }
 }

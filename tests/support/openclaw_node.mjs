@@ -5,7 +5,10 @@ import { createRequire } from "node:module";
 import { pathToFileURL } from "node:url";
 
 const [folder, url, token, deviceIdentityPath, patience] = process.argv.slice(2);
-const { OpenClawClient } = createRequire(pathToFileURL(`${folder}/x.js`))("openclaw-node");
+const require = createRequire(pathToFileURL(`${folder}/x.js`));
+// Before Node.js 22 there is no WebSocket of its own: the client asks for the package `ws` then.
+globalThis.WebSocket ??= require("ws");
+const { OpenClawClient } = require("openclaw-node");
 const say = (what, more = {}) => process.stdout.write(`${JSON.stringify({ what, ...more })}\n`);
 
 const client = new OpenClawClient({

@@ -95,7 +95,7 @@ impl Client {
         let challenge = client.frame().await;
         assert_eq!(challenge["event"], "connect.challenge", "{challenge}");
         assert!(challenge.get("seq").is_none(), "{challenge}");
-        client.nonce = challenge["payload"]["nonce"].as_str().unwrap().to_owned();
+        client.nonce = challenge["payload"]["nonce"].as_str().unwrap().into();
         client.ts = challenge["payload"]["ts"].as_u64().unwrap();
         Ok(client)
     }
@@ -395,5 +395,6 @@ pub fn random<const N: usize>() -> [u8; N] {
 
 /// Lower-case hex.
 pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let digits: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    digits.concat()
 }

@@ -81,6 +81,15 @@ pub async fn house_with(
     boot: u8,
     change: impl FnOnce(&mut ExecWiring),
 ) -> House {
+    house_of(folders, boot, ApprovalConfig::default(), change).await
+}
+
+pub async fn house_of(
+    folders: &Folders,
+    boot: u8,
+    config: ApprovalConfig,
+    change: impl FnOnce(&mut ExecWiring),
+) -> House {
     let state = folders.state.path();
     let store = Store::open(&state.join("state.db")).unwrap();
     let mut tree = TreeBuilder::new(
@@ -107,7 +116,7 @@ pub async fn house_with(
     let approval = ApprovalHandle::add(
         &mut tree,
         ApprovalWiring {
-            config: ApprovalConfig::default(),
+            config,
             agents: Agents {
                 named: [(agent(), policy)].into(),
                 ..Agents::default()
