@@ -102,7 +102,7 @@ fn every_acknowledged_secret_outlives_kill_9() {
         );
     }
     assert!(
-        acknowledged.len() as u32 >= rounds(),
+        acknowledged.len() >= rounds() as usize,
         "only {} were acknowledged",
         acknowledged.len()
     );

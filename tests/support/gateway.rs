@@ -15,7 +15,7 @@ use serde_json::Value;
 /// The shared token of every gateway here.
 pub const TOKEN: &str = "478c9e6a-b11b-422b-8bf4-6ef024b4d6c3";
 /// For a start, on a machine that builds something else.
-const READY: Duration = Duration::from_secs(60);
+const READY: Duration = Duration::from_mins(1);
 
 /// See the module. Dropped, its process is killed and its state removed.
 pub struct Gateway {

@@ -1,5 +1,6 @@
 //! A plain client of the wire: a WebSocket, one JSON object a frame, and a device with a key of its own.
 
+use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -95,7 +96,10 @@ impl Client {
         let challenge = client.frame().await;
         assert_eq!(challenge["event"], "connect.challenge", "{challenge}");
         assert!(challenge.get("seq").is_none(), "{challenge}");
-        client.nonce = challenge["payload"]["nonce"].as_str().unwrap().to_owned();
+        challenge["payload"]["nonce"]
+            .as_str()
+            .unwrap()
+            .clone_into(&mut client.nonce);
         client.ts = challenge["payload"]["ts"].as_u64().unwrap();
         Ok(client)
     }
@@ -395,5 +399,9 @@ pub fn random<const N: usize>() -> [u8; N] {
 
 /// Lower-case hex.
 pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
