@@ -6,17 +6,20 @@
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
-fn main() {
+fn main() -> ExitCode {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=Cargo.lock");
     println!("cargo:rerun-if-changed=cell");
     match build() {
-        Ok(path) => println!("cargo:rustc-env=PORTCULLIS_CELL={}", path.display()),
+        Ok(path) => {
+            println!("cargo:rustc-env=PORTCULLIS_CELL={}", path.display());
+            ExitCode::SUCCESS
+        }
         Err(text) => {
             eprintln!("the cell could not be built: {text}");
-            std::process::exit(1);
+            ExitCode::FAILURE
         }
     }
 }

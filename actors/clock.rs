@@ -24,6 +24,11 @@ impl Clock {
         }))
     }
 
+    /// Whatever `read` says, a clock of one's own.
+    pub fn of(read: impl Fn() -> Millis + Send + Sync + 'static) -> Self {
+        Self(Arc::new(read))
+    }
+
     /// A clock that starts at `start` and runs with the runtime's time, which a test may pause.
     pub fn of_runtime(start: Millis) -> Self {
         let began = tokio::time::Instant::now();

@@ -96,13 +96,19 @@ pub struct Planted {
 /// One line a room.
 pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
     let Ground {
-        config,
+        mut config,
         store,
         identity,
         doors,
         ..
     } = ground;
     let sealer = PlanSealer::new(identity.plans_key());
+    // What is said of every agent holds for those without a section of their own too.
+    let every = config.agents.every().timeout_ms;
+    if every > 0 {
+        config.sandbox.timeout_ms = every;
+        config.exec.host.timeout_ms = every;
+    }
     let clock = Clock::system();
     let boot = ground.boot.to_string();
     let version = env!("CARGO_PKG_VERSION");

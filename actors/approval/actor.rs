@@ -239,7 +239,15 @@ impl Approval {
             .resolve(id, word, &by.principal, &by.connection, self.now())
         {
             Ok(None) => Ok(()),
-            Ok(Some(step)) => {
+            Ok(Some(mut step)) => {
+                for put in &mut step.puts {
+                    if let Put::Record(record) = put
+                        && record.id.as_str().starts_with(id)
+                        && let Some(resolution) = &mut record.resolution
+                    {
+                        resolution.note.clone_from(&by.note);
+                    }
+                }
                 let entry = Entry {
                     action: "approval.resolve".to_owned(),
                     decision: Some(word.as_str().to_owned()),

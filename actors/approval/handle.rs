@@ -8,7 +8,7 @@ use super::messages::{
 use crate::supervision::{
     CallError, Feed, FeedItem, FeedReader, Handle, Policy as Rules, Reply, TreeBuilder,
 };
-use portcullis_core::approval::{Grant, Policy, Record, Status, Word, record_json};
+use portcullis_core::approval::{Grant, NOTE_MAX, Policy, Record, Status, Word, record_json};
 use portcullis_core::audit::Seq;
 use portcullis_core::auth::Principal;
 use portcullis_core::ids::{ApprovalId, Hash32};
@@ -149,7 +149,25 @@ impl ApprovalHandle {
         by: &Principal,
         connection: &str,
     ) -> Result<Record, ApprovalRefusal> {
-        let (by, id) = (boxed(by, connection), id.to_owned());
+        self.resolve_with(id, word, None, by, connection).await
+    }
+
+    /// As [`Self::resolve`], with a word for who asked.
+    ///
+    /// # Errors
+    /// [`ApprovalRefusal`].
+    pub async fn resolve_with(
+        &self,
+        id: &str,
+        word: Word,
+        note: Option<&str>,
+        by: &Principal,
+        connection: &str,
+    ) -> Result<Record, ApprovalRefusal> {
+        let (mut by, id) = (boxed(by, connection), id.to_owned());
+        by.note = note
+            .map(|n| n.chars().take(NOTE_MAX).collect::<String>())
+            .filter(|n| !n.trim().is_empty());
         self.ask(|reply| ApprovalMsg::Resolve(by, id, word, reply))
             .await
     }
@@ -244,5 +262,6 @@ fn boxed(principal: &Principal, connection: &str) -> Box<By> {
     Box::new(By {
         principal: principal.clone(),
         connection: connection.to_owned(),
+        note: None,
     })
 }

@@ -188,6 +188,8 @@ impl ApprovalRefusal {
 pub struct By {
     pub(super) principal: Principal,
     pub(super) connection: String,
+    /// What it adds to an answer.
+    pub(super) note: Option<String>,
 }
 
 type Answer<T> = Reply<T, ApprovalRefusal>;

@@ -1,5 +1,10 @@
 //! The room with the real audit log and the real store; the clock runs with the runtime's time, which tests pause.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests may spawn; what they test may not"
+)]
+
 use super::*;
 use crate::audit::{AuditConfig, AuditHandle, AuditWiring};
 use crate::clock::Clock;

@@ -84,6 +84,10 @@ pub(super) fn lock(dir: &Path) -> Result<File, AuditError> {
                     };
                     return Err(AuditError::Locked { pid });
                 }
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "on a blocking thread; a file lock cannot be awaited"
+                )]
                 std::thread::sleep(Duration::from_millis(2));
             }
         }

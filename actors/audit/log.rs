@@ -34,6 +34,10 @@ impl Clock {
         Self(Instant::now())
     }
 
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the writer thread stamps records itself, under the lock of their order"
+    )]
     pub(super) fn stamp(&self) -> Stamp {
         let wall = SystemTime::now()
             .duration_since(UNIX_EPOCH)

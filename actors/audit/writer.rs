@@ -232,6 +232,7 @@ impl Thread {
             && group.close.is_none()
             && Instant::now() < until
         {
+            #[expect(clippy::disallowed_methods, reason = "the log's own thread")]
             std::thread::sleep(NAP);
             self.drain(group);
         }

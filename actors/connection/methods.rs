@@ -29,7 +29,7 @@ use crate::supervision::{FeedItem, FeedReader, FlagReader, Numbered, TreeWindow}
 use crate::vault::VaultHandle;
 
 /// `exec.approval.waitDecision` answers by then, decided or not.
-const DECISION_WITHIN: Duration = Duration::from_secs(1_800);
+const DECISION_WITHIN: Duration = Duration::from_mins(30);
 
 /// The rooms behind the methods, and what a process knows of itself.
 pub struct Methods {
@@ -148,7 +148,7 @@ impl Methods {
                 let records = records.map_err(|e| refused(e.code(), &e))?;
                 let head = self.audit.head().await.map_err(|e| refused(e.code(), &e))?;
                 Ok(
-                    json!({ "records": records.iter().map(|r| r.as_ref()).collect::<Vec<_>>(), "head": head }),
+                    json!({ "records": records.iter().map(AsRef::as_ref).collect::<Vec<_>>(), "head": head }),
                 )
             }
             "audit.query" => {
@@ -208,7 +208,7 @@ impl Methods {
                 })?;
                 let resolved = self
                     .approval
-                    .resolve(&p.id, word, by, about.connection)
+                    .resolve_with(&p.id, word, p.reason.as_deref(), by, about.connection)
                     .await;
                 resolved.map_err(approval)?;
                 Ok(json!({ "ok": true }))
@@ -400,10 +400,12 @@ pub(super) fn refused(code: &str, text: &dyn Display) -> ErrorBody {
     ErrorBody::of(code, text.to_string())
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "as map_err gives it")]
 fn pairing(refusal: crate::pairing::PairingRefusal) -> ErrorBody {
     refused(refusal.code(), &refusal)
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "as map_err gives it")]
 fn approval(refusal: ApprovalRefusal) -> ErrorBody {
     let mut error = refused(refusal.code(), &refusal);
     if let (Some(reason), Some(details)) = (refusal.reason(), error.details.as_mut()) {
@@ -432,9 +434,9 @@ struct Id {
 struct Resolve {
     id: String,
     decision: String,
-    /// For the record of the person who decides; told to nobody else.
-    #[serde(default, rename = "reason")]
-    _reason: Option<String>,
+    /// For who asked.
+    #[serde(default)]
+    reason: Option<String>,
     #[serde(default, rename = "reviewer")]
     _reviewer: Option<Value>,
 }

@@ -38,6 +38,7 @@ pub(super) type Pending = Pin<Box<dyn Future<Output = Option<String>> + Send>>;
 
 /// What a request may use of its connection.
 #[derive(Clone)]
+#[expect(clippy::struct_field_names, reason = "the protocol's own name: connId")]
 pub(super) struct Conn {
     pub wiring: ConnectionWiring,
     pub principal: Arc<Principal>,
@@ -112,11 +113,11 @@ type Ws = WebSocketStream<Io>;
 /// The loop goes on, or ends: with a close frame, or without where the socket is gone.
 type Step = Result<(), Option<CloseOrder>>;
 
-fn end(code: u16, reason: &str) -> Option<CloseOrder> {
-    Some(CloseOrder {
+fn end(code: u16, reason: &str) -> Step {
+    Err(Some(CloseOrder {
         code,
         reason: reason.to_owned(),
-    })
+    }))
 }
 
 impl Session {
@@ -220,9 +221,9 @@ impl Session {
             Some(Ok(
                 Message::Ping(_) | Message::Pong(_) | Message::Frame(_) | Message::Binary(_),
             )) => Ok(()),
-            Some(Err(WsError::Capacity(_))) => Err(end(1009, "frame too large")),
-            Some(Err(WsError::Protocol(_))) => Err(end(1002, "protocol error")),
-            Some(Err(WsError::Utf8(_))) => Err(end(1007, "text is not UTF-8")),
+            Some(Err(WsError::Capacity(_))) => end(1009, "frame too large"),
+            Some(Err(WsError::Protocol(_))) => end(1002, "protocol error"),
+            Some(Err(WsError::Utf8(_))) => end(1007, "text is not UTF-8"),
             Some(Ok(Message::Close(_)) | Err(_)) | None => Err(None),
         }
     }
@@ -266,7 +267,7 @@ impl Session {
                 if error.stable_code() == codes::WRONG_ROLE.name {
                     self.wrong_roles += 1;
                     if self.wrong_roles > WRONG_ROLE_CALLS {
-                        return Err(end(1008, "repeated unauthorized calls"));
+                        return end(1008, "repeated unauthorized calls");
                     }
                 } else {
                     self.wrong_roles = 0;
@@ -317,7 +318,7 @@ impl Session {
         match timeout(self.write_within, ws.feed(message)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(None),
-            Err(_) => Err(end(1008, "slow consumer")),
+            Err(_) => end(1008, "slow consumer"),
         }
     }
 
@@ -325,7 +326,7 @@ impl Session {
         match timeout(self.write_within, ws.flush()).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(None),
-            Err(_) => Err(end(1008, "slow consumer")),
+            Err(_) => end(1008, "slow consumer"),
         }
     }
 }

@@ -11,7 +11,7 @@ use super::messages::{Accepted, Begin, ExecEvent, ExecMsg, ExecRefusal, ExecWiri
 use crate::supervision::{Handle, Policy, TreeBuilder};
 
 /// Freezing a plan may read a large program, and a first box's profile waits for the drivers' proof.
-const RUN_WITHIN: Duration = Duration::from_secs(60);
+const RUN_WITHIN: Duration = Duration::from_mins(1);
 const WITHIN: Duration = Duration::from_secs(5);
 /// Requests the room takes at once.
 const CAPACITY: usize = 1024;

@@ -291,10 +291,9 @@ impl HostOrder<'_> {
         let mut command = Command::new(bubblewrap);
         command.args(["--unshare-pid", "--as-pid-1", "--dev-bind", "/", "/"]);
         command.args(["--proc", "/proc"]);
-        // The user's own services: they would start what asks them, outside.
-        let session = PathBuf::from(format!("/run/user/{}", self.plan.uid));
+        let services = services(self.plan.uid);
         let mut cell_at = None;
-        for path in self.means.masked.iter().chain([&session]) {
+        for path in self.means.masked.iter().chain(&services) {
             if path.is_dir() {
                 command.arg("--tmpfs").arg(path);
                 cell_at.get_or_insert_with(|| path.join("portcullis-cell"));
@@ -330,6 +329,24 @@ impl HostOrder<'_> {
         )?;
         Ok(())
     }
+}
+
+/// Where the user's own services, terminals and engines listen: they would do for a command, outside, what it asks them. Not a wall of its
+/// own, as this user may have others (SECURITY.md): a gateway that is root has one.
+fn services(uid: u32) -> Vec<PathBuf> {
+    let tmp = |name: &str| PathBuf::from(format!("/tmp/{name}-{uid}"));
+    [
+        PathBuf::from(format!("/run/user/{uid}")),
+        tmp("tmux"),
+        tmp("screen"),
+        PathBuf::from("/run/screen"),
+        PathBuf::from("/tmp/.X11-unix"),
+        PathBuf::from("/run/docker.sock"),
+        PathBuf::from("/run/podman"),
+        PathBuf::from("/run/containerd"),
+        PathBuf::from("/run/libvirt"),
+    ]
+    .into()
 }
 
 /// Every process below this one, itself not included.

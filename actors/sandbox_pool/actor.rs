@@ -220,7 +220,7 @@ impl SandboxPool {
         }
         match &mut self.drivers {
             Drivers::Trying(waiting) if waiting.len() < MOST_WAITING => {
-                waiting.push(Waiting::Run(*start))
+                waiting.push(Waiting::Run(*start));
             }
             Drivers::Trying(_) => start
                 .reply

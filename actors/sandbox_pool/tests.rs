@@ -1,5 +1,10 @@
 //! Real boxes: bubblewrap, the kernel's limits, the cell. What every driver must hold is [`suite`]; the Docker driver passes the same.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests may sleep and spawn; what they test may not"
+)]
+
 mod docker;
 pub(crate) mod harness;
 mod native;

@@ -460,6 +460,7 @@ pub(super) fn ended(record: &Record, status: Status, why: &str, now: Millis) -> 
         word: None,
         by: "system".to_owned(),
         why: why.to_owned(),
+        note: None,
         at: now.max(record.newest()),
     });
     Put::Record(Box::new(record))

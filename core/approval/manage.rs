@@ -56,6 +56,7 @@ impl Machine {
             word: Some(word),
             by: by.name(),
             why: "user".to_owned(),
+            note: None,
             at: now,
         });
         done.status = if word == Word::Deny {

@@ -159,9 +159,15 @@ pub struct Resolution {
     pub by: String,
     /// Why it ended: `user`, `timeout`, `clock`, or the reason of a cancellation.
     pub why: String,
+    /// What the person adds, for who asked; at most [`NOTE_MAX`] characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     /// When.
     pub at: Millis,
 }
+
+/// See [`Resolution::note`].
+pub const NOTE_MAX: usize = 500;
 
 /// One question, as it is kept (sealed).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -235,6 +235,12 @@ impl Run {
             "exited" => return Ok(()),
             "timed-out" => Failure::of(codes::DEADLINE, "the command was ended: its time was up")
                 .hint("give it more: `--timeout 5m`"),
+            "denied" if payload.pointer("/error/message").is_some() => {
+                let error = &payload["error"];
+                let code = codes::find(field(error, "code")).unwrap_or(codes::APPROVAL_DENIED);
+                Failure::of(code, clean(field(error, "message")))
+                    .hint("`portcullis audit query --action exec.run` shows who decided")
+            }
             "denied" => match field(payload, "reason") {
                 "" => Failure::of(codes::APPROVAL_DENIED, codes::APPROVAL_DENIED.next)
                     .hint("`portcullis audit query --action exec.run` shows who decided"),

@@ -218,13 +218,7 @@ pub struct Agent {
     pub exec: ExecMode,
     /// On the host.
     pub elevated: Elevated,
-    /// Bytes; 0: as in `[sandbox]`.
-    pub memory_bytes: u64,
-    /// Thousandths of a processor; 0: as in `[sandbox]`.
-    pub cpu_millis: u32,
-    /// Processes and threads; 0: as in `[sandbox]`.
-    pub pids: u32,
-    /// Milliseconds; 0: as in `[exec]`.
+    /// Of a run that asks for no time, milliseconds; 0: as in `[sandbox]` and `[exec.host]`.
     pub timeout_ms: u64,
 }
 

@@ -316,12 +316,13 @@ fn variables_and_flags_are_checked_like_the_file() {
 
 #[test]
 fn an_agent_takes_over_what_it_does_not_say_itself() {
-    let loaded = file("[agents.demo]\nelevated = \"ask\"\n[agents.\"*\"]\npids = 7\n").unwrap();
+    let loaded =
+        file("[agents.demo]\nelevated = \"ask\"\n[agents.\"*\"]\ntimeout_ms = 7\n").unwrap();
     let agents = &loaded.config.agents;
     let demo = agents.of(&AgentId::new("demo").unwrap());
-    assert_eq!((demo.elevated, demo.pids), (Elevated::Ask, 7));
+    assert_eq!((demo.elevated, demo.timeout_ms), (Elevated::Ask, 7));
     let other = agents.of(&AgentId::new("other").unwrap());
-    assert_eq!((other.elevated, other.pids), (Elevated::Off, 7));
+    assert_eq!((other.elevated, other.timeout_ms), (Elevated::Off, 7));
     let origin = |key: &str| {
         loaded
             .leaves
@@ -331,7 +332,7 @@ fn an_agent_takes_over_what_it_does_not_say_itself() {
             .origin
             .clone()
     };
-    assert_eq!(origin("agents.demo.pids"), "config.toml:4");
+    assert_eq!(origin("agents.demo.timeout_ms"), "config.toml:4");
     assert_eq!(origin("agents.demo.exec"), "default");
 }
 

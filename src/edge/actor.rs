@@ -140,7 +140,7 @@ impl Room for Edge {
             EdgeMsg::Upgraded(key, io, said) => self.upgraded(key, *io, said).await,
             EdgeMsg::News(ConnectionNews::Speaks(key)) => self.budget.speaks(key),
             EdgeMsg::News(ConnectionNews::Admitted(key, principal)) => {
-                self.admitted(key, principal)
+                self.admitted(key, principal);
             }
             EdgeMsg::Invalidated(device, generation, reason) => {
                 self.invalidated(&device, generation, reason).await;
@@ -351,10 +351,9 @@ impl Edge {
             .collect();
         let look = async move {
             for (device, role, generation) in sessions {
-                let now = match pairing.current_generation(&device, role).await {
-                    Ok(now) => now,
-                    // Pairing is down: it says so to whoever asks it; its restart brings news.
-                    Err(_) => continue,
+                // Pairing is down: it says so to whoever asks it; its restart brings news.
+                let Ok(now) = pairing.current_generation(&device, role).await else {
+                    continue;
                 };
                 if now != Some(generation) {
                     ctx.notify(EdgeMsg::Invalidated(

@@ -37,12 +37,12 @@ fn proc_form(address: SocketAddr) -> String {
         SocketAddr::V4(v4) => v4.ip().octets().to_vec(),
         SocketAddr::V6(v6) => v6.ip().octets().to_vec(),
     };
-    let mut text = String::new();
-    for word in bytes.chunks_exact(4) {
-        let word: [u8; 4] = word.try_into().unwrap_or_default();
-        text.push_str(&format!("{:08X}", u32::from_ne_bytes(word)));
-    }
-    format!("{text}:{:04X}", address.port())
+    let words: Vec<String> = bytes
+        .chunks_exact(4)
+        .map(|word| u32::from_ne_bytes(word.try_into().unwrap_or_default()))
+        .map(|word| format!("{word:08X}"))
+        .collect();
+    format!("{}:{:04X}", words.concat(), address.port())
 }
 
 /// The groups of a process, for `gid:` operators (proc_pid_status(5)).
@@ -64,29 +64,44 @@ pub fn is_outside(pid: i32) -> bool {
     parent(pid).is_some() && !is_descendant_of_daemon(pid)
 }
 
-/// Whether one of our descendants holds the socket with this inode.
+/// Whether one of our descendants holds the socket with this inode. One that hides its descriptors (a process may, where the gateway is
+/// not root) is believed not to only if somebody outside is seen to hold it.
 pub fn holds_socket(inode: u64) -> bool {
+    let ours = descendants();
+    let mut hidden = false;
+    for &pid in &ours {
+        match holds(pid, inode) {
+            Some(true) => return true,
+            Some(false) => {}
+            // A process that has ended holds nothing.
+            None => hidden |= parent(pid).is_some(),
+        }
+    }
+    hidden && !everybody().any(|pid| !ours.contains(&pid) && holds(pid, inode) == Some(true))
+}
+
+/// `None`: it does not say.
+fn holds(pid: i32, inode: u64) -> Option<bool> {
     let wanted = format!("socket:[{inode}]");
-    descendants().into_iter().any(|pid| {
-        let Ok(open) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
-            return false;
-        };
-        open.flatten().any(|fd| {
-            std::fs::read_link(fd.path()).is_ok_and(|to| to.as_os_str() == wanted.as_str())
-        })
-    })
+    let mut open = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+    Some(open.any(|fd| {
+        fd.and_then(|fd| std::fs::read_link(fd.path()))
+            .is_ok_and(|to| to.as_os_str() == wanted.as_str())
+    }))
+}
+
+fn everybody() -> impl Iterator<Item = i32> {
+    std::fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok())
 }
 
 /// The processes below this one; this one is none of them.
 fn descendants() -> Vec<i32> {
-    let Ok(all) = std::fs::read_dir("/proc") else {
-        return Vec::new();
-    };
     let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
-    for pid in all
-        .flatten()
-        .filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok())
-    {
+    for pid in everybody() {
         if let Some(parent) = parent(pid) {
             children.entry(parent).or_default().push(pid);
         }
@@ -165,6 +180,57 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(!is_outside(pid), "gone: nobody can say");
+    }
+
+    #[test]
+    fn a_child_that_hides_its_descriptors_is_believed_only_beside_an_owner_outside() {
+        use std::os::unix::fs::PermissionsExt as _;
+        use std::os::unix::process::CommandExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let place = |from: &std::path::Path, name: &str, mode| {
+            let to = folder.path().join(name);
+            std::fs::copy(from, &to).unwrap();
+            std::fs::set_permissions(&to, std::fs::Permissions::from_mode(mode)).unwrap();
+            to
+        };
+        if rustix::process::geteuid().is_root() {
+            // Nobody hides from root: the same as another user.
+            let mode = std::fs::Permissions::from_mode(0o777);
+            std::fs::set_permissions(folder.path(), mode).unwrap();
+            let test = place(&std::env::current_exe().unwrap(), "tests", 0o755);
+            let status = std::process::Command::new(test)
+                .args(["edge::peer", "--test-threads=1"])
+                .env("TMPDIR", folder.path())
+                .current_dir(folder.path())
+                .gid(65_532)
+                .uid(65_532)
+                .status();
+            assert!(status.unwrap().success());
+            return;
+        }
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let connect = || {
+            let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (server, peer) = listener.accept().unwrap();
+            let (_, inode) = tcp_owner(peer, server.local_addr().unwrap()).unwrap();
+            (client, server, inode)
+        };
+        let (client, _server, inode) = connect();
+        // What may be executed and not read hides all that it has open.
+        let hidden = place(std::path::Path::new("/bin/sleep"), "sleep", 0o111);
+        let mut child = std::process::Command::new(hidden)
+            .arg("20")
+            .stdin(std::os::fd::OwnedFd::from(client))
+            .spawn()
+            .unwrap();
+        let pid = child.id().cast_signed();
+        assert!(std::fs::read_dir(format!("/proc/{pid}/fd")).is_err());
+        assert!(holds_socket(inode));
+        // This test stands for somebody outside.
+        let (_client, _server, inode) = connect();
+        assert!(!holds_socket(inode));
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

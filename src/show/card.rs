@@ -130,7 +130,10 @@ pub fn rows(approval: &Value) -> Vec<(&'static str, String)> {
         let text = reason.as_str().unwrap_or_else(|| field(reason, "text"));
         put(if i == 0 { "why asked" } else { "" }, clean(text));
     }
-    put("warning", clean(field(request, "warningText")));
+    // The warning is these reasons in one line.
+    if list(request, "reasons").is_empty() {
+        put("warning", clean(field(request, "warningText")));
+    }
     put("plan", clean(field(request, "planHash")));
     rows
 }

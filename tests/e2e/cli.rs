@@ -538,3 +538,21 @@ async fn the_log_is_verified_without_a_gateway_and_one_flipped_bit_exits_with_10
     );
     assert_eq!(code(&run(&state.path().join("none"), &verify).await), 2);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_cannot_be_written_is_a_failure_and_no_success() {
+    let full = std::fs::File::options()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_portcullis"))
+        .args(["version", "--json"])
+        .stdout(full)
+        .stderr(Stdio::piped())
+        .output()
+        .await
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains("OUTPUT_UNWRITABLE"), "{told}");
+}

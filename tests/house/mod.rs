@@ -5,6 +5,7 @@
 
 mod codes;
 mod dependencies;
+mod docs;
 mod order;
 mod profiles;
 mod promises;

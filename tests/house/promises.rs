@@ -83,7 +83,7 @@ fn is_in(name: &str, source: &Source, tests: &BTreeSet<String>) -> bool {
 }
 
 /// The functions under a test attribute.
-fn tests(text: &str) -> BTreeSet<String> {
+pub fn tests(text: &str) -> BTreeSet<String> {
     let code = rust::code(text);
     let mut found = BTreeSet::new();
     let mut attribute = false;

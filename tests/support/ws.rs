@@ -1,6 +1,5 @@
 //! A plain client of the wire: a WebSocket, one JSON object a frame, and a device with a key of its own.
 
-use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -96,10 +95,7 @@ impl Client {
         let challenge = client.frame().await;
         assert_eq!(challenge["event"], "connect.challenge", "{challenge}");
         assert!(challenge.get("seq").is_none(), "{challenge}");
-        challenge["payload"]["nonce"]
-            .as_str()
-            .unwrap()
-            .clone_into(&mut client.nonce);
+        client.nonce = challenge["payload"]["nonce"].as_str().unwrap().into();
         client.ts = challenge["payload"]["ts"].as_u64().unwrap();
         Ok(client)
     }
@@ -399,9 +395,6 @@ pub fn random<const N: usize>() -> [u8; N] {
 
 /// Lower-case hex.
 pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    let digits: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    digits.concat()
 }

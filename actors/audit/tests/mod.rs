@@ -1,5 +1,10 @@
 //! The log on real files: what it keeps, what it refuses, how it ends and begins again.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests may sleep and spawn; what they test may not"
+)]
+
 mod child;
 mod crash;
 mod room;

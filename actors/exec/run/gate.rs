@@ -3,6 +3,7 @@
 use portcullis_core::approval::Status;
 use portcullis_core::audit::Seq;
 use portcullis_core::codes::{self, Code};
+use portcullis_core::display::visible;
 use portcullis_core::ids::{ApprovalId, Hash32};
 use portcullis_core::plan::ExecPlan;
 
@@ -90,8 +91,15 @@ impl Gate {
     pub async fn stand(&self, id: &ApprovalId) -> Result<Stand, ExecRefusal> {
         match self.0.get(id.as_str()).await {
             Ok(record) => {
-                let why = record.resolution.map_or_else(String::new, |said| said.why);
-                Ok(stand(record.status, &why))
+                let said = record.resolution;
+                let why = said.as_ref().map_or("", |said| said.why.as_str());
+                let note = said.as_ref().and_then(|said| said.note.as_deref());
+                Ok(match (stand(record.status, why), note) {
+                    (Stand::Over(code, message), Some(note)) if record.status == Status::Denied => {
+                        Stand::Over(code, format!("{message}: {}", visible(note)))
+                    }
+                    (stand, _) => stand,
+                })
             }
             Err(error) => Err(refusal(&error)),
         }

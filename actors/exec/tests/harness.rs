@@ -68,6 +68,7 @@ pub struct House {
     pub audit: AuditHandle,
     pub store: Store,
     pub session: Flag<Option<String>>,
+    boot: u8,
     keys: u32,
 }
 
@@ -78,6 +79,15 @@ pub async fn house(folders: &Folders, boot: u8) -> House {
 pub async fn house_with(
     folders: &Folders,
     boot: u8,
+    change: impl FnOnce(&mut ExecWiring),
+) -> House {
+    house_of(folders, boot, ApprovalConfig::default(), change).await
+}
+
+pub async fn house_of(
+    folders: &Folders,
+    boot: u8,
+    config: ApprovalConfig,
     change: impl FnOnce(&mut ExecWiring),
 ) -> House {
     let state = folders.state.path();
@@ -106,7 +116,7 @@ pub async fn house_with(
     let approval = ApprovalHandle::add(
         &mut tree,
         ApprovalWiring {
-            config: ApprovalConfig::default(),
+            config,
             agents: Agents {
                 named: [(agent(), policy)].into(),
                 ..Agents::default()
@@ -140,6 +150,7 @@ pub async fn house_with(
         audit,
         store,
         session: Flag::new(None),
+        boot,
         keys: 0,
     }
 }
@@ -208,7 +219,7 @@ impl House {
             env: BTreeMap::new(),
             timeout_ms: Some(20_000),
             target,
-            idempotency_key: format!("key-{}", self.keys),
+            idempotency_key: format!("key-{}-{}", self.boot, self.keys),
             session: self.session.reader(),
         }
     }
@@ -253,7 +264,7 @@ impl House {
 pub async fn finish(mut seen: mpsc::Receiver<ExecEvent>) -> Ended {
     let mut streams = [Vec::new(), Vec::new()];
     let mut next = 0;
-    let within = Duration::from_secs(60);
+    let within = Duration::from_mins(1);
     loop {
         match tokio::time::timeout(within, seen.recv()).await.unwrap() {
             Some(ExecEvent::Output {

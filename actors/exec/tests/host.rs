@@ -6,7 +6,8 @@ use portcullis_core::approval::Word;
 use portcullis_core::codes;
 use portcullis_core::plan::Target;
 
-use super::harness::{Folders, alive, finish, house, house_with, until};
+use super::harness::{Folders, alive, finish, house, house_of, house_with, until};
+use crate::approval::ApprovalConfig;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_command_waits_and_runs_as_somebody_else() {
@@ -94,8 +95,7 @@ async fn a_question_outlives_the_gateway_and_is_taken_up_by_its_key() {
     first.end().await;
     assert_eq!(finish(seen).await.result.status, "cancelled");
 
-    let mut house = house(&folders, 2).await;
-    let _ = house.request(Target::Host, &["true"]);
+    let house = house(&folders, 2).await;
     let mut again = request.clone();
     again.session = house.session.reader();
     let mut other = again.clone();
@@ -222,4 +222,76 @@ async fn no_host_command_runs_as_root_or_an_operator() {
         assert_eq!(refused.code, codes::HOST_USER_INVALID, "{user}");
         house.end().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn silence_is_no() {
+    let folders = Folders::new();
+    let config = ApprovalConfig {
+        timeout_seconds: 1,
+        ..ApprovalConfig::default()
+    };
+    let mut house = house_of(&folders, 1, config, |_| {}).await;
+    let mark = folders.path("ran");
+    let request = house.request(Target::Host, &["touch", mark.to_str().unwrap()]);
+    let (_, ended) = house.run(request).await.unwrap();
+    assert_eq!(ended.result.status, "denied");
+    assert_eq!(ended.result.error.unwrap().0, codes::APPROVAL_EXPIRED);
+    assert!(!mark.exists() && house.intents().await.is_empty());
+    house.end().await;
+}
+
+/// A program that only root can change is not copied: it is looked at again before it runs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_that_root_changed_meanwhile_does_not_run() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let folders = Folders::new();
+    let mut house = house(&folders, 1).await;
+    let roots = tempfile::tempdir_in("/var/lib").unwrap();
+    let mode = |path: &std::path::Path| {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(path, mode).unwrap();
+    };
+    mode(roots.path());
+    let script = roots.path().join("tool.sh");
+    let mark = folders.path("ran");
+    std::fs::write(&script, "#!/bin/sh\necho old\n").unwrap();
+    mode(&script);
+    let argv = [script.to_str().unwrap()];
+    for (text, status) in [
+        ("#!/bin/sh\necho old\n", "exited"),
+        ("#!/bin/sh\ntouch X\n", "denied"),
+    ] {
+        let request = house.request(Target::Host, &argv);
+        let (accepted, seen) = house.begin(request).await.unwrap();
+        // In place: the same inode, as the descriptor sees it.
+        std::fs::write(&script, text.replace('X', mark.to_str().unwrap())).unwrap();
+        house.answer(&accepted, Word::AllowOnce).await;
+        let ended = finish(seen).await;
+        assert_eq!(ended.result.status, status, "{ended:?}");
+    }
+    assert!(!mark.exists());
+    let intent = format!("{:?}", house.intents().await.last().unwrap());
+    assert!(intent.contains("PLAN_CHANGED"), "{intent}");
+    house.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn much_output_waits_for_its_reader_and_beyond_the_cap_is_counted() {
+    let folders = Folders::new();
+    let mut house = house_with(&folders, 1, |wiring| {
+        wiring.config.host.output_cap_bytes = 700_000;
+    })
+    .await;
+    let request = house.request(Target::Host, &["head", "-c", "1000000", "/dev/zero"]);
+    let (accepted, seen) = house.begin(request).await.unwrap();
+    house.answer(&accepted, Word::AllowOnce).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let ended = finish(seen).await;
+    assert_eq!(ended.out.len(), 700_000);
+    assert_eq!(ended.result.dropped_stdout, 300_000);
+    assert_eq!(ended.result.exit_code, Some(0));
+    house.end().await;
 }

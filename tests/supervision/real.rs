@@ -1,0 +1,241 @@
+//! The real rooms in a small tree, on a temporary state: what stands below the room that a test breaks.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use portcullis_actors::approval::{ApprovalConfig, ApprovalHandle, ApprovalWiring};
+use portcullis_actors::audit::{AuditConfig, AuditHandle, AuditWiring, verify_dir};
+use portcullis_actors::clock::Clock;
+use portcullis_actors::pairing::{PairingConfig, PairingHandle, PairingWiring};
+use portcullis_actors::sandbox_pool::{
+    Choice, SandboxPool, SandboxPoolConfig, SandboxPoolHandle, SandboxPoolWiring,
+};
+use portcullis_actors::store::{Op, Store};
+use portcullis_actors::supervision::{
+    Feed, Intensity, Policy, RoomState, RoomView, Tree, TreeBuilder,
+};
+use portcullis_actors::vault::{VaultConfig, VaultHandle, VaultWiring};
+use portcullis_core::approval::{Agents, PlanSealer};
+use portcullis_core::audit::{BootId, Entry};
+use portcullis_core::auth::{Door, Principal, Proof, Role, Scope};
+use portcullis_core::identity::Identity;
+use portcullis_core::ids::AgentId;
+use portcullis_core::policy::{AgentPolicy, Elevated, ExecMode};
+use portcullis_core::time::Millis;
+
+use super::support::eventually;
+
+/// A handle's own deadline, and a little for a busy machine.
+pub const ANSWERED: Duration = Duration::from_secs(7);
+
+/// Breaks a room in the middle of a request: its clock panics once.
+#[derive(Clone, Default)]
+pub struct Trip(Arc<AtomicBool>);
+
+impl Trip {
+    pub fn arm(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    pub fn clock(&self) -> Clock {
+        let armed = self.0.clone();
+        Clock::of(move || {
+            assert!(!armed.swap(false, Ordering::SeqCst), "planned");
+            let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+            Millis(since.as_millis().try_into().unwrap())
+        })
+    }
+}
+
+/// A tree that is being planted: the store and the log stand.
+pub struct Ground {
+    pub state: tempfile::TempDir,
+    pub store: Store,
+    pub audit: AuditHandle,
+    pub tree: TreeBuilder,
+}
+
+impl Ground {
+    pub fn new() -> Self {
+        Self::with(AuditConfig::default())
+    }
+
+    pub fn with(config: AuditConfig) -> Self {
+        let state = tempfile::tempdir().unwrap();
+        let store = Store::open(&state.path().join("state.db")).unwrap();
+        let mut tree = TreeBuilder::new(
+            Intensity::default(),
+            Arc::new(|room, why| panic!("{room}: {why}")),
+        );
+        let audit = AuditHandle::add(
+            &mut tree,
+            AuditWiring {
+                dir: state.path().join("audit"),
+                config,
+                boot: BootId([1; 16]),
+                clock: portcullis_actors::audit::Clock::new(),
+                feed: Feed::new(),
+                version: "test".into(),
+            },
+        );
+        Self {
+            state,
+            store,
+            audit,
+            tree,
+        }
+    }
+
+    pub fn vault(&mut self, trip: &Trip) -> VaultHandle {
+        VaultHandle::add(
+            &mut self.tree,
+            VaultWiring {
+                config: VaultConfig::default(),
+                store: self.store.clone(),
+                audit: self.audit.clone(),
+                identity: Identity::from_random([1; 32]),
+                clock: trip.clock(),
+            },
+        )
+    }
+
+    pub fn pairing(&mut self, trip: &Trip) -> PairingHandle {
+        PairingHandle::add(
+            &mut self.tree,
+            PairingWiring {
+                config: PairingConfig::default(),
+                store: self.store.clone(),
+                audit: self.audit.clone(),
+                clock: trip.clock(),
+                news: Feed::new(),
+            },
+        )
+    }
+
+    pub fn approval(&mut self, trip: &Trip) -> ApprovalHandle {
+        let open = AgentPolicy {
+            exec: ExecMode::Full,
+            elevated: Elevated::Ask,
+        };
+        ApprovalHandle::add(
+            &mut self.tree,
+            ApprovalWiring {
+                config: ApprovalConfig::default(),
+                agents: Agents {
+                    named: [(agent("demo"), open)].into(),
+                    ..Agents::default()
+                },
+                store: self.store.clone(),
+                audit: self.audit.clone(),
+                sealer: PlanSealer::of(&Identity::from_random([1; 32])),
+                clock: trip.clock(),
+                feed: Feed::new(),
+            },
+        )
+    }
+
+    pub fn pool(&mut self, capacity: usize) -> SandboxPoolHandle {
+        SandboxPoolHandle::new(self.tree.room::<SandboxPool>(
+            Policy::new(capacity),
+            SandboxPoolWiring {
+                config: SandboxPoolConfig {
+                    driver: Choice::Native,
+                    ..SandboxPoolConfig::default()
+                },
+                state: self.state.path().to_owned(),
+                cell: include_bytes!(env!("PORTCULLIS_CELL")),
+                owner: format!(
+                    "test-{}",
+                    self.state.path().file_name().unwrap().to_string_lossy()
+                ),
+                boot: "boot-1".to_owned(),
+            },
+        ))
+    }
+
+    pub async fn start(self) -> Standing {
+        Standing {
+            tree: self.tree.start().await.unwrap(),
+            state: self.state,
+            store: self.store,
+            audit: self.audit,
+        }
+    }
+}
+
+/// A tree that stands.
+pub struct Standing {
+    pub state: tempfile::TempDir,
+    pub store: Store,
+    pub audit: AuditHandle,
+    pub tree: Tree,
+}
+
+impl Standing {
+    pub fn room(&self, name: &str) -> RoomView {
+        let rooms = self.tree.window().look().rooms;
+        rooms.into_iter().find(|room| room.name == name).unwrap()
+    }
+
+    /// After its `crashes`th crash the room serves again, has all permits back, and nobody else was restarted.
+    pub async fn recovered(&self, name: &str, crashes: u64) {
+        eventually("it serves again", || {
+            let room = self.room(name);
+            room.restarts == crashes && matches!(room.state, RoomState::Up | RoomState::Waiting)
+        })
+        .await;
+        eventually("its permits are back", || {
+            self.room(name).gate.unwrap().depth == 0
+        })
+        .await;
+        for room in self.tree.window().look().rooms {
+            assert!(
+                room.name == name || room.restarts == 0,
+                "{} was restarted too: {:?}",
+                room.name,
+                room.last_crash
+            );
+        }
+        self.audit.event(Entry::new("test.alive")).await.unwrap();
+    }
+
+    /// Another hand changes a row underneath its room: the room's next write to it finds another revision.
+    pub async fn touch(&self, kind: &str, id: &str) {
+        let row = self.store.get(kind, id).await.unwrap().unwrap();
+        let op = Op::compare_and_set(kind, id, row.intent, row.rev, row.payload);
+        self.store.commit(vec![op]).await.unwrap();
+    }
+
+    /// Stops everything; the log must then be whole.
+    pub async fn end(self) {
+        self.tree.stop().await;
+        self.store.close().await.unwrap();
+        let report = verify_dir(&self.state.path().join("audit")).unwrap();
+        assert!(report.intact, "{report:?}");
+    }
+}
+
+pub fn agent(name: &str) -> AgentId {
+    AgentId::new(name).unwrap()
+}
+
+pub fn operator() -> Principal {
+    Principal {
+        proof: Proof::PeerUid(0),
+        door: Door::Control,
+        role: Role::Operator,
+        scopes: [Scope::Admin, Scope::Approvals, Scope::ActAs]
+            .into_iter()
+            .collect(),
+        agent: None,
+        generation: 0,
+    }
+}
+
+/// The answer came within the caller's deadline.
+pub async fn in_time<T>(answer: impl Future<Output = T>) -> T {
+    tokio::time::timeout(ANSWERED, answer)
+        .await
+        .expect("answered within the deadline")
+}
