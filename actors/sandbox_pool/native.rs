@@ -179,6 +179,9 @@ impl Native {
         let told = timeout(START_WITHIN, init_pid(info))
             .await
             .unwrap_or_else(|_| Err("bubblewrap said nothing in time".to_owned()));
+        // As it was at once: what is placed wrongly must be found again below.
+        let init = told.as_ref().ok().copied();
+        let init = init.and_then(|pid| Some((pid, started_at(pid)?)));
         let placed = told.and_then(|pid| self.place(spec, pid).map(|()| pid));
         match placed {
             Ok(pid) => {
@@ -191,8 +194,12 @@ impl Native {
                 })
             }
             Err(error) => {
-                // KILL first: a closed block descriptor would let the box run.
+                // KILL first: a closed block descriptor would let the box run. The init too: it waits for the launcher's
+                // word and would wait for ever.
                 let _ = child.start_kill();
+                if let Some((pid, started)) = init {
+                    let _ = kill_and_wait(pid, started).await;
+                }
                 let mut said = String::new();
                 if let Some(stderr) = child.stderr.take() {
                     let _ = timeout(

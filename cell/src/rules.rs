@@ -68,6 +68,9 @@ fn apply_landlock() -> Result<(), Box<dyn std::error::Error>> {
 
 /// What holds for a command of the host: no Landlock rule on files (its user has the rights it has), but no signal and no abstract socket
 /// leaves the run, and the same calls are refused. Netlink is there: ordinary tools ask it about the network.
+///
+/// A kernel before Landlock's ABI 6 knows no scopes, but keeps a domain of its own from the memory, descriptors and environment of every other
+/// process, another run's of the same user too (`/proc/PID/mem`); there only signals between runs of one user remain.
 pub fn host() -> Result<(), String> {
     scope_only().map_err(|error| format!("landlock: {error}"))?;
     for program in programs(&[1, 2, 10, 16])? {
@@ -76,9 +79,15 @@ pub fn host() -> Result<(), String> {
     Ok(())
 }
 
+/// A right on files that no command without root has anyway: a ruleset that handles nothing makes no domain.
+fn no_devices() -> landlock::BitFlags<AccessFs> {
+    AccessFs::MakeBlock | AccessFs::MakeChar
+}
+
 fn scope_only() -> Result<(), Box<dyn std::error::Error>> {
     Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(no_devices())?
         .scope(Scope::from_all(ABI::V6))?
         .create()?
         .restrict_self()?;
@@ -243,6 +252,22 @@ mod tests {
         for program in programs(&[1, 2, 10, 16]).unwrap() {
             assert!(!program.is_empty() && program.len() < 4096);
         }
+    }
+
+    /// The bug: on a kernel without scopes (before 6.12) a host command had no domain at all, and wrote into the memory of another run's.
+    #[test]
+    fn a_host_command_has_a_domain_where_the_kernel_knows_no_scopes() {
+        let status = std::thread::spawn(|| {
+            // What such a kernel keeps of the ruleset.
+            let rules = Ruleset::default()
+                .handle_access(no_devices() & AccessFs::from_all(ABI::V1))
+                .unwrap();
+            rules.create().unwrap().restrict_self().unwrap().ruleset
+        });
+        assert_eq!(
+            status.join().unwrap(),
+            landlock::RulesetStatus::FullyEnforced
+        );
     }
 
     #[test]

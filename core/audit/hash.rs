@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 /// Not the lower-case hexadecimal text of the right length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("HEX_INVALID: expected {0} lower-case hexadecimal digits")]
+#[error("expected {0} lower-case hexadecimal digits")]
 pub struct HexError(pub usize);
 
 macro_rules! hex_bytes {

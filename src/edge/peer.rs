@@ -61,47 +61,47 @@ pub fn groups(pid: i32) -> Vec<u32> {
 /// Whether a process is outside of our runs, and is there to be asked about. One that is gone could have left its
 /// socket to a child.
 pub fn is_outside(pid: i32) -> bool {
-    parent(pid).is_some() && !is_descendant_of_daemon(pid)
+    // In this order: one that ends meanwhile is gone, not outside.
+    !is_descendant_of_daemon(pid) && parent(pid).is_some()
 }
 
-/// Whether one of our descendants holds the socket with this inode. One that hides its descriptors (a process may, where the gateway is
-/// not root) is believed not to only if somebody outside is seen to hold it.
-pub fn holds_socket(inode: u64) -> bool {
-    let ours = descendants();
-    let mut hidden = false;
-    for &pid in &ours {
-        match holds(pid, inode) {
-            Some(true) => return true,
-            Some(false) => {}
-            // A process that has ended holds nothing.
-            None => hidden |= parent(pid).is_some(),
-        }
-    }
-    hidden && !everybody().any(|pid| !ours.contains(&pid) && holds(pid, inode) == Some(true))
-}
-
-/// `None`: it does not say.
-fn holds(pid: i32, inode: u64) -> Option<bool> {
+/// Whether a process outside of our runs holds the socket with this inode, and none of our descendants does. A socket
+/// that nobody is seen to hold is not held outside: a run can keep one in flight, in the queue of a socket pair, or in
+/// a thread with descriptors of its own.
+pub fn is_held_outside(inode: u64) -> bool {
     let wanted = format!("socket:[{inode}]");
-    let mut open = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
-    Some(open.any(|fd| {
-        fd.and_then(|fd| std::fs::read_link(fd.path()))
-            .is_ok_and(|to| to.as_os_str() == wanted.as_str())
-    }))
+    if descendants().into_iter().any(|pid| holds(pid, &wanted)) {
+        return false;
+    }
+    let mut all = processes();
+    // Who has just connected is most often young.
+    all.sort_unstable_by_key(|pid| std::cmp::Reverse(*pid));
+    all.into_iter()
+        .find(|pid| holds(*pid, &wanted))
+        .is_some_and(is_outside)
 }
 
-fn everybody() -> impl Iterator<Item = i32> {
-    std::fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .flatten()
+fn holds(pid: i32, wanted: &str) -> bool {
+    let Ok(open) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
+        return false;
+    };
+    open.flatten()
+        .any(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to.as_os_str() == wanted))
+}
+
+fn processes() -> Vec<i32> {
+    let Ok(all) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    all.flatten()
         .filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok())
+        .collect()
 }
 
 /// The processes below this one; this one is none of them.
 fn descendants() -> Vec<i32> {
     let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
-    for pid in everybody() {
+    for pid in processes() {
         if let Some(parent) = parent(pid) {
             children.entry(parent).or_default().push(pid);
         }
@@ -165,7 +165,10 @@ mod tests {
         let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (server, peer) = listener.accept().unwrap();
         let (_, inode) = tcp_owner(peer, server.local_addr().unwrap()).unwrap();
-        assert!(!holds_socket(inode), "this process holds it, no child does");
+        assert!(
+            is_held_outside(inode),
+            "this process holds it, no child does"
+        );
         let mut child = std::process::Command::new("sleep")
             .arg("20")
             .stdin(std::os::fd::OwnedFd::from(client))
@@ -173,13 +176,43 @@ mod tests {
             .unwrap();
         let pid = child.id().cast_signed();
         assert!(!is_outside(pid));
-        assert!(holds_socket(inode));
+        assert!(!is_held_outside(inode));
         assert!(is_outside(
             parent(std::process::id().cast_signed()).unwrap()
         ));
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(!is_outside(pid), "gone: nobody can say");
+    }
+
+    /// The bug: a command of the host with the gateway's own uid sent its request, put its socket into the queue of a
+    /// socket pair, and was an operator when nobody was seen to hold it.
+    #[test]
+    fn a_socket_in_flight_is_nobodys() {
+        use rustix::net::{
+            AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags,
+            SocketType, sendmsg, socketpair,
+        };
+        use std::os::fd::AsFd as _;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (server, peer) = listener.accept().unwrap();
+        let (_, inode) = tcp_owner(peer, server.local_addr().unwrap()).unwrap();
+        let (queue, _other) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
+        let fds = [client.as_fd()];
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)));
+        let byte = [std::io::IoSlice::new(&[0])];
+        sendmsg(&queue, &byte, &mut ancillary, SendFlags::empty()).unwrap();
+        drop(client);
+        assert!(!is_held_outside(inode));
     }
 
     #[test]
@@ -224,11 +257,16 @@ mod tests {
             .spawn()
             .unwrap();
         let pid = child.id().cast_signed();
-        assert!(std::fs::read_dir(format!("/proc/{pid}/fd")).is_err());
-        assert!(holds_socket(inode));
+        // A start returns a moment before the kernel has made the new program unreadable.
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while std::fs::read_dir(format!("/proc/{pid}/fd")).is_ok() {
+            assert!(std::time::Instant::now() < until, "it does not hide");
+            std::thread::yield_now();
+        }
+        assert!(!is_held_outside(inode));
         // This test stands for somebody outside.
         let (_client, _server, inode) = connect();
-        assert!(!holds_socket(inode));
+        assert!(is_held_outside(inode));
         child.kill().unwrap();
         child.wait().unwrap();
     }

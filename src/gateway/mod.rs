@@ -1,6 +1,7 @@
 //! `portcullis gateway` and `portcullis up`: from a state directory to a serving tree, and back in order.
 
 mod folders;
+mod inherited;
 mod token;
 
 use std::io::{IsTerminal as _, Write as _};
@@ -40,6 +41,7 @@ pub fn run(global: &Global, args: &GatewayArgs, greet: bool) -> ExitCode {
         Ok(secret) => secret,
         Err(failure) => return told(&failure),
     };
+    inherited::close_all();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .worker_threads(2)

@@ -549,10 +549,12 @@ async fn an_answer_that_cannot_be_written_is_a_failure_and_no_success() {
         .open("/dev/full")
         .unwrap();
     let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_portcullis"))
-        .args(["version", "--json"])
+        .arg("version")
         .stdout(full)
         .stderr(Stdio::piped())
-        .output()
+        .spawn()
+        .unwrap()
+        .wait_with_output()
         .await
         .unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");

@@ -69,7 +69,8 @@ async fn a_question_outlives_an_approval_that_crashes_and_its_answer_is_used_onc
     let (mut ground, trip) = (Ground::new(), Trip::default());
     let approval = ground.approval(&trip);
     let house = ground.start().await;
-    let id = ask(&approval, plan("-a")).await.unwrap();
+    let asked = ask(&approval, plan("-a"));
+    let id = house.whole("approval", asked).await.unwrap();
 
     trip.arm();
     assert_eq!(ask(&approval, plan("-b")).await, Err("ROOM_DOWN"));
@@ -85,8 +86,10 @@ async fn a_question_outlives_an_approval_that_crashes_and_its_answer_is_used_onc
     house.touch("approval", id.as_str()).await;
     assert_eq!(say(&approval, &id).await, Err("ROOM_DOWN"));
     house.recovered("approval", 2).await;
-    assert_eq!(approval.status(&id).await.unwrap(), Status::Pending);
-    assert_eq!(say(&approval, &id).await, Ok(Status::Allowed));
+    let status = house.whole("approval", approval.status(&id)).await;
+    assert_eq!(status.unwrap(), Status::Pending);
+    let said = say(&approval, &id);
+    assert_eq!(house.whole("approval", said).await, Ok(Status::Allowed));
 
     trip.arm();
     let hash = plan("-a").plan_hash();

@@ -37,7 +37,7 @@ async fn of_twenty_live_sockets_one_that_dies_takes_no_other_with_it() {
     let nobodys = client.refused("exec.run", run).await;
     assert_eq!(nobodys["details"]["code"], "AGENT_REQUIRED", "{nobodys}");
     let status = gateway.json(&["status"]);
-    for room in status["rooms"].as_array().unwrap() {
+    for room in status["portcullis"]["rooms"].as_array().unwrap() {
         assert_eq!(room["restarts"], 0, "{room}");
     }
 }

@@ -178,6 +178,16 @@ impl Standing {
         rooms.into_iter().find(|room| room.name == name).unwrap()
     }
 
+    /// Asks a room, and waits until its handler is through: an answer comes before the handler's last words. The only
+    /// one that asks.
+    pub async fn whole<T>(&self, name: &str, call: impl Future<Output = T>) -> T {
+        let handled = || self.room(name).gate.unwrap().handled;
+        let before = handled();
+        let answer = call.await;
+        eventually("the handler is through", || handled() > before).await;
+        answer
+    }
+
     /// After its `crashes`th crash the room serves again, has all permits back, and nobody else was restarted.
     pub async fn recovered(&self, name: &str, crashes: u64) {
         eventually("it serves again", || {
