@@ -536,7 +536,10 @@ async fn the_log_is_verified_without_a_gateway_and_one_flipped_bit_exits_with_10
         "{}",
         text(&output.stderr)
     );
-    assert_eq!(code(&run(&state.path().join("none"), &verify).await), 2);
+    let output = run(&state.path().join("none"), &verify).await;
+    assert_eq!(code(&output), 8);
+    let told = text(&output.stdout) + &text(&output.stderr);
+    assert!(told.contains("AUDIT_UNREADABLE"), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
