@@ -35,7 +35,7 @@ impl Calls for Desk {
     ) -> Result<Value, ErrorBody> {
         let plan = json!({"id": "a1-7be2", "expiresAtMs": 4_000_000_000_000_u64, "request": {
             "agentId": "demo", "target": "host", "argv": ["/usr/bin/git", "push", "--force", "origin", "main"],
-            "executable": {"kind": "host", "path": "/usr/bin/git", "sha256": "1f0c".repeat(16)}, "cwd": "/work/app",
+            "executable": {"kind": "host", "path": "/usr/bin/git", "sha256": "1f0c".repeat(16)}, "cwd": "/srv/app",
             "user": "nobody", "uid": 65534, "gid": 65534, "principal": "uid:0", "timeoutMs": 30_000, "planHash": "ab".repeat(32),
             "env": {"GIT_SSH_COMMAND": "ssh -i key", "HOME": "/work"},
             "reasons": ["It runs on the host, outside the sandbox.", "It sets GIT_SSH_COMMAND."],
