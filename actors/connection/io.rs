@@ -218,7 +218,7 @@ mod tests {
         for chunk in bytes.chunks(7) {
             guard.pass(chunk).unwrap();
         }
-        assert!(guard.pass(&frame(6_000)).is_err());
+        assert!(guard.pass(&frame(7_000)).is_err());
         let mut guard = Guard::default();
         let empty = frame(0);
         let passed = (0..100_000)
