@@ -16,6 +16,7 @@ mod handle;
 mod host;
 mod messages;
 mod open;
+mod operands;
 mod run;
 mod user;
 
