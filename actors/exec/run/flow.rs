@@ -17,6 +17,7 @@ use super::freeze::{Frozen, Means, Seal, freeze, profile};
 use super::gate::{Gate, Said, Stand, stand};
 use super::messages::RunWiring;
 use crate::act::entry_of;
+use crate::exec::actor::RUN;
 use crate::exec::messages::{
     Accepted, Begin, ExecEvent, ExecRefusal, ExecWiring, Note, RunRequest, RunResult,
 };
@@ -237,7 +238,7 @@ impl Flow {
             plan_hash: Some(portcullis_core::audit::Hash32(decided.plan_hash.0)),
             approval_id: decided.approval.as_ref().map(ToString::to_string),
             idempotency_key: Some(self.request.idempotency_key.clone()),
-            ..self.entry("exec.run")
+            ..self.entry(RUN)
         }
         .with("command", plan.redacted_line())
         .with("cwd", plan.cwd.clone())
