@@ -8,8 +8,8 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use tracing::Instrument as _;
 
-use super::runs;
 use super::serve::{Conn, Pending};
+use super::{asks, runs};
 
 /// `health`, answered without a room: it says that this process answers (wire.md 14, item 9).
 pub(super) fn health(id: &str, now: Millis) -> String {
@@ -70,6 +70,10 @@ pub(super) fn begin(conn: &Conn, request: &Request<'_>) -> Result<Pending, Error
         let result = match name.as_str() {
             "exec.run" => match params.read(&name) {
                 Ok(params) => runs::run(&conn, &id, params).await,
+                Err(error) => Err(error),
+            },
+            "exec.approval.request" => match params.read(&name) {
+                Ok(params) => asks::request(&conn, &id, params).await,
                 Err(error) => Err(error),
             },
             "exec.cancel" => match params.read(&name) {

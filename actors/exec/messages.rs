@@ -48,6 +48,13 @@ pub struct RunRequest {
     pub session: FlagReader<Option<String>>,
 }
 
+/// How a question is asked ahead of its run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OnlyAsk {
+    /// When it ends by itself, if earlier than configured, ms.
+    pub timeout_ms: Option<u64>,
+}
+
 /// The first answer: the plan is frozen, and either runs now or waits for a person.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Accepted {
@@ -86,7 +93,7 @@ pub enum ExecEvent {
 pub struct RunResult {
     /// The run.
     pub run_id: RunId,
-    /// `exited`, `timed-out`, `cancelled`, `denied` (nothing ran), `box-lost` or `unknown`.
+    /// `exited`, `timed-out`, `cancelled`, `denied` (nothing ran), `box-lost` or `unknown`; `allowed` where it was only asked for.
     pub status: &'static str,
     /// Of a command that ended by itself.
     pub exit_code: Option<i32>,
@@ -216,6 +223,8 @@ pub struct ExecWiring {
 pub struct Begin {
     /// What.
     pub request: RunRequest,
+    /// Only to ask for it, under its key as the question's id: a later request with this key runs it.
+    pub only_ask: Option<OnlyAsk>,
     /// Where its events go.
     pub events: mpsc::Sender<ExecEvent>,
 }

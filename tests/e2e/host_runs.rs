@@ -12,14 +12,14 @@ use crate::support::gateway::Gateway;
 const WITHIN: Duration = Duration::from_secs(30);
 
 /// A folder that everybody may walk.
-fn open() -> tempfile::TempDir {
+pub fn open() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let mode = std::fs::Permissions::from_mode(0o777);
     std::fs::set_permissions(folder.path(), mode).unwrap();
     folder
 }
 
-fn write(folder: &Path, name: &str, text: &str) -> PathBuf {
+pub fn write(folder: &Path, name: &str, text: &str) -> PathBuf {
     let path = folder.join(name);
     std::fs::write(&path, text).unwrap();
     path

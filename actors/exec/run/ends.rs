@@ -68,7 +68,7 @@ pub async fn interrupted(
 
 /// The end of a run that did not act.
 pub struct Over {
-    /// `denied`, `cancelled` or `unknown`.
+    /// `denied`, `cancelled` or `unknown`; `allowed` of what was only asked for.
     pub status: &'static str,
     /// Why.
     pub error: Option<(&'static Code, String)>,

@@ -19,7 +19,7 @@ use super::messages::RunWiring;
 use crate::act::entry_of;
 use crate::exec::actor::RUN;
 use crate::exec::messages::{
-    Accepted, Begin, ExecEvent, ExecRefusal, ExecWiring, Note, RunRequest, RunResult,
+    Accepted, Begin, ExecEvent, ExecRefusal, ExecWiring, Note, OnlyAsk, RunRequest, RunResult,
 };
 use crate::supervision::{Ctx, FeedItem, FlagReader, Reply};
 
@@ -38,6 +38,7 @@ pub struct Flow {
     pub(super) stop: FlagReader<Option<Stop>>,
     notes: mpsc::Sender<Note>,
     gate: Gate,
+    only_ask: Option<OnlyAsk>,
 }
 
 /// A plan that may run, or waits for a person.
@@ -64,6 +65,7 @@ impl Flow {
             events: begin.events,
             stop,
             notes: wiring.notes,
+            only_ask: begin.only_ask,
         }
     }
 
@@ -81,7 +83,11 @@ impl Flow {
                 return;
             }
         };
-        let result = self.carry_out(decided).await;
+        let result = if self.only_ask.is_some() {
+            self.word(decided).await
+        } else {
+            self.carry_out(decided).await
+        };
         // Before the word itself: who has it may ask again at once.
         self.note(Note::Told);
         // A caller that is gone, or does not listen any more, needs no word.
@@ -123,7 +129,11 @@ impl Flow {
                 }
                 (None, Some(found.id), Some(found.expires_at.0))
             }
-            None => match self.gate.decide(&frozen.plan, &self.request).await? {
+            None => match self
+                .gate
+                .decide(&frozen.plan, &self.request, self.only_ask)
+                .await?
+            {
                 Said::Allowed(rule) => (Some(rule), None, None),
                 Said::Asked(id, expires) => (None, Some(id), Some(expires)),
             },
@@ -178,6 +188,20 @@ impl Flow {
         }
         .with("agent", self.request.agent.as_str())
         .with("target", self.request.target.word())
+    }
+
+    /// Of what is only asked for: what is said of it.
+    async fn word(&mut self, decided: Decided) -> RunResult {
+        let said = match &decided.approval {
+            Some(id) => self.wait_for_word(id).await,
+            None => Ok(()),
+        };
+        let over = said.err().unwrap_or(Over {
+            status: "allowed",
+            error: None,
+            seq: None,
+        });
+        self.nothing_ran(&decided, None, over)
     }
 
     /// From the decision to the end.

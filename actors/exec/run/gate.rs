@@ -8,7 +8,7 @@ use portcullis_core::ids::{ApprovalId, Hash32};
 use portcullis_core::plan::ExecPlan;
 
 use crate::approval::{ApprovalHandle, ApprovalRefusal, Ask, Decision, Found};
-use crate::exec::messages::{ExecRefusal, RunRequest};
+use crate::exec::messages::{ExecRefusal, OnlyAsk, RunRequest};
 
 /// Approval, for one run.
 pub struct Gate(pub ApprovalHandle);
@@ -42,23 +42,25 @@ impl Gate {
     }
 
     /// Decides on a new plan, or asks a person.
-    pub async fn decide(&self, plan: &ExecPlan, request: &RunRequest) -> Result<Said, ExecRefusal> {
-        let key = Some(request.idempotency_key.clone());
-        self.ask(plan, request, key).await
-    }
-
-    async fn ask(
+    pub async fn decide(
         &self,
         plan: &ExecPlan,
         request: &RunRequest,
-        idempotency_key: Option<String>,
+        only_ask: Option<OnlyAsk>,
     ) -> Result<Said, ExecRefusal> {
+        let key = request.idempotency_key.clone();
+        // A question asked ahead is called by its key.
+        let id = only_ask.map(|_| ApprovalId::new(&key)).transpose();
+        let id = id.map_err(|error| ExecRefusal::new(codes::INVALID_PARAMS, error))?;
         let ask = Ask {
-            plan: plan.clone(),
-            requester: request.principal.clone(),
-            connection: request.connection.clone(),
-            idempotency_key,
+            id,
+            timeout_ms: only_ask.and_then(|how| how.timeout_ms),
+            ..question(plan, request, Some(key))
         };
+        self.ask(ask).await
+    }
+
+    async fn ask(&self, ask: Ask) -> Result<Said, ExecRefusal> {
         match self.0.decide(ask).await {
             Ok(Decision::Allow { rule }) => Ok(Said::Allowed(rule)),
             Ok(Decision::Pending { id, expires_at }) => Ok(Said::Asked(id, expires_at.0)),
@@ -75,7 +77,7 @@ impl Gate {
 
     /// Does policy still let it run without a person, at the moment of its start?
     pub async fn still(&self, plan: &ExecPlan, request: &RunRequest) -> Result<(), ExecRefusal> {
-        match self.ask(plan, request, None).await? {
+        match self.ask(question(plan, request, None)).await? {
             Said::Allowed(_) => Ok(()),
             Said::Asked(id, _) => {
                 self.withdraw(&id, "policy").await;
@@ -121,6 +123,17 @@ impl Gate {
         if let Err(error) = self.0.cancel(id, why).await {
             tracing::warn!(approval = %id, %error, "a question was not withdrawn; it ends by its time");
         }
+    }
+}
+
+fn question(plan: &ExecPlan, request: &RunRequest, key: Option<String>) -> Ask {
+    Ask {
+        plan: plan.clone(),
+        requester: request.principal.clone(),
+        connection: request.connection.clone(),
+        idempotency_key: key,
+        id: None,
+        timeout_ms: None,
     }
 }
 
