@@ -120,7 +120,9 @@ impl Pairing {
         now: Millis,
     ) -> Result<Change, Refusal> {
         let pending = self.live_request(request_id, now)?;
-        if !caller.may_touch(&pending.device_id) {
+        // Who asked never decides, whatever it holds.
+        let own = caller.device.as_ref() == Some(&pending.device_id);
+        if own || !caller.may_touch(&pending.device_id) {
             return Err(Refusal::ApprovalDenied);
         }
         if pending.roles.iter().any(|role| *role != Role::Operator) && !caller.is_admin() {

@@ -239,16 +239,15 @@ impl Run {
                 let error = &payload["error"];
                 let code = codes::find(field(error, "code")).unwrap_or(codes::APPROVAL_DENIED);
                 Failure::of(code, clean(field(error, "message")))
-                    .hint("`portcullis audit query --action exec.run` shows who decided")
             }
             "denied" => match field(payload, "reason") {
                 "" => Failure::of(codes::APPROVAL_DENIED, codes::APPROVAL_DENIED.next)
-                    .hint("`portcullis audit query --action exec.run` shows who decided"),
+                    .hint("`portcullis audit query --action approval` shows who decided"),
                 reason => Failure::of(
                     codes::APPROVAL_DENIED,
                     format!("a person refused this command: {reason}"),
                 )
-                .hint("`portcullis audit query --action exec.run` shows who decided"),
+                .hint("`portcullis audit query --action approval` shows who decided"),
             },
             "expired" => Failure::of(
                 codes::APPROVAL_EXPIRED,
@@ -258,10 +257,14 @@ impl Run {
                 Failure::of(codes::RUN_NOT_FOUND, "the command was cancelled").hint("run it again")
             }
             "box-lost" => Failure::of(codes::BOX_LOST, "the sandbox ended under the command"),
-            "unknown" => Failure::of(
-                codes::RUN_UNKNOWN,
-                "whether the command finished is unknown",
-            ),
+            "unknown" => {
+                let error = &payload["error"];
+                let code = codes::find(field(error, "code")).unwrap_or(codes::RUN_UNKNOWN);
+                match field(error, "message") {
+                    "" => Failure::of(code, "whether the command finished is unknown"),
+                    message => Failure::of(code, clean(message)),
+                }
+            }
             other => Failure::of(codes::INTERNAL, format!("the run ended as {other:?}")),
         };
         note(failure.lines().trim_end());

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use portcullis_core::audit::{Entry, Once, Outcome, Seq};
-use portcullis_core::codes;
+use portcullis_core::audit::{Entry, Once, Outcome, Query, Seq};
+use portcullis_core::codes::{self, Code};
 use portcullis_core::ids::{ApprovalId, Hash32, RunId};
 use portcullis_core::plan::{ExecPlan, Operand};
 use serde_json::json;
@@ -12,11 +12,12 @@ use tokio::time::Instant;
 
 use super::act::Acting;
 use super::actor::RunRoom;
-use super::ends::{Carried, Interrupt, Over, Stop, interrupted, provenance, same_request};
+use super::ends::{Carried, Interrupt, Over, Stop, interrupted, provenance, same_request, used};
 use super::freeze::{Frozen, Means, Seal, freeze, profile};
-use super::gate::{Gate, Said, Stand, stand};
+use super::gate::{Gate, Said, Stand};
 use super::messages::RunWiring;
 use crate::act::entry_of;
+use crate::audit::Found;
 use crate::exec::actor::RUN;
 use crate::exec::messages::{
     Accepted, Begin, ExecEvent, ExecRefusal, ExecWiring, Note, OnlyAsk, RunRequest, RunResult,
@@ -108,7 +109,12 @@ impl Flow {
         let seal = match &known {
             Some(found) => {
                 same_request(&found.plan, &self.request)?;
-                if let Stand::Over(code, message) = stand(found.status, "earlier") {
+                if let Stand::Over(code, message) = self.gate.stand(&found.id).await? {
+                    let used = self.gate.used_by(&found.id).await;
+                    let (code, message) = match used {
+                        Some(seq) => self.used(seq).await.unwrap_or((code, message)),
+                        None => (code, message),
+                    };
                     let refusal = ExecRefusal::new(code, message);
                     return Err(refusal.with("approvalId", found.id.as_str()));
                 }
@@ -211,6 +217,15 @@ impl Flow {
         {
             return self.nothing_ran(&decided, None, over);
         }
+        // Before the key and the answer are used up: for whom would it run?
+        if let Err(over) = self.is_wanted() {
+            if let Some(id) = &decided.approval
+                && self.stop.get() != Some(Stop::Shutdown)
+            {
+                self.gate.withdraw(id, "cancelled").await;
+            }
+            return self.nothing_ran(&decided, None, over);
+        }
         match self.intent(&decided).await {
             Ok(intent) => self.act(decided, intent).await,
             Err(over) => self.nothing_ran(&decided, None, over),
@@ -277,9 +292,29 @@ impl Flow {
                 self.note(Note::Intent(seq));
                 Ok(seq)
             }
-            Ok(Once::Seen { seq, outcome }) => Err(Over::seen(seq, outcome.as_ref())),
+            Ok(Once::Seen { seq, outcome }) => {
+                let earlier = self.earlier(seq).await;
+                Err(Over::seen(seq, outcome.as_ref(), earlier.as_ref()))
+            }
             Err(error) => Err(Over::refused(ExecRefusal::of_audit(&error))),
         }
+    }
+
+    /// The record of an earlier run's intent, and of its end.
+    async fn earlier(&self, seq: Seq) -> Option<Found> {
+        let one = Query {
+            since_seq: Some(seq),
+            until_seq: Some(seq),
+            ..Query::default()
+        };
+        self.wiring.audit.query(one).await.ok()?.pop()
+    }
+
+    /// What became of the run that used an answer.
+    async fn used(&self, seq: Seq) -> Option<(&'static Code, String)> {
+        let earlier = self.earlier(seq).await?;
+        let outcome = earlier.outcome.as_ref().map(|ended| &ended.outcome.result);
+        Some(used(seq, outcome, Some(&earlier)))
     }
 
     /// Uses the approval, looks again, acts, and records how it ended.
@@ -332,11 +367,19 @@ impl Flow {
         self.unchanged(&decided.frozen)
             .await
             .map_err(Over::refused)?;
-        if self.stop.get().is_some() {
-            return Err(Over::cancelled(None));
+        self.is_wanted()
+    }
+
+    /// Does who asked still wait for it, with a credential that is good?
+    fn is_wanted(&self) -> Result<(), Over> {
+        if let Some(reason) = self.request.session.get() {
+            return Err(Over::denied(codes::SESSION_ENDED, reason));
         }
-        match self.request.session.get() {
-            Some(reason) => Err(Over::denied(codes::SESSION_ENDED, reason)),
+        match self.stop.get() {
+            Some(Stop::Shutdown) => Err(Over::interrupted(Interrupt::Shutdown)),
+            Some(Stop::Cancel) => Err(Over::cancelled(None)),
+            // A caller that goes away later has a moment to come back; what has not begun is not begun for nobody.
+            None if self.events.is_closed() => Err(Over::interrupted(Interrupt::CallerGone)),
             None => Ok(()),
         }
     }

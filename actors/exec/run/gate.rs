@@ -1,6 +1,6 @@
 //! What approval says of a plan: the one place that knows its handle.
 
-use portcullis_core::approval::Status;
+use portcullis_core::approval::{Record, Status};
 use portcullis_core::audit::Seq;
 use portcullis_core::codes::{self, Code};
 use portcullis_core::display::visible;
@@ -92,19 +92,15 @@ impl Gate {
     /// Where the question stands.
     pub async fn stand(&self, id: &ApprovalId) -> Result<Stand, ExecRefusal> {
         match self.0.get(id.as_str()).await {
-            Ok(record) => {
-                let said = record.resolution;
-                let why = said.as_ref().map_or("", |said| said.why.as_str());
-                let note = said.as_ref().and_then(|said| said.note.as_deref());
-                Ok(match (stand(record.status, why), note) {
-                    (Stand::Over(code, message), Some(note)) if record.status == Status::Denied => {
-                        Stand::Over(code, format!("{message}: {}", visible(note)))
-                    }
-                    (stand, _) => stand,
-                })
-            }
+            Ok(record) => Ok(stand(&record)),
             Err(error) => Err(refusal(&error)),
         }
+    }
+
+    /// The intent that used the answer.
+    pub async fn used_by(&self, id: &ApprovalId) -> Option<Seq> {
+        let record = self.0.get(id.as_str()).await.ok()?;
+        record.used_by.map(Seq)
     }
 
     /// Uses the answer, once.
@@ -138,22 +134,31 @@ fn question(plan: &ExecPlan, request: &RunRequest, key: Option<String>) -> Ask {
 }
 
 /// What a kept question allows.
-pub fn stand(status: Status, why: &str) -> Stand {
-    match status {
+fn stand(record: &Record) -> Stand {
+    let said = record.resolution.as_ref();
+    match record.status {
         Status::Pending => Stand::Open,
         Status::Allowed => Stand::Allowed,
-        Status::Denied => Stand::Over(
-            codes::APPROVAL_DENIED,
-            "a person refused this command".to_owned(),
-        ),
+        Status::Denied => {
+            let by = said.map_or_else(|| "a person".into(), |said| visible(&said.by));
+            let note = said.and_then(|said| said.note.as_deref());
+            let note = note.map_or_else(String::new, |note| format!(": {}", visible(note)));
+            Stand::Over(
+                codes::APPROVAL_DENIED,
+                format!("{by} refused this command{note}"),
+            )
+        }
         Status::Expired => Stand::Over(
             codes::APPROVAL_EXPIRED,
             "nobody decided in time, which means no".to_owned(),
         ),
-        Status::Cancelled => Stand::Over(
-            codes::APPROVAL_DENIED,
-            format!("the question was withdrawn ({why})"),
-        ),
+        Status::Cancelled => {
+            let why = said.map_or("", |said| said.why.as_str());
+            Stand::Over(
+                codes::APPROVAL_DENIED,
+                format!("the question was withdrawn ({})", visible(why)),
+            )
+        }
         Status::Used => Stand::Over(
             codes::RUN_UNKNOWN,
             "this approval was used already: the run is not begun again".to_owned(),

@@ -265,6 +265,34 @@ fn a_covered_request_keeps_its_id_and_a_wider_one_replaces_it() {
 }
 
 #[test]
+fn a_device_never_approves_its_own_request() {
+    let mut bench = Bench::new(Limits::default());
+    let (request, _) = bench.request(&facts(1, Role::Operator, &[Scope::Pairing]));
+    for (scope, by_device_token) in [
+        (Scope::Pairing, true),
+        (Scope::Pairing, false),
+        (Scope::Admin, true),
+        (Scope::Admin, false),
+    ] {
+        let own = Caller {
+            scopes: set(&[scope]),
+            device: Some(id(1)),
+            by_device_token,
+        };
+        for narrow in [false, true] {
+            assert_eq!(
+                bench
+                    .machine
+                    .approve(&request, &own, narrow, bench.now)
+                    .err(),
+                Some(Refusal::ApprovalDenied)
+            );
+        }
+    }
+    bench.approve(&request, &admin()).expect("approved");
+}
+
+#[test]
 fn an_approver_gives_what_it_has() {
     let mut bench = Bench::new(Limits::default());
     let (request, _) = bench.request(&facts(1, Role::Operator, &[Scope::Read, Scope::Admin]));
