@@ -114,6 +114,9 @@ pub fn rows(approval: &Value) -> Vec<(&'static str, String)> {
     for (i, file) in executable(plan, request).into_iter().enumerate() {
         put(if i == 0 { "program" } else { "" }, file);
     }
+    for (i, file) in operands(plan).into_iter().enumerate() {
+        put(if i == 0 { "files" } else { "" }, file);
+    }
     put("cwd", clean(first(plan, &["cwd"])));
     put("user", user(plan));
     for (i, variable) in env(plan).into_iter().enumerate() {
@@ -173,6 +176,25 @@ fn executable(plan: &Value, request: &Value) -> Vec<String> {
     let flat = program.get("file").unwrap_or(program);
     let (kind, program) = tagged.unwrap_or((field(program, "kind"), flat));
     vec![file(kind, program)]
+}
+
+/// A line per word of the arguments that names something. The plan's own form is tagged, a request's is flat.
+fn operands(plan: &Value) -> Vec<String> {
+    let one = |operand: &Value| {
+        let index = number(operand, "argvIndex").or_else(|| number(operand, "index"));
+        let tagged = operand.get("held").and_then(Value::as_object);
+        let (held, named) = tagged
+            .and_then(|held| held.iter().next())
+            .map_or((field(operand, "held"), operand), |(k, v)| (k.as_str(), v));
+        let how = match held {
+            "copied" => "this text is handed over as a copy".to_owned(),
+            "checked" => "compared again before the start".to_owned(),
+            _ => format!("NOT KEPT, {}: it can change", clean(field(named, "why"))),
+        };
+        let index = index.map_or_else(|| "?".to_owned(), |n| n.to_string());
+        format!("argv[{index}] is {}  ({how})", file("host", named))
+    };
+    list(plan, "operands").iter().map(one).collect()
 }
 
 fn file(kind: &str, file: &Value) -> String {
@@ -264,6 +286,30 @@ mod tests {
         assert!(card.contains("/usr/bin/uname  sha256 ed21"), "{card}");
         assert!(card.contains("uid 65534 gid 65534"), "{card}");
         assert!(card.contains("network    host"), "{card}");
+    }
+
+    #[test]
+    fn what_a_word_names_is_shown_with_how_it_is_kept() {
+        let flat = json!({"request": {"argv": ["sh", "/t/x"], "operands": [
+            {"argvIndex": 1, "path": "/t/x\u{1b}", "sha256": "ab", "held": "copied"},
+            {"argvIndex": 2, "path": "/srv", "held": "not-kept", "why": "a folder"}]}});
+        let tagged = json!({"request": {"plan": {"argv": ["sh", "/t/x"], "operands": [
+            {"index": 1, "from": 0, "held": {"checked": {"path": "/t/x", "dev": 1, "ino": 2, "sha256": "ab"}}},
+            {"index": 2, "from": 0, "held": {"open": {"path": "/srv", "why": "folder"}}}]}}});
+        let flat = card(&flat);
+        assert!(flat.contains("argv[1] is /t/x"), "{flat}");
+        assert!(
+            flat.contains("sha256 ab  (this text is handed over"),
+            "{flat}"
+        );
+        assert!(!flat.contains('\u{1b}'), "{flat}");
+        assert!(
+            flat.contains("argv[2] is /srv  (NOT KEPT, a folder"),
+            "{flat}"
+        );
+        let tagged = card(&tagged);
+        assert!(tagged.contains("sha256 ab  (compared again"), "{tagged}");
+        assert!(tagged.contains("/srv  (NOT KEPT, folder"), "{tagged}");
     }
 
     #[test]

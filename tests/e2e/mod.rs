@@ -1,6 +1,7 @@
 //! Whole paths, as a person walks them.
 
 mod cli;
+mod host_runs;
 mod inherited;
 mod kills;
 mod npm_client;
