@@ -21,7 +21,7 @@ use futures_util::StreamExt;
 use portcullis_core::ids::BoxId;
 
 use super::driver::{DriverError, ProbeContext};
-use super::engine::{self, CALL, EngineConfig, EngineFacts, Fault, Opened, WORK, bounded};
+use super::engine::{self, CALL, EngineConfig, EngineFacts, Fault, Opened, WORK, bounded, words};
 use super::evidence;
 use super::hardening::{
     BOOT_LABEL, BOX_LABEL, HOSTS, OWNER_LABEL, PROFILE_LABEL, differences, hosts_file, request,
@@ -190,7 +190,7 @@ impl Docker {
             tokio::select! {
                 said = events.next() => match said {
                     Some(Ok(_)) => {}
-                    Some(Err(error)) => return error.to_string(),
+                    Some(Err(error)) => return words(&error),
                     None => return "it closed the connection".to_owned(),
                 },
                 () = tokio::time::sleep(PULSE) => {
@@ -454,7 +454,7 @@ fn box_end(said: Option<Result<bollard::models::ContainerWaitResponse, EngineErr
             status_code: 404, ..
         })) => BoxEnd::Gone,
         Some(Err(error)) => BoxEnd::EngineLost {
-            reason: error.to_string(),
+            reason: words(&error),
         },
         None => BoxEnd::EngineLost {
             reason: "the engine closed the connection".to_owned(),

@@ -169,6 +169,7 @@ impl SandboxPool {
             let _ = live.handle.order(Order::End(why.clone())).await;
         }
         self.engine = None;
+        self.said.clone_from(&said);
         self.drivers = self.none(said);
     }
 

@@ -1,6 +1,7 @@
 //! Whole paths, as a person walks them.
 
 mod cli;
+mod engine;
 mod inherited;
 mod kills;
 mod npm_client;
