@@ -2,6 +2,7 @@
 
 mod cli;
 mod host_runs;
+mod engine;
 mod inherited;
 mod kills;
 mod npm_client;
