@@ -14,12 +14,17 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use portcullis_actors::connection::{Io, Stream};
 use portcullis_actors::supervision::{FlagReader, TreeWindow};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::methods::Site;
 
 /// A request's header, bytes.
 const HEADER_MAX: usize = 16 * 1024;
+
+/// A socket that does not upgrade takes requests for so many times a header's time, and as long again for the last
+/// answer: 40 seconds and 40 by default.
+const LIFE: u32 = 4;
 
 type Answer = Response<Full<Bytes>>;
 
@@ -75,7 +80,17 @@ async fn over<S: Socket>(
         .max_buf_size(HEADER_MAX)
         .serve_connection(TokioIo::new(socket), service)
         .with_upgrades();
-    if let Err(error) = connection.await {
+    // One that asks now and then, or does not read what it is answered, does not stay for ever: browsers dial again.
+    let mut connection = std::pin::pin!(connection);
+    let life = within * LIFE;
+    let ended = match timeout(life, connection.as_mut()).await {
+        Ok(ended) => ended,
+        Err(_) => {
+            connection.as_mut().graceful_shutdown();
+            timeout(life, connection).await.ok()?
+        }
+    };
+    if let Err(error) = ended {
         tracing::debug!(target: "portcullis", %error, "http connection ended");
     }
     let (on_upgrade, said): (hyper::upgrade::OnUpgrade, Said) = upgraded.try_recv().ok()?;
