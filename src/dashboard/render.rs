@@ -367,7 +367,7 @@ fn device_row(device: &Value) -> Markup {
             td { span class=(class) { (state) } }
             td { (clean(&roles)) }
             td { (clean(&joined(device, "scopes"))) }
-            td { (how) " " (number(device, "approvedAtMs").map_or_else(String::new, utc)) }
+            td { (how) br; span { (number(device, "approvedAtMs").map_or_else(String::new, utc)) } }
             td.mono { (fingerprint(field(device, "deviceId"))) }
         }
     }
@@ -439,7 +439,7 @@ fn records(answer: &Result<Value, ErrorBody>) -> Markup {
                 tbody {
                     @for shown in all.iter().rev().map(crate::show::record::Shown::of) {
                         tr {
-                            td.n { (shown.seq) } td { (shown.at) } td { (shown.kind) } td { (shown.action) }
+                            td.n { (shown.seq) } td.at { (shown.at) } td.at { (shown.kind) } td.at { (shown.action) }
                             td { (shown.who) } td { (shown.on) } td { (shown.outcome) }
                         }
                     }
