@@ -6,3 +6,4 @@ mod kills;
 mod npm_client;
 mod page;
 mod starts;
+mod walk;
