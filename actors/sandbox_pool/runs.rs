@@ -153,6 +153,8 @@ struct Run {
     /// When the host acts: ends the run, then (if `told`) gives the box up.
     deadline: Instant,
     told: bool,
+    /// Somebody asked for its end.
+    cancelled: bool,
     over: bool,
     /// Its receiver is gone: what comes is thrown away.
     deaf: bool,
@@ -376,6 +378,7 @@ impl Runs {
             started: now,
             deadline: now + limit + HOST_GRACE,
             told: false,
+            cancelled: false,
             over: false,
             deaf: false,
         };
@@ -388,6 +391,7 @@ impl Runs {
                 run: id,
                 signal: 15,
             })?;
+            run.cancelled = true;
             // The cell answers after its grace; a cell that does not is told again, then given up.
             run.deadline = run.deadline.min(Instant::now() + CANCEL);
         }
@@ -440,7 +444,11 @@ impl Runs {
         run.waiting.push_back(RunEvent::Exited(Exited {
             code,
             signal,
-            cause: exit.cause,
+            // Ended by the host because its time was up, on a machine that let the cell be late.
+            cause: match exit.cause {
+                Cause::Cancelled if run.told && !run.cancelled => Cause::TimedOut,
+                cause => cause,
+            },
             duration_ms: u64::try_from(run.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             dropped_stdout: exit.dropped_out,
             dropped_stderr: exit.dropped_err,

@@ -108,7 +108,10 @@ fn boxes(engine: &Engine) -> Vec<String> {
 fn outcomes(gateway: &Gateway) -> Vec<Value> {
     let found = gateway.json(&["audit", "query", "--action", "exec.run"]);
     let runs = found["records"].as_array().unwrap();
-    assert!(runs.iter().all(|run| run["outcome"].is_object()), "{runs:#?}");
+    assert!(
+        runs.iter().all(|run| run["outcome"].is_object()),
+        "{runs:#?}"
+    );
     runs.iter().map(|run| run["outcome"].clone()).collect()
 }
 

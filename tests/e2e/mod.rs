@@ -1,10 +1,11 @@
 //! Whole paths, as a person walks them.
 
 mod cli;
-mod host_runs;
 mod engine;
+mod host_runs;
 mod inherited;
 mod kills;
 mod npm_client;
 mod page;
 mod starts;
+mod walk;
