@@ -112,6 +112,11 @@ impl Client {
         Ok(client)
     }
 
+    /// Its requests are numbered from here.
+    pub const fn number_from(&mut self, first: u64) {
+        self.next = first;
+    }
+
     /// The next thing that comes.
     pub async fn next(&mut self) -> Came {
         let next = async {
@@ -178,6 +183,11 @@ impl Client {
         }
     }
 
+    /// What the next request will be numbered.
+    pub fn next_id(&self) -> String {
+        (self.next + 1).to_string()
+    }
+
     /// Asks and waits for the answer, or for the socket's end: then `None`.
     pub async fn try_call(&mut self, method: &str, params: Value) -> Option<Value> {
         let id = self.ask(method, params).await;
@@ -186,15 +196,21 @@ impl Client {
 
     /// The answer with this id, or the socket's end: then `None`.
     pub async fn try_answer(&mut self, id: &str) -> Option<Value> {
-        loop {
-            match self.next().await {
-                Came::Frame(frame) if frame["type"] == "res" && frame["id"] == id => {
-                    return Some(frame);
+        let answer = async {
+            loop {
+                match self.next().await {
+                    Came::Frame(frame) if frame["type"] == "res" && frame["id"] == id => {
+                        return Some(frame);
+                    }
+                    Came::Frame(_) => {}
+                    Came::Closed(..) | Came::Gone => return None,
                 }
-                Came::Frame(_) => {}
-                Came::Closed(..) | Came::Gone => return None,
             }
-        }
+        };
+        // Ticks come all the time: they are no answer.
+        tokio::time::timeout(PATIENCE, answer)
+            .await
+            .expect("an answer comes")
     }
 
     /// Connects as an operator with these scopes, by the kernel's word or the token; `None` if it is not let in.
