@@ -23,7 +23,7 @@ use tokio::process::Child;
 use super::config::HostConfig;
 use super::messages::ExecRefusal;
 use super::run::HostMeans;
-use crate::sandbox_pool::{Exited, RunEvent};
+use crate::sandbox_pool::{Exited, GivenUp, RunEvent};
 
 const BUBBLEWRAP: [&str; 3] = ["/usr/bin/bwrap", "/usr/local/bin/bwrap", "/bin/bwrap"];
 /// The run's number on its own channel.
@@ -57,6 +57,8 @@ pub struct HostOrder<'a> {
 pub enum Lost {
     /// Its box is gone.
     Box,
+    /// Its box was ended under it.
+    GivenUp(GivenUp),
     /// Its supervisor ended; what it did before that is unknown.
     Unknown(String),
     /// It was never begun.

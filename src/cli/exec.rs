@@ -256,12 +256,19 @@ impl Run {
             "cancelled" => {
                 Failure::of(codes::RUN_NOT_FOUND, "the command was cancelled").hint("run it again")
             }
-            "box-lost" => Failure::of(codes::BOX_LOST, "the sandbox ended under the command"),
-            "unknown" => {
+            "box-lost" | "unknown" => {
                 let error = &payload["error"];
-                let code = codes::find(field(error, "code")).unwrap_or(codes::RUN_UNKNOWN);
+                let (code, text) = if field(payload, "status") == "unknown" {
+                    (
+                        codes::RUN_UNKNOWN,
+                        "whether the command finished is unknown",
+                    )
+                } else {
+                    (codes::BOX_LOST, "the sandbox ended under the command")
+                };
+                let code = codes::find(field(error, "code")).unwrap_or(code);
                 match field(error, "message") {
-                    "" => Failure::of(code, "whether the command finished is unknown"),
+                    "" => Failure::of(code, text),
                     message => Failure::of(code, clean(message)),
                 }
             }

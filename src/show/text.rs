@@ -36,23 +36,6 @@ fn hides(c: char) -> bool {
             | '\u{f0000}'..='\u{10ffff}')
 }
 
-/// One token of an argv, its borders drawn.
-pub fn quoted(token: &str) -> String {
-    let mut out = String::with_capacity(token.len() + 2);
-    out.push('"');
-    for c in token.chars() {
-        match c {
-            '"' | '\\' => {
-                out.push('\\');
-                out.push(c);
-            }
-            _ => out.push_str(&clean(c.encode_utf8(&mut [0; 4]))),
-        }
-    }
-    out.push('"');
-    out
-}
-
 /// `2026-11-24T00:48:46Z`.
 pub fn utc(ms: u64) -> String {
     let secs = ms / 1000;
@@ -172,7 +155,6 @@ mod tests {
             );
         }
         assert_eq!(clean("नमस्ते, ünïcode ✓"), "नमस्ते, ünïcode ✓");
-        assert_eq!(quoted("a \"b\"\\\n"), r#""a \"b\"\\\n""#);
     }
 
     #[test]

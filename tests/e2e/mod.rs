@@ -1,6 +1,7 @@
 //! Whole paths, as a person walks them.
 
 mod cli;
+mod engine;
 mod host_asks;
 mod host_runs;
 mod inherited;
@@ -8,3 +9,4 @@ mod kills;
 mod npm_client;
 mod page;
 mod starts;
+mod walk;
