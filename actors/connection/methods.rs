@@ -194,7 +194,7 @@ impl Methods {
                     let mut error = approval(refusal);
                     if error.stable_code() == codes::APPROVAL_NOT_FOUND.name {
                         // The wire's own words here.
-                        error.message = "approval expired or not found".to_owned();
+                        "approval expired or not found".clone_into(&mut error.message);
                     }
                     error
                 });
