@@ -68,10 +68,7 @@ async fn main() -> Result<()> {
         }
     }
     let restarts: u64 = tree.window().look().rooms.iter().map(|r| r.restarts).sum();
-    ensure!(
-        restarts == ROOMS as u64,
-        "{restarts} restarts of {ROOMS}"
-    );
+    ensure!(restarts == ROOMS as u64, "{restarts} restarts of {ROOMS}");
     println!(
         "crash to serving again, median: {:.3} ms",
         median(took.clone())

@@ -32,7 +32,7 @@ const DEVICES: usize = 50;
 const SECRETS: usize = 20;
 const PLANS: usize = 5;
 /// Bytes of a last segment that is about to be closed: as much of the log as a start has to read.
-const FULL: u64 = 62 * 1024 * 1024;
+const FULL: u64 = 14 * 1024 * 1024;
 
 fn main() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -47,7 +47,7 @@ fn main() -> Result<()> {
     // In order it would withdraw the questions.
     first.kill()?;
     let log = state.path().join("audit");
-    runtime.block_on(record(&log))?;
+    runtime.block_on(record(&log, ACTS))?;
     println!(
         "state: {} records, {DEVICES} devices, {SECRETS} secrets, {PLANS} open questions",
         2 * ACTS
@@ -56,7 +56,7 @@ fn main() -> Result<()> {
     resident(&state)?;
 
     while last_segment(&log)? < FULL {
-        runtime.block_on(record(&log))?;
+        runtime.block_on(record(&log, ACTS / 10))?;
     }
     println!(
         "the log's last segment now has {} MiB",
@@ -174,7 +174,7 @@ async fn fill(state: &State, gateway: &Running) -> Result<()> {
 }
 
 /// Acts through the room itself, sixty-four at once, as runs of commands leave them.
-async fn record(log: &Path) -> Result<()> {
+async fn record(log: &Path, acts: usize) -> Result<()> {
     let fatal: OnFatal = Arc::new(|room, why| panic!("{room}: {why}"));
     let mut builder = TreeBuilder::new(Intensity::default(), fatal);
     let wiring = AuditWiring {
@@ -190,7 +190,7 @@ async fn record(log: &Path) -> Result<()> {
     let callers = (0..64).map(|_| {
         let audit = audit.clone();
         async move {
-            for _ in 0..ACTS / 64 + 1 {
+            for _ in 0..acts / 64 + 1 {
                 let intent = audit.intent(entry()).await?;
                 audit.outcome(intent, Outcome::ok()).await?;
             }

@@ -99,6 +99,8 @@ pub(super) struct Log {
     /// What follows from the records up to the last [`Self::settle`].
     pub(super) ledger: Ledger,
     gap: Option<Gap>,
+    /// Keys lie further back than the so many segments that the start has read.
+    keys_behind: Option<usize>,
     /// The group that is being put together.
     draft: Option<Draft>,
     buf: Vec<u8>,
@@ -159,6 +161,7 @@ impl Log {
             head: found.ledger.head,
             ledger: found.ledger,
             gap: None,
+            keys_behind: (!found.has_keys).then_some(found.segments_read),
             draft: None,
             buf: Vec::new(),
             spec,
@@ -194,6 +197,15 @@ impl Log {
             segments_read: found.segments_read,
         };
         Ok((log, report))
+    }
+
+    /// Reads the idempotency keys that the start left behind, so that a busy day's log does not keep the gateway from
+    /// serving. Before the first key is asked for.
+    pub(super) fn recall(&mut self) -> Result<(), AuditError> {
+        if let Some(count) = self.keys_behind.take() {
+            self.ledger.once = recover::keys(&self.spec, count)?;
+        }
+        Ok(())
     }
 
     /// Makes the records durable, all or none.

@@ -206,6 +206,13 @@ impl Thread {
     fn run(mut self) {
         // Refused, naps are longer.
         let _ = rustix::thread::set_current_timer_slack(Some(SLACK));
+        if let Err(error) = self.log.recall() {
+            // The room finds its thread gone, and says why.
+            let mut status = status_of(&self.log, 0);
+            status.broken = Some(error);
+            self.status.set(status);
+            return;
+        }
         while let Ok(first) = self.queue.recv() {
             let mut group = Group::default();
             self.stage(&mut group, first);

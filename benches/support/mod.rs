@@ -43,14 +43,7 @@ pub struct Running {
 impl Running {
     /// CPU time of all its threads, user and system.
     pub fn cpu(&self) -> Result<Duration> {
-        let mut sum = 0;
-        for task in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
-            // Nanoseconds; /proc/PID/stat counts in steps of 10 ms.
-            let text = fs::read_to_string(task?.path().join("schedstat"))?;
-            let first = text.split(' ').next().unwrap_or_default();
-            sum += first.parse::<u64>().context("schedstat is not a number")?;
-        }
-        Ok(Duration::from_nanos(sum))
+        cpu_of(self.child.id())
     }
 
     /// A line of `/proc/PID/status`, such as `VmRSS`, in MiB.
@@ -63,6 +56,18 @@ impl Running {
         let kib: f64 = line.trim().trim_end_matches(" kB").trim().parse()?;
         Ok(kib / 1024.0)
     }
+}
+
+/// CPU time of a process' living threads, user and system.
+pub fn cpu_of(pid: u32) -> Result<Duration> {
+    let mut sum = 0;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        // Nanoseconds; /proc/PID/stat counts in steps of 10 ms. A thread that has just ended has no file.
+        let text = fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
+        let first = text.split(' ').next().unwrap_or_default();
+        sum += first.parse::<u64>().unwrap_or_default();
+    }
+    Ok(Duration::from_nanos(sum))
 }
 
 impl Running {
