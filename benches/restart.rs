@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use portcullis_actors::supervision::{
-    Crash, Ctx, Handle, Intensity, OnFatal, Policy, Reply, Room, TreeBuilder,
+    CallError, Crash, Ctx, Handle, Intensity, OnFatal, Policy, Reply, Room, TreeBuilder,
 };
 use support::{line, median, percentile};
 
@@ -62,10 +62,17 @@ async fn main() -> Result<()> {
             room.call(WITHIN, SmallMsg::Break).await.is_err(),
             "the room did not crash"
         );
-        match room.call(WITHIN, SmallMsg::Say).await {
-            Ok(5) => took.push(began.elapsed().as_secs_f64() * 1e3),
-            other => bail!("the next life answers {other:?}"),
+        loop {
+            match room.call(WITHIN, SmallMsg::Say).await {
+                Ok(5) => break,
+                // Sent into the mailbox that the crash threw away: not run, to be asked again.
+                Err(CallError::Unavailable {
+                    may_have_run: false,
+                }) if began.elapsed() < WITHIN => tokio::task::yield_now().await,
+                other => bail!("the next life answers {other:?}"),
+            }
         }
+        took.push(began.elapsed().as_secs_f64() * 1e3);
     }
     let restarts: u64 = tree.window().look().rooms.iter().map(|r| r.restarts).sum();
     ensure!(restarts == ROOMS as u64, "{restarts} restarts of {ROOMS}");

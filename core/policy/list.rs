@@ -104,15 +104,22 @@ impl ArgPattern {
     }
 }
 
+/// What a list can name of a plan.
+pub(super) fn listed_path(plan: &ExecPlan) -> Option<&str> {
+    match &plan.executable {
+        Executable::Host(file) | Executable::HostScript { script: file, .. } => Some(&file.path),
+        Executable::Image { path, .. } => Some(path),
+        // Who asks can write the one, and names the other.
+        Executable::Workspace { .. } | Executable::Node { .. } => None,
+    }
+}
+
 impl Entry {
     /// Does this entry let the plan pass? Narrow on purpose: the resolved file, the name it is called by, an
     /// environment that steers nothing; for what starts other programs the exact arguments too.
     pub fn matches(&self, plan: &ExecPlan) -> bool {
-        let path = match &plan.executable {
-            Executable::Host(file) | Executable::HostScript { script: file, .. } => &file.path,
-            Executable::Image { path, .. } => path,
-            // Who asks can write the one, and names the other.
-            Executable::Workspace { .. } | Executable::Node { .. } => return false,
+        let Some(path) = listed_path(plan) else {
+            return false;
         };
         // First: of a long list nearly every entry ends here.
         if !self.path_pattern().matches(path) {
