@@ -5,5 +5,6 @@ mod inherited;
 mod kills;
 mod npm_client;
 mod page;
+mod reach;
 mod starts;
 mod walk;
