@@ -7,4 +7,5 @@ mod npm_client;
 mod page;
 mod reach;
 mod starts;
+mod trace;
 mod walk;
