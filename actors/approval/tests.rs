@@ -16,7 +16,7 @@ use portcullis_core::auth::{Door, Principal, Proof, Role, Scope};
 use portcullis_core::identity::Identity;
 use portcullis_core::ids::{AgentId, ApprovalId, Hash32};
 use portcullis_core::plan::{
-    Egress, EnvValue, ExecPlan, Executable, HOST_PATH, HostFile, Limits, Nonce, Stdin, Target, V1,
+    Egress, EnvValue, ExecPlan, Executable, Form, HOST_PATH, HostFile, Limits, Nonce, Stdin, Target,
 };
 use portcullis_core::policy::{AgentPolicy, Elevated, ExecMode};
 use portcullis_core::time::Millis;
@@ -149,7 +149,7 @@ fn operator() -> Principal {
 
 fn plan(argv: &[&str]) -> ExecPlan {
     ExecPlan {
-        v: V1,
+        v: Form::V2,
         target: Target::Host,
         agent: AgentId::new("demo").unwrap(),
         session: "c-1".into(),
@@ -161,6 +161,7 @@ fn plan(argv: &[&str]) -> ExecPlan {
             ino: 2,
             sha256: Hash32::of(b"x"),
         }),
+        operands: vec![],
         cwd: "/".into(),
         uid: 65534,
         gid: 65534,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use portcullis_cell::Stream;
@@ -18,8 +19,9 @@ use tokio::sync::mpsc;
 use super::config::ExecConfig;
 use crate::approval::ApprovalHandle;
 use crate::audit::{AuditError, AuditHandle};
+use crate::clock::Clock;
 use crate::sandbox_pool::SandboxPoolHandle;
-use crate::supervision::{CallError, FlagReader, Reply};
+use crate::supervision::{CallError, Flag, FlagReader, Reply};
 
 /// One command, as somebody who was authenticated asks for it.
 #[derive(Debug, Clone)]
@@ -204,6 +206,10 @@ pub struct ExecWiring {
     pub pool: SandboxPoolHandle,
     /// The log.
     pub audit: AuditHandle,
+    /// The time.
+    pub clock: Clock,
+    /// Where the log stood when this process' first life of the room began: what later lives look through.
+    pub since: Arc<Flag<Option<Seq>>>,
 }
 
 /// A run to begin.

@@ -257,7 +257,15 @@ impl Run {
             "cancelled" => {
                 Failure::of(codes::RUN_NOT_FOUND, "the command was cancelled").hint("run it again")
             }
-            "box-lost" => Failure::of(codes::BOX_LOST, "the sandbox ended under the command"),
+            "box-lost" => {
+                let said = field(&payload["error"], "message");
+                let why = codes::find(field(&payload["error"], "code")).unwrap_or(codes::BOX_LOST);
+                if said.is_empty() {
+                    Failure::of(why, "the sandbox ended under the command")
+                } else {
+                    Failure::of(why, clean(said))
+                }
+            }
             "unknown" => Failure::of(
                 codes::RUN_UNKNOWN,
                 "whether the command finished is unknown",

@@ -60,6 +60,10 @@ pub fn rows(approval: &Value) -> Vec<(&'static str, String)> {
         put("then", pretty(change.get("new")));
     }
     put("program", executable(request));
+    put(
+        "files",
+        list(request, "operands").iter().map(operand).collect(),
+    );
     put("cwd", one("cwd"));
     put("user", vec![user(request)]);
     put("env", list(request, "env").iter().map(variable).collect());
@@ -123,6 +127,17 @@ fn executable(request: &Value) -> Vec<String> {
         "node" => vec![format!("{}  (as the node says)", file(program))],
         other => vec![format!("{}  ({})", file(program), clean(other))],
     }
+}
+
+/// A word of the arguments that names something, and how that is kept.
+fn operand(operand: &Value) -> String {
+    let how = match field(operand, "held") {
+        "copied" => "this text is handed over as a copy".to_owned(),
+        "checked" => "compared again before the start".to_owned(),
+        _ => format!("NOT KEPT, {}: it can change", clean(field(operand, "why"))),
+    };
+    let index = number(operand, "argvIndex").map_or_else(|| "?".to_owned(), |n| n.to_string());
+    format!("argv[{index}] is {}  ({how})", file(operand))
 }
 
 fn file(file: &Value) -> String {
@@ -214,6 +229,23 @@ mod tests {
 
     fn on_host(path: &str, digit: &str) -> Value {
         json!({"path": path, "dev": 1, "ino": 2, "sha256": digit.repeat(64)})
+    }
+
+    #[test]
+    fn what_a_word_names_is_shown_with_how_it_is_kept() {
+        let card = card(&json!({"request": {"argv": ["sh", "/t/x"], "operands": [
+            {"argvIndex": 1, "path": "/t/x\u{1b}", "sha256": "ab", "held": "copied"},
+            {"argvIndex": 2, "path": "/srv", "held": "not-kept", "why": "a folder"},
+            {"argvIndex": 3, "path": "/t/y", "sha256": "cd", "held": "checked"}]}}));
+        for part in [
+            "argv[1] is /t/x",
+            "sha256 ab  (this text is handed over",
+            "argv[2] is /srv  (NOT KEPT, a folder",
+            "sha256 cd  (compared again",
+        ] {
+            assert!(card.contains(part), "{part}: {card}");
+        }
+        assert!(!card.contains('\u{1b}'), "{card}");
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Whole paths, as a person walks them.
 
 mod cli;
+mod engine;
+mod host_runs;
 mod inherited;
 mod kills;
 mod npm_client;

@@ -150,8 +150,28 @@ impl Gateway {
 
     /// Starts it and waits until `/readyz` says so.
     pub fn launch(&mut self) {
+        self.launch_as(self.daemon());
+    }
+
+    /// The same, started by another program (strace): its words stand before those of the daemon.
+    pub fn launch_under(&mut self, words: &[&str]) {
+        let daemon = self.daemon();
+        let mut command = Command::new(words[0]);
+        command
+            .args(&words[1..])
+            .arg(daemon.get_program())
+            .args(daemon.get_args())
+            .env_clear()
+            .envs(daemon.get_envs().filter_map(|(k, v)| Some((k, v?))))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        self.launch_as(command);
+    }
+
+    fn launch_as(&mut self, mut command: Command) {
         assert!(self.child.is_none(), "it runs already");
-        let mut child = self.daemon().spawn().unwrap();
+        let mut child = command.spawn().unwrap();
         let lines = BufReader::new(child.stderr.take().unwrap());
         let said = BufReader::new(child.stdout.take().unwrap());
         self.said.lock().unwrap().clear();
@@ -218,6 +238,15 @@ impl Gateway {
     pub fn stop(&mut self) -> i32 {
         let mut child = self.child.take().expect("it runs");
         kill_process(pid(&child), Signal::TERM).unwrap();
+        child.wait().unwrap().code().unwrap_or(-1)
+    }
+
+    /// The same for a daemon under another program: the daemon is asked, the program ends with it.
+    pub fn stop_under(&mut self) -> i32 {
+        let lock = std::fs::read_to_string(self.state().join("lock")).unwrap();
+        let daemon = Pid::from_raw(lock.trim().parse().unwrap()).unwrap();
+        kill_process(daemon, Signal::TERM).unwrap();
+        let mut child = self.child.take().expect("it runs");
         child.wait().unwrap().code().unwrap_or(-1)
     }
 

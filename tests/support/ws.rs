@@ -61,12 +61,22 @@ impl Client {
         Self::over(Box::new(stream), gateway.port(), headers).await
     }
 
+    /// Over TCP to this port.
+    pub async fn dial_port(port: u16) -> Result<Self, WsError> {
+        let stream = TcpStream::connect(("127.0.0.1", port)).await?;
+        stream.set_nodelay(true)?;
+        Self::over(Box::new(stream), port, &[]).await
+    }
+
     /// Over `control.sock`.
     pub async fn control(state: &Path) -> Self {
-        let stream = UnixStream::connect(state.join("run/control.sock"))
-            .await
-            .unwrap();
-        Self::over(Box::new(stream), 80, &[]).await.unwrap()
+        Self::try_control(state).await.unwrap()
+    }
+
+    /// The same; the gateway may be in a bad way.
+    pub async fn try_control(state: &Path) -> Result<Self, WsError> {
+        let stream = UnixStream::connect(state.join("run/control.sock")).await?;
+        Self::over(Box::new(stream), 80, &[]).await
     }
 
     async fn over(
@@ -92,12 +102,19 @@ impl Client {
             ts: 0,
             next: 0,
         };
-        let challenge = client.frame().await;
+        let Came::Frame(challenge) = client.next().await else {
+            return Err(WsError::ConnectionClosed);
+        };
         assert_eq!(challenge["event"], "connect.challenge", "{challenge}");
         assert!(challenge.get("seq").is_none(), "{challenge}");
         client.nonce = challenge["payload"]["nonce"].as_str().unwrap().into();
         client.ts = challenge["payload"]["ts"].as_u64().unwrap();
         Ok(client)
+    }
+
+    /// Its requests are numbered from here.
+    pub const fn number_from(&mut self, first: u64) {
+        self.next = first;
     }
 
     /// The next thing that comes.
@@ -164,6 +181,43 @@ impl Client {
                 return frame;
             }
         }
+    }
+
+    /// What the next request will be numbered.
+    pub fn next_id(&self) -> String {
+        (self.next + 1).to_string()
+    }
+
+    /// Asks and waits for the answer, or for the socket's end: then `None`.
+    pub async fn try_call(&mut self, method: &str, params: Value) -> Option<Value> {
+        let id = self.ask(method, params).await;
+        self.try_answer(&id).await
+    }
+
+    /// The answer with this id, or the socket's end: then `None`.
+    pub async fn try_answer(&mut self, id: &str) -> Option<Value> {
+        let answer = async {
+            loop {
+                match self.next().await {
+                    Came::Frame(frame) if frame["type"] == "res" && frame["id"] == id => {
+                        return Some(frame);
+                    }
+                    Came::Frame(_) => {}
+                    Came::Closed(..) | Came::Gone => return None,
+                }
+            }
+        };
+        // Ticks come all the time: they are no answer.
+        tokio::time::timeout(PATIENCE, answer)
+            .await
+            .expect("an answer comes")
+    }
+
+    /// Connects as an operator with these scopes, by the kernel's word or the token; `None` if it is not let in.
+    pub async fn try_hello(&mut self, connect: &Connect<'_>) -> Option<()> {
+        let params = connect.params(&self.nonce, self.ts);
+        let answer = self.try_call("connect", params).await?;
+        (answer["ok"] == true).then_some(())
     }
 
     /// Asks and waits for the answer.

@@ -177,6 +177,7 @@ impl Acting {
             }),
             RunEvent::Exited(exited) => News::Exited(exited),
             RunEvent::BoxLost => News::Lost(Lost::Box),
+            RunEvent::GivenUp(why) => News::Lost(Lost::GivenUp(why)),
         }
     }
 
@@ -241,6 +242,7 @@ impl Acting {
                         .to_owned(),
                 ),
             ),
+            Lost::GivenUp(why) => ("box-lost", (why.code(), why.to_string())),
             Lost::Unknown(why) => ("unknown", (codes::RUN_UNKNOWN, why)),
             Lost::NotStarted(why) => ("denied", (codes::HOST_USER_INVALID, why)),
         };

@@ -5,6 +5,7 @@ use std::time::Duration;
 use portcullis_core::audit::{Entry, Once, Outcome, Seq};
 use portcullis_core::codes;
 use portcullis_core::ids::{ApprovalId, Hash32, RunId};
+use portcullis_core::plan::{ExecPlan, Operand};
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -16,6 +17,7 @@ use super::freeze::{Frozen, Means, Seal, freeze, profile};
 use super::gate::{Gate, Said, Stand, stand};
 use super::messages::RunWiring;
 use crate::act::entry_of;
+use crate::exec::actor::RUN;
 use crate::exec::messages::{
     Accepted, Begin, ExecEvent, ExecRefusal, ExecWiring, Note, RunRequest, RunResult,
 };
@@ -236,11 +238,16 @@ impl Flow {
             plan_hash: Some(portcullis_core::audit::Hash32(decided.plan_hash.0)),
             approval_id: decided.approval.as_ref().map(ToString::to_string),
             idempotency_key: Some(self.request.idempotency_key.clone()),
-            ..self.entry("exec.run")
+            ..self.entry(RUN)
         }
         .with("command", plan.redacted_line())
         .with("cwd", plan.cwd.clone())
         .with("executable", plan.executable.path().unwrap_or_default());
+        let entry = if plan.operands.is_empty() {
+            entry
+        } else {
+            entry.with("operands", operands(plan))
+        };
         match self.wiring.audit.intent_once(entry).await {
             Ok(Once::New { seq }) => {
                 self.note(Note::Intent(seq));
@@ -312,29 +319,31 @@ impl Flow {
 
     /// Is what would run still what was decided on?
     async fn unchanged(&self, frozen: &Frozen) -> Result<(), ExecRefusal> {
-        let same = match &frozen.means {
+        let changed = match &frozen.means {
             Means::Box(before) => {
                 let asked = Some(frozen.plan.limits.timeout_ms);
-                profile(&self.wiring, asked).await? == *before
+                (profile(&self.wiring, asked).await? != *before).then(|| "the sandbox".to_owned())
             }
             Means::Host(means) => {
                 let (reply, answer) = oneshot::channel();
-                let program = means.program.clone();
+                let (opened, plan) = (means.opened.clone(), frozen.plan.clone());
                 self.ctx
                     .blocking("unchanged", 0, move || {
-                        let _ = reply.send(program.is_unchanged());
+                        let _ = reply.send(opened.changed(&plan));
                     })
                     .map_err(|error| ExecRefusal::new(codes::OVERLOADED, error))?;
-                answer.await.unwrap_or(false)
+                // Nobody says: it counts as changed.
+                answer
+                    .await
+                    .unwrap_or_else(|_| Some("the program".to_owned()))
             }
         };
-        if same {
-            Ok(())
-        } else {
-            Err(ExecRefusal::new(
+        match changed {
+            None => Ok(()),
+            Some(what) => Err(ExecRefusal::new(
                 codes::PLAN_CHANGED,
-                "what would run is not what was decided on any more: ask again",
-            ))
+                format!("{what} is not what was decided on any more: ask again"),
+            )),
         }
     }
 
@@ -365,4 +374,15 @@ impl Flow {
             error: carried.error,
         }
     }
+}
+
+/// `1 copied <digest> /tmp/x.sh; 2 not-kept /srv`: what was kept of the files that the words name.
+fn operands(plan: &ExecPlan) -> String {
+    let one = |operand: &Operand| {
+        let held = &operand.held;
+        let digest = held.sha256().map_or_else(String::new, |d| format!(" {d}"));
+        format!("{} {}{digest} {}", operand.index, held.word(), held.path())
+    };
+    let all: Vec<String> = plan.operands.iter().map(one).collect();
+    all.join("; ")
 }
