@@ -266,10 +266,18 @@ impl Run {
                     Failure::of(why, clean(said))
                 }
             }
-            "unknown" => Failure::of(
-                codes::RUN_UNKNOWN,
-                "whether the command finished is unknown",
-            ),
+            "unknown" => {
+                // What the log says of it: also that it ended, where only its key came again.
+                let said = field(&payload["error"], "message");
+                if said.is_empty() {
+                    Failure::of(
+                        codes::RUN_UNKNOWN,
+                        "whether the command finished is unknown",
+                    )
+                } else {
+                    Failure::of(codes::RUN_UNKNOWN, clean(said))
+                }
+            }
             other => Failure::of(codes::INTERNAL, format!("the run ended as {other:?}")),
         };
         note(failure.lines().trim_end());
