@@ -30,8 +30,11 @@ pub(super) fn health(id: &str, now: Millis) -> String {
 pub(super) fn begin(conn: &Conn, request: &Request<'_>) -> Result<Pending, ErrorBody> {
     method::admit(&conn.principal, &request.method)?;
     let span = tracing::info_span!(
-        target: "portcullis", "request",
+        // A trace for each request: a connection may last for weeks.
+        target: "portcullis", parent: None, "request",
+        otel.name = %request.method, otel.kind = "server", room = "connection",
         rpc.method = %request.method, portcullis.role = conn.principal.role.as_str(),
+        portcullis.door = conn.principal.door.as_str(), session.id = %conn.conn_id,
     );
     let id = request.id.to_string();
     let name = request.method.to_string();
