@@ -77,7 +77,10 @@ impl Gateway {
 
     /// `portcullis` with these arguments, nothing of this process' environment but `PATH`.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
+        // A long run may be of a copy, so that a build beside it does not change what it tests.
+        let binary = std::env::var_os("PORTCULLIS_TEST_BINARY")
+            .unwrap_or_else(|| env!("CARGO_BIN_EXE_portcullis").into());
+        let mut command = Command::new(binary);
         command
             .args(args)
             .env_clear()
@@ -101,11 +104,16 @@ impl Gateway {
 
     /// Starts it and waits until `/readyz` says so.
     pub fn launch(&mut self) {
-        self.launch_as(self.daemon());
+        if let Err((code, log)) = self.launch_as(self.daemon()) {
+            panic!("the gateway does not serve (exit {code}):\n{log}");
+        }
     }
 
     /// The same, started by another program (strace): its words stand before those of the daemon.
-    pub fn launch_under(&mut self, words: &[&str]) {
+    ///
+    /// # Errors
+    /// It does not serve: its exit code and what it said.
+    pub fn launch_under(&mut self, words: &[&str]) -> Result<(), (i32, String)> {
         let daemon = self.daemon();
         let mut command = Command::new(words[0]);
         command
@@ -116,10 +124,10 @@ impl Gateway {
             .envs(daemon.get_envs().filter_map(|(k, v)| Some((k, v?))))
             .stdin(Stdio::null())
             .stderr(Stdio::piped());
-        self.launch_as(command);
+        self.launch_as(command)
     }
 
-    fn launch_as(&mut self, mut command: Command) {
+    fn launch_as(&mut self, mut command: Command) -> Result<(), (i32, String)> {
         assert!(self.child.is_none(), "it runs already");
         let mut child = command.stdout(Stdio::null()).spawn().unwrap();
         let lines = BufReader::new(child.stderr.take().unwrap());
@@ -135,9 +143,17 @@ impl Gateway {
                 writeln!(log.lock().unwrap(), "{line}").unwrap();
             }
         });
-        self.port = told.recv_timeout(READY).unwrap_or_else(|_| {
-            panic!("the gateway does not serve:\n{}", self.log());
-        });
+        match told.recv_timeout(READY) {
+            Ok(port) => self.port = port,
+            Err(_) => {
+                let mut child = self.child.take().expect("it runs");
+                // Closed its stderr, it ends; silent, it is ended.
+                if child.try_wait().unwrap().is_none() && !self.log().contains("error[") {
+                    child.kill().unwrap();
+                }
+                return Err((child.wait().unwrap().code().unwrap_or(-1), self.log()));
+            }
+        }
         let end = Instant::now() + READY;
         while !self
             .http("GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
@@ -146,6 +162,7 @@ impl Gateway {
             assert!(Instant::now() < end, "not ready:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(10));
         }
+        Ok(())
     }
 
     /// A start that must fail: its exit code and its stderr.
@@ -190,6 +207,20 @@ impl Gateway {
         kill_process(daemon, Signal::TERM).unwrap();
         let mut child = self.child.take().expect("it runs");
         child.wait().unwrap().code().unwrap_or(-1)
+    }
+
+    /// Its exit code, if it ends by itself within a while.
+    pub fn ends(&mut self, within: Duration) -> Option<i32> {
+        let end = Instant::now() + within;
+        while Instant::now() < end {
+            let child = self.child.as_mut().expect("it runs");
+            if let Some(status) = child.try_wait().unwrap() {
+                self.child = None;
+                return Some(status.code().unwrap_or(-1));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        None
     }
 
     /// `kill -9`, and a start on what is left.
