@@ -224,21 +224,18 @@ async fn broken(base: &Gateway, fault: (&[&str], &str, &str), nth: usize) -> Opt
     }
     words.extend(["-e", &trace, "-e", &inject]);
     let mut heard = vec![];
-    let code = match gateway.launch_under(&words) {
-        Err((code, log)) => {
-            assert!(code > 0 && log.contains("error["), "{what}: {code} {log}");
-            code
-        }
-        Ok(()) => {
-            heard = acts(&gateway).await;
-            let log = gateway.log();
-            if log.contains("the process ends") || heard.len() < 5 {
-                let code = gateway.ends(Duration::from_secs(40));
-                assert_eq!(code, Some(70), "{what}: {log}");
-                70
-            } else {
-                gateway.stop_under()
-            }
+    let code = if let Err((code, log)) = gateway.launch_under(&words) {
+        assert!(code > 0 && log.contains("error["), "{what}: {code} {log}");
+        code
+    } else {
+        heard = acts(&gateway).await;
+        let log = gateway.log();
+        if log.contains("the process ends") || heard.len() < 5 {
+            let code = gateway.ends(Duration::from_secs(40));
+            assert_eq!(code, Some(70), "{what}: {log}");
+            70
+        } else {
+            gateway.stop_under()
         }
     };
     let hit = std::fs::read_to_string(&record)

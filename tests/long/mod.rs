@@ -2,6 +2,7 @@
 
 mod disk;
 mod faults;
+mod fuzz;
 mod house;
 mod load;
 pub mod mixed;

@@ -245,7 +245,13 @@ async fn idle_sockets_cost_the_daemon_little_and_are_all_answered() {
         after.threads,
     ));
     assert!(after.descriptors >= count);
-    assert!(each <= SOCKET_MAX, "{each} bytes each");
+    // Unoptimised, a connection's futures are larger: there only a lost limit (128 KiB a socket) shows.
+    let most = if cfg!(debug_assertions) {
+        3 * SOCKET_MAX
+    } else {
+        SOCKET_MAX
+    };
+    assert!(each <= most, "{each} bytes each");
     // Every one of them is still served.
     for socket in &mut sockets {
         socket.get("health", json!({})).await;

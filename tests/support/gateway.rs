@@ -143,17 +143,15 @@ impl Gateway {
                 writeln!(log.lock().unwrap(), "{line}").unwrap();
             }
         });
-        match told.recv_timeout(READY) {
-            Ok(port) => self.port = port,
-            Err(_) => {
-                let mut child = self.child.take().expect("it runs");
-                // Closed its stderr, it ends; silent, it is ended.
-                if child.try_wait().unwrap().is_none() && !self.log().contains("error[") {
-                    child.kill().unwrap();
-                }
-                return Err((child.wait().unwrap().code().unwrap_or(-1), self.log()));
+        let Ok(port) = told.recv_timeout(READY) else {
+            let mut child = self.child.take().expect("it runs");
+            // Closed its stderr, it ends; silent, it is ended.
+            if child.try_wait().unwrap().is_none() && !self.log().contains("error[") {
+                child.kill().unwrap();
             }
-        }
+            return Err((child.wait().unwrap().code().unwrap_or(-1), self.log()));
+        };
+        self.port = port;
         let end = Instant::now() + READY;
         while !self
             .http("GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
