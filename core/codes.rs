@@ -67,7 +67,7 @@ codes! {
     TOO_MANY_RUNS, "UNAVAILABLE", true, 1, "wait for a run of this agent to end";
     DEVICE_NOT_FOUND, "INVALID_REQUEST", false, 3, "`portcullis devices list` shows the devices";
     REQUEST_NOT_FOUND, "INVALID_REQUEST", false, 3, "the request was decided or has expired; `portcullis devices list` shows what is pending";
-    PAIRING_DENIED, "FORBIDDEN", false, 4, "approve with an operator who holds the scopes that the device asks for";
+    PAIRING_DENIED, "INVALID_REQUEST", false, 4, "let an operator decide who holds the scopes that the device asks for, and is not that device";
     TOO_MANY_PENDING, "UNAVAILABLE", true, 1, "decide on the pending requests first: `portcullis devices list`";
     VAULT_NAME_INVALID, "INVALID_REQUEST", false, 2, "a secret's name is A-Z, then A-Z, 0-9 or _, at most 128 characters";
     VAULT_VALUE_INVALID, "INVALID_REQUEST", false, 2, "a secret is 1 byte to 64 KiB";

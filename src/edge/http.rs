@@ -17,6 +17,7 @@ use portcullis_actors::supervision::{FlagReader, TreeWindow};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tracing::Instrument as _;
 
 use super::peer;
 use crate::methods::Site;
@@ -79,7 +80,13 @@ async fn over<S: Socket>(
     let within = Duration::from_millis(http.header_ms.max(1));
     let service = service_fn(move |request: Request<Incoming>| {
         let (http, tx) = (http.clone(), tx.clone());
-        async move { Ok::<_, std::convert::Infallible>(answer(&http, request, ends, &tx).await) }
+        let span = span_of(&request);
+        async move {
+            let answer = answer(&http, request, ends, &tx).instrument(span.clone());
+            let answer = answer.await;
+            span.record("http.response.status_code", answer.status().as_u16());
+            Ok::<_, std::convert::Infallible>(answer)
+        }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -103,6 +110,38 @@ async fn over<S: Socket>(
     let (on_upgrade, said): (hyper::upgrade::OnUpgrade, Said) = upgraded.try_recv().ok()?;
     let parts = on_upgrade.await.ok()?.downcast::<TokioIo<S>>().ok()?;
     Some((Io::new(wrap(parts.io.into_inner()), parts.read_buf), said))
+}
+
+/// Paths that are ours, so that no stranger's words become a span's name.
+const ROUTES: [&str; 14] = [
+    "/",
+    "/live",
+    "/login",
+    "/logout",
+    "/approvals",
+    "/devices",
+    "/style.css",
+    "/login.js",
+    "/icon.svg",
+    "/favicon.ico",
+    "/healthz",
+    "/health",
+    "/readyz",
+    "/ready",
+];
+
+fn span_of(request: &Request<Incoming>) -> tracing::Span {
+    let route = ROUTES.into_iter().find(|r| *r == request.uri().path());
+    let method = match *request.method() {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        _ => "_OTHER",
+    };
+    tracing::info_span!(
+        target: "portcullis", parent: None, "http", otel.kind = "server", room = "edge",
+        http.request.method = method, http.route = route.unwrap_or("_other"),
+        http.response.status_code = tracing::field::Empty,
+    )
 }
 
 async fn answer(

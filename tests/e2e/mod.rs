@@ -8,5 +8,7 @@ mod inherited;
 mod kills;
 mod npm_client;
 mod page;
+mod reach;
 mod starts;
+mod trace;
 mod walk;

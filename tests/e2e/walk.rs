@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use portcullis_core::ids::Hash32;
 use serde_json::{Value, json};
 
 use crate::support::engine::Engine;
@@ -18,7 +19,7 @@ const READ: &[&str] = &["operator.read"];
 #[tokio::test(flavor = "multi_thread")]
 async fn the_path_of_a_person_on_the_native_driver() {
     let gateway = Gateway::prepared(&[("gateway.local.local_trust", "false")]).by_up();
-    walk(gateway, "native").await;
+    walk(gateway, "native", |_| {}).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -29,19 +30,24 @@ async fn the_path_of_a_person_on_docker() {
         ("sandbox.driver", "docker"),
         ("sandbox.engine", &engine.host()),
     ]);
-    walk(gateway.by_up(), "docker").await;
-    let left = Command::new("docker")
-        .args(["-H", &engine.host(), "ps", "-aq", "--filter"])
-        .arg("label=portcullis.owner")
-        .output()
-        .unwrap();
-    assert!(left.status.success(), "{left:?}");
+    let owner = Hash32::of(gateway.state().as_os_str().as_encoded_bytes()).to_string();
+    let containers = |expected: usize| {
+        let output = Command::new("docker")
+            .args(["-H", &engine.host(), "ps", "-aq", "--filter"])
+            .arg(format!("label=portcullis.owner={}", &owner[..16]))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(output.stdout.split(|b| *b == b'\n').count() - 1, expected);
+    };
+    walk(gateway.by_up(), "docker", containers).await;
     tokio::task::spawn_blocking(move || drop(engine))
         .await
         .unwrap();
 }
 
-async fn walk(mut gateway: Gateway, driver: &str) {
+/// `containers` asserts that the engine has so many of this gateway's.
+async fn walk(mut gateway: Gateway, driver: &str, containers: impl Fn(usize)) {
     gateway.launch();
     started(&gateway, driver);
     let outside = tempfile::tempdir().unwrap();
@@ -52,7 +58,9 @@ async fn walk(mut gateway: Gateway, driver: &str) {
     let token = devices(&gateway, &device).await;
     secrets_and_records(&gateway, driver);
     killed(&mut gateway, outside.path(), &device, &token).await;
+    containers(1);
     assert_eq!(gateway.stop(), 0, "{}", gateway.log());
+    containers(0);
     let report = gateway.json(&["audit", "verify", "--offline"]);
     assert_eq!(report["intact"], true);
 }
@@ -424,10 +432,11 @@ async fn killed(gateway: &mut Gateway, outside: &Path, device: &Device, token: &
         ran(gateway, &["exec", "--agent", "demo", "--", "true"]).0,
         0
     );
-    let boxes = std::fs::read_dir(gateway.state().join("run/b"))
-        .unwrap()
-        .count();
-    assert_eq!(boxes, 1, "the new one");
+    let boxes = std::fs::read_dir(gateway.state().join("run/b")).unwrap();
+    let boxes: Vec<_> = boxes.flatten().filter(|b| b.path().is_dir()).collect();
+    assert_eq!(boxes.len(), 1, "only the new one: {boxes:?}");
+    let status = gateway.json(&["status"]);
+    assert_eq!(status["portcullis"]["driver"]["boxes"], 1, "{status}");
     // The plan that waited is taken up by its key, decided on, and run once.
     let id = before.0[0]["id"].as_str().unwrap();
     let waiting = Background::start(gateway, &waits);

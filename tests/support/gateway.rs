@@ -98,6 +98,11 @@ impl Gateway {
         self.said.lock().unwrap().clone()
     }
 
+    /// Its user, where it is another than this process'.
+    pub const fn user(&self) -> Option<u32> {
+        self.uid
+    }
+
     /// The program of its command line.
     pub fn program(&self) -> &Path {
         &self.program

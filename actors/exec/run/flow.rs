@@ -9,6 +9,7 @@ use portcullis_core::plan::{ExecPlan, Operand};
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
+use tracing::{Instrument as _, Span, info_span};
 
 use super::act::Acting;
 use super::actor::RunRoom;
@@ -213,7 +214,10 @@ impl Flow {
     /// From the decision to the end.
     async fn carry_out(&mut self, decided: Decided) -> RunResult {
         if let Some(id) = &decided.approval
-            && let Err(over) = self.wait_for_word(id).await
+            && let Err(over) = self
+                .wait_for_word(id)
+                .instrument(info_span!(target: "portcullis", "approval.wait", approval = %id))
+                .await
         {
             return self.nothing_ran(&decided, None, over);
         }
@@ -319,8 +323,12 @@ impl Flow {
 
     /// Uses the approval, looks again, acts, and records how it ended.
     async fn act(&mut self, decided: Decided, intent: Seq) -> RunResult {
+        let span = self.act_span(&decided, intent);
         let started = match self.last_look(&decided, intent).await {
-            Ok(()) => Acting::start(self, &decided.frozen).await,
+            Ok(()) => {
+                let start = Acting::start(self, &decided.frozen);
+                start.instrument(span.clone()).await
+            }
             Err(over) => Err(over),
         };
         let (result, outcome) = match started {
@@ -335,12 +343,17 @@ impl Flow {
                 let begun = Instant::now();
                 let carried = acting
                     .carry(self, decided.frozen.plan.limits.timeout_ms)
+                    .instrument(span.clone())
                     .await;
+                if let Some(code) = carried.exit_code {
+                    span.record("exit", code);
+                }
                 let duration = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
                 let outcome = carried.outcome();
                 (self.ended(&decided, intent, carried, duration), outcome)
             }
         };
+        drop(span);
         let outcome = outcome
             .with("status", result.status)
             .with("duration_ms", result.duration_ms.to_string());
@@ -353,6 +366,19 @@ impl Flow {
             }
         }
         result
+    }
+
+    /// The act itself: `host.run` or `sandbox.run`.
+    fn act_span(&self, decided: &Decided, intent: Seq) -> Span {
+        let name = match &decided.frozen.means {
+            Means::Host(_) => "host.run",
+            Means::Box(_) => "sandbox.run",
+        };
+        info_span!(
+            target: "portcullis", "act", otel.name = name,
+            run = %self.run, agent = %self.request.agent, plan = %decided.plan_hash, seq = intent.0,
+            exit = tracing::field::Empty,
+        )
     }
 
     /// Between the intent and the act.
