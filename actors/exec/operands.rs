@@ -64,61 +64,58 @@ impl Operands {
     /// # Errors
     /// The file that would be run is missing, or cannot be kept as it is.
     pub fn freeze(command: Command<'_>) -> Result<Self, ExecRefusal> {
-        let (mut list, mut copies) = (Vec::new(), Vec::new());
+        let mut all = Self {
+            list: Vec::new(),
+            copies: Vec::new(),
+        };
         let mut room = MOST;
         for word in words(command.executable, command.argv) {
-            let Some((from, mut found)) = command.find(word, &mut room, true)? else {
-                continue;
-            };
-            if list.len() + 1 == MAX_OPERANDS {
-                found = command.one_too_many(word, &found)?;
-            }
-            let full = matches!(
-                found.held,
-                Held::Open {
-                    why: Unkept::TooMany,
-                    ..
+            for (from, found) in command.find(word, &mut room, true)? {
+                if all.list.len() + 1 == MAX_OPERANDS {
+                    let held = command.one_too_many(word, &found)?;
+                    all.list.push(operand(word, from, held));
+                    return Ok(all);
                 }
-            );
-            copies.extend(found.copy.map(|fd| Copy {
-                index: word.index,
-                from,
-                fd,
-            }));
-            list.push(operand(word, from, found.held));
-            if full {
-                break;
+                all.copies.extend(found.copy.map(|fd| Copy {
+                    index: word.index,
+                    from,
+                    fd,
+                }));
+                all.list.push(operand(word, from, found.held));
             }
         }
-        Ok(Self { list, copies })
+        Ok(all)
     }
 
     /// The first word that names something else than it did. What was copied stays what it is.
     pub fn changed(&self, command: Command<'_>) -> Option<usize> {
         let mut room = MOST;
         for word in words(command.executable, command.argv) {
-            let before = self
-                .list
-                .iter()
-                .find(|o| usize::try_from(o.index) == Ok(word.index));
-            match before.map(|o| &o.held) {
-                Some(Held::Copied(_)) => continue,
-                Some(Held::Open {
-                    why: Unkept::TooMany,
-                    ..
-                }) => return None,
-                _ => {}
+            let of_word = |o: &&Operand| usize::try_from(o.index) == Ok(word.index);
+            let before: Vec<&Operand> = self.list.iter().filter(of_word).collect();
+            let is_copied = |o: &&Operand| matches!(o.held, Held::Copied(_));
+            if before.iter().any(is_copied) {
+                continue;
             }
-            let now = match command.find(word, &mut room, false) {
-                Ok(now) => now.map(|(from, found)| operand(word, from, found.held)),
-                Err(_) => return Some(word.index),
+            if before.iter().copied().any(is_one_too_many) {
+                return None;
+            }
+            let Ok(found) = command.find(word, &mut room, false) else {
+                return Some(word.index);
             };
-            if now.as_ref() != before {
+            let now = found
+                .into_iter()
+                .map(|(from, found)| operand(word, from, found.held));
+            if !now.eq(before.into_iter().cloned()) {
                 return Some(word.index);
             }
         }
         None
     }
+}
+
+fn is_one_too_many(operand: &Operand) -> bool {
+    matches!(&operand.held, Held::Open { why, .. } if *why == Unkept::TooMany)
 }
 
 fn operand(word: Word, from: usize, held: Held) -> Operand {
@@ -131,23 +128,31 @@ fn operand(word: Word, from: usize, held: Held) -> Operand {
 }
 
 impl Command<'_> {
-    /// What a word names, and from which byte on; `copy`: with its bytes, where they are handed over.
+    /// All that a word may name, and from which byte on; `copy`: with its bytes, where they are handed over.
     fn find(
         &self,
         word: Word,
         room: &mut u64,
         copy: bool,
-    ) -> Result<Option<(usize, Found)>, ExecRefusal> {
+    ) -> Result<Vec<(usize, Found)>, ExecRefusal> {
         let text = self.argv.get(word.index).map_or("", String::as_str);
+        let mut all: Vec<(usize, Found)> = Vec::new();
         for (from, name) in names(text, word) {
-            if let Some(found) = self.look(word, name, room, copy)? {
-                return Ok(Some((from, found)));
+            // Of two readings from the same byte the longer one is it.
+            if all.iter().all(|(known, _)| *known != from)
+                && let Some(found) = self.look(word, name, room, copy)?
+            {
+                all.push((from, found));
             }
         }
-        if word.reading == Reading::Script && text != "-" {
+        all.sort_by_key(|(from, _)| *from);
+        if all.is_empty() && word.reading == Reading::Script && text != "-" {
             return Err(self.refuse(word, "is the file that would be run, and there is none"));
         }
-        Ok(None)
+        if all.len() > 1 && word.reading == Reading::Code {
+            return Err(self.refuse(word, "names one file as a whole and another in its part"));
+        }
+        Ok(all)
     }
 
     fn refuse(&self, word: Word, why: &str) -> ExecRefusal {
@@ -156,15 +161,12 @@ impl Command<'_> {
         ExecRefusal::new(codes::INVALID_PARAMS, text)
     }
 
-    fn one_too_many(&self, word: Word, found: &Found) -> Result<Found, ExecRefusal> {
+    fn one_too_many(&self, word: Word, found: &Found) -> Result<Held, ExecRefusal> {
         if word.reading == Reading::Script {
             return Err(self.refuse(word, "would be run, and too many files stand before it"));
         }
         let (path, why) = (found.held.path().to_owned(), Unkept::TooMany);
-        Ok(Found {
-            held: Held::Open { path, why },
-            copy: None,
-        })
+        Ok(Held::Open { path, why })
     }
 
     fn look(

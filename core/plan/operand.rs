@@ -132,7 +132,10 @@ impl ExecPlan {
         }
         let word = |o: &Operand| self.argv.get(usize::try_from(o.index).ok()?);
         let good = self.operands.len() <= MAX_OPERANDS
-            && self.operands.windows(2).all(|w| w[0].index < w[1].index)
+            && self
+                .operands
+                .windows(2)
+                .all(|w| (w[0].index, w[0].from) < (w[1].index, w[1].from))
             && self.operands.iter().all(|o| {
                 let begins = usize::try_from(o.from).unwrap_or(usize::MAX);
                 o.index > 0
@@ -144,7 +147,7 @@ impl ExecPlan {
         } else {
             Err(field(
                 "operands",
-                "at most 16 words of argv, ascending, with resolved paths",
+                "at most 16 parts of argv, ascending, with resolved paths",
             ))
         }
     }

@@ -106,6 +106,9 @@ const DATA: &[&str] = &[
     "yes",
 ];
 
+/// Programs of many names.
+const MULTI_CALL: &[&str] = &["busybox", "toybox"];
+
 /// What stands in an interpreter's options. Letters and names that are in none of these are not known.
 struct Grammar {
     /// Letters without a value.
@@ -281,7 +284,7 @@ struct Wrapper {
 fn wrapper(name: &str) -> Option<Wrapper> {
     let (flags, valued, before) = match name {
         "env" => ("i0v", "u", 0),
-        "nohup" => ("", "", 0),
+        "nohup" | "busybox" | "toybox" => ("", "", 0),
         "setsid" => ("cfw", "", 0),
         "nice" => ("0123456789", "n", 0),
         "time" => ("pqv", "", 0),
@@ -310,8 +313,8 @@ pub fn words(executable: &Executable, argv: &[String]) -> Vec<Word> {
     if of_system && called == name && DATA.contains(&name) {
         return Vec::new();
     }
-    // A multi-call program is what it is called.
-    let name = if ["busybox", "toybox"].contains(&name) {
+    // A multi-call program is what it is called; by its own name it is a wrapper.
+    let name = if MULTI_CALL.contains(&name) {
         called
     } else {
         name
@@ -361,6 +364,7 @@ fn wrapped(wrapper: &Wrapper, argv: &[String], first: usize) -> Vec<Word> {
                     return words;
                 }
             },
+            None if wrapper.sets && word == "-" => {}
             None if before > 0 => before -= 1,
             None if wrapper.sets && word.contains('=') => words.push(whole(at, Reading::May)),
             None => break,
@@ -639,7 +643,8 @@ mod tests {
             ("/usr/bin/sed", "sed -i -f x.sed f", "3S 4d"),
             ("/usr/bin/sed", "sed -nfx.sed f", "1S+3 2d"),
             ("/usr/bin/busybox", "sh x", "1S"),
-            ("/usr/bin/busybox", "busybox sh x", "1m 2m"),
+            ("/usr/bin/busybox", "busybox sh x", "2S"),
+            ("/usr/bin/env", "env - sh x", "3S"),
             ("/usr/bin/env", "env A=/tmp/x sh y", "1m 3S"),
             ("/usr/bin/env", "env -u A nice -n 5 /tmp/sh y z", "6S 7S 8d"),
             ("/usr/bin/env", "env -S x /tmp/y z", "1m 2m 3C 4m"),

@@ -175,7 +175,7 @@ async fn a_question_is_told_to_approvers_waited_for_and_answered_from_another_co
     assert_eq!(end["status"], "denied", "{end}");
     let error = &end["error"];
     assert_eq!(error["code"], "APPROVAL_DENIED");
-    assert_eq!(error["message"], "a person refused this command: no");
+    assert_eq!(error["message"], "uid:0 refused this command: no");
     let error = answers
         .refused("exec.approval.get", json!({"id": "none"}))
         .await;

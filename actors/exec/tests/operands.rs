@@ -145,6 +145,19 @@ async fn what_other_words_name_must_be_as_it_was() {
     .await;
     assert_eq!(code(&ended), "PLAN_CHANGED");
     assert!(!mark.exists());
+    // Another file under the word as a whole does not hide the one that its option names.
+    write(&data, "old");
+    let decoy = folders.path(&format!("--config={data_name}"));
+    std::fs::create_dir_all(decoy.parent().unwrap()).unwrap();
+    write(&decoy, "decoy");
+    let mut request = house.request(Target::Host, &[&own, &option, mark_name]);
+    request.cwd = Some(folders.open.path().to_str().unwrap().to_owned());
+    let (accepted, seen) = house.begin(request).await.unwrap();
+    write(&data, "new");
+    house.answer(&accepted, Word::AllowOnce).await;
+    let ended = finish(seen).await;
+    assert_eq!(code(&ended), "PLAN_CHANGED", "{ended:?}");
+    assert!(!mark.exists());
     // Nothing but data: it may change.
     write(&data, "old\n");
     let ended = after(&mut house, &["cat", data_name], || write(&data, "new\n")).await;
