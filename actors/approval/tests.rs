@@ -100,6 +100,8 @@ impl House {
             requester: operator(),
             connection: "c-1".into(),
             idempotency_key: key.map(str::to_owned),
+            id: None,
+            timeout_ms: None,
         };
         self.approval.decide(ask).await.map_err(|e| e.code())
     }
@@ -459,6 +461,8 @@ async fn who_asked_cannot_answer() {
         requester: agent,
         connection: "c-1".into(),
         idempotency_key: None,
+        id: None,
+        timeout_ms: None,
     };
     assert_eq!(
         house.approval.decide(ask).await.unwrap_err().code(),

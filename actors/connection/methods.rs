@@ -190,7 +190,15 @@ impl Methods {
             }
             "exec.approval.waitDecision" => {
                 let p: Id = params.read(method)?;
-                let id = self.approval.get(&p.id).await.map_err(approval)?.id;
+                let found = self.approval.get(&p.id).await.map_err(|refusal| {
+                    let mut error = approval(refusal);
+                    if error.stable_code() == codes::APPROVAL_NOT_FOUND.name {
+                        // The wire's own words here.
+                        "approval expired or not found".clone_into(&mut error.message);
+                    }
+                    error
+                });
+                let id = found?.id;
                 let record = self
                     .approval
                     .wait(&id, DECISION_WITHIN)
@@ -419,10 +427,13 @@ fn pairing(refusal: crate::pairing::PairingRefusal) -> ErrorBody {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "as map_err gives it")]
-fn approval(refusal: ApprovalRefusal) -> ErrorBody {
+pub(super) fn approval(refusal: ApprovalRefusal) -> ErrorBody {
     let mut error = refused(refusal.code(), &refusal);
     if let (Some(reason), Some(details)) = (refusal.reason(), error.details.as_mut()) {
         details["reason"] = reason.into();
+        if let Some(code) = codes::find(refusal.code()) {
+            details["remediation"] = code.next.into();
+        }
     }
     error
 }

@@ -128,7 +128,7 @@ pub(super) async fn cancel(conn: &Conn, params: Cancel) -> Result<Value, ErrorBo
 }
 
 /// An agent is who it is; an operator names the agent it acts for.
-fn agent(conn: &Conn, named: Option<&str>) -> Result<AgentId, ErrorBody> {
+pub(super) fn agent(conn: &Conn, named: Option<&str>) -> Result<AgentId, ErrorBody> {
     if conn.principal.role == Role::Agent {
         let own = conn.principal.agent.clone();
         let own =
@@ -153,7 +153,7 @@ fn invalid(why: &str) -> ErrorBody {
     )
 }
 
-fn refusal(refusal: ExecRefusal) -> ErrorBody {
+pub(super) fn refusal(refusal: ExecRefusal) -> ErrorBody {
     ErrorBody::with(refusal.code, refusal.message, refusal.details)
 }
 

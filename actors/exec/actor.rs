@@ -37,6 +37,7 @@ struct Live {
     device: Option<DeviceId>,
     own_agent: Option<AgentId>,
     key: String,
+    only_asks: bool,
     handle: RunHandle,
     notes: mpsc::Receiver<Note>,
     events: mpsc::Sender<ExecEvent>,
@@ -173,6 +174,7 @@ impl Exec {
                 device: request.principal.device().cloned(),
                 own_agent: request.principal.agent.clone(),
                 key: request.idempotency_key.clone(),
+                only_asks: begin.only_ask.is_some(),
                 handle: handle.clone(),
                 notes,
                 events: begin.events.clone(),
@@ -231,6 +233,11 @@ impl Exec {
             .find(|live| live.principal == principal && live.key == request.idempotency_key);
         match twin {
             None => Ok(()),
+            Some(live) if live.only_asks => Err(ExecRefusal::new(
+                codes::INVALID_PARAMS,
+                "approval id already pending: wait for its answer, then run it under this id",
+            )
+            .with("runId", live.run.as_str())),
             Some(live) => Err(ExecRefusal::new(
                 codes::RUN_UNKNOWN,
                 format!(

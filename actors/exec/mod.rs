@@ -25,7 +25,8 @@ pub use config::{ExecConfig, HostConfig};
 pub use descent::is_descendant_of_daemon;
 pub use handle::ExecHandle;
 pub use messages::{
-    Accepted, AgentLimits, ExecEvent, ExecMsg, ExecRefusal, ExecWiring, RunRequest, RunResult,
+    Accepted, AgentLimits, ExecEvent, ExecMsg, ExecRefusal, ExecWiring, OnlyAsk, RunRequest,
+    RunResult,
 };
 pub use portcullis_cell::Stream;
 

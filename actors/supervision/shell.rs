@@ -234,7 +234,10 @@ impl<R: Room> ShellState<R> {
             Envelope::ChildEnded { name, key, end } => self.child_ended(name, key, end).await,
             Envelope::Ping => Ok(()),
             #[cfg(feature = "crash-for-tests")]
-            Envelope::Panic(at) => self.break_at(at),
+            Envelope::Panic(at) => {
+                self.break_at(at);
+                Ok(())
+            }
         };
         self.gate.vitals.turns.fetch_add(1, Relaxed);
         if let Some(room) = &self.room
@@ -247,14 +250,13 @@ impl<R: Room> ShellState<R> {
     }
 
     #[cfg(feature = "crash-for-tests")]
-    fn break_at(&mut self, at: super::fault::PanicAt) -> Result<(), Crash> {
+    fn break_at(&mut self, at: super::fault::PanicAt) {
         use super::fault::PanicAt;
         match at {
             PanicAt::Now => panic!("planned"),
             PanicAt::Await(nth) => self.fault = Some(nth),
             PanicAt::YoungestChild(name) => self.owned.0.panic_youngest(name),
         }
-        Ok(())
     }
 
     async fn child_ended(

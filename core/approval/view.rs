@@ -239,13 +239,20 @@ impl Record {
 
     /// The result of `exec.approval.waitDecision` once it is answered or over.
     pub fn decision_json(&self) -> Value {
-        let resolution = self.resolution.as_ref();
+        let mut value = self.answer_json();
+        if let Some(resolution) = &self.resolution {
+            value["terminalReason"] = json!(visible(&resolution.why));
+        }
+        value
+    }
+
+    /// The last result of `exec.approval.request`: no decision where nobody decided.
+    pub fn answer_json(&self) -> Value {
         json!({
             "id": self.id,
-            "decision": resolution.and_then(|r| r.word),
+            "decision": self.resolution.as_ref().and_then(|r| r.word),
             "createdAtMs": self.created,
             "expiresAtMs": self.expires,
-            "terminalReason": resolution.map(|r| visible(&r.why)),
         })
     }
 }

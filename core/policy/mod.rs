@@ -213,8 +213,7 @@ pub fn decide(rules: &Rules<'_>, plan: &ExecPlan, grant: Option<&str>) -> Verdic
         .map(|id| format!("grant:{id}"))
         .or_else(|| match rules.document {
             Standing::Valid(document) => document
-                .entries(agent)
-                .find(|entry| entry.matches(plan))
+                .listing(agent, plan)
                 .map(|entry| format!("list:{}", entry.name())),
             _ => None,
         });

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use portcullis_actors::clock::Clock;
+use portcullis_core::display::hides;
 
 /// Unix milliseconds, for times shown to a person: nothing is decided by them.
 pub fn now_ms() -> u64 {
@@ -22,18 +23,6 @@ pub fn clean(text: &str) -> String {
         }
     }
     out
-}
-
-/// Characters that steer a terminal, are invisible, or look like a plain space.
-fn hides(c: char) -> bool {
-    c.is_control()
-        || (c.is_whitespace() && c != ' ')
-        || matches!(c,
-            '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}'
-            | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
-            | '\u{2800}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}'
-            | '\u{e000}'..='\u{f8ff}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}'
-            | '\u{f0000}'..='\u{10ffff}')
 }
 
 /// `2026-11-24T00:48:46Z`.

@@ -12,14 +12,14 @@ use crate::support::gateway::Gateway;
 const WITHIN: Duration = Duration::from_secs(30);
 
 /// A folder that everybody may walk.
-fn open() -> tempfile::TempDir {
+pub fn open() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let mode = std::fs::Permissions::from_mode(0o777);
     std::fs::set_permissions(folder.path(), mode).unwrap();
     folder
 }
 
-fn write(folder: &Path, name: &str, text: &str) -> PathBuf {
+pub fn write(folder: &Path, name: &str, text: &str) -> PathBuf {
     let path = folder.join(name);
     std::fs::write(&path, text).unwrap();
     path
@@ -94,4 +94,36 @@ fn a_script_changed_after_the_question_does_not_run_from_the_command_line() {
         said.contains("PLAN_CHANGED") && said.contains("argument 2"),
         "{said}"
     );
+}
+
+/// What an agent's command writes to a terminal cannot steer it; a pipe, and who asks for it, gets every byte.
+#[test]
+fn the_output_of_a_command_steers_no_terminal_unless_raw_is_asked_for() {
+    const WRITTEN: &str = "\\033]0;evil\\007\\033[2J\\033[31mred\\n";
+    let gateway = Gateway::start();
+    let exec = ["exec", "--agent", "demo", "--", "printf", WRITTEN];
+    let piped = gateway.cli(&exec).stdout;
+    let bytes = "\u{1b}]0;evil\u{7}\u{1b}[2J\u{1b}[31mred\n";
+    assert_eq!(text(&piped), bytes);
+    // `script` gives its command a terminal.
+    let on_terminal = |raw: &str| {
+        let program = env!("CARGO_BIN_EXE_portcullis");
+        let line = format!("{program} exec --agent demo {raw} -- printf '{WRITTEN}'");
+        let base = gateway.command(&[]);
+        let mut command = std::process::Command::new("script");
+        command.env_clear().stdin(Stdio::null());
+        for (name, value) in base.get_envs() {
+            command.envs(value.map(|value| (name, value)));
+        }
+        let output = command.args(["-qec", &line, "/dev/null"]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        text(&output.stdout)
+    };
+    let shown = on_terminal("");
+    assert!(
+        shown.contains("\\u{1b}]0;evil\\u{7}\\u{1b}[2J\u{1b}[31mred\r\n\u{1b}[0m"),
+        "{shown:?}"
+    );
+    assert!(!shown.contains("\u{1b}]") && !shown.contains("\u{1b}[2J"));
+    assert!(on_terminal("--raw").contains(&bytes.replace('\n', "\r\n")));
 }

@@ -2,6 +2,7 @@
 
 mod cli;
 mod engine;
+mod host_asks;
 mod host_runs;
 mod inherited;
 mod kills;

@@ -412,14 +412,18 @@ async fn killed(gateway: &mut Gateway, outside: &Path, device: &Device, token: &
 
     // No box is orphaned, no run happens twice.
     until("the old box's end", || processes(&marker).is_empty());
-    for (again, said) in [
-        (&begun, "was under way when the gateway ended"),
-        (&done, "ended (audit record "),
+    for (again, name, said) in [
+        (
+            &begun,
+            "RUN_UNKNOWN",
+            "was under way when what ran it ended",
+        ),
+        (&done, "KEY_USED", "ended with exit code 0 (audit record "),
     ] {
         let (code, _, err) = ran(gateway, again);
         assert_eq!(code, 125);
         assert!(
-            err.starts_with("error[RUN_UNKNOWN]: ") && err.contains(said),
+            err.starts_with(&format!("error[{name}]: ")) && err.contains(said),
             "{err}"
         );
     }

@@ -120,7 +120,10 @@ const CRASHES: &str = "crash-for-tests";
 /// Only tests switch it on, and without it the code is not there.
 fn crashes(tree: &[Source]) -> Vec<String> {
     let mut findings = vec![];
-    for source in tree.iter().filter(|source| source.path.ends_with(".toml")) {
+    for source in tree
+        .iter()
+        .filter(|source| source.path.ends_with("Cargo.toml"))
+    {
         let Ok(mut manifest) = source.text.parse::<toml::Table>() else {
             findings.push(format!("{}: no TOML", source.path));
             continue;

@@ -278,7 +278,7 @@ impl Mix {
                     last.entry(name).or_insert((false, false)).1 = false;
                 }
                 What::Pair(device) => {
-                    assert!(!good || devices.contains(device), "{device} was approved")
+                    assert!(!good || devices.contains(device), "{device} was approved");
                 }
                 What::Run(key) => assert!(
                     !good || log.runs.get(key).is_some_and(|end| end == "exited"),

@@ -1,11 +1,14 @@
 //! What must hold however often it happens. Few times in an ordinary run, at full count with `cargo xtask long`.
 
 mod disk;
+mod faults;
+mod fuzz;
 mod house;
 mod load;
 pub mod mixed;
 mod panics;
 mod power;
+mod soak;
 
 /// How often: `full` in a long run, else `few`; or as `PORTCULLIS_ROUNDS` says.
 pub fn times(few: usize, full: usize) -> usize {

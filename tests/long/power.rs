@@ -28,7 +28,7 @@ async fn traced(time: Duration) -> Traced {
     let file = gateway.home().join("strace");
     let trace = format!("trace={CALLS}");
     let file_name = file.to_str().unwrap();
-    gateway.launch_under(&[
+    let started = gateway.launch_under(&[
         "strace",
         "-f",
         "-y",
@@ -43,6 +43,7 @@ async fn traced(time: Duration) -> Traced {
         "-o",
         file_name,
     ]);
+    assert_eq!(started, Ok(()));
     let mix = Mix::default();
     let work = mix.work(&gateway, 0);
     let watch = async {

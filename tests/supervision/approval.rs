@@ -51,6 +51,8 @@ async fn ask(approval: &ApprovalHandle, plan: ExecPlan) -> Result<ApprovalId, &'
         requester: operator(),
         connection: "c-1".into(),
         idempotency_key: None,
+        id: None,
+        timeout_ms: None,
     };
     match in_time(approval.decide(ask)).await {
         Ok(Decision::Pending { id, .. }) => Ok(id),

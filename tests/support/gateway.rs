@@ -32,6 +32,13 @@ pub struct Gateway {
     uid: Option<u32>,
 }
 
+/// A long run may be of a copy, so that a build beside it does not change what it tests.
+fn binary() -> PathBuf {
+    std::env::var_os("PORTCULLIS_TEST_BINARY")
+        .unwrap_or_else(|| env!("CARGO_BIN_EXE_portcullis").into())
+        .into()
+}
+
 impl Gateway {
     /// Serves, with default settings.
     pub fn start() -> Self {
@@ -60,7 +67,7 @@ impl Gateway {
             log: Arc::default(),
             said: Arc::default(),
             words: vec!["gateway", "--port", "0"],
-            program: env!("CARGO_BIN_EXE_portcullis").into(),
+            program: binary(),
             uid: None,
         };
         gateway.set("PORTCULLIS_GATEWAY_TOKEN", TOKEN);
@@ -82,7 +89,7 @@ impl Gateway {
     pub fn run_by(mut self, uid: u32) -> Self {
         use std::os::unix::fs::PermissionsExt as _;
         self.program = self.home.path().join("portcullis");
-        std::fs::copy(env!("CARGO_BIN_EXE_portcullis"), &self.program).unwrap();
+        std::fs::copy(binary(), &self.program).unwrap();
         let open = std::fs::Permissions::from_mode(0o755);
         std::fs::set_permissions(&self.program, open.clone()).unwrap();
         std::fs::set_permissions(self.home.path(), open).unwrap();
@@ -150,11 +157,16 @@ impl Gateway {
 
     /// Starts it and waits until `/readyz` says so.
     pub fn launch(&mut self) {
-        self.launch_as(self.daemon());
+        if let Err((code, log)) = self.launch_as(self.daemon()) {
+            panic!("the gateway does not serve (exit {code}):\n{log}");
+        }
     }
 
     /// The same, started by another program (strace): its words stand before those of the daemon.
-    pub fn launch_under(&mut self, words: &[&str]) {
+    ///
+    /// # Errors
+    /// It does not serve: its exit code and what it said.
+    pub fn launch_under(&mut self, words: &[&str]) -> Result<(), (i32, String)> {
         let daemon = self.daemon();
         let mut command = Command::new(words[0]);
         command
@@ -166,10 +178,10 @@ impl Gateway {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        self.launch_as(command);
+        self.launch_as(command)
     }
 
-    fn launch_as(&mut self, mut command: Command) {
+    fn launch_as(&mut self, mut command: Command) -> Result<(), (i32, String)> {
         assert!(self.child.is_none(), "it runs already");
         let mut child = command.spawn().unwrap();
         let lines = BufReader::new(child.stderr.take().unwrap());
@@ -193,9 +205,15 @@ impl Gateway {
                 writeln!(log.lock().unwrap(), "{line}").unwrap();
             }
         });
-        self.port = told.recv_timeout(READY).unwrap_or_else(|_| {
-            panic!("the gateway does not serve:\n{}", self.log());
-        });
+        let Ok(port) = told.recv_timeout(READY) else {
+            let mut child = self.child.take().expect("it runs");
+            // Closed its stderr, it ends; silent, it is ended.
+            if child.try_wait().unwrap().is_none() && !self.log().contains("error[") {
+                child.kill().unwrap();
+            }
+            return Err((child.wait().unwrap().code().unwrap_or(-1), self.log()));
+        };
+        self.port = port;
         let end = Instant::now() + READY;
         while !self
             .http("GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
@@ -204,6 +222,7 @@ impl Gateway {
             assert!(Instant::now() < end, "not ready:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(10));
         }
+        Ok(())
     }
 
     /// A start that must fail: its exit code and its stderr.
@@ -248,6 +267,20 @@ impl Gateway {
         kill_process(daemon, Signal::TERM).unwrap();
         let mut child = self.child.take().expect("it runs");
         child.wait().unwrap().code().unwrap_or(-1)
+    }
+
+    /// Its exit code, if it ends by itself within a while.
+    pub fn ends(&mut self, within: Duration) -> Option<i32> {
+        let end = Instant::now() + within;
+        while Instant::now() < end {
+            let child = self.child.as_mut().expect("it runs");
+            if let Some(status) = child.try_wait().unwrap() {
+                self.child = None;
+                return Some(status.code().unwrap_or(-1));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        None
     }
 
     /// `kill -9`, and a start on what is left.

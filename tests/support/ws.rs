@@ -93,6 +93,8 @@ impl Client {
         }
         let mut config = WebSocketConfig::default();
         config.max_frame_size = None;
+        // There may be ten thousand of us.
+        config.read_buffer_size = 4096;
         config.max_message_size = None;
         let (ws, _) =
             tokio_tungstenite::client_async_with_config(request, stream, Some(config)).await?;

@@ -86,7 +86,7 @@ impl Acting {
             .await
             .map_err(|error| {
                 Over::refused(ExecRefusal::of_call(error, |refusal| {
-                    ExecRefusal::new(refusal.code(), &refusal)
+                    ExecRefusal::of_pool(&refusal)
                 }))
             })?;
         if ticket.profile_hash != plan.profile_digest.to_string() {

@@ -203,9 +203,7 @@ pub async fn profile(wiring: &ExecWiring, asked: Option<u64>) -> Result<BoxProfi
         .pool
         .profile(asked.map(Duration::from_millis))
         .await
-        .map_err(|error| {
-            ExecRefusal::of_call(error, |refusal| ExecRefusal::new(refusal.code(), &refusal))
-        })
+        .map_err(|error| ExecRefusal::of_call(error, |refusal| ExecRefusal::of_pool(&refusal)))
 }
 
 /// A bare name is looked up in folders of the image only; anything that is not plainly in one of them the agent may have written.

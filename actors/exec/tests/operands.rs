@@ -38,7 +38,7 @@ async fn the_approved_text_of_a_named_script_runs_whatever_is_put_in_its_place()
     // In place: the same inode.
     write(&path, "echo old $1");
     let ended = after(&mut house, &["sh", &name, "one"], || {
-        write(&path, "echo new")
+        write(&path, "echo new");
     })
     .await;
     assert_eq!(ended.out, "old one\n", "{ended:?}");
