@@ -97,12 +97,11 @@ async fn over<S: Socket>(
     // One that asks now and then, or does not read what it is answered, does not stay for ever: browsers dial again.
     let mut connection = std::pin::pin!(connection);
     let life = within * LIFE;
-    let ended = match timeout(life, connection.as_mut()).await {
-        Ok(ended) => ended,
-        Err(_) => {
-            connection.as_mut().graceful_shutdown();
-            timeout(life, connection).await.ok()?
-        }
+    let ended = if let Ok(ended) = timeout(life, connection.as_mut()).await {
+        ended
+    } else {
+        connection.as_mut().graceful_shutdown();
+        timeout(life, connection).await.ok()?
     };
     if let Err(error) = ended {
         tracing::debug!(target: "portcullis", %error, "http connection ended");

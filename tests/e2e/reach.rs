@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::walk::Background;
 use crate::support::gateway::{Gateway, TOKEN};
 
 /// Everything that the script tries.
@@ -31,7 +32,7 @@ fn an_approved_host_command_gets_through_no_door_of_a_root_gateway() {
 #[test]
 fn an_approved_host_command_gets_through_no_door_of_its_own_users_gateway() {
     let require = [("sandbox.require_cgroup", "false")];
-    tries(Gateway::prepared(&require).as_user(65_532));
+    tries(Gateway::prepared(&require).run_by(65_532));
 }
 
 fn tries(mut gateway: Gateway) {
@@ -64,9 +65,7 @@ fn tries(mut gateway: Gateway) {
     let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
     let run = ask(&gateway, &argv);
     gateway.json(&["approvals", "allow", &run.1]);
-    let output = run.0.wait_with_output().unwrap();
-    let said = String::from_utf8(output.stdout).unwrap();
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    let (_, said, told) = run.0.end();
     assert_eq!(said.lines().count(), TRIES, "{said}\n{told}");
     for line in said.lines() {
         assert!(line.contains(": refused "), "{line}\n{said}");
@@ -83,12 +82,11 @@ fn tries(mut gateway: Gateway) {
         assert!(said.contains(&line), "{name}\n{said}");
     }
     // The operator's answer ends the other one.
-    let output = other.0.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(125));
+    assert_eq!(other.0.end().0, 125);
 }
 
 /// Asks for a host command; its process and its approval.
-fn ask(gateway: &Gateway, argv: &[&str]) -> (std::process::Child, String) {
+fn ask(gateway: &Gateway, argv: &[&str]) -> (Background, String) {
     let ids = || -> Vec<String> {
         let list = gateway.json(&["approvals", "list"]);
         let list = list.as_array().unwrap().iter();
@@ -96,9 +94,7 @@ fn ask(gateway: &Gateway, argv: &[&str]) -> (std::process::Child, String) {
     };
     let known = ids();
     let exec = ["exec", "--agent", "demo", "--host", "--"];
-    let mut command = gateway.command(&[&exec, argv].concat());
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = child.spawn().unwrap();
+    let child = Background::start(gateway, &[&exec, argv].concat());
     let end = Instant::now() + Duration::from_secs(30);
     loop {
         if let Some(new) = ids().into_iter().find(|id| !known.contains(id)) {

@@ -13,7 +13,7 @@ use crate::support::engine::Engine;
 use crate::support::gateway::Gateway;
 use crate::support::ws::{Came, Client, Connect, Device, join};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 const READ: &[&str] = &["operator.read"];
 
 #[tokio::test(flavor = "multi_thread")]
@@ -86,7 +86,7 @@ fn started(gateway: &Gateway, driver: &str) {
     gateway.json(&["config", "show"]);
 }
 
-/// 1. Contained, streamed, exit code the child's.
+/// Step 1: contained, streamed, exit code the child's.
 fn contained(gateway: &Gateway) {
     let exec = |argv: &[&str]| {
         ran(
@@ -158,7 +158,7 @@ fn contained(gateway: &Gateway) {
     );
 }
 
-/// 2. It waits; list, show, allow, deny and watch decide; the plan shown is the plan that runs, as nobody.
+/// Step 2: it waits; list, show, allow, deny and watch decide; the plan shown is the plan that runs, as nobody.
 fn asks_to_leave(gateway: &Gateway) {
     let (code, _, err) = ran(
         gateway,
@@ -238,7 +238,7 @@ fn asks_to_leave(gateway: &Gateway) {
     assert!(watched.contains(&id), "{watched}");
 }
 
-/// 3. A client with its own keys: approve, reject, revoke; a revoked live socket is closed before its next frame is
+/// Step 3: a client with its own keys: approve, reject, revoke; a revoked live socket is closed before its next frame is
 /// answered. Returns the token of a device that stays.
 async fn devices(gateway: &Gateway, stays: &Device) -> String {
     let knock = async |device: &Device| {
@@ -286,7 +286,7 @@ async fn devices(gateway: &Gateway, stays: &Device) -> String {
     token
 }
 
-/// 4. Secrets in, names out; the record read, searched and checked.
+/// Step 4: secrets in, names out; the record read, searched and checked.
 fn secrets_and_records(gateway: &Gateway, driver: &str) {
     gateway.vault_is_open();
     assert_eq!(
@@ -319,7 +319,7 @@ fn secrets_and_records(gateway: &Gateway, driver: &str) {
     );
 }
 
-/// 5. `kill -9` in the middle of things, and a start.
+/// Step 5: `kill -9` in the middle of things, and a start.
 async fn killed(gateway: &mut Gateway, outside: &Path, device: &Device, token: &str) {
     let marker = format!("86399.{}", gateway.port());
     let mark = outside.join("host").display().to_string();
@@ -485,16 +485,17 @@ fn until(what: &str, done: impl Fn() -> bool) {
 }
 
 /// A command of the command line that goes on.
-struct Background(Option<Child>);
+pub(super) struct Background(Option<Child>);
 
 impl Background {
-    fn start(gateway: &Gateway, args: &[&str]) -> Self {
+    pub(super) fn start(gateway: &Gateway, args: &[&str]) -> Self {
         let mut command = gateway.command(args);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         Self(Some(command.spawn().unwrap()))
     }
 
-    fn end(mut self) -> (i32, String, String) {
+    /// Its exit code, stdout and stderr.
+    pub(super) fn end(mut self) -> (i32, String, String) {
         ended(&self.0.take().unwrap().wait_with_output().unwrap())
     }
 

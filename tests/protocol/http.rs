@@ -1,6 +1,7 @@
 //! HTTP on the same port: probes, names, and the rules of the upgrade.
 
 use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -277,7 +278,7 @@ fn half_a_header_and_an_idle_connection_are_closed() {
 fn a_socket_that_stays_with_plain_http_is_closed_in_the_end() {
     let gateway = Gateway::with(&[("gateway.limits.header_ms", "300")]);
     let ask = "GET /style.css HTTP/1.1\r\nHost: localhost\r\n\r\n";
-    let closed = |mut send: Box<dyn FnMut(&mut std::net::TcpStream) -> std::io::Result<()>>| {
+    let closed = |send: &mut dyn FnMut(&mut TcpStream) -> std::io::Result<()>| {
         let mut socket = gateway.socket();
         socket
             .set_write_timeout(Some(Duration::from_millis(100)))
@@ -293,18 +294,18 @@ fn a_socket_that_stays_with_plain_http_is_closed_in_the_end() {
         }
     };
     let pause = || std::thread::sleep(Duration::from_millis(100));
-    closed(Box::new(move |socket| {
+    closed(&mut |socket| {
         pause();
         socket.write_all(ask.as_bytes())?;
-        match socket.read(&mut [0; 64 * 1024])? {
+        match socket.read(&mut vec![0; 64 * 1024])? {
             0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
             _ => Ok(()),
         }
-    }));
+    });
     let many = ask.repeat(100);
-    closed(Box::new(move |socket| socket.write_all(many.as_bytes())));
+    closed(&mut |socket| socket.write_all(many.as_bytes()));
     let mut sent = false;
-    closed(Box::new(move |socket| {
+    closed(&mut |socket| {
         if !sent {
             sent = true;
             let origin = format!("http://localhost:{}", socket.peer_addr()?.port());
@@ -317,7 +318,7 @@ fn a_socket_that_stays_with_plain_http_is_closed_in_the_end() {
         }
         pause();
         socket.write_all(b"x")
-    }));
+    });
 }
 
 #[test]

@@ -86,7 +86,7 @@ impl Gateway {
     }
 
     /// To be started, like its command line, as this user, with a copy of the program that everybody may run.
-    pub fn as_user(mut self, uid: u32) -> Self {
+    pub fn run_by(mut self, uid: u32) -> Self {
         use std::os::unix::fs::PermissionsExt as _;
         self.program = self.home.path().join("portcullis");
         std::fs::copy(binary(), &self.program).unwrap();
