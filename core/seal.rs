@@ -131,7 +131,7 @@ mod tests {
                 let key = Key::new(test.key[..].try_into().expect("32 bytes"));
                 let nonce: [u8; NONCE] = test.nonce[..].try_into().expect("12 bytes");
                 let sealed = [&test.ct[..], &test.tag[..]].concat();
-                let raw = key.cipher().decrypt(
+                let raw = key.cipher.decrypt(
                     &Nonce::from(nonce),
                     Payload {
                         msg: &sealed,
