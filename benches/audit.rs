@@ -16,7 +16,7 @@ use portcullis_actors::supervision::{Feed, Intensity, OnFatal, Tree, TreeBuilder
 use portcullis_core::audit::{
     Body, BootId, Entry, Head, SegmentHeader, Stamp, encode_record, leaf_hash,
 };
-use support::{least, median};
+use support::{cpu_of, least, median};
 
 /// Short turns, limit and subject one after the other: the disk's mood changes within seconds.
 const SPAN: Duration = Duration::from_millis(200);
@@ -36,16 +36,24 @@ fn main() -> Result<()> {
         .build()?;
     for callers in [1, 64] {
         let (mut ratios, mut ours, mut limits) = (vec![], vec![], vec![]);
+        let (mut cpu, mut groups) = (vec![], vec![]);
         let dir = folder.path().join(format!("audit{callers}"));
         for _ in 0..TURNS {
             let limit = plain(folder.path(), callers)?;
-            let rate = runtime.block_on(room(&dir, callers))?;
+            let (rate, cost, group) = runtime.block_on(room(&dir, callers))?;
+            cpu.push(cost);
+            groups.push(group);
             ratios.push(rate / limit);
             ours.push(rate);
             limits.push(limit);
         }
         let (rate, limit) = (median(ours), median(limits));
         println!("{callers} callers: {rate:.0} durable records/s, plain file {limit:.0}/s");
+        println!(
+            "{callers} callers: {:.1} records a sync, {:.1} us of CPU a record, its caller's work included",
+            median(groups),
+            median(cpu)
+        );
         let what = format!("durable append, {callers} callers / plain file");
         least(&what, median(ratios), "x", 0.7);
     }
@@ -112,9 +120,10 @@ async fn start(dir: &Path) -> Result<(AuditHandle, Tree)> {
     Ok((audit, builder.start().await?))
 }
 
-/// Records a second through the room, by so many callers at once.
-async fn room(dir: &Path, callers: usize) -> Result<f64> {
+/// Records a second through the room, by so many callers at once; microseconds of CPU a record; records a sync.
+async fn room(dir: &Path, callers: usize) -> Result<(f64, f64, f64)> {
     let (audit, tree) = start(dir).await?;
+    let before = cpu_of(std::process::id())?;
     let began = Instant::now();
     let calls: Vec<_> = (0..callers)
         .map(|_| {
@@ -133,9 +142,21 @@ async fn room(dir: &Path, callers: usize) -> Result<f64> {
     for call in calls {
         count += call.await??;
     }
-    let rate = f64::from(count) / began.elapsed().as_secs_f64();
+    let count = f64::from(count);
+    let rate = count / began.elapsed().as_secs_f64();
+    let cpu = cpu_of(std::process::id())?.saturating_sub(before);
+    // The room counts its syncs where people see them, refreshed as it handles messages.
+    tokio::time::sleep(Duration::from_millis(260)).await;
+    audit.head().await?;
+    audit.head().await?;
+    let syncs = tree.window().look();
+    let syncs = syncs.rooms.iter().flat_map(|room| &room.facts);
+    let syncs = syncs
+        .filter(|(name, _)| *name == "syncs")
+        .find_map(|(_, value)| value.parse::<f64>().ok());
     tree.stop().await;
-    Ok(rate)
+    let group = count / syncs.context("the room does not say how often it synced")?;
+    Ok((rate, cpu.as_secs_f64() * 1e6 / count, group))
 }
 
 fn verifying(dir: &Path) -> Result<()> {

@@ -13,12 +13,21 @@ pub const TAG: usize = 16;
 
 /// A 256-bit key. Wiped when dropped; cannot be printed or serialised.
 #[derive(Clone)]
-pub struct Key(Zeroizing<[u8; 32]>);
+pub struct Key {
+    bytes: Zeroizing<[u8; 32]>,
+    /// Its round keys, made once: they cost as much as sealing 256 bytes. Boxed, so that a move leaves no copy behind.
+    cipher: Box<Aes256Gcm>,
+}
 
 impl Key {
     /// Takes key bytes that the caller got from the operating system or a derivation.
     pub fn new(bytes: [u8; 32]) -> Self {
-        Self(Zeroizing::new(bytes))
+        Self::of(Zeroizing::new(bytes))
+    }
+
+    fn of(bytes: Zeroizing<[u8; 32]>) -> Self {
+        let cipher = Box::new(Aes256Gcm::new(&(*bytes).into()));
+        Self { bytes, cipher }
     }
 
     /// A key for another use: HKDF-SHA256 (RFC 5869) with this one as input. One label, one use.
@@ -26,20 +35,20 @@ impl Key {
     pub fn derive(&self, salt: &[u8], label: &str, context: &[u8]) -> Self {
         let mut okm = Zeroizing::new([0; 32]);
         let info = join(&[label.as_bytes(), context]);
-        Hkdf::<Sha256>::new(Some(salt), &*self.0)
+        Hkdf::<Sha256>::new(Some(salt), &*self.bytes)
             .expand(&info, &mut *okm)
             .expect("invariant: HKDF-SHA256 gives up to 8,160 bytes");
-        Self(okm)
+        Self::of(okm)
     }
 
     /// The bytes, for a derivation or a wrap.
     pub fn expose(&self) -> &[u8; 32] {
-        &self.0
+        &self.bytes
     }
 
     /// Seals `plain`; a (key, nonce) pair must never come twice.
     pub fn seal(&self, nonce: &[u8; NONCE], aad: &[&[u8]], plain: &[u8]) -> Vec<u8> {
-        self.cipher()
+        self.cipher
             .encrypt(
                 &Nonce::from(*nonce),
                 Payload {
@@ -52,7 +61,7 @@ impl Key {
 
     /// Opens what [`Self::seal`] made; `None` when anything differs: key, nonce, data or associated data.
     pub fn open(&self, nonce: &[u8; NONCE], aad: &[&[u8]], sealed: &[u8]) -> Option<Secret> {
-        self.cipher()
+        self.cipher
             .decrypt(
                 &Nonce::from(*nonce),
                 Payload {
@@ -62,10 +71,6 @@ impl Key {
             )
             .ok()
             .map(Secret::new)
-    }
-
-    fn cipher(&self) -> Aes256Gcm {
-        Aes256Gcm::new(&(*self.0).into())
     }
 }
 
@@ -126,7 +131,7 @@ mod tests {
                 let key = Key::new(test.key[..].try_into().expect("32 bytes"));
                 let nonce: [u8; NONCE] = test.nonce[..].try_into().expect("12 bytes");
                 let sealed = [&test.ct[..], &test.tag[..]].concat();
-                let raw = key.cipher().decrypt(
+                let raw = key.cipher.decrypt(
                     &Nonce::from(nonce),
                     Payload {
                         msg: &sealed,

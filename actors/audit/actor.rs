@@ -120,7 +120,10 @@ impl Audit {
                 }
                 Ok(())
             }
-            Err(NotTaken::Gone) => Err(Crash::new("the audit writer thread ended")),
+            Err(NotTaken::Gone) => Err(match self.writer.status().broken {
+                Some(error) => Crash::new(format!("the audit writer thread ended: {error}")),
+                None => Crash::new("the audit writer thread ended"),
+            }),
         }
     }
 

@@ -28,7 +28,8 @@ impl AuditConfig {
 impl Default for AuditConfig {
     fn default() -> Self {
         Self {
-            segment_bytes: 64 * 1024 * 1024,
+            // A start verifies the last one: 16 MiB in some 60 ms.
+            segment_bytes: 16 * 1024 * 1024,
             once_hours: 24,
             once_keys: 100_000,
             at_least: 0,

@@ -99,7 +99,18 @@ pub(super) struct Log {
     /// What follows from the records up to the last [`Self::settle`].
     pub(super) ledger: Ledger,
     gap: Option<Gap>,
+    /// Keys lie further back than the so many segments that the start has read.
+    keys_behind: Option<usize>,
+    /// The group that is being put together.
+    draft: Option<Draft>,
     buf: Vec<u8>,
+}
+
+/// A group whose records are encoded as they come, into the log's buffer: hashing goes on while others still arrive.
+struct Draft {
+    stamp: Stamp,
+    lead: Vec<Body>,
+    heads: Vec<Head>,
 }
 
 /// A group that is durable.
@@ -150,6 +161,8 @@ impl Log {
             head: found.ledger.head,
             ledger: found.ledger,
             gap: None,
+            keys_behind: (!found.has_keys).then_some(found.segments_read),
+            draft: None,
             buf: Vec::new(),
             spec,
         };
@@ -186,18 +199,79 @@ impl Log {
         Ok((log, report))
     }
 
-    /// Makes the records durable, all or none.
-    pub(super) fn append(&mut self, bodies: &[Body]) -> Result<Written, AuditError> {
-        let written = self.try_append(bodies);
-        if let Err(error) = &written
-            && !matches!(error, AuditError::Invalid(_))
-        {
-            self.refused(error, bodies.len());
+    /// Reads the idempotency keys that the start left behind, so that a busy day's log does not keep the gateway from
+    /// serving. Before the first key is asked for.
+    pub(super) fn recall(&mut self) -> Result<(), AuditError> {
+        if let Some(count) = self.keys_behind.take() {
+            self.ledger.once = recover::keys(&self.spec, count)?;
         }
-        written
+        Ok(())
     }
 
-    fn try_append(&mut self, bodies: &[Body]) -> Result<Written, AuditError> {
+    /// Makes the records durable, all or none.
+    pub(super) fn append(&mut self, bodies: &[Body]) -> Result<Written, AuditError> {
+        for body in bodies {
+            if let Err(error) = self.push(body) {
+                self.abandon();
+                return Err(error);
+            }
+        }
+        self.commit()
+    }
+
+    /// Adds a record to the group under way, or begins one. A record that breaks a limit is refused alone; every other
+    /// error says that nothing can be recorded now, and ends the group.
+    pub(super) fn push(&mut self, body: &Body) -> Result<(), AuditError> {
+        let mut draft = match self.draft.take() {
+            Some(draft) => draft,
+            None => self.begin().inspect_err(|error| self.refused(error, 1))?,
+        };
+        let before = draft.heads.last().copied().unwrap_or(self.head);
+        let pushed = encode_record(&mut self.buf, before, draft.stamp, self.spec.boot, body);
+        let pushed = pushed.map(|head| draft.heads.push(head));
+        self.draft = Some(draft);
+        pushed.map_err(AuditError::from)
+    }
+
+    /// Makes the group under way durable, all or none of it. Records of the log's own are enough of a group.
+    pub(super) fn commit(&mut self) -> Result<Written, AuditError> {
+        let Some(draft) = self.draft.take() else {
+            return Err(AuditError::CannotRecord("no record was given".into()));
+        };
+        if let Err(error) = self.write() {
+            self.drop_back();
+            let error = AuditError::writing(&error);
+            self.refused(&error, draft.heads.len() - draft.lead.len());
+            return Err(error);
+        }
+        let before = self.head;
+        self.len += self.buf.len() as u64;
+        self.head = draft.heads.last().copied().unwrap_or(before);
+        self.gap = None;
+        self.buf.shrink_to(1024 * 1024);
+        Ok(Written {
+            stamp: draft.stamp,
+            before,
+            lead: draft.lead,
+            heads: draft.heads,
+        })
+    }
+
+    /// Whether records wait for [`Self::commit`].
+    pub(super) const fn is_drafting(&self) -> bool {
+        self.draft.is_some()
+    }
+
+    fn abandon(&mut self) {
+        if self.draft.take().is_some() && self.gap.is_some() {
+            // The gap is not recorded yet: mend again, with its record.
+            self.file = None;
+        }
+    }
+
+    /// What comes before the first record of a group: a mended log's gap, a new segment's mark.
+    fn begin(&mut self) -> Result<Draft, AuditError> {
+        self.buf.clear();
         let mut lead = Vec::new();
         if self.file.is_none() {
             lead.push(self.mend()?);
@@ -208,49 +282,17 @@ impl Log {
                 open: self.ledger.open_list(),
             });
         }
-        let stamp = self.spec.clock.stamp();
-        let mut buf = std::mem::take(&mut self.buf);
-        buf.clear();
-        let before = self.head;
-        let (mut head, mut heads) = (before, Vec::with_capacity(lead.len() + bodies.len()));
-        let mut encoded = Ok(());
-        for body in lead.iter().chain(bodies) {
-            match encode_record(&mut buf, head, stamp, self.spec.boot, body) {
-                Ok(next) => head = next,
-                Err(error) => {
-                    encoded = Err(error);
-                    break;
-                }
-            }
-            heads.push(head);
-        }
-        let done = match encoded {
-            Ok(()) => self.write(&buf),
-            Err(error) => {
-                self.buf = buf;
-                if self.gap.is_some() {
-                    // The gap is not recorded yet: mend again, with its record.
-                    self.file = None;
-                }
-                return Err(error.into());
-            }
-        };
-        if let Err(error) = done {
-            self.buf = buf;
-            self.drop_back();
-            return Err(AuditError::writing(&error));
-        }
-        self.len += buf.len() as u64;
-        self.head = head;
-        self.gap = None;
-        buf.shrink_to(1024 * 1024);
-        self.buf = buf;
-        Ok(Written {
-            stamp,
-            before,
+        let mut draft = Draft {
+            stamp: self.spec.clock.stamp(),
             lead,
-            heads,
-        })
+            heads: Vec::new(),
+        };
+        let mut head = self.head;
+        for body in &draft.lead {
+            head = encode_record(&mut self.buf, head, draft.stamp, self.spec.boot, body)?;
+            draft.heads.push(head);
+        }
+        Ok(draft)
     }
 
     /// Lets the ledger follow a durable group. Apart from [`Self::append`], so that callers are answered first; it must
@@ -286,11 +328,11 @@ impl Log {
         &self.spec
     }
 
-    fn write(&self, bytes: &[u8]) -> io::Result<()> {
+    fn write(&self) -> io::Result<()> {
         let Some(mut file) = self.file.as_ref() else {
             return Err(io::Error::other("the segment is not open"));
         };
-        file.write_all(bytes)?;
+        file.write_all(&self.buf)?;
         file.sync_data()
     }
 

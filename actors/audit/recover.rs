@@ -21,10 +21,12 @@ pub(super) struct Recovered {
     /// This boot has written here before: the audit room alone was restarted.
     pub(super) same_boot: bool,
     pub(super) segments_read: usize,
+    /// The keys of the whole time are in the ledger; else [`keys`] has them.
+    pub(super) has_keys: bool,
 }
 
-/// Verifies the last segment, and as many before it as are needed to know the open intents and the keys; more is
-/// `verify`'s work. The caller holds the lock.
+/// Verifies the last segment, and as many before it as are needed to know the open intents; keys may lie further back,
+/// and more is `verify`'s work. The caller holds the lock.
 pub(super) fn recover(spec: &LogSpec, dir: &File) -> Result<Recovered, AuditError> {
     remove_unfinished(&spec.dir)?;
     let segments = files::segments(&spec.dir)?;
@@ -40,6 +42,7 @@ pub(super) fn recover(spec: &LogSpec, dir: &File) -> Result<Recovered, AuditErro
             torn: None,
             same_boot: false,
             segments_read: 0,
+            has_keys: true,
         });
     };
     // Locked before it is read: a second writer may have come another way.
@@ -50,12 +53,12 @@ pub(super) fn recover(spec: &LogSpec, dir: &File) -> Result<Recovered, AuditErro
         _ => AuditError::reading("the last segment", &error),
     })?;
     let mut count = 1;
-    let tail = loop {
+    let (tail, from) = loop {
         let from = segments.len() - count;
         let tail = read_tail(spec, &segments[from..])?;
-        if tail.is_enough || from == 0 {
+        if tail.is_marked || from == 0 {
             check_link(spec, &segments[..from], tail.after)?;
-            break tail;
+            break (tail, from);
         }
         count = (count * 2).min(segments.len());
     };
@@ -71,7 +74,23 @@ pub(super) fn recover(spec: &LogSpec, dir: &File) -> Result<Recovered, AuditErro
         torn: tail.torn,
         same_boot: tail.same_boot,
         segments_read: count,
+        has_keys: tail.has_keys || from == 0,
     })
+}
+
+/// The idempotency keys of the whole time, verified on the way, where the last `count` segments do not hold them all.
+/// The caller holds the lock and has not written a key since [`recover`].
+pub(super) fn keys(spec: &LogSpec, mut count: usize) -> Result<OnceIndex, AuditError> {
+    let segments = files::segments(&spec.dir)?;
+    loop {
+        count = (count * 2).min(segments.len());
+        let from = segments.len() - count;
+        let tail = read_tail(spec, &segments[from..])?;
+        if tail.has_keys || from == 0 {
+            check_link(spec, &segments[..from], tail.after)?;
+            return Ok(tail.ledger.once);
+        }
+    }
 }
 
 fn index(spec: &LogSpec) -> OnceIndex {
@@ -86,7 +105,10 @@ struct Tail {
     ledger: Ledger,
     torn: Option<(u64, u64)>,
     same_boot: bool,
-    is_enough: bool,
+    /// A mark says which intents were open.
+    is_marked: bool,
+    /// The keys of the whole time are here, or as many as are kept at all.
+    has_keys: bool,
 }
 
 /// Reads these segments, which end the log.
@@ -109,7 +131,8 @@ fn read_tail(spec: &LogSpec, segments: &[Seq]) -> Result<Tail, AuditError> {
                 ledger: Ledger::new(segment.after(), self::index(spec)),
                 torn: None,
                 same_boot: false,
-                is_enough: false,
+                is_marked: false,
+                has_keys: false,
             },
             Some(tail) if tail.ledger.head == segment.after() => tail,
             Some(tail) => {
@@ -148,10 +171,9 @@ fn read_tail(spec: &LogSpec, segments: &[Seq]) -> Result<Tail, AuditError> {
         tail = Some(now);
     }
     let mut tail = tail.ok_or_else(|| AuditError::Unreadable("no segment".into()))?;
-    // The keys of the whole time, or as many as are kept at all.
-    let has_keys = tail.ledger.once.len() >= spec.config.once_keys
+    tail.is_marked = marked;
+    tail.has_keys = tail.ledger.once.len() >= spec.config.once_keys
         || first_ms.is_some_and(|ms| ms < keep_from);
-    tail.is_enough = marked && has_keys;
     Ok(tail)
 }
 

@@ -2,7 +2,8 @@
 //!
 //! A group is what is waiting when the disk is free, up to 64 records. Callers that were answered together tend to come
 //! back together: the thread waits for as many as last time, but at most 2 ms and no longer than the last write took.
-//! A lone caller never waits.
+//! A lone caller never waits. Records are encoded and hashed as they arrive, so that the last one to come is the only one
+//! that the disk waits for.
 
 use super::error::AuditError;
 use super::log::{Log, LogSpec, OpenReport, Written};
@@ -10,6 +11,7 @@ use super::offline::Horizon;
 use crate::supervision::{Feed, Flag, Reply};
 use portcullis_core::audit::{Body, BootId, Head, Once, OnceKey, Record, Seq};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
@@ -20,8 +22,11 @@ use tokio::sync::oneshot;
 const GROUP: usize = 64;
 /// The longest wait for a group to fill.
 const COLLECT: Duration = Duration::from_millis(2);
-/// Between two looks at the queue while a group fills.
-const NAP: Duration = Duration::from_micros(20);
+/// Between two looks at the queue while a group fills: so long for each record that is missing, within these limits.
+const NAP_EACH: Duration = Duration::from_micros(1);
+const NAP: (Duration, Duration) = (Duration::from_micros(10), Duration::from_micros(100));
+/// How late the kernel may wake the thread from a nap, in nanoseconds; by default 50 us.
+const SLACK: NonZeroU64 = NonZeroU64::MIN;
 /// Jobs that may wait for the thread.
 const QUEUE: usize = 1_024;
 /// Newest records kept in memory for `tail`.
@@ -118,6 +123,7 @@ impl Writer {
             expect: 1,
             took: Duration::ZERO,
             groups: 0,
+            altered: false,
         };
         let thread = std::thread::Builder::new()
             .name("audit-writer".into())
@@ -172,6 +178,8 @@ struct Thread {
     /// How long the last group took to write.
     took: Duration,
     groups: u64,
+    /// The log on the disk is not what was written.
+    altered: bool,
 }
 
 /// A group being put together: records, and who waits for what.
@@ -196,12 +204,21 @@ enum Wait {
 
 impl Thread {
     fn run(mut self) {
+        // Refused, naps are longer.
+        let _ = rustix::thread::set_current_timer_slack(Some(SLACK));
+        if let Err(error) = self.log.recall() {
+            // The room finds its thread gone, and says why.
+            let mut status = status_of(&self.log, 0);
+            status.broken = Some(error);
+            self.status.set(status);
+            return;
+        }
         while let Ok(first) = self.queue.recv() {
             let mut group = Group::default();
             self.stage(&mut group, first);
             self.collect(&mut group);
             let (close, looks) = (group.close.take(), std::mem::take(&mut group.looks));
-            let altered = self.write(group);
+            self.write(group);
             for look in looks {
                 look.send(Ok(Look {
                     horizon: self.log.horizon(),
@@ -216,7 +233,7 @@ impl Thread {
                 close.send(stop);
                 return;
             }
-            if altered {
+            if self.altered {
                 // The room finds its thread gone, restarts, and reads the log anew.
                 return;
             }
@@ -225,15 +242,15 @@ impl Thread {
 
     fn collect(&mut self, group: &mut Group) {
         self.drain(group);
-        // Asleep, and not in `recv`: there each job would wake the thread, and cost a switch.
         let until = Instant::now() + COLLECT.min(self.took);
-        while !group.bodies.is_empty()
-            && group.bodies.len() < self.expect.min(GROUP)
-            && group.close.is_none()
-            && Instant::now() < until
-        {
+        while !group.bodies.is_empty() && group.close.is_none() && Instant::now() < until {
+            let missing = self.expect.min(GROUP).saturating_sub(group.bodies.len());
+            let Ok(missing @ 1..) = u32::try_from(missing) else {
+                return;
+            };
+            // Asleep, and not in `recv`: there each job would wake the thread, and cost a switch.
             #[expect(clippy::disallowed_methods, reason = "the log's own thread")]
-            std::thread::sleep(NAP);
+            std::thread::sleep((NAP_EACH * missing).clamp(NAP.0, NAP.1));
             self.drain(group);
         }
     }
@@ -254,21 +271,19 @@ impl Thread {
                     return;
                 }
                 if let Body::Outcome { intent, .. } = *body
-                    && (!self.log.is_open(intent) || !group.closed.insert(intent))
+                    && (!self.log.is_open(intent) || group.closed.contains(&intent))
                 {
                     answer.send(Err(AuditError::NotOpen(intent)));
                     return;
                 }
-                let index = group.push(*body);
-                group.waits.push(Wait::Seq(index, answer));
+                self.push(group, *body, answer, Wait::Seq);
             }
             Job::Once(body, answer) => {
                 if !answer.is_wanted() {
                     return;
                 }
                 let Some(key) = once_key(&body) else {
-                    let index = group.push(*body);
-                    group.waits.push(Wait::New(index, answer));
+                    self.push(group, *body, answer, Wait::New);
                     return;
                 };
                 let now = self.log.spec().clock.stamp().wall_ms;
@@ -277,8 +292,7 @@ impl Thread {
                 } else if let Some(seen) = self.log.ledger.once.get(&key, now) {
                     answer.send(Ok(seen));
                 } else {
-                    let index = group.push(*body);
-                    group.waits.push(Wait::New(index, answer));
+                    self.push(group, *body, answer, Wait::New);
                 }
             }
             Job::Look(answer) => group.looks.push(answer),
@@ -286,37 +300,58 @@ impl Thread {
         }
     }
 
-    /// Writes and answers. `true`: the log on the disk is not what was written.
-    fn write(&mut self, group: Group) -> bool {
-        if group.bodies.is_empty() {
-            return false;
+    /// Encodes a record into the group. Whose record cannot be had is told at once.
+    fn push<T>(
+        &mut self,
+        group: &mut Group,
+        body: Body,
+        answer: Answer<T>,
+        wait: impl FnOnce(usize, Answer<T>) -> Wait,
+    ) {
+        match self.log.push(&body) {
+            Ok(()) => {
+                let index = group.push(body);
+                group.waits.push(wait(index, answer));
+            }
+            Err(error) => {
+                self.altered |= matches!(error, AuditError::Altered(_));
+                self.status.set(status_of(&self.log, self.groups));
+                answer.send(Err(error));
+            }
+        }
+    }
+
+    /// Writes and answers.
+    fn write(&mut self, group: Group) {
+        if !self.log.is_drafting() {
+            return;
         }
         let began = Instant::now();
-        let count = group.bodies.len();
-        let written = self.log.append(&group.bodies);
+        let written = self.log.commit();
         self.took = began.elapsed();
-        self.expect = count;
+        self.expect = group.bodies.len();
         self.groups += 1;
         match written {
             Ok(written) => {
                 // Before any answer: whoever was answered finds its record in the head.
                 self.status.set(status_of(&self.log, self.groups));
-                let lead = written.lead.len();
-                let seqs: Vec<Seq> = written.heads[lead..].iter().map(|head| head.seq).collect();
+                let heads = &written.heads[written.lead.len()..];
                 for wait in group.waits {
                     match wait {
-                        Wait::Seq(index, answer) => answer.send(Ok(seqs[index])),
-                        Wait::New(index, answer) => answer.send(Ok(Once::New { seq: seqs[index] })),
+                        Wait::Seq(index, answer) => answer.send(Ok(heads[index].seq)),
+                        Wait::New(index, answer) => answer.send(Ok(Once::New {
+                            seq: heads[index].seq,
+                        })),
                         Wait::Twin(index, answer) => answer.send(Ok(Once::Seen {
-                            seq: seqs[index],
+                            seq: heads[index].seq,
                             outcome: None,
                         })),
                     }
                 }
                 self.publish(written, group.bodies);
-                false
             }
             Err(error) => {
+                self.altered |= matches!(error, AuditError::Altered(_));
                 for wait in group.waits {
                     match wait {
                         Wait::Seq(_, answer) => answer.send(Err(error.clone())),
@@ -326,7 +361,6 @@ impl Thread {
                     }
                 }
                 self.status.set(status_of(&self.log, self.groups));
-                matches!(error, AuditError::Altered(_))
             }
         }
     }
@@ -362,6 +396,9 @@ impl Group {
         let index = self.bodies.len();
         if let Some(key) = once_key(&body) {
             self.keys.insert(key, index);
+        }
+        if let Body::Outcome { intent, .. } = body {
+            self.closed.insert(intent);
         }
         self.bodies.push(body);
         index

@@ -4,62 +4,37 @@ use portcullis_core::protocol::Request;
 use portcullis_core::protocol::frame::{ErrorBody, error_frame, ok_frame};
 use portcullis_core::protocol::method;
 use portcullis_core::time::Millis;
-use serde::Serialize;
 use serde_json::value::RawValue;
 use tracing::Instrument as _;
 
-use super::runs;
 use super::serve::{Conn, Pending};
+use super::{asks, runs};
 
-/// `health`, answered without a room: it says that this process answers (wire.md 14, item 9).
+/// `health`, answered without a room: it says that this process answers (wire.md 14, item 9). Only the id and the time
+/// differ between two answers, so nothing else is serialised.
 pub(super) fn health(id: &str, now: Millis) -> String {
-    #[derive(Serialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Health {
-        ok: bool,
-        ts: Millis,
-        duration_ms: u64,
-        channels: Empty,
-        channel_order: [u8; 0],
-        channel_labels: Empty,
-        heartbeat_seconds: u64,
-        default_agent_id: &'static str,
-        agents: [u8; 0],
-        sessions: Sessions,
-    }
-    #[derive(Serialize)]
-    struct Empty {}
-    #[derive(Serialize)]
-    struct Sessions {
-        path: &'static str,
-        count: u64,
-        recent: [u8; 0],
-    }
-    let health = Health {
-        ok: true,
-        ts: now,
-        duration_ms: 0,
-        channels: Empty {},
-        channel_order: [],
-        channel_labels: Empty {},
-        heartbeat_seconds: 0,
-        default_agent_id: "main",
-        agents: [],
-        sessions: Sessions {
-            path: "",
-            count: 0,
-            recent: [],
-        },
-    };
-    ok_frame(id, &health).unwrap_or_default()
+    let id = serde_json::to_string(id).unwrap_or_default();
+    let ts = now.0;
+    format!(
+        concat!(
+            r#"{{"type":"res","id":{id},"ok":true,"payload":{{"ok":true,"ts":{ts},"durationMs":0,"channels":{{}},"#,
+            r#""channelOrder":[],"channelLabels":{{}},"heartbeatSeconds":0,"defaultAgentId":"main","agents":[],"#,
+            r#""sessions":{{"path":"","count":0,"recent":[]}}}}}}"#
+        ),
+        id = id,
+        ts = ts
+    )
 }
 
 /// Role and scope are looked at before the params are read; then the request is under way.
 pub(super) fn begin(conn: &Conn, request: &Request<'_>) -> Result<Pending, ErrorBody> {
     method::admit(&conn.principal, &request.method)?;
     let span = tracing::info_span!(
-        target: "portcullis", "request",
+        // A trace for each request: a connection may last for weeks.
+        target: "portcullis", parent: None, "request",
+        otel.name = %request.method, otel.kind = "server", room = "connection",
         rpc.method = %request.method, portcullis.role = conn.principal.role.as_str(),
+        portcullis.door = conn.principal.door.as_str(), session.id = %conn.conn_id,
     );
     let id = request.id.to_string();
     let name = request.method.to_string();
@@ -70,6 +45,10 @@ pub(super) fn begin(conn: &Conn, request: &Request<'_>) -> Result<Pending, Error
         let result = match name.as_str() {
             "exec.run" => match params.read(&name) {
                 Ok(params) => runs::run(&conn, &id, params).await,
+                Err(error) => Err(error),
+            },
+            "exec.approval.request" => match params.read(&name) {
+                Ok(params) => asks::request(&conn, &id, params).await,
                 Err(error) => Err(error),
             },
             "exec.cancel" => match params.read(&name) {
@@ -116,4 +95,24 @@ pub(super) fn id_of(frame: &str) -> Option<String> {
     let rest = frame.strip_prefix(r#"{"type":"res","id":"#)?;
     let mut stream = serde_json::Deserializer::from_str(rest).into_iter::<String>();
     stream.next()?.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn health_is_the_answer_frame_of_its_payload_whatever_the_id() {
+        for id in ["1", "a\"b\\c\n", "\u{1f980}"] {
+            let payload = serde_json::json!({
+                "ok": true, "ts": 1_795_481_326_000_u64, "durationMs": 0, "channels": {}, "channelOrder": [],
+                "channelLabels": {}, "heartbeatSeconds": 0, "defaultAgentId": "main", "agents": [],
+                "sessions": { "path": "", "count": 0, "recent": [] },
+            });
+            let read = |frame: &str| serde_json::from_str::<serde_json::Value>(frame).unwrap();
+            let frame = health(id, Millis(1_795_481_326_000));
+            assert_eq!(read(&frame), read(&ok_frame(id, &payload).unwrap()));
+            assert_eq!(id_of(&frame).as_deref(), Some(id));
+        }
+    }
 }

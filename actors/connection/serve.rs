@@ -1,12 +1,12 @@
 //! The one I/O task of a connection: it owns the socket, asks the rooms, and flushes when its input runs dry.
 
-use std::future::Future;
-use std::pin::Pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
+use futures_util::stream::{self, FuturesUnordered, SelectAll};
+use futures_util::{FutureExt as _, Sink as _, SinkExt as _, Stream, StreamExt as _};
 use portcullis_core::auth::{Principal, Role};
 use portcullis_core::codes;
 use portcullis_core::protocol::frame::{ErrorBody, error_frame, event_frame};
@@ -19,6 +19,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role as WsRole, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
+use tracing::Instrument as _;
 
 use super::actor::ConnectionWiring;
 use super::answer;
@@ -72,21 +73,25 @@ pub(super) async fn serve(
     config.max_frame_size = Some(FRAME);
     let mut ws = WebSocketStream::from_raw_socket(io, WsRole::Server, Some(config)).await;
     let mut closing = order.reader();
+    let connect = tracing::info_span!(
+        target: "portcullis", parent: None, "connect", otel.kind = "server", room = "connection", door = door.as_str(),
+    );
     let shaken = tokio::select! {
         biased;
         Some(Some(order)) = closing.changed() => {
             close(&mut ws, order.code, &order.reason).await;
             return;
         }
-        shaken = shake(&wiring, &mut ws, door, &peer) => shaken,
+        shaken = shake(&wiring, &mut ws, door, &peer).instrument(connect) => shaken,
     };
     let Some(shaken) = shaken else { return };
+    let news = wiring.methods.news(&shaken.principal, &shaken.caps);
     let mut session = Session::new(wiring, shaken, session_ended);
     if let Some(order) = order.get() {
         close(&mut ws, order.code, &order.reason).await;
         return;
     }
-    let end = session.run(&mut ws, closing).await;
+    let end = session.run(&mut ws, closing, news).await;
     if let Some(end) = end {
         if end.code == 1012 {
             let payload = json!({ "reason": end.reason });
@@ -97,12 +102,50 @@ pub(super) async fn serve(
     }
 }
 
+/// What happens beside the frames, seldom. All of it is one stream that is polled only where something woke it: polled
+/// one by one, timers and watches cost each reply more than its answer.
+enum Side {
+    /// Look at the order to close.
+    Order,
+    News(&'static str, serde_json::Value),
+    Tick,
+    Ping,
+}
+
+type Sides = SelectAll<Pin<Box<dyn Stream<Item = Side> + Send>>>;
+
+fn sides(closing: FlagReader<Option<CloseOrder>>, news: News) -> Sides {
+    let orders = stream::unfold(Some(closing), |closing| async {
+        let mut closing = closing?;
+        let order = closing.changed().await;
+        Some((Side::Order, order.map(|_| closing)))
+    });
+    let news = stream::unfold(news, |mut news| async {
+        let (event, payload) = news.next().await?;
+        Some((Side::News(event, payload), news))
+    });
+    let mut sides = Sides::new();
+    sides.push(Box::pin(orders));
+    sides.push(Box::pin(news));
+    sides.push(Box::pin(every(TICK_MS).map(|()| Side::Tick)));
+    sides.push(Box::pin(every(PING_MS).map(|()| Side::Ping)));
+    sides
+}
+
+fn every(ms: u64) -> impl Stream<Item = ()> + Send {
+    let period = Duration::from_millis(ms);
+    let interval = tokio::time::interval_at(Instant::now() + period, period);
+    stream::unfold(interval, |mut interval| async {
+        interval.tick().await;
+        Some(((), interval))
+    })
+}
+
 struct Session {
     conn: Conn,
     under_way: FuturesUnordered<Pending>,
     ids: Vec<String>,
     out: mpsc::Receiver<Out>,
-    news: News,
     seq: u64,
     wrong_roles: u32,
     write_within: Duration,
@@ -123,7 +166,6 @@ fn end(code: u16, reason: &str) -> Step {
 impl Session {
     fn new(wiring: ConnectionWiring, shaken: Shaken, session: FlagReader<Option<String>>) -> Self {
         let (out_tx, out) = mpsc::channel(OUT_DEPTH);
-        let news = wiring.methods.news(&shaken.principal, &shaken.caps);
         let write_within = Duration::from_millis(wiring.config.write_timeout_ms.max(1));
         Self {
             conn: Conn {
@@ -136,7 +178,6 @@ impl Session {
             under_way: FuturesUnordered::new(),
             ids: Vec::new(),
             out,
-            news,
             seq: 0,
             wrong_roles: 0,
             write_within,
@@ -147,22 +188,21 @@ impl Session {
         &mut self,
         ws: &mut Ws,
         mut closing: FlagReader<Option<CloseOrder>>,
+        news: News,
     ) -> Option<CloseOrder> {
-        let ping_every = Duration::from_millis(PING_MS);
-        let mut tick = tokio::time::interval_at(
-            Instant::now() + Duration::from_millis(TICK_MS),
-            Duration::from_millis(TICK_MS),
-        );
-        let mut ping_at = Instant::now() + ping_every;
+        let mut sides = sides(closing.clone(), news);
         let mut unanswered_pings = 0u32;
         loop {
+            if closing.has_changed() {
+                match closing.take() {
+                    Some(order) => return Some(order),
+                    // Seen and still new: nobody is left to give one.
+                    None if closing.has_changed() => return None,
+                    None => {}
+                }
+            }
             let step = tokio::select! {
                 biased;
-                order = closing.changed() => match order {
-                    Some(None) => Ok(()),
-                    Some(Some(order)) => Err(Some(order)),
-                    None => Err(None),
-                },
                 Some(done) = self.under_way.next(), if !self.under_way.is_empty() => {
                     self.answered(ws, done).await
                 }
@@ -171,16 +211,19 @@ impl Session {
                     unanswered_pings = 0;
                     self.frames(ws, frame, &closing).await
                 }
-                Some((event, payload)) = self.news.next() => self.event(ws, event, &payload).await,
-                _ = tick.tick() => {
-                    let payload = json!({ "ts": self.conn.wiring.clock.now() });
-                    self.event(ws, "tick", &payload).await
-                }
-                () = tokio::time::sleep_until(ping_at) => {
-                    ping_at += ping_every;
-                    unanswered_pings += 1;
-                    if unanswered_pings > 1 { Err(None) } else { self.feed(ws, Message::Ping(bytes::Bytes::new())).await }
-                }
+                Some(side) = sides.next() => match side {
+                    Side::Order => continue,
+                    Side::News(event, payload) => self.event(ws, event, &payload).await,
+                    Side::Tick => {
+                        let payload = json!({ "ts": self.conn.wiring.clock.now() });
+                        self.event(ws, "tick", &payload).await
+                    }
+                    Side::Ping if unanswered_pings > 0 => return None,
+                    Side::Ping => {
+                        unanswered_pings += 1;
+                        self.feed(ws, Message::Ping(bytes::Bytes::new())).await
+                    }
+                },
             };
             let step = match step {
                 Ok(()) => self.flush(ws).await,
@@ -315,20 +358,27 @@ impl Session {
     }
 
     async fn feed(&mut self, ws: &mut Ws, message: Message) -> Step {
-        match timeout(self.write_within, ws.feed(message)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(None),
-            Err(_) => end(1008, "slow consumer"),
-        }
+        let ready = poll_fn(|cx| Pin::new(&mut *ws).poll_ready(cx));
+        within(self.write_within, ready).await?;
+        Pin::new(ws).start_send(message).map_err(|_| None)
     }
 
     async fn flush(&mut self, ws: &mut Ws) -> Step {
-        match timeout(self.write_within, ws.flush()).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(None),
-            Err(_) => end(1008, "slow consumer"),
-        }
+        within(self.write_within, ws.flush()).await
     }
+}
+
+/// A client that does not read for so long is closed. What is done at once needs no timer.
+async fn within(limit: Duration, write: impl Future<Output = Result<(), WsError>>) -> Step {
+    let mut write = pin!(write);
+    let done = match write.as_mut().now_or_never() {
+        Some(done) => done,
+        None => match timeout(limit, write).await {
+            Ok(done) => done,
+            Err(_) => return end(1008, "slow consumer"),
+        },
+    };
+    done.map_err(|_| None)
 }
 
 pub(super) fn text(frame: String) -> Message {

@@ -215,7 +215,7 @@ impl<R: Room> ShellState<R> {
                     return Ok(());
                 }
                 let waited = started.duration_since(ask.queued_at);
-                let span = tracing::info_span!(target: "portcullis", parent: &ask.span, "room", room = R::NAME);
+                let span = tracing::info_span!(target: "portcullis", parent: &ask.span, "room", otel.name = R::NAME, room = R::NAME);
                 let work = room.handle(ask.body).instrument(span);
                 #[cfg(feature = "crash-for-tests")]
                 let work = super::fault::broken(work, self.fault.take());

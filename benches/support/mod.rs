@@ -9,6 +9,8 @@
     reason = "each bench is a program of its own and uses its part"
 )]
 
+pub mod device;
+
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
@@ -19,15 +21,18 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
 pub type Socket = WebSocketStream<TcpStream>;
+/// Over `control.sock`: an operator by its uid.
+pub type Control = WebSocketStream<UnixStream>;
 
 /// Not a secret: it opens a gateway that lives for seconds.
-const TOKEN: &str = "a-token-that-only-this-bench-knows-0123456789";
+pub const TOKEN: &str = "a-token-that-only-this-bench-knows-0123456789";
 
 /// A started program that ends with its handle.
 pub struct Running {
@@ -38,24 +43,39 @@ pub struct Running {
 impl Running {
     /// CPU time of all its threads, user and system.
     pub fn cpu(&self) -> Result<Duration> {
-        let mut sum = 0;
-        for task in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
-            // Nanoseconds; /proc/PID/stat counts in steps of 10 ms.
-            let text = fs::read_to_string(task?.path().join("schedstat"))?;
-            let first = text.split(' ').next().unwrap_or_default();
-            sum += first.parse::<u64>().context("schedstat is not a number")?;
-        }
-        Ok(Duration::from_nanos(sum))
+        cpu_of(self.child.id())
     }
 
-    /// Resident memory, KiB.
-    pub fn resident(&self) -> Result<u64> {
+    /// A line of `/proc/PID/status`, such as `VmRSS`, in MiB.
+    pub fn mebibytes(&self, what: &str) -> Result<f64> {
         let text = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let line = text
             .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
-            .context("no VmRSS")?;
-        Ok(line.trim().trim_end_matches(" kB").trim().parse()?)
+            .find_map(|line| line.strip_prefix(what)?.strip_prefix(':'))
+            .with_context(|| format!("no {what}"))?;
+        let kib: f64 = line.trim().trim_end_matches(" kB").trim().parse()?;
+        Ok(kib / 1024.0)
+    }
+}
+
+/// CPU time of a process' living threads, user and system.
+pub fn cpu_of(pid: u32) -> Result<Duration> {
+    let mut sum = 0;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        // Nanoseconds; /proc/PID/stat counts in steps of 10 ms. A thread that has just ended has no file.
+        let text = fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
+        let first = text.split(' ').next().unwrap_or_default();
+        sum += first.parse::<u64>().unwrap_or_default();
+    }
+    Ok(Duration::from_nanos(sum))
+}
+
+impl Running {
+    /// `kill -9`, and waits for its end.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
     }
 }
 
@@ -79,14 +99,38 @@ impl Drop for Running {
 /// State of a gateway, outside of which lies its key. Both go when this goes.
 pub struct State {
     folder: tempfile::TempDir,
+    settings: Vec<(&'static str, String)>,
 }
 
 impl State {
     /// New and empty.
     pub fn new() -> Result<Self> {
+        Self::with(vec![])
+    }
+
+    /// New and empty, for a gateway with these variables.
+    pub fn with(settings: Vec<(&'static str, String)>) -> Result<Self> {
         Ok(Self {
             folder: tempfile::tempdir()?,
+            settings,
         })
+    }
+
+    /// The state directory.
+    pub fn path(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
+    /// The command line on this state.
+    pub fn cli(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
+        command
+            .args(args)
+            .arg("--state")
+            .arg(self.path())
+            .arg("--identity")
+            .arg(self.folder.path().join("identity.key"));
+        command
     }
 
     fn command(&self, port: u16) -> Result<Command> {
@@ -94,15 +138,11 @@ impl State {
             .create(true)
             .append(true)
             .open(self.log())?;
-        let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
+        let mut command = self.cli(&["gateway", "--port", &port.to_string()]);
         command
-            .args(["gateway", "--port", &port.to_string()])
-            .arg("--state")
-            .arg(self.folder.path().join("state"))
-            .arg("--identity")
-            .arg(self.folder.path().join("identity.key"))
             .env("PORTCULLIS_GATEWAY_TOKEN", TOKEN)
             .env("PORTCULLIS__TELEMETRY__LEVEL", "warn")
+            .envs(self.settings.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
@@ -194,11 +234,30 @@ pub async fn dial(address: SocketAddr) -> Result<Socket> {
 
 /// A WebSocket that has authenticated with the shared token for `operator.read`.
 pub async fn connect(address: SocketAddr) -> Result<Socket> {
-    let mut socket = dial(address).await?;
+    hello(
+        dial(address).await?,
+        json!({ "token": TOKEN }),
+        &["operator.read"],
+    )
+    .await
+}
+
+/// A WebSocket of an administrator who acts for agents.
+pub async fn control(state: &State) -> Result<Control> {
+    let stream = UnixStream::connect(state.path().join("run/control.sock")).await?;
+    let (socket, _) = tokio_tungstenite::client_async("ws://localhost/", stream).await?;
+    hello(socket, json!({}), &["operator.admin", "operator.act_as"]).await
+}
+
+async fn hello<S: AsyncRead + AsyncWrite + Unpin>(
+    mut socket: WebSocketStream<S>,
+    auth: Value,
+    scopes: &[&str],
+) -> Result<WebSocketStream<S>> {
     let params = json!({
         "minProtocol": 4, "maxProtocol": 4,
         "client": { "id": "cli", "version": "bench", "platform": "linux", "mode": "cli" },
-        "caps": [], "auth": { "token": TOKEN }, "role": "operator", "scopes": ["operator.read"],
+        "caps": [], "auth": auth, "role": "operator", "scopes": scopes,
     });
     let request = json!({ "type": "req", "id": "connect", "method": "connect", "params": params });
     socket.send(Message::text(request.to_string())).await?;
@@ -220,9 +279,15 @@ pub async fn connect(address: SocketAddr) -> Result<Socket> {
 }
 
 /// The middle of some figures.
-pub fn median(mut figures: Vec<f64>) -> f64 {
+pub fn median(figures: Vec<f64>) -> f64 {
+    percentile(figures, 50)
+}
+
+/// The figure that so many in a hundred do not exceed.
+pub fn percentile(mut figures: Vec<f64>, percent: usize) -> f64 {
     figures.sort_by(f64::total_cmp);
-    figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
+    let at = (figures.len() * percent / 100).min(figures.len().saturating_sub(1));
+    figures.get(at).copied().unwrap_or(f64::NAN)
 }
 
 /// One line of the result: the figure, its target, and whether it is met.

@@ -61,11 +61,14 @@ pub fn main(mut host: Option<Host>) -> Result<(), String> {
         Err(reason) => not_started(run, &reason, &mut channel),
     };
     channel.queue(&Frame::Exit { run, exit });
-    while channel.pending() > 0 {
+    loop {
         channel.flush().map_err(text)?;
-        wait(&channel, channel.pending() > 0, std::iter::empty(), None).map_err(text)?;
+        if channel.pending() == 0 {
+            // Nothing more is waited for: the other end keeps its own open until this process is gone.
+            return Ok(());
+        }
+        wait(&channel, true, std::iter::empty(), None).map_err(text)?;
     }
-    Ok(())
 }
 
 fn await_spawn(channel: &mut Channel) -> std::io::Result<Option<(u32, Spawn)>> {

@@ -6,9 +6,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Mode;
-use super::list::{ArgPattern, PathPattern};
+use super::list::{ArgPattern, PathPattern, listed_path};
 use crate::display;
 use crate::ids::{AgentId, Hash32};
+use crate::plan::ExecPlan;
 
 /// Most bytes of a document.
 pub const MAX_DOCUMENT: usize = 256 << 10;
@@ -174,7 +175,50 @@ impl Entry {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Document {
     raw: Raw,
-    lists: BTreeMap<String, Vec<Entry>>,
+    lists: BTreeMap<String, List>,
+}
+
+/// An agent's list, in its order and by path: a long one is not walked for each command.
+#[derive(Debug, Clone, PartialEq)]
+struct List {
+    entries: Vec<Entry>,
+    /// Places of the entries without a wildcard, rising.
+    exact: BTreeMap<String, Vec<usize>>,
+    /// Places of the others, rising.
+    stars: Vec<usize>,
+}
+
+impl List {
+    fn new(entries: Vec<Entry>) -> Self {
+        let (mut exact, mut stars) = (BTreeMap::<String, Vec<usize>>::new(), vec![]);
+        for (at, entry) in entries.iter().enumerate() {
+            let path = entry.path_pattern();
+            if path.is_exact() {
+                exact.entry(path.as_str().to_owned()).or_default().push(at);
+            } else {
+                stars.push(at);
+            }
+        }
+        Self {
+            entries,
+            exact,
+            stars,
+        }
+    }
+
+    fn first(&self, plan: &ExecPlan) -> Option<&Entry> {
+        let exact = self.exact.get(listed_path(plan)?);
+        let first = |places: &[usize]| {
+            let mut places = places.iter().copied();
+            places.find(|at| self.entries[*at].matches(plan))
+        };
+        let exact = exact.and_then(|places| first(places));
+        let at = match (exact, first(&self.stars)) {
+            (Some(exact), Some(star)) => exact.min(star),
+            (exact, star) => exact.or(star)?,
+        };
+        self.entries.get(at)
+    }
 }
 
 impl Document {
@@ -238,7 +282,7 @@ impl Document {
                         .map_err(|why| DocumentError(format!("{place}.allowlist[{at}]: {why}")))
                 })
                 .collect();
-            lists.insert(id.clone(), entries?);
+            lists.insert(id.clone(), List::new(entries?));
         }
         Ok(Self { raw, lists })
     }
@@ -297,7 +341,15 @@ impl Document {
 
     /// The list of one agent.
     pub fn entries(&self, agent: &str) -> impl Iterator<Item = &Entry> {
-        self.lists.get(agent).into_iter().flatten()
+        self.lists
+            .get(agent)
+            .into_iter()
+            .flat_map(|list| &list.entries)
+    }
+
+    /// The first entry of an agent's list that lets the plan pass.
+    pub fn listing(&self, agent: &str, plan: &ExecPlan) -> Option<&Entry> {
+        self.lists.get(agent)?.first(plan)
     }
 }
 

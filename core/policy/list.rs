@@ -50,10 +50,8 @@ impl PathPattern {
 
     /// Does it name this resolved path?
     pub fn matches(&self, path: &str) -> bool {
-        if !is_canonical_path(path) {
-            return false;
-        }
         let Some(at) = self.star else {
+            // The pattern's own text was checked when it was read.
             return path == self.text;
         };
         let (head, tail) = (&self.text[..at], &self.text[at + 1..]);
@@ -63,6 +61,7 @@ impl PathPattern {
             .is_some_and(|middle| {
                 !(middle.contains('/') || (middle.starts_with('.') && head.ends_with('/')))
             })
+            && is_canonical_path(path)
     }
 }
 
@@ -105,16 +104,27 @@ impl ArgPattern {
     }
 }
 
+/// What a list can name of a plan.
+pub(super) fn listed_path(plan: &ExecPlan) -> Option<&str> {
+    match &plan.executable {
+        Executable::Host(file) | Executable::HostScript { script: file, .. } => Some(&file.path),
+        Executable::Image { path, .. } => Some(path),
+        // Who asks can write the one, and names the other.
+        Executable::Workspace { .. } | Executable::Node { .. } => None,
+    }
+}
+
 impl Entry {
     /// Does this entry let the plan pass? Narrow on purpose: the resolved file, the name it is called by, an
     /// environment that steers nothing; for what starts other programs the exact arguments too.
     pub fn matches(&self, plan: &ExecPlan) -> bool {
-        let path = match &plan.executable {
-            Executable::Host(file) | Executable::HostScript { script: file, .. } => &file.path,
-            Executable::Image { path, .. } => path,
-            // Who asks can write the one, and names the other.
-            Executable::Workspace { .. } | Executable::Node { .. } => return false,
+        let Some(path) = listed_path(plan) else {
+            return false;
         };
+        // First: of a long list nearly every entry ends here.
+        if !self.path_pattern().matches(path) {
+            return false;
+        }
         // A multi-call program does what its name says, not what its file is.
         let called_so = plan
             .argv
@@ -130,7 +140,6 @@ impl Entry {
         };
         narrow
             && called_so
-            && self.path_pattern().matches(path)
             && self.arg_pattern().is_none_or(|p| p.matches(plan))
             && plan.env.iter().all(|(name, value)| {
                 is_harmless(name) && matches!(value, crate::plan::EnvValue::Plain(_))

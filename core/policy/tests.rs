@@ -457,6 +457,15 @@ proptest! {
     }
 
     #[test]
+    fn the_index_of_a_list_finds_what_a_walk_finds(doc in any_document()) {
+        for plan in plans() {
+            let found = doc.listing("demo", &plan).map(|entry| entry.name());
+            let walked = doc.entries("demo").find(|entry| entry.matches(&plan));
+            prop_assert_eq!(found, walked.map(|entry| entry.name()));
+        }
+    }
+
+    #[test]
     fn a_change_that_does_not_loosen_frees_nothing(old in any_document(), new in any_document(), agent in any_agent()) {
         let verdict = |doc: &Document, plan: &ExecPlan| freedom(&decide(&Rules { agent, document: Standing::Valid(doc) }, plan, None));
         if diff(&old, &new) != Diff::Loosens {

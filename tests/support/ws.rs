@@ -292,6 +292,8 @@ pub struct Connect<'a> {
     pub lies: Value,
     /// Milliseconds by which the signature is too old.
     pub late_ms: u64,
+    /// What it calls itself.
+    pub name: Option<&'a str>,
 }
 
 impl<'a> Connect<'a> {
@@ -304,6 +306,7 @@ impl<'a> Connect<'a> {
             device: None,
             lies: json!({}),
             late_ms: 0,
+            name: None,
         }
     }
 
@@ -342,6 +345,12 @@ impl<'a> Connect<'a> {
         self
     }
 
+    /// Calls itself so.
+    pub fn named(mut self, name: &'a str) -> Self {
+        self.name = Some(name);
+        self
+    }
+
     /// Changes `device` after it was signed.
     pub fn lie(mut self, key: &str, value: impl Into<Value>) -> Self {
         self.lies[key] = value.into();
@@ -351,11 +360,14 @@ impl<'a> Connect<'a> {
     /// The params over this challenge.
     pub fn params(&self, nonce: &str, ts: u64) -> Value {
         let is_node = self.role == "node";
-        let client = json!({
+        let mut client = json!({
             "id": if is_node { "node-host" } else { "gateway-client" },
             "version": "1.0.0", "platform": "Linux", "deviceFamily": "Test",
             "mode": if is_node { "node" } else { "backend" },
         });
+        if let Some(name) = self.name {
+            client["displayName"] = name.into();
+        }
         let mut params = json!({
             "minProtocol": 4, "maxProtocol": 4, "client": client,
             "role": self.role, "scopes": self.scopes, "auth": self.auth,

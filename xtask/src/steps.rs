@@ -106,6 +106,35 @@ impl Steps {
         Ok(status.success())
     }
 
+    /// The same, and hands each line of its output on.
+    pub fn run_heard(
+        &mut self,
+        name: &str,
+        command: &mut Command,
+        mut hear: impl FnMut(&str),
+    ) -> Result<bool> {
+        let began = Instant::now();
+        println!("\n== {name}");
+        let mut child = command
+            .env(NOT_RUN_FILE, &self.file)
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("{name} could not be started"))?;
+        let output = child
+            .stdout
+            .take()
+            .context("the child's output is not piped")?;
+        for line in BufReader::new(output).split(b'\n') {
+            let line = line?;
+            let line = String::from_utf8_lossy(&line);
+            println!("{line}");
+            hear(&line);
+        }
+        let passed = child.wait()?.success();
+        self.note(name, began, passed);
+        Ok(passed)
+    }
+
     /// The same for a test run: its result lines are counted as they pass by.
     pub fn run_tests(&mut self, name: &str, command: &mut Command) -> Result<Counts> {
         let began = Instant::now();

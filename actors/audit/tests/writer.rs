@@ -53,6 +53,46 @@ fn a_link_in_place_of_a_segment_is_not_followed() {
 }
 
 #[test]
+fn a_key_far_back_is_known_though_the_start_does_not_read_that_far() {
+    let place = Place::new();
+    let config = AuditConfig {
+        segment_bytes: 64 * 1024,
+        ..AuditConfig::default()
+    };
+    let open = |boot| try_open(&place.dir, boot, config.clone()).unwrap();
+    let log = open(1);
+    assert!(matches!(log.once("uid:0", "k"), Once::New { .. }));
+    let events: Vec<_> = (0..1_000).map(|n| log.send(event(n))).collect();
+    for event in events {
+        event.blocking_recv().unwrap().unwrap();
+    }
+    log.crash();
+    let log = open(2);
+    assert_eq!(log.report.segments_read, 1);
+    let Once::Seen { outcome, .. } = log.once("uid:0", "k") else {
+        panic!("the key was forgotten");
+    };
+    let boot = BootId([1; 16]);
+    assert_eq!(outcome, Some(OutcomeResult::Unknown { boot }));
+    log.close();
+    // What it does not read at once is verified all the same, and the writer does not go on after an altered byte.
+    let mut bytes = std::fs::read(place.segment(1)).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(place.segment(1), bytes).unwrap();
+    let log = open(3);
+    let look = || {
+        let (tx, _) = oneshot::channel();
+        log.writer.submit(Job::Look(Answer::Own(tx)))
+    };
+    while look().is_ok() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    let why = log.writer.status().broken.unwrap();
+    assert_eq!(why.code(), "AUDIT_ALTERED");
+}
+
+#[test]
 fn segments_rotate_and_chain_and_the_open_intents_are_carried() {
     let place = Place::new();
     let config = AuditConfig {

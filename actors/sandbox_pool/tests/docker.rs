@@ -34,6 +34,7 @@ macro_rules! promises {
 
 promises!(
     streams_and_codes,
+    many_runs,
     walls,
     fork_bomb,
     memory,

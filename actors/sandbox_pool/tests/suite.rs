@@ -50,6 +50,18 @@ pub async fn streams_and_codes(driver: &Driver, state: &State) {
     live.stop().await;
 }
 
+/// A run leaves nothing of itself behind: a box outlives more runs than it may have processes.
+pub async fn many_runs(driver: &Driver, state: &State) {
+    let spec = state.spec("many");
+    let runs = spec.limits.pids + 10;
+    let mut live = Live::start(driver, spec).await;
+    for run in 0..runs {
+        let ended = live.run("true").await;
+        assert_eq!(ended.exit().code, Some(0), "run {run}: {ended:?}");
+    }
+    live.stop().await;
+}
+
 /// No capability, no new privilege, filtered calls, no host root, no host file, no network, nothing writable but the agent's.
 pub async fn walls(driver: &Driver, state: &State) {
     let canary = state.folder.path().join("canary");

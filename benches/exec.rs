@@ -1,0 +1,392 @@
+//! A command in a warm box: request to first byte with the intent durable, runs a second, and what a time-out leaves.
+//!
+//! Native runs are measured beside a bare process of the host, Docker's beside the engine's own exec in a container of the
+//! same image, in turn. The engine is one of the bench's own; without Docker that half says so and is left out.
+#![forbid(unsafe_code)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a bench waits for its child processes"
+)]
+
+mod support;
+
+#[path = "../tests/support/engine.rs"]
+#[allow(dead_code, reason = "a bench starts an engine and no more")]
+mod engine;
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use bollard::Docker;
+use bollard::exec::{StartExecOptions, StartExecResults};
+use bollard::models::{ContainerCreateBody, ExecConfig, HostConfig};
+use bollard::query_parameters::RemoveContainerOptionsBuilder;
+use futures_util::{SinkExt as _, StreamExt as _};
+use serde_json::{Value, json};
+use support::{Control, Running, State, control, least, line, median, percentile};
+use tokio_tungstenite::tungstenite::Message;
+
+const AGENT: &str = "demo";
+/// Single runs, in rounds with one of the limit each.
+const ROUNDS: usize = 60;
+const PER_ROUND: usize = 5;
+/// Runs of one agent that the gateway lets go at once.
+const AT_ONCE: usize = 16;
+const SPAN: Duration = Duration::from_secs(5);
+const TIME_OUTS: usize = 15;
+const LIMIT_MS: u64 = 200;
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    if has("bwrap") {
+        native().await?;
+    } else {
+        absent("bwrap", "native");
+    }
+    if ["dockerd", "containerd", "runc"].into_iter().all(has) {
+        docker().await
+    } else {
+        absent("dockerd", "docker");
+        Ok(())
+    }
+}
+
+fn absent(program: &str, driver: &str) {
+    println!(
+        "NOT MEASURED: {program} is not installed, so the {driver} driver has no figures here"
+    );
+}
+
+fn has(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+}
+
+async fn native() -> Result<()> {
+    let state = State::with(vec![("PORTCULLIS__SANDBOX__DRIVER", "native".into())])?;
+    let (gateway, _) = state.start()?;
+    let mut client = Client::connect(&state).await?;
+    client.warm_up().await?;
+    let (mut ours, mut bare) = (vec![], vec![]);
+    for _ in 0..ROUNDS {
+        for _ in 0..PER_ROUND {
+            ours.push(millis(client.run(&["echo", "x"]).await?));
+        }
+        bare.push(millis(bare_process()?));
+    }
+    let bare = median(bare);
+    println!(
+        "native: a bare process of the host writes its first byte after {bare:.2} ms (median)"
+    );
+    told("native", &ours, median(ours.clone()) / bare, "bare process");
+    rest("native", &gateway, &mut client).await
+}
+
+async fn docker() -> Result<()> {
+    let engine = engine::Engine::start();
+    let state = State::with(vec![
+        ("PORTCULLIS__SANDBOX__DRIVER", "docker".into()),
+        ("PORTCULLIS__SANDBOX__ENGINE", engine.host()),
+    ])?;
+    let (gateway, _) = state.start()?;
+    let mut client = Client::connect(&state).await?;
+    let image = client.warm_up().await?;
+    let theirs = Engines::start(&engine, image.context("the run names no image")?).await?;
+    theirs.exec().await?;
+    let (mut ours, mut limit) = (vec![], vec![]);
+    for _ in 0..ROUNDS {
+        for _ in 0..PER_ROUND {
+            ours.push(millis(client.run(&["echo", "x"]).await?));
+        }
+        limit.push(millis(theirs.exec().await?));
+    }
+    println!(
+        "docker: the engine's own exec writes its first byte after {:.2} ms (median), {:.2} ms (p99)",
+        median(limit.clone()),
+        percentile(limit.clone(), 99),
+    );
+    let ratio = median(ours.clone()) / median(limit);
+    told("docker", &ours, ratio, "engine's exec");
+    let rate = theirs.rate().await?;
+    println!("docker: the engine's own exec, {AT_ONCE} at once: {rate:.0}/s");
+    rest("docker", &gateway, &mut client).await?;
+    drop(gateway);
+    theirs.stop().await
+}
+
+fn told(driver: &str, ours: &[f64], ratio: f64, limit: &str) {
+    line(
+        &format!("{driver}: request to first byte, p50"),
+        median(ours.to_vec()),
+        "ms",
+        3.0,
+    );
+    line(
+        &format!("{driver}: request to first byte, p99"),
+        percentile(ours.to_vec(), 99),
+        "ms",
+        15.0,
+    );
+    println!("{driver}: ratio to the {limit}, medians: {ratio:.2}x");
+}
+
+/// What both drivers owe without a limit beside it.
+async fn rest(driver: &str, gateway: &Running, client: &mut Client) -> Result<()> {
+    let before = gateway.cpu()?;
+    let (count, took) = client.many().await?;
+    let cpu = gateway.cpu()?.saturating_sub(before);
+    println!(
+        "{driver}: {:.0} us of the gateway's CPU a run",
+        cpu.as_secs_f64() * 1e6 / f64::from(count)
+    );
+    least(
+        &format!("{driver}: runs a second, {AT_ONCE} at once"),
+        f64::from(count) / took.as_secs_f64(),
+        "/s",
+        1_000.0,
+    );
+    let mut over = vec![];
+    for round in 0..TIME_OUTS {
+        over.push(millis(client.time_out(round).await?) - LIMIT_MS as f64);
+    }
+    // Fifteen are too few for a p99: the worst counts.
+    line(
+        &format!("{driver}: time-out to nothing left, over the limit, worst"),
+        percentile(over, 100),
+        "ms",
+        50.0,
+    );
+    Ok(())
+}
+
+fn millis(span: Duration) -> f64 {
+    span.as_secs_f64() * 1e3
+}
+
+/// As little as a process can be: started, and its first byte read.
+fn bare_process() -> Result<Duration> {
+    let began = Instant::now();
+    let mut child = Command::new("echo")
+        .arg("x")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut byte = [0];
+    child
+        .stdout
+        .take()
+        .context("no pipe")?
+        .read_exact(&mut byte)?;
+    let took = began.elapsed();
+    child.wait()?;
+    Ok(took)
+}
+
+/// An operator who acts for the agent.
+struct Client {
+    socket: Control,
+    next: u64,
+}
+
+impl Client {
+    async fn connect(state: &State) -> Result<Self> {
+        Ok(Self {
+            socket: control(state).await?,
+            next: 0,
+        })
+    }
+
+    async fn begin(&mut self, argv: &[&str], timeout_ms: u64) -> Result<String> {
+        self.next += 1;
+        let id = self.next.to_string();
+        let params = json!({
+            "argv": argv, "target": "sandbox", "agent": AGENT, "timeoutMs": timeout_ms,
+            "idempotencyKey": id,
+        });
+        let frame = json!({ "type": "req", "id": id, "method": "exec.run", "params": params });
+        self.socket.send(Message::text(frame.to_string())).await?;
+        Ok(id)
+    }
+
+    async fn frame(&mut self) -> Result<Value> {
+        loop {
+            let message = self.socket.next().await;
+            let message = message.context("the gateway closed the socket")??;
+            if let Message::Text(text) = message {
+                return Ok(serde_json::from_str(text.as_str())?);
+            }
+        }
+    }
+
+    /// The last answer to this request, and when its first byte of output came.
+    async fn end(&mut self, id: &str) -> Result<(Value, Option<Instant>)> {
+        let mut first = None;
+        loop {
+            let mut frame = self.frame().await?;
+            if frame["event"] == "exec.output" {
+                first = first.or_else(|| Some(Instant::now()));
+            }
+            if frame["id"] != id {
+                continue;
+            }
+            ensure!(frame["ok"] == true, "refused: {frame}");
+            if frame["payload"]["status"] != "accepted" {
+                return Ok((frame["payload"].take(), first));
+            }
+        }
+    }
+
+    /// Makes the box; the image that it is of.
+    async fn warm_up(&mut self) -> Result<Option<String>> {
+        let mut image = None;
+        for _ in 0..20 {
+            let id = self.begin(&["echo", "x"], 20_000).await?;
+            let (end, _) = self.end(&id).await?;
+            ensure!(end["exitCode"] == 0, "the first command failed: {end}");
+            image = end["provenance"]["imageDigest"].as_str().map(str::to_owned);
+        }
+        Ok(image)
+    }
+
+    /// From the request to the first byte.
+    async fn run(&mut self, argv: &[&str]) -> Result<Duration> {
+        let began = Instant::now();
+        let id = self.begin(argv, 20_000).await?;
+        let (end, first) = self.end(&id).await?;
+        ensure!(end["exitCode"] == 0, "the command failed: {end}");
+        Ok(first.context("it wrote nothing")?.duration_since(began))
+    }
+
+    /// [`AT_ONCE`] under way, each followed by another; how many ended, and in what time.
+    async fn many(&mut self) -> Result<(u32, Duration)> {
+        let began = Instant::now();
+        let mut open = BTreeMap::new();
+        for _ in 0..AT_ONCE {
+            open.insert(self.begin(&["echo", "x"], 20_000).await?, ());
+        }
+        let mut count = 0;
+        while !open.is_empty() {
+            let frame = self.frame().await?;
+            let Some(id) = frame["id"].as_str().filter(|id| open.contains_key(*id)) else {
+                continue;
+            };
+            ensure!(frame["ok"] == true, "refused: {frame}");
+            if frame["payload"]["status"] == "accepted" {
+                continue;
+            }
+            ensure!(frame["payload"]["exitCode"] == 0, "failed: {frame}");
+            open.remove(id);
+            count += 1;
+            if began.elapsed() < SPAN {
+                open.insert(self.begin(&["echo", "x"], 20_000).await?, ());
+            }
+        }
+        Ok((count, began.elapsed()))
+    }
+
+    /// A command that outstays its limit, with a child in a session of its own: how long until the answer, by when both
+    /// must be gone.
+    async fn time_out(&mut self, round: usize) -> Result<Duration> {
+        let marker = format!("9{round:03}.{}", std::process::id());
+        let script = format!("setsid sleep {marker} & exec sleep {marker}");
+        let began = Instant::now();
+        let id = self.begin(&["sh", "-c", &script], LIMIT_MS).await?;
+        let (end, _) = self.end(&id).await?;
+        let took = began.elapsed();
+        ensure!(end["status"] == "timed-out", "not timed out: {end}");
+        let left = processes_with(&marker)?;
+        ensure!(left == 0, "{left} processes outlived their time-out");
+        Ok(took)
+    }
+}
+
+fn processes_with(word: &str) -> Result<usize> {
+    let own = std::process::id().to_string();
+    let mut count = 0;
+    for entry in std::fs::read_dir("/proc")? {
+        let entry = entry?;
+        // One that has just ended has no line.
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line);
+        if entry.file_name() != own.as_str() && line.contains(word) {
+            count += 1;
+        }
+    }
+    Ok(count)
+}
+
+/// The limit: a container of the same image, and the engine's exec in it.
+struct Engines {
+    engine: Docker,
+    container: String,
+}
+
+impl Engines {
+    async fn start(engine: &engine::Engine, image: String) -> Result<Self> {
+        let socket = engine.socket();
+        let engine =
+            Docker::connect_with_unix(&socket.to_string_lossy(), 30, bollard::API_DEFAULT_VERSION)?
+                .negotiate_version()
+                .await?;
+        let body = ContainerCreateBody {
+            image: Some(image),
+            entrypoint: Some(vec!["/bin/sleep".into()]),
+            cmd: Some(vec!["86400".into()]),
+            host_config: Some(HostConfig {
+                network_mode: Some("none".into()),
+                ..HostConfig::default()
+            }),
+            ..ContainerCreateBody::default()
+        };
+        let made = engine.create_container(None, body).await?;
+        engine.start_container(&made.id, None).await?;
+        Ok(Self {
+            engine,
+            container: made.id,
+        })
+    }
+
+    /// From the request to the first byte; returns when the output has ended.
+    async fn exec(&self) -> Result<Duration> {
+        let began = Instant::now();
+        let config = ExecConfig {
+            attach_stdout: Some(true),
+            cmd: Some(vec!["echo".into(), "x".into()]),
+            ..ExecConfig::default()
+        };
+        let made = self.engine.create_exec(&self.container, config).await?;
+        let started = self.engine.start_exec(&made.id, None::<StartExecOptions>);
+        let StartExecResults::Attached { mut output, .. } = started.await? else {
+            bail!("the engine did not attach");
+        };
+        output.next().await.context("it wrote nothing")??;
+        let took = began.elapsed();
+        while output.next().await.is_some() {}
+        Ok(took)
+    }
+
+    async fn rate(&self) -> Result<f64> {
+        let began = Instant::now();
+        let runs = (0..AT_ONCE).map(|_| async {
+            let mut count = 0_u32;
+            while began.elapsed() < SPAN {
+                self.exec().await?;
+                count += 1;
+            }
+            anyhow::Ok(count)
+        });
+        let counts = futures_util::future::try_join_all(runs).await?;
+        Ok(f64::from(counts.iter().sum::<u32>()) / began.elapsed().as_secs_f64())
+    }
+
+    async fn stop(&self) -> Result<()> {
+        let force = RemoveContainerOptionsBuilder::default().force(true).build();
+        self.engine
+            .remove_container(&self.container, Some(force))
+            .await?;
+        Ok(())
+    }
+}
