@@ -8,6 +8,7 @@ mod load;
 pub mod mixed;
 mod panics;
 mod power;
+mod record;
 mod soak;
 
 /// How often: `full` in a long run, else `few`; or as `PORTCULLIS_ROUNDS` says.

@@ -246,7 +246,6 @@ async fn every_room_panics_again_and_again_and_no_foreign_socket_is_lost() {
 async fn children_break(house: &House, tally: &Tally, count: usize) {
     let restarts = |name| house.room(name).restarts;
     let before = ["edge", "sandbox_pool", "exec"].map(restarts);
-    let mut admin = house.admin().await;
     for round in 0..count {
         let mut victim = house.admin().await;
         assert!(
@@ -267,14 +266,10 @@ async fn children_break(house: &House, tally: &Tally, count: usize) {
             let (end, ()) = tokio::join!(run, fault);
             assert!(end.is_some(), "the socket lives");
         }
-        let mut n = 0;
-        let end = Instant::now() + PATIENCE;
-        while !serves(house, tally, &mut admin, "exec.run", &mut {
-            n += 1;
-            1_000_000 * (round as u64 + 1) + n
-        })
-        .await
-        {
+        // A socket of this round: one that does not read answers no pings, and is closed for it.
+        let mut admin = house.admin().await;
+        let (mut n, end) = (1_000_000 * (round as u64 + 1), Instant::now() + PATIENCE);
+        while !serves(house, tally, &mut admin, "exec.run", &mut n).await {
             assert!(Instant::now() < end, "runs go on");
         }
     }

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::disk::{CALLS, Chance, Disk, Record};
+use super::disk::{Chance, Disk};
 use super::mixed::{Act, Mix, SETTINGS, What};
+use super::record::{CALLS, Record};
 use super::{figure, is_long, times};
 use crate::support::gateway::Gateway;
 use crate::support::ws;
