@@ -12,7 +12,7 @@ use aes_gcm::{Aes256Gcm, KeyInit as _, Nonce};
 use anyhow::{Context as _, Result, ensure};
 use portcullis_core::ids::{AgentId, Hash32};
 use portcullis_core::plan::{
-    Egress, ExecPlan, Executable, HostFile, Limits, Nonce as PlanNonce, Stdin, Target, V1,
+    Egress, ExecPlan, Executable, Form, HostFile, Limits, Nonce as PlanNonce, Stdin, Target,
 };
 use portcullis_core::policy::{
     AgentPolicy, Document, Elevated, ExecMode, Rules, Standing, Verdict, decide,
@@ -91,7 +91,7 @@ fn policy() -> Result<()> {
 
 fn plan(path: &str) -> Result<ExecPlan> {
     Ok(ExecPlan {
-        v: V1,
+        v: Form::V2,
         target: Target::Host,
         agent: AgentId::new("demo")?,
         session: "bench".into(),
@@ -103,6 +103,7 @@ fn plan(path: &str) -> Result<ExecPlan> {
             ino: 2,
             sha256: Hash32([3; 32]),
         }),
+        operands: vec![],
         cwd: "/".into(),
         uid: 65_534,
         gid: 65_534,

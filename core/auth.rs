@@ -221,8 +221,8 @@ pub enum Proof {
     DeviceToken(DeviceId),
     /// The shared token, with a paired device's signature.
     SharedTokenAndDevice(DeviceId),
-    /// A one-time code opened a session on the page.
-    PageSession,
+    /// A one-time code opened a session on the page; the name of the operator who asked for that code.
+    PageSession(String),
 }
 
 impl Proof {
@@ -232,7 +232,7 @@ impl Proof {
             Self::SharedToken | Self::SharedTokenAndDevice(_) => "token",
             Self::PeerUid(_) => "peer-uid",
             Self::DeviceToken(_) => "device-token",
-            Self::PageSession => "page",
+            Self::PageSession(_) => "page",
         }
     }
 }
@@ -263,7 +263,8 @@ impl Principal {
             Proof::DeviceToken(device) | Proof::SharedTokenAndDevice(device) => {
                 format!("device:{device}")
             }
-            Proof::PageSession => "page".to_owned(),
+            // The door in the record says that it was on the page.
+            Proof::PageSession(by) => by.clone(),
         }
     }
 

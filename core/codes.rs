@@ -41,9 +41,9 @@ codes! {
     NO_DRIVER, "UNAVAILABLE", false, 8, "install bubblewrap or start a Docker engine; `portcullis status` shows what each driver said";
     BOX_LOST, "UNAVAILABLE", true, 8, "the sandbox ended under the run: look at the engine, then run again";
     PLAN_CHANGED, "INVALID_REQUEST", false, 5, "what was approved is not what would run any more: ask again";
-    ELEVATED_DISABLED, "FORBIDDEN", false, 5, "elevated mode is off for this agent: add the line in details.fix to config.toml and restart the gateway";
+    ELEVATED_DISABLED, "FORBIDDEN", false, 5, "elevated mode is off for this agent: add the lines given here to config.toml (details.fix on the wire), then restart the gateway";
     POLICY_DENIED, "FORBIDDEN", false, 5, "a policy refuses this command for this agent: `portcullis approvals policy` shows it";
-    APPROVAL_DENIED, "FORBIDDEN", false, 5, "a person refused this command";
+    APPROVAL_DENIED, "FORBIDDEN", false, 5, "the message says who refused it or why it was withdrawn: change the command or ask that person, then ask again under a new key";
     APPROVAL_EXPIRED, "UNAVAILABLE", false, 6, "nobody decided in time, which means no: ask again when somebody watches `portcullis approvals watch`";
     APPROVAL_NOT_FOUND, "INVALID_REQUEST", false, 3, "`portcullis approvals list` shows what is pending";
     APPROVAL_ALREADY_RESOLVED, "INVALID_REQUEST", false, 5, "the first answer stands; `portcullis approvals list` shows what is pending";
@@ -61,12 +61,13 @@ codes! {
     AGENT_NOT_ALLOWED, "FORBIDDEN", false, 4, "an operator acts for an agent only with the scope operator.act_as";
     COMMAND_NOT_FOUND, "INVALID_REQUEST", false, 3, "give the command's full path, or a name in /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
     HOST_USER_INVALID, "UNAVAILABLE", false, 8, "set [exec.host] user to an existing user that is neither root nor an operator";
+    KEY_USED, "INVALID_REQUEST", false, 5, "the message says what became of the run that has this key: it is not run again; to run it once more use a new key";
     RUN_NOT_FOUND, "INVALID_REQUEST", false, 3, "the run has ended or is not yours";
-    RUN_UNKNOWN, "UNAVAILABLE", false, 8, "the gateway ended while this run was under way: whether it finished is unknown, so it is not run again";
+    RUN_UNKNOWN, "UNAVAILABLE", false, 8, "whether this run finished is unknown, so it is not run again: look at what it should have done, and use a new key to run it once more";
     TOO_MANY_RUNS, "UNAVAILABLE", true, 1, "wait for a run of this agent to end";
     DEVICE_NOT_FOUND, "INVALID_REQUEST", false, 3, "`portcullis devices list` shows the devices";
     REQUEST_NOT_FOUND, "INVALID_REQUEST", false, 3, "the request was decided or has expired; `portcullis devices list` shows what is pending";
-    PAIRING_DENIED, "FORBIDDEN", false, 4, "approve with an operator who holds the scopes that the device asks for";
+    PAIRING_DENIED, "INVALID_REQUEST", false, 4, "let an operator decide who holds the scopes that the device asks for, and is not that device";
     TOO_MANY_PENDING, "UNAVAILABLE", true, 1, "decide on the pending requests first: `portcullis devices list`";
     VAULT_NAME_INVALID, "INVALID_REQUEST", false, 2, "a secret's name is A-Z, then A-Z, 0-9 or _, at most 128 characters";
     VAULT_VALUE_INVALID, "INVALID_REQUEST", false, 2, "a secret is 1 byte to 64 KiB";

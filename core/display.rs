@@ -6,6 +6,10 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
+mod terminal;
+
+pub use terminal::Terminal;
+
 /// Marks in a row on one letter that real scripts use; more is a way to paint over neighbours.
 const MARKS: usize = 3;
 
@@ -228,7 +232,14 @@ const fn ignorable(c: char) -> bool {
         | '\u{1bca0}'..='\u{1bca3}' | '\u{1d159}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
 
-fn hides(c: char) -> bool {
+/// Does it move a cursor, or turn the reading direction?
+fn steers(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Is it invisible, steering, or like a plain space without being one? The one list, also for what is cleaned elsewhere.
+pub fn hides(c: char) -> bool {
     match c {
         ' '..='~' => false,
         c => ignorable(c) || c.is_control() || (c.is_whitespace() && c != ' ') || unprintable(c),

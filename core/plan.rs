@@ -14,10 +14,12 @@ use crate::ids::{AgentId, Hash32};
 
 mod encode;
 mod env;
+mod operand;
 
 pub(crate) use env::is_harmless;
 pub use env::{EnvPolicy, HOST_PATH, steers};
 use env::{OWN_HOST_ENV, check_env_name};
+pub use operand::{Held, MAX_OPERANDS, Operand, Unkept};
 
 /// Most items of argv.
 pub const MAX_ARGV: usize = 1024;
@@ -264,7 +266,7 @@ impl From<Nonce> for String {
     }
 }
 
-/// The version of the form in which plans are kept: 1, anything else is not read.
+/// The version of the form in which questions and grants are kept: 1, anything else is not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(try_from = "u8", into = "u8")]
 pub struct V1;
@@ -286,12 +288,43 @@ impl From<V1> for u8 {
     }
 }
 
-/// One command, frozen. Every field is in [`ExecPlan::canonical`], in the order of contracts.md section 4.
+/// The form of a plan. Each has canonical bytes of its own, so that a plan of one never has the hash of another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "u8", into = "u8")]
+pub enum Form {
+    /// Without operands: read and hashed as before, made no more.
+    V1,
+    /// With operands.
+    V2,
+}
+
+impl TryFrom<u8> for Form {
+    type Error = &'static str;
+    fn try_from(v: u8) -> Result<Self, Self::Error> {
+        match v {
+            1 => Ok(Self::V1),
+            2 => Ok(Self::V2),
+            _ => Err("not version 1 or 2"),
+        }
+    }
+}
+
+impl From<Form> for u8 {
+    fn from(form: Form) -> Self {
+        match form {
+            Form::V1 => 1,
+            Form::V2 => 2,
+        }
+    }
+}
+
+/// One command, frozen. Every field is in [`ExecPlan::canonical`], in the order of contracts.md section 4; operands come
+/// after the executable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExecPlan {
     /// Version of the form.
-    pub v: V1,
+    pub v: Form,
     /// Where.
     pub target: Target,
     /// For which agent.
@@ -304,6 +337,9 @@ pub struct ExecPlan {
     pub argv: Vec<String>,
     /// What runs.
     pub executable: Executable,
+    /// Words of argv that name files, ascending.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub operands: Vec<Operand>,
     /// Absolute, without `.`, `..`, doubled or trailing `/`.
     pub cwd: String,
     /// As which user; never 0.
@@ -406,6 +442,10 @@ impl ExecPlan {
             ));
         }
         self.validate_executable()?;
+        if self.v == Form::V1 && !self.operands.is_empty() {
+            return Err(PlanError::Mismatch("a plan of version 1 has no operands"));
+        }
+        self.validate_operands()?;
         self.validate_user()?;
         if !(1..=86_400_000).contains(&self.limits.timeout_ms) {
             return Err(field("limits.timeout_ms", "1 ms to 24 h"));

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use portcullis_actors::connection::{About, Methods, Params};
+use portcullis_core::audit::Entry;
 use portcullis_core::auth::Principal;
+use portcullis_core::codes;
 use portcullis_core::protocol::frame::ErrorBody;
 use portcullis_core::protocol::method;
 use serde_json::Value;
@@ -45,5 +47,13 @@ impl Calls for Local {
         };
         let text = params.to_string();
         self.0.call(about, name, &Params(Some(&text))).await
+    }
+
+    async fn record(&self, entry: Entry) -> Result<(), ErrorBody> {
+        let recorded = self.0.audit.event(entry).await;
+        recorded.map(|_| ()).map_err(|error| {
+            let code = codes::find(error.code()).unwrap_or(codes::CANNOT_RECORD);
+            ErrorBody::of(code, error.to_string())
+        })
     }
 }

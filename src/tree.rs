@@ -214,6 +214,8 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             approval: approval.clone(),
             pool: pool.clone(),
             audit: audit.clone(),
+            clock: clock.clone(),
+            since: Arc::new(Flag::new(None)),
         },
     );
     let dashboard =

@@ -10,6 +10,7 @@
 
 mod e2e; // whole paths, as a person walks them
 mod house; // the tree keeps its own rules: who imports whom, who shares what, which files must exist
+mod long; // what holds at full counts: crashes, power cuts, faults, fuzz, soak, sockets
 mod protocol; // the wire, spoken to the real program
 mod sandbox; // what every driver promises
 mod supervision; // what supervision promises, one file per promise; later one file per room

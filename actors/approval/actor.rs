@@ -113,7 +113,16 @@ impl Approval {
             return Ok(());
         }
         let requester = Requester::new(&ask.requester, &ask.connection);
-        let (id, now) = (fresh_id()?, self.now());
+        let now = self.now();
+        let asked_before = ask
+            .idempotency_key
+            .as_deref()
+            .is_some_and(|key| self.machine.find(&requester.name, key).is_some());
+        let id = match ask.id {
+            Some(id) if asked_before || self.machine.is_free(&id).is_ok() => id,
+            Some(_) => return answer(reply, Err(Refusal::IdTaken.into())),
+            None => self.free_id()?,
+        };
         let entry = Entry {
             action: "approval.requested".to_owned(),
             act_as: Some(ask.plan.agent.to_string()),
@@ -127,7 +136,10 @@ impl Approval {
             Ok(Asked::Allow { rule }) => Ok(Decision::Allow { rule }),
             Ok(Asked::Deny { code, message, fix }) => Ok(Decision::Deny { code, message, fix }),
             Ok(Asked::Known(id)) => self.machine.get(id.as_str()).map(known).map_err(Into::into),
-            Ok(Asked::New(step)) => {
+            Ok(Asked::New(mut step)) => {
+                if let Some(ms) = ask.timeout_ms {
+                    end_by(&mut step, now.plus(ms));
+                }
                 let entry = about(entry, &step);
                 let expires_at = expiry(&step);
                 self.make_event(entry, step)
@@ -137,6 +149,16 @@ impl Approval {
             Err(refusal) => Err(refusal.into()),
         };
         answer(reply, result)
+    }
+
+    /// An id of ours that no other begins with, also none that a requester chose.
+    fn free_id(&self) -> Result<ApprovalId, Crash> {
+        loop {
+            let id = ApprovalId::new(&uuid::Uuid::new_v4().to_string())?;
+            if self.machine.is_free(&id).is_ok() {
+                return Ok(id);
+            }
+        }
     }
 
     fn find(&self, principal: &str, key: &str) -> Option<Found> {
@@ -298,7 +320,7 @@ impl Approval {
         if !reply.is_wanted() {
             return Ok(());
         }
-        let (id, now) = (fresh_id()?, self.now());
+        let (id, now) = (self.free_id()?, self.now());
         let set = self
             .machine
             .set_policy(document, base, &by.principal, &by.connection, id, now);
@@ -502,8 +524,13 @@ fn pieces(mut step: Step) -> Vec<Vec<Put>> {
     pieces
 }
 
-fn fresh_id() -> Result<ApprovalId, Crash> {
-    Ok(ApprovalId::new(&uuid::Uuid::new_v4().to_string())?)
+/// The new question of a step ends by then, if it did not earlier.
+fn end_by(step: &mut Step, then: Millis) {
+    for put in &mut step.puts {
+        if let Put::Record(record) = put {
+            record.expires = record.expires.min(then);
+        }
+    }
 }
 
 /// Answers, and crashes the room where only re-reading helps.

@@ -47,6 +47,10 @@ pub struct Ask {
     pub connection: String,
     /// The requester's key against running twice.
     pub idempotency_key: Option<String>,
+    /// What the requester calls its question; none: an id of ours.
+    pub id: Option<ApprovalId>,
+    /// A question that ends earlier than configured, ms.
+    pub timeout_ms: Option<u64>,
 }
 
 /// What became of it.

@@ -16,7 +16,7 @@ use portcullis_core::auth::{Door, Principal, Proof, Role, Scope};
 use portcullis_core::identity::Identity;
 use portcullis_core::ids::{AgentId, ApprovalId, Hash32};
 use portcullis_core::plan::{
-    Egress, EnvValue, ExecPlan, Executable, HOST_PATH, HostFile, Limits, Nonce, Stdin, Target, V1,
+    Egress, EnvValue, ExecPlan, Executable, Form, HOST_PATH, HostFile, Limits, Nonce, Stdin, Target,
 };
 use portcullis_core::policy::{AgentPolicy, Elevated, ExecMode};
 use portcullis_core::time::Millis;
@@ -100,6 +100,8 @@ impl House {
             requester: operator(),
             connection: "c-1".into(),
             idempotency_key: key.map(str::to_owned),
+            id: None,
+            timeout_ms: None,
         };
         self.approval.decide(ask).await.map_err(|e| e.code())
     }
@@ -149,7 +151,7 @@ fn operator() -> Principal {
 
 fn plan(argv: &[&str]) -> ExecPlan {
     ExecPlan {
-        v: V1,
+        v: Form::V2,
         target: Target::Host,
         agent: AgentId::new("demo").unwrap(),
         session: "c-1".into(),
@@ -161,6 +163,7 @@ fn plan(argv: &[&str]) -> ExecPlan {
             ino: 2,
             sha256: Hash32::of(b"x"),
         }),
+        operands: vec![],
         cwd: "/".into(),
         uid: 65534,
         gid: 65534,
@@ -458,6 +461,8 @@ async fn who_asked_cannot_answer() {
         requester: agent,
         connection: "c-1".into(),
         idempotency_key: None,
+        id: None,
+        timeout_ms: None,
     };
     assert_eq!(
         house.approval.decide(ask).await.unwrap_err().code(),

@@ -140,6 +140,7 @@ async fn by_device(
             platform: Some(client.platform.clone()),
             device_family: client.device_family.clone(),
             remote_ip: peer.ip,
+            remote_uid: peer.uid,
         },
         role: checked.role,
         asked: checked.asked.clone(),

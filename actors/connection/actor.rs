@@ -119,12 +119,13 @@ impl Room for Connection {
 
 impl Connection {
     fn adopt(&mut self, accepted: Accepted) {
-        let serving = serve::serve(
+        // Boxed: each future around it would hold its size twice, once as it came and once as it runs.
+        let serving = Box::pin(serve::serve(
             self.wiring.clone(),
             accepted,
             self.order.clone(),
             self.session.reader(),
-        );
+        ));
         let (alive, ended) = oneshot::channel::<()>();
         self.io_ended = Some(ended);
         self.io = Some(self.ctx.task(IO, 0, async move {

@@ -7,8 +7,8 @@ use portcullis_core::time::Millis;
 use serde_json::value::RawValue;
 use tracing::Instrument as _;
 
-use super::runs;
 use super::serve::{Conn, Pending};
+use super::{asks, runs};
 
 /// `health`, answered without a room: it says that this process answers (wire.md 14, item 9). Only the id and the time
 /// differ between two answers, so nothing else is serialised.
@@ -30,8 +30,11 @@ pub(super) fn health(id: &str, now: Millis) -> String {
 pub(super) fn begin(conn: &Conn, request: &Request<'_>) -> Result<Pending, ErrorBody> {
     method::admit(&conn.principal, &request.method)?;
     let span = tracing::info_span!(
-        target: "portcullis", "request",
+        // A trace for each request: a connection may last for weeks.
+        target: "portcullis", parent: None, "request",
+        otel.name = %request.method, otel.kind = "server", room = "connection",
         rpc.method = %request.method, portcullis.role = conn.principal.role.as_str(),
+        portcullis.door = conn.principal.door.as_str(), session.id = %conn.conn_id,
     );
     let id = request.id.to_string();
     let name = request.method.to_string();
@@ -42,6 +45,10 @@ pub(super) fn begin(conn: &Conn, request: &Request<'_>) -> Result<Pending, Error
         let result = match name.as_str() {
             "exec.run" => match params.read(&name) {
                 Ok(params) => runs::run(&conn, &id, params).await,
+                Err(error) => Err(error),
+            },
+            "exec.approval.request" => match params.read(&name) {
+                Ok(params) => asks::request(&conn, &id, params).await,
                 Err(error) => Err(error),
             },
             "exec.cancel" => match params.read(&name) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use portcullis_core::approval::Word;
-use portcullis_core::audit::{OutcomeFilter, Query, Seq};
+use portcullis_core::audit::{Entry, Outcome, OutcomeFilter, Query, Seq};
 use portcullis_core::auth::{Door, Principal, Role, Scope, ScopeSet};
 use portcullis_core::codes::{self, Code};
 use portcullis_core::ids::DeviceId;
@@ -190,7 +190,15 @@ impl Methods {
             }
             "exec.approval.waitDecision" => {
                 let p: Id = params.read(method)?;
-                let id = self.approval.get(&p.id).await.map_err(approval)?.id;
+                let found = self.approval.get(&p.id).await.map_err(|refusal| {
+                    let mut error = approval(refusal);
+                    if error.stable_code() == codes::APPROVAL_NOT_FOUND.name {
+                        // The wire's own words here.
+                        "approval expired or not found".clone_into(&mut error.message);
+                    }
+                    error
+                });
+                let id = found?.id;
                 let record = self
                     .approval
                     .wait(&id, DECISION_WITHIN)
@@ -310,13 +318,26 @@ impl Methods {
                 "a code is given on control.sock only: use `portcullis dashboard`",
             ));
         }
+        let entry = Entry {
+            action: "dashboard.code".to_owned(),
+            ..entry_of(by)
+        };
+        let intent = self.audit.intent(entry).await;
+        let intent = intent.map_err(|e| refused(e.code(), &e))?;
         let minted = self.dashboard.mint(by.scopes.clone(), by.name()).await;
+        let outcome = match &minted {
+            Ok(_) => Outcome::ok(),
+            Err(_) => Outcome::failed(codes::ROOM_DOWN.name),
+        };
+        // A code that is not on record is not given out; it runs out within its minute.
+        let recorded = self.audit.outcome(intent, outcome).await;
         let minted = minted.map_err(|e| ErrorBody::of(codes::ROOM_DOWN, e.to_string()))?;
+        recorded.map_err(|e| refused(e.code(), &e))?;
         let code = minted.code.reveal();
         Ok(json!({
             "code": code,
             // In the fragment: it reaches no server, no log and no Referer.
-            "url": format!("{}/login#code={code}", self.page_url),
+            "url": format!("{}/login#{code}", self.page_url),
             "expiresAtMs": self.clock.now().plus(minted.for_ms),
         }))
     }
@@ -406,10 +427,13 @@ fn pairing(refusal: crate::pairing::PairingRefusal) -> ErrorBody {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "as map_err gives it")]
-fn approval(refusal: ApprovalRefusal) -> ErrorBody {
+pub(super) fn approval(refusal: ApprovalRefusal) -> ErrorBody {
     let mut error = refused(refusal.code(), &refusal);
     if let (Some(reason), Some(details)) = (refusal.reason(), error.details.as_mut()) {
         details["reason"] = reason.into();
+        if let Some(code) = codes::find(refusal.code()) {
+            details["remediation"] = code.next.into();
+        }
     }
     error
 }

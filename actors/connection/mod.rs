@@ -9,6 +9,7 @@
 
 mod actor;
 mod answer;
+mod asks;
 mod config;
 mod handle;
 mod io;

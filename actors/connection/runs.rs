@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use base64::Engine as _;
 use portcullis_cell::Stream;
 use portcullis_core::auth::Role;
-use portcullis_core::codes;
+use portcullis_core::codes::{self, Code};
 use portcullis_core::ids::{AgentId, RunId};
 use portcullis_core::plan::Target;
 use portcullis_core::protocol::frame::{ErrorBody, ok_frame};
@@ -110,7 +110,11 @@ pub(super) async fn run(conn: &Conn, id: &str, params: Run) -> Result<Value, Err
             ExecEvent::Ended(result) => return Ok(ended(result)),
         }
     }
-    Ok(json!({ "runId": run_id, "status": "unknown", "durationMs": 0 }))
+    // What ran it broke under it.
+    Ok(json!({
+        "runId": run_id, "status": "unknown", "durationMs": 0,
+        "error": said(codes::RUN_UNKNOWN, "what ran this command broke under it: whether it finished is unknown"),
+    }))
 }
 
 pub(super) async fn cancel(conn: &Conn, params: Cancel) -> Result<Value, ErrorBody> {
@@ -124,7 +128,7 @@ pub(super) async fn cancel(conn: &Conn, params: Cancel) -> Result<Value, ErrorBo
 }
 
 /// An agent is who it is; an operator names the agent it acts for.
-fn agent(conn: &Conn, named: Option<&str>) -> Result<AgentId, ErrorBody> {
+pub(super) fn agent(conn: &Conn, named: Option<&str>) -> Result<AgentId, ErrorBody> {
     if conn.principal.role == Role::Agent {
         let own = conn.principal.agent.clone();
         let own =
@@ -149,7 +153,7 @@ fn invalid(why: &str) -> ErrorBody {
     )
 }
 
-fn refusal(refusal: ExecRefusal) -> ErrorBody {
+pub(super) fn refusal(refusal: ExecRefusal) -> ErrorBody {
     ErrorBody::with(refusal.code, refusal.message, refusal.details)
 }
 
@@ -168,7 +172,11 @@ fn ended(result: RunResult) -> Value {
         payload["signal"] = signal.into();
     }
     if let Some((code, message)) = result.error {
-        payload["error"] = json!({ "code": code.name, "message": message, "next": code.next });
+        payload["error"] = said(code, &message);
     }
     payload
+}
+
+fn said(code: &Code, message: &str) -> Value {
+    json!({ "code": code.name, "message": message, "next": code.next })
 }

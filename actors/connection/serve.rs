@@ -19,6 +19,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role as WsRole, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
+use tracing::Instrument as _;
 
 use super::actor::ConnectionWiring;
 use super::answer;
@@ -72,13 +73,16 @@ pub(super) async fn serve(
     config.max_frame_size = Some(FRAME);
     let mut ws = WebSocketStream::from_raw_socket(io, WsRole::Server, Some(config)).await;
     let mut closing = order.reader();
+    let connect = tracing::info_span!(
+        target: "portcullis", parent: None, "connect", otel.kind = "server", room = "connection", door = door.as_str(),
+    );
     let shaken = tokio::select! {
         biased;
         Some(Some(order)) = closing.changed() => {
             close(&mut ws, order.code, &order.reason).await;
             return;
         }
-        shaken = shake(&wiring, &mut ws, door, &peer) => shaken,
+        shaken = shake(&wiring, &mut ws, door, &peer).instrument(connect) => shaken,
     };
     let Some(shaken) = shaken else { return };
     let news = wiring.methods.news(&shaken.principal, &shaken.caps);

@@ -15,11 +15,16 @@ use crate::supervision::{Crash, Ctx, Reply, Room, Snapshot, TaskHandle};
 pub type Wiring = DashboardConfig;
 
 const SWEEP: Duration = Duration::from_secs(30);
+/// Between two records of refused logins.
+const TELL_REFUSED: Duration = Duration::from_mins(1);
 
 /// See the room's [`super`].
 pub struct Dashboard {
     books: Sessions,
     started: Instant,
+    /// Logins refused since that was last told, and in all.
+    refused: (u64, u64),
+    told: Option<Instant>,
     _sweeps: TaskHandle,
 }
 
@@ -32,6 +37,8 @@ impl Room for Dashboard {
         Ok(Self {
             books: Sessions::new(wiring.limits()),
             started: Instant::now(),
+            refused: (0, 0),
+            told: None,
             _sweeps: ctx.every("sweep", SWEEP, || DashboardMsg::Sweep),
         })
     }
@@ -52,6 +59,7 @@ impl Room for Dashboard {
                 reply.ok(());
             }
             DashboardMsg::EndAll { reply } => reply.ok(self.books.end_all()),
+            DashboardMsg::Refused { whole, reply } => reply.ok(self.tell_refused(whole)),
             DashboardMsg::Sweep => self.books.sweep(self.now()),
         }
         Ok(())
@@ -62,6 +70,7 @@ impl Room for Dashboard {
         Snapshot::default()
             .with("codes", codes)
             .with("sessions", sessions)
+            .with("refused logins", self.refused.1)
     }
 }
 
@@ -97,7 +106,20 @@ impl Dashboard {
         }
         let session = Secret::new()?;
         let opened = self.books.redeem(code.hash(), session.hash(), self.now());
+        if opened.is_err() {
+            self.refused.0 += 1;
+            self.refused.1 += 1;
+        }
         reply.send(opened.map(|opened| (session, opened)));
         Ok(())
+    }
+
+    fn tell_refused(&mut self, whole: bool) -> Option<u64> {
+        let due = whole || self.told.is_none_or(|told| told.elapsed() >= TELL_REFUSED);
+        if !due || self.refused.0 == 0 {
+            return None;
+        }
+        self.told = Some(Instant::now());
+        Some(std::mem::take(&mut self.refused.0))
     }
 }

@@ -78,6 +78,16 @@ impl DashboardHandle {
         self.ask(|reply| DashboardMsg::EndAll { reply }).await
     }
 
+    /// How many logins were refused since this was last told, if that is due to be recorded: at most once a minute, so
+    /// that a stranger's guesses do not fill the log. `whole`: told in any case, beside a login that was not refused.
+    ///
+    /// # Errors
+    /// [`DashboardError::Room`] only.
+    pub async fn refused_logins(&self, whole: bool) -> Result<Option<u64>, DashboardError> {
+        self.ask(|reply| DashboardMsg::Refused { whole, reply })
+            .await
+    }
+
     async fn ask<T>(
         &self,
         make: impl FnOnce(Reply<T, SessionRefusal>) -> DashboardMsg,

@@ -71,5 +71,9 @@ pub enum DashboardMsg {
     EndAll {
         reply: Reply<usize, SessionRefusal>,
     },
+    Refused {
+        whole: bool,
+        reply: Reply<Option<u64>, SessionRefusal>,
+    },
     Sweep,
 }

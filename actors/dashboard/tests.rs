@@ -43,6 +43,28 @@ async fn a_code_opens_one_session_that_ends_unused_or_at_logout() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn refused_logins_are_told_at_once_then_once_a_minute_and_beside_a_good_one() {
+    let (page, tree) = room().await;
+    let guess = async |times: u64| {
+        for _ in 0..times {
+            assert!(page.redeem(Secret::brought("guess")).await.is_err());
+        }
+    };
+    assert_eq!(page.refused_logins(false).await, Ok(None));
+    guess(1).await;
+    assert_eq!(page.refused_logins(false).await, Ok(Some(1)));
+    guess(1_000).await;
+    assert_eq!(page.refused_logins(false).await, Ok(None));
+    tokio::time::sleep(Duration::from_mins(1)).await;
+    guess(1).await;
+    assert_eq!(page.refused_logins(false).await, Ok(Some(1_001)));
+    guess(3).await;
+    assert_eq!(page.refused_logins(true).await, Ok(Some(3)));
+    assert_eq!(page.refused_logins(true).await, Ok(None));
+    tree.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn ending_all_voids_codes_too_and_a_late_code_is_none() {
     let (page, tree) = room().await;
     let (early, late) = (

@@ -3,33 +3,41 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use portcullis_core::audit::{Outcome, Seq};
+use portcullis_core::audit::{Outcome, OutcomeFilter, Query, Seq};
 use portcullis_core::auth::{Principal, Role, Scope};
 use portcullis_core::codes;
 use portcullis_core::ids::{AgentId, DeviceId, RunId};
+use portcullis_core::time::Millis;
 use tokio::sync::mpsc;
 
 use super::messages::{
     Accepted, Begin, ExecEvent, ExecMsg, ExecRefusal, ExecWiring, Note, RunResult,
 };
 use super::run::{RunHandle, RunRoom, RunWiring};
+use crate::audit::{AuditError, AuditHandle};
 use crate::supervision::{ChildEnd, Crash, Ctx, Reply, Room, Snapshot};
 
 /// Messages of one run's mailbox: its beginning, and cancellations.
 const RUN_GATE: usize = 16;
 /// Notes of one run: each kind comes once.
 const NOTES: usize = 4;
+/// The action of a run's intent.
+pub(super) const RUN: &str = "exec.run";
+/// Most intents of dead runs that are closed at a start: more than the limits of runs let be under way.
+const MOST_OPEN: usize = 1_000;
 /// For the caller of a crashed run to take its last event.
 const TELL_WITHIN: Duration = Duration::from_secs(5);
 
 struct Live {
     run: RunId,
+    since: Millis,
     agent: AgentId,
     connection: String,
     principal: String,
     device: Option<DeviceId>,
     own_agent: Option<AgentId>,
     key: String,
+    only_asks: bool,
     handle: RunHandle,
     notes: mpsc::Receiver<Note>,
     events: mpsc::Sender<ExecEvent>,
@@ -66,6 +74,13 @@ impl Room for Exec {
     type Wiring = ExecWiring;
 
     async fn start(wiring: &ExecWiring, ctx: Ctx<Self>) -> Result<Self, Crash> {
+        match wiring.since.get() {
+            // A log that does not answer refuses each run by itself.
+            None => wiring
+                .since
+                .set(wiring.audit.head().await.ok().map(|head| head.seq)),
+            Some(since) => close_earlier(&wiring.audit, since).await?,
+        }
         Ok(Self {
             wiring: wiring.clone(),
             ctx,
@@ -112,7 +127,10 @@ impl Room for Exec {
     }
 
     fn snapshot(&self) -> Snapshot {
-        Snapshot::default().with("runs", self.live.len())
+        let oldest = self.under_way().map(|live| live.since.0).min();
+        Snapshot::default()
+            .with("runs", self.live.len())
+            .with("oldest_since_ms", oldest.unwrap_or_default())
     }
 }
 
@@ -131,6 +149,7 @@ impl Exec {
             return Ok(());
         }
         self.next += 1;
+        let since = self.wiring.clock.now();
         let run = RunId::new(&format!("run-{}", uuid::Uuid::new_v4()))?;
         let (noting, notes) = mpsc::channel(NOTES);
         let wiring = RunWiring {
@@ -148,12 +167,14 @@ impl Exec {
             self.next,
             Live {
                 run,
+                since,
                 agent: request.agent.clone(),
                 connection: request.connection.clone(),
                 principal: request.principal.name(),
                 device: request.principal.device().cloned(),
                 own_agent: request.principal.agent.clone(),
                 key: request.idempotency_key.clone(),
+                only_asks: begin.only_ask.is_some(),
                 handle: handle.clone(),
                 notes,
                 events: begin.events.clone(),
@@ -212,6 +233,11 @@ impl Exec {
             .find(|live| live.principal == principal && live.key == request.idempotency_key);
         match twin {
             None => Ok(()),
+            Some(live) if live.only_asks => Err(ExecRefusal::new(
+                codes::INVALID_PARAMS,
+                "approval id already pending: wait for its answer, then run it under this id",
+            )
+            .with("runId", live.run.as_str())),
             Some(live) => Err(ExecRefusal::new(
                 codes::RUN_UNKNOWN,
                 format!(
@@ -270,6 +296,31 @@ impl Exec {
         };
         self.ctx.task("last_word", key, last).keep();
     }
+}
+
+/// The runs of an earlier life of the room died with it, and their processes too: nobody else says how they ended. Before a run begins,
+/// every open intent of a run is such a one.
+async fn close_earlier(audit: &AuditHandle, since: Seq) -> Result<(), Crash> {
+    let open = Query {
+        action: Some(RUN.to_owned()),
+        outcome: Some(OutcomeFilter::Open),
+        since_seq: Some(since),
+        limit: MOST_OPEN,
+        ..Query::default()
+    };
+    for found in audit.query(open).await? {
+        let (seq, boot) = (found.record.seq, found.record.boot);
+        let outcome = Outcome::unknown(boot).with("status", "unknown");
+        match audit.outcome(seq, outcome).await {
+            // A flow that was recording its own end had the last word.
+            Ok(_) | Err(AuditError::NotOpen(_)) => {}
+            // It stays open, and the log says `unknown` at the next start.
+            Err(error) => {
+                tracing::error!(intent = seq.0, %error, "an outcome could not be recorded");
+            }
+        }
+    }
+    Ok(())
 }
 
 fn unknown(run: RunId, intent: Option<Seq>) -> RunResult {

@@ -7,7 +7,9 @@ use portcullis_core::ids::RunId;
 use tokio::sync::mpsc;
 
 use super::actor::Exec;
-use super::messages::{Accepted, Begin, ExecEvent, ExecMsg, ExecRefusal, ExecWiring, RunRequest};
+use super::messages::{
+    Accepted, Begin, ExecEvent, ExecMsg, ExecRefusal, ExecWiring, OnlyAsk, RunRequest,
+};
 use crate::supervision::{Handle, Policy, TreeBuilder};
 
 /// Freezing a plan may read a large program, and a first box's profile waits for the drivers' proof.
@@ -39,7 +41,35 @@ impl ExecHandle {
         request: RunRequest,
         events: mpsc::Sender<ExecEvent>,
     ) -> Result<Accepted, ExecRefusal> {
-        let begin = Box::new(Begin { request, events });
+        self.begin(request, None, events).await
+    }
+
+    /// Freezes the same plan by the same rules and asks for it, without running it: the request's key is the question's id, and
+    /// [`Self::run`] with this key by the same principal uses the answer, once. [`ExecEvent::Ended`] follows on `events` with the status
+    /// `allowed`, or why not. Dropping the receiver withdraws the question while nobody has answered.
+    ///
+    /// # Errors
+    /// [`ExecRefusal`]: no event follows.
+    pub async fn ask(
+        &self,
+        request: RunRequest,
+        how: OnlyAsk,
+        events: mpsc::Sender<ExecEvent>,
+    ) -> Result<Accepted, ExecRefusal> {
+        self.begin(request, Some(how), events).await
+    }
+
+    async fn begin(
+        &self,
+        request: RunRequest,
+        only_ask: Option<OnlyAsk>,
+        events: mpsc::Sender<ExecEvent>,
+    ) -> Result<Accepted, ExecRefusal> {
+        let begin = Box::new(Begin {
+            request,
+            only_ask,
+            events,
+        });
         self.0
             .call(RUN_WITHIN, |reply| ExecMsg::Run(begin, reply))
             .await

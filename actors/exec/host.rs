@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use portcullis_cell::{Decoder, Ended, Exit, Frame, Spawn};
 use portcullis_core::codes;
-use portcullis_core::plan::{EnvValue, ExecPlan};
+use portcullis_core::plan::{EnvValue, ExecPlan, MAX_OPERANDS};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -23,7 +23,7 @@ use tokio::process::Child;
 use super::config::HostConfig;
 use super::messages::ExecRefusal;
 use super::run::HostMeans;
-use crate::sandbox_pool::{Exited, RunEvent};
+use crate::sandbox_pool::{Exited, GivenUp, RunEvent};
 
 const BUBBLEWRAP: [&str; 3] = ["/usr/bin/bwrap", "/usr/local/bin/bwrap", "/bin/bwrap"];
 /// The run's number on its own channel.
@@ -57,6 +57,8 @@ pub struct HostOrder<'a> {
 pub enum Lost {
     /// Its box is gone.
     Box,
+    /// Its box was ended under it.
+    GivenUp(GivenUp),
     /// Its supervisor ended; what it did before that is unknown.
     Unknown(String),
     /// It was never begun.
@@ -87,7 +89,7 @@ impl HostRun {
             )
         };
         let (ours, theirs) = StdStream::pair().map_err(failed)?;
-        let (argv, script) = order.argv();
+        let (argv, given) = order.argv();
         let mut frame = Vec::new();
         Frame::Spawn {
             run: RUN,
@@ -95,7 +97,7 @@ impl HostRun {
         }
         .encode(&mut frame)
         .map_err(|error| ExecRefusal::new(codes::INVALID_PARAMS, error))?;
-        let mut command = order.command(script)?;
+        let mut command = order.command(&given)?;
         command
             .env_clear()
             .current_dir("/")
@@ -227,18 +229,25 @@ impl HostRun {
 }
 
 impl HostOrder<'_> {
-    /// The arguments, and at which place the script's own path goes.
-    fn argv(&self) -> (Vec<String>, Option<usize>) {
+    /// The arguments, and at which word and byte of it the path of each descriptor goes: the script's, then the copies'.
+    fn argv(&self) -> (Vec<String>, Vec<(usize, usize)>) {
         let asked = &self.plan.argv;
-        let Some((script, line)) = &self.means.program.script else {
-            return (asked.clone(), None);
-        };
-        let mut argv = vec![line.interpreter.clone()];
-        argv.extend(line.argument.clone());
-        let at = argv.len();
-        argv.push(script.file.path.clone());
-        argv.extend(asked.iter().skip(1).cloned());
-        (argv, Some(at))
+        let opened = &self.means.opened;
+        let mut given = Vec::new();
+        let mut argv = Vec::new();
+        if let Some((script, line)) = &opened.program.script {
+            argv.push(line.interpreter.clone());
+            argv.extend(line.argument.clone());
+            given.push((argv.len(), 0));
+            argv.push(script.file.path.clone());
+            argv.extend(asked.iter().skip(1).cloned());
+        } else {
+            argv.clone_from(asked);
+        }
+        let moved = argv.len() - asked.len();
+        let copies = opened.operands.copies.iter();
+        given.extend(copies.map(|copy| (copy.index + moved, copy.from)));
+        (argv, given)
     }
 
     fn spawn(&self, argv: Vec<String>) -> Spawn {
@@ -263,9 +272,9 @@ impl HostOrder<'_> {
         }
     }
 
-    fn command(&self, script: Option<usize>) -> Result<Command, ExecRefusal> {
+    fn command(&self, given: &[(usize, usize)]) -> Result<Command, ExecRefusal> {
         let means = self.means;
-        let mut command = if means.user.switched {
+        let mut command = if means.opened.place.user.switched {
             let mut command = Command::new(self.cell);
             command.arg("host");
             command.arg("--user");
@@ -278,8 +287,8 @@ impl HostOrder<'_> {
             command.args(["host", "--cwd-is", &format!("{dev}:{ino}")]);
             command
         };
-        if let Some(at) = script {
-            command.args(["--script", &at.to_string()]);
+        for (word, from) in given {
+            command.args(["--give", &format!("{word}:{from}")]);
         }
         Ok(command)
     }
@@ -293,7 +302,7 @@ impl HostOrder<'_> {
         command.args(["--proc", "/proc"]);
         let services = services(self.plan.uid);
         let mut cell_at = None;
-        for path in self.means.masked.iter().chain(&services) {
+        for path in self.means.opened.place.masked.iter().chain(&services) {
             if path.is_dir() {
                 command.arg("--tmpfs").arg(path);
                 cell_at.get_or_insert_with(|| path.join("portcullis-cell"));
@@ -308,15 +317,17 @@ impl HostOrder<'_> {
         Ok(command)
     }
 
-    /// One byte with the program, its script and its folder.
+    /// One byte with the program, its script, the copies that stand for words, and its folder.
     fn send_descriptors(&self, to: &StdStream) -> std::io::Result<()> {
-        let program = &self.means.program;
+        let opened = &self.means.opened;
+        let program = &opened.program;
         let mut fds = vec![program.exe.fd.as_fd()];
         fds.extend(program.script.as_ref().map(|(script, _)| script.fd.as_fd()));
-        if self.means.user.switched {
+        fds.extend(opened.operands.copies.iter().map(|copy| copy.fd.as_fd()));
+        if opened.place.user.switched {
             fds.push(self.means.cwd.fd.as_fd());
         }
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3 + MAX_OPERANDS))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         if !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
             return Err(std::io::Error::other("too many descriptors"));

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use portcullis_cell::Stream;
@@ -12,14 +13,16 @@ use portcullis_core::auth::Principal;
 use portcullis_core::codes::{self, Code};
 use portcullis_core::ids::{AgentId, ApprovalId, Hash32, RunId};
 use portcullis_core::plan::Target;
+use rustix::io::Errno;
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 
 use super::config::ExecConfig;
 use crate::approval::ApprovalHandle;
 use crate::audit::{AuditError, AuditHandle};
-use crate::sandbox_pool::SandboxPoolHandle;
-use crate::supervision::{CallError, FlagReader, Reply};
+use crate::clock::Clock;
+use crate::sandbox_pool::{PoolError, SandboxPoolHandle};
+use crate::supervision::{CallError, Flag, FlagReader, Reply};
 
 /// One command, as somebody who was authenticated asks for it.
 #[derive(Debug, Clone)]
@@ -44,6 +47,13 @@ pub struct RunRequest {
     pub idempotency_key: String,
     /// `Some(reason)` once the credential behind it ended: looked at between intent and act, and ends the run.
     pub session: FlagReader<Option<String>>,
+}
+
+/// How a question is asked ahead of its run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OnlyAsk {
+    /// When it ends by itself, if earlier than configured, ms.
+    pub timeout_ms: Option<u64>,
 }
 
 /// The first answer: the plan is frozen, and either runs now or waits for a person.
@@ -84,7 +94,7 @@ pub enum ExecEvent {
 pub struct RunResult {
     /// The run.
     pub run_id: RunId,
-    /// `exited`, `timed-out`, `cancelled`, `denied` (nothing ran), `box-lost` or `unknown`.
+    /// `exited`, `timed-out`, `cancelled`, `denied` (nothing ran), `box-lost` or `unknown`; `allowed` where it was only asked for.
     pub status: &'static str,
     /// Of a command that ended by itself.
     pub exit_code: Option<i32>,
@@ -149,6 +159,18 @@ impl ExecRefusal {
         Self::new(code, error)
     }
 
+    /// A box that could not be had. What its driver met on a full disk comes as text, with the number of its cause.
+    pub(super) fn of_pool(refusal: &PoolError) -> Self {
+        let full = [Errno::NOSPC, Errno::DQUOT].map(|e| format!("(os error {})", e.raw_os_error()));
+        let code = match refusal {
+            PoolError::NoBox(text) if full.iter().any(|cause| text.contains(cause)) => {
+                codes::DISK_FULL
+            }
+            other => other.code(),
+        };
+        Self::new(code, refusal)
+    }
+
     /// A room that did not answer.
     pub(super) fn of_call<E>(error: CallError<E>, refused: impl FnOnce(E) -> Self) -> Self {
         let execution = |ran| {
@@ -204,12 +226,18 @@ pub struct ExecWiring {
     pub pool: SandboxPoolHandle,
     /// The log.
     pub audit: AuditHandle,
+    /// The time.
+    pub clock: Clock,
+    /// Where the log stood when this process' first life of the room began: what later lives look through.
+    pub since: Arc<Flag<Option<Seq>>>,
 }
 
 /// A run to begin.
 pub struct Begin {
     /// What.
     pub request: RunRequest,
+    /// Only to ask for it, under its key as the question's id: a later request with this key runs it.
+    pub only_ask: Option<OnlyAsk>,
     /// Where its events go.
     pub events: mpsc::Sender<ExecEvent>,
 }
@@ -245,4 +273,21 @@ pub enum Note {
     Outcome,
     /// Its caller is told the end now.
     Told,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_box_that_a_full_disk_prevents_is_told_as_that() {
+        let met = |number| {
+            let error = std::io::Error::from_raw_os_error(number);
+            let text = format!("BOX_START_FAILED: state of the box: {error}; see the log");
+            ExecRefusal::of_pool(&PoolError::NoBox(text)).code
+        };
+        assert_eq!(met(Errno::NOSPC.raw_os_error()), codes::DISK_FULL);
+        assert_eq!(met(Errno::DQUOT.raw_os_error()), codes::DISK_FULL);
+        assert_eq!(met(Errno::PERM.raw_os_error()), codes::BOX_LOST);
+    }
 }

@@ -3,9 +3,9 @@
 //! - *Owns*: the runs under way, a `run/` child each (its flow is plain sequential code in `run/flow.rs`), and the processes of host runs.
 //! - *Called by*: `connection` (`exec.run`, `exec.cancel`), through [`ExecHandle`].
 //! - *Calls*: `approval` (what policy and people say), `sandbox_pool` (boxes), `audit` (intent before, outcome after).
-//! - *On a crash*: its runs die with it and their processes are ended; their intents stay open in the log, which says `unknown` at the next
-//!   start, and a caller's channel that closes without an end says the same. Nothing is re-read: pending plans are approval's. A run's own
-//!   crash is recorded here as its outcome.
+//! - *On a crash*: its runs die with it and their processes are ended; the next life records `unknown` for what they left open, and a
+//!   caller's channel that closes without an end says the same. Nothing else is re-read: pending plans are approval's. A run's own crash is
+//!   recorded here as its outcome.
 //! - *Refuses when*: an agent or connection has too many runs, the plan breaks a rule, policy or a person says no, the key was used before,
 //!   the intent cannot be recorded, the session has ended, or what would run is not what was decided on.
 
@@ -16,6 +16,7 @@ mod handle;
 mod host;
 mod messages;
 mod open;
+mod operands;
 mod run;
 mod user;
 
@@ -24,7 +25,8 @@ pub use config::{ExecConfig, HostConfig};
 pub use descent::is_descendant_of_daemon;
 pub use handle::ExecHandle;
 pub use messages::{
-    Accepted, AgentLimits, ExecEvent, ExecMsg, ExecRefusal, ExecWiring, RunRequest, RunResult,
+    Accepted, AgentLimits, ExecEvent, ExecMsg, ExecRefusal, ExecWiring, OnlyAsk, RunRequest,
+    RunResult,
 };
 pub use portcullis_cell::Stream;
 

@@ -254,7 +254,7 @@ impl Opened {
         };
         if !mutable {
             let stamp = stamp(&file).map_err(failed)?;
-            let sha256 = digest(&file, None).map_err(failed)?;
+            let sha256 = digest(&file, None, MOST).map_err(failed)?;
             return Ok(Self {
                 file: describe(sha256),
                 fd: file.into(),
@@ -270,7 +270,7 @@ impl Opened {
         if !may(&data, user, 0o4) {
             return Err(wrong(&format!("user {} may not read it", user.name)));
         }
-        let (sha256, fd) = sealed(&file).map_err(failed)?;
+        let (sha256, fd) = sealed(&file, MOST_COPIED).map_err(failed)?;
         Ok(Self {
             file: describe(sha256),
             fd,
@@ -285,7 +285,7 @@ impl Opened {
         };
         let again = || -> std::io::Result<bool> {
             let file = File::from(self.fd.try_clone()?);
-            Ok(stamp(&file)? == before || digest(&file, None)? == self.file.sha256)
+            Ok(stamp(&file)? == before || digest(&file, None, MOST)? == self.file.sha256)
         };
         again().unwrap_or(false)
     }
@@ -326,7 +326,7 @@ impl Opened {
 }
 
 /// By the mode bits alone: an access list can only make this stricter than the kernel.
-fn may(data: &std::fs::Metadata, user: &User, bit: u32) -> bool {
+pub fn may(data: &std::fs::Metadata, user: &User, bit: u32) -> bool {
     let shift = if data.uid() == user.uid {
         6
     } else if data.gid() == user.gid {
@@ -338,14 +338,14 @@ fn may(data: &std::fs::Metadata, user: &User, bit: u32) -> bool {
 }
 
 /// May the user walk there? A descriptor of ours must not open what a path would not.
-fn reaches(path: &Path, user: &User) -> bool {
+pub fn reaches(path: &Path, user: &User) -> bool {
     path.ancestors()
         .skip(1)
         .all(|folder| folder.metadata().is_ok_and(|data| may(&data, user, 0o1)))
 }
 
 /// Can nobody but root put another file in its place?
-fn parents_are_roots(path: &Path) -> bool {
+pub fn parents_are_roots(path: &Path) -> bool {
     path.ancestors().skip(1).all(|folder| {
         folder
             .metadata()
@@ -354,7 +354,7 @@ fn parents_are_roots(path: &Path) -> bool {
 }
 
 /// Is it on a file system whose bytes only this kernel changes?
-fn is_local(fd: &File) -> bool {
+pub fn is_local(fd: &File) -> bool {
     // FUSE, NFS, SMB, CIFS, SMB2, 9p, Ceph, AFS.
     const ELSEWHERE: [u64; 8] = [
         0x6573_5546,
@@ -382,8 +382,8 @@ fn stamp(file: &File) -> std::io::Result<Stamp> {
     ))
 }
 
-/// Digest of the bytes, from the first; what was read goes to `copy` too.
-fn digest(mut file: &File, mut copy: Option<&mut File>) -> std::io::Result<Hash32> {
+/// Digest of the bytes, from the first, `most` of them; what was read goes to `copy` too.
+pub fn digest(mut file: &File, mut copy: Option<&mut File>, most: u64) -> std::io::Result<Hash32> {
     file.rewind()?;
     let mut hasher = Sha256::new();
     let mut piece = vec![0; 128 << 10];
@@ -396,7 +396,6 @@ fn digest(mut file: &File, mut copy: Option<&mut File>) -> std::io::Result<Hash3
             Err(error) => return Err(error),
         };
         total += count as u64;
-        let most = if copy.is_some() { MOST_COPIED } else { MOST };
         if total > most {
             return Err(std::io::Error::other("grows while it is read"));
         }
@@ -410,14 +409,14 @@ fn digest(mut file: &File, mut copy: Option<&mut File>) -> std::io::Result<Hash3
 }
 
 /// Copies a file into memory that nobody can change any more, and opens that for reading only: what is open for writing is not executed.
-fn sealed(file: &File) -> std::io::Result<(Hash32, OwnedFd)> {
+pub fn sealed(file: &File, most: u64) -> std::io::Result<(Hash32, OwnedFd)> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let name = "portcullis-frozen";
     // Kernels before 6.3 do not know EXEC, and need not be told.
     let memory = rustix::fs::memfd_create(name, flags | MemfdFlags::EXEC)
         .or_else(|_| rustix::fs::memfd_create(name, flags))?;
     let mut memory = File::from(memory);
-    let sha256 = digest(file, Some(&mut memory))?;
+    let sha256 = digest(file, Some(&mut memory), most)?;
     rustix::fs::fchmod(&memory, Mode::from_raw_mode(0o555))?;
     let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
     rustix::fs::fcntl_add_seals(&memory, seals)?;

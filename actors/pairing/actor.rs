@@ -2,12 +2,14 @@
 
 use super::messages::{By, Manage, PairingMsg, PairingRefusal, PairingWiring};
 use crate::act::{ActError, act, store_with};
+use crate::clock::Clock;
 use crate::store::{Object, Op};
 use crate::supervision::{Crash, Ctx, Reply, Room, Snapshot, TaskHandle};
 use portcullis_core::audit::Entry;
 use portcullis_core::pairing::{
     Change, ConnectFacts, Device, Fresh, Pairing, Pending, Record, Verdict,
 };
+use portcullis_core::time::Millis;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -23,6 +25,8 @@ pub struct PairingRoom {
     wiring: PairingWiring,
     ctx: Ctx<Self>,
     machine: Pairing,
+    /// Runs with the machine, whatever the wall clock is set to.
+    steady: Clock,
     rows: Rows,
     left_out: usize,
     _expire: TaskHandle,
@@ -64,6 +68,7 @@ impl Room for PairingRoom {
         let expire = ctx.every("expire", EXPIRE_EVERY, || PairingMsg::Expire);
         Ok(Self {
             machine: Pairing::restore(wiring.config.limits(), devices, pending),
+            steady: Clock::of_runtime(wiring.clock.now()),
             wiring: wiring.clone(),
             ctx,
             rows,
@@ -80,13 +85,11 @@ impl Room for PairingRoom {
                 Ok(())
             }
             PairingMsg::List(caller, connected, reply) => {
-                reply.ok(self
-                    .machine
-                    .list(&caller, &connected, self.wiring.clock.now()));
+                reply.ok(self.machine.list(&caller, &connected, self.now()));
                 Ok(())
             }
             PairingMsg::Show(caller, id, reply) => {
-                reply.ok(self.machine.show(&id, &caller, self.wiring.clock.now()));
+                reply.ok(self.machine.show(&id, &caller, self.now()));
                 Ok(())
             }
             PairingMsg::Manage(by, what, reply) => self.manage(*by, what, reply).await,
@@ -122,6 +125,11 @@ fn read<T: DeserializeOwned>(
 }
 
 impl PairingRoom {
+    /// The wall clock, but never behind what has passed since the start: a clock set back lets nothing wait longer.
+    fn now(&self) -> Millis {
+        self.wiring.clock.now().max(self.steady.now())
+    }
+
     async fn decide(
         &mut self,
         facts: ConnectFacts,
@@ -130,7 +138,7 @@ impl PairingRoom {
         if !reply.is_wanted() {
             return Ok(());
         }
-        let now = self.wiring.clock.now();
+        let now = self.now();
         let (verdict, change) = match self.machine.decide(&facts, now, fresh()?) {
             Ok(decided) => decided,
             Err(refusal) => {
@@ -191,7 +199,7 @@ impl PairingRoom {
         By { caller, .. }: &By,
         what: Manage,
     ) -> Result<(Change, Value), PairingRefusal> {
-        let (machine, now) = (&self.machine, self.wiring.clock.now());
+        let (machine, now) = (&self.machine, self.now());
         Ok(match what {
             Manage::Approve { request_id, narrow } => {
                 let change = machine.approve(&request_id, caller, narrow, now)?;
@@ -235,7 +243,7 @@ impl PairingRoom {
     }
 
     async fn expire(&mut self) -> Result<(), Crash> {
-        let Some(change) = self.machine.expire(self.wiring.clock.now()) else {
+        let Some(change) = self.machine.expire(self.now()) else {
             return Ok(());
         };
         match self.make(change, Entry::default()).await {

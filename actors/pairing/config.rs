@@ -11,7 +11,7 @@ pub struct PairingConfig {
     pub pending_ttl_seconds: u64,
     /// Most requests that wait in all.
     pub pending_max: usize,
-    /// Most requests that wait from one address (an IPv6 /64 counts as one).
+    /// Most requests that wait from one address (an IPv6 /64 counts as one; on this machine each user counts alone).
     pub pending_per_address: usize,
     /// Most paired devices.
     pub devices_max: usize,

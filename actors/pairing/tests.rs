@@ -22,6 +22,10 @@ struct House {
 }
 
 async fn house(folder: &Path, boot: u8) -> House {
+    house_with(folder, boot, Clock::system(), PairingConfig::default()).await
+}
+
+async fn house_with(folder: &Path, boot: u8, clock: Clock, config: PairingConfig) -> House {
     let store = Store::open(&folder.join("state.db")).unwrap();
     let mut tree = TreeBuilder::new(
         Intensity::default(),
@@ -39,10 +43,10 @@ async fn house(folder: &Path, boot: u8) -> House {
         },
     );
     let wiring = PairingWiring {
-        config: PairingConfig::default(),
+        config,
         store: store.clone(),
         audit: audit.clone(),
-        clock: Clock::system(),
+        clock,
         news: Feed::new(),
     };
     let pairing = PairingHandle::add(&mut tree, wiring);
@@ -254,6 +258,23 @@ async fn revocation_is_told_ends_the_generation_and_outlives_a_restart() {
         .unwrap();
     assert!(house_2.let_in(local).await.0.is_some());
     house_2.end().await;
+}
+
+/// The wall clock stands still, as if set back again and again; the time to live runs out all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_runs_out_under_a_clock_that_is_set_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let still = Clock::system().now();
+    let config = PairingConfig {
+        pending_ttl_seconds: 1,
+        ..PairingConfig::default()
+    };
+    let house = house_with(folder.path(), 1, Clock::of(move || still), config).await;
+    let request = house.request(facts(1)).await;
+    tokio::time::sleep(std::time::Duration::from_millis(1_100)).await;
+    let late = house.pairing.approve(&operator(), &request, false).await;
+    assert_eq!(late.map_err(|error| error.code()), Err("REQUEST_NOT_FOUND"));
+    house.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

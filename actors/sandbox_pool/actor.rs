@@ -1,38 +1,24 @@
 //! The pool: one warm box per agent, made at its first run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use portcullis_cell::Spawn;
-use portcullis_core::ids::{AgentId, BoxId, Hash32, RunId};
+use portcullis_core::ids::{AgentId, Hash32, RunId};
 use tokio::sync::oneshot;
-use tokio::time::Instant;
 
-use super::choose::{Chosen, choose};
-use super::config::SandboxPoolConfig;
-use super::driver::{Driver, DriverError, ProbeContext};
+use super::boxes::{Live, Place, answer_when_accepted, end_box};
+use super::config::{Choice, SandboxPoolConfig};
+use super::driver::{Driver, ProbeContext};
+use super::drivers::{Drivers, Retry, Waiting};
 use super::folders;
 use super::messages::{BoxProfile, PoolError, PoolStatus, RunTicket, SandboxPoolMsg, Start};
-use super::probe::random_hex;
-use super::runs::{NotAccepted, Order};
-use super::sandbox::{Sandbox, SandboxHandle, SandboxWiring};
-use super::spec::{BoxSpec, WORKSPACE_INSIDE};
+use super::request::{profile_hash, spawn};
+use super::runs::Order;
 use super::{cell_file, native};
-use crate::supervision::{ChildEnd, Crash, Ctx, Reply, Room, Snapshot};
-
-/// Between TERM and KILL of a cancelled run.
-const GRACE_MS: u32 = 200;
-/// How long a cell outlives a daemon that is gone.
-const DEAD_MAN: Duration = Duration::from_mins(1);
-/// No driver is tried again before this, and then only when a run asks.
-const TRY_AGAIN: Duration = Duration::from_secs(10);
-/// Messages of one box's mailbox.
-const BOX_GATE: usize = 256;
-/// Requests that wait while the drivers are tried.
-const MOST_WAITING: usize = 1024;
+use crate::supervision::{ChildEnd, Crash, Ctx, Reply, Room, Snapshot, TaskHandle, TellError};
 
 /// What the pool is started with.
 #[derive(Clone)]
@@ -49,38 +35,27 @@ pub struct SandboxPoolWiring {
     pub boot: String,
 }
 
-enum Drivers {
-    /// Being tried; these wait.
-    Trying(Vec<Waiting>),
-    Proven(Chosen),
-    None {
-        said: String,
-        at: Instant,
-    },
-}
-
-/// Waits for a driver.
-enum Waiting {
-    Run(Start),
-    Profile(Option<Duration>, Reply<BoxProfile, PoolError>),
-}
-
-struct Live {
-    id: BoxId,
-    agent: AgentId,
-    handle: SandboxHandle,
-}
-
 /// The room.
 pub struct SandboxPool {
-    ctx: Ctx<Self>,
-    wiring: SandboxPoolWiring,
-    context: ProbeContext,
+    pub(super) ctx: Ctx<Self>,
+    pub(super) wiring: SandboxPoolWiring,
+    pub(super) context: ProbeContext,
     cell_digest: Hash32,
-    drivers: Drivers,
+    pub(super) drivers: Drivers,
+    /// Tries them again.
+    pub(super) retry: Retry,
+    /// What they said last, so that it is logged once.
+    pub(super) said: String,
+    /// The driver of this room's life, once there is one.
+    pub(super) kept: Option<Choice>,
+    /// Sees the loss of the engine.
+    pub(super) engine: Option<TaskHandle>,
     /// By the child's key.
-    boxes: BTreeMap<u64, Live>,
-    next: u64,
+    pub(super) boxes: BTreeMap<u64, Live>,
+    /// Runs that wait for the end of a box.
+    pub(super) waiting: VecDeque<Box<Start>>,
+    /// The key of the last box.
+    pub(super) next: u64,
 }
 
 impl Room for SandboxPool {
@@ -96,10 +71,15 @@ impl Room for SandboxPool {
             context,
             cell_digest,
             drivers: Drivers::Trying(Vec::new()),
+            retry: Retry::new(),
+            said: String::new(),
+            kept: None,
+            engine: None,
             boxes: BTreeMap::new(),
+            waiting: VecDeque::new(),
             next: 0,
         };
-        pool.try_drivers();
+        pool.try_drivers(Vec::new());
         Ok(pool)
     }
 
@@ -110,6 +90,12 @@ impl Room for SandboxPool {
             SandboxPoolMsg::Profile(timeout, reply) => self.profile(timeout, reply),
             SandboxPoolMsg::Status(reply) => reply.ok(self.status()),
             SandboxPoolMsg::Tried(result) => self.tried(result).await?,
+            SandboxPoolMsg::TryAgain => self.try_again(),
+            SandboxPoolMsg::EngineLost(reason) => self.engine_lost(reason).await,
+            SandboxPoolMsg::Waited => self.waited(),
+            SandboxPoolMsg::Stuck(key) => self.stuck(key),
+            #[cfg(test)]
+            SandboxPoolMsg::HangBoxes => self.hang_boxes().await,
         }
         Ok(())
     }
@@ -120,8 +106,7 @@ impl Room for SandboxPool {
         key: u64,
         end: ChildEnd,
     ) -> Result<(), Crash> {
-        self.box_ended(key, &end);
-        Ok(())
+        self.box_ended(key, &end).await
     }
 
     fn snapshot(&self) -> Snapshot {
@@ -168,115 +153,44 @@ fn prepare(wiring: &SandboxPoolWiring) -> Result<(ProbeContext, Hash32), Crash> 
 }
 
 impl SandboxPool {
-    /// Tries the drivers beside the loop, and ends whatever boxes an earlier life of this room or daemon left.
-    fn try_drivers(&mut self) {
-        let (config, context, ctx) = (
-            self.wiring.config.clone(),
-            self.context.clone(),
-            self.ctx.clone(),
-        );
-        let trial = async move {
-            let chosen = match choose(&config, &context).await {
-                Ok(chosen) => reconcile(&chosen.driver, &context)
-                    .await
-                    .map(|()| chosen)
-                    .map_err(|error| vec![error.to_string()]),
-                Err(said) => Err(said),
-            };
-            ctx.notify(SandboxPoolMsg::Tried(chosen));
-        };
-        self.ctx.task("drivers", 0, trial).keep();
-    }
-
-    async fn tried(&mut self, result: Result<Chosen, Vec<String>>) -> Result<(), Crash> {
-        let new = match result {
-            Ok(chosen) => {
-                tracing::info!(driver = chosen.driver.name(), why = %chosen.why, "sandbox driver");
-                Drivers::Proven(chosen)
-            }
-            Err(said) => {
-                let said = said.join("; ");
-                tracing::warn!(%said, "no sandbox driver: commands in sandboxes are refused, everything else works");
-                Drivers::None {
-                    said,
-                    at: Instant::now(),
-                }
-            }
-        };
-        if let Drivers::Trying(waiting) = std::mem::replace(&mut self.drivers, new) {
-            for waiting in waiting {
-                match waiting {
-                    Waiting::Run(start) => self.start_run(Box::new(start)).await?,
-                    Waiting::Profile(timeout, reply) => self.profile(timeout, reply),
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn start_run(&mut self, start: Box<Start>) -> Result<(), Crash> {
+    pub(super) async fn start_run(&mut self, start: Box<Start>) -> Result<(), Crash> {
         if !start.reply.is_wanted() {
             return Ok(());
         }
-        match &mut self.drivers {
-            Drivers::Trying(waiting) if waiting.len() < MOST_WAITING => {
-                waiting.push(Waiting::Run(*start));
-            }
-            Drivers::Trying(_) => start
-                .reply
-                .refuse(PoolError::Full(self.wiring.config.max_boxes)),
-            Drivers::None { said, at } if at.elapsed() < TRY_AGAIN => {
-                start.reply.refuse(PoolError::NoDriver(said.clone()));
-            }
-            Drivers::None { .. } => {
-                // Somebody may have installed one since.
-                self.drivers = Drivers::Trying(vec![Waiting::Run(*start)]);
-                self.try_drivers();
-            }
-            Drivers::Proven(chosen) => {
-                let driver = chosen.driver.clone();
-                self.start_in_box(&driver, start).await?;
-            }
+        match self.driver_for(Waiting::Run(start)) {
+            Some((driver, Waiting::Run(start))) => self.start_in_box(&driver, start).await,
+            _ => Ok(()),
         }
-        Ok(())
     }
 
-    fn profile(&mut self, timeout: Option<Duration>, reply: Reply<BoxProfile, PoolError>) {
-        let config = &self.wiring.config;
-        match &mut self.drivers {
-            Drivers::Trying(waiting) if waiting.len() < MOST_WAITING => {
-                waiting.push(Waiting::Profile(timeout, reply));
-            }
-            Drivers::Trying(_) => reply.refuse(PoolError::Full(config.max_boxes)),
-            Drivers::None { said, at } if at.elapsed() < TRY_AGAIN => {
-                reply.refuse(PoolError::NoDriver(said.clone()));
-            }
-            Drivers::None { .. } => {
-                self.drivers = Drivers::Trying(vec![Waiting::Profile(timeout, reply)]);
-                self.try_drivers();
-            }
-            Drivers::Proven(chosen) => {
-                let driver = chosen.driver.clone();
-                let image_digest = match &driver {
-                    Driver::Docker(docker) => Some(docker.image().id.clone()),
-                    Driver::Native(_) => None,
-                };
-                reply.ok(BoxProfile {
-                    driver: driver.name(),
-                    image_digest,
-                    profile_hash: self.profile_hash(&driver),
-                    uid: self.context.uid,
-                    gid: self.context.gid,
-                    limits: self.context.limits,
-                    timeout_ms: self.wiring.config.timeout(timeout),
-                    output_bytes: self.wiring.config.output_cap_bytes,
-                });
-            }
-        }
+    pub(super) fn profile(
+        &mut self,
+        timeout: Option<Duration>,
+        reply: Reply<BoxProfile, PoolError>,
+    ) {
+        let Some((driver, Waiting::Profile(timeout, reply))) =
+            self.driver_for(Waiting::Profile(timeout, reply))
+        else {
+            return;
+        };
+        let image_digest = match &driver {
+            Driver::Docker(docker) => Some(docker.image().id.clone()),
+            Driver::Native(_) => None,
+        };
+        reply.ok(BoxProfile {
+            driver: driver.name(),
+            image_digest,
+            profile_hash: self.profile_hash(&driver),
+            uid: self.context.uid,
+            gid: self.context.gid,
+            limits: self.context.limits,
+            timeout_ms: self.wiring.config.timeout(timeout),
+            output_bytes: self.wiring.config.output_cap_bytes,
+        });
     }
 
     async fn start_in_box(&mut self, driver: &Driver, start: Box<Start>) -> Result<(), Crash> {
-        let spawn = match self.spawn(&start) {
+        let spawn = match spawn(&self.wiring.config, &start.spec) {
             Ok(spawn) => spawn,
             Err(text) => {
                 start.reply.refuse(PoolError::Invalid(text));
@@ -284,12 +198,19 @@ impl SandboxPool {
             }
         };
         let profile = self.profile_hash(driver);
-        let (id, handle) = match self.box_of(driver, &start.agent, &profile).await? {
-            Ok(found) => found,
-            Err(refusal) => {
+        let key = match self.place(driver, &start.agent, &profile).await? {
+            Place::In(key) => key,
+            Place::Later => {
+                self.wait_for_room(start);
+                return Ok(());
+            }
+            Place::Nowhere(refusal) => {
                 start.reply.refuse(refusal);
                 return Ok(());
             }
+        };
+        let Some(live) = self.boxes.get_mut(&key) else {
+            return Err(Crash::new("a box that was found is not there"));
         };
         let timeout_ms = spawn.timeout_ms;
         let (accepted, answer) = oneshot::channel();
@@ -299,9 +220,13 @@ impl SandboxPool {
             events: start.events.clone(),
             accepted,
         };
-        // A box that cannot take it drops the order, and with it the answer.
-        let _ = handle.order(order).await;
-        let driver = driver.name();
+        // A box that cannot take it drops the order, and with it the answer: the run is then started again.
+        match live.handle.order(order).await {
+            Ok(()) => live.sent += 1,
+            Err(TellError::Unavailable) => live.leaving = true,
+            Err(TellError::Overloaded) => {}
+        }
+        let (id, driver) = (live.id.clone(), driver.name());
         let ticket = move |image_digest| RunTicket {
             box_id: id,
             driver,
@@ -309,158 +234,24 @@ impl SandboxPool {
             profile_hash: profile,
             timeout_ms,
         };
-        let ctx = self.ctx.clone();
-        let answering = answer_when_accepted(ctx, start, answer, ticket);
+        let answering = answer_when_accepted(self.ctx.clone(), key, start, answer, ticket);
         self.ctx.task("start_run", 0, answering).keep();
         Ok(())
     }
 
-    fn spawn(&self, start: &Start) -> Result<Spawn, String> {
-        let spec = &start.spec;
-        let config = &self.wiring.config;
-        if spec.argv.first().is_none_or(String::is_empty) {
-            return Err("argv must name a command".to_owned());
-        }
-        let mut env: Vec<(String, String)> = BoxSpec::cell_env()
-            .into_iter()
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .collect();
-        for (name, value) in &spec.env {
-            if name.is_empty() || name.contains('=') {
-                return Err(format!("env: {name:?} is no name of a variable"));
-            }
-            env.retain(|(known, _)| known != name);
-            env.push((name.clone(), value.clone()));
-        }
-        let cwd = spec
-            .cwd
-            .clone()
-            .unwrap_or_else(|| WORKSPACE_INSIDE.to_owned());
-        let texts = spec
-            .argv
-            .iter()
-            .chain(env.iter().flat_map(|(name, value)| [name, value]))
-            .chain([&cwd]);
-        if texts.into_iter().any(|text| text.contains('\0')) {
-            return Err("argv, env and cwd must not hold NUL".to_owned());
-        }
-        if !cwd.starts_with('/') {
-            return Err(
-                "cwd must be an absolute path inside the sandbox, such as /workspace".to_owned(),
-            );
-        }
-        Ok(Spawn {
-            argv: spec.argv.clone(),
-            env,
-            cwd,
-            timeout_ms: config.timeout(spec.timeout),
-            grace_ms: GRACE_MS,
-            output_cap: config.output_cap_bytes,
-            open_files: config.open_files,
-            file_bytes: config.file_bytes,
-        })
-    }
-
-    /// The agent's box, or a new one; never another agent's.
-    async fn box_of(
-        &mut self,
-        driver: &Driver,
-        agent: &AgentId,
-        profile: &str,
-    ) -> Result<Result<(BoxId, SandboxHandle), PoolError>, Crash> {
-        if let Some(live) = self.boxes.values().find(|live| live.agent == *agent) {
-            return Ok(Ok((live.id.clone(), live.handle.clone())));
-        }
-        if self.boxes.len() >= self.wiring.config.max_boxes {
-            return Ok(Err(PoolError::Full(self.wiring.config.max_boxes)));
-        }
-        let context = &self.context;
-        if let Err(error) = folders::workspace(
-            &context.workspaces,
-            agent.as_str(),
-            context.uid,
-            context.gid,
-        ) {
-            return Ok(Err(PoolError::NoBox(format!(
-                "workspace of agent {agent}: {error}"
-            ))));
-        }
-        let id = BoxId::new(&random_hex(6)?)?;
-        let spec = BoxSpec {
-            run_dir: context.run_root.join("b").join(id.as_str()),
-            id: id.clone(),
-            agent: agent.clone(),
-            workspace: context.workspaces.join(agent.as_str()),
-            cell: context.cell.clone(),
-            limits: context.limits,
-            uid: context.uid,
-            gid: context.gid,
-            owner: context.owner.clone(),
-            boot: context.boot.clone(),
-            profile_hash: profile.to_owned(),
-            nonce: random_hex(16)?,
-            dead_man: DEAD_MAN,
-        };
-        self.next += 1;
-        let wiring = SandboxWiring {
-            driver: driver.clone(),
-            spec,
-            idle: self.wiring.config.idle(),
-        };
-        let handle = SandboxHandle::new(
-            self.ctx
-                .child::<Sandbox>(self.next, wiring, BOX_GATE)
-                .await?,
-        );
-        self.boxes.insert(
-            self.next,
-            Live {
-                id: id.clone(),
-                agent: agent.clone(),
-                handle: handle.clone(),
-            },
-        );
-        Ok(Ok((id, handle)))
-    }
-
-    /// Digest of everything that shapes a box: two runs with the same hash were contained alike.
     fn profile_hash(&self, driver: &Driver) -> String {
-        let (config, context) = (&self.wiring.config, &self.context);
-        let text = format!(
-            "portcullis-profile-v1\n{}\ncell {}\nuid {} gid {}\nmemory {} cpu {} pids {}\nfiles {} bytes {}\noutput {}\nnetwork none\n",
-            driver.name(),
-            self.cell_digest,
-            context.uid,
-            context.gid,
-            config.memory_bytes,
-            config.cpu_millis,
-            config.pids,
-            config.open_files,
-            config.file_bytes,
-            config.output_cap_bytes,
-        );
-        Hash32::of(text.as_bytes()).to_string()
+        profile_hash(
+            &self.wiring.config,
+            &self.context,
+            &self.cell_digest,
+            driver,
+        )
     }
 
     async fn cancel(&self, agent: &AgentId, run: RunId) {
         if let Some(live) = self.boxes.values().find(|live| live.agent == *agent) {
             // A box that is down has no runs.
             let _ = live.handle.order(Order::Cancel { name: run }).await;
-        }
-    }
-
-    fn box_ended(&mut self, key: u64, end: &ChildEnd) {
-        let Some(live) = self.boxes.remove(&key) else {
-            return;
-        };
-        if let (ChildEnd::Crashed(why), Drivers::Proven(chosen)) = (end, &self.drivers) {
-            tracing::error!(id = %live.id, agent = %live.agent, %why, "a box's actor crashed: its box is ended");
-            let (driver, context) = (chosen.driver.clone(), self.context.clone());
-            self.ctx
-                .task("end_box", key, async move {
-                    end_box(&driver, &context, &live.id).await;
-                })
-                .keep();
         }
     }
 
@@ -480,50 +271,11 @@ impl SandboxPool {
                 .collect(),
         }
     }
-}
 
-/// Answers the caller once the box's link has taken the run, or has not.
-async fn answer_when_accepted(
-    ctx: Ctx<SandboxPool>,
-    start: Box<Start>,
-    answer: oneshot::Receiver<Result<super::runs::Accepted, NotAccepted>>,
-    ticket: impl FnOnce(Option<String>) -> RunTicket,
-) {
-    match answer.await {
-        Ok(Ok(accepted)) => start.reply.ok(ticket(accepted.image_digest)),
-        Ok(Err(NotAccepted::TooLong)) => {
-            start.reply.refuse(PoolError::Invalid(
-                "argv and env together are longer than 60 KiB".to_owned(),
-            ));
+    #[cfg(test)]
+    async fn hang_boxes(&self) {
+        for live in self.boxes.values() {
+            live.handle.hang().await.unwrap();
         }
-        Ok(Err(NotAccepted::NoBox(text))) => start.reply.refuse(PoolError::NoBox(text)),
-        // Its box ended (idle, say) before it took the order: nothing ran, and a new box may.
-        Err(_) if !start.again => {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            ctx.notify(SandboxPoolMsg::Start(Box::new(Start {
-                again: true,
-                ..*start
-            })));
-        }
-        Err(_) => start.reply.refuse(PoolError::NoBox(
-            "it ended before it took the run".to_owned(),
-        )),
     }
-}
-
-/// Ends every box that carries this gateway's label: none of them is this room's, which has only just begun.
-async fn reconcile(driver: &Driver, context: &ProbeContext) -> Result<(), DriverError> {
-    for found in driver.list(&context.owner).await? {
-        tracing::warn!(id = %found.id, boot = %found.boot, running = found.running, "a box of an earlier start is ended");
-        driver.stop(&found.id).await?;
-        folders::remove_run_dir(&context.run_root.join("b").join(found.id.as_str()));
-    }
-    Ok(())
-}
-
-async fn end_box(driver: &Driver, context: &ProbeContext, id: &BoxId) {
-    if let Err(error) = driver.stop(id).await {
-        tracing::error!(%id, %error, "a box could not be ended; the next start ends it");
-    }
-    folders::remove_run_dir(&context.run_root.join("b").join(id.as_str()));
 }

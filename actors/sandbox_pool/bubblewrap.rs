@@ -27,6 +27,9 @@ pub const ETC_OURS: [&str; 5] = ["passwd", "group", "hosts", "nsswitch.conf", "h
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 /// Descriptor of the child: bubblewrap's report.
 pub const INFO_FD: i32 = 3;
+/// Descriptor of the child: the other end of that report. Where this process ends before it has read it, bubblewrap must not die of it: its
+/// init would wait for the next word for ever.
+pub const INFO_KEPT_FD: i32 = 5;
 /// Descriptor of the child: bubblewrap starts the box when it can read a byte there.
 pub const BLOCK_FD: i32 = 4;
 

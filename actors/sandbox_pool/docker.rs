@@ -14,14 +14,14 @@ use bollard::Docker as Engine;
 use bollard::errors::Error as EngineError;
 use bollard::models::{ContainerSummary, ContainerSummaryStateEnum};
 use bollard::query_parameters::{
-    CreateContainerOptionsBuilder, ListContainersOptionsBuilder, RemoveContainerOptionsBuilder,
-    WaitContainerOptionsBuilder,
+    CreateContainerOptionsBuilder, EventsOptionsBuilder, ListContainersOptionsBuilder,
+    RemoveContainerOptionsBuilder, WaitContainerOptionsBuilder,
 };
 use futures_util::StreamExt;
 use portcullis_core::ids::BoxId;
 
 use super::driver::{DriverError, ProbeContext};
-use super::engine::{self, CALL, EngineConfig, EngineFacts, Fault, Opened, WORK, bounded};
+use super::engine::{self, CALL, EngineConfig, EngineFacts, Fault, Opened, WORK, bounded, words};
 use super::evidence;
 use super::hardening::{
     BOOT_LABEL, BOX_LABEL, HOSTS, OWNER_LABEL, PROFILE_LABEL, differences, hosts_file, request,
@@ -171,6 +171,38 @@ impl Docker {
                 () = tokio::time::sleep(PULSE) => {
                     if let Err(fault) = bounded(CALL, "ping", engine.ping()).await {
                         return BoxEnd::EngineLost { reason: fault.to_string() };
+                    }
+                }
+            }
+        }
+    }
+
+    /// Watches the engine and returns what was seen when it is gone: at once when it dies or stops, after two late answers (half a minute)
+    /// when it hangs. A late answer alone is an engine under pressure.
+    pub async fn lost(&self) -> String {
+        let engine = &self.inner.engine;
+        // Nothing of ours is asked for: the open stream is what tells of the end.
+        let filters = HashMap::from([("label", vec![format!("{OWNER_LABEL}=")])]);
+        let options = EventsOptionsBuilder::default().filters(&filters).build();
+        let mut events = pin!(engine.events(Some(options)));
+        let mut late = 0;
+        loop {
+            tokio::select! {
+                said = events.next() => match said {
+                    Some(Ok(_)) => {}
+                    Some(Err(error)) => return words(&error),
+                    None => return "it closed the connection".to_owned(),
+                },
+                () = tokio::time::sleep(PULSE) => {
+                    match bounded(CALL, "ping", engine.ping()).await {
+                        Ok(_) => late = 0,
+                        Err(fault @ Fault::Late { .. }) => {
+                            late += 1;
+                            if late == 2 {
+                                return fault.to_string();
+                            }
+                        }
+                        Err(fault) => return fault.to_string(),
                     }
                 }
             }
@@ -422,7 +454,7 @@ fn box_end(said: Option<Result<bollard::models::ContainerWaitResponse, EngineErr
             status_code: 404, ..
         })) => BoxEnd::Gone,
         Some(Err(error)) => BoxEnd::EngineLost {
-            reason: error.to_string(),
+            reason: words(&error),
         },
         None => BoxEnd::EngineLost {
             reason: "the engine closed the connection".to_owned(),

@@ -242,8 +242,22 @@ pub(super) enum Fault {
         what: &'static str,
         within: Duration,
     },
-    #[error("{0}")]
+    #[error("{}", words(.0))]
     Engine(EngineError),
+}
+
+/// The client library's error with what is behind it: "error (Connect)" alone helps nobody.
+pub(super) fn words(error: &EngineError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(behind) = source {
+        let said = behind.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        source = behind.source();
+    }
+    text
 }
 
 /// The client library bounds only the wait for an answer's head; this bounds all of it.

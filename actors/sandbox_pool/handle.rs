@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use portcullis_core::ids::{AgentId, RunId};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::messages::{
     BoxProfile, PoolError, PoolStatus, RunSpec, RunTicket, SandboxPoolMsg, Start,
@@ -26,7 +27,7 @@ impl SandboxPoolHandle {
     }
 
     /// Starts a run in the agent's box, making the box where there is none. Its events follow on `events`, ending with
-    /// [`RunEvent::Exited`] or [`RunEvent::BoxLost`] (a channel that ends without either says the latter). A full channel stops the run
+    /// [`RunEvent::Exited`], [`RunEvent::BoxLost`] or [`RunEvent::GivenUp`] (a channel that ends without any says that the box is lost). A full channel stops the run
     /// until it is read; dropping the receiver cancels it.
     ///
     /// # Errors
@@ -43,7 +44,8 @@ impl SandboxPoolHandle {
                 spec,
                 events,
                 reply,
-                again: false,
+                asked: Instant::now(),
+                tries: 0,
             }))
         };
         self.0.call(START_WITHIN, start).await
@@ -69,5 +71,11 @@ impl SandboxPoolHandle {
     /// Driver, reason, boxes.
     pub async fn status(&self) -> Result<PoolStatus, CallError<std::convert::Infallible>> {
         self.0.call(STATUS_WITHIN, SandboxPoolMsg::Status).await
+    }
+
+    /// The loops of all boxes stand still from here on.
+    #[cfg(test)]
+    pub async fn hang_boxes(&self) -> Result<(), TellError> {
+        self.0.tell(SandboxPoolMsg::HangBoxes).await
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use portcullis_core::ids::{AgentId, BoxId, RunId};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::choose::Chosen;
 use super::runs::RunEvent;
@@ -110,8 +111,10 @@ pub struct Start {
     pub events: mpsc::Sender<RunEvent>,
     /// Where the answer goes.
     pub reply: Reply<RunTicket, PoolError>,
-    /// Its box ended under it before: it is tried once more.
-    pub again: bool,
+    /// When it was asked for.
+    pub asked: Instant,
+    /// Boxes that ended before they took it.
+    pub tries: u8,
 }
 
 /// To the pool.
@@ -131,4 +134,15 @@ pub enum SandboxPoolMsg {
     Status(Reply<PoolStatus, std::convert::Infallible>),
     /// From the pool's own task: the drivers have been tried and old boxes ended.
     Tried(Result<Chosen, Vec<String>>),
+    /// From the pool's own timer: there is no driver, and they are tried again.
+    TryAgain,
+    /// From the pool's own task: the engine that makes the boxes died or does not answer.
+    EngineLost(String),
+    /// From the pool's own timer: somebody has waited long for the end of a box.
+    Waited,
+    /// From the pool's own task: the actor of this box does not answer.
+    Stuck(u64),
+    /// The loops of all boxes stand still from here on.
+    #[cfg(test)]
+    HangBoxes,
 }

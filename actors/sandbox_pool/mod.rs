@@ -11,6 +11,7 @@
 //! A box is made by a [`Driver`], from a [`BoxSpec`]; the cell in it dials `run/b/<id>/s` (`link`), and `runs` keeps the runs on that link.
 
 mod actor;
+mod boxes;
 mod bubblewrap;
 pub mod cell_file;
 mod cgroup;
@@ -18,6 +19,7 @@ mod choose;
 mod config;
 pub mod docker;
 pub mod driver;
+mod drivers;
 pub mod engine;
 mod evidence;
 mod folders;
@@ -29,9 +31,11 @@ mod link;
 mod messages;
 mod native;
 mod probe;
+mod request;
 mod runs;
 mod sandbox;
 pub mod spec;
+mod standing;
 
 pub use actor::{SandboxPool, SandboxPoolWiring};
 pub use choose::{Chosen, choose};
@@ -45,6 +49,7 @@ pub use native::Native;
 pub use portcullis_cell::{Cause, Stream};
 pub use runs::{Exited, RunEvent};
 pub use spec::{BoxLimits, BoxSpec, FoundBox, StartedBox};
+pub use standing::GivenUp;
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -8,6 +8,7 @@
 
 use std::fs;
 use std::io::{self, Write as _};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -17,7 +18,7 @@ use portcullis_core::ids::BoxId;
 use tokio::io::AsyncReadExt as _;
 use tokio::time::timeout;
 
-use super::bubblewrap::{BLOCK_FD, ETC_OURS, INFO_FD, arguments, init_pid};
+use super::bubblewrap::{BLOCK_FD, ETC_OURS, INFO_FD, INFO_KEPT_FD, arguments, init_pid};
 use super::cgroup::{Cgroups, Group};
 use super::driver::{DriverError, ProbeContext};
 use super::folders;
@@ -37,6 +38,15 @@ pub struct Native {
     cgroups: Option<Cgroups>,
     /// The daemon is root and drops to the box's uid.
     root: bool,
+}
+
+/// bubblewrap before it was let go.
+pub(super) struct Launched {
+    pub child: tokio::process::Child,
+    /// Its report.
+    pub info: OwnedFd,
+    /// A byte here starts the box, and so does its end.
+    pub block: OwnedFd,
 }
 
 impl Native {
@@ -147,35 +157,43 @@ impl Native {
         }
     }
 
+    /// bubblewrap, which reports its init process and then waits for a byte.
+    pub(super) fn launch(&self, spec: &BoxSpec) -> Result<Launched, String> {
+        let text = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
+        let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
+        let (info, info_in) = pipe().map_err(|error| error.to_string())?;
+        let (block_out, block) = pipe().map_err(|error| error.to_string())?;
+        let kept = info.try_clone().map_err(text("descriptor"))?;
+        let mut command = self.command(spec);
+        let mapping = |parent_fd, child_fd| FdMapping {
+            parent_fd,
+            child_fd,
+        };
+        command
+            .fd_mappings(vec![
+                mapping(info_in, INFO_FD),
+                mapping(block_out, BLOCK_FD),
+                mapping(kept, INFO_KEPT_FD),
+            ])
+            .map_err(|error| error.to_string())?;
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        // The command keeps our copies of the child's ends: it goes with this function.
+        let child = tokio::process::Command::from(command)
+            .spawn()
+            .map_err(text("bubblewrap"))?;
+        Ok(Launched { child, info, block })
+    }
+
     async fn start_process(&self, spec: &BoxSpec) -> Result<StartedBox, String> {
         let text = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
-        let (info, info_in) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-            .map_err(|error| error.to_string())?;
-        let (block_out, block) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-            .map_err(|error| error.to_string())?;
-        let mut child = {
-            let mut command = self.command(spec);
-            command
-                .fd_mappings(vec![
-                    FdMapping {
-                        parent_fd: info_in,
-                        child_fd: INFO_FD,
-                    },
-                    FdMapping {
-                        parent_fd: block_out,
-                        child_fd: BLOCK_FD,
-                    },
-                ])
-                .map_err(|error| error.to_string())?;
-            command
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::piped());
-            // The command keeps our copies of the child's ends: it must go before the report is read to its end.
-            tokio::process::Command::from(command)
-                .spawn()
-                .map_err(text("bubblewrap"))?
-        };
+        let Launched {
+            mut child,
+            info,
+            block,
+        } = self.launch(spec)?;
         let told = timeout(START_WITHIN, init_pid(info))
             .await
             .unwrap_or_else(|_| Err("bubblewrap said nothing in time".to_owned()));

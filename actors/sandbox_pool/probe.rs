@@ -187,7 +187,9 @@ async fn collect(seen: &mut mpsc::Receiver<RunEvent>) -> Result<BTreeMap<String,
                     String::from_utf8_lossy(&said).trim()
                 ));
             }
-            Some(RunEvent::BoxLost) | None => return Err("the trial box was lost".to_owned()),
+            Some(RunEvent::BoxLost | RunEvent::GivenUp(_)) | None => {
+                return Err("the trial box was lost".to_owned());
+            }
         }
     }
     let text = String::from_utf8_lossy(&said);

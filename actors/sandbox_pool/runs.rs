@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -17,6 +18,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::link::{Link, LinkError};
+use super::standing::{GivenUp, Standing};
+use crate::supervision::Flag;
 
 /// Credit is given back in pieces of at least this many bytes.
 const GIVE_BACK: u32 = 64 * 1024;
@@ -47,6 +50,8 @@ pub enum RunEvent {
     Exited(Exited),
     /// Its box is gone; what it did before that is unknown.
     BoxLost,
+    /// The pool ended its box; what it did before that is unknown.
+    GivenUp(GivenUp),
 }
 
 /// How a run ended. From inside the box, except the duration: shown, and never a reason to trust.
@@ -96,6 +101,10 @@ pub enum Order {
         /// Its name.
         name: RunId,
     },
+    /// End the box, and what runs in it.
+    End(GivenUp),
+    /// End the box as soon as nothing runs in it, and start nothing more.
+    Retire,
 }
 
 /// A run that the cell has been asked to start.
@@ -112,15 +121,21 @@ pub enum NotAccepted {
     TooLong,
     /// Its box could not be started.
     NoBox(String),
+    /// Its box was given up before it served.
+    GivenUp(GivenUp),
 }
 
-/// Why serving ended by itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Why serving ended, the link being whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Over {
     /// No run for the idle time.
     Idle,
     /// Nobody can give orders any more.
     NoOrders,
+    /// Its place was needed.
+    Retired,
+    /// The pool ended it.
+    GivenUp(GivenUp),
 }
 
 struct Run {
@@ -138,6 +153,8 @@ struct Run {
     /// When the host acts: ends the run, then (if `told`) gives the box up.
     deadline: Instant,
     told: bool,
+    /// Somebody asked for its end.
+    cancelled: bool,
     over: bool,
     /// Its receiver is gone: what comes is thrown away.
     deaf: bool,
@@ -162,6 +179,12 @@ pub struct Runs {
     image_digest: Option<String>,
     idle: Duration,
     idle_since: Instant,
+    /// Orders to start that were dealt with.
+    taken: u64,
+    retiring: bool,
+    /// Orders that came before it served.
+    first: VecDeque<Order>,
+    shown: Option<Arc<Flag<Standing>>>,
 }
 
 impl Runs {
@@ -178,26 +201,54 @@ impl Runs {
             image_digest,
             idle,
             idle_since: now,
+            taken: 0,
+            retiring: false,
+            first: VecDeque::new(),
+            shown: None,
         }
     }
 
-    /// Serves until the link ends, the orders end, or the box must be given up. Every run that was alive gets [`RunEvent::BoxLost`].
+    /// Begins with the orders that came before it served, and shows in the flag what it does.
+    #[must_use]
+    pub fn of_pool(mut self, first: VecDeque<Order>, shown: Arc<Flag<Standing>>) -> Self {
+        self.first = first;
+        self.shown = Some(shown);
+        self
+    }
+
+    /// Serves until the link ends, the orders end, or the box must be given up. Every run that was alive gets [`RunEvent::BoxLost`], or
+    /// [`RunEvent::GivenUp`] where that is why.
     pub async fn serve(mut self, orders: &mut mpsc::Receiver<Order>) -> Result<Over, LinkError> {
         let end = self.turn(orders).await;
+        let said = match &end {
+            Ok(Over::GivenUp(why)) => RunEvent::GivenUp(why.clone()),
+            _ => RunEvent::BoxLost,
+        };
         for run in self.live.values_mut() {
-            // A full channel ends without it, which says the same.
-            let _ = run.events.try_send(RunEvent::BoxLost);
+            // A reader that is behind by a whole channel learns from its end that the box is gone, not why.
+            let _ = run.events.try_send(said.clone());
         }
         end
     }
 
     async fn turn(&mut self, orders: &mut mpsc::Receiver<Order>) -> Result<Over, LinkError> {
         loop {
+            while let Some(order) = self.first.pop_front() {
+                if let Some(over) = self.order(order)? {
+                    return Ok(over);
+                }
+            }
+            if self.retiring && self.live.is_empty() {
+                return Ok(Over::Retired);
+            }
+            self.show();
             let clock = self.next_deadline();
             tokio::select! {
                 frame = self.link.next() => self.frame(frame?)?,
                 order = orders.recv() => match order {
-                    Some(order) => self.order(order)?,
+                    Some(order) => if let Some(over) = self.order(order)? {
+                        return Ok(over);
+                    },
                     None => return Ok(Over::NoOrders),
                 },
                 Some(woken) = self.waking.next() => self.woken(woken)?,
@@ -210,6 +261,21 @@ impl Runs {
             }
             if self.link.pending() > UNREAD {
                 return Err(LinkError::Protocol("it does not read".to_owned()));
+            }
+        }
+    }
+
+    fn show(&self) {
+        if let Some(flag) = &self.shown {
+            let old = flag.get();
+            let now = Standing {
+                taken: self.taken,
+                running: self.live.len(),
+                idle_since: self.idle_since,
+                ..old
+            };
+            if now != old {
+                flag.set(now);
             }
         }
     }
@@ -254,7 +320,7 @@ impl Runs {
         Ok(())
     }
 
-    fn order(&mut self, order: Order) -> Result<(), LinkError> {
+    fn order(&mut self, order: Order) -> Result<Option<Over>, LinkError> {
         match order {
             Order::Start {
                 name,
@@ -262,9 +328,10 @@ impl Runs {
                 events,
                 accepted,
             } => {
+                self.taken += 1;
                 // Its caller gave up: nothing was started, nothing will be.
-                if accepted.is_closed() {
-                    return Ok(());
+                if accepted.is_closed() || self.retiring {
+                    return Ok(None);
                 }
                 let limit = Duration::from_millis(spawn.timeout_ms);
                 let run = self.last + 1;
@@ -280,15 +347,17 @@ impl Runs {
                 };
                 // A caller that gives up at this moment drops its receiver of events, too, and so ends the run.
                 let _ = accepted.send(answer);
-                Ok(())
             }
             Order::Cancel { name } => {
                 let known = self.live.iter().find(|(_, run)| run.name == name);
-                known
-                    .map(|(&id, _)| id)
-                    .map_or(Ok(()), |id| self.cancel(id))
+                if let Some(id) = known.map(|(&id, _)| id) {
+                    self.cancel(id)?;
+                }
             }
+            Order::End(why) => return Ok(Some(Over::GivenUp(why))),
+            Order::Retire => self.retiring = true,
         }
+        Ok(None)
     }
 
     fn begin(&mut self, id: u32, name: RunId, limit: Duration, events: mpsc::Sender<RunEvent>) {
@@ -309,6 +378,7 @@ impl Runs {
             started: now,
             deadline: now + limit + HOST_GRACE,
             told: false,
+            cancelled: false,
             over: false,
             deaf: false,
         };
@@ -321,6 +391,7 @@ impl Runs {
                 run: id,
                 signal: 15,
             })?;
+            run.cancelled = true;
             // The cell answers after its grace; a cell that does not is told again, then given up.
             run.deadline = run.deadline.min(Instant::now() + CANCEL);
         }
@@ -373,7 +444,11 @@ impl Runs {
         run.waiting.push_back(RunEvent::Exited(Exited {
             code,
             signal,
-            cause: exit.cause,
+            // Ended by the host because its time was up, on a machine that let the cell be late.
+            cause: match exit.cause {
+                Cause::Cancelled if run.told && !run.cancelled => Cause::TimedOut,
+                cause => cause,
+            },
             duration_ms: u64::try_from(run.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             dropped_stdout: exit.dropped_out,
             dropped_stderr: exit.dropped_err,
@@ -456,6 +531,6 @@ impl Runs {
 fn size(event: &RunEvent) -> u32 {
     match event {
         RunEvent::Output { data, .. } => u32::try_from(data.len()).unwrap_or(u32::MAX),
-        RunEvent::Exited(_) | RunEvent::BoxLost => 0,
+        RunEvent::Exited(_) | RunEvent::BoxLost | RunEvent::GivenUp(_) => 0,
     }
 }

@@ -8,5 +8,6 @@
 mod docker;
 pub(crate) mod harness;
 mod native;
-mod room;
+mod places;
+pub mod room;
 pub mod suite;

@@ -69,6 +69,8 @@ struct Child {
     name: &'static str,
     key: u64,
     down: Box<dyn Fn() + Send>,
+    #[cfg(feature = "crash-for-tests")]
+    panic: Box<dyn Fn() + Send>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -85,6 +87,16 @@ impl Owned {
         } else {
             children.early.insert(id, end.clone());
             None
+        }
+    }
+
+    /// Lets the youngest child of this noun panic.
+    #[cfg(feature = "crash-for-tests")]
+    pub(super) fn panic_youngest(&self, name: &str) {
+        let children = lock(&self.children);
+        let youngest = children.live.values().filter(|child| child.name == name);
+        if let Some(child) = youngest.max_by_key(|child| child.key) {
+            (child.panic)();
         }
     }
 
@@ -331,6 +343,13 @@ impl<R: Room> Ctx<R> {
             Child {
                 name: C::NAME,
                 key,
+                #[cfg(feature = "crash-for-tests")]
+                panic: {
+                    let slot = slot.clone();
+                    Box::new(move || {
+                        slot.send(Envelope::Panic(super::fault::PanicAt::Now));
+                    })
+                },
                 down: Box::new(move || slot.set(Place::Down)),
             },
         );

@@ -40,6 +40,9 @@ pub enum Envelope<M> {
     },
     /// From the supervisor: answered by the loop turning at all.
     Ping,
+    /// From a test.
+    #[cfg(feature = "crash-for-tests")]
+    Panic(super::fault::PanicAt),
 }
 
 /// A message with what must stay with it until it is answered.

@@ -16,6 +16,8 @@
 
 mod ctx;
 mod envelope;
+#[cfg(feature = "crash-for-tests")]
+mod fault;
 mod feed;
 mod gate;
 mod room;
@@ -28,6 +30,8 @@ mod watchdog;
 
 pub use ctx::{BlockingFull, Ctx, TaskHandle, WaitGuard};
 pub use envelope::{CallError, Reply, TellError};
+#[cfg(feature = "crash-for-tests")]
+pub use fault::PanicAt;
 pub use feed::{Feed, FeedItem, FeedReader, Flag, FlagReader, Numbered};
 pub use gate::GateView;
 pub use room::{ChildEnd, Crash, Room, Snapshot, TaskEnd};

@@ -39,6 +39,9 @@ pub struct ShellState<R: Room> {
     slot: Slot<R::Msg>,
     kind: Kind,
     children_stop: Duration,
+    /// The next message's handler panics, having waited so often.
+    #[cfg(feature = "crash-for-tests")]
+    fault: Option<u32>,
 }
 
 /// What a room starts from.
@@ -122,6 +125,8 @@ impl<R: Room> Actor for Shell<R> {
             slot: args.slot,
             kind: args.kind,
             children_stop,
+            #[cfg(feature = "crash-for-tests")]
+            fault: None,
         })
     }
 
@@ -210,8 +215,11 @@ impl<R: Room> ShellState<R> {
                     return Ok(());
                 }
                 let waited = started.duration_since(ask.queued_at);
-                let span = tracing::info_span!(target: "portcullis", parent: &ask.span, "room", room = R::NAME);
-                let result = room.handle(ask.body).instrument(span).await;
+                let span = tracing::info_span!(target: "portcullis", parent: &ask.span, "room", otel.name = R::NAME, room = R::NAME);
+                let work = room.handle(ask.body).instrument(span);
+                #[cfg(feature = "crash-for-tests")]
+                let work = super::fault::broken(work, self.fault.take());
+                let result = work.await;
                 self.gate.vitals.handled_one(waited, started);
                 drop(ask.permit);
                 result
@@ -225,6 +233,11 @@ impl<R: Room> ShellState<R> {
             Envelope::TaskEnded { name, key, end } => room.task_ended(name, key, end).await,
             Envelope::ChildEnded { name, key, end } => self.child_ended(name, key, end).await,
             Envelope::Ping => Ok(()),
+            #[cfg(feature = "crash-for-tests")]
+            Envelope::Panic(at) => {
+                self.break_at(at);
+                Ok(())
+            }
         };
         self.gate.vitals.turns.fetch_add(1, Relaxed);
         if let Some(room) = &self.room
@@ -234,6 +247,16 @@ impl<R: Room> ShellState<R> {
             self.gate.vitals.snapshot.send_replace(room.snapshot());
         }
         result
+    }
+
+    #[cfg(feature = "crash-for-tests")]
+    fn break_at(&mut self, at: super::fault::PanicAt) {
+        use super::fault::PanicAt;
+        match at {
+            PanicAt::Now => panic!("planned"),
+            PanicAt::Await(nth) => self.fault = Some(nth),
+            PanicAt::YoungestChild(name) => self.owned.0.panic_youngest(name),
+        }
     }
 
     async fn child_ended(

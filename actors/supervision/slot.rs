@@ -59,6 +59,12 @@ impl<M: Send + 'static> Slot<M> {
         });
     }
 
+    /// Past the gate. `false`: nobody is there.
+    #[cfg(feature = "crash-for-tests")]
+    pub(super) fn send(&self, envelope: Envelope<M>) -> bool {
+        matches!(&*self.tx.borrow(), Place::Up(actor) if actor.send_message(envelope).is_ok())
+    }
+
     pub(super) fn handle(&self, gate: Arc<Gate>) -> Handle<M> {
         Handle {
             place: self.tx.subscribe(),

@@ -119,6 +119,8 @@ pub(super) trait Child: Send + Sync {
     fn is_waiting(&self) -> bool;
     fn gate(&self) -> GateView;
     fn snapshot(&self) -> Snapshot;
+    #[cfg(feature = "crash-for-tests")]
+    fn panic(&self, at: super::fault::PanicAt) -> bool;
 }
 
 pub(super) struct Permanent<R: Room> {
@@ -206,5 +208,10 @@ impl<R: Room> Child for Permanent<R> {
 
     fn snapshot(&self) -> Snapshot {
         self.gate.vitals.snapshot.borrow().clone()
+    }
+
+    #[cfg(feature = "crash-for-tests")]
+    fn panic(&self, at: super::fault::PanicAt) -> bool {
+        self.slot.send(Envelope::Panic(at))
     }
 }

@@ -155,7 +155,7 @@ impl Tree {
 #[derive(Clone)]
 pub struct TreeWindow {
     view: watch::Receiver<TreeView>,
-    children: Vec<Arc<dyn Child>>,
+    pub(super) children: Vec<Arc<dyn Child>>,
 }
 
 impl std::fmt::Debug for TreeWindow {

@@ -19,22 +19,22 @@ use crate::start::NotStarted;
 
 /// Processes and threads of the command's user, all of its runs together.
 const MOST_PROCESSES: u64 = 1024;
-/// Descriptors of one command: program, script, folder.
-const MOST_FDS: usize = 3;
+/// Descriptors of one command: program, script, copies of what its words name, folder.
+const MOST_FDS: usize = 3 + 16;
 
 /// How the gateway wants a host command started.
 #[derive(Debug, Default)]
 pub struct Host {
-    /// At which place of argv the script's path stands.
-    script: Option<usize>,
+    /// At which word of argv, and from which byte of it on, the path of each given descriptor stands.
+    given: Vec<(usize, usize)>,
     cwd_is: Option<(u64, u64)>,
     user: Option<(u32, u32)>,
     fds: Vec<OwnedFd>,
 }
 
-/// Of `portcullis-cell host [--script N] [--cwd-is DEV:INO] [--user UID:GID]`. Over the channel come the program's descriptor, the
-/// script's with `--script` (the one that the command inherits; its path becomes argument N), and the folder's without `--cwd-is`. Without `--user` the user stays (a
-/// gateway that is not root, inside bubblewrap).
+/// Of `portcullis-cell host [--give WORD:BYTE]... [--cwd-is DEV:INO] [--user UID:GID]`. Over the channel come the program's descriptor, one
+/// for each `--give` in their order (the command inherits it, and its path stands in that word from that byte on), and the folder's
+/// without `--cwd-is`. Without `--user` the user stays (a gateway that is not root, inside bubblewrap).
 pub fn options(mut arguments: impl Iterator<Item = String>) -> Result<Host, String> {
     let mut host = Host::default();
     while let Some(name) = arguments.next() {
@@ -45,7 +45,11 @@ pub fn options(mut arguments: impl Iterator<Item = String>) -> Result<Host, Stri
         let pair = || value.split_once(':').ok_or_else(wrong);
         let number = |text: &str| text.parse::<u64>().map_err(|_| wrong());
         match name.as_str() {
-            "--script" => host.script = Some(value.parse().map_err(|_| wrong())?),
+            "--give" => {
+                let (word, byte) = pair()?;
+                let place = |text: &str| text.parse::<usize>().map_err(|_| wrong());
+                host.given.push((place(word)?, place(byte)?));
+            }
             "--cwd-is" => {
                 let (dev, ino) = pair()?;
                 host.cwd_is = Some((number(dev)?, number(ino)?));
@@ -89,7 +93,7 @@ impl Host {
             })
             .flatten()
             .collect();
-        let wanted = 1 + usize::from(self.script.is_some()) + usize::from(self.cwd_is.is_none());
+        let wanted = 1 + self.given.len() + usize::from(self.cwd_is.is_none());
         if got.bytes == 1 && self.fds.len() == wanted {
             Ok(())
         } else {
@@ -100,7 +104,7 @@ impl Host {
         }
     }
 
-    /// Goes to the folder, leaves the script open for the command, and says what to execute.
+    /// Goes to the folder, leaves what is given open for the command, and says what to execute.
     pub fn prepare(&self, cwd: &str) -> Result<String, NotStarted> {
         let failed = |what: &str, error: &dyn std::fmt::Display| {
             NotStarted::new(125, format!("{what}: {error}"))
@@ -127,25 +131,29 @@ impl Host {
             };
             setrlimit(Resource::Nproc, most).map_err(|error| failed("process limit", &error))?;
         }
-        if self.script.is_some()
-            && let Some(script) = self.fds.get(1)
-        {
-            rustix::io::fcntl_setfd(script, FdFlags::empty())
-                .map_err(|error| failed("the script", &error))?;
+        for (_, given) in self.given() {
+            rustix::io::fcntl_setfd(given, FdFlags::empty())
+                .map_err(|error| failed("what is handed over", &error))?;
         }
         let program = self.fds.first().map_or(-1, AsRawFd::as_raw_fd);
         Ok(format!("/proc/self/fd/{program}"))
     }
 
-    /// The arguments, with the script by its descriptor, as the kernel starts a script.
-    pub fn argv(&self, argv: &[String]) -> Vec<String> {
+    /// The arguments, with what is given by its descriptor, as the kernel starts a script.
+    pub fn argv(&self, argv: &[String]) -> Result<Vec<String>, NotStarted> {
         let mut argv = argv.to_vec();
-        if let Some(at) = self.script
-            && let (Some(place), Some(script)) = (argv.get_mut(at), self.fds.get(1))
-        {
-            *place = format!("/proc/self/fd/{}", script.as_raw_fd());
+        for ((word, byte), given) in self.given() {
+            let place = argv.get_mut(*word).filter(|w| w.is_char_boundary(*byte));
+            // Without it the name would be opened.
+            let place = place.ok_or_else(|| NotStarted::new(125, "no such word to replace"))?;
+            place.truncate(*byte);
+            place.push_str(&format!("/proc/self/fd/{}", given.as_raw_fd()));
         }
-        argv
+        Ok(argv)
+    }
+
+    fn given(&self) -> impl Iterator<Item = (&(usize, usize), &OwnedFd)> {
+        self.given.iter().zip(self.fds.iter().skip(1))
     }
 
     /// Who the command becomes: std drops the supplementary groups with the user.

@@ -75,10 +75,14 @@ pub fn main(arguments: impl Iterator<Item = String>) -> Result<(), String> {
         host: None,
         heard: now,
         dial_at: now,
+        dialled: false,
         over: false,
     };
     loop {
         pid1.dial(&options);
+        if pid1.over {
+            return Ok(());
+        }
         pid1.wait(&options);
         pid1.hear();
         pid1.pass();
@@ -112,6 +116,8 @@ struct Pid1 {
     host: Option<Channel>,
     heard: Instant,
     dial_at: Instant,
+    /// Somebody has been reached.
+    dialled: bool,
     over: bool,
 }
 
@@ -121,7 +127,12 @@ impl Pid1 {
             return;
         }
         self.dial_at = Instant::now() + REDIAL;
-        let Ok(mut channel) = UnixStream::connect(&options.socket).and_then(Channel::new) else {
+        let dialled = UnixStream::connect(&options.socket);
+        // The host listens before it starts a box. Where nobody listens at the first call, it ended in between: nothing is to be waited for.
+        self.over |= !self.dialled
+            && matches!(&dialled, Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound));
+        self.dialled |= dialled.is_ok();
+        let Ok(mut channel) = dialled.and_then(Channel::new) else {
             return;
         };
         channel.queue(&Frame::Hello {

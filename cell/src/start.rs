@@ -36,7 +36,7 @@ pub fn start(spawn: &Spawn, host: Option<&Host>) -> Result<Child, NotStarted> {
         limit(spawn).map_err(|error| NotStarted::new(125, format!("resource limits: {error}")))?;
         let mut command = Command::new(&program);
         host.become_user(&mut command);
-        let argv = host.argv(&spawn.argv);
+        let argv = host.argv(&spawn.argv)?;
         return spawn_restricted(&argv, spawn, command, PathBuf::from(name), rules::host);
     }
     // The whole supervisor moves: a relative name then means the same to the check and to the kernel.

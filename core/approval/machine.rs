@@ -315,6 +315,19 @@ impl Machine {
             .max_by_key(|r| r.created)
     }
 
+    /// May a new question be called so? A person types the beginning of an id: no id may begin with another.
+    ///
+    /// # Errors
+    /// [`Refusal::IdTaken`].
+    pub fn is_free(&self, id: &ApprovalId) -> Result<(), Refusal> {
+        let id = id.as_str();
+        let clash = |known: &String| known.starts_with(id) || id.starts_with(known.as_str());
+        if self.records.keys().any(clash) {
+            return Err(Refusal::IdTaken);
+        }
+        Ok(())
+    }
+
     /// By id, or by a beginning of it that only one has.
     ///
     /// # Errors

@@ -357,6 +357,10 @@ pub enum Refusal {
     Plan(String),
     #[error("the idempotency key stands for another command")]
     KeyReused,
+    #[error(
+        "approval id already pending: choose another, which begins like no other and with no other"
+    )]
+    IdTaken,
     #[error("the plan names another {0} than the one who asks")]
     NotYours(&'static str),
     #[error("no such grant")]
@@ -378,9 +382,11 @@ impl Refusal {
             Self::PlanChanged => codes::PLAN_CHANGED,
             Self::Conflict => codes::POLICY_CONFLICT,
             Self::NotYours(_) => codes::AGENT_NOT_ALLOWED,
-            Self::AlwaysUnavailable | Self::Document(_) | Self::Plan(_) | Self::KeyReused => {
-                codes::INVALID_PARAMS
-            }
+            Self::AlwaysUnavailable
+            | Self::Document(_)
+            | Self::Plan(_)
+            | Self::KeyReused
+            | Self::IdTaken => codes::INVALID_PARAMS,
         }
     }
 

@@ -663,3 +663,15 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn no_id_begins_with_another() {
+    let mut m = machine();
+    asked(&mut m, 1, host_plan(&["uname"])).unwrap();
+    let free = |id: &str| m.is_free(&ApprovalId::new(id).unwrap());
+    for taken in ["a0001", "a", "a00", "a00012"] {
+        assert_eq!(free(taken), Err(Refusal::IdTaken), "{taken}");
+    }
+    assert_eq!(free("a0002"), Ok(()));
+    assert_eq!(free("b"), Ok(()));
+}

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{Grant, Record, Subject, Word};
 use crate::display::{command_line, visible};
-use crate::plan::{EnvValue, ExecPlan, Executable, HostFile, Target};
+use crate::plan::{EnvValue, ExecPlan, Executable, Held, HostFile, Operand, Target};
 
 /// One element of `exec.approval.list`, and the event `exec.approval.requested`: the recorded shape, then our fields.
 pub fn record_json(record: &Record) -> Value {
@@ -134,6 +134,7 @@ fn exec(record: &Record, plan: &ExecPlan) -> Value {
         "sessionKey": visible(&plan.session),
         "argv": argv,
         "executable": executable(&plan.executable),
+        "operands": operands(plan),
         "envNames": names,
         "env": env,
         "user": { "uid": plan.uid, "gid": plan.gid, "groups": plan.groups },
@@ -142,6 +143,26 @@ fn exec(record: &Record, plan: &ExecPlan) -> Value {
         "egress": plan.egress,
         "profileDigest": plan.profile_digest,
     })
+}
+
+/// The words of argv that name files, and how each is kept.
+fn operands(plan: &ExecPlan) -> Value {
+    let one = |operand: &Operand| {
+        let held = &operand.held;
+        let mut value = json!({
+            "argvIndex": operand.index,
+            "path": visible(held.path()),
+            "held": held.word(),
+        });
+        if let Some(sha256) = held.sha256() {
+            value["sha256"] = json!(sha256);
+        }
+        if let Held::Open { why, .. } = held {
+            value["why"] = why.text().into();
+        }
+        value
+    };
+    plan.operands.iter().map(one).collect()
 }
 
 fn executable(executable: &Executable) -> Value {
@@ -218,13 +239,20 @@ impl Record {
 
     /// The result of `exec.approval.waitDecision` once it is answered or over.
     pub fn decision_json(&self) -> Value {
-        let resolution = self.resolution.as_ref();
+        let mut value = self.answer_json();
+        if let Some(resolution) = &self.resolution {
+            value["terminalReason"] = json!(visible(&resolution.why));
+        }
+        value
+    }
+
+    /// The last result of `exec.approval.request`: no decision where nobody decided.
+    pub fn answer_json(&self) -> Value {
         json!({
             "id": self.id,
-            "decision": resolution.and_then(|r| r.word),
+            "decision": self.resolution.as_ref().and_then(|r| r.word),
             "createdAtMs": self.created,
             "expiresAtMs": self.expires,
-            "terminalReason": resolution.map(|r| visible(&r.why)),
         })
     }
 }

@@ -1,6 +1,6 @@
 //! A proven device connects: may it come in, and as what?
 
-use super::machine::{Change, Decision, Pairing, Record, address_bucket, resolved};
+use super::machine::{Change, Decision, Pairing, Record, Source, resolved, source};
 use super::manage::Refusal;
 use super::records::{ApprovedVia, Client, Device, FORMAT, Grant, KeptToken, Pending};
 use crate::auth::{Role, Scope, ScopeSet};
@@ -10,7 +10,10 @@ use crate::token::{Token, TokenHash, TokenKind};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A refreshed request is written again only after this time: a client that asks every second costs no write each.
-const REFRESH_WRITE_MS: u64 = 60_000;
+const REFRESH_WRITE_MS: u64 = 15_000;
+/// Who has not asked again for so long makes room in its own source: clients that wait for an answer ask every few
+/// seconds, and no more than one request in this time is displaced per place.
+const SILENT_MS: u64 = 45_000;
 
 /// What is known of a connection whose device signature has been verified.
 #[derive(Debug, Clone)]
@@ -307,6 +310,10 @@ impl Pairing {
                 let mut change = Change::new(Record::Event, "pairing.request", &facts.device_id);
                 let mut roles = BTreeSet::from([facts.role]);
                 let mut scopes = asked.clone();
+                if let Some(displaced) = displaced {
+                    let id = displaced.request_id.clone();
+                    change.detail.push(("displaced", id));
+                }
                 for old in live.into_iter().chain(displaced) {
                     change.drop_pending.push(old.request_id.clone());
                     change.news.push(resolved(old, Decision::Rejected, now));
@@ -370,25 +377,32 @@ impl Pairing {
         Ok((Verdict::Pending(Box::new(needed)), change))
     }
 
-    /// Room for one more request. When all is full, the address with the most requests loses its newest one, but only
-    /// to an address that would still have fewer: one request alone is never displaced.
+    /// Room for one more request. In a source that is full, the one that has been silent longest makes room, if it has
+    /// been for [`SILENT_MS`]: a flood that does not go on asking locks nobody out, and one that does gets no more than
+    /// its share. When all is full, the source with the most requests loses its newest one, but only to a source that
+    /// would still have fewer: one request alone is never displaced.
     fn make_room(&self, facts: &ConnectFacts, now: Millis) -> Result<Option<&Pending>, Refusal> {
-        let bucket = address_bucket(facts.client.remote_ip);
-        let mut live: BTreeMap<_, Vec<&Pending>> = BTreeMap::new();
+        let bucket = source(&facts.client);
+        let mut live: BTreeMap<Source, Vec<&Pending>> = BTreeMap::new();
         let mut total = 0;
         let others = self
             .pending
             .values()
             .filter(|pending| self.is_live(pending, now) && pending.device_id != facts.device_id);
         for pending in others {
-            live.entry(address_bucket(pending.client.remote_ip))
+            live.entry(source(&pending.client))
                 .or_default()
                 .push(pending);
             total += 1;
         }
         let own = live.get(&bucket).map_or(0, Vec::len);
         if own >= self.limits.pending_per_address {
-            return Err(Refusal::TooManyPending);
+            let quietest = live[&bucket]
+                .iter()
+                .min_by_key(|pending| (pending.refreshed_at_ms, &pending.request_id))
+                .copied()
+                .filter(|pending| now.since(pending.refreshed_at_ms) >= SILENT_MS);
+            return quietest.map(Some).ok_or(Refusal::TooManyPending);
         }
         if total < self.limits.pending_max {
             return Ok(None);

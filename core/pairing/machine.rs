@@ -1,6 +1,6 @@
 //! The state, and how it changes: decided first, settled once durable.
 
-use super::records::{Device, Pending};
+use super::records::{Client, Device, Pending};
 use crate::auth::Role;
 use crate::ids::DeviceId;
 use crate::time::Millis;
@@ -17,7 +17,7 @@ pub struct Limits {
     pub pending_ttl_ms: u64,
     /// Most requests in all.
     pub pending_max: usize,
-    /// Most requests from one address (an IPv6 /64 is one address).
+    /// Most requests from one address (an IPv6 /64 is one address; on this machine each user counts alone).
     pub pending_per_address: usize,
     /// Most paired devices.
     pub devices_max: usize,
@@ -256,8 +256,11 @@ impl Pairing {
         Some(change)
     }
 
+    /// A request from the future was written before the clock was set back: nobody knows how long it has waited, so
+    /// it is over, and its device asks again.
     pub(super) fn is_live(&self, pending: &Pending, now: Millis) -> bool {
-        now.since(pending.refreshed_at_ms) < self.limits.pending_ttl_ms
+        pending.refreshed_at_ms <= now
+            && now.since(pending.refreshed_at_ms) < self.limits.pending_ttl_ms
     }
 
     pub(super) fn pending_of(&self, device: &DeviceId, now: Millis) -> Option<&Pending> {
@@ -276,10 +279,15 @@ pub(super) fn resolved(pending: &Pending, decision: Decision, at_ms: Millis) -> 
     }
 }
 
-/// Whom a request counts against: an IPv4 address however it is written, an IPv6 /64; one bucket for the Unix sockets.
-pub(super) fn address_bucket(ip: Option<IpAddr>) -> Option<IpAddr> {
-    ip.map(|ip| match ip.to_canonical() {
+/// Whom a request counts against.
+pub(super) type Source = (Option<IpAddr>, Option<u32>);
+
+/// An IPv4 address however it is written, an IPv6 /64, one for the Unix sockets; on this machine by user, since all
+/// users share its address.
+pub(super) fn source(client: &Client) -> Source {
+    let address = client.remote_ip.map(|ip| match ip.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) >> 64 << 64).into()),
         v4 @ IpAddr::V4(_) => v4,
-    })
+    });
+    (address, client.remote_uid)
 }

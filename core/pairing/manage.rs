@@ -52,7 +52,7 @@ pub enum Refusal {
     /// Not paired.
     #[error("unknown deviceId")]
     UnknownDevice,
-    /// A device token's holder about another device.
+    /// A device about its own request, or a device token's holder about another device.
     #[error("device pairing approval denied")]
     ApprovalDenied,
     /// The approver does not hold what it would give.
@@ -120,7 +120,8 @@ impl Pairing {
         now: Millis,
     ) -> Result<Change, Refusal> {
         let pending = self.live_request(request_id, now)?;
-        if !caller.may_touch(&pending.device_id) {
+        // Who asks cannot answer, whatever it may answer for others.
+        if caller.is(&pending.device_id) || !caller.may_touch(&pending.device_id) {
             return Err(Refusal::ApprovalDenied);
         }
         if pending.roles.iter().any(|role| *role != Role::Operator) && !caller.is_admin() {

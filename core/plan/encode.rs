@@ -1,13 +1,17 @@
 //! The canonical bytes of a plan: what is hashed, approved and compared.
 
-use super::{Egress, EnvValue, ExecPlan, Executable, HostFile, Limits, Stdin};
+use super::{Egress, EnvValue, ExecPlan, Executable, Form, HostFile, Limits, Stdin};
 use crate::ids::Hash32;
 
 impl ExecPlan {
     /// The bytes that are approved: each field as u32 big-endian length and bytes, in the order of the contract; a
     /// list or map is such a sequence inside its field, maps sorted by key, so different plans have different bytes.
     pub fn canonical(&self) -> Vec<u8> {
-        self.encode("portcullis-plan-v1\0", true)
+        let prefix = match self.v {
+            Form::V1 => "portcullis-plan-v1\0",
+            Form::V2 => "portcullis-plan-v2\0",
+        };
+        self.encode(prefix, true)
     }
 
     /// SHA-256 of [`Self::canonical`]: what is approved, recorded and used once.
@@ -17,7 +21,11 @@ impl ExecPlan {
 
     /// The same without session and nonce, under its own prefix: for grants and for cards that stand for many.
     pub fn subject_hash(&self) -> Hash32 {
-        Hash32::of(&self.encode("portcullis-subject-v1\0", false))
+        let prefix = match self.v {
+            Form::V1 => "portcullis-subject-v1\0",
+            Form::V2 => "portcullis-subject-v2\0",
+        };
+        Hash32::of(&self.encode(prefix, false))
     }
 
     fn encode(&self, prefix: &str, whole: bool) -> Vec<u8> {
@@ -31,6 +39,13 @@ impl ExecPlan {
         out.text(&self.principal);
         out.nested(|w| self.argv.iter().for_each(|a| w.text(a)));
         out.nested(|w| encode_executable(&self.executable, w));
+        if self.v == Form::V2 {
+            out.nested(|w| {
+                for operand in &self.operands {
+                    w.nested(|w| operand.encode(w));
+                }
+            });
+        }
         out.text(&self.cwd);
         out.nested(|w| {
             w.bytes(&self.uid.to_be_bytes());
@@ -91,16 +106,10 @@ impl ExecPlan {
 }
 
 fn encode_executable(executable: &Executable, w: &mut Writer) {
-    let file = |w: &mut Writer, file: &HostFile| {
-        w.text(&file.path);
-        w.bytes(&file.dev.to_be_bytes());
-        w.bytes(&file.ino.to_be_bytes());
-        w.bytes(&file.sha256.0);
-    };
     match executable {
         Executable::Host(program) => {
             w.text("host");
-            file(w, program);
+            w.file(program);
         }
         Executable::HostScript {
             script,
@@ -108,8 +117,8 @@ fn encode_executable(executable: &Executable, w: &mut Writer) {
             argument,
         } => {
             w.text("host-script");
-            file(w, script);
-            file(w, interpreter);
+            w.file(script);
+            w.file(interpreter);
             w.nested(|w| argument.iter().for_each(|a| w.text(a)));
         }
         Executable::Image { digest, path } => {
@@ -128,21 +137,28 @@ fn encode_executable(executable: &Executable, w: &mut Writer) {
     }
 }
 
-struct Writer(Vec<u8>);
+pub(super) struct Writer(Vec<u8>);
 
 impl Writer {
-    fn bytes(&mut self, bytes: &[u8]) {
+    pub(super) fn bytes(&mut self, bytes: &[u8]) {
         // Texts are below 128 KiB (validate_shape); a longer one still cannot collide, as its length saturates alone.
         let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         self.0.extend_from_slice(&len.to_be_bytes());
         self.0.extend_from_slice(bytes);
     }
 
-    fn text(&mut self, text: &str) {
+    pub(super) fn text(&mut self, text: &str) {
         self.bytes(text.as_bytes());
     }
 
-    fn nested(&mut self, fill: impl FnOnce(&mut Self)) {
+    pub(super) fn file(&mut self, file: &HostFile) {
+        self.text(&file.path);
+        self.bytes(&file.dev.to_be_bytes());
+        self.bytes(&file.ino.to_be_bytes());
+        self.bytes(&file.sha256.0);
+    }
+
+    pub(super) fn nested(&mut self, fill: impl FnOnce(&mut Self)) {
         let mut inner = Self(Vec::new());
         fill(&mut inner);
         self.bytes(&inner.0);

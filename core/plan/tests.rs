@@ -3,7 +3,7 @@ use proptest::prelude::*;
 
 pub(crate) fn host_plan(argv: &[&str]) -> ExecPlan {
     ExecPlan {
-        v: V1,
+        v: Form::V2,
         target: Target::Host,
         agent: AgentId::new("demo").unwrap(),
         session: "c-1".to_owned(),
@@ -15,6 +15,7 @@ pub(crate) fn host_plan(argv: &[&str]) -> ExecPlan {
             ino: 2,
             sha256: Hash32::of(b"uname"),
         }),
+        operands: vec![],
         cwd: "/".to_owned(),
         uid: 65534,
         gid: 65534,
@@ -33,6 +34,36 @@ pub(crate) fn host_plan(argv: &[&str]) -> ExecPlan {
         profile_digest: Hash32::of(b"profile"),
         nonce: Nonce::new(&[7; 16]).unwrap(),
     }
+}
+
+fn held() -> impl Strategy<Value = Held> {
+    prop_oneof![
+        file().prop_map(Held::Copied),
+        file().prop_map(Held::Checked),
+        "/[ab]{1,2}".prop_map(|path| Held::Open {
+            path,
+            why: Unkept::Folder
+        }),
+        "/[ab]{1,2}".prop_map(|path| Held::Open {
+            path,
+            why: Unkept::TooLong
+        }),
+    ]
+}
+
+/// Operands for the words after the first that are not empty.
+fn operands(argv: &[String], held: Vec<Held>) -> Vec<Operand> {
+    let words = (1..)
+        .zip(argv.iter().skip(1))
+        .filter(|(_, w)| !w.is_empty());
+    words
+        .zip(held)
+        .map(|((index, _), held)| Operand {
+            index,
+            from: 0,
+            held,
+        })
+        .collect()
 }
 
 type Change = Box<dyn Fn(&mut ExecPlan)>;
@@ -102,19 +133,23 @@ prop_compose! {
         cwd in prop_oneof![Just("/".to_owned()), "(/[ab]{1,2}){1,2}"],
         (uid, gid) in (1..3u32, 1..3u32),
         groups in proptest::collection::btree_set(1..4u32, 0..3),
+        held in proptest::collection::vec(held(), 0..3),
         env in proptest::collection::btree_map("[AB]{1,2}", env_value(), 0..3),
         limits in (1..3u64, 1..3u64, proptest::option::of(0..2u64), proptest::option::of(0..2u32), proptest::option::of(0..2u32)),
         egress in prop_oneof![Just(Egress::None), Just(Egress::Host)],
         profile in 0..2u8,
         nonce in proptest::collection::vec(0..2u8, 16..=18),
     ) -> ExecPlan {
+        let argv: Vec<String> = std::iter::once(head).chain(tail).collect();
+        let held = if target == Target::Host { held } else { vec![] };
         ExecPlan {
-            v: V1,
+            v: Form::V2,
             target,
             agent: AgentId::new(&agent).unwrap(),
             session,
             principal,
-            argv: std::iter::once(head).chain(tail).collect(),
+            operands: operands(&argv, held),
+            argv,
             executable,
             cwd,
             uid,
@@ -166,13 +201,14 @@ proptest! {
     #[test]
     fn the_bytes_have_every_field_in_order(plan in any_plan()) {
         let bytes = plan.canonical();
-        let fields = split(bytes.strip_prefix(b"portcullis-plan-v1\0").unwrap());
-        prop_assert_eq!(fields.len(), 16);
-        prop_assert_eq!(&fields[0], &[1]);
+        let fields = split(bytes.strip_prefix(b"portcullis-plan-v2\0").unwrap());
+        prop_assert_eq!(fields.len(), 17);
+        prop_assert_eq!(&fields[0], &[2]);
         prop_assert_eq!(&fields[1], &plan.target.word().into_bytes());
         let argv: Vec<String> = split(&fields[5]).into_iter().map(|a| String::from_utf8(a).unwrap()).collect();
         prop_assert_eq!(argv, plan.argv.clone());
-        prop_assert_eq!(split(&fields[9]).len(), plan.env.len() * 3);
+        prop_assert_eq!(split(&fields[7]).len(), plan.operands.len());
+        prop_assert_eq!(split(&fields[10]).len(), plan.env.len() * 3);
     }
 
     #[test]
@@ -210,41 +246,81 @@ fn borders_cannot_be_moved() {
 #[test]
 fn the_hash_is_the_one_of_the_contract() {
     // A known answer: a change of the encoding must be a new version, or kept approvals mean something else.
-    let plan = host_plan(&["uname", "-a"]);
-    let mut w = b"portcullis-plan-v1\0".to_vec();
-    let mut put = |bytes: &[u8]| {
-        w.extend(u32::try_from(bytes.len()).unwrap().to_be_bytes());
-        w.extend(bytes);
+    let mut plan = host_plan(&["uname", "-a"]);
+    let file = |kind: &[u8]| {
+        let mut bytes = kind.to_vec();
+        bytes.extend(b"\0\0\0\x0e/usr/bin/uname\0\0\0\x08\0\0\0\0\0\0\0\x01\0\0\0\x08\0\0\0\0\0\0\0\x02\0\0\0\x20");
+        bytes.extend(Hash32::of(b"uname").0);
+        bytes
     };
-    put(&[1]);
-    put(b"host");
-    put(b"demo");
-    put(b"c-1");
-    put(b"uid:1000");
-    put(b"\0\0\0\x05uname\0\0\0\x02-a");
-    let mut file = b"\0\0\0\x04host\0\0\0\x0e/usr/bin/uname\0\0\0\x08\0\0\0\0\0\0\0\x01\0\0\0\x08\0\0\0\0\0\0\0\x02\0\0\0\x20".to_vec();
-    file.extend(Hash32::of(b"uname").0);
-    put(&file);
-    put(b"/");
-    put(b"\0\0\0\x04\0\0\xff\xfe\0\0\0\x04\0\0\xff\xfe\0\0\0\0");
-    put(&[
-        b"\0\0\0\x04PATH\0\0\0\x05plain\0\0\0\x3c",
-        HOST_PATH.as_bytes(),
-    ]
-    .concat());
-    put(b"\0\0\0\x04none");
-    put(&[0]);
-    put(b"\0\0\0\x08\0\0\0\0\0\0\x75\x30\0\0\0\x08\0\0\0\0\0\x10\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
-    put(b"none");
-    put(&Hash32::of(b"profile").0);
-    put(&[7; 16]);
-    assert_eq!(plan.canonical(), w);
+    let written = |prefix: &[u8], form: u8, operands: Option<Vec<u8>>| {
+        let mut w = prefix.to_vec();
+        let mut put = |bytes: &[u8]| {
+            w.extend(u32::try_from(bytes.len()).unwrap().to_be_bytes());
+            w.extend(bytes);
+        };
+        put(&[form]);
+        put(b"host");
+        put(b"demo");
+        put(b"c-1");
+        put(b"uid:1000");
+        put(b"\0\0\0\x05uname\0\0\0\x02-a");
+        put(&file(b"\0\0\0\x04host"));
+        if let Some(operands) = operands {
+            put(&operands);
+        }
+        put(b"/");
+        put(b"\0\0\0\x04\0\0\xff\xfe\0\0\0\x04\0\0\xff\xfe\0\0\0\0");
+        let env = b"\0\0\0\x04PATH\0\0\0\x05plain\0\0\0\x3c";
+        put(&[env, HOST_PATH.as_bytes()].concat());
+        put(b"\0\0\0\x04none");
+        put(&[0]);
+        put(b"\0\0\0\x08\0\0\0\0\0\0\x75\x30\0\0\0\x08\0\0\0\0\0\x10\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
+        put(b"none");
+        put(&Hash32::of(b"profile").0);
+        put(&[7; 16]);
+        w
+    };
+    let second = b"portcullis-plan-v2\0";
+    assert_eq!(plan.canonical(), written(second, 2, Some(vec![])));
+    plan.v = Form::V1;
+    // What was kept by the first form has the hash that it had.
+    assert_eq!(plan.canonical(), written(b"portcullis-plan-v1\0", 1, None));
+    plan.v = Form::V2;
+    plan.operands = vec![Operand {
+        index: 1,
+        from: 0,
+        held: Held::Checked(HostFile {
+            path: "/usr/bin/uname".to_owned(),
+            dev: 1,
+            ino: 2,
+            sha256: Hash32::of(b"uname"),
+        }),
+    }];
+    let held = file(b"");
+    let mut one = b"\0\0\0\x04\0\0\0\x01\0\0\0\x04\0\0\0\0\0\0\0\x07checked".to_vec();
+    one.extend(u32::try_from(held.len()).unwrap().to_be_bytes());
+    one.extend(held);
+    let mut all = u32::try_from(one.len()).unwrap().to_be_bytes().to_vec();
+    all.extend(one);
+    assert_eq!(plan.canonical(), written(second, 2, Some(all)));
+}
+
+fn operand(index: u32, from: u32, path: &str) -> Vec<Operand> {
+    let path = path.to_owned();
+    let why = Unkept::Folder;
+    vec![Operand {
+        index,
+        from,
+        held: Held::Open { path, why },
+    }]
 }
 
 #[test]
 fn what_breaks_a_rule_is_refused() {
     let env = EnvPolicy::default();
-    let good = host_plan(&["uname"]);
+    let mut good = host_plan(&["uname", "-a"]);
+    good.operands = operand(1, 0, "/a");
     assert_eq!(good.validate(&env), Ok(()));
     let bad: Vec<(&str, Change)> = vec![
         ("no argv", Box::new(|p| p.argv.clear())),
@@ -266,6 +342,33 @@ fn what_breaks_a_rule_is_refused() {
         ("stdin", Box::new(|p| p.stdin = Stdin::Open)),
         ("no time", Box::new(|p| p.limits.timeout_ms = 0)),
         ("no output", Box::new(|p| p.limits.output_bytes = 0)),
+        (
+            "the program as operand",
+            Box::new(|p| p.operands = operand(0, 0, "/a")),
+        ),
+        (
+            "no such word",
+            Box::new(|p| p.operands = operand(2, 0, "/a")),
+        ),
+        (
+            "beyond its word",
+            Box::new(|p| p.operands = operand(1, 2, "/a")),
+        ),
+        (
+            "an operand's path",
+            Box::new(|p| p.operands = operand(1, 0, "a")),
+        ),
+        (
+            "one word twice",
+            Box::new(|p| p.operands = [operand(1, 0, "/a"), operand(1, 0, "/a")].concat()),
+        ),
+        (
+            "operands in the first form",
+            Box::new(|p| {
+                p.v = Form::V1;
+                p.operands = operand(1, 0, "/a");
+            }),
+        ),
         ("other target", Box::new(|p| p.target = Target::Sandbox)),
         ("empty session", Box::new(|p| p.session.clear())),
         (
@@ -342,9 +445,9 @@ fn another_version_or_an_unknown_field_is_not_read() {
     let json = String::from_utf8(host_plan(&["uname"]).to_json()).unwrap();
     assert!(ExecPlan::from_json(json.as_bytes()).is_ok());
     for bad in [
-        json.replacen("\"v\":1", "\"v\":2", 1),
-        json.replacen("\"v\":1,", "", 1),
-        json.replacen("\"v\":1", "\"v\":1,\"approved\":true", 1),
+        json.replacen("\"v\":2", "\"v\":3", 1),
+        json.replacen("\"v\":2,", "", 1),
+        json.replacen("\"v\":2", "\"v\":2,\"approved\":true", 1),
         json.replacen("\"cwd\":\"/\"", "\"cwd\":\"/a/..\"", 1),
         format!("{json} {json}"),
     ] {

@@ -295,10 +295,18 @@ const TOOLS: &[&str] = &[
 /// What the plan's program is, by the name it is called and by the file that it is.
 pub fn kind_of(plan: &ExecPlan) -> CommandKind {
     // A script's interpreter is in the plan with its digest; so is the script. Its own name is what counts.
-    let file = plan.executable.path().map_or("", base);
-    let called = base(plan.argv.first().map_or("", String::as_str));
+    if matches!(plan.executable, Executable::Node { .. }) {
+        return CommandKind::Runner;
+    }
+    kind_of_command(&plan.executable, &plan.argv)
+}
+
+/// As [`kind_of`], before there is a plan.
+pub fn kind_of_command(executable: &Executable, argv: &[String]) -> CommandKind {
+    let file = executable.path().map_or("", base);
+    let called = base(argv.first().map_or("", String::as_str));
     let kinds = [kind_of_name(file), kind_of_name(called)];
-    if kinds.contains(&CommandKind::Runner) || matches!(plan.executable, Executable::Node { .. }) {
+    if kinds.contains(&CommandKind::Runner) {
         CommandKind::Runner
     } else if kinds.contains(&CommandKind::Tool) {
         CommandKind::Tool
@@ -311,12 +319,20 @@ pub(super) fn base(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
-fn kind_of_name(name: &str) -> CommandKind {
+/// python3.12, perl5.36.0, lua5.4, gcc-12, vim.basic, ld-linux-x86-64.so.2: the name before the version or variant.
+pub(super) fn stem(name: &str) -> String {
     let name = name.to_ascii_lowercase();
     let name = name.strip_suffix(".exe").unwrap_or(&name);
-    // python3.12, perl5.36.0, lua5.4, gcc-12, vim.basic, ld-linux-x86-64.so.2: the name before the version or variant.
     let stem = name.split('.').next().unwrap_or(name);
     let stem = stem.trim_end_matches(|c: char| c.is_ascii_digit() || c == '-' || c == '_');
+    stem.to_owned()
+}
+
+fn kind_of_name(name: &str) -> CommandKind {
+    let stem = stem(name);
+    let stem = stem.as_str();
+    let name = name.to_ascii_lowercase();
+    let name = name.strip_suffix(".exe").unwrap_or(&name);
     let loader = name.starts_with("ld-") || name.starts_with("ld.so");
     if loader || RUNNERS.contains(&name) || RUNNERS.contains(&stem) {
         CommandKind::Runner

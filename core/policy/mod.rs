@@ -7,17 +7,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::codes::{Code, ELEVATED_DISABLED, POLICY_DENIED};
 use crate::display;
-use crate::plan::{EnvValue, ExecPlan, Executable, Target};
+use crate::plan::{EnvValue, ExecPlan, Executable, Held, Operand, Target};
 
 mod command;
 mod diff;
 mod document;
 mod list;
+mod reads;
 
-pub use command::{CommandKind, kind_of};
+pub use command::{CommandKind, kind_of, kind_of_command};
 pub use diff::{Diff, diff};
 pub use document::{Document, DocumentError, Entry, Security, Settings, WhenAsk};
 pub use list::{ArgPattern, PathPattern};
+pub use reads::{Reading, Word, words};
 
 /// What happens to a command, from strictest to freest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -296,7 +298,8 @@ pub fn may_always(plan: &ExecPlan) -> bool {
         Executable::Host(_) | Executable::HostScript { .. } | Executable::Image { .. } => true,
         Executable::Workspace { .. } | Executable::Node { .. } => false,
     };
-    bound && kind_of(plan) != CommandKind::Runner
+    let kept = |operand: &Operand| !matches!(operand.held, Held::Open { .. });
+    bound && plan.operands.iter().all(kept) && kind_of(plan) != CommandKind::Runner
 }
 
 fn reasons(plan: &ExecPlan, listed: Option<&str>) -> Vec<Reason> {
@@ -329,6 +332,15 @@ fn reasons(plan: &ExecPlan, listed: Option<&str>) -> Vec<Reason> {
         ),
         CommandKind::Plain => {}
     }
+    for operand in &plan.operands {
+        if let Held::Open { why, .. } = &operand.held {
+            let (index, why) = (operand.index, why.text());
+            let text = format!(
+                "What argument {index} names is not kept ({why}): it can change until the command reads it."
+            );
+            add("not-kept", &text);
+        }
+    }
     if plan
         .env
         .values()
@@ -348,6 +360,7 @@ fn reasons(plan: &ExecPlan, listed: Option<&str>) -> Vec<Reason> {
             .map(String::as_str)
             .chain([plan.cwd.as_str()])
             .chain(plan.executable.path())
+            .chain(plan.operands.iter().map(|operand| operand.held.path()))
             .chain(plan.env.values().filter_map(|v| match v {
                 EnvValue::Plain(text) => Some(text.as_str()),
                 EnvValue::Secret { .. } => None,

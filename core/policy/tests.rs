@@ -459,9 +459,9 @@ proptest! {
     #[test]
     fn the_index_of_a_list_finds_what_a_walk_finds(doc in any_document()) {
         for plan in plans() {
-            let found = doc.listing("demo", &plan).map(Entry::name);
+            let found = doc.listing("demo", &plan).map(super::document::Entry::name);
             let walked = doc.entries("demo").find(|entry| entry.matches(&plan));
-            prop_assert_eq!(found, walked.map(Entry::name));
+            prop_assert_eq!(found, walked.map(super::document::Entry::name));
         }
     }
 

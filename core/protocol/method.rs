@@ -35,6 +35,8 @@ pub const METHODS: &[(&str, Access)] = {
         ("device.token.revoke", Operator(Pairing)),
         ("exec.approvals.get", Operator(Admin)),
         ("exec.approvals.set", Operator(Admin)),
+        // What asks for a command needs what runs it needs.
+        ("exec.approval.request", AgentOrActAs),
         ("exec.approval.list", Operator(Approvals)),
         ("exec.approval.get", Operator(Approvals)),
         ("exec.approval.resolve", Operator(Approvals)),

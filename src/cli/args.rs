@@ -109,6 +109,9 @@ pub struct ExecArgs {
     /// Sent again with the same key, a request never runs twice [default: a new one]
     #[arg(long, value_name = "KEY")]
     pub idempotency_key: Option<String>,
+    /// Pass every byte of the output to the terminal; without it only text and colours reach one
+    #[arg(long)]
+    pub raw: bool,
     /// The command and its arguments, after `--`
     #[arg(last = true, required = true, value_name = "ARGV")]
     pub argv: Vec<String>,

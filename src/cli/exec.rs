@@ -1,6 +1,6 @@
 //! `portcullis exec`: streams what the command writes, ends with its code.
 
-use std::io::Write as _;
+use std::io::{IsTerminal, Write as _};
 use std::path::Path;
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use portcullis_core::auth::Scope;
 use portcullis_core::codes;
+use portcullis_core::display::Terminal;
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -35,7 +36,7 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(2);
 pub async fn run(state: &Path, args: &ExecArgs, out: Out) -> Result<u8, Failure> {
     let mut client = Client::connect(state, &[Scope::ActAs], &[]).await?;
     let request = client.send("exec.run", params(args)).await?;
-    let writer = Writer::start();
+    let writer = Writer::start(args.raw || out.json);
     let mut run = Run {
         id: None,
         asked_to_end: false,
@@ -239,16 +240,15 @@ impl Run {
                 let error = &payload["error"];
                 let code = codes::find(field(error, "code")).unwrap_or(codes::APPROVAL_DENIED);
                 Failure::of(code, clean(field(error, "message")))
-                    .hint("`portcullis audit query --action exec.run` shows who decided")
             }
             "denied" => match field(payload, "reason") {
                 "" => Failure::of(codes::APPROVAL_DENIED, codes::APPROVAL_DENIED.next)
-                    .hint("`portcullis audit query --action exec.run` shows who decided"),
+                    .hint("`portcullis audit query --action approval` shows who decided"),
                 reason => Failure::of(
                     codes::APPROVAL_DENIED,
                     format!("a person refused this command: {reason}"),
                 )
-                .hint("`portcullis audit query --action exec.run` shows who decided"),
+                .hint("`portcullis audit query --action approval` shows who decided"),
             },
             "expired" => Failure::of(
                 codes::APPROVAL_EXPIRED,
@@ -257,11 +257,22 @@ impl Run {
             "cancelled" => {
                 Failure::of(codes::RUN_NOT_FOUND, "the command was cancelled").hint("run it again")
             }
-            "box-lost" => Failure::of(codes::BOX_LOST, "the sandbox ended under the command"),
-            "unknown" => Failure::of(
-                codes::RUN_UNKNOWN,
-                "whether the command finished is unknown",
-            ),
+            "box-lost" | "unknown" => {
+                let error = &payload["error"];
+                let (code, text) = if field(payload, "status") == "unknown" {
+                    (
+                        codes::RUN_UNKNOWN,
+                        "whether the command finished is unknown",
+                    )
+                } else {
+                    (codes::BOX_LOST, "the sandbox ended under the command")
+                };
+                let code = codes::find(field(error, "code")).unwrap_or(code);
+                match field(error, "message") {
+                    "" => Failure::of(code, text),
+                    message => Failure::of(code, clean(message)),
+                }
+            }
             other => Failure::of(codes::INTERNAL, format!("the run ended as {other:?}")),
         };
         note(failure.lines().trim_end());
@@ -292,20 +303,45 @@ struct Writer {
     errors: mpsc::Receiver<std::io::Error>,
 }
 
+/// What a terminal may get of a stream; a file or a pipe gets every byte.
+fn filter(raw: bool, stream: &impl IsTerminal) -> Option<Terminal> {
+    (!raw && stream.is_terminal()).then(Terminal::default)
+}
+
+fn put(stream: Stream, data: &[u8]) -> std::io::Result<()> {
+    match stream {
+        Stream::Out => {
+            let mut to = std::io::stdout().lock();
+            to.write_all(data).and_then(|()| to.flush())
+        }
+        Stream::Err => std::io::stderr().lock().write_all(data),
+    }
+}
+
 impl Writer {
-    fn start() -> Self {
+    fn start(raw: bool) -> Self {
         let (pieces, mut todo) = mpsc::channel::<(Stream, Vec<u8>)>(PIECES);
         let (broke, errors) = mpsc::channel(1);
         std::thread::spawn(move || {
+            let mut out = filter(raw, &std::io::stdout());
+            let mut err = filter(raw, &std::io::stderr());
             while let Some((stream, data)) = todo.blocking_recv() {
-                let written = match stream {
-                    Stream::Out => {
-                        let mut to = std::io::stdout().lock();
-                        to.write_all(&data).and_then(|()| to.flush())
-                    }
-                    Stream::Err => std::io::stderr().lock().write_all(&data),
+                let terminal = match stream {
+                    Stream::Out => &mut out,
+                    Stream::Err => &mut err,
+                };
+                let written = match terminal {
+                    Some(terminal) => put(stream, &terminal.push(&data)),
+                    None => put(stream, &data),
                 };
                 if let Err(error) = written {
+                    let _ = broke.blocking_send(error);
+                    return;
+                }
+            }
+            for (stream, terminal) in [(Stream::Out, out), (Stream::Err, err)] {
+                let last = terminal.map(|mut terminal| terminal.finish());
+                if let Some(Err(error)) = last.map(|data| put(stream, &data)) {
                     let _ = broke.blocking_send(error);
                     return;
                 }

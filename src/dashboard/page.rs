@@ -11,6 +11,7 @@ use hyper::header::{self, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use portcullis_actors::dashboard::{DashboardConfig, DashboardError, DashboardHandle, Secret};
 use portcullis_actors::supervision::TreeWindow;
+use portcullis_core::audit::Entry;
 use portcullis_core::auth::{Door, Principal, Proof, Role};
 use portcullis_core::codes;
 use portcullis_core::dashboard::Session;
@@ -39,6 +40,9 @@ pub trait Calls: Send + Sync + 'static {
         method: &'static str,
         params: Value,
     ) -> impl Future<Output = Result<Value, ErrorBody>> + Send;
+
+    /// Makes one record durable.
+    fn record(&self, entry: Entry) -> impl Future<Output = Result<(), ErrorBody>> + Send;
 }
 
 /// How the page is reached.
@@ -71,7 +75,7 @@ struct Visitor {
 impl Visitor {
     fn principal(&self) -> Principal {
         Principal {
-            proof: Proof::PageSession,
+            proof: Proof::PageSession(self.session.by.clone()),
             door: Door::Page,
             role: Role::Operator,
             scopes: self.session.scopes.clone(),
@@ -234,6 +238,13 @@ impl<C: Calls> Page<C> {
         let code = fields.get("code").map_or("", String::as_str).trim();
         match self.sessions.redeem(Secret::brought(code)).await {
             Ok((key, session)) => {
+                // Recorded before the cookie goes out: a session that is not on record is nobody's.
+                let recorded = self.record_login(&session.by).await;
+                if let Err(error) = recorded {
+                    // Down, it has forgotten the session already.
+                    let _ = self.sessions.end(key).await;
+                    return stop(StatusCode::SERVICE_UNAVAILABLE, &error.message);
+                }
                 tracing::info!(target: "portcullis", by = session.by, "page session opened");
                 let seconds = self.config.dashboard.session_hours.saturating_mul(3600);
                 with_cookie(
@@ -242,10 +253,34 @@ impl<C: Calls> Page<C> {
                 )
             }
             Err(error @ DashboardError::Refused(_)) => {
-                tracing::warn!(target: "portcullis", "page login refused");
+                self.record_refused().await;
                 login_page(StatusCode::FORBIDDEN, Some(&error.to_string()))
             }
             Err(DashboardError::Room(code)) => stop(StatusCode::SERVICE_UNAVAILABLE, code.next),
+        }
+    }
+
+    async fn record_login(&self, by: &str) -> Result<(), ErrorBody> {
+        let mut entry = login_entry("ok");
+        entry.principal = Some(by.to_owned());
+        if let Ok(Some(before)) = self.sessions.refused_logins(true).await {
+            entry
+                .detail
+                .insert("refusedBefore".to_owned(), before.to_string());
+        }
+        self.calls.record(entry).await
+    }
+
+    /// Guesses are told once a minute, with their count: whoever guesses does not write the log at will.
+    async fn record_refused(&self) {
+        let Ok(Some(count)) = self.sessions.refused_logins(false).await else {
+            return;
+        };
+        tracing::warn!(target: "portcullis", count, "page login refused");
+        let mut entry = login_entry("refused");
+        entry.detail.insert("count".to_owned(), count.to_string());
+        if let Err(error) = self.calls.record(entry).await {
+            tracing::warn!(target: "portcullis", code = error.stable_code(), "refused logins could not be recorded");
         }
     }
 
@@ -399,6 +434,15 @@ where
             "The form did not come in time.",
         ),
     })
+}
+
+fn login_entry(decision: &str) -> Entry {
+    Entry {
+        action: "dashboard.login".to_owned(),
+        door: Some(Door::Page.as_str().to_owned()),
+        decision: Some(decision.to_owned()),
+        ..Entry::default()
+    }
 }
 
 fn login_page(status: StatusCode, refused: Option<&str>) -> Answer {

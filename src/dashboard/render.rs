@@ -134,6 +134,10 @@ pub fn page(content: &Content<'_>) -> String {
                 h2 #pairings { "Devices that wait for a decision" }
                 (pairings(content))
             }
+            section aria-labelledby="devices" {
+                h2 #devices { "Known devices" }
+                (devices(&content.devices))
+            }
             section aria-labelledby="tree" {
                 h2 #tree { "Rooms" }
                 (tree(&content.tree))
@@ -213,7 +217,11 @@ fn plans(content: &Content<'_>) -> Markup {
 }
 
 fn more(len: usize) -> Markup {
-    html! { @if len > CARDS { p { "And " (len - CARDS) " more: decide on these first." } } }
+    rest(len, "decide on these first")
+}
+
+fn rest(len: usize, what: &str) -> Markup {
+    html! { @if len > CARDS { p { "And " (len - CARDS) " more: " (what) "." } } }
 }
 
 /// The label in front of a field's rows: rows without one go on.
@@ -313,6 +321,58 @@ fn pairing(request: &Value, content: &Content<'_>) -> Markup {
     }
 }
 
+fn devices(answer: &Result<Value, ErrorBody>) -> Markup {
+    let all = match answer {
+        Ok(answer) => list(answer, "paired"),
+        Err(error) => return refused(error),
+    };
+    html! {
+        @if all.is_empty() { p { "None." } } @else {
+            div.wide {
+                table {
+                    thead { tr {
+                        th scope="col" { "Name" } th scope="col" { "State" } th scope="col" { "Role" } th scope="col" { "Scopes" }
+                        th scope="col" { "Let in" } th scope="col" { "Fingerprint" }
+                    } }
+                    tbody { @for device in all.iter().take(CARDS) { (device_row(device)) } }
+                }
+            }
+            (rest(all.len(), "`portcullis devices list` shows them"))
+        }
+    }
+}
+
+fn device_row(device: &Value) -> Markup {
+    let name = [
+        field(device, "operatorLabel"),
+        field(device, "displayName"),
+        field(device, "clientId"),
+    ]
+    .into_iter()
+    .find(|n| !n.is_empty())
+    .unwrap_or("a device");
+    let roles = joined(device, "roles");
+    let (class, state) = match device.get("connected").and_then(Value::as_bool) {
+        _ if roles.is_empty() => ("down", "revoked"),
+        Some(true) => ("up", "connected"),
+        _ => ("", "away"),
+    };
+    let how = match field(device, "approvedVia") {
+        "silent" => "by local trust",
+        _ => "by a person",
+    };
+    html! {
+        tr {
+            th scope="row" { (clean(name)) }
+            td { span class=(class) { (state) } }
+            td { (clean(&roles)) }
+            td { (clean(&joined(device, "scopes"))) }
+            td { (how) br; span { (number(device, "approvedAtMs").map_or_else(String::new, utc)) } }
+            td.mono { (fingerprint(field(device, "deviceId"))) }
+        }
+    }
+}
+
 fn tree(tree: &TreeView) -> Markup {
     html! {
         div.wide {
@@ -379,7 +439,7 @@ fn records(answer: &Result<Value, ErrorBody>) -> Markup {
                 tbody {
                     @for shown in all.iter().rev().map(crate::show::record::Shown::of) {
                         tr {
-                            td.n { (shown.seq) } td { (shown.at) } td { (shown.kind) } td { (shown.action) }
+                            td.n { (shown.seq) } td.at { (shown.at) } td.at { (shown.kind) } td.at { (shown.action) }
                             td { (shown.who) } td { (shown.on) } td { (shown.outcome) }
                         }
                     }

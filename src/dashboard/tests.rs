@@ -8,6 +8,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::{Request, Response, StatusCode};
 use portcullis_actors::dashboard::{Dashboard, DashboardConfig, DashboardHandle};
 use portcullis_actors::supervision::{Intensity, Policy, Tree, TreeBuilder};
+use portcullis_core::audit::Entry;
 use portcullis_core::auth::{Door, Principal, Proof, Scope, ScopeSet};
 use portcullis_core::codes;
 use portcullis_core::protocol::frame::ErrorBody;
@@ -16,7 +17,10 @@ use serde_json::{Value, json};
 use super::{Calls, Page, PageConfig};
 
 #[derive(Clone, Default)]
-struct Scripted(Arc<Mutex<Vec<(String, Value)>>>);
+struct Scripted(Arc<Mutex<Vec<(String, Value)>>>, Records);
+
+/// What was recorded, and whether the log takes records at all.
+type Records = Arc<Mutex<(Vec<Entry>, bool)>>;
 
 impl Calls for Scripted {
     async fn call(
@@ -27,7 +31,7 @@ impl Calls for Scripted {
     ) -> Result<Value, ErrorBody> {
         assert_eq!(
             (&principal.proof, principal.door),
-            (&Proof::PageSession, Door::Page)
+            (&Proof::PageSession("uid:1000".into()), Door::Page)
         );
         match method {
             "exec.approval.list" => Ok(
@@ -56,6 +60,15 @@ impl Calls for Scripted {
                 Ok(json!({"ok": true}))
             }
         }
+    }
+
+    async fn record(&self, entry: Entry) -> Result<(), ErrorBody> {
+        let mut log = self.1.lock().unwrap();
+        if log.1 {
+            return Err(ErrorBody::of(codes::CANNOT_RECORD, "the log is full"));
+        }
+        log.0.push(entry);
+        Ok(())
     }
 }
 
@@ -223,6 +236,52 @@ async fn a_code_opens_the_page_once_and_only_from_its_own_form() {
     );
     let in_query = setup.send("GET", &format!("/login?{body}"), &[], "").await;
     assert_eq!(in_query.header("set-cookie"), "");
+    setup.tree.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn logins_are_recorded_refused_ones_counted_and_without_a_record_there_is_no_session() {
+    let setup = setup().await;
+    let login = async |code: &str| {
+        setup
+            .send("POST", "/login", &[FORM, ORIGIN], &format!("code={code}"))
+            .await
+    };
+    for _ in 0..500 {
+        assert_eq!(login("guess").await.status, StatusCode::FORBIDDEN);
+    }
+    let code = setup.code(&[Scope::Admin]).await;
+    assert_eq!(login(&code).await.status, StatusCode::SEE_OTHER);
+    let told: Vec<_> = setup.calls.1.lock().unwrap().0.drain(..).collect();
+    let told: Vec<_> = told
+        .iter()
+        .map(|e| {
+            assert_eq!(
+                (e.action.as_str(), e.door.as_deref()),
+                ("dashboard.login", Some("page"))
+            );
+            let text = |t: &Option<String>| t.clone().unwrap_or_default();
+            (text(&e.principal), text(&e.decision), e.detail.clone())
+        })
+        .collect();
+    let detail = |name: &str, n: u64| [(name.to_owned(), n.to_string())].into_iter().collect();
+    assert_eq!(
+        told,
+        [
+            (String::new(), "refused".to_owned(), detail("count", 1)),
+            (
+                "uid:1000".to_owned(),
+                "ok".to_owned(),
+                detail("refusedBefore", 499)
+            ),
+        ]
+    );
+    setup.calls.1.lock().unwrap().1 = true;
+    let code = setup.code(&[Scope::Admin]).await;
+    let answer = login(&code).await;
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(answer.header("set-cookie"), "");
+    assert!(answer.body.contains("the log is full"));
     setup.tree.stop().await;
 }
 

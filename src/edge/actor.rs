@@ -216,9 +216,8 @@ impl Edge {
             self.evict(victim).await;
         }
         let (http, ctx) = (self.wiring.http.clone(), self.ctx.clone());
-        let is_unix = matches!(from, From::Control { .. });
         let task = self.ctx.task(HTTP, key, async move {
-            if let Some((io, said)) = http::serve(http, stream, is_unix).await {
+            if let Some((io, said)) = http::serve(http, stream).await {
                 ctx.notify(EdgeMsg::Upgraded(key, Box::new(io), said));
             }
         });

@@ -1,6 +1,7 @@
 //! HTTP on every door: probes, the page, and the upgrade to WebSocket, whose header rules (RFC 6455 4.2.1) no HTTP
 //! library checks.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,13 +15,22 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use portcullis_actors::connection::{Io, Stream};
 use portcullis_actors::supervision::{FlagReader, TreeWindow};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tracing::Instrument as _;
 
+use super::peer;
 use crate::methods::Site;
 
 /// A request's header, bytes.
 const HEADER_MAX: usize = 16 * 1024;
 
+/// A socket that does not upgrade takes requests for so many times a header's time, and as long again for the last
+/// answer: 40 seconds and 40 by default.
+const LIFE: u32 = 4;
+
+/// The two ends of a TCP socket; none of a Unix socket, which has no page.
+type Ends = Option<(SocketAddr, SocketAddr)>;
 type Answer = Response<Full<Bytes>>;
 
 /// What every door's HTTP needs.
@@ -46,10 +56,13 @@ pub struct Said {
 }
 
 /// Serves one socket until it ends or is upgraded.
-pub async fn serve(http: Http, stream: Stream, is_unix: bool) -> Option<(Io, Said)> {
+pub async fn serve(http: Http, stream: Stream) -> Option<(Io, Said)> {
     match stream {
-        Stream::Tcp(tcp) => over(http, tcp, is_unix, Stream::Tcp).await,
-        Stream::Unix(unix) => over(http, unix, is_unix, Stream::Unix).await,
+        Stream::Tcp(tcp) => {
+            let ends = tcp.peer_addr().ok().zip(tcp.local_addr().ok());
+            over(http, tcp, ends, Stream::Tcp).await
+        }
+        Stream::Unix(unix) => over(http, unix, None, Stream::Unix).await,
     }
 }
 
@@ -60,14 +73,20 @@ impl Socket for UnixStream {}
 async fn over<S: Socket>(
     http: Http,
     socket: S,
-    is_unix: bool,
+    ends: Ends,
     wrap: fn(S) -> Stream,
 ) -> Option<(Io, Said)> {
     let (tx, mut upgraded) = tokio::sync::mpsc::channel(1);
     let within = Duration::from_millis(http.header_ms.max(1));
     let service = service_fn(move |request: Request<Incoming>| {
         let (http, tx) = (http.clone(), tx.clone());
-        async move { Ok::<_, std::convert::Infallible>(answer(&http, request, is_unix, &tx).await) }
+        let span = span_of(&request);
+        async move {
+            let answer = answer(&http, request, ends, &tx).instrument(span.clone());
+            let answer = answer.await;
+            span.record("http.response.status_code", answer.status().as_u16());
+            Ok::<_, std::convert::Infallible>(answer)
+        }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -75,7 +94,16 @@ async fn over<S: Socket>(
         .max_buf_size(HEADER_MAX)
         .serve_connection(TokioIo::new(socket), service)
         .with_upgrades();
-    if let Err(error) = connection.await {
+    // One that asks now and then, or does not read what it is answered, does not stay for ever: browsers dial again.
+    let mut connection = std::pin::pin!(connection);
+    let life = within * LIFE;
+    let ended = if let Ok(ended) = timeout(life, connection.as_mut()).await {
+        ended
+    } else {
+        connection.as_mut().graceful_shutdown();
+        timeout(life, connection).await.ok()?
+    };
+    if let Err(error) = ended {
         tracing::debug!(target: "portcullis", %error, "http connection ended");
     }
     let (on_upgrade, said): (hyper::upgrade::OnUpgrade, Said) = upgraded.try_recv().ok()?;
@@ -83,16 +111,48 @@ async fn over<S: Socket>(
     Some((Io::new(wrap(parts.io.into_inner()), parts.read_buf), said))
 }
 
+/// Paths that are ours, so that no stranger's words become a span's name.
+const ROUTES: [&str; 14] = [
+    "/",
+    "/live",
+    "/login",
+    "/logout",
+    "/approvals",
+    "/devices",
+    "/style.css",
+    "/login.js",
+    "/icon.svg",
+    "/favicon.ico",
+    "/healthz",
+    "/health",
+    "/readyz",
+    "/ready",
+];
+
+fn span_of(request: &Request<Incoming>) -> tracing::Span {
+    let route = ROUTES.into_iter().find(|r| *r == request.uri().path());
+    let method = match *request.method() {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        _ => "_OTHER",
+    };
+    tracing::info_span!(
+        target: "portcullis", parent: None, "http", otel.kind = "server", room = "edge",
+        http.request.method = method, http.route = route.unwrap_or("_other"),
+        http.response.status_code = tracing::field::Empty,
+    )
+}
+
 async fn answer(
     http: &Http,
     mut request: Request<Incoming>,
-    is_unix: bool,
+    ends: Ends,
     upgraded: &tokio::sync::mpsc::Sender<(hyper::upgrade::OnUpgrade, Said)>,
 ) -> Answer {
     if request.headers().get_all(header::HOST).iter().count() > 1 {
         return plain(StatusCode::BAD_REQUEST, "one Host header, please\n");
     }
-    if !is_unix && !host_is_ours(http, request.headers()) {
+    if ends.is_some() && !host_is_ours(http, request.headers()) {
         return plain(
             StatusCode::MISDIRECTED_REQUEST,
             "this name is not ours: use an address or localhost, or add it to [dashboard] hosts\n",
@@ -126,11 +186,19 @@ async fn answer(
             Err(answer) => *answer,
         };
     }
-    if !is_unix
+    if let Some((peer, own)) = ends
         && let Some(site) = http.site.get()
-        && let Some(answer) = site.serve(request).await
     {
-        return answer;
+        // Whatever code or cookie it may have come by: what we let run decides nothing.
+        if peer.ip().to_canonical().is_loopback() && peer::is_of_a_run(peer, own) {
+            return plain(
+                StatusCode::FORBIDDEN,
+                "the page is not for what the gateway runs\n",
+            );
+        }
+        if let Some(answer) = site.serve(request).await {
+            return answer;
+        }
     }
     plain(StatusCode::NOT_FOUND, "nothing here\n")
 }

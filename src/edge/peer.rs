@@ -81,6 +81,15 @@ pub fn is_held_outside(inode: u64) -> bool {
         .is_some_and(is_outside)
 }
 
+/// Whether one of our runs is seen to hold the other end of this loopback connection.
+pub fn is_of_a_run(peer: SocketAddr, own: SocketAddr) -> bool {
+    let Some((_, inode)) = tcp_owner(peer, own) else {
+        return false;
+    };
+    let wanted = format!("socket:[{inode}]");
+    descendants().into_iter().any(|pid| holds(pid, &wanted))
+}
+
 /// This process has no child, dead ones included, and so no descendant: then the parents of all processes, a millisecond's
 /// reading and more, need not be read.
 fn is_childless() -> bool {
@@ -189,6 +198,7 @@ mod tests {
         let pid = child.id().cast_signed();
         assert!(!is_outside(pid));
         assert!(!is_held_outside(inode));
+        assert!(is_of_a_run(peer, server.local_addr().unwrap()));
         assert!(is_outside(
             parent(std::process::id().cast_signed()).unwrap()
         ));

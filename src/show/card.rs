@@ -1,92 +1,39 @@
-//! A pending plan as a person reads it before deciding: what runs, as whom, where, and why somebody is asked.
+//! A pending question as a person reads it before deciding: what runs, as whom, where, and why somebody is asked.
+//!
+//! The gateway sends every text already made visible, with `\` escaped (`core::display`): here it is put between
+//! quotes and not escaped a second time.
 
 use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use crate::show::text::{clean, left, quoted, span};
+use crate::show::text::{clean, left, span};
 use crate::show::value::{field, list, number};
 
-/// What would run: the frozen plan itself where the request carries it, else the request's own fields.
-fn plan(request: &Value) -> &Value {
-    request
-        .get("plan")
-        .filter(|p| p.is_object())
-        .unwrap_or(request)
-}
-
-/// The first text among these fields.
-fn first<'a>(value: &'a Value, keys: &[&str]) -> &'a str {
-    keys.iter()
-        .map(|key| field(value, key))
-        .find(|text| !text.is_empty())
-        .unwrap_or_default()
-}
-
-/// The argv of a request, wherever it stands.
-pub fn argv(request: &Value) -> Vec<String> {
-    [
-        plan(request).get("argv"),
-        request.pointer("/systemRunBinding/argv"),
-        request.get("commandArgv"),
-    ]
-    .into_iter()
-    .flatten()
-    .find_map(Value::as_array)
-    .map(|tokens| {
-        tokens
-            .iter()
-            .filter_map(Value::as_str)
-            .map(str::to_owned)
-            .collect()
-    })
-    .unwrap_or_default()
+/// A text between its borders.
+fn token(text: &str) -> String {
+    format!("\"{}\"", clean(text).replace('"', "\\\""))
 }
 
 /// The command in one line, its tokens quoted where a reader could not tell them apart.
 pub fn line(request: &Value) -> String {
-    let tokens = argv(request);
-    if tokens.is_empty() {
-        return clean(field(request, "command"));
-    }
-    let plain = |t: &str| {
-        !t.is_empty()
-            && t.bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"-_./=:,+@%".contains(&b))
-    };
-    tokens
-        .iter()
-        .map(|t| if plain(t) { t.clone() } else { quoted(t) })
-        .collect::<Vec<_>>()
-        .join(" ")
+    clean(field(request, "command"))
 }
 
 /// For whom: the agent.
 pub fn agent(request: &Value) -> &str {
-    match field(plan(request), "agent") {
-        "" => field(request, "agentId"),
-        agent => agent,
-    }
+    field(request, "agentId")
 }
 
-/// One word for where it would run: `host`, `sandbox`, `node …`.
+/// One word for where it would run: `host`, `sandbox`, `node:…`.
 pub fn target(request: &Value) -> String {
-    let node = plan(request)
-        .pointer("/target/node")
-        .and_then(Value::as_str);
-    match node {
-        Some(node) => format!("node {}", clean(node)),
-        None => match first(plan(request), &["target", "host"]) {
-            "" => clean(field(request, "host")),
-            "node" => format!("node {}", clean(field(request, "nodeId"))),
-            word => clean(word),
-        },
-    }
+    clean(field(request, "target"))
 }
 
 fn place(request: &Value) -> String {
     match target(request).as_str() {
-        "host" | "gateway" => "on the host, outside the sandbox".to_owned(),
+        "" => String::new(),
+        "host" => "on the host, outside the sandbox".to_owned(),
         "sandbox" => "in its sandbox".to_owned(),
         other => format!("on {other}"),
     }
@@ -96,45 +43,42 @@ fn place(request: &Value) -> String {
 /// `approval` is one entry of `exec.approval.list`.
 pub fn rows(approval: &Value) -> Vec<(&'static str, String)> {
     let request = approval.get("request").unwrap_or(&Value::Null);
-    let plan = plan(request);
     let mut rows = Vec::new();
-    let mut put = |name: &'static str, value: String| {
-        if !value.is_empty() {
-            rows.push((name, value));
+    let mut put = |name: &'static str, lines: Vec<String>| {
+        for (i, line) in lines.into_iter().filter(|l| !l.is_empty()).enumerate() {
+            rows.push((if i == 0 { name } else { "" }, line));
         }
     };
-    put("agent", clean(agent(request)));
-    put("runs", place(request));
-    for (i, token) in argv(request).iter().enumerate() {
-        put(if i == 0 { "argv" } else { "" }, quoted(token));
+    let one = |key: &str| vec![clean(field(request, key))];
+    put("agent", one("agentId"));
+    put("runs", vec![place(request)]);
+    let argv = list(request, "argv").iter().filter_map(Value::as_str);
+    put("argv", argv.map(token).collect());
+    if let Some(change) = request.get("change") {
+        put("changes", vec!["what may run without asking".to_owned()]);
+        put("now", pretty(change.get("old")));
+        put("then", pretty(change.get("new")));
     }
-    if argv(request).is_empty() {
-        put("command", clean(field(request, "command")));
-    }
-    for (i, file) in executable(plan, request).into_iter().enumerate() {
-        put(if i == 0 { "program" } else { "" }, file);
-    }
-    put("cwd", clean(first(plan, &["cwd"])));
-    put("user", user(plan));
-    for (i, variable) in env(plan).into_iter().enumerate() {
-        put(if i == 0 { "env" } else { "" }, variable);
-    }
-    put("stdin", stdin(plan));
-    put("network", clean(field(plan, "egress")));
-    let limit = plan.pointer("/limits/timeout_ms").and_then(Value::as_u64);
-    let limit = limit.or_else(|| number(plan, "timeoutMs"));
-    put("time limit", limit.map_or_else(String::new, span));
-    put("session", clean(first(plan, &["session", "sessionKey"])));
-    put("asked by", clean(first(plan, &["principal"])));
-    for (i, reason) in list(request, "reasons").iter().enumerate() {
-        let text = reason.as_str().unwrap_or_else(|| field(reason, "text"));
-        put(if i == 0 { "why asked" } else { "" }, clean(text));
-    }
-    // The warning is these reasons in one line.
-    if list(request, "reasons").is_empty() {
-        put("warning", clean(field(request, "warningText")));
-    }
-    put("plan", clean(field(request, "planHash")));
+    put("program", executable(request));
+    put(
+        "files",
+        list(request, "operands").iter().map(operand).collect(),
+    );
+    put("cwd", one("cwd"));
+    put("user", vec![user(request)]);
+    put("env", list(request, "env").iter().map(variable).collect());
+    put("network", one("egress"));
+    let limit = request
+        .pointer("/limits/timeout_ms")
+        .and_then(Value::as_u64);
+    put("time limit", vec![limit.map_or_else(String::new, span)]);
+    put("asked by", vec![requester(request)]);
+    let reasons = list(request, "reasons").iter();
+    put(
+        "why asked",
+        reasons.map(|r| clean(field(r, "text"))).collect(),
+    );
+    put("plan", one("planHash"));
     rows
 }
 
@@ -149,177 +93,220 @@ pub fn card(approval: &Value) -> String {
     out
 }
 
-/// A line per file that runs. The plan's own form is tagged (`{"host": {…}}`), a request's is flat.
-fn executable(plan: &Value, request: &Value) -> Vec<String> {
-    let Some(program) = plan.get("executable").filter(|e| e.is_object()) else {
-        return vec![clean(field(request, "resolvedPath"))];
-    };
-    let kinds = ["host", "image", "workspace", "node"];
-    let tagged = kinds
-        .iter()
-        .find_map(|kind| Some((*kind, program.get(kind)?)));
-    let scripted = (field(program, "kind") == "host-script").then_some(program);
-    if let Some(script) = program.get("host-script").or(scripted) {
-        let part = |name: &str| file("host", script.get(name).unwrap_or(&Value::Null));
-        let argument = match field(script, "argument") {
-            "" => String::new(),
-            argument => format!("  with {}", quoted(argument)),
-        };
-        return vec![
-            part("script"),
-            format!("read by {}{argument}", part("interpreter")),
-        ];
-    }
-    let flat = program.get("file").unwrap_or(program);
-    let (kind, program) = tagged.unwrap_or((field(program, "kind"), flat));
-    vec![file(kind, program)]
+/// A document, line by line; its texts are visible already, so JSON's own escaping of `\` is taken back.
+fn pretty(document: Option<&Value>) -> Vec<String> {
+    let text = document.and_then(|d| serde_json::to_string_pretty(d).ok());
+    text.map_or_else(Vec::new, |text| {
+        text.lines()
+            .map(|l| clean(&l.replace("\\\\", "\\")))
+            .collect()
+    })
 }
 
-fn file(kind: &str, file: &Value) -> String {
-    let mut text = clean(field(file, "path"));
-    let digest = first(
-        file,
-        &["sha256", "claimed_sha256", "claimedSha256", "digest"],
-    );
-    if !digest.is_empty() {
-        let _ = write!(text, "  sha256 {}", clean(digest));
+/// A line per file that runs.
+fn executable(request: &Value) -> Vec<String> {
+    let Some(program) = request.get("executable") else {
+        return Vec::new();
+    };
+    let none = Value::Null;
+    let at = |key: &str| file(program.get(key).unwrap_or(&none));
+    match field(program, "kind") {
+        "host" => vec![at("file")],
+        "host-script" => {
+            let argument = match field(program, "argument") {
+                "" => String::new(),
+                argument => format!("  with {}", token(argument)),
+            };
+            vec![
+                at("file"),
+                format!("read by {}{argument}", at("interpreter")),
+            ]
+        }
+        "workspace" => vec![format!("{}  (the agent can write it)", file(program))],
+        "image" => vec![format!("{}  (of the box's image)", file(program))],
+        "node" => vec![format!("{}  (as the node says)", file(program))],
+        other => vec![format!("{}  ({})", file(program), clean(other))],
     }
-    match kind {
-        "workspace" => text.push_str("  (the agent can write it)"),
-        "image" => text.push_str("  (of the box's image)"),
-        "node" => text.push_str("  (as the node says)"),
-        _ => {}
+}
+
+/// A word of the arguments that names something, and how that is kept.
+fn operand(operand: &Value) -> String {
+    let how = match field(operand, "held") {
+        "copied" => "this text is handed over as a copy".to_owned(),
+        "checked" => "compared again before the start".to_owned(),
+        _ => format!("NOT KEPT, {}: it can change", clean(field(operand, "why"))),
+    };
+    let index = number(operand, "argvIndex").map_or_else(|| "?".to_owned(), |n| n.to_string());
+    format!("argv[{index}] is {}  ({how})", file(operand))
+}
+
+fn file(file: &Value) -> String {
+    let mut text = clean(field(file, "path"));
+    let digest = ["sha256", "claimedSha256", "digest"]
+        .into_iter()
+        .map(|key| field(file, key))
+        .find(|digest| !digest.is_empty());
+    if let Some(digest) = digest {
+        let _ = write!(
+            text,
+            "  sha256 {}",
+            clean(digest.trim_start_matches("sha256:"))
+        );
     }
     text.trim_start().to_owned()
 }
 
-fn user(plan: &Value) -> String {
-    let plan = plan.get("user").filter(|u| u.is_object()).unwrap_or(plan);
-    let mut text = clean(field(plan, "user"));
-    if let (Some(uid), Some(gid)) = (number(plan, "uid"), number(plan, "gid")) {
-        let _ = write!(text, " uid {uid} gid {gid}");
+fn user(request: &Value) -> String {
+    let user = request.get("user").unwrap_or(&Value::Null);
+    let mut text = String::new();
+    if let (Some(uid), Some(gid)) = (number(user, "uid"), number(user, "gid")) {
+        let _ = write!(text, "uid {uid} gid {gid}");
     }
-    let groups: Vec<String> = list(plan, "groups")
-        .iter()
-        .map(ToString::to_string)
-        .collect();
+    let groups = list(user, "groups").iter().map(ToString::to_string);
+    let groups: Vec<String> = groups.collect();
     if !groups.is_empty() {
         let _ = write!(text, " groups {}", clean(&groups.join(" ")));
     }
-    text.trim_start().to_owned()
+    text
 }
 
-fn stdin(plan: &Value) -> String {
-    match plan.get("stdin") {
-        Some(Value::String(word)) if word == "open" => "a stream that nobody has seen".to_owned(),
-        Some(Value::Object(map)) => map
-            .get("sha256")
-            .and_then(Value::as_str)
-            .map_or_else(String::new, |digest| format!("sha256 {}", clean(digest))),
-        _ => String::new(),
+fn variable(variable: &Value) -> String {
+    let name = clean(field(variable, "name"));
+    match variable.get("value").and_then(Value::as_str) {
+        Some(value) => format!("{name}={}", token(value)),
+        // A secret travels by name and version only.
+        None => format!(
+            "{name}=secret {} version {}",
+            clean(field(variable, "secret")),
+            number(variable, "version").unwrap_or_default()
+        ),
     }
 }
 
-fn env(plan: &Value) -> Vec<String> {
-    let value = |value: &Value| match value {
-        Value::String(text) => quoted(text),
-        // A secret travels by name and version only.
-        Value::Object(_) => match (
-            value.get("plain").and_then(Value::as_str),
-            value.get("secret"),
-        ) {
-            (Some(text), _) => quoted(text),
-            (_, Some(secret @ Value::Object(_))) => format!(
-                "secret {} version {}",
-                clean(field(secret, "name")),
-                number(secret, "version").unwrap_or_default()
-            ),
-            (_, Some(Value::String(name))) => format!("secret {}", clean(name)),
-            _ => clean(&value.to_string()),
-        },
-        other => clean(&other.to_string()),
-    };
-    match plan.get("env") {
-        Some(Value::Object(map)) => map
-            .iter()
-            .map(|(name, v)| format!("{}={}", clean(name), value(v)))
-            .collect(),
-        Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).map(clean).collect(),
-        _ => Vec::new(),
+fn requester(request: &Value) -> String {
+    let by = request.get("requestedBy").unwrap_or(&Value::Null);
+    match field(by, "principal") {
+        "" => String::new(),
+        who => format!(
+            "{} over {}, connection {}",
+            clean(who),
+            clean(field(by, "door")),
+            clean(field(by, "connection"))
+        ),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use portcullis_core::approval::Record;
+    use portcullis_core::approval::record_json;
     use serde_json::json;
 
-    #[test]
-    fn a_request_as_the_gateway_sends_it_shows_program_and_user() {
-        let card = card(&json!({"id": "a", "request": {
-            "agentId": "demo", "target": "host", "argv": ["uname"],
-            "executable": {"kind": "host", "file": {"path": "/usr/bin/uname", "sha256": "ed21"}},
-            "user": {"uid": 65534, "gid": 65534, "groups": []}, "egress": "host",
-        }}));
-        assert!(card.contains("/usr/bin/uname  sha256 ed21"), "{card}");
-        assert!(card.contains("uid 65534 gid 65534"), "{card}");
-        assert!(card.contains("network    host"), "{card}");
+    /// As the gateway sends it: made by what makes it there.
+    fn sent(subject: &Value) -> Value {
+        let hash = "ab".repeat(32);
+        let record: Record = serde_json::from_value(json!({
+            "v": 1, "id": "a1", "status": "pending", "idempotency_key": null, "subject": subject,
+            "requester": {"name": "uid:7", "role": "operator", "device": null, "agent": null, "connection": "c-1", "door": "control"},
+            "plan_hash": hash, "subject_hash": hash, "reasons": [{"id": "host", "text": "outside the sandbox"}],
+            "may_always": false, "created": 0, "expires": 0, "resolution": null, "used_by": null,
+        }))
+        .unwrap();
+        record_json(&record)
+    }
+
+    fn plan(argv: &[&str], executable: &Value) -> Value {
+        json!({"exec": {
+            "v": 1, "target": "host", "agent": "demo", "session": "s1", "principal": "uid:7", "argv": argv,
+            "executable": executable, "cwd": "/w\u{202e}", "uid": 65534, "gid": 65533, "groups": [27, 44],
+            "env": {"A": {"plain": "b \"c\"\\"}, "KEY": {"secret": {"name": "API_KEY", "version": 3}}},
+            "stdin": "none", "tty": false, "egress": "none", "profile_digest": "cd".repeat(32),
+            "limits": {"timeout_ms": 30_000, "output_bytes": 1, "memory_bytes": null, "cpu_millis": null, "pids": null},
+            "nonce": "ef".repeat(16),
+        }})
+    }
+
+    fn on_host(path: &str, digit: &str) -> Value {
+        json!({"path": path, "dev": 1, "ino": 2, "sha256": digit.repeat(64)})
     }
 
     #[test]
-    fn every_token_stands_alone_and_nothing_hides() {
-        let approval = json!({"id": "a1", "expiresAtMs": 0, "request": {
-            "agentId": "demo\u{202e}", "target": "host", "argv": ["/bin/sh", "-c", "echo a; rm -rf /\n# \u{1b}[2K"],
-            "executable": {"kind": "host", "path": "/bin/sh", "sha256": "1f0c"}, "cwd": "/w", "user": "nobody",
-            "uid": 65534, "gid": 65534, "reasons": ["outside the sandbox"], "env": {"A": "b c"},
-        }});
-        let shown = card(&approval);
-        assert!(shown.contains("argv       \"/bin/sh\"\n             \"-c\"\n             \"echo a; rm -rf /\\n# \\u{1b}[2K\"\n"), "{shown}");
+    fn what_a_word_names_is_shown_with_how_it_is_kept() {
+        let card = card(&json!({"request": {"argv": ["sh", "/t/x"], "operands": [
+            {"argvIndex": 1, "path": "/t/x\u{1b}", "sha256": "ab", "held": "copied"},
+            {"argvIndex": 2, "path": "/srv", "held": "not-kept", "why": "a folder"},
+            {"argvIndex": 3, "path": "/t/y", "sha256": "cd", "held": "checked"}]}}));
         for part in [
-            "demo\\u{202e}",
-            "outside the sandbox",
-            "sha256 1f0c",
-            "nobody uid 65534 gid 65534",
-            "A=\"b c\"",
-            "0:00 left",
+            "argv[1] is /t/x",
+            "sha256 ab  (this text is handed over",
+            "argv[2] is /srv  (NOT KEPT, a folder",
+            "sha256 cd  (compared again",
         ] {
-            assert!(shown.contains(part), "{part}: {shown}");
+            assert!(card.contains(part), "{part}: {card}");
         }
-        assert!(shown.chars().all(|c| c == '\n' || !c.is_control()));
-        assert_eq!(
-            line(&approval["request"]),
-            r#"/bin/sh -c "echo a; rm -rf /\n# \u{1b}[2K""#
-        );
+        assert!(!card.contains('\u{1b}'), "{card}");
     }
 
     #[test]
     fn the_frozen_plan_itself_is_shown_whole() {
-        let approval = json!({"id": "a1", "expiresAtMs": 0, "request": {"planHash": "ab", "agentId": "other", "plan": {
-            "v": 1, "target": {"node": "n1"}, "agent": "demo", "session": "s1", "principal": "uid:7", "argv": ["x.py"],
-            "executable": {"host-script": {"script": {"path": "/w/x.py", "sha256": "11"},
-                "interpreter": {"path": "/usr/bin/python3", "sha256": "22"}, "argument": "-I"}},
-            "cwd": "/w", "uid": 1000, "gid": 1000, "groups": [27, 44], "stdin": {"sha256": "33"}, "egress": "none",
-            "env": {"A": {"plain": "b"}, "KEY": {"secret": {"name": "API_KEY", "version": 3}}}, "limits": {"timeout_ms": 30_000},
-        }}});
-        let shown = card(&approval);
+        let script = json!({"host-script": {
+            "script": on_host("/w/x.py", "1"), "interpreter": on_host("/usr/bin/python3", "2"), "argument": "-I",
+        }});
+        let shown = card(&sent(&plan(&["x.py"], &script)));
+        let (one, two) = ("1".repeat(64), "2".repeat(64));
         for part in [
-            "demo",
-            "on node n1",
+            "agent      demo\n",
+            "on the host, outside the sandbox",
             "\"x.py\"",
-            "/w/x.py  sha256 11",
-            "read by /usr/bin/python3  sha256 22  with \"-I\"",
-            "uid 1000 gid 1000 groups 27 44",
-            "A=\"b\"",
-            "KEY=secret API_KEY version 3",
-            "sha256 33",
-            "none",
+            &format!("/w/x.py  sha256 {one}\n"),
+            &format!("read by /usr/bin/python3  sha256 {two}  with \"-I\"\n"),
+            "cwd        /w\\u{202e}\n",
+            "uid 65534 gid 65533 groups 27 44",
+            "env        A=\"b \\\"c\\\"\\\\\"\n             KEY=secret API_KEY version 3\n",
+            "network    none",
             "30 s",
-            "s1",
-            "uid:7",
-            "ab",
+            "uid:7 over control, connection c-1",
+            "outside the sandbox",
+            &"ab".repeat(32),
+            "0:00 left",
         ] {
             assert!(shown.contains(part), "{part}: {shown}");
         }
-        assert!(!shown.contains("other"));
+    }
+
+    #[test]
+    fn every_token_stands_alone_and_nothing_hides() {
+        let argv = [
+            "/bin/sh",
+            "-c",
+            "echo a; rm -rf /\n# \u{1b}[2K\u{202e}",
+            "\\u{202e}",
+        ];
+        let program = json!({"host": on_host("/bin/sh", "a")});
+        let approval = sent(&plan(&argv, &program));
+        let shown = card(&approval);
+        let tokens = [
+            "argv       \"/bin/sh\"\n",
+            "             \"-c\"\n",
+            "             \"echo a; rm -rf /\\n# \\u{1b}[2K\\u{202e}\"\n",
+            // What only looks like an escape is told from one.
+            "             \"\\\\u{202e}\"\n",
+        ];
+        assert!(shown.contains(&tokens.concat()), "{shown}");
+        assert!(shown.chars().all(|c| c == '\n' || !c.is_control()));
+        assert_eq!(
+            line(&approval["request"]),
+            r#"/bin/sh -c "echo a; rm -rf /\n# \u{1b}[2K\u{202e}" "\\u{202e}""#
+        );
+    }
+
+    #[test]
+    fn a_change_of_policy_shows_what_was_and_what_would_be() {
+        let change = json!({"policy": {"base": "ab".repeat(32), "old": {"agents": {}}, "new": {"agents": {"x": ["rm\u{202e}"]}}}});
+        let shown = card(&sent(&change));
+        for part in ["now        {\n", "then       {\n", "\"rm\\u{202e}\""] {
+            assert!(shown.contains(part), "{part}: {shown}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use portcullis_actors::clock::Clock;
+use portcullis_core::display::hides;
 
 /// Unix milliseconds, for times shown to a person: nothing is decided by them.
 pub fn now_ms() -> u64 {
@@ -21,35 +22,6 @@ pub fn clean(text: &str) -> String {
             out.push(c);
         }
     }
-    out
-}
-
-/// Characters that steer a terminal, are invisible, or look like a plain space.
-fn hides(c: char) -> bool {
-    c.is_control()
-        || (c.is_whitespace() && c != ' ')
-        || matches!(c,
-            '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}'
-            | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
-            | '\u{2800}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}'
-            | '\u{e000}'..='\u{f8ff}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}'
-            | '\u{f0000}'..='\u{10ffff}')
-}
-
-/// One token of an argv, its borders drawn.
-pub fn quoted(token: &str) -> String {
-    let mut out = String::with_capacity(token.len() + 2);
-    out.push('"');
-    for c in token.chars() {
-        match c {
-            '"' | '\\' => {
-                out.push('\\');
-                out.push(c);
-            }
-            _ => out.push_str(&clean(c.encode_utf8(&mut [0; 4]))),
-        }
-    }
-    out.push('"');
     out
 }
 
@@ -172,7 +144,6 @@ mod tests {
             );
         }
         assert_eq!(clean("नमस्ते, ünïcode ✓"), "नमस्ते, ünïcode ✓");
-        assert_eq!(quoted("a \"b\"\\\n"), r#""a \"b\"\\\n""#);
     }
 
     #[test]

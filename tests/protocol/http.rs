@@ -1,6 +1,7 @@
 //! HTTP on the same port: probes, names, and the rules of the upgrade.
 
 use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -270,6 +271,54 @@ fn half_a_header_and_an_idle_connection_are_closed() {
             "{sent:?}: {took:?} {end:?}"
         );
     }
+}
+
+/// Keep-alive with a request now and then, a form whose body never comes, and answers that are never read.
+#[test]
+fn a_socket_that_stays_with_plain_http_is_closed_in_the_end() {
+    let gateway = Gateway::with(&[("gateway.limits.header_ms", "300")]);
+    let ask = "GET /style.css HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let closed = |send: &mut dyn FnMut(&mut TcpStream) -> std::io::Result<()>| {
+        let mut socket = gateway.socket();
+        socket
+            .set_write_timeout(Some(Duration::from_millis(100)))
+            .unwrap();
+        let began = Instant::now();
+        loop {
+            match send(&mut socket) {
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(_) => return,
+                Ok(()) => {}
+            }
+            assert!(began.elapsed() < Duration::from_secs(30), "it stays");
+        }
+    };
+    let pause = || std::thread::sleep(Duration::from_millis(100));
+    closed(&mut |socket| {
+        pause();
+        socket.write_all(ask.as_bytes())?;
+        match socket.read(&mut vec![0; 64 * 1024])? {
+            0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(()),
+        }
+    });
+    let many = ask.repeat(100);
+    closed(&mut |socket| socket.write_all(many.as_bytes()));
+    let mut sent = false;
+    closed(&mut |socket| {
+        if !sent {
+            sent = true;
+            let origin = format!("http://localhost:{}", socket.peer_addr()?.port());
+            let head = format!(
+                "POST /login HTTP/1.1\r\nHost: {}\r\nOrigin: {origin}\r\nContent-Length: 9999\r\n\
+                 Content-Type: application/x-www-form-urlencoded\r\n\r\n",
+                &origin[7..]
+            );
+            socket.write_all(head.as_bytes())?;
+        }
+        pause();
+        socket.write_all(b"x")
+    });
 }
 
 #[test]

@@ -3,7 +3,9 @@
 mod after;
 mod before;
 mod devices;
+mod exec;
 mod hello;
 mod http;
+mod life;
 mod limits;
 mod secrets;

@@ -5,14 +5,14 @@ use portcullis_core::approval::{Status, Word};
 use portcullis_core::audit::Entry;
 use portcullis_core::ids::{ApprovalId, Hash32};
 use portcullis_core::plan::{
-    Egress, EnvValue, ExecPlan, Executable, HOST_PATH, HostFile, Limits, Nonce, Stdin, Target, V1,
+    Egress, EnvValue, ExecPlan, Executable, Form, HOST_PATH, HostFile, Limits, Nonce, Stdin, Target,
 };
 
 use super::real::{Ground, Trip, agent, in_time, operator};
 
 fn plan(argument: &str) -> ExecPlan {
     ExecPlan {
-        v: V1,
+        v: Form::V2,
         target: Target::Host,
         agent: agent("demo"),
         session: "c-1".into(),
@@ -24,6 +24,7 @@ fn plan(argument: &str) -> ExecPlan {
             ino: 2,
             sha256: Hash32::of(b"x"),
         }),
+        operands: vec![],
         cwd: "/".into(),
         uid: 65534,
         gid: 65534,
@@ -50,6 +51,8 @@ async fn ask(approval: &ApprovalHandle, plan: ExecPlan) -> Result<ApprovalId, &'
         requester: operator(),
         connection: "c-1".into(),
         idempotency_key: None,
+        id: None,
+        timeout_ms: None,
     };
     match in_time(approval.decide(ask)).await {
         Ok(Decision::Pending { id, .. }) => Ok(id),

@@ -1,6 +1,7 @@
 //! Runs: what is under way goes on while a room below crashes, and a stop ends each with a recorded outcome.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use portcullis_actors::approval::ApprovalHandle;
 use portcullis_actors::exec::{
@@ -8,6 +9,7 @@ use portcullis_actors::exec::{
 };
 use portcullis_actors::sandbox_pool::cell_file;
 use portcullis_actors::supervision::Flag;
+use portcullis_core::approval::Word;
 use portcullis_core::audit::{Entry, OutcomeFilter, Query};
 use portcullis_core::plan::Target;
 use tokio::sync::mpsc;
@@ -19,12 +21,15 @@ struct Runs {
     exec: ExecHandle,
     approval: ApprovalHandle,
     trip: Trip,
+    /// Breaks the room itself.
+    own: Trip,
     session: Flag<Option<String>>,
     standing: Standing,
 }
 
-async fn house() -> Runs {
-    let (mut ground, trip) = (Ground::new(), Trip::default());
+/// With at most so many runs at once.
+async fn house(most: usize) -> Runs {
+    let (mut ground, trip, own) = (Ground::new(), Trip::default(), Trip::default());
     let run = ground.state.path().join("run");
     std::fs::create_dir(&run).unwrap();
     let (cell, _) = cell_file::place(&run, include_bytes!(env!("PORTCULLIS_CELL"))).unwrap();
@@ -34,7 +39,7 @@ async fn house() -> Runs {
         &mut ground.tree,
         ExecWiring {
             config: ExecConfig {
-                runs_per_agent: 2,
+                runs_per_agent: most,
                 ..ExecConfig::default()
             },
             agents: BTreeMap::new(),
@@ -46,12 +51,15 @@ async fn house() -> Runs {
             approval: approval.clone(),
             pool,
             audit: ground.audit.clone(),
+            clock: own.clock(),
+            since: Arc::new(Flag::new(None)),
         },
     );
     Runs {
         exec,
         approval,
         trip,
+        own,
         session: Flag::new(None),
         standing: ground.start().await,
     }
@@ -62,6 +70,15 @@ async fn begin(
     key: &str,
     script: &str,
 ) -> Result<(Accepted, mpsc::Receiver<ExecEvent>), ExecRefusal> {
+    begin_at(house, key, Target::Sandbox, script).await
+}
+
+async fn begin_at(
+    house: &Runs,
+    key: &str,
+    target: Target,
+    script: &str,
+) -> Result<(Accepted, mpsc::Receiver<ExecEvent>), ExecRefusal> {
     let request = RunRequest {
         principal: operator(),
         connection: "c-1".to_owned(),
@@ -70,7 +87,7 @@ async fn begin(
         cwd: None,
         env: BTreeMap::new(),
         timeout_ms: Some(30_000),
-        target: Target::Sandbox,
+        target,
         idempotency_key: key.to_owned(),
         session: house.session.reader(),
     };
@@ -101,7 +118,7 @@ async fn open_intents(standing: &Standing) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_goes_on_while_approval_crashes_and_one_too_many_is_refused() {
-    let house = house().await;
+    let house = house(2).await;
     let (_, mut first) = begin(&house, "k1", "echo up; sleep 2; exit 7")
         .await
         .unwrap();
@@ -139,7 +156,7 @@ async fn a_run_goes_on_while_approval_crashes_and_one_too_many_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_ends_what_runs_says_so_and_records_it() {
-    let house = house().await;
+    let house = house(2).await;
     let (accepted, mut seen) = begin(&house, "k1", "echo up; sleep 67").await.unwrap();
     assert!(matches!(seen.recv().await, Some(ExecEvent::Output { .. })));
     let mut news = house.standing.audit.watch();
@@ -155,5 +172,79 @@ async fn a_stop_ends_what_runs_says_so_and_records_it() {
         }
     }
     assert_eq!(kinds, ["outcome", "stop"]);
+    house.standing.end().await;
+}
+
+/// Is a process alive whose command line holds this?
+fn alive(mark: &str) -> bool {
+    std::fs::read_dir("/proc").unwrap().flatten().any(|entry| {
+        std::fs::read(entry.path().join("cmdline"))
+            .is_ok_and(|line| String::from_utf8_lossy(&line).replace('\0', " ").trim_end() == mark)
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn runs_of_a_room_that_crashed_are_ended_recorded_as_unknown_and_not_run_again() {
+    let house = house(4).await;
+    let (_, mut in_box) = begin(&house, "k1", "echo up; exec sleep 68.5")
+        .await
+        .unwrap();
+    assert!(matches!(
+        in_box.recv().await,
+        Some(ExecEvent::Output { .. })
+    ));
+    let (asked, mut on_host) = begin_at(&house, "k2", Target::Host, "echo up; exec sleep 69.5")
+        .await
+        .unwrap();
+    let id = asked.approval_id.unwrap();
+    let (by, id) = (operator(), id.as_str());
+    let allowed = house.approval.resolve(id, Word::AllowOnce, &by, "c-2");
+    allowed.await.unwrap();
+    assert!(matches!(
+        on_host.recv().await,
+        Some(ExecEvent::Output { .. })
+    ));
+    // One that waits for a person has done nothing, and left no intent.
+    let (_, mut waits) = begin_at(&house, "k3", Target::Host, "echo late")
+        .await
+        .unwrap_or_else(|refused| panic!("{refused}"));
+    eventually("both run", || alive("sleep 68.5") && alive("sleep 69.5")).await;
+    assert_eq!(open_intents(&house.standing).await, 2);
+
+    house.own.arm();
+    let broke = in_time(begin(&house, "k4", "true")).await.map(|_| ());
+    assert_eq!(broke.unwrap_err().code.name, "ROOM_DOWN");
+    // Whoever listens hears that there will be no more.
+    for seen in [&mut in_box, &mut on_host, &mut waits] {
+        let closed = tokio::time::timeout(10 * SECOND, seen.recv()).await;
+        assert!(closed.unwrap().is_none());
+    }
+    house.standing.recovered("exec", 1).await;
+    eventually("their processes are ended", || {
+        !alive("sleep 68.5") && !alive("sleep 69.5")
+    })
+    .await;
+    assert_eq!(open_intents(&house.standing).await, 0);
+    let unknown = Query {
+        action: Some("exec.run".to_owned()),
+        outcome: Some(OutcomeFilter::Unknown),
+        ..Query::default()
+    };
+    assert_eq!(house.standing.audit.query(unknown).await.unwrap().len(), 2);
+
+    // The keys are used; the room serves.
+    let (_, mut again) = begin(&house, "k1", "echo up; exec sleep 68.5")
+        .await
+        .unwrap();
+    let result = ended(&mut again).await;
+    assert_eq!(result.status, "unknown");
+    assert_eq!(result.error.unwrap().0.name, "RUN_UNKNOWN");
+    let (_, mut fresh) = begin(&house, "k5", "exit 4").await.unwrap();
+    assert_eq!(ended(&mut fresh).await.exit_code, Some(4));
+    // What waited can be taken up.
+    let (taken, _seen) = begin_at(&house, "k3", Target::Host, "echo late")
+        .await
+        .unwrap();
+    assert_eq!(taken.status, "approval-pending");
     house.standing.end().await;
 }

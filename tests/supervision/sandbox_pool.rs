@@ -45,7 +45,7 @@ async fn output(seen: &mut mpsc::Receiver<RunEvent>) -> String {
                 text.extend(data);
             }
             Some(RunEvent::Exited(_)) => return String::from_utf8(text).unwrap(),
-            Some(RunEvent::BoxLost) | None => return "box lost".to_owned(),
+            Some(RunEvent::BoxLost | RunEvent::GivenUp(_)) | None => return "box lost".to_owned(),
         }
     }
 }

@@ -47,7 +47,7 @@ impl Browser {
             "--disable-gpu".to_owned(),
             "--disable-dev-shm-usage".to_owned(),
             "--disable-background-networking".to_owned(),
-            format!("--window-size={width},1400"),
+            format!("--window-size={width},2600"),
             format!(
                 "--user-data-dir={}",
                 profile.path().join("chromium").display()

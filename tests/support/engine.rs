@@ -24,8 +24,12 @@ const GUARD: &str = r#"
 set -u
 trap '' INT TERM HUP
 D=$1
-containerd --config "$D/containerd.toml" </dev/null >"$D/containerd.log" 2>&1 &
-C=$!
+containerd() {
+    command containerd --config "$D/containerd.toml" </dev/null >>"$D/containerd.log" 2>&1 &
+    C=$!
+    echo "$C" >"$D/containerd.pid"
+}
+containerd
 engine() {
     dockerd --config-file "$D/daemon.json" --host "unix://$D/s" --containerd "$D/c.sock" --data-root "$D/data" --exec-root "$D/exec" \
         --pidfile "$D/dockerd.pid" --bridge=none --iptables=false --ip6tables=false </dev/null >>"$D/dockerd.log" 2>&1 &
@@ -34,7 +38,12 @@ engine() {
 }
 engine
 # An engine that was killed is a zombie until it is waited for, and its successor takes that for a rival.
-while read -r _; do wait "$E"; rm -f "$D/dockerd.pid"; engine; done
+while read -r what; do
+    if [ "$what" = all ]; then wait "$C"; containerd; fi
+    wait "$E"
+    rm -f "$D/dockerd.pid"
+    engine
+done
 for box in "$D"/exec/runtime-runc/*/*; do
     [ -d "$box" ] && runc --root "${box%/*}" delete --force "${box##*/}"
 done
@@ -118,7 +127,11 @@ impl Engine {
 
     /// `kill -SIGNAL` to the engine alone; its containers and containerd live on.
     pub fn signal(&self, signal: &str) {
-        let pid = fs::read_to_string(self.folder.join("engine.pid")).expect("the engine's pid");
+        self.send(signal, "engine.pid");
+    }
+
+    fn send(&self, signal: &str, file: &str) {
+        let pid = fs::read_to_string(self.folder.join(file)).expect("its pid");
         let done = Command::new("kill")
             .arg(format!("-{signal}"))
             .arg(pid.trim())
@@ -129,14 +142,30 @@ impl Engine {
         );
     }
 
-    /// Starts the engine again after it was killed, on the same folders.
+    /// `kill -9` to the engine and to its containerd; the containers' own shims live on.
+    pub fn kill_all(&self) {
+        for file in ["engine.pid", "containerd.pid"] {
+            self.send("KILL", file);
+        }
+    }
+
+    /// Starts the engine again after it was killed or stopped, on the same folders.
     pub fn start_again(&self) {
+        self.again("engine");
+    }
+
+    /// The same after [`Self::kill_all`].
+    pub fn start_all_again(&self) {
+        self.again("all");
+    }
+
+    fn again(&self, what: &str) {
         let mut guard = self.guard.lock().unwrap_or_else(PoisonError::into_inner);
         guard
             .stdin
             .as_mut()
             .expect("the guard's input")
-            .write_all(b"again\n")
+            .write_all(format!("{what}\n").as_bytes())
             .expect("a living guard");
         drop(guard);
         self.wait_until_it_answers();

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -24,6 +25,18 @@ pub struct Gateway {
     child: Option<Child>,
     port: u16,
     log: Arc<Mutex<String>>,
+    /// What it writes to stdout.
+    said: Arc<Mutex<String>>,
+    words: Vec<&'static str>,
+    program: PathBuf,
+    uid: Option<u32>,
+}
+
+/// A long run may be of a copy, so that a build beside it does not change what it tests.
+fn binary() -> PathBuf {
+    std::env::var_os("PORTCULLIS_TEST_BINARY")
+        .unwrap_or_else(|| env!("CARGO_BIN_EXE_portcullis").into())
+        .into()
 }
 
 impl Gateway {
@@ -52,6 +65,10 @@ impl Gateway {
             child: None,
             port: 0,
             log: Arc::default(),
+            said: Arc::default(),
+            words: vec!["gateway", "--port", "0"],
+            program: binary(),
+            uid: None,
         };
         gateway.set("PORTCULLIS_GATEWAY_TOKEN", TOKEN);
         // Tests of the drivers have engines of their own.
@@ -60,6 +77,42 @@ impl Gateway {
             gateway.set(name, value);
         }
         gateway
+    }
+
+    /// To be started as a person does it: `portcullis up`.
+    pub fn by_up(mut self) -> Self {
+        self.words[0] = "up";
+        self
+    }
+
+    /// To be started, like its command line, as this user, with a copy of the program that everybody may run.
+    pub fn run_by(mut self, uid: u32) -> Self {
+        use std::os::unix::fs::PermissionsExt as _;
+        self.program = self.home.path().join("portcullis");
+        std::fs::copy(binary(), &self.program).unwrap();
+        let open = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(&self.program, open.clone()).unwrap();
+        std::fs::set_permissions(self.home.path(), open).unwrap();
+        for path in [self.home.path().to_owned(), self.state()] {
+            std::os::unix::fs::chown(path, Some(uid), Some(uid)).unwrap();
+        }
+        self.uid = Some(uid);
+        self
+    }
+
+    /// What it wrote to stdout so far.
+    pub fn said(&self) -> String {
+        self.said.lock().unwrap().clone()
+    }
+
+    /// Its user, where it is another than this process'.
+    pub const fn user(&self) -> Option<u32> {
+        self.uid
+    }
+
+    /// The program of its command line.
+    pub fn program(&self) -> &Path {
+        &self.program
     }
 
     /// For the next start.
@@ -77,7 +130,7 @@ impl Gateway {
 
     /// `portcullis` with these arguments, nothing of this process' environment but `PATH`.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
+        let mut command = Command::new(&self.program);
         command
             .args(args)
             .env_clear()
@@ -86,12 +139,15 @@ impl Gateway {
             .env("PORTCULLIS_STATE_DIR", self.state())
             .env("PORTCULLIS_IDENTITY_FILE", self.identity())
             .stdin(Stdio::null());
+        if let Some(uid) = self.uid {
+            command.uid(uid).gid(uid).current_dir("/");
+        }
         command
     }
 
     /// The start itself.
     pub fn daemon(&self) -> Command {
-        let mut command = self.command(&["gateway", "--port", "0"]);
+        let mut command = self.command(&self.words);
         command
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdout(Stdio::piped())
@@ -101,9 +157,42 @@ impl Gateway {
 
     /// Starts it and waits until `/readyz` says so.
     pub fn launch(&mut self) {
+        if let Err((code, log)) = self.launch_as(self.daemon()) {
+            panic!("the gateway does not serve (exit {code}):\n{log}");
+        }
+    }
+
+    /// The same, started by another program (strace): its words stand before those of the daemon.
+    ///
+    /// # Errors
+    /// It does not serve: its exit code and what it said.
+    pub fn launch_under(&mut self, words: &[&str]) -> Result<(), (i32, String)> {
+        let daemon = self.daemon();
+        let mut command = Command::new(words[0]);
+        command
+            .args(&words[1..])
+            .arg(daemon.get_program())
+            .args(daemon.get_args())
+            .env_clear()
+            .envs(daemon.get_envs().filter_map(|(k, v)| Some((k, v?))))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        self.launch_as(command)
+    }
+
+    fn launch_as(&mut self, mut command: Command) -> Result<(), (i32, String)> {
         assert!(self.child.is_none(), "it runs already");
-        let mut child = self.daemon().stdout(Stdio::null()).spawn().unwrap();
+        let mut child = command.spawn().unwrap();
         let lines = BufReader::new(child.stderr.take().unwrap());
+        let said = BufReader::new(child.stdout.take().unwrap());
+        self.said.lock().unwrap().clear();
+        let to = self.said.clone();
+        std::thread::spawn(move || {
+            for line in said.lines().map_while(Result::ok) {
+                writeln!(to.lock().unwrap(), "{line}").unwrap();
+            }
+        });
         self.child = Some(child);
         self.log.lock().unwrap().clear();
         let (log, (tell, told)) = (self.log.clone(), std::sync::mpsc::channel());
@@ -116,9 +205,15 @@ impl Gateway {
                 writeln!(log.lock().unwrap(), "{line}").unwrap();
             }
         });
-        self.port = told.recv_timeout(READY).unwrap_or_else(|_| {
-            panic!("the gateway does not serve:\n{}", self.log());
-        });
+        let Ok(port) = told.recv_timeout(READY) else {
+            let mut child = self.child.take().expect("it runs");
+            // Closed its stderr, it ends; silent, it is ended.
+            if child.try_wait().unwrap().is_none() && !self.log().contains("error[") {
+                child.kill().unwrap();
+            }
+            return Err((child.wait().unwrap().code().unwrap_or(-1), self.log()));
+        };
+        self.port = port;
         let end = Instant::now() + READY;
         while !self
             .http("GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
@@ -127,6 +222,7 @@ impl Gateway {
             assert!(Instant::now() < end, "not ready:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(10));
         }
+        Ok(())
     }
 
     /// A start that must fail: its exit code and its stderr.
@@ -162,6 +258,29 @@ impl Gateway {
         let mut child = self.child.take().expect("it runs");
         kill_process(pid(&child), Signal::TERM).unwrap();
         child.wait().unwrap().code().unwrap_or(-1)
+    }
+
+    /// The same for a daemon under another program: the daemon is asked, the program ends with it.
+    pub fn stop_under(&mut self) -> i32 {
+        let lock = std::fs::read_to_string(self.state().join("lock")).unwrap();
+        let daemon = Pid::from_raw(lock.trim().parse().unwrap()).unwrap();
+        kill_process(daemon, Signal::TERM).unwrap();
+        let mut child = self.child.take().expect("it runs");
+        child.wait().unwrap().code().unwrap_or(-1)
+    }
+
+    /// Its exit code, if it ends by itself within a while.
+    pub fn ends(&mut self, within: Duration) -> Option<i32> {
+        let end = Instant::now() + within;
+        while Instant::now() < end {
+            let child = self.child.as_mut().expect("it runs");
+            if let Some(status) = child.try_wait().unwrap() {
+                self.child = None;
+                return Some(status.code().unwrap_or(-1));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        None
     }
 
     /// `kill -9`, and a start on what is left.

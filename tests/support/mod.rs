@@ -1,5 +1,7 @@
 //! What tests share.
 pub mod browser;
+pub mod collector;
 pub mod engine;
 pub mod gateway;
+pub mod protobuf;
 pub mod ws;

@@ -61,12 +61,22 @@ impl Client {
         Self::over(Box::new(stream), gateway.port(), headers).await
     }
 
+    /// Over TCP to this port.
+    pub async fn dial_port(port: u16) -> Result<Self, WsError> {
+        let stream = TcpStream::connect(("127.0.0.1", port)).await?;
+        stream.set_nodelay(true)?;
+        Self::over(Box::new(stream), port, &[]).await
+    }
+
     /// Over `control.sock`.
     pub async fn control(state: &Path) -> Self {
-        let stream = UnixStream::connect(state.join("run/control.sock"))
-            .await
-            .unwrap();
-        Self::over(Box::new(stream), 80, &[]).await.unwrap()
+        Self::try_control(state).await.unwrap()
+    }
+
+    /// The same; the gateway may be in a bad way.
+    pub async fn try_control(state: &Path) -> Result<Self, WsError> {
+        let stream = UnixStream::connect(state.join("run/control.sock")).await?;
+        Self::over(Box::new(stream), 80, &[]).await
     }
 
     async fn over(
@@ -83,6 +93,8 @@ impl Client {
         }
         let mut config = WebSocketConfig::default();
         config.max_frame_size = None;
+        // There may be ten thousand of us.
+        config.read_buffer_size = 4096;
         config.max_message_size = None;
         let (ws, _) =
             tokio_tungstenite::client_async_with_config(request, stream, Some(config)).await?;
@@ -92,12 +104,19 @@ impl Client {
             ts: 0,
             next: 0,
         };
-        let challenge = client.frame().await;
+        let Came::Frame(challenge) = client.next().await else {
+            return Err(WsError::ConnectionClosed);
+        };
         assert_eq!(challenge["event"], "connect.challenge", "{challenge}");
         assert!(challenge.get("seq").is_none(), "{challenge}");
         client.nonce = challenge["payload"]["nonce"].as_str().unwrap().into();
         client.ts = challenge["payload"]["ts"].as_u64().unwrap();
         Ok(client)
+    }
+
+    /// Its requests are numbered from here.
+    pub const fn number_from(&mut self, first: u64) {
+        self.next = first;
     }
 
     /// The next thing that comes.
@@ -164,6 +183,43 @@ impl Client {
                 return frame;
             }
         }
+    }
+
+    /// What the next request will be numbered.
+    pub fn next_id(&self) -> String {
+        (self.next + 1).to_string()
+    }
+
+    /// Asks and waits for the answer, or for the socket's end: then `None`.
+    pub async fn try_call(&mut self, method: &str, params: Value) -> Option<Value> {
+        let id = self.ask(method, params).await;
+        self.try_answer(&id).await
+    }
+
+    /// The answer with this id, or the socket's end: then `None`.
+    pub async fn try_answer(&mut self, id: &str) -> Option<Value> {
+        let answer = async {
+            loop {
+                match self.next().await {
+                    Came::Frame(frame) if frame["type"] == "res" && frame["id"] == id => {
+                        return Some(frame);
+                    }
+                    Came::Frame(_) => {}
+                    Came::Closed(..) | Came::Gone => return None,
+                }
+            }
+        };
+        // Ticks come all the time: they are no answer.
+        tokio::time::timeout(PATIENCE, answer)
+            .await
+            .expect("an answer comes")
+    }
+
+    /// Connects as an operator with these scopes, by the kernel's word or the token; `None` if it is not let in.
+    pub async fn try_hello(&mut self, connect: &Connect<'_>) -> Option<()> {
+        let params = connect.params(&self.nonce, self.ts);
+        let answer = self.try_call("connect", params).await?;
+        (answer["ok"] == true).then_some(())
     }
 
     /// Asks and waits for the answer.
@@ -236,6 +292,8 @@ pub struct Connect<'a> {
     pub lies: Value,
     /// Milliseconds by which the signature is too old.
     pub late_ms: u64,
+    /// What it calls itself.
+    pub name: Option<&'a str>,
 }
 
 impl<'a> Connect<'a> {
@@ -248,6 +306,7 @@ impl<'a> Connect<'a> {
             device: None,
             lies: json!({}),
             late_ms: 0,
+            name: None,
         }
     }
 
@@ -286,6 +345,12 @@ impl<'a> Connect<'a> {
         self
     }
 
+    /// Calls itself so.
+    pub fn named(mut self, name: &'a str) -> Self {
+        self.name = Some(name);
+        self
+    }
+
     /// Changes `device` after it was signed.
     pub fn lie(mut self, key: &str, value: impl Into<Value>) -> Self {
         self.lies[key] = value.into();
@@ -295,11 +360,14 @@ impl<'a> Connect<'a> {
     /// The params over this challenge.
     pub fn params(&self, nonce: &str, ts: u64) -> Value {
         let is_node = self.role == "node";
-        let client = json!({
+        let mut client = json!({
             "id": if is_node { "node-host" } else { "gateway-client" },
             "version": "1.0.0", "platform": "Linux", "deviceFamily": "Test",
             "mode": if is_node { "node" } else { "backend" },
         });
+        if let Some(name) = self.name {
+            client["displayName"] = name.into();
+        }
         let mut params = json!({
             "minProtocol": 4, "maxProtocol": 4, "client": client,
             "role": self.role, "scopes": self.scopes, "auth": self.auth,

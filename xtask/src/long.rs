@@ -1,19 +1,24 @@
-//! `cargo xtask long [part]`: the same tests at their full counts. A test asks `PORTCULLIS_LONG` how often it shall do its work.
+//! `cargo xtask long [part]`: the same tests at their full counts, on the release profile. A test asks `PORTCULLIS_LONG`
+//! how often it shall do its work; its figures are shown.
 
 use anyhow::Result;
 
 use crate::options::Options;
 use crate::steps::Steps;
-use crate::test;
+use crate::{fuzz, test};
 
-/// Part and the word that its tests have in their names.
-const PARTS: &[(&str, &str)] = &[
-    ("kills", "kill"),
-    ("power", "power"),
-    ("panics", "panic"),
-    ("faults", "fault"),
-    ("fuzz", "fuzz"),
-    ("soak", "soak"),
+/// Part, and what its tests have in their names.
+const PARTS: &[(&str, &[&str])] = &[
+    ("kills", &["kills::", "kill_9"]),
+    ("power", &["long::power::"]),
+    ("panics", &["long::panics::", "storm::"]),
+    (
+        "faults",
+        &["long::faults::", "nth_failing", "failure_while_mending"],
+    ),
+    ("fuzz", &["long::fuzz::"]),
+    ("sockets", &["long::soak::idle"]),
+    ("soak", &["long::soak::under"]),
 ];
 
 pub fn run(options: &Options) -> Result<u8> {
@@ -32,12 +37,48 @@ pub fn run(options: &Options) -> Result<u8> {
         eprintln!("no part {unknown:?}; there are: {}", names.join(", "));
         return Ok(2);
     }
+    let Some(seconds) = seconds(&options.rest) else {
+        eprintln!("after -- only --seconds N is known: how long each fuzz target runs");
+        return Ok(2);
+    };
     let mut steps = Steps::new()?;
     test::prepare(&mut steps, options)?;
-    for (part, word) in wanted {
-        if test::tests(&mut steps, part, &[word], true)? == 0 {
-            steps.could_not(format!("{part}: no test has {word:?} in its name"));
+    for (part, words) in wanted {
+        if test::long(&mut steps, part, words)? == 0 {
+            steps.could_not(format!("{part}: no test has {words:?} in its name"));
+        }
+        if *part == "fuzz" {
+            fuzz::run(&mut steps, seconds)?;
         }
     }
     Ok(steps.finish())
+}
+
+/// How long each fuzz target runs; `None`: not understood.
+fn seconds(rest: &[String]) -> Option<u64> {
+    match rest {
+        [] => Some(fuzz::SECONDS),
+        [flag, number] if flag == "--seconds" => number.parse().ok(),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_whole_seconds_are_taken() {
+        let rest = |words: &[&str]| {
+            words
+                .iter()
+                .map(|word| (*word).to_owned())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(seconds(&[]), Some(fuzz::SECONDS));
+        assert_eq!(seconds(&rest(&["--seconds", "120"])), Some(120));
+        for wrong in [&["--seconds"][..], &["--seconds", "x"], &["120"]] {
+            assert_eq!(seconds(&rest(wrong)), None);
+        }
+    }
 }

@@ -42,7 +42,7 @@ impl Counts {
 }
 
 /// Sorts the output of tests run with `--show-output`: what passing tests printed is noise but for the lines that begin
-/// with `NOT RUN: `, which libtest would otherwise swallow.
+/// with `NOT RUN: ` or `FIGURE: `, which libtest would otherwise swallow.
 #[derive(Debug, Default)]
 struct TestOutput {
     in_successes: bool,
@@ -58,6 +58,9 @@ impl TestOutput {
             other => {
                 if let Some(reason) = other.strip_prefix("NOT RUN: ") {
                     self.not_run.push(reason.to_owned());
+                    return true;
+                }
+                if other.starts_with("FIGURE: ") {
                     return true;
                 }
             }
@@ -262,12 +265,13 @@ mod tests {
     #[test]
     fn what_a_passing_test_says_it_could_not_run_is_heard() {
         let mut output = TestOutput::default();
-        let text = "running 2 tests\n..\nsuccesses:\n\n---- a::b stdout ----\nnoise\nNOT RUN: no engine\n\n\nsuccesses:\n    a::b\n\nfailures:\n\n---- c stdout ----\nwhy\ntest result: FAILED. 1 passed; 1 failed";
+        let text = "running 2 tests\n..\nsuccesses:\n\n---- a::b stdout ----\nnoise\nFIGURE: 3 of 3\nNOT RUN: no engine\n\n\nsuccesses:\n    a::b\n\nfailures:\n\n---- c stdout ----\nwhy\ntest result: FAILED. 1 passed; 1 failed";
         let shown: Vec<&str> = text.lines().filter(|line| output.is_shown(line)).collect();
         assert_eq!(output.not_run, ["no engine"]);
         assert!(
             !shown.contains(&"noise")
                 && shown.contains(&"why")
+                && shown.contains(&"FIGURE: 3 of 3")
                 && shown.contains(&"NOT RUN: no engine")
         );
         assert!(shown.contains(&"test result: FAILED. 1 passed; 1 failed"));

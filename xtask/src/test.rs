@@ -24,7 +24,7 @@ pub fn run(options: &Options) -> Result<u8> {
         lint::components(options)?;
         lint::format_and_clippy(&mut steps)?;
         lint::deny(&mut steps, options)?;
-        tests(&mut steps, "tests", &[], false)?;
+        tests(&mut steps, "tests", &[])?;
     } else {
         let filter: Vec<&str> = options
             .names
@@ -33,7 +33,7 @@ pub fn run(options: &Options) -> Result<u8> {
             .map(String::as_str)
             .collect();
         println!("Only the tests that match {filter:?}: no format, no lints, no licences.");
-        if tests(&mut steps, "tests", &filter, false)? == 0 {
+        if tests(&mut steps, "tests", &filter)? == 0 {
             steps.could_not(format!("no test has {filter:?} in its name"));
         }
     }
@@ -73,26 +73,36 @@ pub fn prepare(steps: &mut Steps, options: &Options) -> Result<()> {
 }
 
 /// All tests of the workspace whose name matches; returns how many ran.
-pub fn tests(steps: &mut Steps, name: &str, filter: &[&str], long: bool) -> Result<u64> {
+pub fn tests(steps: &mut Steps, name: &str, filter: &[&str]) -> Result<u64> {
+    cargo_test(steps, name, &[], filter, &[])
+}
+
+/// The same at full counts, optimised, and one after the other: their figures are of one test alone.
+pub fn long(steps: &mut Steps, name: &str, filter: &[&str]) -> Result<u64> {
+    let one = &["--test-threads=1"];
+    cargo_test(steps, name, &["--release"], filter, one)
+}
+
+fn cargo_test(
+    steps: &mut Steps,
+    name: &str,
+    profile: &[&str],
+    filter: &[&str],
+    more: &[&str],
+) -> Result<u64> {
     // Built first and timed apart, so that a slow test is not hidden behind a slow build.
-    if !steps.run(
-        &format!("build {name}"),
-        &mut cargo::cargo(&["test", "--workspace", "--no-run", "--quiet"]),
-    )? {
+    let mut build = cargo::cargo(&["test", "--workspace", "--no-run", "--quiet"]);
+    if !steps.run(&format!("build {name}"), build.args(profile))? {
         return Ok(1);
     }
-    let mut command = cargo::cargo(&[
-        "test",
-        "--workspace",
-        "--no-fail-fast",
-        "--quiet",
-        "--",
-        "--show-output",
-    ]);
+    let mut command = cargo::cargo(&["test", "--workspace", "--no-fail-fast", "--quiet"]);
     command
+        .args(profile)
+        .args(["--", "--show-output"])
+        .args(more)
         .args(filter)
         .env(clients::CLIENTS_DIR, cargo::target()?.join("clients"));
-    if long {
+    if !profile.is_empty() {
         command.env("PORTCULLIS_LONG", "1");
     }
     let counts = steps.run_tests(name, &mut command)?;

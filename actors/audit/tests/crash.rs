@@ -31,7 +31,11 @@ fn acknowledged(lines: &[String]) -> Vec<(u64, String)> {
 #[test]
 fn nothing_acknowledged_is_lost_by_kill_9() {
     let rounds = std::env::var("PORTCULLIS_ROUNDS").ok();
-    let rounds: u64 = rounds.and_then(|n| n.parse().ok()).unwrap_or(20);
+    let usual = match std::env::var_os("PORTCULLIS_LONG") {
+        Some(_) => 200,
+        None => 20,
+    };
+    let rounds: u64 = rounds.and_then(|n| n.parse().ok()).unwrap_or(usual);
     let mut place = Place::new();
     let (mut acked_in_all, mut torn, mut seed) = (0, 0, 0x9e37_79b9_u64);
     for round in 0..rounds {

@@ -86,7 +86,7 @@ impl Acting {
             .await
             .map_err(|error| {
                 Over::refused(ExecRefusal::of_call(error, |refusal| {
-                    ExecRefusal::new(refusal.code(), &refusal)
+                    ExecRefusal::of_pool(&refusal)
                 }))
             })?;
         if ticket.profile_hash != plan.profile_digest.to_string() {
@@ -177,6 +177,7 @@ impl Acting {
             }),
             RunEvent::Exited(exited) => News::Exited(exited),
             RunEvent::BoxLost => News::Lost(Lost::Box),
+            RunEvent::GivenUp(why) => News::Lost(Lost::GivenUp(why)),
         }
     }
 
@@ -241,6 +242,7 @@ impl Acting {
                         .to_owned(),
                 ),
             ),
+            Lost::GivenUp(why) => ("box-lost", (why.code(), why.to_string())),
             Lost::Unknown(why) => ("unknown", (codes::RUN_UNKNOWN, why)),
             Lost::NotStarted(why) => ("denied", (codes::HOST_USER_INVALID, why)),
         };

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use portcullis_core::audit::{Outcome, OutcomeResult, Seq};
+use portcullis_core::audit::{Body, Outcome, OutcomeResult, Seq};
 use portcullis_core::codes::{self, Code};
 use portcullis_core::plan::{EnvValue, ExecPlan};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::flow::Decided;
+use crate::audit::Found;
 use crate::exec::messages::{ExecEvent, ExecRefusal, RunRequest};
 use crate::supervision::FlagReader;
 
@@ -68,7 +69,7 @@ pub async fn interrupted(
 
 /// The end of a run that did not act.
 pub struct Over {
-    /// `denied`, `cancelled` or `unknown`.
+    /// `denied`, `cancelled` or `unknown`; `allowed` of what was only asked for.
     pub status: &'static str,
     /// Why.
     pub error: Option<(&'static Code, String)>,
@@ -121,25 +122,15 @@ impl Over {
     }
 
     /// The key was used before: what the log says of that is the answer.
-    pub fn seen(seq: Seq, outcome: Option<&OutcomeResult>) -> Self {
-        let said = match outcome {
-            None => "is under way".to_owned(),
-            Some(OutcomeResult::Ok) => "ended".to_owned(),
-            Some(OutcomeResult::Refused { code }) => format!("was refused with {code}"),
-            Some(OutcomeResult::Failed { code }) => format!("ended with {code}"),
-            Some(OutcomeResult::Unknown { .. }) => {
-                "was under way when the gateway ended".to_owned()
-            }
-        };
+    pub fn seen(seq: Seq, outcome: Option<&OutcomeResult>, earlier: Option<&Found>) -> Self {
+        let (code, text) = used(seq, outcome, earlier);
         Self {
-            status: "unknown",
-            error: Some((
-                codes::RUN_UNKNOWN,
-                format!(
-                    "a run with this idempotencyKey {said} (audit record {}): it is not run again",
-                    seq.0
-                ),
-            )),
+            status: if code == codes::KEY_USED {
+                "denied"
+            } else {
+                "unknown"
+            },
+            error: Some((code, text)),
             seq: Some(seq),
         }
     }
@@ -150,6 +141,47 @@ impl Over {
             .as_ref()
             .map_or("CANCELLED", |(code, _)| code.name)
     }
+}
+
+/// What became of the run that has this key, as the log has it.
+pub fn used(
+    seq: Seq,
+    outcome: Option<&OutcomeResult>,
+    earlier: Option<&Found>,
+) -> (&'static Code, String) {
+    let detail = |name: &str| earlier?.outcome.as_ref()?.outcome.detail.get(name);
+    let (code, said) = match outcome {
+        None => (codes::RUN_UNKNOWN, "is under way".to_owned()),
+        Some(OutcomeResult::Unknown { .. }) => (
+            codes::RUN_UNKNOWN,
+            "was under way when what ran it ended".to_owned(),
+        ),
+        Some(OutcomeResult::Failed { code }) if code == codes::RUN_UNKNOWN.name => {
+            (codes::RUN_UNKNOWN, "has an unknown end".to_owned())
+        }
+        Some(OutcomeResult::Ok) => (
+            codes::KEY_USED,
+            match (detail("exit_code"), detail("signal")) {
+                (Some(code), _) => format!("ended with exit code {code}"),
+                (None, Some(signal)) => format!("was ended by signal {signal}"),
+                (None, None) => "ended".to_owned(),
+            },
+        ),
+        Some(OutcomeResult::Refused { code }) => {
+            (codes::KEY_USED, format!("was refused with {code}"))
+        }
+        Some(OutcomeResult::Failed { code }) => (codes::KEY_USED, format!("ended with {code}")),
+    };
+    let run = earlier.and_then(|found| match &found.record.body {
+        Body::Intent(entry) => entry.object.clone(),
+        _ => None,
+    });
+    let run = run.unwrap_or_else(|| "a run".to_owned());
+    let text = format!(
+        "this idempotencyKey was used by {run}, which {said} (audit record {})",
+        seq.0
+    );
+    (code, text)
 }
 
 /// The end of a run that acted.

@@ -2,22 +2,26 @@
 
 use std::time::Duration;
 
-use portcullis_core::audit::{Entry, Once, Outcome, Seq};
-use portcullis_core::codes;
+use portcullis_core::audit::{Entry, Once, Outcome, Query, Seq};
+use portcullis_core::codes::{self, Code};
 use portcullis_core::ids::{ApprovalId, Hash32, RunId};
+use portcullis_core::plan::{ExecPlan, Operand};
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
+use tracing::{Instrument as _, Span, info_span};
 
 use super::act::Acting;
 use super::actor::RunRoom;
-use super::ends::{Carried, Interrupt, Over, Stop, interrupted, provenance, same_request};
+use super::ends::{Carried, Interrupt, Over, Stop, interrupted, provenance, same_request, used};
 use super::freeze::{Frozen, Means, Seal, freeze, profile};
-use super::gate::{Gate, Said, Stand, stand};
+use super::gate::{Gate, Said, Stand};
 use super::messages::RunWiring;
 use crate::act::entry_of;
+use crate::audit::Found;
+use crate::exec::actor::RUN;
 use crate::exec::messages::{
-    Accepted, Begin, ExecEvent, ExecRefusal, ExecWiring, Note, RunRequest, RunResult,
+    Accepted, Begin, ExecEvent, ExecRefusal, ExecWiring, Note, OnlyAsk, RunRequest, RunResult,
 };
 use crate::supervision::{Ctx, FeedItem, FlagReader, Reply};
 
@@ -36,6 +40,7 @@ pub struct Flow {
     pub(super) stop: FlagReader<Option<Stop>>,
     notes: mpsc::Sender<Note>,
     gate: Gate,
+    only_ask: Option<OnlyAsk>,
 }
 
 /// A plan that may run, or waits for a person.
@@ -62,6 +67,7 @@ impl Flow {
             events: begin.events,
             stop,
             notes: wiring.notes,
+            only_ask: begin.only_ask,
         }
     }
 
@@ -79,7 +85,11 @@ impl Flow {
                 return;
             }
         };
-        let result = self.carry_out(decided).await;
+        let result = if self.only_ask.is_some() {
+            self.word(decided).await
+        } else {
+            self.carry_out(decided).await
+        };
         // Before the word itself: who has it may ask again at once.
         self.note(Note::Told);
         // A caller that is gone, or does not listen any more, needs no word.
@@ -100,7 +110,12 @@ impl Flow {
         let seal = match &known {
             Some(found) => {
                 same_request(&found.plan, &self.request)?;
-                if let Stand::Over(code, message) = stand(found.status, "earlier") {
+                if let Stand::Over(code, message) = self.gate.stand(&found.id).await? {
+                    let used = self.gate.used_by(&found.id).await;
+                    let (code, message) = match used {
+                        Some(seq) => self.used(seq).await.unwrap_or((code, message)),
+                        None => (code, message),
+                    };
                     let refusal = ExecRefusal::new(code, message);
                     return Err(refusal.with("approvalId", found.id.as_str()));
                 }
@@ -121,7 +136,11 @@ impl Flow {
                 }
                 (None, Some(found.id), Some(found.expires_at.0))
             }
-            None => match self.gate.decide(&frozen.plan, &self.request).await? {
+            None => match self
+                .gate
+                .decide(&frozen.plan, &self.request, self.only_ask)
+                .await?
+            {
                 Said::Allowed(rule) => (Some(rule), None, None),
                 Said::Asked(id, expires) => (None, Some(id), Some(expires)),
             },
@@ -178,11 +197,37 @@ impl Flow {
         .with("target", self.request.target.word())
     }
 
+    /// Of what is only asked for: what is said of it.
+    async fn word(&mut self, decided: Decided) -> RunResult {
+        let said = match &decided.approval {
+            Some(id) => self.wait_for_word(id).await,
+            None => Ok(()),
+        };
+        let over = said.err().unwrap_or(Over {
+            status: "allowed",
+            error: None,
+            seq: None,
+        });
+        self.nothing_ran(&decided, None, over)
+    }
+
     /// From the decision to the end.
     async fn carry_out(&mut self, decided: Decided) -> RunResult {
         if let Some(id) = &decided.approval
-            && let Err(over) = self.wait_for_word(id).await
+            && let Err(over) = self
+                .wait_for_word(id)
+                .instrument(info_span!(target: "portcullis", "approval.wait", approval = %id))
+                .await
         {
+            return self.nothing_ran(&decided, None, over);
+        }
+        // Before the key and the answer are used up: for whom would it run?
+        if let Err(over) = self.is_wanted() {
+            if let Some(id) = &decided.approval
+                && self.stop.get() != Some(Stop::Shutdown)
+            {
+                self.gate.withdraw(id, "cancelled").await;
+            }
             return self.nothing_ran(&decided, None, over);
         }
         match self.intent(&decided).await {
@@ -236,25 +281,54 @@ impl Flow {
             plan_hash: Some(portcullis_core::audit::Hash32(decided.plan_hash.0)),
             approval_id: decided.approval.as_ref().map(ToString::to_string),
             idempotency_key: Some(self.request.idempotency_key.clone()),
-            ..self.entry("exec.run")
+            ..self.entry(RUN)
         }
         .with("command", plan.redacted_line())
         .with("cwd", plan.cwd.clone())
         .with("executable", plan.executable.path().unwrap_or_default());
+        let entry = if plan.operands.is_empty() {
+            entry
+        } else {
+            entry.with("operands", operands(plan))
+        };
         match self.wiring.audit.intent_once(entry).await {
             Ok(Once::New { seq }) => {
                 self.note(Note::Intent(seq));
                 Ok(seq)
             }
-            Ok(Once::Seen { seq, outcome }) => Err(Over::seen(seq, outcome.as_ref())),
+            Ok(Once::Seen { seq, outcome }) => {
+                let earlier = self.earlier(seq).await;
+                Err(Over::seen(seq, outcome.as_ref(), earlier.as_ref()))
+            }
             Err(error) => Err(Over::refused(ExecRefusal::of_audit(&error))),
         }
     }
 
+    /// The record of an earlier run's intent, and of its end.
+    async fn earlier(&self, seq: Seq) -> Option<Found> {
+        let one = Query {
+            since_seq: Some(seq),
+            until_seq: Some(seq),
+            ..Query::default()
+        };
+        self.wiring.audit.query(one).await.ok()?.pop()
+    }
+
+    /// What became of the run that used an answer.
+    async fn used(&self, seq: Seq) -> Option<(&'static Code, String)> {
+        let earlier = self.earlier(seq).await?;
+        let outcome = earlier.outcome.as_ref().map(|ended| &ended.outcome.result);
+        Some(used(seq, outcome, Some(&earlier)))
+    }
+
     /// Uses the approval, looks again, acts, and records how it ended.
     async fn act(&mut self, decided: Decided, intent: Seq) -> RunResult {
+        let span = self.act_span(&decided, intent);
         let started = match self.last_look(&decided, intent).await {
-            Ok(()) => Acting::start(self, &decided.frozen).await,
+            Ok(()) => {
+                let start = Acting::start(self, &decided.frozen);
+                start.instrument(span.clone()).await
+            }
             Err(over) => Err(over),
         };
         let (result, outcome) = match started {
@@ -269,12 +343,17 @@ impl Flow {
                 let begun = Instant::now();
                 let carried = acting
                     .carry(self, decided.frozen.plan.limits.timeout_ms)
+                    .instrument(span.clone())
                     .await;
+                if let Some(code) = carried.exit_code {
+                    span.record("exit", code);
+                }
                 let duration = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
                 let outcome = carried.outcome();
                 (self.ended(&decided, intent, carried, duration), outcome)
             }
         };
+        drop(span);
         let outcome = outcome
             .with("status", result.status)
             .with("duration_ms", result.duration_ms.to_string());
@@ -289,6 +368,19 @@ impl Flow {
         result
     }
 
+    /// The act itself: `host.run` or `sandbox.run`.
+    fn act_span(&self, decided: &Decided, intent: Seq) -> Span {
+        let name = match &decided.frozen.means {
+            Means::Host(_) => "host.run",
+            Means::Box(_) => "sandbox.run",
+        };
+        info_span!(
+            target: "portcullis", "act", otel.name = name,
+            run = %self.run, agent = %self.request.agent, plan = %decided.plan_hash, seq = intent.0,
+            exit = tracing::field::Empty,
+        )
+    }
+
     /// Between the intent and the act.
     async fn last_look(&self, decided: &Decided, intent: Seq) -> Result<(), Over> {
         let plan = &decided.frozen.plan;
@@ -301,40 +393,50 @@ impl Flow {
         self.unchanged(&decided.frozen)
             .await
             .map_err(Over::refused)?;
-        if self.stop.get().is_some() {
-            return Err(Over::cancelled(None));
+        self.is_wanted()
+    }
+
+    /// Does who asked still wait for it, with a credential that is good?
+    fn is_wanted(&self) -> Result<(), Over> {
+        if let Some(reason) = self.request.session.get() {
+            return Err(Over::denied(codes::SESSION_ENDED, reason));
         }
-        match self.request.session.get() {
-            Some(reason) => Err(Over::denied(codes::SESSION_ENDED, reason)),
+        match self.stop.get() {
+            Some(Stop::Shutdown) => Err(Over::interrupted(Interrupt::Shutdown)),
+            Some(Stop::Cancel) => Err(Over::cancelled(None)),
+            // A caller that goes away later has a moment to come back; what has not begun is not begun for nobody.
+            None if self.events.is_closed() => Err(Over::interrupted(Interrupt::CallerGone)),
             None => Ok(()),
         }
     }
 
     /// Is what would run still what was decided on?
     async fn unchanged(&self, frozen: &Frozen) -> Result<(), ExecRefusal> {
-        let same = match &frozen.means {
+        let changed = match &frozen.means {
             Means::Box(before) => {
                 let asked = Some(frozen.plan.limits.timeout_ms);
-                profile(&self.wiring, asked).await? == *before
+                (profile(&self.wiring, asked).await? != *before).then(|| "the sandbox".to_owned())
             }
             Means::Host(means) => {
                 let (reply, answer) = oneshot::channel();
-                let program = means.program.clone();
+                let (opened, plan) = (means.opened.clone(), frozen.plan.clone());
                 self.ctx
                     .blocking("unchanged", 0, move || {
-                        let _ = reply.send(program.is_unchanged());
+                        let _ = reply.send(opened.changed(&plan));
                     })
                     .map_err(|error| ExecRefusal::new(codes::OVERLOADED, error))?;
-                answer.await.unwrap_or(false)
+                // Nobody says: it counts as changed.
+                answer
+                    .await
+                    .unwrap_or_else(|_| Some("the program".to_owned()))
             }
         };
-        if same {
-            Ok(())
-        } else {
-            Err(ExecRefusal::new(
+        match changed {
+            None => Ok(()),
+            Some(what) => Err(ExecRefusal::new(
                 codes::PLAN_CHANGED,
-                "what would run is not what was decided on any more: ask again",
-            ))
+                format!("{what} is not what was decided on any more: ask again"),
+            )),
         }
     }
 
@@ -365,4 +467,15 @@ impl Flow {
             error: carried.error,
         }
     }
+}
+
+/// `1 copied <digest> /tmp/x.sh; 2 not-kept /srv`: what was kept of the files that the words name.
+fn operands(plan: &ExecPlan) -> String {
+    let one = |operand: &Operand| {
+        let held = &operand.held;
+        let digest = held.sha256().map_or_else(String::new, |d| format!(" {d}"));
+        format!("{} {}{digest} {}", operand.index, held.word(), held.path())
+    };
+    let all: Vec<String> = plan.operands.iter().map(one).collect();
+    all.join("; ")
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use portcullis_core::codes;
 use portcullis_core::ids::Hash32;
 use portcullis_core::plan::{
-    Egress, EnvPolicy, EnvValue, ExecPlan, Executable, HOST_PATH, Limits, Nonce, Stdin, Target, V1,
-    is_canonical_path,
+    Egress, EnvPolicy, EnvValue, ExecPlan, Executable, Form, HOST_PATH, Limits, Nonce, Stdin,
+    Target, is_canonical_path,
 };
 use tokio::sync::oneshot;
 
@@ -17,6 +17,7 @@ use super::actor::RunRoom;
 use crate::exec::host::bubblewrap;
 use crate::exec::messages::{ExecRefusal, ExecWiring, RunRequest};
 use crate::exec::open::{Folder, Place, Program};
+use crate::exec::operands::{Command, Operands};
 use crate::exec::user::User;
 use crate::sandbox_pool::BoxProfile;
 use crate::supervision::Ctx;
@@ -47,11 +48,32 @@ pub enum Means {
 
 /// Opened for a host run.
 pub struct HostMeans {
-    pub user: User,
-    pub program: Arc<Program>,
+    pub opened: Arc<Opened>,
     pub cwd: Folder,
-    /// Out of its reach.
-    pub masked: Vec<PathBuf>,
+}
+
+/// Its files, which are looked at again before it runs.
+pub struct Opened {
+    pub place: Place,
+    pub program: Program,
+    pub operands: Operands,
+}
+
+impl Opened {
+    /// What is not as it was any more.
+    pub fn changed(&self, plan: &ExecPlan) -> Option<String> {
+        if !self.program.is_unchanged() {
+            return Some("the program".to_owned());
+        }
+        let command = Command {
+            place: &self.place,
+            cwd: &plan.cwd,
+            executable: &plan.executable,
+            argv: &plan.argv,
+        };
+        let index = self.operands.changed(command)?;
+        Some(format!("what argument {index} names"))
+    }
 }
 
 /// Session and nonce: fresh, or those of the plan that a person already sees.
@@ -181,9 +203,7 @@ pub async fn profile(wiring: &ExecWiring, asked: Option<u64>) -> Result<BoxProfi
         .pool
         .profile(asked.map(Duration::from_millis))
         .await
-        .map_err(|error| {
-            ExecRefusal::of_call(error, |refusal| ExecRefusal::new(refusal.code(), &refusal))
-        })
+        .map_err(|error| ExecRefusal::of_call(error, |refusal| ExecRefusal::of_pool(&refusal)))
 }
 
 /// A bare name is looked up in folders of the image only; anything that is not plainly in one of them the agent may have written.
@@ -206,19 +226,19 @@ async fn on_host(
     asked: Option<u64>,
     seal: Seal,
 ) -> Result<Frozen, ExecRefusal> {
-    let (name, cwd) = (request.argv.first().cloned(), request.cwd.clone());
+    let (argv, cwd) = (request.argv.clone(), request.cwd.clone());
     let (reply, opened) = oneshot::channel();
     let job_wiring = wiring.clone();
     ctx.blocking("freeze", 0, move || {
         // Nobody waits any more: the run has ended.
-        let _ = reply.send(open(&job_wiring, name.as_deref().unwrap_or_default(), cwd));
+        let _ = reply.send(open(&job_wiring, &argv, cwd));
     })
     .map_err(|error| ExecRefusal::new(codes::OVERLOADED, error))?;
     let means = opened
         .await
         .map_err(|_| ExecRefusal::new(codes::INTERNAL, "opening the program failed"))??;
     let host = &wiring.config.host;
-    let user = &means.user;
+    let user = &means.opened.place.user;
     let mut env = plain(&request.env);
     for (name, value) in [
         ("PATH", HOST_PATH),
@@ -231,7 +251,8 @@ async fn on_host(
             .or_insert_with(|| EnvValue::Plain(value.to_owned()));
     }
     let plan = ExecPlan {
-        executable: means.program.executable(),
+        executable: means.opened.program.executable(),
+        operands: means.opened.operands.list.clone(),
         cwd: means.cwd.path.clone(),
         uid: user.uid,
         gid: user.gid,
@@ -252,7 +273,11 @@ async fn on_host(
     })
 }
 
-fn open(wiring: &ExecWiring, name: &str, cwd: Option<String>) -> Result<HostMeans, ExecRefusal> {
+fn open(
+    wiring: &ExecWiring,
+    argv: &[String],
+    cwd: Option<String>,
+) -> Result<HostMeans, ExecRefusal> {
     let user = User::find(wiring)?;
     if !user.switched && bubblewrap().is_none() {
         return Err(ExecRefusal::new(
@@ -270,12 +295,22 @@ fn open(wiring: &ExecWiring, name: &str, cwd: Option<String>) -> Result<HostMean
         Some(cwd) => Folder::open(&place, &cwd)?,
         None => Folder::open(&place, &place.user.home).or_else(|_| Folder::open(&place, "/"))?,
     };
+    let name = argv.first().map_or("", String::as_str);
     let program = Program::open(&place, &cwd.path, name)?;
+    let operands = Operands::freeze(Command {
+        place: &place,
+        cwd: &cwd.path,
+        executable: &program.executable(),
+        argv,
+    })?;
+    let opened = Opened {
+        place,
+        program,
+        operands,
+    };
     Ok(HostMeans {
-        user: place.user,
-        program: Arc::new(program),
+        opened: Arc::new(opened),
         cwd,
-        masked: place.masked,
     })
 }
 
@@ -309,7 +344,7 @@ fn plain(env: &BTreeMap<String, String>) -> BTreeMap<String, EnvValue> {
 /// What every plan says alike; the rest is filled in by its target.
 fn blank(request: &RunRequest, seal: Seal) -> ExecPlan {
     ExecPlan {
-        v: V1,
+        v: Form::V2,
         target: request.target.clone(),
         agent: request.agent.clone(),
         session: seal.session,
@@ -318,6 +353,7 @@ fn blank(request: &RunRequest, seal: Seal) -> ExecPlan {
         executable: Executable::Workspace {
             path: String::new(),
         },
+        operands: Vec::new(),
         cwd: String::new(),
         uid: 0,
         gid: 0,

@@ -1,6 +1,6 @@
 //! What approval says of a plan: the one place that knows its handle.
 
-use portcullis_core::approval::Status;
+use portcullis_core::approval::{Record, Status};
 use portcullis_core::audit::Seq;
 use portcullis_core::codes::{self, Code};
 use portcullis_core::display::visible;
@@ -8,7 +8,7 @@ use portcullis_core::ids::{ApprovalId, Hash32};
 use portcullis_core::plan::ExecPlan;
 
 use crate::approval::{ApprovalHandle, ApprovalRefusal, Ask, Decision, Found};
-use crate::exec::messages::{ExecRefusal, RunRequest};
+use crate::exec::messages::{ExecRefusal, OnlyAsk, RunRequest};
 
 /// Approval, for one run.
 pub struct Gate(pub ApprovalHandle);
@@ -42,23 +42,25 @@ impl Gate {
     }
 
     /// Decides on a new plan, or asks a person.
-    pub async fn decide(&self, plan: &ExecPlan, request: &RunRequest) -> Result<Said, ExecRefusal> {
-        let key = Some(request.idempotency_key.clone());
-        self.ask(plan, request, key).await
-    }
-
-    async fn ask(
+    pub async fn decide(
         &self,
         plan: &ExecPlan,
         request: &RunRequest,
-        idempotency_key: Option<String>,
+        only_ask: Option<OnlyAsk>,
     ) -> Result<Said, ExecRefusal> {
+        let key = request.idempotency_key.clone();
+        // A question asked ahead is called by its key.
+        let id = only_ask.map(|_| ApprovalId::new(&key)).transpose();
+        let id = id.map_err(|error| ExecRefusal::new(codes::INVALID_PARAMS, error))?;
         let ask = Ask {
-            plan: plan.clone(),
-            requester: request.principal.clone(),
-            connection: request.connection.clone(),
-            idempotency_key,
+            id,
+            timeout_ms: only_ask.and_then(|how| how.timeout_ms),
+            ..question(plan, request, Some(key))
         };
+        self.ask(ask).await
+    }
+
+    async fn ask(&self, ask: Ask) -> Result<Said, ExecRefusal> {
         match self.0.decide(ask).await {
             Ok(Decision::Allow { rule }) => Ok(Said::Allowed(rule)),
             Ok(Decision::Pending { id, expires_at }) => Ok(Said::Asked(id, expires_at.0)),
@@ -75,7 +77,7 @@ impl Gate {
 
     /// Does policy still let it run without a person, at the moment of its start?
     pub async fn still(&self, plan: &ExecPlan, request: &RunRequest) -> Result<(), ExecRefusal> {
-        match self.ask(plan, request, None).await? {
+        match self.ask(question(plan, request, None)).await? {
             Said::Allowed(_) => Ok(()),
             Said::Asked(id, _) => {
                 self.withdraw(&id, "policy").await;
@@ -90,19 +92,15 @@ impl Gate {
     /// Where the question stands.
     pub async fn stand(&self, id: &ApprovalId) -> Result<Stand, ExecRefusal> {
         match self.0.get(id.as_str()).await {
-            Ok(record) => {
-                let said = record.resolution;
-                let why = said.as_ref().map_or("", |said| said.why.as_str());
-                let note = said.as_ref().and_then(|said| said.note.as_deref());
-                Ok(match (stand(record.status, why), note) {
-                    (Stand::Over(code, message), Some(note)) if record.status == Status::Denied => {
-                        Stand::Over(code, format!("{message}: {}", visible(note)))
-                    }
-                    (stand, _) => stand,
-                })
-            }
+            Ok(record) => Ok(stand(&record)),
             Err(error) => Err(refusal(&error)),
         }
+    }
+
+    /// The intent that used the answer.
+    pub async fn used_by(&self, id: &ApprovalId) -> Option<Seq> {
+        let record = self.0.get(id.as_str()).await.ok()?;
+        record.used_by.map(Seq)
     }
 
     /// Uses the answer, once.
@@ -124,23 +122,43 @@ impl Gate {
     }
 }
 
+fn question(plan: &ExecPlan, request: &RunRequest, key: Option<String>) -> Ask {
+    Ask {
+        plan: plan.clone(),
+        requester: request.principal.clone(),
+        connection: request.connection.clone(),
+        idempotency_key: key,
+        id: None,
+        timeout_ms: None,
+    }
+}
+
 /// What a kept question allows.
-pub fn stand(status: Status, why: &str) -> Stand {
-    match status {
+fn stand(record: &Record) -> Stand {
+    let said = record.resolution.as_ref();
+    match record.status {
         Status::Pending => Stand::Open,
         Status::Allowed => Stand::Allowed,
-        Status::Denied => Stand::Over(
-            codes::APPROVAL_DENIED,
-            "a person refused this command".to_owned(),
-        ),
+        Status::Denied => {
+            let by = said.map_or_else(|| "a person".into(), |said| visible(&said.by));
+            let note = said.and_then(|said| said.note.as_deref());
+            let note = note.map_or_else(String::new, |note| format!(": {}", visible(note)));
+            Stand::Over(
+                codes::APPROVAL_DENIED,
+                format!("{by} refused this command{note}"),
+            )
+        }
         Status::Expired => Stand::Over(
             codes::APPROVAL_EXPIRED,
             "nobody decided in time, which means no".to_owned(),
         ),
-        Status::Cancelled => Stand::Over(
-            codes::APPROVAL_DENIED,
-            format!("the question was withdrawn ({why})"),
-        ),
+        Status::Cancelled => {
+            let why = said.map_or("", |said| said.why.as_str());
+            Stand::Over(
+                codes::APPROVAL_DENIED,
+                format!("the question was withdrawn ({})", visible(why)),
+            )
+        }
         Status::Used => Stand::Over(
             codes::RUN_UNKNOWN,
             "this approval was used already: the run is not begun again".to_owned(),

@@ -140,6 +140,8 @@ pub async fn house_of(
         approval: approval.clone(),
         pool,
         audit: audit.clone(),
+        clock: Clock::system(),
+        since: Arc::new(Flag::new(None)),
     };
     change(&mut wiring);
     let exec = ExecHandle::add(&mut tree, wiring);

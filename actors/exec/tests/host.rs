@@ -6,7 +6,7 @@ use portcullis_core::approval::Word;
 use portcullis_core::codes;
 use portcullis_core::plan::Target;
 
-use super::harness::{Folders, alive, finish, house, house_of, house_with, until};
+use super::harness::{Folders, alive, finish, house, house_of, house_with, operator, until};
 use crate::approval::ApprovalConfig;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -50,7 +50,9 @@ async fn a_person_says_no() {
     house.answer(&accepted, Word::Deny).await;
     let ended = finish(seen).await;
     assert_eq!(ended.result.status, "denied");
-    assert_eq!(ended.result.error.unwrap().0, codes::APPROVAL_DENIED);
+    let (code, message) = ended.result.error.unwrap();
+    assert_eq!(code, codes::APPROVAL_DENIED);
+    assert_eq!(message, "uid:0 refused this command");
     assert!(!mark.exists() && house.intents().await.is_empty());
     // The same key again is the same no.
     while house.exec.live().await > 0 {}
@@ -110,7 +112,11 @@ async fn a_question_outlives_the_gateway_and_is_taken_up_by_its_key() {
     assert_eq!(finish(seen).await.result.exit_code, Some(0));
     while house.exec.live().await > 0 {}
     let refused = house.begin(again).await.unwrap_err();
-    assert_eq!(refused.code, codes::RUN_UNKNOWN);
+    assert_eq!(refused.code, codes::KEY_USED);
+    assert!(
+        refused.message.contains("ended with exit code 0"),
+        "{refused}"
+    );
     assert_eq!(std::fs::read_to_string(&mark).unwrap(), "x\n");
     house.end().await;
 }
@@ -146,6 +152,38 @@ async fn a_caller_that_is_gone_takes_question_and_process_along() {
         !alive("sleep 82.5") && !alive("sleep 83.5")
     })
     .await;
+    house.end().await;
+}
+
+/// A lost caller has two seconds while something runs; what has not begun is not begun for nobody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_after_the_caller_or_its_credential_went_starts_nothing() {
+    let folders = Folders::new();
+    let mut house = house(&folders, 1).await;
+    let mark = folders.path("ran");
+    let argv = ["touch", mark.to_str().unwrap()];
+    let request = house.request(Target::Host, &argv);
+    let (accepted, seen) = house.begin(request).await.unwrap();
+    drop(seen);
+    house.answer(&accepted, Word::AllowOnce).await;
+    while house.exec.live().await > 0 {}
+    assert!(!mark.exists() && house.intents().await.is_empty());
+    let id = accepted.approval_id.unwrap();
+    let status = house.approval.status(&id).await.unwrap();
+    assert_eq!(status, portcullis_core::approval::Status::Cancelled);
+
+    let request = house.request(Target::Host, &argv);
+    let (accepted, seen) = house.begin(request).await.unwrap();
+    house.session.set(Some("revoked".to_owned()));
+    // The question may be withdrawn already.
+    let (id, by) = (accepted.approval_id.unwrap(), operator(0));
+    let _ = house
+        .approval
+        .resolve(id.as_str(), Word::AllowOnce, &by, "c2")
+        .await;
+    let ended = finish(seen).await;
+    assert_eq!(ended.result.error.unwrap().0, codes::SESSION_ENDED);
+    assert!(!mark.exists() && house.intents().await.is_empty());
     house.end().await;
 }
 

@@ -3,5 +3,6 @@
 mod crash;
 mod harness;
 mod host;
+mod operands;
 mod reach;
 mod sandbox;

@@ -45,8 +45,10 @@ async fn a_key_is_good_for_one_run() {
     let (_, first) = house.run(request.clone()).await.unwrap();
     assert_eq!(first.out, "x\n");
     let (_, again) = house.run(request).await.unwrap();
-    assert_eq!((again.result.status, again.out.as_str()), ("unknown", ""));
-    assert_eq!(again.result.error.unwrap().0, codes::RUN_UNKNOWN);
+    assert_eq!((again.result.status, again.out.as_str()), ("denied", ""));
+    let (code, message) = again.result.error.unwrap();
+    assert_eq!(code, codes::KEY_USED);
+    assert!(message.contains("which ended with exit code"), "{message}");
     let count = house.request(Target::Sandbox, &["cat", "/workspace/ran"]);
     assert_eq!(house.run(count).await.unwrap().1.out, "x\n");
     house.end().await;

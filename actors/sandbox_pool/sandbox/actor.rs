@@ -1,5 +1,7 @@
 //! The box's loop passes orders on; its task does the rest.
 
+use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -7,11 +9,12 @@ use tokio::sync::mpsc::error::TrySendError;
 
 use super::messages::{OverBy, SandboxMsg};
 use crate::sandbox_pool::driver::Driver;
-use crate::sandbox_pool::folders;
-use crate::sandbox_pool::link::Listener;
+use crate::sandbox_pool::link::{Link, Listener};
 use crate::sandbox_pool::runs::{NotAccepted, Order, Over, Runs};
-use crate::sandbox_pool::spec::BoxSpec;
-use crate::supervision::{Crash, Ctx, Room, Snapshot, TaskHandle};
+use crate::sandbox_pool::spec::{BoxSpec, StartedBox};
+use crate::sandbox_pool::standing::Standing;
+use crate::sandbox_pool::{folders, kept};
+use crate::supervision::{Crash, Ctx, Flag, Room, Snapshot, TaskHandle};
 
 /// Orders on their way to the link (a box that is being started holds them all).
 const ORDERS: usize = 256;
@@ -27,6 +30,8 @@ pub struct SandboxWiring {
     pub spec: BoxSpec,
     /// Without a run for so long it ends itself.
     pub idle: Duration,
+    /// Where it shows what it does.
+    pub shown: Arc<Flag<Standing>>,
 }
 
 /// The actor of one box.
@@ -62,6 +67,8 @@ impl Room for Sandbox {
         match msg {
             SandboxMsg::Order(order) => self.pass(order),
             SandboxMsg::Over(over) => self.over(over),
+            #[cfg(test)]
+            SandboxMsg::Hang => std::future::pending().await,
         }
         Ok(())
     }
@@ -96,30 +103,107 @@ impl Sandbox {
 
 /// The whole life of a box: made, served, ended, nothing left.
 async fn live(wiring: &SandboxWiring, mut orders: mpsc::Receiver<Order>) -> Result<Over, OverBy> {
-    let SandboxWiring { driver, spec, idle } = wiring;
-    let over = match open(driver, spec, *idle).await {
-        Ok((runs, _kept)) => runs.serve(&mut orders).await.map_err(OverBy::from),
-        Err(text) => {
-            orders.close();
-            while let Some(order) = orders.recv().await {
-                if let Order::Start { accepted, .. } = order {
-                    let _ = accepted.send(Err(NotAccepted::NoBox(text.clone())));
-                }
-            }
-            Err(OverBy::Start(text))
+    let SandboxWiring {
+        driver,
+        spec,
+        idle,
+        shown,
+    } = wiring;
+    let mut first = VecDeque::new();
+    let (over, init) = match open(driver, spec, &mut orders, &mut first).await {
+        Ok(Opened {
+            link,
+            started,
+            listener: _listener,
+        }) => {
+            shown.set(Standing {
+                init: Some(started.init_pid),
+                ..Standing::new()
+            });
+            let init = kept::started_at(started.init_pid).map(|at| (started.init_pid, at));
+            let runs = Runs::new(link, started.image_digest, *idle);
+            let served = runs.of_pool(first, shown.clone()).serve(&mut orders).await;
+            (served.map_err(OverBy::from), init)
+        }
+        Err(not) => {
+            say_over(shown);
+            refuse(first, &mut orders, &not).await;
+            let over = match not {
+                NotAccepted::GivenUp(why) => Ok(Over::GivenUp(why)),
+                NotAccepted::NoBox(text) => Err(OverBy::Start(text)),
+                NotAccepted::TooLong => Err(OverBy::Start(String::new())),
+            };
+            (over, None)
         }
     };
+    say_over(shown);
+    drop(orders);
     if let Err(error) = driver.stop(&spec.id).await {
         tracing::error!(id = %spec.id, %error, "a box could not be ended");
+        // Without its engine the kernel is asked, where this process may.
+        if let Some((pid, started)) = init
+            && let Err(error) = kept::kill_and_wait(pid, started).await
+        {
+            tracing::error!(id = %spec.id, %error, "its first process neither: it ends by its dead-man time");
+        }
     }
     folders::remove_run_dir(&spec.run_dir);
     over
 }
 
-/// What must live as long as the link: the socket that the cell would dial again, and bubblewrap's process, to be buried.
-type Kept = (Listener, Option<tokio::process::Child>);
+/// Before the end of the orders: who is refused for that looks here.
+fn say_over(shown: &Flag<Standing>) {
+    shown.set(Standing {
+        over: true,
+        ..shown.get()
+    });
+}
 
-async fn open(driver: &Driver, spec: &BoxSpec, idle: Duration) -> Result<(Runs, Kept), String> {
+/// Everything that is asked of a box that never served.
+async fn refuse(first: VecDeque<Order>, orders: &mut mpsc::Receiver<Order>, not: &NotAccepted) {
+    orders.close();
+    let refuse = |order| {
+        if let Order::Start { accepted, .. } = order {
+            let _ = accepted.send(Err(not.clone()));
+        }
+    };
+    first.into_iter().for_each(refuse);
+    while let Some(order) = orders.recv().await {
+        refuse(order);
+    }
+}
+
+/// A box that serves.
+struct Opened {
+    link: Link,
+    /// With bubblewrap's process, to be buried.
+    started: StartedBox,
+    /// The socket that the cell would dial again.
+    listener: Listener,
+}
+
+/// Makes the box; what is ordered meanwhile is kept in `first`, but for the order to give it up.
+async fn open(
+    driver: &Driver,
+    spec: &BoxSpec,
+    orders: &mut mpsc::Receiver<Order>,
+    first: &mut VecDeque<Order>,
+) -> Result<Opened, NotAccepted> {
+    let opening = make(driver, spec);
+    tokio::pin!(opening);
+    loop {
+        tokio::select! {
+            opened = &mut opening => return opened.map_err(NotAccepted::NoBox),
+            order = orders.recv(), if first.len() < ORDERS => match order {
+                Some(Order::End(why)) => return Err(NotAccepted::GivenUp(why)),
+                Some(order) => first.push_back(order),
+                None => return Err(NotAccepted::NoBox("nobody wants it any more".to_owned())),
+            },
+        }
+    }
+}
+
+async fn make(driver: &Driver, spec: &BoxSpec) -> Result<Opened, String> {
     // The driver stops what is half started.
     let listener = Listener::bind(&spec.run_dir, spec.gid)
         .map_err(|error| format!("control socket: {error}"))?;
@@ -131,8 +215,9 @@ async fn open(driver: &Driver, spec: &BoxSpec, idle: Duration) -> Result<(Runs, 
         .accept(started.init_pid, &spec.nonce, HELLO_WITHIN)
         .await
         .map_err(|error| error.to_string())?;
-    Ok((
-        Runs::new(link, started.image_digest, idle),
-        (listener, started.child),
-    ))
+    Ok(Opened {
+        link,
+        started,
+        listener,
+    })
 }

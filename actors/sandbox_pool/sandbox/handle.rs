@@ -18,4 +18,10 @@ impl SandboxHandle {
     pub async fn order(&self, order: Order) -> Result<(), TellError> {
         self.0.tell(SandboxMsg::Order(order)).await
     }
+
+    /// Its loop stands still from here on.
+    #[cfg(test)]
+    pub async fn hang(&self) -> Result<(), TellError> {
+        self.0.tell(SandboxMsg::Hang).await
+    }
 }

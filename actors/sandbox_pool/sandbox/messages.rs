@@ -9,6 +9,9 @@ pub enum SandboxMsg {
     Order(Order),
     /// From its own task: the box is over.
     Over(Result<Over, OverBy>),
+    /// Its loop stands still from here on.
+    #[cfg(test)]
+    Hang,
 }
 
 /// What ended a box against its will.

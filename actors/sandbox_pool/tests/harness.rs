@@ -252,7 +252,7 @@ pub async fn finish(mut seen: mpsc::Receiver<RunEvent>) -> Ended {
                 streams[usize::from(stream == Stream::Err)].extend(data);
             }
             Some(RunEvent::Exited(exit)) => break Some(exit),
-            Some(RunEvent::BoxLost) | None => break None,
+            Some(RunEvent::BoxLost | RunEvent::GivenUp(_)) | None => break None,
         }
     };
     let text =

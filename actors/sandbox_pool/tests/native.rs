@@ -1,8 +1,11 @@
 //! The suite over bubblewrap.
 
+use std::time::{Duration, Instant};
+
 use super::harness::{self, State};
 use super::suite;
 use crate::sandbox_pool::driver::{Driver, DriverError};
+use crate::sandbox_pool::folders;
 use crate::sandbox_pool::native::Native;
 use crate::sandbox_pool::probe;
 
@@ -144,4 +147,90 @@ fn a_daemon_of_an_ordinary_user() {
         String::from_utf8_lossy(&output.stderr)
     );
     assert!(said.contains(&format!("{} passed", names.len())), "{said}");
+}
+
+/// The bug: a gateway that was killed before it had read bubblewrap's report left a box's init that waited for ever. What a kill closes is
+/// closed here at many moments of a start; `PORTCULLIS_LONG` asks for a thousand.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_that_ends_while_a_box_starts_leaves_no_process() {
+    let rounds: u32 = if std::env::var_os("PORTCULLIS_LONG").is_some() {
+        1000
+    } else {
+        60
+    };
+    let state = State::new();
+    let native = Native::find(&state.context).unwrap();
+    let mut nonces = Vec::new();
+    for round in 0..rounds {
+        let spec = state.spec("window");
+        // The control folder without a socket: nobody listens any more.
+        drop(folders::run_dir(&spec.run_dir, spec.gid).unwrap());
+        let launched = native.launch(&spec).unwrap();
+        // The whole of a start takes a few milliseconds.
+        let moment = Duration::from_micros(u64::from(round % 30) * 200);
+        tokio::time::sleep(moment).await;
+        drop((launched.info, launched.block));
+        drop(launched.child);
+        nonces.push(spec.nonce);
+    }
+    let until = Instant::now() + Duration::from_secs(30);
+    loop {
+        let left: Vec<String> = std::fs::read_dir("/proc")
+            .unwrap()
+            .filter_map(|entry| {
+                let path = entry.ok()?.path();
+                let line = std::fs::read_to_string(path.join("cmdline")).ok()?;
+                let ours = nonces.iter().any(|nonce| line.contains(nonce.as_str()));
+                ours.then(|| format!("{}: {}", path.display(), line.replace('\0', " ")))
+            })
+            .collect();
+        if left.is_empty() {
+            return;
+        }
+        assert!(
+            Instant::now() < until,
+            "left: {} of {rounds}: {}",
+            left.len(),
+            left[0]
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// What a box may take of the disk, it takes by writing, so that it is seen; a file has its ceiling, `/tmp` is memory of the box.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_box_cannot_take_room_at_a_stroke() {
+    let state = State::new();
+    let mut live = harness::Live::start(&driver(&state), state.spec("room")).await;
+    let ended = live
+        .run("fallocate -l 64M /workspace/stroke; fallocate -x -l 1M /workspace/posix")
+        .await;
+    assert!(ended.err.contains("not supported"), "{ended:?}");
+    let length =
+        |name: &str| std::fs::metadata(live.spec.workspace.join(name)).map(|file| file.len());
+    assert!(length("stroke").is_ok_and(|length| length == 0));
+    // By the C library's own way, which writes.
+    assert!(length("posix").is_ok_and(|length| length == 1 << 20));
+    let ended = live
+        .run_with("cat /dev/zero > /workspace/big", |spawn| {
+            spawn.file_bytes = 8 << 20;
+        })
+        .await;
+    assert_ne!(ended.exit().code, Some(0), "{ended:?}");
+    let length = std::fs::metadata(live.spec.workspace.join("big"))
+        .unwrap()
+        .len();
+    assert_eq!(length, 8 << 20);
+    let kilobytes: u64 = live
+        .run("df -P -k /tmp | tail -n 1 | tr -s ' ' | cut -d' ' -f2")
+        .await
+        .out
+        .trim()
+        .parse()
+        .unwrap();
+    assert!(
+        kilobytes << 10 <= state.context.limits.memory_bytes / 2,
+        "{kilobytes}"
+    );
+    live.stop().await;
 }

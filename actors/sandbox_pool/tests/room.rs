@@ -15,14 +15,14 @@ use crate::sandbox_pool::{
 };
 use crate::supervision::{CallError, Intensity, Policy, Tree, TreeBuilder};
 
-struct Pool {
-    tree: Tree,
-    handle: SandboxPoolHandle,
+pub struct Pool {
+    pub tree: Tree,
+    pub handle: SandboxPoolHandle,
     runs: u32,
 }
 
 impl Pool {
-    async fn start(state: &State, change: impl FnOnce(&mut SandboxPoolConfig)) -> Self {
+    pub async fn start(state: &State, change: impl FnOnce(&mut SandboxPoolConfig)) -> Self {
         let mut config = SandboxPoolConfig {
             driver: Choice::Native,
             ..SandboxPoolConfig::default()
@@ -49,7 +49,7 @@ impl Pool {
         }
     }
 
-    async fn begin(
+    pub async fn begin(
         &mut self,
         agent: &str,
         script: &str,
@@ -71,13 +71,13 @@ impl Pool {
         Ok((run, ticket, seen))
     }
 
-    async fn run(&mut self, agent: &str, script: &str) -> (RunTicket, Ended) {
+    pub async fn run(&mut self, agent: &str, script: &str) -> (RunTicket, Ended) {
         let (_, ticket, seen) = self.begin(agent, script).await.unwrap();
         (ticket, finish(seen).await)
     }
 }
 
-fn init_of(state: &State, ticket: &RunTicket) -> u32 {
+pub fn init_of(state: &State, ticket: &RunTicket) -> u32 {
     let path = state
         .context
         .run_root
@@ -87,7 +87,7 @@ fn init_of(state: &State, ticket: &RunTicket) -> u32 {
     kept["init"][0].as_u64().unwrap().try_into().unwrap()
 }
 
-fn gone(pid: u32) -> bool {
+pub fn gone(pid: u32) -> bool {
     !Path::new(&format!("/proc/{pid}/exe")).exists()
 }
 

@@ -489,6 +489,95 @@ fn a_flood_displaces_nobody_who_asks_once() {
 }
 
 #[test]
+fn a_flood_that_falls_silent_makes_room_for_who_asks_and_users_of_one_machine_count_alone() {
+    let limits = Limits {
+        pending_per_address: 3,
+        ..Limits::default()
+    };
+    let mut bench = Bench::new(limits);
+    let of = |n: u32, uid: u32| {
+        let mut facts = facts(n, Role::Operator, &[Scope::Read]);
+        facts.client.remote_ip = Some(IpAddr::from([127, 0, 0, 1]));
+        facts.client.remote_uid = Some(uid);
+        facts
+    };
+    for n in 0..3 {
+        bench.request(&of(n, 1000));
+    }
+    // Another user of the machine is not touched by it, nor by what follows.
+    let (other, _) = bench.request(&of(50, 1001));
+    let refused = bench.connect(&of(9, 1000)).err();
+    assert_eq!(refused, Some(Refusal::TooManyPending));
+    // One of the three goes on asking, as clients do; the two others are gone.
+    for _ in 0..4 {
+        bench.now = bench.now.plus(15_000);
+        bench.request(&of(1, 1000));
+    }
+    let (request, _) = bench.request(&of(9, 1000));
+    assert!(
+        bench
+            .news
+            .iter()
+            .any(|news| matches!(news, News::Resolved { device_id, .. } if *device_id == id(0))),
+        "the longest silent one is told to be over: {:?}",
+        bench.news
+    );
+    bench.request(&of(10, 1000));
+    // Nobody else is silent for long enough.
+    let refused = bench.connect(&of(11, 1000)).err();
+    assert_eq!(refused, Some(Refusal::TooManyPending));
+    assert_eq!(bench.machine.counts().1, 4);
+    bench.approve(&request, &admin()).expect("the newcomer");
+    bench.approve(&other, &admin()).expect("the other user");
+}
+
+#[test]
+fn who_asks_to_be_paired_cannot_answer() {
+    let mut bench = Bench::new(Limits::default());
+    let (request, _) = bench.request(&facts(1, Role::Operator, &[Scope::Pairing]));
+    bench.approve(&request, &admin()).expect("approved");
+    let (wider, reason) = bench.request(&facts(1, Role::Operator, &[Scope::Pairing, Scope::Write]));
+    assert_eq!(reason, Reason::ScopeUpgrade);
+    for scopes in [&[Scope::Pairing][..], &[Scope::Admin]] {
+        for by_device_token in [false, true] {
+            let own = Caller {
+                scopes: set(scopes),
+                device: Some(id(1)),
+                by_device_token,
+            };
+            for narrow in [false, true] {
+                let answer = bench.machine.approve(&wider, &own, narrow, bench.now);
+                assert_eq!(answer.err(), Some(Refusal::ApprovalDenied));
+            }
+        }
+    }
+    // To take it back is its own affair.
+    let own = Caller {
+        scopes: set(&[Scope::Pairing]),
+        device: Some(id(1)),
+        by_device_token: true,
+    };
+    assert!(bench.machine.reject(&wider, &own, bench.now).is_ok());
+}
+
+#[test]
+fn a_request_from_before_the_clock_was_set_back_is_over() {
+    let mut bench = Bench::new(Limits::default());
+    let (request, _) = bench.request(&facts(1, Role::Operator, &[Scope::Read]));
+    bench.now = Millis(T0.0 - 1);
+    assert_eq!(
+        bench.approve(&request, &admin()),
+        Err(Refusal::UnknownRequest)
+    );
+    let over = bench.machine.expire(bench.now).expect("expired");
+    assert_eq!(over.drop_pending, std::slice::from_ref(&request));
+    bench.settle(over);
+    let (again, _) = bench.request(&facts(1, Role::Operator, &[Scope::Read]));
+    assert_ne!(again, request);
+    bench.approve(&again, &admin()).expect("approved");
+}
+
+#[test]
 fn the_wire_sees_the_words_it_knows() {
     let mut bench = Bench::new(Limits::default());
     let Ok(Verdict::Pending(needed)) = bench.connect(&facts(1, Role::Operator, &[Scope::Read]))

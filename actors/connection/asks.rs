@@ -1,0 +1,206 @@
+//! `exec.approval.request`: a person is asked now, the command runs later (wire.md 10).
+//!
+//! The same plan is frozen by the same rules as with `exec.run`, which under this question's id as its key uses the answer, once.
+
+use std::collections::BTreeMap;
+
+use portcullis_core::approval::{Status, Word};
+use portcullis_core::codes;
+use portcullis_core::ids::ApprovalId;
+use portcullis_core::plan::Target;
+use portcullis_core::protocol::frame::{ErrorBody, ok_frame};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use super::methods::approval;
+use super::runs::{agent, refusal};
+use super::serve::{Conn, Out};
+use crate::exec::{ExecEvent, OnlyAsk, RunRequest, RunResult};
+
+/// Ids that the wire keeps for others.
+const RESERVED: &str = "plugin:";
+
+/// Its params. What the peer has for display and routing is taken and not used: nobody's word but the plan's is shown.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct Request {
+    #[serde(default)]
+    id: Option<String>,
+    #[serde(default)]
+    command_argv: Option<Vec<String>>,
+    #[serde(default)]
+    cwd: Option<String>,
+    #[serde(default)]
+    env: Option<BTreeMap<String, String>>,
+    #[serde(default)]
+    agent_id: Option<String>,
+    #[serde(default)]
+    host: Option<String>,
+    #[serde(default)]
+    node_id: Option<String>,
+    /// How long the question waits.
+    #[serde(default)]
+    timeout_ms: Option<u64>,
+    /// How long the command may run: must be the run's own.
+    #[serde(default)]
+    run_timeout_ms: Option<u64>,
+    #[serde(default)]
+    two_phase: bool,
+    /// Would narrow who may answer, or what: what is not kept is refused.
+    #[serde(default)]
+    approval_reviewer_device_ids: Option<Vec<Value>>,
+    #[serde(default)]
+    unavailable_decisions: Option<Vec<Value>>,
+    #[serde(default, rename = "command")]
+    _command: Option<String>,
+    #[serde(default, rename = "systemRunPlan")]
+    _system_run_plan: Option<Value>,
+    #[serde(default, rename = "security")]
+    _security: Option<String>,
+    #[serde(default, rename = "ask")]
+    _ask: Option<String>,
+    #[serde(default, rename = "warningText")]
+    _warning_text: Option<String>,
+    #[serde(default, rename = "scope")]
+    _scope: Option<Value>,
+    #[serde(default, rename = "resolvedPath")]
+    _resolved_path: Option<String>,
+    #[serde(default, rename = "sessionKey")]
+    _session_key: Option<String>,
+    #[serde(default, rename = "sessionId")]
+    _session_id: Option<String>,
+    #[serde(default, rename = "runId")]
+    _run_id: Option<String>,
+    #[serde(default, rename = "toolCallId")]
+    _tool_call_id: Option<String>,
+    #[serde(default, rename = "turnSourceChannel")]
+    _turn_source_channel: Option<String>,
+    #[serde(default, rename = "turnSourceTo")]
+    _turn_source_to: Option<String>,
+    #[serde(default, rename = "turnSourceAccountId")]
+    _turn_source_account_id: Option<String>,
+    #[serde(default, rename = "turnSourceThreadId")]
+    _turn_source_thread_id: Option<Value>,
+    #[serde(default, rename = "requireDeliveryRoute")]
+    _require_delivery_route: Option<bool>,
+    #[serde(default, rename = "suppressDelivery")]
+    _suppress_delivery: Option<bool>,
+    #[serde(default, rename = "deliverToApprovalClientsOnly")]
+    _deliver_to_approval_clients_only: Option<bool>,
+}
+
+fn invalid(why: &str) -> ErrorBody {
+    ErrorBody::of(
+        codes::INVALID_PARAMS,
+        format!("invalid exec.approval.request params: {why}"),
+    )
+}
+
+impl Request {
+    fn target(&self) -> Result<Target, ErrorBody> {
+        if self.node_id.is_some() {
+            return Err(invalid("nodes do not run commands yet: leave nodeId out"));
+        }
+        match self.host.as_deref() {
+            None | Some("gateway") => Ok(Target::Host),
+            Some("sandbox") => Ok(Target::Sandbox),
+            Some("node") => Err(invalid(
+                "nodes do not run commands yet: host is \"gateway\" or \"sandbox\"",
+            )),
+            Some(_) => Err(invalid("host is \"gateway\" or \"sandbox\"")),
+        }
+    }
+
+    fn id(&self) -> Result<ApprovalId, ErrorBody> {
+        let fresh = || uuid::Uuid::new_v4().to_string();
+        let id = self.id.clone().unwrap_or_else(fresh);
+        if id.starts_with(RESERVED) {
+            return Err(invalid("ids that begin with plugin: are reserved"));
+        }
+        ApprovalId::new(&id).map_err(|error| invalid(&format!("id: {error}")))
+    }
+
+    fn check(&self) -> Result<(), ErrorBody> {
+        let set = |list: &Option<Vec<Value>>| list.as_ref().is_some_and(|list| !list.is_empty());
+        if set(&self.approval_reviewer_device_ids) || set(&self.unavailable_decisions) {
+            return Err(invalid(
+                "approvalReviewerDeviceIds and unavailableDecisions are not kept here: leave them out",
+            ));
+        }
+        if self.timeout_ms == Some(0) {
+            return Err(invalid("timeoutMs must be at least 1"));
+        }
+        Ok(())
+    }
+}
+
+pub(super) async fn request(conn: &Conn, frame: &str, params: Request) -> Result<Value, ErrorBody> {
+    params.check()?;
+    let (target, id) = (params.target()?, params.id()?);
+    let request = RunRequest {
+        principal: conn.principal.as_ref().clone(),
+        connection: conn.conn_id.to_string(),
+        agent: agent(conn, params.agent_id.as_deref())?,
+        argv: params.command_argv.ok_or_else(|| {
+            invalid("commandArgv is needed: a command line is not taken apart here")
+        })?,
+        cwd: params.cwd,
+        env: params.env.unwrap_or_default(),
+        timeout_ms: params.run_timeout_ms,
+        target,
+        idempotency_key: id.to_string(),
+        session: conn.session.clone(),
+    };
+    let how = OnlyAsk {
+        timeout_ms: params.timeout_ms,
+    };
+    // Its end is the only event.
+    let (tx, mut events) = mpsc::channel(1);
+    let asked = match conn.wiring.exec.ask(request, how, tx).await {
+        Ok(asked) => asked,
+        // It was asked before and answered: the answer stands.
+        Err(refused) if refused.details.contains_key("approvalId") => {
+            return decided(conn, &id, None).await;
+        }
+        Err(refused) => return Err(refusal(refused)),
+    };
+    if asked.approval_id.is_none() {
+        let now = conn.wiring.clock.now();
+        // Policy allows it, and is asked again when it runs: there is nothing to keep.
+        return Ok(json!({
+            "id": id, "decision": Word::AllowOnce, "createdAtMs": now, "expiresAtMs": now,
+        }));
+    }
+    if params.two_phase {
+        let record = conn.wiring.methods.approval.get(id.as_str()).await;
+        let record = record.map_err(approval)?;
+        let first = json!({
+            "status": "accepted", "id": id, "planHash": asked.plan_hash,
+            "createdAtMs": record.created, "expiresAtMs": record.expires,
+        });
+        let first =
+            ok_frame(frame, &first).map_err(|e| ErrorBody::of(codes::INTERNAL, e.to_string()))?;
+        // The receiver lives as long as the connection, and so does this future.
+        let _ = conn.out.send(Out::Frame(first)).await;
+    }
+    let end = match events.recv().await {
+        Some(ExecEvent::Ended(result)) => Some(result),
+        Some(ExecEvent::Output { .. }) | None => None,
+    };
+    decided(conn, &id, end).await
+}
+
+/// What became of the question. One that is still open has lost who waited for its answer.
+async fn decided(conn: &Conn, id: &ApprovalId, end: Option<RunResult>) -> Result<Value, ErrorBody> {
+    let record = conn.wiring.methods.approval.get(id.as_str()).await;
+    let record = record.map_err(approval)?;
+    if record.status != Status::Pending {
+        return Ok(record.answer_json());
+    }
+    let (code, message) = end.and_then(|end| end.error).unwrap_or((
+        codes::ROOM_DOWN,
+        "what waited for the answer broke; the question stays: ask again under its id".to_owned(),
+    ));
+    Err(ErrorBody::of(code, message))
+}

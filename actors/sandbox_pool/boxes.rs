@@ -1,0 +1,261 @@
+//! The pool's boxes: one an agent, made when there is room, made room for, waited for while an old one goes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use portcullis_core::ids::{AgentId, BoxId};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::actor::SandboxPool;
+use super::driver::{Driver, ProbeContext};
+use super::drivers::{Drivers, MOST_WAITING};
+use super::folders;
+use super::messages::{PoolError, RunTicket, SandboxPoolMsg, Start};
+use super::probe::random_hex;
+use super::runs::{Accepted, NotAccepted, Order};
+use super::sandbox::{Sandbox, SandboxHandle, SandboxWiring};
+use super::spec::BoxSpec;
+use super::standing::Standing;
+use crate::supervision::{ChildEnd, Crash, Ctx, Flag, FlagReader};
+
+/// How long a cell outlives a daemon that is gone.
+const DEAD_MAN: Duration = Duration::from_mins(1);
+/// Messages of one box's mailbox.
+const BOX_GATE: usize = 256;
+/// From the request to the box's word that it took the run, or to the end of an old box that is in its way. The caller waits a little
+/// longer, so that it is told that nothing ran.
+pub const ANSWER_WITHIN: Duration = Duration::from_secs(40);
+/// Boxes that may end under one request before it is refused.
+const MOST_TRIES: u8 = 3;
+
+/// A box that has been asked for and has not ended.
+pub struct Live {
+    pub id: BoxId,
+    pub agent: AgentId,
+    pub handle: SandboxHandle,
+    pub standing: FlagReader<Standing>,
+    /// Orders to start that were sent to it.
+    pub sent: u64,
+    /// It was told to end, or is about to: it gets no more runs.
+    pub leaving: bool,
+}
+
+/// Where a run goes.
+pub enum Place {
+    /// To this box.
+    In(u64),
+    /// It waits for the end of a box.
+    Later,
+    /// Nowhere.
+    Nowhere(PoolError),
+}
+
+impl SandboxPool {
+    /// The agent's box, or a new one; never another agent's.
+    pub(super) async fn place(
+        &mut self,
+        driver: &Driver,
+        agent: &AgentId,
+        profile: &str,
+    ) -> Result<Place, Crash> {
+        if let Some((&key, live)) = self.boxes.iter().find(|(_, live)| live.agent == *agent) {
+            let over = live.leaving || live.standing.get().over;
+            return Ok(if over { Place::Later } else { Place::In(key) });
+        }
+        if self.boxes.len() < self.wiring.config.max_boxes {
+            return self.make(driver, agent, profile).await;
+        }
+        let leaving = self.boxes.values().filter(|live| live.leaving).count();
+        if leaving > self.waiting.len() || self.evict().await {
+            return Ok(Place::Later);
+        }
+        Ok(Place::Nowhere(PoolError::Full(
+            self.wiring.config.max_boxes,
+        )))
+    }
+
+    /// Sends the box away that has been idle longest; false where something runs in every one.
+    async fn evict(&mut self) -> bool {
+        let idle = self.boxes.values_mut().filter_map(|live| {
+            let standing = live.standing.get();
+            (!live.leaving && standing.is_idle(live.sent)).then_some((standing.idle_since, live))
+        });
+        let Some((_, live)) = idle.min_by_key(|(since, _)| *since) else {
+            return false;
+        };
+        tracing::info!(id = %live.id, agent = %live.agent, "an idle box makes room for another agent's");
+        live.leaving = true;
+        // A box that is down has ended already.
+        let _ = live.handle.order(Order::Retire).await;
+        true
+    }
+
+    async fn make(
+        &mut self,
+        driver: &Driver,
+        agent: &AgentId,
+        profile: &str,
+    ) -> Result<Place, Crash> {
+        let context = &self.context;
+        if let Err(error) = folders::workspace(
+            &context.workspaces,
+            agent.as_str(),
+            context.uid,
+            context.gid,
+        ) {
+            return Ok(Place::Nowhere(PoolError::NoBox(format!(
+                "workspace of agent {agent}: {error}"
+            ))));
+        }
+        let id = BoxId::new(&random_hex(6)?)?;
+        let spec = BoxSpec {
+            run_dir: context.run_root.join("b").join(id.as_str()),
+            id: id.clone(),
+            agent: agent.clone(),
+            workspace: context.workspaces.join(agent.as_str()),
+            cell: context.cell.clone(),
+            limits: context.limits,
+            uid: context.uid,
+            gid: context.gid,
+            owner: context.owner.clone(),
+            boot: context.boot.clone(),
+            profile_hash: profile.to_owned(),
+            nonce: random_hex(16)?,
+            dead_man: DEAD_MAN,
+        };
+        self.next += 1;
+        let shown = Arc::new(Flag::new(Standing::new()));
+        let standing = shown.reader();
+        let wiring = SandboxWiring {
+            driver: driver.clone(),
+            spec,
+            idle: self.wiring.config.idle(),
+            shown,
+        };
+        let child = self.ctx.child::<Sandbox>(self.next, wiring, BOX_GATE);
+        let live = Live {
+            id,
+            agent: agent.clone(),
+            handle: SandboxHandle::new(child.await?),
+            standing,
+            sent: 0,
+            leaving: false,
+        };
+        self.boxes.insert(self.next, live);
+        Ok(Place::In(self.next))
+    }
+
+    /// Keeps a request until a box has ended.
+    pub(super) fn wait_for_room(&mut self, start: Box<Start>) {
+        if self.waiting.len() >= MOST_WAITING {
+            start
+                .reply
+                .refuse(PoolError::Full(self.wiring.config.max_boxes));
+            return;
+        }
+        let left = (start.asked + ANSWER_WITHIN).saturating_duration_since(Instant::now());
+        self.ctx
+            .after("waited", 0, left, SandboxPoolMsg::Waited)
+            .keep();
+        self.waiting.push_back(start);
+    }
+
+    /// Some have waited too long: an old box does not end.
+    pub(super) fn waited(&mut self) {
+        let (over, left) = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .partition(|start| start.asked.elapsed() >= ANSWER_WITHIN);
+        self.waiting = left;
+        for start in over {
+            start.reply.refuse(PoolError::NoBox(
+                "an old sandbox that is in its place does not end".to_owned(),
+            ));
+            let stuck = self.boxes.iter().find(|(_, live)| {
+                live.agent == start.agent && (live.leaving || live.standing.get().over)
+            });
+            if let Some(key) = stuck.map(|(&key, _)| key) {
+                self.stuck(key);
+            }
+        }
+    }
+
+    pub(super) async fn box_ended(&mut self, key: u64, end: &ChildEnd) -> Result<(), Crash> {
+        let Some(live) = self.boxes.remove(&key) else {
+            return Ok(());
+        };
+        if let ChildEnd::Crashed(why) = end {
+            tracing::error!(id = %live.id, agent = %live.agent, %why, "a box's actor crashed: its box is ended");
+            self.end_beside(key, live.id);
+        }
+        for start in std::mem::take(&mut self.waiting) {
+            self.start_run(start).await?;
+        }
+        Ok(())
+    }
+
+    /// The actor of a box answers nothing: the box is ended without it, and the agent gets another.
+    pub(super) fn stuck(&mut self, key: u64) {
+        if let Some(live) = self.boxes.remove(&key) {
+            tracing::error!(id = %live.id, agent = %live.agent, "a box's actor does not answer: its box is ended");
+            self.end_beside(key, live.id);
+        }
+    }
+
+    fn end_beside(&self, key: u64, id: BoxId) {
+        if let Drivers::Proven(chosen) = &self.drivers {
+            let (driver, context) = (chosen.driver.clone(), self.context.clone());
+            self.ctx
+                .task("end_box", key, async move {
+                    end_box(&driver, &context, &id).await;
+                })
+                .keep();
+        }
+    }
+}
+
+/// Answers the caller once the box's link has taken the run, or has not.
+pub async fn answer_when_accepted(
+    ctx: Ctx<SandboxPool>,
+    key: u64,
+    start: Box<Start>,
+    answer: oneshot::Receiver<Result<Accepted, NotAccepted>>,
+    ticket: impl FnOnce(Option<String>) -> RunTicket,
+) {
+    let Ok(answer) = tokio::time::timeout_at(start.asked + ANSWER_WITHIN, answer).await else {
+        // Its place with the box goes with this answer's: what is not taken by now never is.
+        start.reply.refuse(PoolError::NoBox(
+            "it took no orders in 40 s, and is ended".to_owned(),
+        ));
+        ctx.notify(SandboxPoolMsg::Stuck(key));
+        return;
+    };
+    match answer {
+        Ok(Ok(accepted)) => start.reply.ok(ticket(accepted.image_digest)),
+        Ok(Err(NotAccepted::TooLong)) => {
+            start.reply.refuse(PoolError::Invalid(
+                "argv and env together are longer than 60 KiB".to_owned(),
+            ));
+        }
+        Ok(Err(NotAccepted::NoBox(text))) => start.reply.refuse(PoolError::NoBox(text)),
+        Ok(Err(NotAccepted::GivenUp(why))) => start.reply.refuse(PoolError::NoBox(why.to_string())),
+        // Its box ended (idle, say) before it took the order: nothing ran, and a new box may.
+        Err(_) if start.tries < MOST_TRIES => {
+            ctx.notify(SandboxPoolMsg::Start(Box::new(Start {
+                tries: start.tries + 1,
+                ..*start
+            })));
+        }
+        Err(_) => start.reply.refuse(PoolError::NoBox(
+            "it ended before it took the run".to_owned(),
+        )),
+    }
+}
+
+/// Ends a box and removes its folder.
+pub async fn end_box(driver: &Driver, context: &ProbeContext, id: &BoxId) {
+    if let Err(error) = driver.stop(id).await {
+        tracing::error!(%id, %error, "a box could not be ended; the next start ends it");
+    }
+    folders::remove_run_dir(&context.run_root.join("b").join(id.as_str()));
+}

@@ -1,0 +1,6 @@
+//! What the fuzzer calls with bytes of its own making.
+#![forbid(unsafe_code)]
+
+#[cfg(feature = "gateway")]
+pub mod gateway;
+pub mod parsers;

@@ -1,0 +1,88 @@
+//! The fuzz targets on their committed seeds, without the fuzzer: any build runs them.
+
+use std::path::{Path, PathBuf};
+
+#[path = "../../fuzz/src/gateway.rs"]
+mod gateway;
+#[path = "../../fuzz/src/parsers.rs"]
+mod parsers;
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz")
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn every_fuzz_seed_passes_its_target() {
+    let mut tried = 0;
+    for (name, target) in parsers::ALL.iter().chain(gateway::ALL) {
+        let seeds = folder().join("corpus").join(name);
+        let files = names(&seeds);
+        assert!(!files.is_empty(), "{name} has no seed");
+        for file in files {
+            let seed = std::fs::read(seeds.join(&file)).unwrap();
+            println!("{name} {file}");
+            target(&seed);
+            // And what a fuzzer does first: cut, and changed in one place.
+            for cut in [0, 1, seed.len() / 2, seed.len().saturating_sub(1)] {
+                target(&seed[..cut.min(seed.len())]);
+            }
+            for at in (0..seed.len()).step_by((seed.len() / 64).max(1)) {
+                let mut changed = seed.clone();
+                changed[at] ^= 1 << (at % 8);
+                target(&changed);
+            }
+            tried += 1;
+        }
+    }
+    assert!(tried > 20);
+}
+
+#[test]
+fn every_fuzz_target_has_its_program_and_its_seeds() {
+    let mut known: Vec<String> = parsers::ALL
+        .iter()
+        .chain(gateway::ALL)
+        .map(|(name, _)| (*name).to_owned())
+        .collect();
+    known.sort();
+    assert_eq!(names(&folder().join("corpus")), known);
+    let manifest = std::fs::read_to_string(folder().join("Cargo.toml")).unwrap();
+    let manifest: toml::Table = manifest.parse().unwrap();
+    let mut bins: Vec<&str> = manifest["bin"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|bin| bin["name"].as_str().unwrap())
+        .collect();
+    bins.sort_unstable();
+    assert_eq!(bins, known);
+    for name in &known {
+        let text = std::fs::read_to_string(folder().join(format!("targets/{name}.rs"))).unwrap();
+        assert!(text.contains(&format!("::{name}(data)")), "{name}");
+    }
+}
+
+/// A seed that its parser refuses at once leads a fuzzer nowhere.
+#[test]
+fn the_seeds_of_plan_policy_and_connect_are_taken_by_their_parsers() {
+    let read = |name: &str| std::fs::read(folder().join("corpus").join(name)).unwrap();
+    for name in ["plan/sandbox", "plan/host"] {
+        portcullis_core::plan::ExecPlan::from_json(&read(name)).unwrap();
+    }
+    for name in ["policy/empty", "policy/full"] {
+        let value = serde_json::from_slice(&read(name)).unwrap();
+        portcullis_core::policy::Document::parse(value).unwrap();
+    }
+    for name in ["connect/token", "connect/device"] {
+        serde_json::from_slice::<portcullis_core::protocol::ConnectParams>(&read(name)).unwrap();
+    }
+}

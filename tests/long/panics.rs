@@ -1,0 +1,333 @@
+//! Every room of the real tree panics, again and again, under live sockets: nobody else's socket is lost, every call is
+//! answered, nothing acknowledged is lost, no command runs twice, and each room serves again.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use portcullis_actors::supervision::{PanicAt, RoomState};
+use serde_json::{Value, json};
+
+use super::house::House;
+use super::load::{Tally, percentile};
+use super::{figure, is_long, times};
+use crate::support::ws::{Came, Client, Connect};
+
+/// The rooms, and the call that shows that one serves.
+const ROOMS: &[(&str, &str)] = &[
+    ("audit", "audit.tail"),
+    ("vault", "vault.list"),
+    ("pairing", "device.pair.list"),
+    ("auth", "connect"),
+    ("sandbox_pool", "exec.run"),
+    ("approval", "exec.approvals.get"),
+    ("exec", "exec.run"),
+    ("dashboard", "dashboard.code"),
+];
+/// For anything at all.
+const PATIENCE: Duration = Duration::from_mins(2);
+
+/// The crashes are counted here, not the waits between them: no room is ever over its intensity.
+async fn house() -> House {
+    let house = House::stand(&[
+        ("sandbox.driver", "native"),
+        ("supervision.max_restarts", "1000000"),
+        ("supervision.healthy_after_secs", "0"),
+        ("exec.runs_per_agent", "64"),
+    ])
+    .await;
+    let mut admin = house.admin().await;
+    let tally = Tally::default();
+    // The vault is open and the box is warm before anything breaks.
+    while tally.run(&mut admin, "first").await.as_deref() != Some("exited")
+        || !admin.call("vault.list", json!({})).await["ok"]
+            .as_bool()
+            .unwrap()
+    {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    house
+}
+
+/// Asks the room for something. `true`: it serves.
+async fn serves(house: &House, tally: &Tally, admin: &mut Client, call: &str, n: &mut u64) -> bool {
+    *n += 1;
+    let params = match call {
+        "connect" => {
+            let mut client = Client::try_control(&house.state()).await.unwrap();
+            return client.try_hello(&Connect::bare()).await.is_some();
+        }
+        "exec.run" => {
+            let end = tally.run(admin, &format!("probe-{n}")).await;
+            return end.expect("the socket lives") == "exited";
+        }
+        "audit.tail" => json!({ "limit": 1 }),
+        _ => json!({}),
+    };
+    let answer = tally.call(admin, call, params).await;
+    answer.expect("the socket lives").is_ok()
+}
+
+async fn sockets(house: &House, tally: &Arc<Tally>) -> Vec<tokio::task::JoinHandle<()>> {
+    let count = times(50, 500).max(50);
+    let pause = Duration::from_millis(if is_long() { 500 } else { 100 });
+    let light = [("health", json!({})), ("status", json!({}))];
+    let broad: Vec<(&str, Value)> = [
+        "health",
+        "vault.list",
+        "status",
+        "device.pair.list",
+        "exec.approvals.get",
+        "audit.tail",
+        "exec.approval.list",
+    ]
+    .map(|method| (method, json!({})))
+    .to_vec();
+    let mut tasks = vec![];
+    for n in 0..count {
+        let (tally, light, broad) = (tally.clone(), light.clone(), broad.clone());
+        let client = if n % 2 == 0 {
+            house.admin().await
+        } else {
+            by_token(house).await
+        };
+        tasks.push(tokio::spawn(async move {
+            let id = n.to_string();
+            match n % 50 {
+                0 => tally.runs(client, &format!("r{id}"), pause).await,
+                2 => tally.keeps_secrets(client, &format!("S{id}"), pause).await,
+                _ if n % 4 == 0 => tally.goes_on(client, &broad, n, pause).await,
+                _ => tally.goes_on(client, &light, n, pause).await,
+            }
+        }));
+    }
+    tasks
+}
+
+/// Over TCP. The kernel is asked who holds the other end, and while another test of this process starts a program that
+/// one holds it for a moment too: then it is tried again.
+async fn by_token(house: &House) -> Client {
+    let end = Instant::now() + PATIENCE;
+    while Instant::now() < end {
+        if let Ok(mut client) = Client::dial_port(house.port()).await
+            && client
+                .try_hello(&Connect::token().scopes(&["operator.read"]))
+                .await
+                .is_some()
+            && client.call("status", json!({})).await["ok"] == true
+        {
+            return client;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("not let in");
+}
+
+async fn until(what: &str, mut test: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !test() {
+        assert!(Instant::now() < end, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// One room's panics, between messages and within them. How long it took from the panic until it was up, and until it
+/// served (of those between messages: there the moment is known).
+async fn breaks(
+    house: &House,
+    tally: &Tally,
+    (room, call): (&str, &str),
+    count: usize,
+) -> [Vec<Duration>; 2] {
+    let mut admin = house.admin().await;
+    let (mut up, mut served, mut n) = (vec![], vec![], 0u64);
+    for round in 0..count {
+        let before = house.room(room).restarts;
+        let at = match round % 4 {
+            0 | 2 => PanicAt::Now,
+            k => PanicAt::Await(u32::try_from(k / 2 + round / 4 % 3).unwrap()),
+        };
+        let began = Instant::now();
+        let end = began + PATIENCE;
+        until("the room is there to be broken", || {
+            house.window().panic(room, at)
+        })
+        .await;
+        if at == PanicAt::Now {
+            until("it is up again", || {
+                let now = house.room(room);
+                now.restarts > before && matches!(now.state, RoomState::Up | RoomState::Waiting)
+            })
+            .await;
+            up.push(began.elapsed());
+            while !serves(house, tally, &mut admin, call, &mut n).await {
+                assert!(Instant::now() < end, "{room} does not serve again");
+            }
+            served.push(began.elapsed());
+        } else {
+            while house.room(room).restarts == before
+                || !serves(house, tally, &mut admin, call, &mut n).await
+            {
+                assert!(Instant::now() < end, "{room} does not serve again");
+                if house.room(room).restarts == before {
+                    // It breaks at the next message, whoever sends it: this may be the one.
+                    serves(house, tally, &mut admin, call, &mut n).await;
+                }
+            }
+        }
+        tally.keep_secret(&mut admin, &format!("AFTER_{n}")).await;
+    }
+    let broken = house.room(room).restarts;
+    assert!(broken >= count as u64, "{room}: {broken} restarts");
+    [up, served].map(|mut times| {
+        times.sort();
+        times
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_room_panics_again_and_again_and_no_foreign_socket_is_lost() {
+    let count = times(3, 100);
+    let house = house().await;
+    let tally = Arc::new(Tally::default());
+    let tasks = sockets(&house, &tally).await;
+    for room in ROOMS {
+        let [up, served] = breaks(&house, &tally, *room, count).await;
+        figure(&format!(
+            "panics: {:12} {count} times under {} sockets; panic to up p50 {:?} p99 {:?}, to serving ({}) p50 {:?} p99 {:?}",
+            room.0,
+            tasks.len(),
+            percentile(&up, 50),
+            percentile(&up, 99),
+            room.1,
+            percentile(&served, 50),
+            percentile(&served, 99),
+        ));
+        tally.check();
+    }
+    children_break(&house, &tally, count).await;
+    tally.over.store(true, Relaxed);
+    let sockets = tasks.len();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    tally.check();
+    let kept = house.admin().await.get("vault.list", json!({})).await;
+    let kept: Vec<&str> = kept["entries"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| entry["name"].as_str().unwrap())
+        .collect();
+    let secrets = tally.secrets.lock().unwrap().clone();
+    for secret in &secrets {
+        assert!(kept.contains(&secret.as_str()), "{secret} was acknowledged");
+    }
+    let ran = tally.check_runs(&house.state().join("workspaces/demo"));
+    until("every permit is back", || {
+        let rooms = house.window().look().rooms;
+        rooms
+            .iter()
+            .all(|room| room.gate.as_ref().unwrap().depth == 0)
+    })
+    .await;
+    assert_eq!(house.fatal(), [""; 0]);
+    figure(&format!(
+        "panics: {sockets} sockets, 0 lost; {} good answers, {} to try again, 0 others, slowest {:?}; {} secrets kept, {ran} commands ran, none twice",
+        tally.good.load(Relaxed),
+        tally.retryable.load(Relaxed),
+        tally.slowest(),
+        secrets.len(),
+    ));
+    house.end().await;
+}
+
+/// A connection, a box, a run: each is its owner's child, and nobody but who uses it notices.
+async fn children_break(house: &House, tally: &Tally, count: usize) {
+    let restarts = |name| house.room(name).restarts;
+    let before = ["edge", "sandbox_pool", "exec"].map(restarts);
+    for round in 0..count {
+        let mut victim = house.admin().await;
+        assert!(
+            house
+                .window()
+                .panic("edge", PanicAt::YoungestChild("connection"))
+        );
+        while matches!(victim.next().await, Came::Frame(_)) {}
+
+        for (owner, noun) in [("sandbox_pool", "sandbox"), ("exec", "run")] {
+            let key = format!("{noun}-{round}");
+            let mut other = house.admin().await;
+            let run = tally.run(&mut other, &key);
+            let fault = async {
+                tokio::time::sleep(Duration::from_millis(u64::try_from(round % 8).unwrap())).await;
+                assert!(house.window().panic(owner, PanicAt::YoungestChild(noun)));
+            };
+            let (end, ()) = tokio::join!(run, fault);
+            assert!(end.is_some(), "the socket lives");
+        }
+        // A socket of this round: one that does not read answers no pings, and is closed for it.
+        let mut admin = house.admin().await;
+        let (mut n, end) = (1_000_000 * (round as u64 + 1), Instant::now() + PATIENCE);
+        while !serves(house, tally, &mut admin, "exec.run", &mut n).await {
+            assert!(Instant::now() < end, "runs go on");
+        }
+    }
+    assert_eq!(before, ["edge", "sandbox_pool", "exec"].map(restarts));
+    figure(&format!(
+        "panics: connection, sandbox and run, {count} times each; their owners were not restarted"
+    ));
+}
+
+/// The edge owns the sockets, so its panic ends them: every client comes back in, to the same address.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_edge_panics_again_and_again_and_every_client_comes_back() {
+    let (count, sockets) = (times(3, 100), times(50, 500).max(50));
+    let house = Arc::new(house().await);
+    let mut back = vec![];
+    let mut clients = vec![];
+    for _ in 0..sockets {
+        clients.push(house.admin().await);
+    }
+    let mut slowest = Duration::ZERO;
+    for round in 0..count {
+        let before = house.room("edge").restarts;
+        let began = Instant::now();
+        assert!(house.window().panic("edge", PanicAt::Now));
+        let mut first = house.admin().await;
+        while house.room("edge").restarts == before {
+            first = house.admin().await;
+        }
+        first.get("health", json!({})).await;
+        back.push(began.elapsed());
+        // As many at once as the budget of strangers has room for.
+        let door = Arc::new(tokio::sync::Semaphore::new(32));
+        let mut tasks = tokio::task::JoinSet::new();
+        for mut client in clients.drain(..) {
+            let (house, door) = (house.clone(), door.clone());
+            tasks.spawn(async move {
+                while matches!(client.next().await, Came::Frame(_)) {}
+                let _turn = door.acquire().await.unwrap();
+                let mut client = house.admin().await;
+                client.get("health", json!({})).await;
+                client
+            });
+        }
+        while let Some(client) = tasks.join_next().await {
+            clients.push(client.unwrap());
+        }
+        slowest = slowest.max(began.elapsed());
+        assert_eq!(house.room("edge").restarts, before + 1, "round {round}");
+    }
+    back.sort();
+    figure(&format!(
+        "panics: edge         {count} times under {sockets} sockets; panic to the first client back p50 {:?} p99 {:?}, to all back at most {slowest:?}",
+        percentile(&back, 50),
+        percentile(&back, 99),
+    ));
+    drop(clients);
+    let Ok(house) = Arc::try_unwrap(house) else {
+        panic!("somebody still holds the house");
+    };
+    house.end().await;
+}
