@@ -14,7 +14,7 @@ mod support;
 #[allow(dead_code, reason = "a bench starts an engine and no more")]
 mod engine;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -263,14 +263,14 @@ impl Client {
     /// [`AT_ONCE`] under way, each followed by another; how many ended, and in what time.
     async fn many(&mut self) -> Result<(u32, Duration)> {
         let began = Instant::now();
-        let mut open = BTreeMap::new();
+        let mut open = BTreeSet::new();
         for _ in 0..AT_ONCE {
-            open.insert(self.begin(&["echo", "x"], 20_000).await?, ());
+            open.insert(self.begin(&["echo", "x"], 20_000).await?);
         }
         let mut count = 0;
         while !open.is_empty() {
             let frame = self.frame().await?;
-            let Some(id) = frame["id"].as_str().filter(|id| open.contains_key(*id)) else {
+            let Some(id) = frame["id"].as_str().filter(|id| open.contains(*id)) else {
                 continue;
             };
             ensure!(frame["ok"] == true, "refused: {frame}");
@@ -281,7 +281,7 @@ impl Client {
             open.remove(id);
             count += 1;
             if began.elapsed() < SPAN {
-                open.insert(self.begin(&["echo", "x"], 20_000).await?, ());
+                open.insert(self.begin(&["echo", "x"], 20_000).await?);
             }
         }
         Ok((count, began.elapsed()))

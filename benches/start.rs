@@ -192,7 +192,7 @@ async fn record(log: &Path, acts: usize) -> Result<()> {
     let callers = (0..64).map(|_| {
         let audit = audit.clone();
         async move {
-            for _ in 0..acts / 64 + 1 {
+            for _ in 0..=(acts / 64) {
                 let intent = audit.intent(entry()).await?;
                 audit.outcome(intent, Outcome::ok()).await?;
             }
