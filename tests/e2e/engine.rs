@@ -12,7 +12,7 @@ use crate::support::engine::Engine;
 use crate::support::gateway::Gateway;
 
 /// For what takes a moment, on a machine that builds something else.
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_mins(1);
 
 fn gateway(engine: &Engine) -> Gateway {
     Gateway::prepared(&[

@@ -268,9 +268,9 @@ async fn without_a_driver_it_refuses_and_says_what_to_do() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bad_requests_and_too_many_boxes_are_refused_before_anything_runs() {
+async fn bad_requests_are_refused_before_anything_runs() {
     let state = State::new();
-    let mut pool = Pool::start(&state, |config| config.max_boxes = 1).await;
+    let mut pool = Pool::start(&state, |_| {}).await;
     let long = format!("echo {}", "x".repeat(70_000));
     let refused = pool.begin("demo", &long).await.unwrap_err();
     assert!(
@@ -281,10 +281,6 @@ async fn bad_requests_and_too_many_boxes_are_refused_before_anything_runs() {
     assert!(
         matches!(refused, CallError::Refused(PoolError::Invalid(_))),
         "{refused}"
-    );
-    assert_eq!(
-        pool.begin("other", "true").await.unwrap_err(),
-        CallError::Refused(PoolError::Full(1))
     );
     // An agent whose folder was replaced by a link gets no box.
     pool.tree.stop().await;
