@@ -395,16 +395,11 @@ pub(super) fn surface_resolved(
 /// For the record, which has limits of its own.
 fn listed(names: &BTreeSet<String>) -> String {
     const SHOWN: usize = 7;
-    let mut text = names
-        .iter()
-        .take(SHOWN)
-        .cloned()
-        .collect::<Vec<_>>()
-        .join(",");
-    if names.len() > SHOWN {
-        text.push_str(&format!(",+{}", names.len() - SHOWN));
+    let shown: Vec<&str> = names.iter().take(SHOWN).map(String::as_str).collect();
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown.join(","),
+        more => format!("{},+{more}", shown.join(",")),
     }
-    text
 }
 
 fn cut(text: &str) -> String {
