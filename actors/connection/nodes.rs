@@ -1,5 +1,6 @@
 //! Node hosts at a connection: the line to one, what it answers, and what operators ask of it. Runs are in `invokes`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::Stream;
@@ -9,6 +10,7 @@ use portcullis_core::auth::{Principal, Scope};
 use portcullis_core::codes;
 use portcullis_core::ids::DeviceId;
 use portcullis_core::nodes::{self, Call, Connected, NodeResult, Stats, node_json};
+use portcullis_core::pairing::News;
 use portcullis_core::protocol::frame::ErrorBody;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -18,6 +20,7 @@ use super::answer::Params;
 use super::methods::{About, Methods, refused};
 use crate::act::entry_of;
 use crate::nodes::{Line, NodesError, NodesHandle, Question, ToNode};
+use crate::supervision::{FeedItem, FeedReader};
 
 /// Between two tries to attach to a room that is down.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -27,14 +30,15 @@ const TEXT_MAX: usize = 256;
 /// What the nodes room sends to this node. A room that was started anew knows nothing of it: it attaches again.
 pub(super) fn line(
     nodes: NodesHandle,
+    by: Arc<Principal>,
     node: Connected,
 ) -> impl Stream<Item = ToNode> + Send + 'static {
     stream::unfold(None::<Line>, move |mut line| {
-        let (nodes, node) = (nodes.clone(), node.clone());
+        let (nodes, by, node) = (nodes.clone(), by.clone(), node.clone());
         async move {
             loop {
                 if line.is_none() {
-                    match nodes.attach(node.clone()).await {
+                    match attach(&nodes, &by, &node).await {
                         Ok(fresh) => line = Some(fresh),
                         Err(error) => {
                             tracing::warn!(target: "portcullis", node = %node.node, %error, "a node is not attached yet");
@@ -47,6 +51,41 @@ pub(super) fn line(
                     Some(said) => return Some((said, line)),
                     None => line = None,
                 }
+            }
+        }
+    })
+}
+
+async fn attach(nodes: &NodesHandle, by: &Principal, node: &Connected) -> Result<Line, NodesError> {
+    let line = nodes.attach(node.clone()).await?;
+    match nodes.declare(by, node).await {
+        // What cannot be read is not offered: the node is there, and is asked nothing.
+        Err(error @ NodesError::Refused(_)) => {
+            tracing::warn!(target: "portcullis", node = %node.node, %error, "a node's commands were not taken");
+        }
+        other => other?,
+    }
+    Ok(line)
+}
+
+/// A node hears what became of its own surface, and of no other's.
+pub(super) fn decisions(
+    news: FeedReader<News>,
+    node: DeviceId,
+) -> impl Stream<Item = ToNode> + Send + 'static {
+    stream::unfold((news, node), |(mut news, node)| async move {
+        loop {
+            match news.next().await {
+                FeedItem::Event(told) => match &told.event {
+                    News::SurfaceResolved { device_id, .. } if *device_id == node => {
+                        let (event, payload) = told.event.to_wire()?;
+                        return Some((ToNode::Event(event, payload), (news, node)));
+                    }
+                    _ => {}
+                },
+                // It asks again by its own clock.
+                FeedItem::Lagged => {}
+                FeedItem::Closed => return None,
             }
         }
     })
@@ -121,7 +160,7 @@ pub(super) async fn call(
 }
 
 /// The node that asks. Only a connection with a device has this role.
-fn own<'a>(about: About<'a>) -> Result<&'a DeviceId, ErrorBody> {
+fn own(about: About<'_>) -> Result<&DeviceId, ErrorBody> {
     about
         .principal
         .device()
@@ -129,20 +168,43 @@ fn own<'a>(about: About<'a>) -> Result<&'a DeviceId, ErrorBody> {
 }
 
 async fn list(methods: &Methods, by: &Principal) -> Answer {
+    let nodes = all(methods, by).await?;
+    Ok(json!({ "ts": methods.clock.now(), "nodes": nodes }))
+}
+
+async fn describe(methods: &Methods, by: &Principal, node: &str) -> Answer {
+    let all = all(methods, by).await?;
+    let found = all.into_iter().find(|known| known["nodeId"] == node);
+    let mut value = found.ok_or_else(unknown)?;
+    value["ts"] = json!(methods.clock.now());
+    Ok(value)
+}
+
+/// The connected ones, then those that were approved and are not there.
+async fn all(methods: &Methods, by: &Principal) -> Result<Vec<Value>, ErrorBody> {
     let mut all = Vec::new();
     for node in methods.nodes.list().await.map_err(|e| node_error(&e))? {
         all.push(shown(methods, by, &node).await?);
     }
-    Ok(json!({ "ts": methods.clock.now(), "nodes": all }))
-}
-
-async fn describe(methods: &Methods, by: &Principal, node: &str) -> Answer {
-    let all = methods.nodes.list().await.map_err(|e| node_error(&e))?;
-    let found = all.iter().find(|known| known.node.as_str() == node);
-    let found = found.ok_or_else(unknown)?;
-    let mut value = shown(methods, by, found).await?;
-    value["ts"] = json!(methods.clock.now());
-    Ok(value)
+    let known = methods.pairing.nodes(by).await;
+    let mut known = known.map_err(|error| refused(error.code(), &error))?;
+    let known = known["paired"].as_array_mut().map(std::mem::take);
+    for mut node in known.unwrap_or_default() {
+        if let Some(here) = all.iter_mut().find(|n| n["nodeId"] == node["nodeId"]) {
+            // The operator's own name for it stands.
+            if node["displayName"].is_string() {
+                here["displayName"] = node["displayName"].take();
+            }
+            continue;
+        }
+        node["approvalState"] = "approved".into();
+        node["paired"] = true.into();
+        node["connected"] = false.into();
+        // Nothing that it could be asked now.
+        node["commands"] = json!([]);
+        all.push(node);
+    }
+    Ok(all)
 }
 
 async fn shown(methods: &Methods, by: &Principal, node: &Connected) -> Answer {
@@ -305,15 +367,15 @@ async fn event(methods: &Methods, about: About<'_>, p: Event) -> Answer {
         (None, value) => value.unwrap_or(Value::Null),
     };
     let unhandled =
-        |reason: &str| json!({ "ok": true, "event": p.event, "handled": false, "reason": reason });
-    match p.event.as_str() {
+        |reason: &str| json!({ "ok": true, "event": p.name, "handled": false, "reason": reason });
+    match p.name.as_str() {
         "node.host.stats" => {
             let Some(stats) = Stats::parse(&payload, methods.clock.now()) else {
                 return Ok(unhandled("invalid_payload"));
             };
             let kept = methods.nodes.stats(node, about.connection, stats).await;
             kept.map_err(|error| node_error(&error))?;
-            Ok(json!({ "ok": true, "event": p.event, "handled": true, "reason": "updated" }))
+            Ok(json!({ "ok": true, "event": p.name, "handled": true, "reason": "updated" }))
         }
         "exec.started" | "exec.finished" | "exec.denied" => {
             let run = payload["runId"].as_str().unwrap_or_default();
@@ -395,7 +457,8 @@ struct Progress {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct Event {
-    event: String,
+    #[serde(rename = "event")]
+    name: String,
     #[serde(default)]
     payload: Option<Value>,
     #[serde(default, rename = "payloadJSON")]

@@ -88,7 +88,7 @@ pub(super) async fn serve(
     let Some(shaken) = shaken else { return };
     let news = wiring.methods.news(&shaken.principal, &shaken.caps);
     let node = shaken.node.clone();
-    let nodes = wiring.methods.nodes.clone();
+    let methods = wiring.methods.clone();
     let mut session = Session::new(wiring, shaken, session_ended);
     if let Some(order) = order.get() {
         close(&mut ws, order.code, &order.reason).await;
@@ -96,7 +96,11 @@ pub(super) async fn serve(
     }
     let mut sides = sides(closing.clone(), news);
     if let Some(node) = node {
-        sides.push(Box::pin(super::nodes::line(nodes, node).map(Side::Node)));
+        let decided = super::nodes::decisions(methods.pairing.news(), node.node.clone());
+        sides.push(Box::pin(decided.map(Side::Node)));
+        let by = session.conn.principal.clone();
+        let line = super::nodes::line(methods.nodes.clone(), by, node);
+        sides.push(Box::pin(line.map(Side::Node)));
     }
     let end = session.run(&mut ws, closing, sides).await;
     if let Some(end) = end {

@@ -152,6 +152,7 @@ async fn try_shake(
         Some(Connected {
             node: principal.device()?.clone(),
             conn: conn_id.clone(),
+            generation: principal.generation,
             declared,
             since: wiring.clock.now(),
             stats: None,
@@ -182,6 +183,11 @@ fn declared(params: &ConnectParams) -> Declared {
         device_family: client.device_family.clone(),
         caps: params.caps.iter().cloned().collect(),
         commands: params.commands.iter().cloned().collect(),
+        permissions: params
+            .permissions
+            .iter()
+            .filter_map(|(name, held)| Some((name.clone(), held.as_bool()?)))
+            .collect(),
         path_env: path,
     };
     declared.cut();

@@ -1,10 +1,10 @@
 //! The room around core's machine: lines to nodes, callers that wait, and the clock.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use portcullis_core::ids::DeviceId;
-use portcullis_core::nodes::{Connected, Due, Machine, NodeResult, Refusal, Taken};
+use portcullis_core::nodes::{Approved, Connected, Due, Machine, NodeResult, Refusal, Taken};
 use portcullis_core::time::Millis;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -156,7 +156,7 @@ impl Nodes {
     fn ask(
         &mut self,
         question: &Question,
-        approved: &BTreeSet<String>,
+        approved: &Approved,
         reply: Reply<Option<String>, Refusal>,
     ) {
         if !reply.is_wanted() {

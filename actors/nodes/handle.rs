@@ -1,15 +1,16 @@
 //! The way to nodes for other rooms.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
+use portcullis_core::auth::Principal;
 use portcullis_core::ids::DeviceId;
-use portcullis_core::nodes::{Connected, NodeResult, Refusal, Standing, Stats};
+use portcullis_core::nodes::{Approved, Connected, NodeResult, Refusal, Standing, Stats};
+use portcullis_core::pairing::{self, Surface};
 use tokio::sync::mpsc;
 
 use super::actor::Nodes;
 use super::messages::{Line, NodesError, NodesMsg, NodesWiring, Question, ToNode};
-use crate::pairing::PairingHandle;
+use crate::pairing::{PairingHandle, PairingRefusal};
 use crate::supervision::{CallError, Handle, Policy, Reply, TreeBuilder};
 
 const WITHIN: Duration = Duration::from_secs(5);
@@ -53,16 +54,44 @@ impl NodesHandle {
         Ok(line)
     }
 
+    /// A node host says what it offers: more than was approved waits for a person.
+    ///
+    /// # Errors
+    /// [`NodesError`].
+    pub async fn declare(&self, by: &Principal, node: &Connected) -> Result<(), NodesError> {
+        let declared = &node.declared;
+        let offered = pairing::Declared {
+            surface: Surface {
+                caps: declared.caps.clone(),
+                commands: declared.commands.clone(),
+                permissions: declared.permissions.clone(),
+            },
+            version: Some(declared.version.clone()),
+        };
+        let done = self.pairing.declare_surface(by, offered).await;
+        done.map(drop).map_err(of_pairing)
+    }
+
     /// What pairing knows of a node's surface, now.
     ///
     /// # Errors
     /// [`NodesError`].
-    #[expect(clippy::unused_async, reason = "pairing has no record of it yet")]
-    pub async fn standing(&self, _node: &DeviceId) -> Result<Standing, NodesError> {
-        let _ = &self.pairing;
+    pub async fn standing(&self, node: &DeviceId) -> Result<Standing, NodesError> {
+        let known = self.pairing.surface(node).await.map_err(of_pairing)?;
+        let state = match (&known.approved, &known.pending) {
+            (Some(_), None) => "approved",
+            (Some(_), Some(_)) => "pending-reapproval",
+            (None, Some(_)) => "pending-approval",
+            (None, None) => "unapproved",
+        };
         Ok(Standing {
-            state: "unapproved",
-            ..Standing::default()
+            state,
+            request_id: known.pending.map(|pending| pending.request_id),
+            approved_at: known.approved.as_ref().map(|a| a.approved_at_ms),
+            approved: known
+                .approved
+                .map(|a| a.surface.commands)
+                .unwrap_or_default(),
         })
     }
 
@@ -71,7 +100,15 @@ impl NodesHandle {
     /// # Errors
     /// [`NodesError`].
     pub async fn ask(&self, question: Question) -> Result<Option<String>, NodesError> {
-        let approved = self.standing(&question.call.node).await?.approved;
+        let known = self.pairing.surface(&question.call.node).await;
+        let known = known.map_err(of_pairing)?;
+        let approved = Approved {
+            commands: known
+                .approved
+                .map(|a| a.surface.commands)
+                .unwrap_or_default(),
+            generation: known.generation,
+        };
         let own = question.call.timeout_ms.map(Duration::from_millis);
         let within = own.unwrap_or(self.timeout).saturating_add(GRACE);
         let question = Box::new(question);
@@ -167,18 +204,6 @@ impl NodesHandle {
         self.call(WITHIN, NodesMsg::List).await
     }
 
-    /// The connected one, and the commands that it may be asked now.
-    ///
-    /// # Errors
-    /// [`Refusal::NotConnected`] among them.
-    pub async fn find(&self, node: &DeviceId) -> Result<(Connected, BTreeSet<String>), NodesError> {
-        let all = self.list().await?;
-        let found = all.into_iter().find(|known| known.node == *node);
-        let found = found.ok_or(Refusal::NotConnected)?;
-        let commands = found.commands(&self.standing(node).await?.approved);
-        Ok((found, commands))
-    }
-
     /// Whether the room serves.
     pub fn is_up(&self) -> bool {
         self.room.is_up()
@@ -199,5 +224,17 @@ impl NodesHandle {
                     NodesError::Down { may_have_run }
                 }
             })
+    }
+}
+
+/// Nothing was sent to the node yet.
+#[expect(clippy::needless_pass_by_value, reason = "as map_err gives it")]
+fn of_pairing(refusal: PairingRefusal) -> NodesError {
+    match refusal {
+        PairingRefusal::Overloaded => NodesError::Overloaded,
+        PairingRefusal::Rule(_) => NodesError::Refused(Refusal::NotFound),
+        PairingRefusal::Act(_) | PairingRefusal::Down { .. } => NodesError::Down {
+            may_have_run: false,
+        },
     }
 }

@@ -2,9 +2,8 @@
 
 use portcullis_core::codes::{self, Code};
 use portcullis_core::ids::DeviceId;
-use portcullis_core::nodes::{Call, Connected, NodeResult, Refusal, Stats};
+use portcullis_core::nodes::{Approved, Call, Connected, NodeResult, Refusal, Stats};
 use serde_json::Value;
-use std::collections::BTreeSet;
 use tokio::sync::mpsc;
 
 use super::config::NodesConfig;
@@ -92,11 +91,7 @@ pub enum NodesMsg {
     /// From the room's own watch of a line.
     Gone(DeviceId, String),
     /// With the commands that a person approved.
-    Ask(
-        Box<Question>,
-        BTreeSet<String>,
-        Reply<Option<String>, Refusal>,
-    ),
+    Ask(Box<Question>, Approved, Reply<Option<String>, Refusal>),
     /// `true`: it was of an open question.
     Result(DeviceId, String, NodeResult, Reply<bool, Refusal>),
     Progress {

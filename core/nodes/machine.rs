@@ -1,9 +1,9 @@
 //! Who is connected, and which questions are open. One answer each: the first that comes from the very connection that
 //! was asked; what comes later, or from elsewhere, changes nothing.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
-use super::{Connected, Limits, Nodes, RUN, Refusal, Stats, allow_list, has_own_method};
+use super::{Approved, Connected, Limits, Nodes, RUN, Refusal, Stats, allow_list, has_own_method};
 use crate::display::visible;
 use crate::ids::DeviceId;
 use crate::time::Millis;
@@ -150,8 +150,12 @@ impl Machine {
     ///
     /// # Errors
     /// [`Refusal`].
-    pub fn may(&self, call: &Call, approved: &BTreeSet<String>) -> Result<&Connected, Refusal> {
+    pub fn may(&self, call: &Call, approved: &Approved) -> Result<&Connected, Refusal> {
         let node = self.nodes.get(&call.node).ok_or(Refusal::NotConnected)?;
+        // Its credential was changed since it came in: its socket is being closed.
+        if approved.generation != Some(node.generation) {
+            return Err(Refusal::NotConnected);
+        }
         let command = call.command.as_str();
         let refuse = |reason, text: String| {
             Err(Refusal::NotAllowed {
@@ -188,7 +192,7 @@ impl Machine {
                 ),
             );
         }
-        if !approved.contains(command) {
+        if !approved.commands.contains(command) {
             return refuse(
                 "node did not declare commands",
                 "the node's declared command surface is pending approval; run `portcullis nodes pending`, then `portcullis nodes approve <requestId>`".to_owned(),
@@ -205,7 +209,7 @@ impl Machine {
         &mut self,
         id: &str,
         call: &Call,
-        approved: &BTreeSet<String>,
+        approved: &Approved,
         now: Millis,
     ) -> Result<Sent, Refusal> {
         let conn = self.may(call, approved)?.conn.clone();

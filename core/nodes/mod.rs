@@ -66,6 +66,7 @@ pub struct Declared {
     pub caps: BTreeSet<String>,
     /// Cut to [`allow_list`].
     pub commands: BTreeSet<String>,
+    pub permissions: BTreeMap<String, bool>,
     pub path_env: Option<String>,
 }
 
@@ -85,6 +86,8 @@ pub struct Connected {
     pub node: DeviceId,
     /// Its connection.
     pub conn: String,
+    /// The generation of its credential when it came in.
+    pub generation: u64,
     /// What it says of itself.
     pub declared: Declared,
     /// Since when.
@@ -93,6 +96,15 @@ pub struct Connected {
     pub stats: Option<Stats>,
     /// Does it say that it hosts workers? Shown only.
     pub worker_host: Option<bool>,
+}
+
+/// What a person approved of a node, as it stands at this moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Approved {
+    /// Its commands.
+    pub commands: BTreeSet<String>,
+    /// The generation that its credential has now; `None`: it is no node any more.
+    pub generation: Option<u64>,
 }
 
 impl Connected {

@@ -13,8 +13,11 @@ fn id(n: u8) -> DeviceId {
     DeviceId::new(&format!("{n:02x}").repeat(32)).unwrap()
 }
 
-fn names(list: &[&str]) -> BTreeSet<String> {
-    list.iter().map(|n| (*n).to_owned()).collect()
+fn names(list: &[&str]) -> Approved {
+    Approved {
+        commands: list.iter().map(|n| (*n).to_owned()).collect(),
+        generation: Some(7),
+    }
 }
 
 fn connected(node: u8, conn: &str, commands: &[&str]) -> Connected {
@@ -29,9 +32,11 @@ fn connected(node: u8, conn: &str, commands: &[&str]) -> Connected {
             platform: Some("linux".into()),
             device_family: None,
             caps: BTreeSet::new(),
-            commands: names(commands),
+            commands: names(commands).commands,
+            permissions: BTreeMap::new(),
             path_env: None,
         },
+        generation: 7,
         since: Millis(0),
         stats: None,
         worker_host: None,
@@ -103,7 +108,7 @@ fn what_is_not_declared_allowed_and_approved_is_not_asked() {
     }
     // Before anybody approved it.
     let refusal = machine
-        .ask("q", &call(1, WHICH, false), &BTreeSet::new(), Millis(0))
+        .ask("q", &call(1, WHICH, false), &names(&[]), Millis(0))
         .unwrap_err();
     assert!(
         refusal.to_string().contains("pending approval"),
@@ -113,6 +118,15 @@ fn what_is_not_declared_allowed_and_approved_is_not_asked() {
         machine.ask("q", &call(2, WHICH, false), &all, Millis(0)),
         Err(Refusal::NotConnected)
     );
+    // Its credential was changed, or it is no node any more.
+    for generation in [None, Some(6), Some(8)] {
+        let now = Approved {
+            generation,
+            ..all.clone()
+        };
+        let refusal = machine.ask("q", &call(1, WHICH, false), &now, Millis(0));
+        assert_eq!(refusal, Err(Refusal::NotConnected));
+    }
     // Approved once, not declared any more.
     machine.attach(connected(1, "c2", &[WHICH])).unwrap();
     assert!(

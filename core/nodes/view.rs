@@ -19,8 +19,6 @@ pub struct Standing {
     pub approved: BTreeSet<String>,
     /// When it was approved.
     pub approved_at: Option<Millis>,
-    /// The operator's own name for it.
-    pub label: Option<String>,
 }
 
 /// One element of `node.list`.
@@ -31,7 +29,7 @@ pub fn node_json(node: &Connected, standing: &Standing) -> Value {
     let approved = !commands.is_empty() || standing.state == "approved";
     let mut value = json!({
         "nodeId": node.node,
-        "displayName": shown(standing.label.as_deref().or(declared.display_name.as_deref()).unwrap_or(node.node.as_str())),
+        "displayName": shown(declared.display_name.as_deref().unwrap_or(node.node.as_str())),
         "version": shown(&declared.version),
         "clientId": shown(&declared.client_id),
         "clientMode": shown(&declared.client_mode),

@@ -218,3 +218,248 @@ async fn a_newer_connection_of_a_node_takes_the_place_of_the_older() {
     let list = listed(&mut operator, 1).await;
     assert_eq!(list["nodes"][0]["nodeId"], device.id());
 }
+
+/// A person says yes to what the node declares; the node hears of it.
+pub async fn approve(operator: &mut Client, host: &mut Client, device: &Device) {
+    let request = loop {
+        let list = operator.get("node.pair.list", json!({})).await;
+        let found = list["pending"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|p| p["nodeId"] == device.id());
+        if let Some(found) = found {
+            break found["requestId"].clone();
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(25)).await;
+    };
+    operator
+        .get("node.pair.approve", json!({ "requestId": request }))
+        .await;
+    let told = event(host, "node.pair.resolved").await;
+    assert_eq!(told["payload"]["requestId"], request);
+    assert_eq!(told["payload"]["decision"], "approved");
+    assert!(told.get("seq").is_none(), "{told}");
+}
+
+/// The next event of this name.
+pub async fn event(client: &mut Client, name: &str) -> Value {
+    loop {
+        let frame = client.frame().await;
+        if frame["event"] == name {
+            return frame;
+        }
+    }
+}
+
+fn which(device: &Device, timeout_ms: u64) -> Value {
+    json!({
+        "nodeId": device.id(), "command": "system.which", "params": { "bins": ["sh"], "approved": true },
+        "idempotencyKey": "key-1", "timeoutMs": timeout_ms,
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_approved_node_is_asked_and_its_answer_reaches_who_asked() {
+    let gateway = Gateway::start();
+    let mut operator = admin(&gateway).await;
+    let device = Device::new();
+    let mut host = node(&gateway, &device, DECLARED).await;
+    approve(&mut operator, &mut host, &device).await;
+    let list = listed(&mut operator, 1).await;
+    assert_eq!(
+        list["nodes"][0]["commands"],
+        json!([
+            "system.execApprovals.get",
+            "system.execApprovals.set",
+            "system.run",
+            "system.run.prepare",
+            "system.which"
+        ]),
+        "what is on no list was dropped: {list}"
+    );
+    assert_eq!(list["nodes"][0]["approvalState"], "approved");
+    let id = operator.ask("node.invoke", which(&device, 15_000)).await;
+    let asked = event(&mut host, "node.invoke.request").await;
+    assert!(asked.get("seq").is_none(), "{asked}");
+    let asked = &asked["payload"];
+    assert_eq!(asked["nodeId"], device.id());
+    assert_eq!(asked["command"], "system.which");
+    assert_eq!(
+        asked["paramsJSON"], r#"{"bins":["sh"]}"#,
+        "only what is on the list"
+    );
+    assert_eq!(asked["idempotencyKey"], "key-1");
+    assert_eq!(asked["timeoutMs"], 15_000);
+    let text = r#"{"bins":{"sh":"/bin/sh"}}"#;
+    let result =
+        json!({ "id": asked["id"], "nodeId": device.id(), "ok": true, "payloadJSON": text });
+    assert_eq!(
+        host.get("node.invoke.result", result.clone()).await,
+        json!({ "ok": true })
+    );
+    let answer = operator.answer(&id).await;
+    assert_eq!(
+        answer["payload"],
+        json!({
+            "ok": true, "nodeId": device.id(), "command": "system.which",
+            "payload": { "bins": { "sh": "/bin/sh" } }, "payloadJSON": text,
+        })
+    );
+    // The same again is late.
+    assert_eq!(
+        host.get("node.invoke.result", result).await,
+        json!({ "ok": true, "ignored": true })
+    );
+    // An error of the node is told as its own.
+    let id = operator.ask("node.invoke", which(&device, 15_000)).await;
+    let asked = event(&mut host, "node.invoke.request").await;
+    let error = json!({ "code": "UNAVAILABLE", "message": "command not supported" });
+    let result =
+        json!({ "id": asked["payload"]["id"], "nodeId": device.id(), "ok": false, "error": error });
+    host.get("node.invoke.result", result).await;
+    let answer = operator.answer(&id).await;
+    assert_eq!(
+        answer["error"]["message"],
+        "UNAVAILABLE: command not supported"
+    );
+    assert_eq!(answer["error"]["details"]["code"], "NODE_ERROR");
+    assert_eq!(answer["error"]["details"]["nodeError"], error);
+    assert_eq!(answer["error"]["details"]["nodeCommandDispatched"], true);
+    // Both stand in the log, with how they ended.
+    let records = operator
+        .get("audit.query", json!({ "action": "nodes.invoke" }))
+        .await;
+    let text = records.to_string();
+    assert!(
+        text.contains("NODE_ERROR") && text.contains("system.which"),
+        "{text}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_silent_or_goes_away_is_told_and_a_late_answer_changes_nothing() {
+    let gateway = Gateway::start();
+    let mut operator = admin(&gateway).await;
+    let device = Device::new();
+    let mut host = node(&gateway, &device, DECLARED).await;
+    approve(&mut operator, &mut host, &device).await;
+    let error = operator.refused("node.invoke", which(&device, 50)).await;
+    assert_eq!(error["details"]["nodeError"]["code"], "TIMEOUT", "{error}");
+    let asked = event(&mut host, "node.invoke.request").await["payload"]["id"].clone();
+    let cancel = event(&mut host, "node.invoke.cancel").await;
+    assert_eq!(
+        cancel["payload"],
+        json!({ "invokeId": asked, "nodeId": device.id() })
+    );
+    let late = json!({ "id": asked, "nodeId": device.id(), "ok": true });
+    assert_eq!(
+        host.get("node.invoke.result", late).await,
+        json!({ "ok": true, "ignored": true })
+    );
+    // Who asked goes away: the node is told.
+    let mut other = admin(&gateway).await;
+    other.ask("node.invoke", which(&device, 600_000)).await;
+    event(&mut host, "node.invoke.request").await;
+    other.ws.close(None).await.unwrap();
+    event(&mut host, "node.invoke.cancel").await;
+    // The node goes away: who asked is told.
+    let id = operator.ask("node.invoke", which(&device, 600_000)).await;
+    event(&mut host, "node.invoke.request").await;
+    host.ws.close(None).await.unwrap();
+    let answer = operator.answer(&id).await;
+    assert_eq!(
+        answer["error"]["details"]["nodeError"]["code"], "DISCONNECTED",
+        "{answer}"
+    );
+    assert_eq!(answer["error"]["details"]["nodeCommandDispatched"], true);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wider_declaration_gives_nothing_new_and_a_removed_node_is_asked_nothing() {
+    let gateway = Gateway::start();
+    let mut operator = admin(&gateway).await;
+    let device = Device::new();
+    let mut host = node(&gateway, &device, &["system.which"]).await;
+    approve(&mut operator, &mut host, &device).await;
+    host.ws.close(None).await.unwrap();
+    let mut host = node(&gateway, &device, DECLARED).await;
+    // The older approval holds for what it named, and for nothing else.
+    loop {
+        let list = operator.get("node.list", json!({})).await;
+        if list["nodes"][0]["approvalState"] == "pending-reapproval" {
+            assert_eq!(
+                list["nodes"][0]["commands"],
+                json!(["system.which"]),
+                "{list}"
+            );
+            assert!(list["nodes"][0]["pendingRequestId"].is_string(), "{list}");
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(25)).await;
+    }
+    let get = json!({ "nodeId": device.id() });
+    let error = operator.refused("exec.approvals.node.get", get).await;
+    assert_eq!(
+        error["details"]["code"], "NODE_COMMAND_NOT_ALLOWED",
+        "{error}"
+    );
+    // A reader is not told what waits.
+    let mut reader = crate::support::ws::by_token(&gateway, &["operator.read"]).await;
+    let list = reader.get("node.list", json!({})).await;
+    assert!(list["nodes"][0].get("pendingRequestId").is_none(), "{list}");
+    let error = reader.refused("node.invoke", which(&device, 1)).await;
+    assert_eq!(
+        error["details"]["missingScope"], "operator.write",
+        "{error}"
+    );
+    operator
+        .get("node.pair.remove", json!({ "nodeId": device.id() }))
+        .await;
+    assert_eq!(host.closed().await.0, 4001);
+    let error = operator.refused("node.invoke", which(&device, 1_000)).await;
+    assert_eq!(error["details"]["code"], "NOT_CONNECTED", "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_approvals_document_of_a_node_is_relayed_by_its_own_methods_only() {
+    let gateway = Gateway::start();
+    let mut operator = admin(&gateway).await;
+    let device = Device::new();
+    let mut host = node(&gateway, &device, DECLARED).await;
+    approve(&mut operator, &mut host, &device).await;
+    let document = json!({ "path": "x", "exists": true, "file": { "version": 1 }, "hash": "h" });
+    let id = operator
+        .ask("exec.approvals.node.get", json!({ "nodeId": device.id() }))
+        .await;
+    let asked = event(&mut host, "node.invoke.request").await;
+    assert_eq!(asked["payload"]["command"], "system.execApprovals.get");
+    assert_eq!(asked["payload"]["paramsJSON"], "{}");
+    assert!(asked["payload"].get("idempotencyKey").is_none(), "{asked}");
+    let answer = |asked: &Value| {
+        json!({
+            "id": asked["payload"]["id"], "nodeId": device.id(), "ok": true, "payloadJSON": document.to_string(),
+        })
+    };
+    host.get("node.invoke.result", answer(&asked)).await;
+    assert_eq!(operator.answer(&id).await["payload"], document);
+    let params = json!({ "nodeId": device.id(), "file": { "version": 1 }, "baseHash": "h" });
+    let id = operator.ask("exec.approvals.node.set", params).await;
+    let asked = event(&mut host, "node.invoke.request").await;
+    assert_eq!(asked["payload"]["command"], "system.execApprovals.set");
+    let sent: Value =
+        serde_json::from_str(asked["payload"]["paramsJSON"].as_str().unwrap()).unwrap();
+    assert_eq!(sent, json!({ "file": { "version": 1 }, "baseHash": "h" }));
+    host.get("node.invoke.result", answer(&asked)).await;
+    assert_eq!(operator.answer(&id).await["payload"], document);
+    for command in ["system.execApprovals.get", "system.execApprovals.set"] {
+        let params = json!({
+            "nodeId": device.id(), "command": command, "params": {}, "idempotencyKey": "k",
+        });
+        let error = operator.refused("node.invoke", params).await;
+        assert_eq!(
+            error["details"]["code"], "NODE_COMMAND_NOT_ALLOWED",
+            "{error}"
+        );
+    }
+}

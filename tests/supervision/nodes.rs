@@ -1,6 +1,6 @@
 //! Nodes: who waits for a node hears of a crash, and a connection that attaches again is served.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use portcullis_actors::nodes::{NodesConfig, NodesError, NodesHandle, NodesWiring};
 use portcullis_core::ids::DeviceId;
@@ -22,8 +22,10 @@ fn node(n: u8, conn: &str) -> Connected {
             device_family: None,
             caps: BTreeSet::new(),
             commands: ["system.which".to_owned()].into(),
+            permissions: BTreeMap::new(),
             path_env: None,
         },
+        generation: 7,
         since: Millis(0),
         stats: None,
         worker_host: None,
