@@ -13,7 +13,6 @@ use portcullis_core::nodes::{self, Call, Connected, NodeResult, Stats, node_json
 use portcullis_core::pairing::News;
 use portcullis_core::protocol::frame::ErrorBody;
 use serde::Deserialize;
-use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::answer::Params;
@@ -329,12 +328,12 @@ pub(super) fn node_error(error: &NodesError) -> ErrorBody {
     ErrorBody::with(error.code(), error.to_string(), details)
 }
 
-async fn result(methods: &Methods, about: About<'_>, p: InvokeResult<'_>) -> Answer {
+async fn result(methods: &Methods, about: About<'_>, p: InvokeResult) -> Answer {
     let outcome = if p.ok {
         // Either form; as text it goes on unread.
         let text = match (p.payload_json, p.payload) {
             (Some(text), _) => Some(text),
-            (None, Some(value)) => Some(value.get().to_owned()),
+            (None, Some(value)) => Some(value.to_string()),
             (None, None) => None,
         };
         Ok(text)
@@ -425,12 +424,12 @@ struct PolicySet {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct InvokeResult<'a> {
+struct InvokeResult {
     id: String,
     node_id: String,
     ok: bool,
-    #[serde(borrow, default)]
-    payload: Option<&'a RawValue>,
+    #[serde(default)]
+    payload: Option<Value>,
     #[serde(default, rename = "payloadJSON")]
     payload_json: Option<String>,
     #[serde(default)]
