@@ -7,7 +7,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use portcullis_core::approval::Word;
 use portcullis_core::audit::{Entry, Outcome, OutcomeFilter, Query, Seq};
-use portcullis_core::auth::{Door, Principal, Role, Scope, ScopeSet};
+use portcullis_core::auth::{Door, Principal, Role, Scope};
 use portcullis_core::codes::{self, Code};
 use portcullis_core::ids::DeviceId;
 use portcullis_core::pairing::News as PairingNews;
@@ -72,7 +72,7 @@ pub struct About<'a> {
     pub connection: &'a str,
 }
 
-type Answer = Result<Value, ErrorBody>;
+pub(super) type Answer = Result<Value, ErrorBody>;
 
 impl Methods {
     /// Answers one request, after [`portcullis_core::protocol::method::admit`].
@@ -85,50 +85,15 @@ impl Methods {
             "status" => self.status(by).await,
             "system-presence" => Ok(json!([])),
             "config.get" => Ok(self.config.clone()),
-            "device.pair.list" => {
-                params.read::<Nothing>(method)?;
-                let connected = self.connected.get();
-                self.pairing.list(by, connected).await.map_err(pairing)
-            }
-            "device.pair.approve" => {
-                let p: Approve = params.read(method)?;
-                self.pairing
-                    .approve(by, &p.request_id, p.narrow)
-                    .await
-                    .map_err(pairing)
-            }
-            "device.pair.reject" => {
-                let p: Request = params.read(method)?;
-                self.pairing
-                    .reject(by, &p.request_id)
-                    .await
-                    .map_err(pairing)
-            }
-            "device.pair.remove" => {
-                let p: Device = params.read(method)?;
-                self.pairing.remove(by, &p.device_id).await.map_err(pairing)
-            }
-            "device.pair.rename" => {
-                let p: Rename = params.read(method)?;
-                self.pairing
-                    .rename(by, &p.device_id, &p.label)
-                    .await
-                    .map_err(pairing)
-            }
-            "device.token.rotate" => {
-                let p: Rotate = params.read(method)?;
-                self.pairing
-                    .rotate(by, &p.device_id, p.role, p.scopes)
-                    .await
-                    .map_err(pairing)
-            }
-            "device.token.revoke" => {
-                let p: Revoke = params.read(method)?;
-                self.pairing
-                    .revoke(by, &p.device_id, p.role)
-                    .await
-                    .map_err(pairing)
-            }
+            "device.pair.list"
+            | "device.pair.approve"
+            | "device.pair.reject"
+            | "device.pair.remove"
+            | "device.pair.rename"
+            | "device.token.rotate"
+            | "device.token.revoke" => self.devices(by, method, params).await,
+            "node.pair.list" | "node.pair.approve" | "node.pair.reject" | "node.pair.remove"
+            | "node.rename" => self.node_pairing(by, method, params).await,
             "vault.status" => Ok(json!({ "state": self.vault_state() })),
             "vault.list" => {
                 params.read::<Nothing>(method)?;
@@ -366,7 +331,7 @@ impl News {
         loop {
             tokio::select! {
                 item = next_of(&mut self.pairing) => {
-                    if let Some(event) = item.and_then(|news| pairing_event(&news.event)) {
+                    if let Some(event) = item.and_then(|news| news.event.to_wire()) {
                         return Some(event);
                     }
                 }
@@ -397,33 +362,10 @@ async fn next_of<E: Send + Sync + 'static>(
     }
 }
 
-fn pairing_event(news: &PairingNews) -> Option<(&'static str, Value)> {
-    match news {
-        PairingNews::Requested(pending) => {
-            Some(("device.pair.requested", serde_json::to_value(pending).ok()?))
-        }
-        PairingNews::Resolved {
-            request_id,
-            device_id,
-            decision,
-            at_ms,
-        } => Some((
-            "device.pair.resolved",
-            json!({ "requestId": request_id, "deviceId": device_id, "decision": decision.as_str(), "ts": at_ms }),
-        )),
-        PairingNews::Invalidated { .. } => None,
-    }
-}
-
 /// One of our codes, by its name.
 pub(super) fn refused(code: &str, text: &dyn Display) -> ErrorBody {
     let code: &'static Code = codes::find(code).unwrap_or(codes::INTERNAL);
     ErrorBody::of(code, text.to_string())
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "as map_err gives it")]
-fn pairing(refusal: crate::pairing::PairingRefusal) -> ErrorBody {
-    refused(refusal.code(), &refusal)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "as map_err gives it")]
@@ -445,7 +387,7 @@ fn internal(error: &dyn Display) -> ErrorBody {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Nothing {}
+pub(super) struct Nothing {}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -477,50 +419,6 @@ struct SetPolicy {
     file: Value,
     #[serde(default)]
     base_hash: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct Request {
-    request_id: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct Approve {
-    request_id: String,
-    /// Give what the approver holds of what is asked, instead of refusing.
-    #[serde(default)]
-    narrow: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct Device {
-    device_id: DeviceId,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct Rename {
-    device_id: DeviceId,
-    label: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct Rotate {
-    device_id: DeviceId,
-    role: Role,
-    #[serde(default)]
-    scopes: Option<ScopeSet>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct Revoke {
-    device_id: DeviceId,
-    role: Role,
 }
 
 #[derive(Deserialize)]

@@ -11,6 +11,7 @@ mod actor;
 mod answer;
 mod asks;
 mod config;
+mod devices;
 mod handle;
 mod io;
 mod messages;

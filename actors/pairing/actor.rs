@@ -6,8 +6,9 @@ use crate::clock::Clock;
 use crate::store::{Object, Op};
 use crate::supervision::{Crash, Ctx, Reply, Room, Snapshot, TaskHandle};
 use portcullis_core::audit::Entry;
+use portcullis_core::ids::DeviceId;
 use portcullis_core::pairing::{
-    Change, ConnectFacts, Device, Fresh, Pairing, Pending, Record, Verdict,
+    Change, ConnectFacts, Declared, Device, Effective, Fresh, Pairing, Pending, Record, Verdict,
 };
 use portcullis_core::time::Millis;
 use serde::Serialize;
@@ -90,6 +91,17 @@ impl Room for PairingRoom {
             }
             PairingMsg::Show(caller, id, reply) => {
                 reply.ok(self.machine.show(&id, &caller, self.now()));
+                Ok(())
+            }
+            PairingMsg::Surface(device, reply) => {
+                reply.ok(self.machine.surface(&device));
+                Ok(())
+            }
+            PairingMsg::Declare(device, generation, declared, reply) => {
+                self.declare(&device, generation, &declared, reply).await
+            }
+            PairingMsg::Nodes(caller, reply) => {
+                reply.ok(self.machine.list_nodes(&caller));
                 Ok(())
             }
             PairingMsg::Manage(by, what, reply) => self.manage(*by, what, reply).await,
@@ -177,6 +189,34 @@ impl PairingRoom {
         Ok(())
     }
 
+    async fn declare(
+        &mut self,
+        device: &DeviceId,
+        generation: u64,
+        declared: &Declared,
+        reply: Reply<Effective, PairingRefusal>,
+    ) -> Result<(), Crash> {
+        if !reply.is_wanted() {
+            return Ok(());
+        }
+        let fresh = fresh()?;
+        let decided = self
+            .machine
+            .declare(device, generation, declared, self.now(), &fresh);
+        let result = match decided {
+            Ok((effective, None)) => Ok(effective),
+            Ok((effective, Some(change))) => {
+                let entry = Entry {
+                    principal: Some(format!("device:{device}")),
+                    ..Entry::default()
+                };
+                self.make(change, entry).await.map(|()| effective)
+            }
+            Err(refusal) => Err(refusal.into()),
+        };
+        answer(reply, result)
+    }
+
     async fn manage(
         &mut self,
         by: By,
@@ -231,6 +271,24 @@ impl PairingRoom {
                 let (rotated, change) =
                     machine.rotate(&device, role, scopes, caller, now, &fresh)?;
                 (change, rotated.to_wire(&device))
+            }
+            Manage::ApproveSurface(request_id) => {
+                let change = machine.approve_surface(&request_id, caller, now)?;
+                let node = change.put_devices.first().and_then(Device::node_to_wire);
+                (change, json!({ "requestId": request_id, "node": node }))
+            }
+            Manage::RejectSurface(request_id) => {
+                let change = machine.reject_surface(&request_id, caller, now)?;
+                let node = change.device_id.clone();
+                (change, json!({ "requestId": request_id, "nodeId": node }))
+            }
+            Manage::RemoveNode(device) => (
+                machine.remove_node(&device, caller, now)?,
+                json!({ "nodeId": device }),
+            ),
+            Manage::RenameNode(device, name) => {
+                let change = machine.rename_node(&device, &name, caller)?;
+                (change, json!({ "nodeId": device, "displayName": name }))
             }
             Manage::Revoke(device, role) => {
                 let change = machine.revoke(&device, role, caller, now)?;

@@ -6,7 +6,9 @@ use crate::act::entry_of;
 use crate::supervision::{CallError, Feed, FeedReader, Handle, Policy, Reply, TreeBuilder};
 use portcullis_core::auth::{Principal, Role, ScopeSet};
 use portcullis_core::ids::DeviceId;
-use portcullis_core::pairing::{Caller, ConnectFacts, News, Verdict};
+use portcullis_core::pairing::{
+    Caller, ConnectFacts, Declared, Effective, News, SurfaceState, Verdict,
+};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -153,6 +155,95 @@ impl PairingHandle {
         role: Role,
     ) -> Result<Value, PairingRefusal> {
         self.manage(by, Manage::Revoke(device.clone(), role)).await
+    }
+
+    /// What a node may be asked, and what of it waits for a person. To be looked up each time before a node is asked
+    /// something: an approval changes no connection, and a revocation ends the generation.
+    ///
+    /// # Errors
+    /// [`PairingRefusal`]: then ask it nothing.
+    pub async fn surface(&self, device: &DeviceId) -> Result<SurfaceState, PairingRefusal> {
+        let device = device.clone();
+        self.ask(|reply| PairingMsg::Surface(device, reply)).await
+    }
+
+    /// A connected node says what it offers, less what configuration forbids. What a person has not approved waits,
+    /// and is not in the answer.
+    ///
+    /// # Errors
+    /// [`PairingRefusal`].
+    pub async fn declare_surface(
+        &self,
+        node: &Principal,
+        declared: Declared,
+    ) -> Result<Effective, PairingRefusal> {
+        let unknown = portcullis_core::pairing::Refusal::UnknownNode;
+        let device = node.device().filter(|_| node.role == Role::Node);
+        let device = device.cloned().ok_or(unknown)?;
+        let (generation, declared) = (node.generation, Box::new(declared));
+        self.ask(|reply| PairingMsg::Declare(device, generation, declared, reply))
+            .await
+    }
+
+    /// `node.pair.list`.
+    ///
+    /// # Errors
+    /// [`PairingRefusal`].
+    pub async fn nodes(&self, by: &Principal) -> Result<Value, PairingRefusal> {
+        let caller = Caller::of(by);
+        self.ask(|reply| PairingMsg::Nodes(caller, reply)).await
+    }
+
+    /// `node.pair.approve`.
+    ///
+    /// # Errors
+    /// [`PairingRefusal`].
+    pub async fn approve_surface(
+        &self,
+        by: &Principal,
+        request_id: &str,
+    ) -> Result<Value, PairingRefusal> {
+        self.manage(by, Manage::ApproveSurface(request_id.to_owned()))
+            .await
+    }
+
+    /// `node.pair.reject`.
+    ///
+    /// # Errors
+    /// [`PairingRefusal`].
+    pub async fn reject_surface(
+        &self,
+        by: &Principal,
+        request_id: &str,
+    ) -> Result<Value, PairingRefusal> {
+        self.manage(by, Manage::RejectSurface(request_id.to_owned()))
+            .await
+    }
+
+    /// `node.pair.remove`: its role as a node, with its surface; nothing else of the device.
+    ///
+    /// # Errors
+    /// [`PairingRefusal`].
+    pub async fn remove_node(
+        &self,
+        by: &Principal,
+        device: &DeviceId,
+    ) -> Result<Value, PairingRefusal> {
+        self.manage(by, Manage::RemoveNode(device.clone())).await
+    }
+
+    /// `node.rename`.
+    ///
+    /// # Errors
+    /// [`PairingRefusal`].
+    pub async fn rename_node(
+        &self,
+        by: &Principal,
+        device: &DeviceId,
+        name: &str,
+    ) -> Result<Value, PairingRefusal> {
+        self.manage(by, Manage::RenameNode(device.clone(), name.to_owned()))
+            .await
     }
 
     /// Requests, decisions, and whose sessions must end. Subscribe before the first `decide`.

@@ -9,7 +9,9 @@ use crate::supervision::{Feed, Reply};
 use portcullis_core::audit::Entry;
 use portcullis_core::auth::{Role, ScopeSet};
 use portcullis_core::ids::DeviceId;
-use portcullis_core::pairing::{Caller, ConnectFacts, News, Refusal, Verdict};
+use portcullis_core::pairing::{
+    Caller, ConnectFacts, Declared, Effective, News, Refusal, SurfaceState, Verdict,
+};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use thiserror::Error;
@@ -77,7 +79,18 @@ pub enum PairingMsg {
     List(Caller, BTreeSet<DeviceId>, Reply<Value, PairingRefusal>),
     /// One request or device by its id.
     Show(Caller, String, Reply<Option<Value>, PairingRefusal>),
-    /// `device.pair.*` and `device.token.*`.
+    /// Where a node's surface stands.
+    Surface(DeviceId, Reply<SurfaceState, PairingRefusal>),
+    /// A node, connected under this generation, says what it offers.
+    Declare(
+        DeviceId,
+        u64,
+        Box<Declared>,
+        Reply<Effective, PairingRefusal>,
+    ),
+    /// `node.pair.list`.
+    Nodes(Caller, Reply<Value, PairingRefusal>),
+    /// `device.pair.*`, `device.token.*` and `node.pair.*`.
     Manage(Box<By>, Manage, Reply<Value, PairingRefusal>),
     /// From the room's own timer.
     Expire,
@@ -106,4 +119,12 @@ pub enum Manage {
     Rotate(DeviceId, Role, Option<ScopeSet>),
     /// Takes a role away.
     Revoke(DeviceId, Role),
+    /// Says yes to a node's surface.
+    ApproveSurface(String),
+    /// Says no to it.
+    RejectSurface(String),
+    /// Forgets a device as a node.
+    RemoveNode(DeviceId),
+    /// Names a node.
+    RenameNode(DeviceId, String),
 }

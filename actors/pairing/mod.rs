@@ -1,7 +1,8 @@
 //! Pairing: which devices are known, what waits for a person, and whose sessions must end.
 //!
-//! - *Owns*: devices and requests (kinds `pairing.device` and `pairing.pending` in the store); of tokens the hashes.
-//! - *Called by*: auth (`decide`, `generation`), the edge (list, approve, reject, remove, rename, rotate, revoke).
+//! - *Owns*: devices, requests and what nodes may be asked (kinds `pairing.device` and `pairing.pending` in the store); of tokens the hashes.
+//! - *Called by*: auth (`decide`, `generation`), the connection (list, approve, reject, remove, rename, rotate, revoke;
+//!   of nodes too), whoever asks a node something (`surface`).
 //! - *Calls*: the audit log and the store. Upwards it only tells news: [`PairingHandle::news`].
 //! - *On a crash* nothing is lost: every change is durable before it counts, and all of it is re-read. News told in
 //!   between may be missed; a session compares its generation again before it acts.
@@ -20,6 +21,6 @@ pub use config::PairingConfig;
 pub use handle::PairingHandle;
 pub use messages::{PairingMsg, PairingRefusal, PairingWiring};
 pub use portcullis_core::pairing::{
-    Caller, Client, ConnectFacts, Invalidation, IssuedToken, News, PairingNeeded, TokenRefusal,
-    Verdict,
+    Caller, Client, ConnectFacts, Declared, Effective, Invalidation, IssuedToken, News,
+    PairingNeeded, Surface, SurfaceState, TokenRefusal, Verdict,
 };

@@ -414,3 +414,132 @@ async fn a_row_that_the_log_does_not_know_is_not_believed_and_pairs_anew() {
     assert_eq!(paired, 2);
     house_3.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_nodes_surface_waits_for_a_second_word_and_both_are_on_record_and_on_the_wire() {
+    let folder = tempfile::tempdir().unwrap();
+    let house_1 = house(folder.path(), 1).await;
+    let node_facts = ConnectFacts {
+        role: Role::Node,
+        asked: ScopeSet::empty(),
+        local_operator: true,
+        ..facts(1)
+    };
+    let (_, generation) = house_1.let_in(node_facts.clone()).await;
+    let node = Principal {
+        proof: Proof::SharedTokenAndDevice(node_facts.device_id.clone()),
+        door: Door::Tcp,
+        role: Role::Node,
+        scopes: ScopeSet::empty(),
+        agent: None,
+        generation,
+    };
+    let declared = Declared {
+        surface: Surface {
+            caps: BTreeSet::from(["system".to_owned()]),
+            commands: BTreeSet::from(["system.run".to_owned()]),
+            ..Surface::default()
+        },
+        version: Some("1.2.3".into()),
+    };
+    let mut news = house_1.pairing.news();
+    let effective = house_1
+        .pairing
+        .declare_surface(&node, declared.clone())
+        .await
+        .unwrap();
+    assert!(effective.surface.is_empty());
+    let request = effective.pending.unwrap();
+    let (name, payload) = next(&mut news).await.to_wire().unwrap();
+    assert_eq!(name, "node.pair.requested");
+    assert_eq!(
+        (
+            &payload["requestId"],
+            &payload["nodeId"],
+            &payload["version"]
+        ),
+        (
+            &request.as_str().into(),
+            &node_facts.device_id.as_str().into(),
+            &"1.2.3".into()
+        )
+    );
+    assert_eq!(
+        payload["requiredApproveScopes"],
+        serde_json::json!(["operator.pairing", "operator.admin"])
+    );
+    let listed = house_1.pairing.nodes(&operator()).await.unwrap();
+    assert_eq!(
+        listed,
+        serde_json::json!({ "pending": [payload], "paired": [] })
+    );
+    house_1.end().await;
+
+    let house_2 = house(folder.path(), 2).await;
+    let weak = Principal {
+        scopes: [Scope::Pairing, Scope::Write].into_iter().collect(),
+        ..operator()
+    };
+    let denied = house_2.pairing.approve_surface(&weak, &request).await;
+    assert_eq!(
+        denied.map_err(|error| error.to_string()),
+        Err("missing scope: operator.admin".into())
+    );
+    let mut news = house_2.pairing.news();
+    let answer = house_2
+        .pairing
+        .approve_surface(&operator(), &request)
+        .await
+        .unwrap();
+    assert_eq!(
+        answer["node"]["commands"],
+        serde_json::json!(["system.run"])
+    );
+    let (name, payload) = next(&mut news).await.to_wire().unwrap();
+    assert_eq!(
+        (name, &payload["decision"]),
+        ("node.pair.resolved", &"approved".into())
+    );
+    // The generation is the same: no session ends for it.
+    let state = house_2
+        .pairing
+        .surface(&node_facts.device_id)
+        .await
+        .unwrap();
+    assert_eq!(state.generation, Some(generation));
+    assert_eq!(state.approved.unwrap().surface, declared.surface);
+    let named = house_2
+        .pairing
+        .rename_node(&operator(), &node_facts.device_id, "bench")
+        .await
+        .unwrap();
+    assert_eq!(named["displayName"], "bench");
+    let paired = house_2.pairing.nodes(&operator()).await.unwrap()["paired"].clone();
+    assert_eq!(paired[0]["displayName"], "bench");
+    let gone = house_2
+        .pairing
+        .remove_node(&operator(), &node_facts.device_id)
+        .await
+        .unwrap();
+    assert_eq!(gone["nodeId"], node_facts.device_id.as_str());
+    let late = house_2.pairing.declare_surface(&node, declared).await;
+    assert_eq!(late.map_err(|error| error.code()), Err("DEVICE_NOT_FOUND"));
+    let found = house_2
+        .audit
+        .query(Query {
+            action: Some("pairing.".into()),
+            ..Query::default()
+        })
+        .await
+        .unwrap();
+    let actions = format!("{found:?}");
+    for action in [
+        "pairing.surface_request",
+        "pairing.surface_approve",
+        "pairing.rename",
+        "pairing.remove",
+    ] {
+        assert!(actions.contains(action), "{action}");
+    }
+    house_2.end().await;
+}

@@ -473,6 +473,8 @@ pub(super) fn new_device(facts: &ConnectFacts, approved_via: ApprovedVia, now: M
         public_key: facts.public_key.clone(),
         client: facts.client.clone(),
         label: None,
+        node_surface: None,
+        pending_surface: None,
         grants: BTreeMap::new(),
         generation: 0,
         approved_via,

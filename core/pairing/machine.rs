@@ -62,6 +62,8 @@ pub enum Decision {
     Rejected,
     /// Nobody decided in time.
     Expired,
+    /// Who asked is not paired any more.
+    Removed,
 }
 
 impl Decision {
@@ -71,6 +73,7 @@ impl Decision {
             Self::Approved => "approved",
             Self::Rejected => "rejected",
             Self::Expired => "expired",
+            Self::Removed => "removed",
         }
     }
 }
@@ -98,12 +101,25 @@ impl Invalidation {
 }
 
 /// What others hear once a change is durable.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub enum News {
     /// A person is asked.
     Requested(Box<Pending>),
     /// A request is over.
     Resolved {
+        /// Which.
+        request_id: String,
+        /// Whose.
+        device_id: DeviceId,
+        /// How.
+        decision: Decision,
+        /// When.
+        at_ms: Millis,
+    },
+    /// A person is asked about a node's surface: the device with what waits.
+    SurfaceRequested(Box<Device>),
+    /// Such a request is over.
+    SurfaceResolved {
         /// Which.
         request_id: String,
         /// Whose.

@@ -3,6 +3,7 @@
 use super::decide::{Fresh, IssuedToken, grant, issue, words};
 use super::machine::{Change, Decision, Invalidation, News, Pairing, Record, resolved};
 use super::records::{ApprovedVia, Device, FORMAT, Pending};
+use super::surface::drop_surface;
 use crate::auth::{Principal, Proof, Role, Scope, ScopeSet};
 use crate::ids::DeviceId;
 use crate::time::Millis;
@@ -34,7 +35,7 @@ impl Caller {
         self.scopes.allows(Scope::Admin)
     }
 
-    fn is(&self, device: &DeviceId) -> bool {
+    pub(super) fn is(&self, device: &DeviceId) -> bool {
         self.device.as_ref() == Some(device)
     }
 
@@ -70,6 +71,14 @@ pub enum Refusal {
     /// Not 1 to 64 printable characters.
     #[error("invalid label: 1 to 64 printable characters")]
     LabelInvalid,
+    /// Names that are no names, or too many of them.
+    #[error(
+        "invalid node surface: at most 64 caps and 256 commands, each 1 to 128 printable ASCII characters"
+    )]
+    SurfaceInvalid,
+    /// Not connected as a node, or not under this generation any more.
+    #[error("unknown nodeId")]
+    UnknownNode,
     /// Too many requests wait, from this address or in all.
     #[error("too many pairing requests are pending: decide on them first")]
     TooManyPending,
@@ -83,13 +92,13 @@ impl Refusal {
     pub const fn code(&self) -> &'static str {
         match self {
             Self::UnknownRequest => "REQUEST_NOT_FOUND",
-            Self::UnknownDevice => "DEVICE_NOT_FOUND",
+            Self::UnknownDevice | Self::UnknownNode => "DEVICE_NOT_FOUND",
             Self::MissingScope(_) => "MISSING_SCOPE",
             Self::ApprovalDenied
             | Self::RotationDenied
             | Self::RevocationDenied
             | Self::RemovalDenied => "PAIRING_DENIED",
-            Self::LabelInvalid => "INVALID_PARAMS",
+            Self::LabelInvalid | Self::SurfaceInvalid => "INVALID_PARAMS",
             Self::TooManyPending | Self::TooManyDevices => "TOO_MANY_PENDING",
         }
     }
@@ -153,6 +162,11 @@ impl Pairing {
             };
             grant(&mut device, *role, before.union(&more));
         }
+        let mut surface_news = None;
+        if !device.client.same_metadata(&pending.client) {
+            // Another machine than the one whose commands were approved.
+            surface_news = drop_surface(&mut device, now);
+        }
         device.client = pending.client.clone();
         device.approved_via = ApprovedVia::Owner;
         device.approved_at_ms = now;
@@ -173,6 +187,7 @@ impl Pairing {
         change.drop_pending.push(pending.request_id.clone());
         change.put_devices.push(device);
         change.news.push(resolved(pending, Decision::Approved, now));
+        change.news.extend(surface_news);
         if known.is_some() {
             change.news.push(invalidated(
                 &pending.device_id,
@@ -217,7 +232,7 @@ impl Pairing {
         if !caller.may_touch(device_id) {
             return Err(Refusal::RemovalDenied);
         }
-        self.devices.get(device_id).ok_or(Refusal::UnknownDevice)?;
+        let device = self.devices.get(device_id).ok_or(Refusal::UnknownDevice)?;
         let mut change = Change::new(Record::Intent, "pairing.remove", device_id);
         change.new_generation = true;
         change.drop_devices.push(device_id.clone());
@@ -229,6 +244,7 @@ impl Pairing {
             change.drop_pending.push(pending.request_id.clone());
             change.news.push(resolved(pending, Decision::Rejected, now));
         }
+        change.news.extend(drop_surface(&mut device.clone(), now));
         change
             .news
             .push(invalidated(device_id, None, Invalidation::Removed));
@@ -261,6 +277,27 @@ impl Pairing {
         change.detail.push(("label", label.to_owned()));
         change.put_devices.push(device);
         Ok(change)
+    }
+
+    /// The same for a node, by its own name on the wire.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub fn rename_node(
+        &self,
+        device_id: &DeviceId,
+        name: &str,
+        caller: &Caller,
+    ) -> Result<Change, Refusal> {
+        let device = self.devices.get(device_id);
+        device
+            .filter(|device| device.grants.contains_key(&Role::Node))
+            .ok_or(Refusal::UnknownNode)?;
+        self.rename(device_id, name, caller)
+            .map_err(|refusal| match refusal {
+                Refusal::UnknownDevice => Refusal::UnknownNode,
+                other => other,
+            })
     }
 
     /// Ends a role's token and makes another, for no more than was approved and than the caller holds.
@@ -335,6 +372,9 @@ impl Pairing {
         grant.token = None;
         grant.revoked_at_ms = Some(now);
         let mut change = Change::new(Record::Intent, "pairing.token_revoke", device_id);
+        if role == Role::Node {
+            change.news.extend(drop_surface(&mut device, now));
+        }
         change.detail.push(("role", role.to_string()));
         change.new_generation = true;
         change.put_devices.push(device);
@@ -342,6 +382,39 @@ impl Pairing {
             device_id,
             Some(role),
             Invalidation::TokenRevoked,
+        ));
+        Ok(change)
+    }
+
+    /// Forgets a device as a node: its role, its token and what it might be asked. A device that is nothing else is
+    /// forgotten altogether.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub fn remove_node(
+        &self,
+        device_id: &DeviceId,
+        caller: &Caller,
+        now: Millis,
+    ) -> Result<Change, Refusal> {
+        if !caller.may_touch(device_id) {
+            return Err(Refusal::RemovalDenied);
+        }
+        let known = self.devices.get(device_id);
+        let known = known.filter(|device| device.grants.contains_key(&Role::Node));
+        let mut device = known.ok_or(Refusal::UnknownNode)?.clone();
+        if device.grants.len() == 1 {
+            return self.remove(device_id, caller, now);
+        }
+        let mut change = Change::new(Record::Intent, "pairing.node_remove", device_id);
+        change.new_generation = true;
+        change.news.extend(drop_surface(&mut device, now));
+        device.grants.remove(&Role::Node);
+        change.put_devices.push(device);
+        change.news.push(invalidated(
+            device_id,
+            Some(Role::Node),
+            Invalidation::Removed,
         ));
         Ok(change)
     }
@@ -361,6 +434,8 @@ fn device_of(pending: &Pending, now: Millis) -> Device {
         public_key: pending.public_key.clone(),
         client: pending.client.clone(),
         label: None,
+        node_surface: None,
+        pending_surface: None,
         grants: BTreeMap::new(),
         generation: 0,
         approved_via: ApprovedVia::Owner,

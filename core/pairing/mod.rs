@@ -8,18 +8,21 @@
 //! - a revoked role comes back only through a person, never by itself and never by local trust;
 //! - nothing is stored for somebody who has not proven a credential and a key;
 //! - one address cannot displace another's request, however many it makes;
+//! - a node may be asked only what a person approved of what it offers; device approval alone gives it no command;
 //! - every rotate, revoke, remove and re-approval gives the device a new generation, which ends its live sockets.
 
 mod decide;
 mod machine;
 mod manage;
 mod records;
+mod surface;
 mod view;
 
 pub use decide::{ConnectFacts, Fresh, IssuedToken, PairingNeeded, Reason, TokenRefusal, Verdict};
 pub use machine::{Change, Decision, Invalidation, Limits, News, Pairing, Record};
 pub use manage::{Caller, Refusal, Rotated};
 pub use records::{ApprovedVia, Client, Device, Grant, KeptToken, Pending};
+pub use surface::{ApprovedSurface, Declared, Effective, PendingSurface, Surface, SurfaceState};
 
 #[cfg(test)]
 mod tests;

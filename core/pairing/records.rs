@@ -1,5 +1,6 @@
 //! What is kept of devices and requests. Rows of the store, as JSON.
 
+use super::surface::{ApprovedSurface, PendingSurface};
 use crate::auth::{Role, ScopeSet};
 use crate::device::normal_metadata;
 use crate::ids::DeviceId;
@@ -94,6 +95,12 @@ pub struct Device {
     pub label: Option<String>,
     /// By role.
     pub grants: BTreeMap<Role, Grant>,
+    /// What it may be asked as a node: approved by a person.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_surface: Option<ApprovedSurface>,
+    /// What it offers beyond that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pending_surface: Option<PendingSurface>,
     /// Audit sequence of the last change that ended its sessions; never the same twice.
     pub generation: u64,
     /// Who said yes last.

@@ -3,7 +3,9 @@
 use super::decide::PairingNeeded;
 use super::machine::{News, Pairing};
 use super::manage::{Caller, Rotated};
-use super::records::{Device, Pending};
+use super::records::{Client, Device, Pending};
+use super::surface::{PendingSurface, Surface};
+use crate::auth::Role;
 use crate::ids::DeviceId;
 use crate::time::Millis;
 use serde_json::{Map, Value, json};
@@ -24,6 +26,19 @@ impl Pairing {
         json!({
             "pending": pending.map(Pending::to_wire).collect::<Vec<_>>(),
             "paired": paired.map(|device| device.to_wire(Some(connected.contains(&device.device_id)))).collect::<Vec<_>>(),
+        })
+    }
+
+    /// `node.pair.list`: surfaces that wait, and nodes whose surface was approved.
+    pub fn list_nodes(&self, caller: &Caller) -> Value {
+        let nodes = || {
+            self.devices.values().filter(|device| {
+                device.held(Role::Node).is_some() && caller.may_touch(&device.device_id)
+            })
+        };
+        json!({
+            "pending": nodes().filter_map(Device::pending_node_to_wire).collect::<Vec<_>>(),
+            "paired": nodes().filter_map(Device::node_to_wire).collect::<Vec<_>>(),
         })
     }
 
@@ -122,18 +137,86 @@ impl Device {
             out.insert("connected".into(), connected.into());
         }
         out.insert("tokens".into(), tokens.into());
+        if let Some(approved) = &self.node_surface {
+            let mut surface = Map::new();
+            put_surface(&mut surface, &approved.surface, approved.version.as_ref());
+            surface.insert("createdAtMs".into(), approved.created_at_ms.0.into());
+            surface.insert("approvedAtMs".into(), approved.approved_at_ms.0.into());
+            out.insert("nodeSurface".into(), surface.into());
+        }
+        if let Some(pending) = &self.pending_surface {
+            out.insert(
+                "pendingNodeSurface".into(),
+                self.surface_to_wire(pending).into(),
+            );
+        }
         Value::Object(out)
+    }
+
+    /// As in `node.pair.list` and the event `node.pair.requested`, while a surface waits.
+    pub fn pending_node_to_wire(&self) -> Option<Value> {
+        let pending = self.pending_surface.as_ref()?;
+        Some(self.surface_to_wire(pending).into())
+    }
+
+    fn surface_to_wire(&self, pending: &PendingSurface) -> Map<String, Value> {
+        let mut out = node(&self.device_id, &self.client, self.label.as_ref());
+        out.insert("requestId".into(), pending.request_id.clone().into());
+        put_surface(&mut out, &pending.surface, pending.version.as_ref());
+        out.insert(
+            "requiredApproveScopes".into(),
+            json!(pending.surface.approve_scopes()),
+        );
+        out.insert("ts".into(), pending.created_at_ms.0.into());
+        out
+    }
+
+    /// As in `node.pair.list` and `node.pair.approve`, once a surface was approved.
+    pub fn node_to_wire(&self) -> Option<Value> {
+        let approved = self.node_surface.as_ref()?;
+        let mut out = node(&self.device_id, &self.client, self.label.as_ref());
+        put_surface(&mut out, &approved.surface, approved.version.as_ref());
+        out.insert("createdAtMs".into(), approved.created_at_ms.0.into());
+        out.insert("approvedAtMs".into(), approved.approved_at_ms.0.into());
+        if let Some(at) = self.last_seen_at_ms {
+            out.insert("lastSeenAtMs".into(), at.0.into());
+            out.insert("lastSeenReason".into(), "connect".into());
+        }
+        Some(out.into())
     }
 }
 
-fn common(
-    device_id: &DeviceId,
-    public_key: &str,
-    client: &super::records::Client,
-) -> Map<String, Value> {
+fn put_surface(out: &mut Map<String, Value>, surface: &Surface, version: Option<&String>) {
+    if let Some(version) = version {
+        out.insert("version".into(), version.clone().into());
+    }
+    out.insert("caps".into(), json!(surface.caps));
+    out.insert("commands".into(), json!(surface.commands));
+    if !surface.permissions.is_empty() {
+        out.insert("permissions".into(), json!(surface.permissions));
+    }
+}
+
+/// A node of wire.md 9: the same facts under its own names. The operator's label wins over what it calls itself.
+fn node(device_id: &DeviceId, client: &Client, label: Option<&String>) -> Map<String, Value> {
+    let mut out = Map::new();
+    out.insert("nodeId".into(), device_id.as_str().into());
+    put_client(&mut out, client);
+    if let Some(label) = label {
+        out.insert("displayName".into(), label.clone().into());
+    }
+    out
+}
+
+fn common(device_id: &DeviceId, public_key: &str, client: &Client) -> Map<String, Value> {
     let mut out = Map::new();
     out.insert("deviceId".into(), device_id.as_str().into());
     out.insert("publicKey".into(), public_key.into());
+    put_client(&mut out, client);
+    out
+}
+
+fn put_client(out: &mut Map<String, Value>, client: &Client) {
     let texts = [
         ("displayName", &client.display_name),
         ("platform", &client.platform),
@@ -149,7 +232,6 @@ fn common(
     if let Some(ip) = client.remote_ip {
         out.insert("remoteIp".into(), ip.to_canonical().to_string().into());
     }
-    out
 }
 
 impl Rotated {
@@ -216,6 +298,18 @@ impl News {
             } => Some((
                 "device.pair.resolved",
                 json!({ "requestId": request_id, "deviceId": device_id, "decision": decision.as_str(), "ts": at_ms.0 }),
+            )),
+            Self::SurfaceRequested(device) => {
+                Some(("node.pair.requested", device.pending_node_to_wire()?))
+            }
+            Self::SurfaceResolved {
+                request_id,
+                device_id,
+                decision,
+                at_ms,
+            } => Some((
+                "node.pair.resolved",
+                json!({ "requestId": request_id, "nodeId": device_id, "decision": decision.as_str(), "ts": at_ms.0 }),
             )),
             Self::Invalidated { .. } => None,
         }

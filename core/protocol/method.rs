@@ -33,6 +33,11 @@ pub const METHODS: &[(&str, Access)] = {
         ("device.pair.rename", Operator(Pairing)),
         ("device.token.rotate", Operator(Pairing)),
         ("device.token.revoke", Operator(Pairing)),
+        ("node.pair.list", Operator(Pairing)),
+        ("node.pair.approve", Operator(Pairing)),
+        ("node.pair.reject", Operator(Pairing)),
+        ("node.pair.remove", Operator(Pairing)),
+        ("node.rename", Operator(Pairing)),
         ("exec.approvals.get", Operator(Admin)),
         ("exec.approvals.set", Operator(Admin)),
         // What asks for a command needs what runs it needs.
@@ -63,6 +68,8 @@ pub const EVENTS: &[&str] = &[
     "shutdown",
     "device.pair.requested",
     "device.pair.resolved",
+    "node.pair.requested",
+    "node.pair.resolved",
     "exec.approval.requested",
     "exec.approval.resolved",
     "exec.output",
@@ -71,7 +78,10 @@ pub const EVENTS: &[&str] = &[
 /// The scope that hearing an event needs; `None`: everyone (wire.md section 8).
 pub fn event_scope(event: &str) -> Option<Scope> {
     match event {
-        "device.pair.requested" | "device.pair.resolved" => Some(Scope::Pairing),
+        "device.pair.requested"
+        | "device.pair.resolved"
+        | "node.pair.requested"
+        | "node.pair.resolved" => Some(Scope::Pairing),
         "exec.approval.requested" | "exec.approval.resolved" => Some(Scope::Approvals),
         _ => None,
     }

@@ -79,6 +79,7 @@ pub struct Edge {
     budget: Budget,
     sockets: HashMap<u64, Socket>,
     news: mpsc::Sender<ConnectionNews>,
+    holders: peer::Holders,
     accepted: u64,
     evicted: u64,
 }
@@ -126,6 +127,7 @@ impl Room for Edge {
             budget,
             sockets: HashMap::new(),
             news,
+            holders: peer::Holders::default(),
             accepted: 0,
             evicted: 0,
         })
@@ -263,7 +265,7 @@ impl Edge {
     }
 
     /// What the kernel says of the other end; the client's own word counts only against it.
-    fn who(&self, from: From, said: Said) -> (Door, Peer) {
+    fn who(&mut self, from: From, said: Said) -> (Door, Peer) {
         let own = rustix::process::geteuid().as_raw();
         let operator = |uid: u32, groups: &[u32]| self.wiring.local.is_operator(uid, groups, own);
         match from {
@@ -285,7 +287,7 @@ impl Edge {
                     ip: Some(peer.ip().to_canonical()),
                     uid: owner.map(|(uid, _)| uid),
                     is_operator: owner.is_some_and(|(uid, inode)| {
-                        operator(uid, &[]) && peer::is_held_outside(inode)
+                        operator(uid, &[]) && self.holders.is_held_outside(inode)
                     }),
                     is_local: is_loopback && !said.is_forwarded && !said.has_origin,
                     has_origin: said.has_origin,

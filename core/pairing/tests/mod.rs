@@ -1,6 +1,7 @@
 //! The machine against what it promises, in random order and at its edges.
 
 mod random;
+mod surface;
 
 use super::*;
 use crate::auth::{Role, Scope, ScopeSet};
