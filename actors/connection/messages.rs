@@ -1,6 +1,7 @@
 //! What a connection is told, and what it tells the edge.
 
 use portcullis_core::auth::{Door, Principal};
+use portcullis_core::protocol::Encoding;
 
 use super::io::Io;
 use crate::auth::Peer;
@@ -14,6 +15,8 @@ pub struct Accepted {
     pub door: Door,
     /// Who is at the other end, as far as the kernel knows.
     pub peer: Peer,
+    /// How its messages are written: agreed upon with the upgrade.
+    pub encoding: Encoding,
 }
 
 /// How to end.

@@ -9,9 +9,9 @@ use futures_util::stream::{self, FuturesUnordered, SelectAll};
 use futures_util::{FutureExt as _, Sink as _, SinkExt as _, Stream, StreamExt as _};
 use portcullis_core::auth::{Principal, Role};
 use portcullis_core::codes;
-use portcullis_core::protocol::frame::{ErrorBody, error_frame, event_frame};
+use portcullis_core::protocol::frame::ErrorBody;
 use portcullis_core::protocol::limits::{CLOSE_REASON, FRAME, PING_MS, TICK_MS, WRONG_ROLE_CALLS};
-use portcullis_core::protocol::{FrameError, Request};
+use portcullis_core::protocol::{Encoding, FrameError, Wire};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
@@ -33,9 +33,11 @@ use crate::supervision::{Flag, FlagReader};
 const BURST: usize = 64;
 /// Frames of the connection's own runs and requests that wait for the socket.
 const OUT_DEPTH: usize = 8;
+/// To a client that asked for MessagePack and sends text.
+pub(super) const WRONG_KIND: &str = "this connection speaks MessagePack: send binary messages";
 
-/// An answer under way: the frame to send, or none where everything was sent as events.
-pub(super) type Pending = Pin<Box<dyn Future<Output = Option<String>> + Send>>;
+/// An answer under way: the request's id and the frame to send.
+pub(super) type Pending = Pin<Box<dyn Future<Output = (String, Option<Wire>)> + Send>>;
 
 /// What a request may use of its connection.
 #[derive(Clone)]
@@ -44,6 +46,8 @@ pub(super) struct Conn {
     pub wiring: ConnectionWiring,
     pub principal: Arc<Principal>,
     pub conn_id: Arc<str>,
+    /// How its messages are written.
+    pub encoding: Encoding,
     /// Frames besides the answer; full while the client does not read.
     pub out: mpsc::Sender<Out>,
     /// The credential's end: looked at again between an intent and its act.
@@ -53,7 +57,7 @@ pub(super) struct Conn {
 /// A frame besides the answer.
 pub(super) enum Out {
     /// An earlier answer with the same id.
-    Frame(String),
+    Frame(Wire),
     /// An event, which gets the connection's next `seq`.
     Event(&'static str, serde_json::Value),
 }
@@ -64,7 +68,12 @@ pub(super) async fn serve(
     order: Arc<Flag<Option<CloseOrder>>>,
     session_ended: FlagReader<Option<String>>,
 ) {
-    let Accepted { io, door, peer } = accepted;
+    let Accepted {
+        io,
+        door,
+        peer,
+        encoding,
+    } = accepted;
     let mut config = WebSocketConfig::default();
     // Default read buffer: 131 KB a socket.
     config.read_buffer_size = 4096;
@@ -82,11 +91,11 @@ pub(super) async fn serve(
             close(&mut ws, order.code, &order.reason).await;
             return;
         }
-        shaken = shake(&wiring, &mut ws, door, &peer).instrument(connect) => shaken,
+        shaken = shake(&wiring, &mut ws, encoding, door, &peer).instrument(connect) => shaken,
     };
     let Some(shaken) = shaken else { return };
     let news = wiring.methods.news(&shaken.principal, &shaken.caps);
-    let mut session = Session::new(wiring, shaken, session_ended);
+    let mut session = Session::new(wiring, shaken, encoding, session_ended);
     if let Some(order) = order.get() {
         close(&mut ws, order.code, &order.reason).await;
         return;
@@ -164,13 +173,19 @@ fn end(code: u16, reason: &str) -> Step {
 }
 
 impl Session {
-    fn new(wiring: ConnectionWiring, shaken: Shaken, session: FlagReader<Option<String>>) -> Self {
+    fn new(
+        wiring: ConnectionWiring,
+        shaken: Shaken,
+        encoding: Encoding,
+        session: FlagReader<Option<String>>,
+    ) -> Self {
         let (out_tx, out) = mpsc::channel(OUT_DEPTH);
         let write_within = Duration::from_millis(wiring.config.write_timeout_ms.max(1));
         Self {
             conn: Conn {
                 principal: Arc::new(shaken.principal),
                 conn_id: shaken.conn_id.into(),
+                encoding,
                 out: out_tx,
                 session,
                 wiring,
@@ -260,10 +275,16 @@ impl Session {
 
     async fn frame(&mut self, ws: &mut Ws, frame: Option<Result<Message, WsError>>) -> Step {
         match frame {
-            Some(Ok(Message::Text(text))) => self.request(ws, text.as_str()).await,
-            Some(Ok(
-                Message::Ping(_) | Message::Pong(_) | Message::Frame(_) | Message::Binary(_),
-            )) => Ok(()),
+            Some(Ok(Message::Text(text))) => match self.conn.encoding {
+                Encoding::Json => self.request(ws, text.as_bytes()).await,
+                Encoding::MsgPack => end(1003, WRONG_KIND),
+            },
+            Some(Ok(Message::Binary(bytes))) => match self.conn.encoding {
+                // As with the peer: passed over (wire.md section 1).
+                Encoding::Json => Ok(()),
+                Encoding::MsgPack => self.request(ws, &bytes).await,
+            },
+            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Ok(()),
             Some(Err(WsError::Capacity(_))) => end(1009, "frame too large"),
             Some(Err(WsError::Protocol(_))) => end(1002, "protocol error"),
             Some(Err(WsError::Utf8(_))) => end(1007, "text is not UTF-8"),
@@ -271,13 +292,15 @@ impl Session {
         }
     }
 
-    async fn request(&mut self, ws: &mut Ws, text: &str) -> Step {
-        let request = match Request::parse(text) {
+    async fn request(&mut self, ws: &mut Ws, bytes: &[u8]) -> Step {
+        let request = match self.conn.encoding.read(bytes) {
             Ok(request) => request,
             // As with the peer: after authentication it is passed over (wire.md section 1).
             Err(FrameError::NotJson) => return Ok(()),
-            Err(FrameError::NotRequest { id }) => {
-                let error = ErrorBody::of(codes::INVALID_FRAME, "invalid request frame");
+            Err(FrameError::NotRequest { id, why }) => {
+                let mut details = serde_json::Map::new();
+                details.insert("reason".into(), why.into());
+                let error = ErrorBody::with(codes::INVALID_FRAME, "invalid request frame", details);
                 return self
                     .error(ws, id.as_deref().unwrap_or("invalid"), &error)
                     .await;
@@ -285,8 +308,12 @@ impl Session {
         };
         if request.method == "health" {
             self.wrong_roles = 0;
-            let frame = answer::health(&request.id, self.conn.wiring.clock.now());
-            return self.feed(ws, super::serve::text(frame)).await;
+            if let Err(error) = answer::params_of("health", request.params) {
+                return self.error(ws, &request.id, &error).await;
+            }
+            let now = self.conn.wiring.clock.now();
+            let frame = answer::health(self.conn.encoding, &request.id, now);
+            return self.send(ws, frame).await;
         }
         if self.ids.len() >= self.conn.wiring.config.in_flight {
             let error = ErrorBody::of(codes::TOO_MANY_IN_FLIGHT, "too many requests under way");
@@ -296,17 +323,17 @@ impl Session {
             let error = ErrorBody::of(codes::DUPLICATE_ID, "a request with this id is under way");
             return self.error(ws, &request.id, &error).await;
         }
-        match answer::begin(&self.conn, &request) {
+        let id = request.id.clone().into_owned();
+        match answer::begin(&self.conn, request) {
             Ok(pending) => {
                 self.wrong_roles = 0;
-                let id = request.id.into_owned();
-                self.ids.push(id.clone());
-                // The id is freed with the answer, in `answered`.
+                // Freed with the answer, in `answered`.
+                self.ids.push(id);
                 self.under_way.push(pending);
                 Ok(())
             }
             Err(error) => {
-                self.error(ws, &request.id, &error).await?;
+                self.error(ws, &id, &error).await?;
                 if error.stable_code() == codes::WRONG_ROLE.name {
                     self.wrong_roles += 1;
                     if self.wrong_roles > WRONG_ROLE_CALLS {
@@ -320,21 +347,18 @@ impl Session {
         }
     }
 
-    async fn answered(&mut self, ws: &mut Ws, frame: Option<String>) -> Step {
+    async fn answered(&mut self, ws: &mut Ws, (id, frame): (String, Option<Wire>)) -> Step {
         // Frames that a request sent before its answer go out before it.
         while let Ok(out) = self.out.try_recv() {
             self.send_out(ws, out).await?;
         }
-        let Some(frame) = frame else { return Ok(()) };
-        if let Some(id) = answer::id_of(&frame) {
-            self.ids.retain(|known| *known != id);
-        }
-        self.feed(ws, text(frame)).await
+        self.ids.retain(|known| *known != id);
+        self.send(ws, frame).await
     }
 
     async fn send_out(&mut self, ws: &mut Ws, out: Out) -> Step {
         match out {
-            Out::Frame(frame) => self.feed(ws, text(frame)).await,
+            Out::Frame(frame) => self.send(ws, Some(frame)).await,
             Out::Event(event, payload) => self.event(ws, event, &payload).await,
         }
     }
@@ -344,16 +368,20 @@ impl Session {
             return Ok(());
         }
         self.seq += 1;
-        match event_frame(event, payload, Some(self.seq)) {
-            Ok(frame) => self.feed(ws, text(frame)).await,
-            Err(_) => Ok(()),
-        }
+        let frame = self.conn.encoding.event(event, payload, Some(self.seq));
+        self.send(ws, frame.ok()).await
     }
 
     async fn error(&mut self, ws: &mut Ws, id: &str, error: &ErrorBody) -> Step {
-        match error_frame(id, error) {
-            Ok(frame) => self.feed(ws, text(frame)).await,
-            Err(_) => Ok(()),
+        let frame = self.conn.encoding.error(id, error);
+        self.send(ws, frame.ok()).await
+    }
+
+    /// `None`: it could not be written, and there is nothing to send.
+    async fn send(&mut self, ws: &mut Ws, frame: Option<Wire>) -> Step {
+        match frame {
+            Some(frame) => self.feed(ws, message(frame)).await,
+            None => Ok(()),
         }
     }
 
@@ -381,8 +409,11 @@ async fn within(limit: Duration, write: impl Future<Output = Result<(), WsError>
     done.map_err(|_| None)
 }
 
-pub(super) fn text(frame: String) -> Message {
-    Message::Text(frame.into())
+pub(super) fn message(frame: Wire) -> Message {
+    match frame {
+        Wire::Text(text) => Message::Text(text.into()),
+        Wire::Binary(bytes) => Message::Binary(bytes.into()),
+    }
 }
 
 /// Sends a close frame and waits a little for it to be taken. The reason is cut to what a close frame holds.

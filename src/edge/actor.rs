@@ -242,6 +242,7 @@ impl Edge {
         let Some(socket) = self.sockets.get(&key) else {
             return;
         };
+        let encoding = said.encoding;
         let (door, peer) = self.who(socket.from, said);
         let wiring = ConnectionWiring {
             key,
@@ -261,7 +262,13 @@ impl Edge {
             socket.stage = Stage::Open(handle.clone(), None);
         }
         // It ended at once: its end is on the way.
-        let _ = handle.adopt(Accepted { io, door, peer }).await;
+        let accepted = Accepted {
+            io,
+            door,
+            peer,
+            encoding,
+        };
+        let _ = handle.adopt(accepted).await;
     }
 
     /// What the kernel says of the other end; the client's own word counts only against it.
