@@ -9,6 +9,7 @@ mod kills;
 mod nodes;
 mod npm_client;
 mod page;
+mod peer_cli;
 mod reach;
 mod starts;
 mod trace;
