@@ -134,7 +134,7 @@ fn open(path: &Path) -> Result<Option<Identity>, KeyFileError> {
 }
 
 /// Opens by descriptor, checks the descriptor, reads the descriptor.
-fn read_private(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, KeyFileError> {
+pub(crate) fn read_private(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, KeyFileError> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = OpenOptions::new()
         .read(true)

@@ -11,6 +11,7 @@ pub mod identity;
 pub mod methods;
 pub mod show;
 pub mod telemetry;
+pub mod tls;
 pub mod tree;
 
 /// Ends the process at once: for when nothing in it can be relied on to end in order.

@@ -18,7 +18,9 @@ use portcullis_actors::nodes::{NodesHandle, NodesWiring};
 use portcullis_actors::pairing::{PairingHandle, PairingWiring};
 use portcullis_actors::sandbox_pool::{SandboxPool, SandboxPoolHandle, SandboxPoolWiring};
 use portcullis_actors::store::Store;
-use portcullis_actors::supervision::{Feed, Flag, OnFatal, Policy, TreeBuilder, TreeWindow};
+use portcullis_actors::supervision::{
+    Feed, Flag, FlagReader, OnFatal, Policy, TreeBuilder, TreeWindow,
+};
 use portcullis_actors::vault::{VaultHandle, VaultWiring};
 use portcullis_core::approval::{Agents, PlanSealer};
 use portcullis_core::audit::BootId;
@@ -32,6 +34,7 @@ use tokio::time::Instant;
 use crate::config::Config;
 use crate::edge::{Doors, Edge, EdgeWiring, Http};
 use crate::methods::Site;
+use crate::tls;
 
 /// Start order, bottom first. `store` is a handle over its own threads; `connection` lives under `edge`.
 pub const ORDER: &[&str] = &[
@@ -69,6 +72,10 @@ pub struct Ground {
     pub owner: String,
     /// The listening sockets.
     pub doors: Doors,
+    /// What TLS is spoken with.
+    pub tls: FlagReader<tls::Serving>,
+    /// The same, for `status`.
+    pub tls_shown: FlagReader<Value>,
     /// The cell's binary.
     pub cell: &'static [u8],
     /// The same on disk, in `run/`.
@@ -231,6 +238,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
     let dashboard =
         DashboardHandle::new(tree.room::<Dashboard>(Policy::new(64), config.dashboard.clone()));
     let address = doors.address();
+    let secure = config.gateway.tls.enabled;
     let methods = Arc::new(Methods {
         pairing: pairing.clone(),
         vault,
@@ -242,8 +250,16 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
         config: ground.config_view,
         tree: window.reader(),
         connected: connected.reader(),
-        listeners: vec![format!("ws://{address}"), "control.sock".to_owned()],
-        page_url: format!("http://localhost:{}", address.port()),
+        listeners: vec![
+            format!("{}://{address}", if secure { "wss" } else { "ws" }),
+            "control.sock".to_owned(),
+        ],
+        tls: ground.tls_shown,
+        page_url: format!(
+            "{}://localhost:{}",
+            if secure { "https" } else { "http" },
+            address.port()
+        ),
         version,
         clock: clock.clone(),
         began: ground.began,
@@ -256,6 +272,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             http: Http {
                 header_ms: config.gateway.limits.header_ms,
                 hosts: Arc::new(config.dashboard.hosts.clone()),
+                tls: ground.tls,
                 tree: window.reader(),
                 site: site.reader(),
             },

@@ -56,6 +56,8 @@ pub struct Methods {
     pub connected: FlagReader<BTreeSet<DeviceId>>,
     /// Where it listens.
     pub listeners: Vec<String>,
+    /// The certificate that TLS is spoken with; null where it is not.
+    pub tls: FlagReader<Value>,
     /// Of the page, without a trailing slash.
     pub page_url: String,
     /// Ours.
@@ -233,6 +235,7 @@ impl Methods {
                 "rooms": view.map(|v| v.rooms).unwrap_or_default(),
                 "pending": { "devices": pending, "approvals": approvals },
                 "listeners": self.listeners,
+                "tls": self.tls.get(),
                 "auditHead": head,
                 "connectedDevices": self.connected.get().len(),
             },

@@ -63,6 +63,10 @@ fn shown(status: &Value) -> String {
         .map(|l| clean(l.as_str().unwrap_or_else(|| field(l, "address"))))
         .collect();
     put("listens", listeners.join("  "));
+    if let Some(tls) = ours.get("tls").filter(|tls| tls.is_object()) {
+        put("pin", clean(field(tls, "spkiSha256")));
+        put("tls", clean(field(tls, "reloadError")));
+    }
     if let Some(driver) = ours.get("driver") {
         let (name, detail) = (field(driver, "name"), field(driver, "detail"));
         let name = if name.is_empty() { "none" } else { name };

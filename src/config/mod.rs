@@ -18,7 +18,7 @@ pub use file::{FileError, write_first};
 pub use layers::Flag;
 pub use problem::{ConfigErrors, Place, Problem};
 pub use sections::{
-    Agent, Agents, Elevated, ExecMode, Gateway, GatewayAuth, Limits, Local, Operator,
+    Agent, Agents, Elevated, ExecMode, Gateway, GatewayAuth, Limits, Local, Operator, Tls,
 };
 pub use view::Leaf;
 
@@ -229,10 +229,18 @@ pub fn first_run() -> String {
 /// What no single key can say.
 fn rules(config: &Config, layers: &mut Layers) {
     let gateway = &config.gateway;
-    if !gateway.bind.is_loopback() && !gateway.dangerously_bind_without_tls {
+    if !gateway.bind.is_loopback() && !gateway.tls.enabled && !gateway.dangerously_bind_without_tls
+    {
         layers.reject(
             "gateway.bind",
-            "beyond loopback everything would be readable on the way; use a tunnel, or set gateway.dangerously_bind_without_tls = true",
+            "beyond loopback everything would be readable on the way; set gateway.tls.enabled = true, use a tunnel, or set gateway.dangerously_bind_without_tls = true",
+        );
+    }
+    let tls = &gateway.tls;
+    if tls.cert_file.as_os_str().is_empty() != tls.key_file.as_os_str().is_empty() {
+        layers.reject(
+            "gateway.tls.key_file",
+            "a certificate of your own is cert_file and key_file, both; neither: one is made",
         );
     }
     if config.audit.segment_bytes < 65_536 {

@@ -20,6 +20,8 @@ pub struct Gateway {
     pub port: u16,
     /// Clear text beyond loopback.
     pub dangerously_bind_without_tls: bool,
+    /// `[gateway.tls]`.
+    pub tls: Tls,
     /// `[gateway.auth]`.
     pub auth: GatewayAuth,
     /// `[gateway.local]`.
@@ -34,11 +36,26 @@ impl Default for Gateway {
             bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
             port: 18789,
             dangerously_bind_without_tls: false,
+            tls: Tls::default(),
             auth: GatewayAuth::default(),
             local: Local::default(),
             limits: Limits::default(),
         }
     }
+}
+
+/// `[gateway.tls]`: TLS 1.3 on the TCP door.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tls {
+    /// Spoken, and plain only to loopback peers.
+    pub enabled: bool,
+    /// PEM chain, our certificate first; empty: one is made.
+    pub cert_file: PathBuf,
+    /// Its private key, PEM, 0600.
+    pub key_file: PathBuf,
+    /// Authorities that clients' certificates must come from; empty: none is asked for.
+    pub client_ca_file: PathBuf,
 }
 
 /// `[gateway.auth]`: the shared token.

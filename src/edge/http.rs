@@ -41,6 +41,8 @@ pub struct Http {
     pub header_ms: u64,
     /// Names besides `localhost` and addresses under which we may be reached.
     pub hosts: Arc<Vec<String>>,
+    /// What TLS is spoken with, if it is.
+    pub tls: FlagReader<crate::tls::Serving>,
     /// The tree, once it stands.
     pub tree: FlagReader<Option<TreeWindow>>,
     /// The page, once the tree stands.
@@ -63,14 +65,48 @@ pub async fn serve(http: Http, stream: Stream) -> Option<(Io, Said)> {
     match stream {
         Stream::Tcp(tcp) => {
             let ends = tcp.peer_addr().ok().zip(tcp.local_addr().ok());
-            over(http, tcp, ends, Stream::Tcp).await
+            let within = Duration::from_millis(http.header_ms.max(1));
+            match timeout(within, opened(&http, tcp)).await.ok()?? {
+                Stream::Tcp(tcp) => over(http, tcp, ends, Stream::Tcp).await,
+                Stream::Tls(tls) => over(http, tls, ends, Stream::Tls).await,
+                Stream::Unix(_) => None,
+            }
         }
+        // Sockets come as the kernel gives them.
+        Stream::Tls(_) => None,
         Stream::Unix(unix) => over(http, unix, None, Stream::Unix).await,
+    }
+}
+
+/// The first byte of a handshake record (RFC 8446 5.1); no HTTP request begins with it.
+const HANDSHAKE: u8 = 0x16;
+
+/// Tells TLS from plain by the first byte. With TLS on, plain is for this machine only; a stranger's plain request is
+/// not even read. `None`: closed.
+async fn opened(http: &Http, tcp: TcpStream) -> Option<Stream> {
+    let Some(config) = http.tls.get() else {
+        return Some(Stream::Tcp(tcp));
+    };
+    let mut first = [0];
+    if tcp.peek(&mut first).await.ok()? == 0 {
+        return None;
+    }
+    if first[0] != HANDSHAKE {
+        let peer = tcp.peer_addr().ok()?.ip().to_canonical();
+        return peer.is_loopback().then_some(Stream::Tcp(tcp));
+    }
+    match tokio_rustls::TlsAcceptor::from(config).accept(tcp).await {
+        Ok(tls) => Some(Stream::Tls(Box::new(tls))),
+        Err(error) => {
+            tracing::debug!(target: "portcullis", %error, "no TLS session was made");
+            None
+        }
     }
 }
 
 trait Socket: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static {}
 impl Socket for TcpStream {}
+impl Socket for Box<tokio_rustls::server::TlsStream<TcpStream>> {}
 impl Socket for UnixStream {}
 
 async fn over<S: Socket>(

@@ -27,6 +27,7 @@ use crate::edge::{Doors, ListenError};
 use crate::identity;
 use crate::methods::{Local, Site};
 use crate::telemetry::Telemetry;
+use crate::tls::{self, Tls, TlsError};
 use crate::tree::{Ground, Planted, plant};
 
 /// The supervisor of every box, built by build.rs.
@@ -99,6 +100,17 @@ async fn serve(
         ListenError::InUse(_) => Failure::of(codes::PORT_IN_USE, e.to_string()),
         _ => Failure::of(codes::INTERNAL, e.to_string()),
     })?;
+    let tls = {
+        let gateway = &loaded.config.gateway;
+        let names = tls::names(gateway.bind, &loaded.config.dashboard.hosts);
+        Tls::open(gateway.tls.clone(), names, identity.clone(), &state).map_err(|e| {
+            let code = match &e {
+                TlsError::Key(e) => codes::find(e.code()),
+                _ => None,
+            };
+            Failure::of(code.unwrap_or(codes::CONFIG_INVALID), e.to_string())
+        })?
+    };
     let database = state.join("state.db");
     let store = tokio::task::spawn_blocking(move || Store::open(&database))
         .await
@@ -125,6 +137,7 @@ async fn serve(
         // Not through the runtime: it may be what is stuck.
         crate::end_now(EXIT_TREE);
     });
+    let secure = loaded.config.gateway.tls.enabled;
     let dashboard_config = loaded.config.dashboard.clone();
     let config_view = loaded.for_clients();
     let owner = Hash32::of(state.as_os_str().as_encoded_bytes()).to_string()[..16].to_owned();
@@ -146,6 +159,8 @@ async fn serve(
             boot,
             owner,
             doors,
+            tls: tls.serving(),
+            tls_shown: tls.shown(),
             cell: CELL,
             cell_file,
             forbidden: key_file
@@ -168,7 +183,7 @@ async fn serve(
         tree.window(),
         PageConfig {
             port: address.port(),
-            tls: false,
+            tls: secure,
             dashboard: dashboard_config,
         },
     );
@@ -178,11 +193,11 @@ async fn serve(
         show_token(made);
     }
     if greet {
-        greeting(address, &pool, &state).await;
+        greeting(address, tls.pin().as_deref(), &pool, &state).await;
     }
     let mut lost_store = Box::pin(store.stopped());
     let lost = tokio::select! {
-        () = signals() => false,
+        () = signals(&tls) => false,
         () = &mut lost_store => true,
     };
     tracing::info!(target: "portcullis", "gateway stops");
@@ -269,6 +284,7 @@ fn show_token(token: &portcullis_core::token::Token) {
 
 async fn greeting(
     address: SocketAddr,
+    pin: Option<&str>,
     pool: &portcullis_actors::sandbox_pool::SandboxPoolHandle,
     state: &Path,
 ) {
@@ -284,8 +300,14 @@ async fn greeting(
             Err(error) => break format!("none: {error}"),
         }
     };
+    let (ws, http) = if pin.is_some() {
+        ("wss", "https")
+    } else {
+        ("ws", "http")
+    };
+    let pin = pin.map_or_else(String::new, |pin| format!("pin       {pin}\n"));
     let lines = format!(
-        "address   ws://{address}   page http://localhost:{} (open it with: portcullis dashboard)\n\
+        "address   {ws}://{address}   page {http}://localhost:{} (open it with: portcullis dashboard)\n{pin}\
          sandbox   {driver}\n\
          clients   the gateway's token, or a paired device; this user's own processes over control.sock\n\
          pending   portcullis devices list; portcullis approvals list\n\
@@ -299,16 +321,24 @@ async fn greeting(
     let _ = out.flush();
 }
 
-async fn signals() {
-    let (Ok(mut term), Ok(mut int)) = (
+async fn signals(tls: &Tls) {
+    let (Ok(mut term), Ok(mut int), Ok(mut hup)) = (
         signal(SignalKind::terminate()),
         signal(SignalKind::interrupt()),
+        signal(SignalKind::hangup()),
     ) else {
         tracing::warn!(target: "portcullis", "no signal handler: only kill ends this process");
         return std::future::pending().await;
     };
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
+    loop {
+        tokio::select! {
+            _ = term.recv() => return,
+            _ = int.recv() => return,
+            // A few small files, in the process' first thread: no room waits for it.
+            _ = hup.recv() => match tls.reload() {
+                Ok(()) => tracing::info!(target: "portcullis", pin = tls.pin(), "certificate read again"),
+                Err(error) => tracing::error!(target: "portcullis", %error, "the new certificate cannot be used: the old one is kept"),
+            },
+        }
     }
 }

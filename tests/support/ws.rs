@@ -87,7 +87,8 @@ impl Client {
         Self::over(Box::new(stream), 80, &[]).await
     }
 
-    async fn over(
+    /// Over this stream, up to the challenge.
+    pub async fn over(
         stream: Box<dyn Stream>,
         port: u16,
         headers: &[(&str, &str)],

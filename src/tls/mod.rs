@@ -1,0 +1,269 @@
+//! TLS 1.3, and nothing older: the gateway's certificate, its reload, and the verified client side.
+//!
+//! One provider (aws-lc-rs) is named in each builder; key exchange begins with X25519MLKEM768. A broken new file never
+//! takes the place of a certificate that works.
+
+mod client;
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use portcullis_actors::supervision::{Flag, FlagReader};
+use portcullis_core::identity::{BootKey, Identity};
+use portcullis_core::seal::Secret;
+use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, PublicKeyData as _};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::{RootCertStore, ServerConfig};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use crate::config::Tls as Config;
+use crate::identity::{self, KeyFileError};
+
+pub use client::{Pin, PinError, client_config};
+
+/// The only protocol spoken inside (RFC 7301).
+const ALPN: &[u8] = b"http/1.1";
+/// Of a certificate that we make; a start or a reload makes it anew from the same key, so its pin stays.
+const YEAR_DAYS: i64 = 365;
+
+/// Why there is no certificate to serve with. `Display` says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A key file's mode, or a sealed key that does not open.
+    #[error("{0}")]
+    Key(#[from] KeyFileError),
+    /// A file that does not hold what its setting says.
+    #[error("{setting} {}: {why}", path.display())]
+    File {
+        /// `gateway.tls.…`.
+        setting: &'static str,
+        /// Its value.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Certificate and key do not fit, or the library refuses them.
+    #[error("the certificate cannot be used: {0}")]
+    Unusable(String),
+}
+
+/// What connections are accepted with; its reader sees each reload.
+pub type Serving = Option<Arc<ServerConfig>>;
+
+/// The gateway's certificate and how to read it again.
+pub struct Tls {
+    config: Config,
+    names: Vec<String>,
+    identity: Identity,
+    keys: PathBuf,
+    serving: Flag<Serving>,
+    shown: Flag<Value>,
+}
+
+impl Tls {
+    /// Reads or makes the certificate. Switched off, there is none, and TLS is not spoken.
+    ///
+    /// # Errors
+    /// [`TlsError`]: a start with TLS never serves without.
+    pub fn open(
+        config: Config,
+        names: Vec<String>,
+        identity: Identity,
+        state: &Path,
+    ) -> Result<Self, TlsError> {
+        let tls = Self {
+            config,
+            names,
+            identity,
+            keys: state.join("keys"),
+            serving: Flag::new(None),
+            shown: Flag::new(Value::Null),
+        };
+        if tls.config.enabled {
+            tls.load()?;
+        }
+        Ok(tls)
+    }
+
+    /// What newcomers are served with.
+    pub fn serving(&self) -> FlagReader<Serving> {
+        self.serving.reader()
+    }
+
+    /// For `status`: the pin, where the certificate comes from, and a reload that failed.
+    pub fn shown(&self) -> FlagReader<Value> {
+        self.shown.reader()
+    }
+
+    /// The pin of the certificate served, in hexadecimal.
+    pub fn pin(&self) -> Option<String> {
+        Some(self.shown.get().get("spkiSha256")?.as_str()?.to_owned())
+    }
+
+    /// Reads the files again. Sockets that are open stay; a failure keeps what was served, and `status` says so.
+    ///
+    /// # Errors
+    /// [`TlsError`].
+    pub fn reload(&self) -> Result<(), TlsError> {
+        if !self.config.enabled {
+            return Ok(());
+        }
+        self.load().inspect_err(|error| {
+            let mut shown = self.shown.get();
+            shown["reloadError"] = json!(error.to_string());
+            self.shown.set(shown);
+        })
+    }
+
+    fn load(&self) -> Result<(), TlsError> {
+        let own = !self.config.cert_file.as_os_str().is_empty();
+        let (chain, key) = if own {
+            self.files()?
+        } else {
+            self.generated()?
+        };
+        let pin = chain
+            .first()
+            .ok_or_else(|| TlsError::Unusable("there is none".to_owned()))
+            .and_then(|leaf| spki_sha256(leaf).map_err(unusable))?;
+        let builder = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(unusable)?;
+        let builder = if self.config.client_ca_file.as_os_str().is_empty() {
+            builder.with_no_client_auth()
+        } else {
+            let roots = Arc::new(self.client_roots()?);
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider())
+                .build()
+                .map_err(unusable)?;
+            builder.with_client_cert_verifier(verifier)
+        };
+        let mut server = builder.with_single_cert(chain, key).map_err(unusable)?;
+        server.alpn_protocols = vec![ALPN.to_vec()];
+        // A connection is one certificate's: nothing is resumed past a reload, and no early data can be replayed.
+        server.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+        server.send_tls13_tickets = 0;
+        server.max_early_data_size = 0;
+        self.serving.set(Some(Arc::new(server)));
+        self.shown.set(json!({
+            "spkiSha256": portcullis_core::encoding::hex(&pin),
+            "certificate": if own { "file" } else { "generated" },
+            "clientCertificates": !self.config.client_ca_file.as_os_str().is_empty(),
+            "reloadError": null,
+        }));
+        Ok(())
+    }
+
+    fn files(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
+        let chain = certificates("gateway.tls.cert_file", &self.config.cert_file)?;
+        let path = &self.config.key_file;
+        let bad = |why: String| TlsError::File {
+            setting: "gateway.tls.key_file",
+            path: path.clone(),
+            why,
+        };
+        let pem =
+            identity::read_private(path)?.ok_or_else(|| bad("there is no file".to_owned()))?;
+        let key = PrivateKeyDer::from_pem_slice(&pem)
+            .map_err(|_| bad("holds no private key in PEM form".to_owned()))?;
+        Ok((chain, key))
+    }
+
+    fn client_roots(&self) -> Result<RootCertStore, TlsError> {
+        let path = &self.config.client_ca_file;
+        let mut roots = RootCertStore::empty();
+        for ca in certificates("gateway.tls.client_ca_file", path)? {
+            roots.add(ca).map_err(|e| TlsError::File {
+                setting: "gateway.tls.client_ca_file",
+                path: path.clone(),
+                why: e.to_string(),
+            })?;
+        }
+        Ok(roots)
+    }
+
+    /// The key is made once and sealed; the certificate around it is made at each load.
+    fn generated(
+        &self,
+    ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
+        let fresh = || {
+            KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)
+                .map(|pair| Secret::new(pair.serialize_der()))
+                .map_err(std::io::Error::other)
+        };
+        let key = identity::boot_key(&self.identity, &self.keys, BootKey::Tls, fresh)?;
+        let der = PrivatePkcs8KeyDer::from(key.expose().to_vec());
+        let pair = KeyPair::try_from(&der).map_err(unusable)?;
+        let mut params = CertificateParams::new(self.names.clone()).map_err(unusable)?;
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "Portcullis gateway");
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let spki = pair.subject_public_key_info();
+        let now = std::time::SystemTime::now();
+        let day = std::time::Duration::from_hours(24);
+        // A client whose clock is a little behind is served too.
+        params.not_before = (now - day).into();
+        params.not_after = (now + day * u32::try_from(YEAR_DAYS).unwrap_or(365)).into();
+        params.serial_number = Some(rcgen::SerialNumber::from_slice(
+            &Sha256::digest(&spki)[..16],
+        ));
+        let certificate = params.self_signed(&pair).map_err(unusable)?;
+        Ok((vec![certificate.der().clone()], der.into()))
+    }
+}
+
+/// The names that a made certificate is for.
+pub fn names(bind: IpAddr, hosts: &[String]) -> Vec<String> {
+    let mut names = vec![
+        "localhost".to_owned(),
+        "127.0.0.1".to_owned(),
+        "::1".to_owned(),
+    ];
+    if !bind.is_unspecified() && !bind.is_loopback() {
+        names.push(bind.to_string());
+    }
+    names.extend(hosts.iter().cloned());
+    names
+}
+
+/// SHA-256 of a certificate's public key with its algorithm (RFC 7469 2.4).
+///
+/// # Errors
+/// It is no certificate.
+pub fn spki_sha256(certificate: &CertificateDer<'_>) -> Result<[u8; 32], rustls::Error> {
+    let parsed = ParsedCertificate::try_from(certificate)?;
+    Ok(Sha256::digest(parsed.subject_public_key_info()).into())
+}
+
+/// The one provider. Named in each builder: a default of the process could be another's.
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+fn certificates(
+    setting: &'static str,
+    path: &Path,
+) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let bad = |why: String| TlsError::File {
+        setting,
+        path: path.to_owned(),
+        why,
+    };
+    let all: Vec<_> = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect)
+        .map_err(|e| bad(e.to_string()))?;
+    if all.is_empty() {
+        return Err(bad("holds no certificate in PEM form".to_owned()));
+    }
+    Ok(all)
+}
+
+fn unusable(error: impl std::fmt::Display) -> TlsError {
+    TlsError::Unusable(error.to_string())
+}
