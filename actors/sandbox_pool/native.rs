@@ -99,6 +99,7 @@ impl Native {
     }
 
     #[cfg(test)]
+    #[must_use]
     pub fn without_cgroups(mut self) -> Self {
         self.cgroups = None;
         self
