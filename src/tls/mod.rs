@@ -205,7 +205,8 @@ impl Tls {
             .push(DnType::CommonName, "Portcullis gateway");
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let spki = pair.subject_public_key_info();
-        let now = std::time::SystemTime::now();
+        let now = portcullis_actors::clock::Clock::system().now();
+        let now = std::time::UNIX_EPOCH + std::time::Duration::from_millis(now.0);
         let day = std::time::Duration::from_hours(24);
         // A client whose clock is a little behind is served too.
         params.not_before = (now - day).into();

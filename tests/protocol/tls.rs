@@ -165,7 +165,9 @@ async fn the_wire_is_the_same_over_tls_and_the_kernel_still_names_the_peer() {
         .await
         .unwrap();
     // Scopes without a device: only for a process that the kernel knows for an operator's.
-    let hello = client.hello(&Connect::token().scopes(&["operator.read"])).await;
+    let hello = client
+        .hello(&Connect::token().scopes(&["operator.read"]))
+        .await;
     assert_eq!(hello["auth"]["scopes"], json!(["operator.read"]));
     let status = client.get("status", json!({})).await;
     let listens = status["portcullis"]["listeners"][0].as_str().unwrap();
