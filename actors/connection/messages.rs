@@ -43,6 +43,8 @@ pub enum ConnectionMsg {
 pub enum ConnectionNews {
     /// A whole `connect` has arrived: it is no silent socket any more.
     Speaks(u64),
+    /// It is turned away; its goodbye is still to come.
+    Refused(u64),
     /// It is in.
     Admitted(u64, Box<Principal>),
 }

@@ -34,17 +34,16 @@ pub(super) async fn shake(
     peer: &Peer,
 ) -> Option<Shaken> {
     let within = Duration::from_millis(wiring.handshake_ms);
-    match timeout(within, try_shake(wiring, ws, encoding, door, peer)).await {
-        Ok(Ok(shaken)) => Some(shaken),
-        Ok(Err(end)) => {
-            end.tell(ws, encoding).await;
-            None
-        }
-        Err(_late) => {
-            close(ws, 1000, "").await;
-            None
-        }
-    }
+    let end = match timeout(within, try_shake(wiring, ws, encoding, door, peer)).await {
+        Ok(Ok(shaken)) => return Some(shaken),
+        Ok(Err(end)) => end,
+        Err(_late) => End::Close(1000, ""),
+    };
+    // Before the goodbye, which takes as long as the other end likes: it keeps nobody's place meanwhile.
+    let refused = ConnectionNews::Refused(wiring.key);
+    wiring.news.send(refused).await.ok()?;
+    end.tell(ws, encoding).await;
+    None
 }
 
 /// How a handshake ends without a hello.
@@ -86,8 +85,6 @@ async fn try_shake(
     let frame = frame.map_err(|_| End::Gone)?;
     ws.send(message(frame)).await.map_err(|_| End::Gone)?;
     let frame = first_message(ws, encoding).await?;
-    // Its bytes have all arrived: this socket is not silent, and is not closed to make room.
-    let _ = wiring.news.try_send(ConnectionNews::Speaks(wiring.key));
     let (id, params) = match encoding.read(&frame) {
         Ok(request) if request.method == "connect" => {
             let params = request.params::<ConnectParams>().map_err(|why| {
@@ -110,6 +107,9 @@ async fn try_shake(
     };
     let refused = |refusal| End::Refused(id.clone(), Box::new(refusal));
     let checked = params.check().map_err(refused)?;
+    // It is a `connect` and has arrived whole: this socket is not closed to make room while it is decided.
+    let speaks = ConnectionNews::Speaks(wiring.key);
+    wiring.news.send(speaks).await.map_err(|_| End::Gone)?;
     let caps = checked.params.caps.clone();
     let arrival = Arrival {
         checked,

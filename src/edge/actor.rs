@@ -141,6 +141,7 @@ impl Room for Edge {
             }
             EdgeMsg::Upgraded(key, io, said) => self.upgraded(key, *io, said).await,
             EdgeMsg::News(ConnectionNews::Speaks(key)) => self.budget.speaks(key),
+            EdgeMsg::News(ConnectionNews::Refused(key)) => self.budget.refused(key),
             EdgeMsg::News(ConnectionNews::Admitted(key, principal)) => {
                 self.admitted(key, principal);
             }
