@@ -2,6 +2,7 @@
 
 use portcullis_core::auth::{Door, Principal};
 use portcullis_core::protocol::Encoding;
+use tokio::time::Instant;
 
 use super::io::Io;
 use crate::auth::Peer;
@@ -17,6 +18,8 @@ pub struct Accepted {
     pub peer: Peer,
     /// How its messages are written: agreed upon with the upgrade.
     pub encoding: Encoding,
+    /// By when it must have authenticated.
+    pub until: Instant,
 }
 
 /// How to end.

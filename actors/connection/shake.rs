@@ -1,13 +1,14 @@
 //! The handshake: challenge, `connect`, `hello-ok` (wire.md section 4).
 
-use std::time::Duration;
+use std::pin::pin;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use portcullis_core::auth::Principal;
 use portcullis_core::protocol::connect::Hello;
+use portcullis_core::protocol::limits::EARLY_FRAMES;
 use portcullis_core::protocol::{ConnectParams, ConnectRefusal, Encoding, FrameError};
 use serde_json::json;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
@@ -23,6 +24,8 @@ pub(super) struct Shaken {
     pub principal: Principal,
     pub caps: Vec<String>,
     pub conn_id: String,
+    /// Frames that came behind `connect`, to be answered first.
+    pub early: Vec<Message>,
 }
 
 /// Brings a socket to `hello-ok`; a socket that does not get there is closed, with a word where the wire has one.
@@ -32,9 +35,9 @@ pub(super) async fn shake(
     encoding: Encoding,
     door: Door,
     peer: &Peer,
+    until: Instant,
 ) -> Option<Shaken> {
-    let within = Duration::from_millis(wiring.handshake_ms);
-    let end = match timeout(within, try_shake(wiring, ws, encoding, door, peer)).await {
+    let end = match timeout_at(until, try_shake(wiring, ws, encoding, door, peer)).await {
         Ok(Ok(shaken)) => return Some(shaken),
         Ok(Err(end)) => end,
         Err(_late) => End::Close(1000, ""),
@@ -117,11 +120,18 @@ async fn try_shake(
         door,
         peer: peer.clone(),
     };
-    let admitted = wiring
-        .auth
-        .connect(arrival)
-        .await
-        .map_err(|refusal| End::Refused(id.clone(), Box::new(refusal)))?;
+    let mut early = Vec::new();
+    let decision = {
+        let mut decision = pin!(wiring.auth.connect(arrival));
+        loop {
+            tokio::select! {
+                biased;
+                frame = ws.next() => keep(frame, &mut early)?,
+                decision = &mut decision => break decision,
+            }
+        }
+    };
+    let admitted = decision.map_err(|refusal| End::Refused(id.clone(), Box::new(refusal)))?;
     let conn_id = uuid::Uuid::new_v4().to_string();
     let hello = Hello {
         conn_id: &conn_id,
@@ -148,7 +158,35 @@ async fn try_shake(
         principal,
         caps,
         conn_id,
+        early,
     })
+}
+
+/// A frame that does not wait for the hello: kept to be answered after it, up to the wire's limit.
+fn keep(frame: Option<Result<Message, WsError>>, early: &mut Vec<Message>) -> Result<(), End> {
+    match frame {
+        Some(Ok(Message::Ping(_) | Message::Pong(_))) => Ok(()),
+        Some(Ok(frame @ (Message::Text(_) | Message::Binary(_)))) if early.len() < EARLY_FRAMES => {
+            early.push(frame);
+            Ok(())
+        }
+        Some(Ok(Message::Text(_) | Message::Binary(_))) => {
+            Err(End::Close(1008, "too many pending handshake frames"))
+        }
+        other => Err(broken(other)),
+    }
+}
+
+/// How a handshake ends with a frame that is none.
+fn broken(frame: Option<Result<Message, WsError>>) -> End {
+    match frame {
+        Some(Err(WsError::Io(error))) if error.to_string() == TOO_LARGE => {
+            End::Close(1009, TOO_LARGE)
+        }
+        Some(Err(WsError::Capacity(_))) => End::Close(1009, TOO_LARGE),
+        Some(Err(WsError::Protocol(_) | WsError::Utf8(_))) => End::Close(1002, "protocol error"),
+        _ => End::Gone,
+    }
 }
 
 async fn first_message(
@@ -170,16 +208,7 @@ async fn first_message(
                     Encoding::MsgPack => Ok(bytes),
                 };
             }
-            Some(Err(WsError::Io(error))) if error.to_string() == TOO_LARGE => {
-                return Err(End::Close(1009, TOO_LARGE));
-            }
-            Some(Err(WsError::Capacity(_))) => return Err(End::Close(1009, TOO_LARGE)),
-            Some(Err(WsError::Protocol(_) | WsError::Utf8(_))) => {
-                return Err(End::Close(1002, "protocol error"));
-            }
-            Some(Ok(Message::Close(_) | Message::Frame(_)) | Err(_)) | None => {
-                return Err(End::Gone);
-            }
+            other => return Err(broken(other)),
         }
     }
 }

@@ -200,7 +200,11 @@ mod tests {
         assert_eq!(b.enter(3, ip("10.0.0.1")), Some(2));
         assert_eq!(b.enter(4, ip("10.0.0.1")), Some(0));
         b.refused(1);
-        assert_eq!(b.enter(5, ip("10.0.0.1")), Some(1), "not protected any more");
+        assert_eq!(
+            b.enter(5, ip("10.0.0.1")),
+            Some(1),
+            "not protected any more"
+        );
     }
 
     /// The bug: only the fullest address was searched, and where all of its sockets spoke the newcomer went.
