@@ -3,7 +3,8 @@
 use std::pin::pin;
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use portcullis_core::auth::Principal;
+use portcullis_core::auth::{Principal, Role};
+use portcullis_core::nodes::{Connected, Declared};
 use portcullis_core::protocol::connect::Hello;
 use portcullis_core::protocol::limits::EARLY_FRAMES;
 use portcullis_core::protocol::{ConnectParams, ConnectRefusal, Encoding, FrameError};
@@ -19,6 +20,9 @@ use super::serve::{WRONG_KIND, close, message};
 use crate::auth::{Arrival, Peer};
 use portcullis_core::auth::Door;
 
+/// Characters of a node's `PATH` that are kept to be shown.
+const PATH_SHOWN: usize = 1_024;
+
 /// Who came in, and what it can take.
 pub(super) struct Shaken {
     pub principal: Principal,
@@ -26,6 +30,8 @@ pub(super) struct Shaken {
     pub conn_id: String,
     /// Frames that came behind `connect`, to be answered first.
     pub early: Vec<Message>,
+    /// Of a node host: what it declares.
+    pub node: Option<Connected>,
 }
 
 /// Brings a socket to `hello-ok`; a socket that does not get there is closed, with a word where the wire has one.
@@ -114,6 +120,7 @@ async fn try_shake(
     let speaks = ConnectionNews::Speaks(wiring.key);
     wiring.news.send(speaks).await.map_err(|_| End::Gone)?;
     let caps = checked.params.caps.clone();
+    let declared = (checked.role == Role::Node).then(|| declared(&checked.params));
     let arrival = Arrival {
         checked,
         nonce,
@@ -154,11 +161,23 @@ async fn try_shake(
     wiring.news.send(news).await.map_err(|_| End::Gone)?;
     ws.send(message(frame)).await.map_err(|_| End::Gone)?;
     ws.get_mut().trust();
+    let node = declared.and_then(|declared| {
+        Some(Connected {
+            node: principal.device()?.clone(),
+            conn: conn_id.clone(),
+            generation: principal.generation,
+            declared,
+            since: wiring.clock.now(),
+            stats: None,
+            worker_host: None,
+        })
+    });
     Ok(Shaken {
         principal,
         caps,
         conn_id,
         early,
+        node,
     })
 }
 
@@ -187,6 +206,33 @@ fn broken(frame: Option<Result<Message, WsError>>) -> End {
         Some(Err(WsError::Protocol(_) | WsError::Utf8(_))) => End::Close(1002, "protocol error"),
         _ => End::Gone,
     }
+}
+
+/// What a node says of itself. Its lists were bounded by the handshake.
+fn declared(params: &ConnectParams) -> Declared {
+    let client = &params.client;
+    let path: Option<String> = params
+        .path_env
+        .as_ref()
+        .map(|path| path.chars().take(PATH_SHOWN).collect());
+    let mut declared = Declared {
+        display_name: client.display_name.clone(),
+        version: client.version.clone(),
+        client_id: client.id.clone(),
+        client_mode: client.mode.clone(),
+        platform: Some(client.platform.clone()),
+        device_family: client.device_family.clone(),
+        caps: params.caps.iter().cloned().collect(),
+        commands: params.commands.iter().cloned().collect(),
+        permissions: params
+            .permissions
+            .iter()
+            .filter_map(|(name, held)| Some((name.clone(), held.as_bool()?)))
+            .collect(),
+        path_env: path,
+    };
+    declared.cut();
+    declared
 }
 
 async fn first_message(
