@@ -19,14 +19,14 @@ use super::credentials::{Credentials, SharedSecret};
 use super::flow;
 use super::hashing::{Hashing, Look};
 use super::messages::{
-    Admitted, Arrival, AuthMsg, AuthRefusal, Change, Epoch, Listed, Made,
+    Admitted, Arrival, AuthMsg, AuthNews, AuthRefusal, Change, Epoch, Listed, Made,
 };
 use crate::act::act;
 use crate::audit::AuditHandle;
 use crate::clock::Clock;
 use crate::pairing::PairingHandle;
 use crate::store::Store;
-use crate::supervision::{Crash, Ctx, Reply, Room, Snapshot, TaskEnd};
+use crate::supervision::{Crash, Ctx, Feed, Reply, Room, Snapshot, TaskEnd};
 
 /// Refusals are recorded no oftener than this: guessers must not fill the log.
 const RECORD_EVERY: Duration = Duration::from_secs(1);
@@ -58,6 +58,8 @@ pub struct AuthWiring {
     pub pairing: PairingHandle,
     /// Where tokens of agents and passwords are.
     pub store: Store,
+    /// Secrets that open nothing any more.
+    pub news: Feed<AuthNews>,
     /// Where refusals are recorded.
     pub audit: AuditHandle,
     /// The time.
@@ -245,7 +247,7 @@ impl Auth {
             };
             if self.ctx.blocking(LOOK, key, job).is_err() {
                 // A thread is taken by a password that is being set: its end comes back here.
-                self.hashing.ended(key, None, now);
+                self.hashing.put_off(key, now);
                 return;
             }
         }
@@ -318,13 +320,31 @@ impl Auth {
             next = Some(after);
             Ok(vec![op])
         };
-        let done = act(&self.wiring.audit, &self.wiring.store, entry, plan)
-            .await
-            .map_err(AuthRefusal::Act)?;
+        let done = act(&self.wiring.audit, &self.wiring.store, entry, plan).await;
+        let lives = done.as_ref().ok().map(|done| done.intent);
+        let ended = match &change {
+            Change::RotateShared(_) => AuthNews::Shared,
+            Change::MintAgent(agent, _) => AuthNews::Agent(agent.clone(), lives),
+            Change::RevokeAgent(agent) => AuthNews::Agent(agent.clone(), None),
+            Change::KeepPassword(name, _) | Change::RemovePassword(name) => {
+                AuthNews::Password(name.clone())
+            }
+        };
+        let done = match done {
+            Ok(done) => done,
+            Err(error) => {
+                // It may be in force: its sessions end, and clients connect again by what is.
+                if error.must_reread() {
+                    self.wiring.news.publish(ended);
+                }
+                return Err(AuthRefusal::Act(error));
+            }
+        };
         if let (Some(mut next), Some(rev)) = (next, done.revisions.first()) {
             next.settle(&change, rev.0);
             self.credentials = Arc::new(next);
         }
+        self.wiring.news.publish(ended);
         Ok(Made {
             generation: done.intent,
             token: match change {

@@ -144,10 +144,16 @@ impl Credentials {
     }
 
     /// The write of a change, and what is held after it.
-    pub fn after(&self, change: &Change, intent: u64, now: Millis) -> Result<(Op, Self), &'static str> {
+    pub fn after(
+        &self,
+        change: &Change,
+        intent: u64,
+        now: Millis,
+    ) -> Result<(Op, Self), &'static str> {
         let mut next = self.clone();
         next.epoch += 1;
-        let bytes = |row: Result<Vec<u8>, serde_json::Error>| row.map_err(|_| "a row that is no JSON");
+        let bytes =
+            |row: Result<Vec<u8>, serde_json::Error>| row.map_err(|_| "a row that is no JSON");
         let (kind, id, payload) = match change {
             Change::RotateShared(token) => {
                 next.shared = Some(SharedHash::Random(token.hash()));
@@ -157,7 +163,11 @@ impl Credentials {
                     sha256: token.hash(),
                     created_at_ms: now,
                 };
-                (SHARED, ONLY.to_owned(), Some(bytes(serde_json::to_vec(&row))?))
+                (
+                    SHARED,
+                    ONLY.to_owned(),
+                    Some(bytes(serde_json::to_vec(&row))?),
+                )
             }
             Change::MintAgent(agent, token) => {
                 let row = AgentRow {
@@ -225,9 +235,10 @@ impl Credentials {
             Proof::AgentToken(agent) => {
                 self.agents.get(agent).map(|row| row.generation) == Some(principal.generation)
             }
-            Proof::Password(name) | Proof::PasswordAndDevice(name, _) => {
-                self.passwords.get(name).is_some_and(|row| row.epoch <= epoch)
-            }
+            Proof::Password(name) | Proof::PasswordAndDevice(name, _) => self
+                .passwords
+                .get(name)
+                .is_some_and(|row| row.epoch <= epoch),
             _ => true,
         }
     }

@@ -78,8 +78,7 @@ impl Hashing {
             queue.push_back(look);
             return;
         }
-        self.limiter
-            .end(look.class, &look.source, Tried::Not, now);
+        self.limiter.end(look.class, &look.source, Tried::Not, now);
         let full = Limited {
             retry_after_ms: FULL_MS,
         };
@@ -99,8 +98,7 @@ impl Hashing {
                 None => return None,
             };
             if look.answer.is_closed() {
-                self.limiter
-                    .end(look.class, &look.source, Tried::Not, now);
+                self.limiter.end(look.class, &look.source, Tried::Not, now);
                 continue;
             }
             self.made += 1;
@@ -129,8 +127,78 @@ impl Hashing {
         let _ = look.answer.send(Ok(right == Some(true)));
     }
 
+    /// No thread was free for it: nothing was looked at, and nothing is counted.
+    pub fn put_off(&mut self, key: u64, now: Millis) {
+        let Some(look) = self.running.remove(&key) else {
+            return;
+        };
+        self.made -= 1;
+        self.limiter.end(look.class, &look.source, Tried::Not, now);
+        let full = Limited {
+            retry_after_ms: FULL_MS,
+        };
+        let _ = look.answer.send(Err(full));
+    }
+
     /// Guessers remembered.
     pub fn sources(&self) -> usize {
         self.limiter.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn look(who: u32, is_known: bool) -> (Look, oneshot::Receiver<Result<bool, Limited>>) {
+        let (answer, answered) = oneshot::channel();
+        let look = Look {
+            class: Class::Password,
+            source: Source::User(who),
+            is_known,
+            presented: Secret::new(vec![]),
+            hash: PasswordHash::nobodys(10),
+            answer,
+        };
+        (look, answered)
+    }
+
+    #[test]
+    fn strangers_take_one_place_and_a_known_device_does_not_wait_for_them() {
+        let mut hashing = Hashing::new();
+        let mut answers = vec![];
+        for who in 0..10 {
+            let (look, answered) = look(who, false);
+            hashing.ask(look, Millis(0));
+            answers.push(answered);
+        }
+        assert!(hashing.next(1, Millis(0)).is_some());
+        assert!(hashing.next(2, Millis(0)).is_none(), "the other is kept");
+        let (known, mut answered) = look(100, true);
+        hashing.ask(known, Millis(0));
+        assert!(hashing.next(3, Millis(0)).is_some());
+        hashing.ended(3, Some(true), Millis(0));
+        assert_eq!(answered.try_recv(), Ok(Ok(true)));
+        assert_eq!(hashing.made, 2);
+    }
+
+    #[test]
+    fn a_full_queue_refuses_counts_nothing_and_forgets_who_left() {
+        let mut hashing = Hashing::new();
+        let mut answers = vec![];
+        for who in 0..20 {
+            let (look, answered) = look(who, false);
+            hashing.ask(look, Millis(0));
+            answers.push(answered);
+        }
+        let refused = answers.iter_mut().filter_map(|a| a.try_recv().ok()).count();
+        assert_eq!(refused, 4);
+        assert_eq!(hashing.sources(), 16);
+        drop(answers);
+        assert!(
+            hashing.next(1, Millis(0)).is_none(),
+            "nobody waits any more"
+        );
+        assert_eq!((hashing.made, hashing.sources()), (0, 0));
     }
 }

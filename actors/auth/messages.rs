@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use portcullis_core::audit::Entry;
 use portcullis_core::auth::password::{PasswordError, PasswordHash};
-use portcullis_core::auth::{Door, Principal};
+use portcullis_core::auth::{Door, Principal, Proof};
 use portcullis_core::ids::AgentId;
 use portcullis_core::protocol::ConnectRefusal;
 use portcullis_core::protocol::connect::Checked;
@@ -95,6 +95,39 @@ pub struct Admitted {
 /// The state of secrets on which a connect was decided: [`super::AuthHandle::holds`] looks whether it still holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Epoch(pub(super) u64);
+
+/// A secret that opens nothing any more: sessions that it opened end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AuthNews {
+    /// The shared token.
+    Shared,
+    /// An agent's, but the token of this generation.
+    Agent(AgentId, Option<u64>),
+    /// The password of this name.
+    Password(String),
+    /// Any of them: news were missed.
+    Any,
+}
+
+impl AuthNews {
+    /// Is this session over?
+    pub fn ends(&self, who: &Principal) -> bool {
+        match (&who.proof, self) {
+            (Proof::SharedToken | Proof::SharedTokenAndDevice(_), Self::Shared | Self::Any)
+            | (
+                Proof::AgentToken(_) | Proof::Password(_) | Proof::PasswordAndDevice(..),
+                Self::Any,
+            ) => true,
+            (Proof::AgentToken(agent), Self::Agent(ended, lives)) => {
+                agent == ended && Some(who.generation) != *lives
+            }
+            (Proof::Password(name) | Proof::PasswordAndDevice(name, _), Self::Password(ended)) => {
+                name == ended
+            }
+            _ => false,
+        }
+    }
+}
 
 /// A change of secrets.
 pub enum Change {

@@ -70,6 +70,7 @@ pub(super) async fn serve(
     session_ended: FlagReader<Option<String>>,
 ) {
     let Accepted {
+        bearer,
         io,
         door,
         peer,
@@ -92,7 +93,7 @@ pub(super) async fn serve(
             close(&mut ws, order.code, &order.reason).await;
             return;
         }
-        shaken = shake(&wiring, &mut ws, encoding, door, &peer).instrument(connect) => shaken,
+        shaken = shake(&wiring, &mut ws, encoding, door, (&peer, bearer)).instrument(connect) => shaken,
     };
     let Some(shaken) = shaken else { return };
     let news = wiring.methods.news(&shaken.principal, &shaken.caps);

@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portcullis_actors::auth::Peer;
+use portcullis_actors::auth::{AuthNews, Peer};
 use portcullis_actors::connection::{
     Accepted, CAPACITY, Connection, ConnectionHandle, ConnectionNews, ConnectionWiring, Io, Stream,
 };
 use portcullis_actors::pairing::PairingHandle;
 use portcullis_actors::supervision::{
-    ChildEnd, Crash, Ctx, FeedItem, Flag, Reply, Room, Snapshot, TaskEnd, TaskHandle,
+    ChildEnd, Crash, Ctx, Feed, FeedItem, Flag, Reply, Room, Snapshot, TaskEnd, TaskHandle,
 };
 use portcullis_core::auth::{Door, Principal};
 use portcullis_core::ids::DeviceId;
@@ -44,6 +44,8 @@ pub struct EdgeWiring {
     pub connection: ConnectionWiring,
     /// Devices.
     pub pairing: PairingHandle,
+    /// Secrets that open nothing any more.
+    pub auth_news: Feed<AuthNews>,
     /// Devices with a live socket, for `device.pair.list`.
     pub connected: Arc<Flag<BTreeSet<DeviceId>>>,
 }
@@ -58,6 +60,8 @@ pub enum EdgeMsg {
     News(ConnectionNews),
     /// From pairing.
     Invalidated(DeviceId, Option<u64>, &'static str),
+    /// From authentication: sessions that this secret opened end.
+    SecretEnded(AuthNews),
     /// Pairing's news were missed: every device's session is looked at again.
     LookAgain,
 }
@@ -69,6 +73,8 @@ pub enum From {
     Tcp { peer: SocketAddr, own: SocketAddr },
     /// The kernel's word on the peer.
     Control { uid: u32, pid: Option<i32> },
+    /// The kernel's word on who dialled `agent.sock`: it counts guessers apart, and opens nothing.
+    Agent { uid: u32 },
 }
 
 /// The room.
@@ -120,6 +126,8 @@ impl Room for Edge {
         listen_to_pairing(wiring, &ctx);
         accept_tcp(wiring, &ctx)?;
         accept_control(wiring, &ctx)?;
+        accept_agent(wiring, &ctx)?;
+        listen_to_auth(wiring, &ctx);
         Ok(Self {
             wiring: wiring.clone(),
             ctx,
@@ -148,6 +156,7 @@ impl Room for Edge {
                 self.invalidated(&device, generation, reason).await;
             }
             EdgeMsg::LookAgain => self.look_again(),
+            EdgeMsg::SecretEnded(news) => self.secret_ended(&news).await,
         }
         Ok(())
     }
@@ -208,6 +217,7 @@ impl Edge {
         let origin = match from {
             From::Tcp { peer, .. } => Origin::of(peer.ip()),
             From::Control { .. } => Origin::Unix,
+            From::Agent { .. } => Origin::Agents,
         };
         let victim = self.budget.enter(key, origin);
         if let Some(victim) = victim {
@@ -238,11 +248,11 @@ impl Edge {
         }
     }
 
-    async fn upgraded(&mut self, key: u64, io: Io, said: Said) {
+    async fn upgraded(&mut self, key: u64, io: Io, mut said: Said) {
         let Some(socket) = self.sockets.get(&key) else {
             return;
         };
-        let encoding = said.encoding;
+        let (encoding, bearer) = (said.encoding, said.bearer.take());
         let (door, peer) = self.who(socket.from, said);
         let wiring = ConnectionWiring {
             key,
@@ -266,6 +276,7 @@ impl Edge {
             io,
             door,
             peer,
+            bearer,
             encoding,
         };
         let _ = handle.adopt(accepted).await;
@@ -286,6 +297,16 @@ impl Edge {
                     has_origin: said.has_origin,
                 };
                 (Door::Control, peer)
+            }
+            From::Agent { uid } => {
+                let peer = Peer {
+                    ip: None,
+                    uid: Some(uid),
+                    is_operator: false,
+                    is_local: true,
+                    has_origin: said.has_origin,
+                };
+                (Door::AgentSock, peer)
             }
             From::Tcp { peer, own } => {
                 let is_loopback = peer.ip().to_canonical().is_loopback();
@@ -340,6 +361,18 @@ impl Edge {
         for handle in ended.collect::<Vec<_>>() {
             // Gone already is as good.
             let _ = handle.close(4001, reason).await;
+        }
+    }
+
+    /// Told to each before this returns; what one of them is about to do is looked at again between intent and act.
+    async fn secret_ended(&self, news: &AuthNews) {
+        for socket in self.sockets.values() {
+            if let Stage::Open(handle, Some(who)) = &socket.stage
+                && news.ends(who)
+            {
+                // Gone already is as good.
+                let _ = handle.close(4001, "gateway auth changed").await;
+            }
         }
     }
 
@@ -425,6 +458,22 @@ fn listen_to_pairing(wiring: &EdgeWiring, ctx: &Ctx<Edge>) {
     .keep();
 }
 
+fn listen_to_auth(wiring: &EdgeWiring, ctx: &Ctx<Edge>) {
+    let mut news = wiring.auth_news.subscribe();
+    let own = ctx.clone();
+    ctx.task("auth news", 0, async move {
+        loop {
+            match news.next().await {
+                FeedItem::Event(told) => own.notify(EdgeMsg::SecretEnded(told.event.clone())),
+                // What was missed may be any of them.
+                FeedItem::Lagged => own.notify(EdgeMsg::SecretEnded(AuthNews::Any)),
+                FeedItem::Closed => return,
+            }
+        }
+    })
+    .keep();
+}
+
 fn accept_tcp(wiring: &EdgeWiring, ctx: &Ctx<Edge>) -> Result<(), Crash> {
     let listener = wiring.doors.tcp()?;
     let edge = EdgeHandle::new(ctx.myself());
@@ -463,6 +512,26 @@ fn accept_control(wiring: &EdgeWiring, ctx: &Ctx<Edge>) -> Result<(), Crash> {
                     }
                 }
                 Err(error) => pause("control", &error).await,
+            }
+        }
+    })
+    .keep();
+    Ok(())
+}
+
+fn accept_agent(wiring: &EdgeWiring, ctx: &Ctx<Edge>) -> Result<(), Crash> {
+    let listener = wiring.doors.agent()?;
+    let edge = EdgeHandle::new(ctx.myself());
+    ctx.task("agent door", 0, async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    if let Ok(cred) = stream.peer_cred() {
+                        let from = From::Agent { uid: cred.uid() };
+                        edge.accepted(Stream::Unix(stream), from).await;
+                    }
+                }
+                Err(error) => pause("agent", &error).await,
             }
         }
     })

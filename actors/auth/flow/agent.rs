@@ -29,11 +29,11 @@ pub(super) fn by_token(
     let is_ours = matches!(Token::parse(token), Ok((TokenKind::Agent, _)));
     let presented = TokenHash::of(token);
     // Every one is compared: the time does not tell how far down the list a token stands.
-    let found = credentials
-        .agents
-        .values()
-        .filter(|row| row.sha256.same(&presented))
-        .last();
+    let rows = credentials.agents.values();
+    let found = rows.fold(None, |found, row| {
+        let is_it = row.sha256.same(&presented);
+        if is_it { Some(row) } else { found }
+    });
     let Some(row) = found.filter(|_| is_ours) else {
         return Err(ConnectRefusal::unauthorized(
             "AUTH_TOKEN_MISMATCH",

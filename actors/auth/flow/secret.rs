@@ -74,9 +74,13 @@ pub(super) async fn shared(desk: &Desk, arrival: &Arrival) -> Result<Proven, Con
         let auth = arrival.checked.params.auth.as_ref();
         let name = auth.and_then(|a| a.user.as_deref()).unwrap_or(NAME);
         let known = desk.credentials.passwords.get(name);
-        // Who is not known takes as long.
+        // Who is not known takes as long as who is.
         let hash = known.map_or_else(
-            || PasswordHash::nobodys(desk.wiring.bcrypt_cost),
+            || {
+                let anybody = desk.credentials.passwords.values().next();
+                let cost = anybody.map_or(desk.wiring.bcrypt_cost, |row| row.hash.cost());
+                PasswordHash::nobodys(cost)
+            },
             |row| row.hash.clone(),
         );
         match desk.look(Class::Password, from, text, hash).await {
@@ -88,7 +92,8 @@ pub(super) async fn shared(desk: &Desk, arrival: &Arrival) -> Result<Proven, Con
         }
     }
     // A device may have a token of its own beside it, which cannot be guessed.
-    let has_token = |auth: &portcullis_core::protocol::connect::AuthClaim| auth.device_token.is_some();
+    let has_token =
+        |auth: &portcullis_core::protocol::connect::AuthClaim| auth.device_token.is_some();
     let other_way = arrival.checked.params.device.is_some()
         && arrival.checked.params.auth.as_ref().is_some_and(has_token);
     match limited {
