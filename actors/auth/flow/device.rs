@@ -119,7 +119,7 @@ pub(super) fn verify(
         ConnectRefusal::detailed(
             "INVALID_REQUEST",
             error.to_string(),
-            json!({ "code": error.code(), "reason": error.reason() }),
+            json!({ "code": error.code(), "reason": error.reason(), "next": error.next() }),
         )
     })?;
     let id = DeviceId::new(&verified.id)
