@@ -253,7 +253,7 @@ impl Edge {
             return;
         };
         let (encoding, bearer) = (said.encoding, said.bearer.take());
-        let (door, peer) = self.who(socket.from, said);
+        let (door, peer) = self.who(socket.from, &said);
         let wiring = ConnectionWiring {
             key,
             news: self.news.clone(),
@@ -283,7 +283,7 @@ impl Edge {
     }
 
     /// What the kernel says of the other end; the client's own word counts only against it.
-    fn who(&mut self, from: From, said: Said) -> (Door, Peer) {
+    fn who(&mut self, from: From, said: &Said) -> (Door, Peer) {
         let own = rustix::process::geteuid().as_raw();
         let operator = |uid: u32, groups: &[u32]| self.wiring.local.is_operator(uid, groups, own);
         match from {
