@@ -1,6 +1,7 @@
 //! The actor.
 
 use std::collections::{BTreeSet, HashMap};
+use std::mem::discriminant;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use portcullis_core::auth::{Door, Principal};
 use portcullis_core::ids::DeviceId;
 use portcullis_core::pairing::News;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::budget::{Budget, Limits, Origin};
 use super::handle::EdgeHandle;
@@ -27,6 +29,8 @@ use crate::config::Local;
 
 /// After a failed accept (no descriptors left): the kernel keeps newcomers in its backlog meanwhile.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Between two warnings that all sockets are in use.
+const WARN_EVERY: Duration = Duration::from_mins(1);
 const HTTP: &str = "http";
 
 /// What the room is given at each start.
@@ -88,10 +92,14 @@ pub struct Edge {
     holders: peer::Holders,
     accepted: u64,
     evicted: u64,
+    turned_away: u64,
+    warned_at: Option<Instant>,
 }
 
 struct Socket {
     from: From,
+    /// By when it must have said who it is.
+    until: Instant,
     stage: Stage,
 }
 
@@ -138,6 +146,8 @@ impl Room for Edge {
             holders: peer::Holders::default(),
             accepted: 0,
             evicted: 0,
+            turned_away: 0,
+            warned_at: None,
         })
     }
 
@@ -149,6 +159,7 @@ impl Room for Edge {
             }
             EdgeMsg::Upgraded(key, io, said) => self.upgraded(key, *io, said).await,
             EdgeMsg::News(ConnectionNews::Speaks(key)) => self.budget.speaks(key),
+            EdgeMsg::News(ConnectionNews::Refused(key)) => self.budget.refused(key),
             EdgeMsg::News(ConnectionNews::Admitted(key, principal)) => {
                 self.admitted(key, principal);
             }
@@ -203,13 +214,15 @@ impl Room for Edge {
             .with("not yet authenticated", self.budget.len())
             .with("accepted", self.accepted)
             .with("made room", self.evicted)
+            .with("turned away", self.turned_away)
     }
 }
 
 impl Edge {
     async fn enter(&mut self, stream: Stream, from: From) {
         self.accepted += 1;
-        if self.sockets.len() >= self.wiring.limits.sockets as usize {
+        if self.is_full(from) {
+            self.turn_away(&stream);
             return;
         }
         self.next += 1;
@@ -219,22 +232,52 @@ impl Edge {
             From::Control { .. } => Origin::Unix,
             From::Agent { .. } => Origin::Agents,
         };
-        let victim = self.budget.enter(key, origin);
-        if let Some(victim) = victim {
+        if let Some(victim) = self.budget.enter(key, origin) {
             self.evicted += 1;
-            if victim == key {
-                return;
-            }
             self.evict(victim).await;
         }
+        // From its first moment: HTTP and the handshake share it.
+        let until = Instant::now() + Duration::from_millis(self.wiring.limits.handshake_ms);
         let (http, ctx) = (self.wiring.http.clone(), self.ctx.clone());
         let task = self.ctx.task(HTTP, key, async move {
-            if let Some((io, said)) = http::serve(http, stream).await {
+            if let Some((io, said)) = http::serve(http, stream, until).await {
                 ctx.notify(EdgeMsg::Upgraded(key, Box::new(io), said));
             }
         });
         let stage = Stage::Http { _task: task };
-        self.sockets.insert(key, Socket { from, stage });
+        self.sockets.insert(key, Socket { from, until, stage });
+    }
+
+    /// Over the limit of all: no door takes a place from another, and a person must come in at the control socket.
+    fn is_full(&self, from: From) -> bool {
+        let max = self.wiring.limits.sockets as usize;
+        // Counted only where it may matter.
+        self.sockets.len() >= max && {
+            let same = self.sockets.values();
+            same.filter(|s| discriminant(&s.from) == discriminant(&from))
+                .count()
+                >= max
+        }
+    }
+
+    fn turn_away(&mut self, stream: &Stream) {
+        const FULL: &[u8] =
+            b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\n\
+            Content-Type: text/plain; charset=utf-8\r\nContent-Length: 41\r\n\r\n\
+            too many connections: try again in a bit\n";
+        // Nobody waits for its request: where the word does not fit, the end says it.
+        let _ = match stream {
+            Stream::Tcp(tcp) => tcp.try_write(FULL),
+            Stream::Unix(unix) => unix.try_write(FULL),
+        };
+        self.turned_away += 1;
+        if self.warned_at.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
+            self.warned_at = Some(Instant::now());
+            tracing::warn!(
+                target: "portcullis", so_far = self.turned_away,
+                "newcomers are turned away: all of [gateway.limits] sockets are in use",
+            );
+        }
     }
 
     async fn evict(&mut self, key: u64) {
@@ -252,7 +295,7 @@ impl Edge {
         let Some(socket) = self.sockets.get(&key) else {
             return;
         };
-        let (encoding, bearer) = (said.encoding, said.bearer.take());
+        let (encoding, bearer, until) = (said.encoding, said.bearer.take(), socket.until);
         let (door, peer) = self.who(socket.from, &said);
         let wiring = ConnectionWiring {
             key,
@@ -278,6 +321,7 @@ impl Edge {
             peer,
             bearer,
             encoding,
+            until,
         };
         let _ = handle.adopt(accepted).await;
     }
