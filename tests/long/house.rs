@@ -11,7 +11,7 @@ use portcullis_actors::audit::verify_dir;
 use portcullis_actors::auth::SharedSecret;
 use portcullis_actors::sandbox_pool::cell_file;
 use portcullis_actors::store::Store;
-use portcullis_actors::supervision::{OnFatal, RoomView, Tree, TreeWindow};
+use portcullis_actors::supervision::{Flag, OnFatal, RoomView, Tree, TreeWindow};
 use portcullis_core::audit::BootId;
 use portcullis_core::auth::secret::SharedHash;
 use portcullis_core::identity::Identity;
@@ -77,6 +77,8 @@ impl House {
                 boot: BootId(random()),
                 owner: crate::support::ws::hex(&random::<8>()),
                 doors,
+                tls: Flag::new(None).reader(),
+                tls_shown: Flag::new(serde_json::Value::Null).reader(),
                 cell: CELL,
                 cell_file,
                 forbidden: vec![],
