@@ -239,6 +239,14 @@ fn key_of(problem: &str) -> String {
     )
 }
 
+/// What a `Host` header may say and a certificate can be made for.
+fn is_host(name: &str) -> bool {
+    if let Some(inner) = name.strip_prefix('[').and_then(|n| n.strip_suffix(']')) {
+        return inner.parse::<std::net::Ipv6Addr>().is_ok();
+    }
+    name.parse::<std::net::Ipv4Addr>().is_ok() || rustls::pki_types::DnsName::try_from(name).is_ok()
+}
+
 /// What no single key can say.
 fn rules(config: &Config, layers: &mut Layers) {
     let gateway = &config.gateway;
@@ -254,6 +262,12 @@ fn rules(config: &Config, layers: &mut Layers) {
         layers.reject(
             "gateway.tls.key_file",
             "a certificate of your own is cert_file and key_file, both; neither: one is made",
+        );
+    }
+    for host in config.dashboard.hosts.iter().filter(|host| !is_host(host)) {
+        layers.reject(
+            "dashboard.hosts",
+            &format!("{host:?} is neither a DNS name (one beyond ASCII in its xn-- form), nor an IPv4 address, nor an IPv6 address in brackets; a port does not belong to it"),
         );
     }
     if !(COST_FLOOR..=COST_CEILING).contains(&gateway.auth.bcrypt_cost) {

@@ -653,3 +653,32 @@ fn values_of_exec_and_of_questions_that_cannot_be_served_are_refused() {
         1
     );
 }
+
+#[test]
+fn a_name_that_no_browser_can_bring_is_an_error_of_its_key() {
+    let hosts = |name: &str| format!("[dashboard]\nhosts = [{name:?}]\n");
+    for good in [
+        "gate.example",
+        "box-1",
+        "192.168.1.5",
+        "[fe80::1]",
+        "xn--bcher-kva.example",
+    ] {
+        file(&hosts(good)).unwrap();
+    }
+    for bad in [
+        "",
+        "b\u{fc}cher.example",
+        "gate.example:18789",
+        "fe80::1",
+        "a b",
+        "https://gate.example",
+        "[x]",
+    ] {
+        let said = errors(&hosts(bad));
+        assert!(
+            said.len() == 1 && said[0].contains("dashboard.hosts"),
+            "{bad}: {said:?}"
+        );
+    }
+}

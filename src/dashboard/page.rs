@@ -50,8 +50,6 @@ pub trait Calls: Send + Sync + 'static {
 pub struct PageConfig {
     /// The port that browsers use.
     pub port: u16,
-    /// The listener speaks TLS itself.
-    pub tls: bool,
     /// `[dashboard]`.
     pub dashboard: DashboardConfig,
 }
@@ -63,7 +61,6 @@ pub struct Page<C> {
     tree: TreeWindow,
     config: PageConfig,
     names: Vec<String>,
-    cookie: String,
 }
 
 /// Somebody with a live session.
@@ -95,19 +92,18 @@ impl<C: Calls> Page<C> {
             .map(str::to_owned)
             .chain(config.dashboard.hosts.iter().cloned())
             .collect();
-        let cookie = login::cookie_name(config.port, config.tls);
         Self {
             calls,
             sessions,
             tree,
             config,
             names,
-            cookie,
         }
     }
 
-    /// Answers the page's own paths; `None` for every other path, for a WebSocket, and when the page is off.
-    pub async fn serve<B>(&self, request: Request<B>) -> Option<Answer>
+    /// Answers the page's own paths; `None` for every other path, for a WebSocket, and when the page is off. `tls` is
+    /// this connection's: one listener speaks both, so cookie and origin are judged by how the request came.
+    pub async fn serve<B>(&self, request: Request<B>, tls: bool) -> Option<Answer>
     where
         B: Body<Data = Bytes>,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -131,10 +127,10 @@ impl<C: Calls> Page<C> {
         {
             return None;
         }
-        Some(self.route(request).await)
+        Some(self.route(request, tls).await)
     }
 
-    async fn route<B>(&self, request: Request<B>) -> Answer
+    async fn route<B>(&self, request: Request<B>, tls: bool) -> Answer
     where
         B: Body<Data = Bytes>,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -148,22 +144,22 @@ impl<C: Calls> Page<C> {
         };
         let path = request.uri().path().to_owned();
         match *request.method() {
-            Method::GET | Method::HEAD => self.get(&path, &request).await,
+            Method::GET | Method::HEAD => self.get(&path, &request, tls).await,
             Method::POST => {
-                let scheme = if self.config.tls { "https" } else { "http" };
+                let scheme = if tls { "https" } else { "http" };
                 if !http::same_origin(headers, scheme, host) {
                     return stop(
                         StatusCode::FORBIDDEN,
                         "This form was not sent by this page.",
                     );
                 }
-                self.post(&path, request).await
+                self.post(&path, request, tls).await
             }
             _ => method_not_allowed("GET, HEAD, POST"),
         }
     }
 
-    async fn get<B>(&self, path: &str, request: &Request<B>) -> Answer {
+    async fn get<B>(&self, path: &str, request: &Request<B>, tls: bool) -> Answer {
         match path {
             "/style.css" => answer(
                 StatusCode::OK,
@@ -181,14 +177,14 @@ impl<C: Calls> Page<C> {
                 answer(StatusCode::OK, "image/svg+xml", render::ICON, CSP)
             }
             "/login" => login_page(StatusCode::OK, None),
-            "/" => match self.visitor(request, true).await {
+            "/" => match self.visitor(request, tls, true).await {
                 Ok(visitor) => {
                     self.page(&visitor, StatusCode::OK, said(request), false)
                         .await
                 }
                 Err(response) => response,
             },
-            "/live" => match self.visitor(request, false).await {
+            "/live" => match self.visitor(request, tls, false).await {
                 Ok(visitor) => self.page(&visitor, StatusCode::OK, None, true).await,
                 Err(response) => response,
             },
@@ -196,14 +192,14 @@ impl<C: Calls> Page<C> {
         }
     }
 
-    async fn post<B>(&self, path: &str, request: Request<B>) -> Answer
+    async fn post<B>(&self, path: &str, request: Request<B>, tls: bool) -> Answer
     where
         B: Body<Data = Bytes>,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         if path == "/login" {
             return match form(request).await {
-                Ok(fields) => self.login(&fields).await,
+                Ok(fields) => self.login(&fields, tls).await,
                 Err(response) => response,
             };
         }
@@ -211,7 +207,7 @@ impl<C: Calls> Page<C> {
             return method_not_allowed("GET, HEAD");
         }
         // The session before the body: nobody unknown is read from.
-        let visitor = match self.visitor(&request, true).await {
+        let visitor = match self.visitor(&request, tls, true).await {
             Ok(visitor) => visitor,
             Err(response) => return response,
         };
@@ -229,12 +225,12 @@ impl<C: Calls> Page<C> {
             );
         }
         match path {
-            "/logout" => self.logout(visitor).await,
+            "/logout" => self.logout(visitor, tls).await,
             _ => self.decide(path, &visitor, &fields).await,
         }
     }
 
-    async fn login(&self, fields: &BTreeMap<String, String>) -> Answer {
+    async fn login(&self, fields: &BTreeMap<String, String>, tls: bool) -> Answer {
         let code = fields.get("code").map_or("", String::as_str).trim();
         match self.sessions.redeem(Secret::brought(code)).await {
             Ok((key, session)) => {
@@ -249,7 +245,7 @@ impl<C: Calls> Page<C> {
                 let seconds = self.config.dashboard.session_hours.saturating_mul(3600);
                 with_cookie(
                     redirect("/"),
-                    &login::set_cookie(&self.cookie, &key, self.config.tls, seconds),
+                    &login::set_cookie(&self.cookie(tls), &key, tls, seconds),
                 )
             }
             Err(error @ DashboardError::Refused(_)) => {
@@ -284,10 +280,10 @@ impl<C: Calls> Page<C> {
         }
     }
 
-    async fn logout(&self, visitor: Visitor) -> Answer {
+    async fn logout(&self, visitor: Visitor, tls: bool) -> Answer {
         let gone = with_cookie(
             redirect("/login"),
-            &login::clear_cookie(&self.cookie, self.config.tls),
+            &login::clear_cookie(&self.cookie(tls), tls),
         );
         match self.sessions.end(visitor.key).await {
             Ok(()) => gone,
@@ -397,8 +393,17 @@ impl<C: Calls> Page<C> {
             .unwrap_or_else(|_| Err(ErrorBody::of(codes::DEADLINE, "no answer in time")))
     }
 
-    async fn visitor<B>(&self, request: &Request<B>, touch: bool) -> Result<Visitor, Answer> {
-        let key = http::cookie(request.headers(), &self.cookie).map(Secret::brought);
+    fn cookie(&self, tls: bool) -> String {
+        login::cookie_name(self.config.port, tls)
+    }
+
+    async fn visitor<B>(
+        &self,
+        request: &Request<B>,
+        tls: bool,
+        touch: bool,
+    ) -> Result<Visitor, Answer> {
+        let key = http::cookie(request.headers(), &self.cookie(tls)).map(Secret::brought);
         let Some(key) = key else {
             return Err(redirect("/login"));
         };

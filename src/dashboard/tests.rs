@@ -88,7 +88,6 @@ async fn setup() -> Setup {
     let calls = Scripted::default();
     let config = PageConfig {
         port: 18789,
-        tls: false,
         dashboard: DashboardConfig::default(),
     };
     let page = Page::new(calls.clone(), handle.clone(), tree.window(), config);
@@ -126,6 +125,17 @@ impl Setup {
         headers: &[(&str, &str)],
         body: &str,
     ) -> Answered {
+        self.send_over(false, method, path, headers, body).await
+    }
+
+    async fn send_over(
+        &self,
+        tls: bool,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Answered {
         let mut request = Request::builder().method(method).uri(path);
         if !headers.iter().any(|(n, _)| *n == "host") {
             request = request.header("host", "localhost:18789");
@@ -136,7 +146,7 @@ impl Setup {
         let request = request
             .body(Full::new(Bytes::from(body.to_owned())))
             .unwrap();
-        let (parts, body) = self.page.serve(request).await.unwrap().into_parts();
+        let (parts, body) = self.page.serve(request, tls).await.unwrap().into_parts();
         let body = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
         Answered {
             status: parts.status,
@@ -470,14 +480,46 @@ async fn other_paths_and_websockets_are_left_to_others() {
         }
         request.body(Full::new(Bytes::new())).unwrap()
     };
-    assert!(setup.page.serve(request("/healthz", false)).await.is_none());
-    assert!(setup.page.serve(request("/", true)).await.is_none());
     assert!(
         setup
             .page
-            .serve(request("/style.css", false))
+            .serve(request("/healthz", false), false)
+            .await
+            .is_none()
+    );
+    assert!(setup.page.serve(request("/", true), false).await.is_none());
+    assert!(
+        setup
+            .page
+            .serve(request("/style.css", false), false)
             .await
             .is_some()
     );
     setup.tree.stop().await;
+}
+
+#[tokio::test]
+async fn cookie_and_origin_are_judged_by_how_the_request_came() {
+    const SECURE: (&str, &str) = ("origin", "https://localhost:18789");
+    let setup = setup().await;
+    for (tls, ours, others) in [(true, SECURE, ORIGIN), (false, ORIGIN, SECURE)] {
+        let body = format!("code={}", setup.code(&[Scope::Read]).await);
+        let refused = &[FORM, others];
+        let refused = setup.send_over(tls, "POST", "/login", refused, &body).await;
+        assert_eq!(refused.status, StatusCode::FORBIDDEN);
+        assert!(refused.header("set-cookie").is_empty());
+        let answer = setup
+            .send_over(tls, "POST", "/login", &[FORM, ours], &body)
+            .await;
+        assert_eq!(answer.status, StatusCode::SEE_OTHER, "{}", answer.body);
+        let cookie = answer.header("set-cookie");
+        assert_eq!(cookie.starts_with("__Host-portcullis-18789="), tls);
+        assert_eq!(cookie.contains("; Secure"), tls, "{cookie}");
+        let brought = [("cookie", cookie.split(';').next().unwrap())];
+        // The other kind of connection knows it by another name.
+        for (over, status) in [(tls, StatusCode::OK), (!tls, StatusCode::SEE_OTHER)] {
+            let got = setup.send_over(over, "GET", "/", &brought, "").await;
+            assert_eq!(got.status, status);
+        }
+    }
 }

@@ -267,9 +267,10 @@ impl Edge {
             too many connections: try again in a bit\n";
         // Nobody waits for its request: where the word does not fit, the end says it.
         let _ = match stream {
+            // Whether it speaks TLS, or may be served without, its first byte would tell: the end says enough.
+            Stream::Tcp(_) if self.wiring.http.tls.get().is_some() => Ok(0),
             Stream::Tcp(tcp) => tcp.try_write(FULL),
             Stream::Unix(unix) => unix.try_write(FULL),
-            // No newcomer speaks TLS yet.
             Stream::Tls(_) => Ok(0),
         };
         self.turned_away += 1;

@@ -64,8 +64,8 @@ pub async fn serve(http: Http, stream: Stream, until: Instant) -> Option<(Io, Sa
     match stream {
         Stream::Tcp(tcp) => {
             let ends = tcp.peer_addr().ok().zip(tcp.local_addr().ok());
-            let within = Duration::from_millis(http.header_ms.max(1));
-            match timeout(within, opened(&http, tcp)).await.ok()?? {
+            let by = Instant::now() + Duration::from_millis(http.header_ms.max(1));
+            match timeout_at(by.min(until), opened(&http, tcp)).await.ok()?? {
                 Stream::Tcp(tcp) => over(http, tcp, ends, Stream::Tcp, until).await,
                 Stream::Tls(tls) => over(http, tls, ends, Stream::Tls, until).await,
                 Stream::Unix(_) => None,
@@ -103,9 +103,13 @@ async fn opened(http: &Http, tcp: TcpStream) -> Option<Stream> {
     }
 }
 
-trait Socket: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static {}
+trait Socket: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static {
+    const TLS: bool = false;
+}
 impl Socket for TcpStream {}
-impl Socket for Box<tokio_rustls::server::TlsStream<TcpStream>> {}
+impl Socket for Box<tokio_rustls::server::TlsStream<TcpStream>> {
+    const TLS: bool = true;
+}
 impl Socket for UnixStream {}
 
 async fn over<S: Socket>(
@@ -116,12 +120,13 @@ async fn over<S: Socket>(
     until: Instant,
 ) -> Option<(Io, Said)> {
     let (tx, mut upgraded) = tokio::sync::mpsc::channel(1);
+    let tls = S::TLS;
     let within = Duration::from_millis(http.header_ms.max(1));
     let service = service_fn(move |request: Request<Incoming>| {
         let (http, tx) = (http.clone(), tx.clone());
         let span = span_of(&request);
         async move {
-            let answer = answer(&http, request, ends, &tx).instrument(span.clone());
+            let answer = answer(&http, request, ends, tls, &tx).instrument(span.clone());
             let answer = answer.await;
             span.record("http.response.status_code", answer.status().as_u16());
             Ok::<_, std::convert::Infallible>(answer)
@@ -186,6 +191,7 @@ async fn answer(
     http: &Http,
     mut request: Request<Incoming>,
     ends: Ends,
+    tls: bool,
     upgraded: &tokio::sync::mpsc::Sender<(hyper::upgrade::OnUpgrade, Said)>,
 ) -> Answer {
     if request.headers().get_all(header::HOST).iter().count() > 1 {
@@ -235,7 +241,7 @@ async fn answer(
                 "the page is not for what the gateway runs\n",
             );
         }
-        if let Some(answer) = site.serve(request).await {
+        if let Some(answer) = site.serve(request, tls).await {
             return answer;
         }
     }

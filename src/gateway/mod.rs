@@ -153,7 +153,6 @@ async fn serve(
         // Not through the runtime: it may be what is stuck.
         crate::end_now(EXIT_TREE);
     });
-    let secure = loaded.config.gateway.tls.enabled;
     let dashboard_config = loaded.config.dashboard.clone();
     let config_view = loaded.for_clients();
     let owner = Hash32::of(state.as_os_str().as_encoded_bytes()).to_string()[..16].to_owned();
@@ -202,7 +201,6 @@ async fn serve(
         tree.window(),
         PageConfig {
             port: address.port(),
-            tls: secure,
             dashboard: dashboard_config,
         },
     );
@@ -390,7 +388,9 @@ impl Ends {
                 _ = term.recv() => return,
                 _ = int.recv() => return,
                 // A few small files, in the process' first thread: no room waits for it.
+                // Without a certificate of ours there is nothing to read again: a terminal that is gone ends us.
                 _ = hup.recv() => match tls.reload() {
+                    Ok(()) if tls.pin().is_none() => return,
                     Ok(()) => tracing::info!(target: "portcullis", pin = tls.pin(), "certificate read again"),
                     Err(error) => tracing::error!(target: "portcullis", %error, "the new certificate cannot be used: the old one is kept"),
                 },

@@ -229,7 +229,12 @@ pub fn names(bind: IpAddr, hosts: &[String]) -> Vec<String> {
     if !bind.is_unspecified() && !bind.is_loopback() {
         names.push(bind.to_string());
     }
-    names.extend(hosts.iter().cloned());
+    // In a certificate an IPv6 address has no brackets.
+    names.extend(
+        hosts
+            .iter()
+            .map(|host| host.trim_matches(['[', ']']).to_owned()),
+    );
     names
 }
 

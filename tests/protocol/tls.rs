@@ -1,7 +1,7 @@
 //! TLS 1.3 on the TCP door, spoken by a rustls client.
 
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -273,7 +273,6 @@ fn a_start_with_tls_never_serves_without_it() {
         "{exit} {said}"
     );
     write(&gateway, &KeyPair::generate().unwrap());
-    use std::os::unix::fs::PermissionsExt as _;
     std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
     let (exit, said) = gateway.refused();
     assert!(exit == 4 && said.contains("chmod 600"), "{exit} {said}");
@@ -304,4 +303,46 @@ fn beyond_loopback_without_tls_is_refused_and_a_strangers_plain_request_is_not_s
     let _ = plain.read_to_end(&mut answer);
     assert!(answer.is_empty(), "{}", String::from_utf8_lossy(&answer));
     assert!(ask(&mut session(&gateway, pinned(&gateway)).unwrap()).starts_with("HTTP/1.1 200"));
+}
+
+#[test]
+fn with_all_sockets_taken_a_newcomer_is_told_nothing_before_its_first_byte_is_known() {
+    let gateway = Gateway::with(&[ON, ("gateway.limits.sockets", "1")]);
+    let mut first = session(&gateway, pinned(&gateway)).unwrap();
+    let mut rest = vec![];
+    gateway.socket().read_to_end(&mut rest).unwrap();
+    assert!(rest.is_empty(), "{}", String::from_utf8_lossy(&rest));
+    assert!(ask(&mut first).starts_with("HTTP/1.1 200"));
+}
+
+#[test]
+fn the_page_is_served_over_tls_and_plain_to_this_machine_each_with_its_own_origin() {
+    let gateway = Gateway::with(&[ON, ("dashboard.hosts", r#"["gate.example", "[fe80::1]"]"#)]);
+    let port = gateway.port();
+    let login = |scheme: &str| {
+        format!(
+            "POST /login HTTP/1.1\r\nHost: gate.example:{port}\r\nOrigin: {scheme}://gate.example:{port}\r\n\
+             Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 6\r\nConnection: close\r\n\r\ncode=x"
+        )
+    };
+    let tls = |scheme| {
+        let mut answer = vec![];
+        let mut stream = session(&gateway, pinned(&gateway)).unwrap();
+        stream.write_all(login(scheme).as_bytes()).unwrap();
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8_lossy(&answer).into_owned()
+    };
+    // A form of the page itself gets as far as its code; another's does not.
+    let (own, foreign) = ("name=\"code\"", "was not sent by this page");
+    assert!(tls("https").contains(own));
+    assert!(tls("http").contains(foreign));
+    assert!(gateway.http(&login("http")).contains(own));
+    assert!(gateway.http(&login("https")).contains(foreign));
+}
+
+#[test]
+fn without_tls_a_hang_up_ends_the_gateway_in_order() {
+    let mut gateway = Gateway::with(&[]);
+    hang_up(&gateway);
+    assert_eq!(gateway.ends(Duration::from_mins(1)), Some(0));
 }
