@@ -11,7 +11,7 @@ use portcullis_actors::approval::{ApprovalHandle, ApprovalWiring};
 use portcullis_actors::audit::{AuditHandle, AuditWiring};
 use portcullis_actors::auth::{AuthHandle, AuthWiring};
 use portcullis_actors::clock::Clock;
-use portcullis_actors::connection::{ConnectionWiring, Methods};
+use portcullis_actors::connection::{ConnectionWiring, Methods, Sessions};
 use portcullis_actors::dashboard::{Dashboard, DashboardHandle};
 use portcullis_actors::exec::{AgentLimits, ExecHandle, ExecWiring};
 use portcullis_actors::pairing::{PairingHandle, PairingWiring};
@@ -29,7 +29,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::config::Config;
-use crate::edge::{Doors, Edge, EdgeWiring, Http};
+use crate::edge::{Doors, Edge, EdgeHandle, EdgeWiring, Http};
 use crate::methods::Site;
 
 /// Start order, bottom first. `store` is a handle over its own threads; `connection` lives under `edge`.
@@ -114,6 +114,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
     let version = env!("CARGO_PKG_VERSION");
     let window: Flag<Option<TreeWindow>> = Flag::new(None);
     let site: Flag<Option<Site>> = Flag::new(None);
+    let sessions: Flag<Option<Arc<dyn Sessions>>> = Flag::new(None);
     let connected = Arc::new(Flag::new(BTreeSet::new()));
     let mut tree = TreeBuilder::new(config.supervision, on_fatal);
 
@@ -186,6 +187,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             agents,
             store,
             audit: audit.clone(),
+            pairing: pairing.clone(),
             sealer,
             clock: clock.clone(),
             feed: Feed::new(),
@@ -226,6 +228,8 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
         vault,
         approval,
         audit,
+        exec: exec.clone(),
+        sessions: sessions.reader(),
         pool: pool.clone(),
         dashboard: dashboard.clone(),
         config: ground.config_view,
@@ -238,7 +242,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
         began: ground.began,
     });
     // Its capacity is the newcomers that wait to be entered.
-    tree.room::<Edge>(
+    let edge = tree.room::<Edge>(
         Policy::new(1024),
         EdgeWiring {
             doors,
@@ -267,6 +271,8 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             connected,
         },
     );
+    let edge: Arc<dyn Sessions> = Arc::new(EdgeHandle::new(edge));
+    sessions.set(Some(edge));
     Planted {
         tree,
         window,

@@ -71,6 +71,14 @@ pub(super) fn begin(conn: &Conn, request: &Request<'_>) -> Result<Pending, Error
     Ok(Box::pin(run.instrument(span)))
 }
 
+/// May its effect be the end of the session that asks for it?
+pub(super) fn may_end_itself(method: &str) -> bool {
+    matches!(
+        method,
+        "device.token.rotate" | "device.token.revoke" | "device.pair.remove" | "node.pair.remove"
+    )
+}
+
 /// Params as they came, read into a method's own type.
 #[derive(Debug, Clone, Copy)]
 pub struct Params<'a>(pub Option<&'a str>);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -18,11 +19,13 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::answer::Params;
+use super::messages::Sessions;
 use crate::act::entry_of;
 use crate::approval::{ApprovalEvent, ApprovalHandle, ApprovalRefusal, PolicyChange};
 use crate::audit::AuditHandle;
 use crate::clock::Clock;
 use crate::dashboard::DashboardHandle;
+use crate::exec::ExecHandle;
 use crate::pairing::PairingHandle;
 use crate::sandbox_pool::SandboxPoolHandle;
 use crate::supervision::{FeedItem, FeedReader, FlagReader, Numbered, TreeWindow};
@@ -41,6 +44,8 @@ pub struct Methods {
     pub approval: ApprovalHandle,
     /// Records.
     pub audit: AuditHandle,
+    /// Runs.
+    pub exec: ExecHandle,
     /// Boxes.
     pub pool: SandboxPoolHandle,
     /// Codes of the page.
@@ -51,6 +56,8 @@ pub struct Methods {
     pub tree: FlagReader<Option<TreeWindow>>,
     /// Devices with a live socket.
     pub connected: FlagReader<BTreeSet<DeviceId>>,
+    /// All connections, once the edge stands.
+    pub sessions: FlagReader<Option<Arc<dyn Sessions>>>,
     /// Where it listens.
     pub listeners: Vec<String>,
     /// Of the page, without a trailing slash.
@@ -91,9 +98,9 @@ impl Methods {
             | "device.pair.remove"
             | "device.pair.rename"
             | "device.token.rotate"
-            | "device.token.revoke" => self.devices(by, method, params).await,
+            | "device.token.revoke" => self.devices(about, method, params).await,
             "node.pair.list" | "node.pair.approve" | "node.pair.reject" | "node.pair.remove"
-            | "node.rename" => self.node_pairing(by, method, params).await,
+            | "node.rename" => self.node_pairing(about, method, params).await,
             "vault.status" => Ok(json!({ "state": self.vault_state() })),
             "vault.list" => {
                 params.read::<Nothing>(method)?;
@@ -348,7 +355,7 @@ impl News {
 /// `None` after a gap: the client re-reads the list, as it does after a gap in `seq`.
 async fn next_of<E: Send + Sync + 'static>(
     feed: &mut Option<FeedReader<E>>,
-) -> Option<std::sync::Arc<Numbered<E>>> {
+) -> Option<Arc<Numbered<E>>> {
     match feed {
         None => std::future::pending().await,
         Some(reader) => match reader.next().await {

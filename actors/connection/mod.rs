@@ -25,5 +25,7 @@ pub use answer::Params;
 pub use config::ConnectionConfig;
 pub use handle::{CAPACITY, ConnectionHandle};
 pub use io::{Io, Stream};
-pub use messages::{Accepted, CloseOrder, ConnectionMsg, ConnectionNews};
+pub use messages::{
+    Accepted, CloseOrder, ConnectionMsg, ConnectionNews, EndSessions, Sessions, Whose,
+};
 pub use methods::{About, Methods};

@@ -34,6 +34,9 @@ const BURST: usize = 64;
 /// Frames of the connection's own runs and requests that wait for the socket.
 const OUT_DEPTH: usize = 8;
 
+/// For the answer to what ended this session.
+pub(super) const LAST_WORDS: Duration = Duration::from_secs(30);
+
 /// An answer under way: the frame to send, or none where everything was sent as events.
 pub(super) type Pending = Pin<Box<dyn Future<Output = Option<String>> + Send>>;
 
@@ -63,6 +66,7 @@ pub(super) async fn serve(
     accepted: Accepted,
     order: Arc<Flag<Option<CloseOrder>>>,
     session_ended: FlagReader<Option<String>>,
+    has_last_words: Arc<Flag<bool>>,
 ) {
     let Accepted { io, door, peer } = accepted;
     let mut config = WebSocketConfig::default();
@@ -86,7 +90,7 @@ pub(super) async fn serve(
     };
     let Some(shaken) = shaken else { return };
     let news = wiring.methods.news(&shaken.principal, &shaken.caps);
-    let mut session = Session::new(wiring, shaken, session_ended);
+    let mut session = Session::new(wiring, shaken, session_ended, has_last_words);
     if let Some(order) = order.get() {
         close(&mut ws, order.code, &order.reason).await;
         return;
@@ -145,6 +149,10 @@ struct Session {
     conn: Conn,
     under_way: FuturesUnordered<Pending>,
     ids: Vec<String>,
+    /// Requests under way that may end this very session: their answers, which may hold its new token, go out before.
+    last: Vec<String>,
+    /// The same for the actor, which else ends a socket at once.
+    has_last_words: Arc<Flag<bool>>,
     out: mpsc::Receiver<Out>,
     seq: u64,
     wrong_roles: u32,
@@ -164,7 +172,12 @@ fn end(code: u16, reason: &str) -> Step {
 }
 
 impl Session {
-    fn new(wiring: ConnectionWiring, shaken: Shaken, session: FlagReader<Option<String>>) -> Self {
+    fn new(
+        wiring: ConnectionWiring,
+        shaken: Shaken,
+        session: FlagReader<Option<String>>,
+        has_last_words: Arc<Flag<bool>>,
+    ) -> Self {
         let (out_tx, out) = mpsc::channel(OUT_DEPTH);
         let write_within = Duration::from_millis(wiring.config.write_timeout_ms.max(1));
         Self {
@@ -177,6 +190,8 @@ impl Session {
             },
             under_way: FuturesUnordered::new(),
             ids: Vec::new(),
+            last: Vec::new(),
+            has_last_words,
             out,
             seq: 0,
             wrong_roles: 0,
@@ -195,7 +210,12 @@ impl Session {
         loop {
             if closing.has_changed() {
                 match closing.take() {
-                    Some(order) => return Some(order),
+                    Some(order) => {
+                        if order.code == 4001 {
+                            self.last_words(ws).await;
+                        }
+                        return Some(order);
+                    }
                     // Seen and still new: nobody is left to give one.
                     None if closing.has_changed() => return None,
                     None => {}
@@ -299,9 +319,12 @@ impl Session {
         match answer::begin(&self.conn, &request) {
             Ok(pending) => {
                 self.wrong_roles = 0;
-                let id = request.id.into_owned();
-                self.ids.push(id.clone());
+                if answer::may_end_itself(&request.method) {
+                    self.last.push(request.id.to_string());
+                    self.has_last_words.set(true);
+                }
                 // The id is freed with the answer, in `answered`.
+                self.ids.push(request.id.into_owned());
                 self.under_way.push(pending);
                 Ok(())
             }
@@ -328,8 +351,38 @@ impl Session {
         let Some(frame) = frame else { return Ok(()) };
         if let Some(id) = answer::id_of(&frame) {
             self.ids.retain(|known| *known != id);
+            self.forget_last(&id);
         }
         self.feed(ws, text(frame)).await
+    }
+
+    /// The session is over: no frame is read, and nothing goes out but the answers to what may have ended it.
+    async fn last_words(&mut self, ws: &mut Ws) {
+        let words = async {
+            while !self.last.is_empty() {
+                let Some(done) = self.under_way.next().await else {
+                    return;
+                };
+                let id = done.as_deref().and_then(answer::id_of);
+                let Some((frame, id)) = done.zip(id).filter(|(_, id)| self.last.contains(id))
+                else {
+                    continue;
+                };
+                if self.feed(ws, text(frame)).await.is_err() || self.flush(ws).await.is_err() {
+                    return;
+                }
+                self.forget_last(&id);
+            }
+        };
+        // Whoever does not read has heard enough.
+        let _ = timeout(LAST_WORDS, words).await;
+    }
+
+    fn forget_last(&mut self, id: &str) {
+        if !self.last.is_empty() {
+            self.last.retain(|known| known != id);
+            self.has_last_words.set(!self.last.is_empty());
+        }
     }
 
     async fn send_out(&mut self, ws: &mut Ws, out: Out) -> Step {

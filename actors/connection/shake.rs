@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use portcullis_core::auth::Principal;
+use portcullis_core::codes;
 use portcullis_core::protocol::connect::Hello;
 use portcullis_core::protocol::frame::{error_frame, event_frame, ok_frame};
 use portcullis_core::protocol::{ConnectParams, ConnectRefusal, FrameError, Request};
 use serde_json::json;
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
@@ -135,10 +137,16 @@ async fn try_shake(
             .map(|(token, issued)| (token.expose(), *issued)),
     };
     let frame = ok_frame(&id, &hello.payload()).map_err(|_| End::Gone)?;
-    // Told before the hello goes out: a revocation from now on finds this socket.
+    // On the list before the hello goes out: a revocation from now on finds this socket. One from before is found here.
     let principal = admitted.principal;
-    let news = ConnectionNews::Admitted(wiring.key, Box::new(principal.clone()));
+    let (listed, is_listed) = oneshot::channel();
+    let (who, name) = (Box::new(principal.clone()), conn_id.as_str().into());
+    let news = ConnectionNews::Admitted(wiring.key, who, name, listed);
     wiring.news.send(news).await.map_err(|_| End::Gone)?;
+    is_listed.await.map_err(|_| End::Gone)?;
+    still_stands(wiring, &principal)
+        .await
+        .map_err(|refusal| End::Refused(id.clone(), Box::new(refusal)))?;
     ws.send(text(frame)).await.map_err(|_| End::Gone)?;
     ws.get_mut().trust();
     Ok(Shaken {
@@ -146,6 +154,31 @@ async fn try_shake(
         caps,
         conn_id,
     })
+}
+
+/// Was its credential changed between the decision and now?
+async fn still_stands(
+    wiring: &ConnectionWiring,
+    principal: &Principal,
+) -> Result<(), ConnectRefusal> {
+    let Some(device) = principal.device() else {
+        return Ok(());
+    };
+    let pairing = &wiring.methods.pairing;
+    let now = pairing.current_generation(device, principal.role).await;
+    match now {
+        Ok(now) if now == Some(principal.generation) => Ok(()),
+        Ok(_) => Err(ConnectRefusal::unauthorized(
+            "AUTH_DEVICE_TOKEN_MISMATCH",
+            "device_token_mismatch",
+            "device token mismatch (rotate/reissue device token)",
+            false,
+        )),
+        Err(refusal) => Err(ConnectRefusal::unavailable(
+            codes::find(refusal.code()).unwrap_or(codes::ROOM_DOWN),
+            &refusal.to_string(),
+        )),
+    }
 }
 
 async fn first_text(ws: &mut WebSocketStream<Io>) -> Result<String, End> {

@@ -39,7 +39,8 @@ impl Caller {
         self.device.as_ref() == Some(device)
     }
 
-    pub(super) fn may_touch(&self, device: &DeviceId) -> bool {
+    /// May it change anything of that device?
+    pub fn may_touch(&self, device: &DeviceId) -> bool {
         !self.by_device_token || self.is_admin() || self.is(device)
     }
 }

@@ -183,18 +183,38 @@ pub enum Devices {
         /// Of the request, or the beginning of it
         id: String,
     },
-    /// End a device's tokens and its live sockets
+    /// End a device's tokens, its live sockets, what it asked, allowed and granted, and what it runs
     Revoke {
         /// Of the device, or the beginning of it
         id: String,
         /// This role's token only
         #[arg(long)]
         role: Option<String>,
+        /// Spare the commands that run for it now
+        #[arg(long)]
+        keep_running: bool,
     },
-    /// Forget a device
+    /// Make a device's token void and let it fetch a new one; ends its sockets like revoke
+    Rotate {
+        /// Of the device, or the beginning of it
+        id: String,
+        /// This role's token only
+        #[arg(long)]
+        role: Option<String>,
+        /// What the new token gives, at most what was approved; without it all of that
+        #[arg(long, value_name = "SCOPE", value_delimiter = ',')]
+        scope: Vec<String>,
+        /// Spare the commands that run for it now
+        #[arg(long)]
+        keep_running: bool,
+    },
+    /// Forget a device; ends all that revoke ends
     Remove {
         /// Of the device, or the beginning of it
         id: String,
+        /// Spare the commands that run for it now
+        #[arg(long)]
+        keep_running: bool,
     },
     /// Give a device a name of your own
     Rename {

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use portcullis_actors::auth::Peer;
 use portcullis_actors::connection::{
-    Accepted, CAPACITY, Connection, ConnectionHandle, ConnectionNews, ConnectionWiring, Io, Stream,
+    Accepted, CAPACITY, Connection, ConnectionHandle, ConnectionNews, ConnectionWiring,
+    EndSessions, Io, Stream, Whose,
 };
 use portcullis_actors::pairing::PairingHandle;
 use portcullis_actors::supervision::{
@@ -58,6 +59,8 @@ pub enum EdgeMsg {
     News(ConnectionNews),
     /// From pairing.
     Invalidated(DeviceId, Option<u64>, &'static str),
+    /// From a method: these sessions end, and it is answered when they are gone.
+    End(EndSessions, Reply<(), std::convert::Infallible>),
     /// Pairing's news were missed: every device's session is looked at again.
     LookAgain,
 }
@@ -78,6 +81,7 @@ pub struct Edge {
     next: u64,
     budget: Budget,
     sockets: HashMap<u64, Socket>,
+    endings: Vec<Ending>,
     news: mpsc::Sender<ConnectionNews>,
     accepted: u64,
     evicted: u64,
@@ -88,11 +92,23 @@ struct Socket {
     stage: Stage,
 }
 
+/// Who is on a connection, and its name.
+struct Who {
+    principal: Box<Principal>,
+    name: Arc<str>,
+}
+
+/// Somebody waits until these sockets are gone.
+struct Ending {
+    left: BTreeSet<u64>,
+    reply: Reply<(), std::convert::Infallible>,
+}
+
 enum Stage {
     /// Before the upgrade: dropped, the socket closes.
     Http { _task: TaskHandle },
     /// A connection, and who it is once it has said so.
-    Open(ConnectionHandle, Option<Box<Principal>>),
+    Open(ConnectionHandle, Option<Who>),
 }
 
 impl Room for Edge {
@@ -125,6 +141,7 @@ impl Room for Edge {
             next: 0,
             budget,
             sockets: HashMap::new(),
+            endings: Vec::new(),
             news,
             accepted: 0,
             evicted: 0,
@@ -139,9 +156,12 @@ impl Room for Edge {
             }
             EdgeMsg::Upgraded(key, io, said) => self.upgraded(key, *io, said).await,
             EdgeMsg::News(ConnectionNews::Speaks(key)) => self.budget.speaks(key),
-            EdgeMsg::News(ConnectionNews::Admitted(key, principal)) => {
-                self.admitted(key, principal);
+            EdgeMsg::News(ConnectionNews::Admitted(key, principal, name, listed)) => {
+                self.admitted(key, Who { principal, name });
+                // Gone already is as good.
+                let _ = listed.send(());
             }
+            EdgeMsg::End(order, reply) => self.end(&order, reply).await,
             EdgeMsg::Invalidated(device, generation, reason) => {
                 self.invalidated(&device, generation, reason).await;
             }
@@ -295,7 +315,7 @@ impl Edge {
         }
     }
 
-    fn admitted(&mut self, key: u64, principal: Box<Principal>) {
+    fn admitted(&mut self, key: u64, newcomer: Who) {
         self.budget.leave(key);
         let Some(socket) = self.sockets.get_mut(&key) else {
             return;
@@ -303,11 +323,10 @@ impl Edge {
         let Stage::Open(_, who) = &mut socket.stage else {
             return;
         };
-        let device = principal.device().cloned();
-        *who = Some(principal);
-        if device.is_some() {
+        let has_device = newcomer.principal.device().is_some();
+        *who = Some(newcomer);
+        if has_device {
             self.publish_connected();
-            self.look_again();
         }
     }
 
@@ -317,20 +336,40 @@ impl Edge {
         generation: Option<u64>,
         reason: &'static str,
     ) {
-        let ended = self
-            .sockets
-            .values()
-            .filter_map(|socket| match &socket.stage {
-                Stage::Open(handle, Some(who))
-                    if who.device() == Some(device) && Some(who.generation) != generation =>
-                {
-                    Some(handle.clone())
-                }
-                _ => None,
-            });
-        for handle in ended.collect::<Vec<_>>() {
-            // Gone already is as good.
-            let _ = handle.close(4001, reason).await;
+        self.close_all(&Whose::Device(device.clone(), generation), reason)
+            .await;
+    }
+
+    /// Tells these sessions to end; returns them.
+    async fn close_all(&self, whose: &Whose, reason: &'static str) -> BTreeSet<u64> {
+        let mut ended = BTreeSet::new();
+        for (key, socket) in &self.sockets {
+            if let Stage::Open(handle, Some(who)) = &socket.stage
+                && whose.is(&who.principal)
+            {
+                // Gone already is as good.
+                let _ = handle.close(4001, reason).await;
+                ended.insert(*key);
+            }
+        }
+        ended
+    }
+
+    async fn end(&mut self, order: &EndSessions, reply: Reply<(), std::convert::Infallible>) {
+        let mut left = self.close_all(&order.whose, order.reason).await;
+        let asker = left.iter().copied().find(|key| {
+            matches!(&self.sockets[key].stage, Stage::Open(_, Some(who)) if *who.name == *order.but)
+        });
+        if let Some(key) = asker {
+            left.remove(&key);
+            if let Stage::Open(handle, _) = &self.sockets[&key].stage {
+                let _ = handle.linger().await;
+            }
+        }
+        if left.is_empty() {
+            reply.ok(());
+        } else {
+            self.endings.push(Ending { left, reply });
         }
     }
 
@@ -342,8 +381,9 @@ impl Edge {
             .sockets
             .values()
             .filter_map(|socket| match &socket.stage {
-                Stage::Open(_, Some(who)) => {
-                    Some((who.device()?.clone(), who.role, who.generation))
+                Stage::Open(_, Some(Who { principal, .. })) => {
+                    let device = principal.device()?.clone();
+                    Some((device, principal.role, principal.generation))
                 }
                 _ => None,
             })
@@ -368,11 +408,19 @@ impl Edge {
 
     fn gone(&mut self, key: u64) {
         self.budget.leave(key);
+        for mut ending in std::mem::take(&mut self.endings) {
+            ending.left.remove(&key);
+            if ending.left.is_empty() {
+                ending.reply.ok(());
+            } else if ending.reply.is_wanted() {
+                self.endings.push(ending);
+            }
+        }
         if let Some(Socket {
             stage: Stage::Open(_, Some(who)),
             ..
         }) = self.sockets.remove(&key)
-            && who.device().is_some()
+            && who.principal.device().is_some()
         {
             self.publish_connected();
         }
@@ -383,7 +431,7 @@ impl Edge {
             .sockets
             .values()
             .filter_map(|socket| match &socket.stage {
-                Stage::Open(_, Some(who)) => who.device().cloned(),
+                Stage::Open(_, Some(who)) => who.principal.device().cloned(),
                 _ => None,
             });
         self.wiring.connected.set(devices.collect());

@@ -8,4 +8,5 @@ mod hello;
 mod http;
 mod life;
 mod limits;
+mod revocation;
 mod secrets;

@@ -114,6 +114,7 @@ impl Ground {
     }
 
     pub fn approval(&mut self, trip: &Trip) -> ApprovalHandle {
+        let pairing = self.pairing(&Trip::default());
         let open = AgentPolicy {
             exec: ExecMode::Full,
             elevated: Elevated::Ask,
@@ -128,6 +129,7 @@ impl Ground {
                 },
                 store: self.store.clone(),
                 audit: self.audit.clone(),
+                pairing,
                 sealer: PlanSealer::of(&Identity::from_random([1; 32])),
                 clock: trip.clock(),
                 feed: Feed::new(),

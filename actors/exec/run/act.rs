@@ -112,7 +112,13 @@ impl Acting {
     pub async fn carry(mut self, flow: &mut Flow, timeout_ms: u64) -> Carried {
         let lost_after = Duration::from_millis(flow.wiring.config.lost_after_ms);
         let session = &mut flow.request.session;
-        let interrupt = interrupted(&mut flow.stop, session, &flow.events, lost_after);
+        let interrupt = interrupted(
+            &mut flow.stop,
+            session,
+            &flow.kept,
+            &flow.events,
+            lost_after,
+        );
         tokio::pin!(interrupt);
         let mut ending: Option<Ending> = None;
         let mut waiting: Option<ExecEvent> = None;

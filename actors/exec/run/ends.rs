@@ -38,6 +38,7 @@ pub enum Stop {
 pub async fn interrupted(
     stop: &mut FlagReader<Option<Stop>>,
     session: &mut FlagReader<Option<String>>,
+    kept: &FlagReader<bool>,
     events: &mpsc::Sender<ExecEvent>,
     lost_after: Duration,
 ) -> Interrupt {
@@ -51,13 +52,16 @@ pub async fn interrupted(
     };
     let ended = async {
         match session.until(Option::is_some).await.flatten() {
-            Some(reason) => reason,
-            None => std::future::pending().await,
+            Some(reason) if !kept.get() => reason,
+            _ => std::future::pending().await,
         }
     };
     let gone = async {
         events.closed().await;
         tokio::time::sleep(lost_after).await;
+        if kept.get() {
+            std::future::pending::<()>().await;
+        }
     };
     tokio::select! {
         biased;

@@ -38,6 +38,7 @@ pub struct Flow {
     pub(super) request: RunRequest,
     pub(super) events: mpsc::Sender<ExecEvent>,
     pub(super) stop: FlagReader<Option<Stop>>,
+    pub(super) kept: FlagReader<bool>,
     notes: mpsc::Sender<Note>,
     gate: Gate,
     only_ask: Option<OnlyAsk>,
@@ -57,6 +58,7 @@ impl Flow {
         ctx: Ctx<RunRoom>,
         begin: Begin,
         stop: FlagReader<Option<Stop>>,
+        kept: FlagReader<bool>,
     ) -> Self {
         Self {
             gate: Gate(wiring.exec.approval.clone()),
@@ -66,6 +68,7 @@ impl Flow {
             request: begin.request,
             events: begin.events,
             stop,
+            kept,
             notes: wiring.notes,
             only_ask: begin.only_ask,
         }
@@ -241,7 +244,13 @@ impl Flow {
         let mut news = self.wiring.approval.feed();
         let lost_after = Duration::from_millis(self.wiring.config.lost_after_ms);
         let session = &mut self.request.session;
-        let interrupt = interrupted(&mut self.stop, session, &self.events, lost_after);
+        let interrupt = interrupted(
+            &mut self.stop,
+            session,
+            &self.kept,
+            &self.events,
+            lost_after,
+        );
         tokio::pin!(interrupt);
         loop {
             match self.gate.stand(id).await {

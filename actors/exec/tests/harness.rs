@@ -21,6 +21,7 @@ use crate::clock::Clock;
 use crate::exec::{
     Accepted, ExecConfig, ExecEvent, ExecHandle, ExecRefusal, ExecWiring, RunRequest, RunResult,
 };
+use crate::pairing::{PairingConfig, PairingHandle, PairingWiring};
 use crate::sandbox_pool::tests::harness::cell;
 use crate::sandbox_pool::{
     Choice, SandboxPool, SandboxPoolConfig, SandboxPoolHandle, SandboxPoolWiring, cell_file,
@@ -113,10 +114,21 @@ pub async fn house_of(
         exec: ExecMode::Full,
         elevated: Elevated::Ask,
     };
+    let pairing = PairingHandle::add(
+        &mut tree,
+        PairingWiring {
+            config: PairingConfig::default(),
+            store: store.clone(),
+            audit: audit.clone(),
+            clock: Clock::system(),
+            news: Feed::new(),
+        },
+    );
     let approval = ApprovalHandle::add(
         &mut tree,
         ApprovalWiring {
             config,
+            pairing,
             agents: Agents {
                 named: [(agent(), policy)].into(),
                 ..Agents::default()
