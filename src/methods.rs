@@ -45,8 +45,7 @@ impl Calls for Local {
             principal,
             connection: "page",
         };
-        let text = params.to_string();
-        self.0.call(about, name, &Params(Some(&text))).await
+        self.0.call(about, name, &Params(&params)).await
     }
 
     async fn record(&self, entry: Entry) -> Result<(), ErrorBody> {

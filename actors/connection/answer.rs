@@ -1,10 +1,11 @@
 //! From a request to its answer.
 
-use portcullis_core::protocol::Request;
-use portcullis_core::protocol::frame::{ErrorBody, error_frame, ok_frame};
-use portcullis_core::protocol::method;
+use portcullis_core::codes;
+use portcullis_core::protocol::frame::{ErrorBody, read_params, unsound_params};
+use portcullis_core::protocol::{Encoding, Request, Wire, method, strict};
 use portcullis_core::time::Millis;
-use serde_json::value::RawValue;
+use serde::Serialize;
+use serde_json::Value;
 use tracing::Instrument as _;
 
 use super::serve::{Conn, Pending};
@@ -12,10 +13,13 @@ use super::{asks, runs};
 
 /// `health`, answered without a room: it says that this process answers (wire.md 14, item 9). Only the id and the time
 /// differ between two answers, so nothing else is serialised.
-pub(super) fn health(id: &str, now: Millis) -> String {
+pub(super) fn health(encoding: Encoding, id: &str, now: Millis) -> Option<Wire> {
+    if encoding == Encoding::MsgPack {
+        return encoding.ok(id, &Health::at(now)).ok();
+    }
     let id = serde_json::to_string(id).unwrap_or_default();
     let ts = now.0;
-    format!(
+    Some(Wire::Text(format!(
         concat!(
             r#"{{"type":"res","id":{id},"ok":true,"payload":{{"ok":true,"ts":{ts},"durationMs":0,"channels":{{}},"#,
             r#""channelOrder":[],"channelLabels":{{}},"heartbeatSeconds":0,"defaultAgentId":"main","agents":[],"#,
@@ -23,12 +27,60 @@ pub(super) fn health(id: &str, now: Millis) -> String {
         ),
         id = id,
         ts = ts
-    )
+    )))
+}
+
+/// The same, where it is not written by hand.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Health {
+    ok: bool,
+    ts: u64,
+    duration_ms: u8,
+    channels: Nothing,
+    channel_order: [u8; 0],
+    channel_labels: Nothing,
+    heartbeat_seconds: u8,
+    default_agent_id: &'static str,
+    agents: [u8; 0],
+    sessions: Sessions,
+}
+
+#[derive(Serialize)]
+struct Nothing {}
+
+#[derive(Serialize)]
+struct Sessions {
+    path: &'static str,
+    count: u8,
+    recent: [u8; 0],
+}
+
+impl Health {
+    const fn at(now: Millis) -> Self {
+        Self {
+            ok: true,
+            ts: now.0,
+            duration_ms: 0,
+            channels: Nothing {},
+            channel_order: [],
+            channel_labels: Nothing {},
+            heartbeat_seconds: 0,
+            default_agent_id: "main",
+            agents: [],
+            sessions: Sessions {
+                path: "",
+                count: 0,
+                recent: [],
+            },
+        }
+    }
 }
 
 /// Role and scope are looked at before the params are read; then the request is under way.
-pub(super) fn begin(conn: &Conn, request: &Request<'_>) -> Result<Pending, ErrorBody> {
+pub(super) fn begin(conn: &Conn, request: Request<'_>) -> Result<Pending, ErrorBody> {
     method::admit(&conn.principal, &request.method)?;
+    let params = Held(params_of(&request.method, request.params)?);
     let span = tracing::info_span!(
         // A trace for each request: a connection may last for weeks.
         target: "portcullis", parent: None, "request",
@@ -36,12 +88,11 @@ pub(super) fn begin(conn: &Conn, request: &Request<'_>) -> Result<Pending, Error
         rpc.method = %request.method, portcullis.role = conn.principal.role.as_str(),
         portcullis.door = conn.principal.door.as_str(), session.id = %conn.conn_id,
     );
-    let id = request.id.to_string();
-    let name = request.method.to_string();
-    let params = request.params.map(|raw| raw.get().to_owned());
+    let id = request.id.into_owned();
+    let name = request.method.into_owned();
     let conn = conn.clone();
     let run = async move {
-        let params = Params(params.as_deref());
+        let params = Params(&params.0);
         let result = match name.as_str() {
             "exec.run" => match params.read(&name) {
                 Ok(params) => runs::run(&conn, &id, params).await,
@@ -63,10 +114,12 @@ pub(super) fn begin(conn: &Conn, request: &Request<'_>) -> Result<Pending, Error
                 conn.wiring.methods.call(about, &name, &params).await
             }
         };
-        match result {
-            Ok(payload) => ok_frame(&id, &payload).ok(),
-            Err(error) => error_frame(&id, &error).ok(),
-        }
+        let encoding = conn.encoding;
+        let frame = match result {
+            Ok(payload) => encoding.ok(&id, &payload).ok(),
+            Err(error) => encoding.error(&id, &error).ok(),
+        };
+        (id, frame)
     };
     Ok(Box::pin(run.instrument(span)))
 }
@@ -79,30 +132,35 @@ pub(super) fn may_end_itself(method: &str) -> bool {
     )
 }
 
-/// Params as they came, read into a method's own type.
+/// The params, or the error that says why there are none.
+pub(super) fn params_of(
+    method: &str,
+    params: Result<Value, strict::Unsound>,
+) -> Result<Value, ErrorBody> {
+    params.map_err(|why| ErrorBody::of(codes::INVALID_PARAMS, unsound_params(method, &why)))
+}
+
+/// A request's params while it runs. Overwritten when it is done: they may hold a secret.
+struct Held(Value);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        strict::wipe(&mut self.0);
+    }
+}
+
+/// Params, read once out of the frame: what is checked, recorded and run is this very value.
 #[derive(Debug, Clone, Copy)]
-pub struct Params<'a>(pub Option<&'a str>);
+pub struct Params<'a>(pub &'a Value);
 
 impl<'a> Params<'a> {
-    /// Reads them.
+    /// Gives them a method's own shape.
     ///
     /// # Errors
     /// `INVALID_PARAMS` with the text that the wire has for it.
     pub fn read<T: serde::Deserialize<'a>>(&self, method: &str) -> Result<T, ErrorBody> {
-        let raw: Option<&RawValue> = match self.0 {
-            None => None,
-            Some(text) => serde_json::from_str(text).ok(),
-        };
-        portcullis_core::protocol::frame::read_params(raw, method)
-            .map_err(|why| ErrorBody::of(portcullis_core::codes::INVALID_PARAMS, why))
+        read_params(self.0, method).map_err(|why| ErrorBody::of(codes::INVALID_PARAMS, why))
     }
-}
-
-/// The id in an answer of ours, which stands at a fixed place.
-pub(super) fn id_of(frame: &str) -> Option<String> {
-    let rest = frame.strip_prefix(r#"{"type":"res","id":"#)?;
-    let mut stream = serde_json::Deserializer::from_str(rest).into_iter::<String>();
-    stream.next()?.ok()
 }
 
 #[cfg(test)]
@@ -117,10 +175,14 @@ mod tests {
                 "channelLabels": {}, "heartbeatSeconds": 0, "defaultAgentId": "main", "agents": [],
                 "sessions": { "path": "", "count": 0, "recent": [] },
             });
-            let read = |frame: &str| serde_json::from_str::<serde_json::Value>(frame).unwrap();
-            let frame = health(id, Millis(1_795_481_326_000));
-            assert_eq!(read(&frame), read(&ok_frame(id, &payload).unwrap()));
-            assert_eq!(id_of(&frame).as_deref(), Some(id));
+            for encoding in [Encoding::Json, Encoding::MsgPack] {
+                let read = |frame: &Wire| match frame {
+                    Wire::Text(text) => strict::json(text.as_bytes()).unwrap(),
+                    Wire::Binary(bytes) => strict::msgpack(bytes).unwrap(),
+                };
+                let frame = health(encoding, id, Millis(1_795_481_326_000)).unwrap();
+                assert_eq!(read(&frame), read(&encoding.ok(id, &payload).unwrap()));
+            }
         }
     }
 }

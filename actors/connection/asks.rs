@@ -8,7 +8,7 @@ use portcullis_core::approval::{Status, Word};
 use portcullis_core::codes;
 use portcullis_core::ids::ApprovalId;
 use portcullis_core::plan::Target;
-use portcullis_core::protocol::frame::{ErrorBody, ok_frame};
+use portcullis_core::protocol::frame::ErrorBody;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -179,8 +179,8 @@ pub(super) async fn request(conn: &Conn, frame: &str, params: Request) -> Result
             "status": "accepted", "id": id, "planHash": asked.plan_hash,
             "createdAtMs": record.created, "expiresAtMs": record.expires,
         });
-        let first =
-            ok_frame(frame, &first).map_err(|e| ErrorBody::of(codes::INTERNAL, e.to_string()))?;
+        let first = conn.encoding.ok(frame, &first);
+        let first = first.map_err(|e| ErrorBody::of(codes::INTERNAL, e.to_string()))?;
         // The receiver lives as long as the connection, and so does this future.
         let _ = conn.out.send(Out::Frame(first)).await;
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use portcullis_core::auth::{Door, Principal};
 use portcullis_core::ids::DeviceId;
+use portcullis_core::protocol::Encoding;
 use tokio::sync::oneshot;
 
 use super::io::Io;
@@ -20,6 +21,8 @@ pub struct Accepted {
     pub door: Door,
     /// Who is at the other end, as far as the kernel knows.
     pub peer: Peer,
+    /// How its messages are written: agreed upon with the upgrade.
+    pub encoding: Encoding,
 }
 
 /// How to end.

@@ -8,7 +8,7 @@ use portcullis_core::auth::Role;
 use portcullis_core::codes::{self, Code};
 use portcullis_core::ids::{AgentId, RunId};
 use portcullis_core::plan::Target;
-use portcullis_core::protocol::frame::{ErrorBody, ok_frame};
+use portcullis_core::protocol::frame::ErrorBody;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -86,7 +86,8 @@ pub(super) async fn run(conn: &Conn, id: &str, params: Run) -> Result<Value, Err
     if let Some(at) = accepted.expires_at_ms {
         first["expiresAtMs"] = at.into();
     }
-    let frame = ok_frame(id, &first).map_err(|e| ErrorBody::of(codes::INTERNAL, e.to_string()))?;
+    let frame = conn.encoding.ok(id, &first);
+    let frame = frame.map_err(|e| ErrorBody::of(codes::INTERNAL, e.to_string()))?;
     // The receiver lives as long as the connection, and so does this future.
     let _ = conn.out.send(Out::Frame(frame)).await;
     while let Some(event) = events.recv().await {

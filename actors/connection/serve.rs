@@ -9,9 +9,9 @@ use futures_util::stream::{self, FuturesUnordered, SelectAll};
 use futures_util::{FutureExt as _, Sink as _, SinkExt as _, Stream, StreamExt as _};
 use portcullis_core::auth::{Principal, Role};
 use portcullis_core::codes;
-use portcullis_core::protocol::frame::{ErrorBody, error_frame, event_frame};
+use portcullis_core::protocol::frame::ErrorBody;
 use portcullis_core::protocol::limits::{CLOSE_REASON, FRAME, PING_MS, TICK_MS, WRONG_ROLE_CALLS};
-use portcullis_core::protocol::{FrameError, Request};
+use portcullis_core::protocol::{Encoding, FrameError, Wire};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
@@ -33,12 +33,14 @@ use crate::supervision::{Flag, FlagReader};
 const BURST: usize = 64;
 /// Frames of the connection's own runs and requests that wait for the socket.
 const OUT_DEPTH: usize = 8;
+/// To a client that asked for MessagePack and sends text.
+pub(super) const WRONG_KIND: &str = "this connection speaks MessagePack: send binary messages";
 
 /// For the answer to what ended this session.
 pub(super) const LAST_WORDS: Duration = Duration::from_secs(30);
 
-/// An answer under way: the frame to send, or none where everything was sent as events.
-pub(super) type Pending = Pin<Box<dyn Future<Output = Option<String>> + Send>>;
+/// An answer under way: the request's id and the frame to send.
+pub(super) type Pending = Pin<Box<dyn Future<Output = (String, Option<Wire>)> + Send>>;
 
 /// What a request may use of its connection.
 #[derive(Clone)]
@@ -47,6 +49,8 @@ pub(super) struct Conn {
     pub wiring: ConnectionWiring,
     pub principal: Arc<Principal>,
     pub conn_id: Arc<str>,
+    /// How its messages are written.
+    pub encoding: Encoding,
     /// Frames besides the answer; full while the client does not read.
     pub out: mpsc::Sender<Out>,
     /// The credential's end: looked at again between an intent and its act.
@@ -56,7 +60,7 @@ pub(super) struct Conn {
 /// A frame besides the answer.
 pub(super) enum Out {
     /// An earlier answer with the same id.
-    Frame(String),
+    Frame(Wire),
     /// An event, which gets the connection's next `seq`.
     Event(&'static str, serde_json::Value),
 }
@@ -68,7 +72,12 @@ pub(super) async fn serve(
     session_ended: FlagReader<Option<String>>,
     has_last_words: Arc<Flag<bool>>,
 ) {
-    let Accepted { io, door, peer } = accepted;
+    let Accepted {
+        io,
+        door,
+        peer,
+        encoding,
+    } = accepted;
     let mut config = WebSocketConfig::default();
     // Default read buffer: 131 KB a socket.
     config.read_buffer_size = 4096;
@@ -86,11 +95,11 @@ pub(super) async fn serve(
             close(&mut ws, order.code, &order.reason).await;
             return;
         }
-        shaken = shake(&wiring, &mut ws, door, &peer).instrument(connect) => shaken,
+        shaken = shake(&wiring, &mut ws, encoding, door, &peer).instrument(connect) => shaken,
     };
     let Some(shaken) = shaken else { return };
     let news = wiring.methods.news(&shaken.principal, &shaken.caps);
-    let mut session = Session::new(wiring, shaken, session_ended, has_last_words);
+    let mut session = Session::new(wiring, shaken, encoding, session_ended, has_last_words);
     if let Some(order) = order.get() {
         close(&mut ws, order.code, &order.reason).await;
         return;
@@ -175,6 +184,7 @@ impl Session {
     fn new(
         wiring: ConnectionWiring,
         shaken: Shaken,
+        encoding: Encoding,
         session: FlagReader<Option<String>>,
         has_last_words: Arc<Flag<bool>>,
     ) -> Self {
@@ -184,6 +194,7 @@ impl Session {
             conn: Conn {
                 principal: Arc::new(shaken.principal),
                 conn_id: shaken.conn_id.into(),
+                encoding,
                 out: out_tx,
                 session,
                 wiring,
@@ -280,10 +291,16 @@ impl Session {
 
     async fn frame(&mut self, ws: &mut Ws, frame: Option<Result<Message, WsError>>) -> Step {
         match frame {
-            Some(Ok(Message::Text(text))) => self.request(ws, text.as_str()).await,
-            Some(Ok(
-                Message::Ping(_) | Message::Pong(_) | Message::Frame(_) | Message::Binary(_),
-            )) => Ok(()),
+            Some(Ok(Message::Text(text))) => match self.conn.encoding {
+                Encoding::Json => self.request(ws, text.as_bytes()).await,
+                Encoding::MsgPack => end(1003, WRONG_KIND),
+            },
+            Some(Ok(Message::Binary(bytes))) => match self.conn.encoding {
+                // As with the peer: passed over (wire.md section 1).
+                Encoding::Json => Ok(()),
+                Encoding::MsgPack => self.request(ws, &bytes).await,
+            },
+            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Ok(()),
             Some(Err(WsError::Capacity(_))) => end(1009, "frame too large"),
             Some(Err(WsError::Protocol(_))) => end(1002, "protocol error"),
             Some(Err(WsError::Utf8(_))) => end(1007, "text is not UTF-8"),
@@ -291,13 +308,15 @@ impl Session {
         }
     }
 
-    async fn request(&mut self, ws: &mut Ws, text: &str) -> Step {
-        let request = match Request::parse(text) {
+    async fn request(&mut self, ws: &mut Ws, bytes: &[u8]) -> Step {
+        let request = match self.conn.encoding.read(bytes) {
             Ok(request) => request,
             // As with the peer: after authentication it is passed over (wire.md section 1).
             Err(FrameError::NotJson) => return Ok(()),
-            Err(FrameError::NotRequest { id }) => {
-                let error = ErrorBody::of(codes::INVALID_FRAME, "invalid request frame");
+            Err(FrameError::NotRequest { id, why }) => {
+                let mut details = serde_json::Map::new();
+                details.insert("reason".into(), why.into());
+                let error = ErrorBody::with(codes::INVALID_FRAME, "invalid request frame", details);
                 return self
                     .error(ws, id.as_deref().unwrap_or("invalid"), &error)
                     .await;
@@ -305,8 +324,12 @@ impl Session {
         };
         if request.method == "health" {
             self.wrong_roles = 0;
-            let frame = answer::health(&request.id, self.conn.wiring.clock.now());
-            return self.feed(ws, super::serve::text(frame)).await;
+            if let Err(error) = answer::params_of("health", request.params) {
+                return self.error(ws, &request.id, &error).await;
+            }
+            let now = self.conn.wiring.clock.now();
+            let frame = answer::health(self.conn.encoding, &request.id, now);
+            return self.send(ws, frame).await;
         }
         if self.ids.len() >= self.conn.wiring.config.in_flight {
             let error = ErrorBody::of(codes::TOO_MANY_IN_FLIGHT, "too many requests under way");
@@ -316,20 +339,22 @@ impl Session {
             let error = ErrorBody::of(codes::DUPLICATE_ID, "a request with this id is under way");
             return self.error(ws, &request.id, &error).await;
         }
-        match answer::begin(&self.conn, &request) {
+        let id = request.id.clone().into_owned();
+        let may_end = answer::may_end_itself(&request.method);
+        match answer::begin(&self.conn, request) {
             Ok(pending) => {
                 self.wrong_roles = 0;
-                if answer::may_end_itself(&request.method) {
-                    self.last.push(request.id.to_string());
+                if may_end {
+                    self.last.push(id.clone());
                     self.has_last_words.set(true);
                 }
-                // The id is freed with the answer, in `answered`.
-                self.ids.push(request.id.into_owned());
+                // Freed with the answer, in `answered`.
+                self.ids.push(id);
                 self.under_way.push(pending);
                 Ok(())
             }
             Err(error) => {
-                self.error(ws, &request.id, &error).await?;
+                self.error(ws, &id, &error).await?;
                 if error.stable_code() == codes::WRONG_ROLE.name {
                     self.wrong_roles += 1;
                     if self.wrong_roles > WRONG_ROLE_CALLS {
@@ -343,32 +368,27 @@ impl Session {
         }
     }
 
-    async fn answered(&mut self, ws: &mut Ws, frame: Option<String>) -> Step {
+    async fn answered(&mut self, ws: &mut Ws, (id, frame): (String, Option<Wire>)) -> Step {
         // Frames that a request sent before its answer go out before it.
         while let Ok(out) = self.out.try_recv() {
             self.send_out(ws, out).await?;
         }
-        let Some(frame) = frame else { return Ok(()) };
-        if let Some(id) = answer::id_of(&frame) {
-            self.ids.retain(|known| *known != id);
-            self.forget_last(&id);
-        }
-        self.feed(ws, text(frame)).await
+        self.ids.retain(|known| *known != id);
+        self.forget_last(&id);
+        self.send(ws, frame).await
     }
 
     /// The session is over: no frame is read, and nothing goes out but the answers to what may have ended it.
     async fn last_words(&mut self, ws: &mut Ws) {
         let words = async {
             while !self.last.is_empty() {
-                let Some(done) = self.under_way.next().await else {
+                let Some((id, frame)) = self.under_way.next().await else {
                     return;
                 };
-                let id = done.as_deref().and_then(answer::id_of);
-                let Some((frame, id)) = done.zip(id).filter(|(_, id)| self.last.contains(id))
-                else {
+                if !self.last.contains(&id) {
                     continue;
-                };
-                if self.feed(ws, text(frame)).await.is_err() || self.flush(ws).await.is_err() {
+                }
+                if self.send(ws, frame).await.is_err() || self.flush(ws).await.is_err() {
                     return;
                 }
                 self.forget_last(&id);
@@ -387,7 +407,7 @@ impl Session {
 
     async fn send_out(&mut self, ws: &mut Ws, out: Out) -> Step {
         match out {
-            Out::Frame(frame) => self.feed(ws, text(frame)).await,
+            Out::Frame(frame) => self.send(ws, Some(frame)).await,
             Out::Event(event, payload) => self.event(ws, event, &payload).await,
         }
     }
@@ -397,16 +417,20 @@ impl Session {
             return Ok(());
         }
         self.seq += 1;
-        match event_frame(event, payload, Some(self.seq)) {
-            Ok(frame) => self.feed(ws, text(frame)).await,
-            Err(_) => Ok(()),
-        }
+        let frame = self.conn.encoding.event(event, payload, Some(self.seq));
+        self.send(ws, frame.ok()).await
     }
 
     async fn error(&mut self, ws: &mut Ws, id: &str, error: &ErrorBody) -> Step {
-        match error_frame(id, error) {
-            Ok(frame) => self.feed(ws, text(frame)).await,
-            Err(_) => Ok(()),
+        let frame = self.conn.encoding.error(id, error);
+        self.send(ws, frame.ok()).await
+    }
+
+    /// `None`: it could not be written, and there is nothing to send.
+    async fn send(&mut self, ws: &mut Ws, frame: Option<Wire>) -> Step {
+        match frame {
+            Some(frame) => self.feed(ws, message(frame)).await,
+            None => Ok(()),
         }
     }
 
@@ -434,8 +458,11 @@ async fn within(limit: Duration, write: impl Future<Output = Result<(), WsError>
     done.map_err(|_| None)
 }
 
-pub(super) fn text(frame: String) -> Message {
-    Message::Text(frame.into())
+pub(super) fn message(frame: Wire) -> Message {
+    match frame {
+        Wire::Text(text) => Message::Text(text.into()),
+        Wire::Binary(bytes) => Message::Binary(bytes.into()),
+    }
 }
 
 /// Sends a close frame and waits a little for it to be taken. The reason is cut to what a close frame holds.

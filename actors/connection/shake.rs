@@ -6,8 +6,7 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use portcullis_core::auth::Principal;
 use portcullis_core::codes;
 use portcullis_core::protocol::connect::Hello;
-use portcullis_core::protocol::frame::{error_frame, event_frame, ok_frame};
-use portcullis_core::protocol::{ConnectParams, ConnectRefusal, FrameError, Request};
+use portcullis_core::protocol::{ConnectParams, ConnectRefusal, Encoding, FrameError};
 use serde_json::json;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -17,7 +16,7 @@ use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use super::actor::ConnectionWiring;
 use super::io::{Io, TOO_LARGE};
 use super::messages::ConnectionNews;
-use super::serve::{close, text};
+use super::serve::{WRONG_KIND, close, message};
 use crate::auth::{Arrival, Peer};
 use portcullis_core::auth::Door;
 
@@ -32,14 +31,15 @@ pub(super) struct Shaken {
 pub(super) async fn shake(
     wiring: &ConnectionWiring,
     ws: &mut WebSocketStream<Io>,
+    encoding: Encoding,
     door: Door,
     peer: &Peer,
 ) -> Option<Shaken> {
     let within = Duration::from_millis(wiring.handshake_ms);
-    match timeout(within, try_shake(wiring, ws, door, peer)).await {
+    match timeout(within, try_shake(wiring, ws, encoding, door, peer)).await {
         Ok(Ok(shaken)) => Some(shaken),
         Ok(Err(end)) => {
-            end.tell(ws).await;
+            end.tell(ws, encoding).await;
             None
         }
         Err(_late) => {
@@ -60,14 +60,14 @@ enum End {
 }
 
 impl End {
-    async fn tell(self, ws: &mut WebSocketStream<Io>) {
+    async fn tell(self, ws: &mut WebSocketStream<Io>, encoding: Encoding) {
         match self {
             Self::Gone => {}
             Self::Close(code, reason) => close(ws, code, reason).await,
             Self::Refused(id, refusal) => {
-                if let Ok(frame) = error_frame(&id, &refusal.error) {
+                if let Ok(frame) = encoding.error(&id, &refusal.error) {
                     // The close says the same: a client that is gone misses nothing.
-                    let _ = ws.send(text(frame)).await;
+                    let _ = ws.send(message(frame)).await;
                 }
                 close(ws, refusal.close, &refusal.reason).await;
             }
@@ -78,17 +78,19 @@ impl End {
 async fn try_shake(
     wiring: &ConnectionWiring,
     ws: &mut WebSocketStream<Io>,
+    encoding: Encoding,
     door: Door,
     peer: &Peer,
 ) -> Result<Shaken, End> {
     let nonce = uuid::Uuid::new_v4().to_string();
     let challenge = json!({ "nonce": nonce, "ts": wiring.clock.now() });
-    let frame = event_frame("connect.challenge", &challenge, None).map_err(|_| End::Gone)?;
-    ws.send(text(frame)).await.map_err(|_| End::Gone)?;
-    let frame = first_text(ws).await?;
+    let frame = encoding.event("connect.challenge", &challenge, None);
+    let frame = frame.map_err(|_| End::Gone)?;
+    ws.send(message(frame)).await.map_err(|_| End::Gone)?;
+    let frame = first_message(ws, encoding).await?;
     // Its bytes have all arrived: this socket is not silent, and is not closed to make room.
     let _ = wiring.news.try_send(ConnectionNews::Speaks(wiring.key));
-    let (id, params) = match Request::parse(&frame) {
+    let (id, params) = match encoding.read(&frame) {
         Ok(request) if request.method == "connect" => {
             let params = request.params::<ConnectParams>().map_err(|why| {
                 End::Refused(
@@ -136,7 +138,8 @@ async fn try_shake(
             .as_ref()
             .map(|(token, issued)| (token.expose(), *issued)),
     };
-    let frame = ok_frame(&id, &hello.payload()).map_err(|_| End::Gone)?;
+    let frame = encoding.ok(&id, &hello.payload());
+    let frame = frame.map_err(|_| End::Gone)?;
     // On the list before the hello goes out: a revocation from now on finds this socket. One from before is found here.
     let principal = admitted.principal;
     let (listed, is_listed) = oneshot::channel();
@@ -147,7 +150,7 @@ async fn try_shake(
     still_stands(wiring, &principal)
         .await
         .map_err(|refusal| End::Refused(id.clone(), Box::new(refusal)))?;
-    ws.send(text(frame)).await.map_err(|_| End::Gone)?;
+    ws.send(message(frame)).await.map_err(|_| End::Gone)?;
     ws.get_mut().trust();
     Ok(Shaken {
         principal,
@@ -181,12 +184,25 @@ async fn still_stands(
     }
 }
 
-async fn first_text(ws: &mut WebSocketStream<Io>) -> Result<String, End> {
+async fn first_message(
+    ws: &mut WebSocketStream<Io>,
+    encoding: Encoding,
+) -> Result<bytes::Bytes, End> {
     loop {
         match ws.next().await {
-            Some(Ok(Message::Text(text))) => return Ok(text.as_str().to_owned()),
+            Some(Ok(Message::Text(text))) => {
+                return match encoding {
+                    Encoding::Json => Ok(text.into()),
+                    Encoding::MsgPack => Err(End::Close(1003, WRONG_KIND)),
+                };
+            }
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-            Some(Ok(Message::Binary(_))) => return Err(End::Close(1000, "")),
+            Some(Ok(Message::Binary(bytes))) => {
+                return match encoding {
+                    Encoding::Json => Err(End::Close(1000, "")),
+                    Encoding::MsgPack => Ok(bytes),
+                };
+            }
             Some(Err(WsError::Io(error))) if error.to_string() == TOO_LARGE => {
                 return Err(End::Close(1009, TOO_LARGE));
             }

@@ -20,8 +20,8 @@ pub const IN_FLIGHT: usize = 32;
 pub const WRONG_ROLE_CALLS: u32 = 10;
 /// A close reason, bytes (RFC 6455 5.5: 125 less the code).
 pub const CLOSE_REASON: usize = 123;
-/// Nesting of JSON that is looked at.
-pub const JSON_DEPTH: usize = 64;
+/// Nesting of params, in either encoding.
+pub const JSON_DEPTH: usize = 32;
 /// The protocol number.
 pub const PROTOCOL: u64 = 4;
 /// The oldest protocol that a node or a probe may offer as its newest.

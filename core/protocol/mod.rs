@@ -4,6 +4,10 @@ pub mod connect;
 pub mod frame;
 pub mod limits;
 pub mod method;
+pub mod strict;
+pub mod wire;
 
 pub use connect::{ConnectParams, ConnectRefusal};
-pub use frame::{ErrorBody, EventFrame, FrameError, Request};
+pub use frame::{ErrorBody, FrameError, Request};
+pub use strict::Unsound;
+pub use wire::{Encoding, Wire};

@@ -10,7 +10,7 @@ use portcullis_core::identity::{BootKey, Identity};
 use portcullis_core::ids::{AgentId, DeviceId, RunId};
 use portcullis_core::plan::{self, EnvPolicy, ExecPlan};
 use portcullis_core::policy::{Document, kind_of, may_always};
-use portcullis_core::protocol::{ConnectParams, Request, method};
+use portcullis_core::protocol::{ConnectParams, Encoding, frame, method, strict};
 use portcullis_core::token::Token;
 use portcullis_core::{display, encoding, vault};
 use serde_json::Value;
@@ -21,6 +21,7 @@ pub type Target = (&'static str, fn(&[u8]));
 /// Each of them.
 pub const ALL: &[Target] = &[
     ("frame", frame),
+    ("frame_packed", frame_packed),
     ("connect", connect),
     ("cell", cell),
     ("record", record),
@@ -44,20 +45,41 @@ fn is_clean(text: &str) {
 
 /// A frame of the wire.
 pub fn frame(data: &[u8]) {
-    let Some(Ok(request)) = text(data).map(Request::parse) else {
+    read(Encoding::Json, data);
+}
+
+/// The same as MessagePack.
+pub fn frame_packed(data: &[u8]) {
+    read(Encoding::MsgPack, data);
+}
+
+/// What is taken comes back the same, over either encoding; what is refused has an answer.
+fn read(encoding: Encoding, data: &[u8]) {
+    let Ok(request) = encoding.read(data) else {
         return;
     };
     assert!(!request.id.is_empty() && !request.method.is_empty());
-    let _ = request.params::<Value>();
-    let answer = portcullis_core::protocol::frame::ok_frame(&request.id, &Value::Null).unwrap();
-    let answer: Value = serde_json::from_str(&answer).unwrap();
-    assert_eq!(answer["id"], *request.id);
     let _ = method::names().find(|name| *name == request.method);
+    let (Ok(params), id) = (&request.params, &request.id) else {
+        return;
+    };
+    let again = serde_json::json!({
+        "type": "req", "id": id, "method": request.method, "params": params,
+        "traceparent": request.traceparent,
+    });
+    for encoding in [Encoding::Json, Encoding::MsgPack] {
+        let written = encoding.write(&again).unwrap();
+        assert_eq!(encoding.read(written.as_bytes()).unwrap(), request);
+        encoding.ok(id, params).unwrap();
+    }
 }
 
 /// The params of `connect`.
 pub fn connect(data: &[u8]) {
-    let Ok(params) = serde_json::from_slice::<ConnectParams>(data) else {
+    let Ok(params) = strict::json(data) else {
+        return;
+    };
+    let Ok(params) = frame::read_params::<ConnectParams>(&params, "connect") else {
         return;
     };
     let _ = params.signed_token().len();

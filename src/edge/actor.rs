@@ -83,6 +83,7 @@ pub struct Edge {
     sockets: HashMap<u64, Socket>,
     endings: Vec<Ending>,
     news: mpsc::Sender<ConnectionNews>,
+    holders: peer::Holders,
     accepted: u64,
     evicted: u64,
 }
@@ -143,6 +144,7 @@ impl Room for Edge {
             sockets: HashMap::new(),
             endings: Vec::new(),
             news,
+            holders: peer::Holders::default(),
             accepted: 0,
             evicted: 0,
         })
@@ -260,6 +262,7 @@ impl Edge {
         let Some(socket) = self.sockets.get(&key) else {
             return;
         };
+        let encoding = said.encoding;
         let (door, peer) = self.who(socket.from, said);
         let wiring = ConnectionWiring {
             key,
@@ -279,11 +282,17 @@ impl Edge {
             socket.stage = Stage::Open(handle.clone(), None);
         }
         // It ended at once: its end is on the way.
-        let _ = handle.adopt(Accepted { io, door, peer }).await;
+        let accepted = Accepted {
+            io,
+            door,
+            peer,
+            encoding,
+        };
+        let _ = handle.adopt(accepted).await;
     }
 
     /// What the kernel says of the other end; the client's own word counts only against it.
-    fn who(&self, from: From, said: Said) -> (Door, Peer) {
+    fn who(&mut self, from: From, said: Said) -> (Door, Peer) {
         let own = rustix::process::geteuid().as_raw();
         let operator = |uid: u32, groups: &[u32]| self.wiring.local.is_operator(uid, groups, own);
         match from {
@@ -305,7 +314,7 @@ impl Edge {
                     ip: Some(peer.ip().to_canonical()),
                     uid: owner.map(|(uid, _)| uid),
                     is_operator: owner.is_some_and(|(uid, inode)| {
-                        operator(uid, &[]) && peer::is_held_outside(inode)
+                        operator(uid, &[]) && self.holders.is_held_outside(inode)
                     }),
                     is_local: is_loopback && !said.is_forwarded && !said.has_origin,
                     has_origin: said.has_origin,

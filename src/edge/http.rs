@@ -14,6 +14,7 @@ use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use portcullis_actors::connection::{Io, Stream};
 use portcullis_actors::supervision::{FlagReader, TreeWindow};
+use portcullis_core::protocol::Encoding;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -53,6 +54,8 @@ pub struct Said {
     pub has_origin: bool,
     /// A header that a proxy adds.
     pub is_forwarded: bool,
+    /// Agreed upon.
+    pub encoding: Encoding,
 }
 
 /// Serves one socket until it ends or is upgraded.
@@ -238,7 +241,11 @@ fn upgrade(
         .filter(|key| key.len() == 24 && key.ends_with(b"=="))
         .ok_or_else(|| bad("one Sec-WebSocket-Key of 16 bytes is needed\n"))?;
     let accept = derive_accept_key(key);
+    let offers = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
+    let offers = offers.filter_map(|value| value.to_str().ok());
+    let encoding = Encoding::offered(offers.flat_map(|offers| offers.split(',')));
     let said = Said {
+        encoding,
         has_origin: headers.contains_key(header::ORIGIN),
         is_forwarded: headers.contains_key(header::FORWARDED)
             || headers
@@ -246,13 +253,19 @@ fn upgrade(
                 .any(|k| k.as_str().starts_with("x-forwarded-") || k == "x-real-ip"),
     };
     let on_upgrade = hyper::upgrade::on(request);
-    let answer = Response::builder()
+    let mut answer = Response::builder()
         .status(StatusCode::SWITCHING_PROTOCOLS)
         .header(header::UPGRADE, "websocket")
         .header(header::CONNECTION, "Upgrade")
         .header(header::SEC_WEBSOCKET_ACCEPT, accept)
         .body(Full::default())
         .map_err(|_| bad("the key cannot be answered\n"))?;
+    if encoding == Encoding::MsgPack {
+        answer.headers_mut().insert(
+            header::SEC_WEBSOCKET_PROTOCOL,
+            HeaderValue::from_static(Encoding::SUBPROTOCOL),
+        );
+    }
     Ok((answer, on_upgrade, said))
 }
 

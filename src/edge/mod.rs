@@ -9,6 +9,7 @@
 
 mod actor;
 mod budget;
+mod diag;
 mod handle;
 mod http;
 mod listen;

@@ -1,14 +1,19 @@
 //! Who is at the other end, asked of the kernel.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 
 use portcullis_actors::exec::is_descendant_of_daemon;
 
 /// The uid of the process that holds the other end of a loopback TCP connection, and the inode of its socket.
 ///
-/// Read from `/proc/net/tcp` and `tcp6` (proc(5)); `None` where the kernel does not say.
+/// Asked by sock_diag(7); where that cannot be asked, read from `/proc/net/tcp` and `tcp6` (proc(5)). `None` where the
+/// kernel does not say.
 pub fn tcp_owner(peer: SocketAddr, own: SocketAddr) -> Option<(u32, u64)> {
+    super::diag::owner(peer, own).unwrap_or_else(|_| listed_owner(peer, own))
+}
+
+fn listed_owner(peer: SocketAddr, own: SocketAddr) -> Option<(u32, u64)> {
     let table = if peer.is_ipv4() {
         "/proc/net/tcp"
     } else {
@@ -65,20 +70,36 @@ pub fn is_outside(pid: i32) -> bool {
     !is_descendant_of_daemon(pid) && parent(pid).is_some()
 }
 
-/// Whether a process outside of our runs holds the socket with this inode, and none of our descendants does. A socket
-/// that nobody is seen to hold is not held outside: a run can keep one in flight, in the queue of a socket pair, or in
-/// a thread with descriptors of its own.
-pub fn is_held_outside(inode: u64) -> bool {
-    let wanted = format!("socket:[{inode}]");
-    if descendants().into_iter().any(|pid| holds(pid, &wanted)) {
-        return false;
+/// The processes that were last seen to hold a client's socket. Only an order in which to look: each is looked at anew.
+#[derive(Debug, Default)]
+pub struct Holders(VecDeque<i32>);
+
+impl Holders {
+    const KEPT: usize = 8;
+
+    /// Whether a process outside of our runs holds the socket with this inode, and none of our descendants does. A socket
+    /// that nobody is seen to hold is not held outside: a run can keep one in flight, in the queue of a socket pair, or in
+    /// a thread with descriptors of its own.
+    pub fn is_held_outside(&mut self, inode: u64) -> bool {
+        let wanted = format!("socket:[{inode}]");
+        if descendants().into_iter().any(|pid| holds(pid, &wanted)) {
+            return false;
+        }
+        let seen = self.0.iter().copied().find(|pid| holds(*pid, &wanted));
+        let holder = seen.or_else(|| {
+            let mut all = processes();
+            // Who has just connected is most often young.
+            all.sort_unstable_by_key(|pid| std::cmp::Reverse(*pid));
+            all.into_iter().find(|pid| holds(*pid, &wanted))
+        });
+        let Some(pid) = holder else { return false };
+        if self.0.front() != Some(&pid) {
+            self.0.retain(|known| *known != pid);
+            self.0.push_front(pid);
+            self.0.truncate(Self::KEPT);
+        }
+        is_outside(pid)
     }
-    let mut all = processes();
-    // Who has just connected is most often young.
-    all.sort_unstable_by_key(|pid| std::cmp::Reverse(*pid));
-    all.into_iter()
-        .find(|pid| holds(*pid, &wanted))
-        .is_some_and(is_outside)
 }
 
 /// Whether one of our runs is seen to hold the other end of this loopback connection.
@@ -155,9 +176,11 @@ mod tests {
             let listener = std::net::TcpListener::bind(bind).unwrap();
             let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             let (server, peer) = listener.accept().unwrap();
-            let (uid, inode) = tcp_owner(peer, server.local_addr().unwrap()).unwrap();
+            let own = server.local_addr().unwrap();
+            let (uid, inode) = tcp_owner(peer, own).unwrap();
             assert_eq!(uid, rustix::process::geteuid().as_raw());
             assert!(inode > 0);
+            assert_eq!(listed_owner(peer, own), Some((uid, inode)));
             assert_eq!(client.local_addr().unwrap(), peer);
         }
     }
@@ -187,7 +210,7 @@ mod tests {
         let (server, peer) = listener.accept().unwrap();
         let (_, inode) = tcp_owner(peer, server.local_addr().unwrap()).unwrap();
         assert!(
-            is_held_outside(inode),
+            Holders::default().is_held_outside(inode),
             "this process holds it, no child does"
         );
         let mut child = std::process::Command::new("sleep")
@@ -197,7 +220,7 @@ mod tests {
             .unwrap();
         let pid = child.id().cast_signed();
         assert!(!is_outside(pid));
-        assert!(!is_held_outside(inode));
+        assert!(!Holders::default().is_held_outside(inode));
         assert!(is_of_a_run(peer, server.local_addr().unwrap()));
         assert!(is_outside(
             parent(std::process::id().cast_signed()).unwrap()
@@ -205,6 +228,30 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(!is_outside(pid), "gone: nobody can say");
+    }
+
+    #[test]
+    fn who_was_seen_once_is_only_looked_at_first() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        let own = std::process::id().cast_signed();
+        let mut holders = Holders(VecDeque::from([1, i32::MAX]));
+        let mut client = std::net::TcpStream::connect(at).unwrap();
+        for _ in 0..2 {
+            let (_, peer) = listener.accept().unwrap();
+            let (_, inode) = tcp_owner(peer, at).unwrap();
+            assert!(holders.is_held_outside(inode));
+            assert_eq!(holders.0.front(), Some(&own));
+            client = std::net::TcpStream::connect(at).unwrap();
+        }
+        assert_eq!(holders.0.len(), 3);
+        let (_, peer) = listener.accept().unwrap();
+        let (_, inode) = tcp_owner(peer, at).unwrap();
+        drop(client);
+        assert!(
+            !holders.is_held_outside(inode),
+            "it held others, not this one"
+        );
     }
 
     /// The bug: a command of the host with the gateway's own uid sent its request, put its socket into the queue of a
@@ -234,7 +281,7 @@ mod tests {
         let byte = [std::io::IoSlice::new(&[0])];
         sendmsg(&queue, &byte, &mut ancillary, SendFlags::empty()).unwrap();
         drop(client);
-        assert!(!is_held_outside(inode));
+        assert!(!Holders::default().is_held_outside(inode));
     }
 
     #[test]
@@ -285,10 +332,10 @@ mod tests {
             assert!(std::time::Instant::now() < until, "it does not hide");
             std::thread::yield_now();
         }
-        assert!(!is_held_outside(inode));
+        assert!(!Holders::default().is_held_outside(inode));
         // This test stands for somebody outside.
         let (_client, _server, inode) = connect();
-        assert!(is_held_outside(inode));
+        assert!(Holders::default().is_held_outside(inode));
         child.kill().unwrap();
         child.wait().unwrap();
     }

@@ -8,6 +8,7 @@ mod inherited;
 mod kills;
 mod npm_client;
 mod page;
+mod peer_cli;
 mod reach;
 mod starts;
 mod trace;

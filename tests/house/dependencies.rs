@@ -37,6 +37,7 @@ const CORE_MAY_USE: &[&str] = &[
     "p256",
     "scrypt",
     "serde",
+    "rmp-serde",
     "serde_json",
     "sha2",
     "subtle",

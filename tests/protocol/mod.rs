@@ -3,6 +3,7 @@
 mod after;
 mod before;
 mod devices;
+mod encodings;
 mod exec;
 mod hello;
 mod http;

@@ -3,5 +3,6 @@ pub mod browser;
 pub mod collector;
 pub mod engine;
 pub mod gateway;
+pub mod npm;
 pub mod protobuf;
 pub mod ws;

@@ -35,6 +35,8 @@ pub struct Client {
     /// Of the challenge, Unix ms.
     pub ts: u64,
     next: u64,
+    /// Its messages are MessagePack.
+    packed: bool,
 }
 
 /// What came.
@@ -68,6 +70,12 @@ impl Client {
         Self::over(Box::new(stream), port, &[]).await
     }
 
+    /// Over TCP, to speak MessagePack.
+    pub async fn dial_packed(gateway: &Gateway) -> Self {
+        let subprotocol = ("sec-websocket-protocol", "portcullis.msgpack.v1");
+        Self::dial_with(gateway, &[subprotocol]).await.unwrap()
+    }
+
     /// Over `control.sock`.
     pub async fn control(state: &Path) -> Self {
         Self::try_control(state).await.unwrap()
@@ -96,13 +104,14 @@ impl Client {
         // There may be ten thousand of us.
         config.read_buffer_size = 4096;
         config.max_message_size = None;
-        let (ws, _) =
+        let (ws, answer) =
             tokio_tungstenite::client_async_with_config(request, stream, Some(config)).await?;
         let mut client = Self {
             ws,
             nonce: String::new(),
             ts: 0,
             next: 0,
+            packed: answer.headers().contains_key("sec-websocket-protocol"),
         };
         let Came::Frame(challenge) = client.next().await else {
             return Err(WsError::ConnectionClosed);
@@ -126,6 +135,9 @@ impl Client {
                 match self.ws.next().await {
                     Some(Ok(Message::Text(text))) => {
                         return Came::Frame(serde_json::from_str(&text).unwrap());
+                    }
+                    Some(Ok(Message::Binary(bytes))) if self.packed => {
+                        return Came::Frame(rmp_serde::from_slice(&bytes).unwrap());
                     }
                     Some(Ok(Message::Close(Some(frame)))) => {
                         return Came::Closed(frame.code.into(), frame.reason.as_str().to_owned());
@@ -166,12 +178,27 @@ impl Client {
         let _ = self.ws.send(Message::text(text.into())).await;
     }
 
+    /// Sends a frame in its encoding.
+    pub async fn send(&mut self, frame: &Value) {
+        if self.packed {
+            self.binary(rmp_serde::to_vec_named(frame).unwrap()).await;
+        } else {
+            self.text(frame.to_string()).await;
+        }
+    }
+
+    /// Sends bytes.
+    pub async fn binary(&mut self, bytes: impl Into<Vec<u8>>) {
+        // The other end may have closed already: the next read tells.
+        let _ = self.ws.send(Message::binary(bytes.into())).await;
+    }
+
     /// Sends a request under a new id, and returns the id.
     pub async fn ask(&mut self, method: &str, params: Value) -> String {
         self.next += 1;
         let id = self.next.to_string();
         let frame = json!({"type": "req", "id": id, "method": method, "params": params});
-        self.text(frame.to_string()).await;
+        self.send(&frame).await;
         id
     }
 

@@ -103,10 +103,11 @@ fn is_static(file: &Path) -> bool {
     bytes.starts_with(b"\x7fELF\x02\x01") && has_interpreter() == Some(false)
 }
 
-/// The major version of node, if any.
-pub fn node() -> Option<u32> {
+/// The major and minor version of node, if any.
+pub fn node() -> Option<(u32, u32)> {
     let text = says("node", &["--version"])?;
-    text.strip_prefix('v')?.split('.').next()?.parse().ok()
+    let mut parts = text.strip_prefix('v')?.split('.');
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
 #[cfg(test)]

@@ -56,8 +56,8 @@ pub const CHROMIUM: Need = Need {
 pub const NODE: Need = Need {
     what: "node and npm",
     packages: &["nodejs", "npm"],
-    serves: "the tests with the npm client openclaw-node",
-    // Any version: where it is older than the client wants, npm brings another beside the client.
+    serves: "the tests with the npm clients openclaw and openclaw-node",
+    // Any version: where it is older than the clients want, npm brings another beside them.
     there: || machine::program("node").is_some() && machine::program("npm").is_some(),
 };
 

@@ -45,8 +45,8 @@ pub fn prepare(steps: &mut Steps, options: &Options) -> Result<()> {
     let mut also = vec![];
     if !clients::installed() {
         also.push(format!(
-            "{:32} npm install into the target folder",
-            clients::OPENCLAW_NODE
+            "{:32} npm install into the target folder (800 MB, half a minute)",
+            clients::names()
         ));
     }
     if lint::deny_program().is_none() {
