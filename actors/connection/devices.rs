@@ -174,7 +174,6 @@ impl Methods {
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "as map_err gives it")]
 fn run_refusal(refusal: ExecRefusal) -> ErrorBody {
     ErrorBody::of(refusal.code, refusal.message)
 }

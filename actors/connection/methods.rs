@@ -98,9 +98,9 @@ impl Methods {
             | "device.pair.remove"
             | "device.pair.rename"
             | "device.token.rotate"
-            | "device.token.revoke" => self.devices(about, method, params).await,
+            | "device.token.revoke" => Box::pin(self.devices(about, method, params)).await,
             "node.pair.list" | "node.pair.approve" | "node.pair.reject" | "node.pair.remove"
-            | "node.rename" => self.node_pairing(about, method, params).await,
+            | "node.rename" => Box::pin(self.node_pairing(about, method, params)).await,
             "vault.status" => Ok(json!({ "state": self.vault_state() })),
             "vault.list" => {
                 params.read::<Nothing>(method)?;
