@@ -8,9 +8,10 @@ use portcullis_core::auth::{Door, Principal};
 use portcullis_core::ids::DeviceId;
 use portcullis_core::protocol::Encoding;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::io::Io;
-use crate::auth::Peer;
+use crate::auth::{Bearer, Peer};
 
 /// A socket after its upgrade: from here on nobody knows of HTTP.
 #[derive(Debug)]
@@ -21,8 +22,12 @@ pub struct Accepted {
     pub door: Door,
     /// Who is at the other end, as far as the kernel knows.
     pub peer: Peer,
+    /// The token of its upgrade request.
+    pub bearer: Option<Bearer>,
     /// How its messages are written: agreed upon with the upgrade.
     pub encoding: Encoding,
+    /// By when it must have authenticated.
+    pub until: Instant,
 }
 
 /// How to end.
@@ -51,6 +56,8 @@ pub enum ConnectionMsg {
 pub enum ConnectionNews {
     /// A whole `connect` has arrived: it is no silent socket any more.
     Speaks(u64),
+    /// It is turned away; its goodbye is still to come.
+    Refused(u64),
     /// It is in: who, the connection's name, and whom to tell that it is on the list.
     Admitted(u64, Box<Principal>, Arc<str>, oneshot::Sender<()>),
 }
