@@ -44,7 +44,7 @@ fn by_uid(wiring: &AuthWiring, arrival: &Arrival) -> Result<Admitted, ConnectRef
             proof: Proof::PeerUid(uid),
             door: Door::Control,
             role: Role::Operator,
-            scopes: wiring.local_scopes.narrow(&arrival.checked.asked),
+            scopes: wiring.local_scopes.meet(&arrival.checked.asked),
             agent: None,
             generation: 0,
         },
@@ -93,7 +93,8 @@ async fn by_token_or_device(
     }
     // The peer keeps scopes for certain client ids; what a client calls itself gives nothing here.
     let scopes = if peer.is_local && peer.is_operator {
-        wiring.shared_token_scopes.narrow(&checked.asked)
+        // A client that asks for admin where it needs less gets what the configuration gives.
+        wiring.shared_token_scopes.meet(&checked.asked)
     } else {
         ScopeSet::empty()
     };

@@ -16,6 +16,7 @@ mod handle;
 mod io;
 mod messages;
 mod methods;
+mod peer;
 mod runs;
 mod serve;
 mod shake;

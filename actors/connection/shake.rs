@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use portcullis_core::auth::Principal;
+use portcullis_core::auth::{Principal, Role, Scope};
 use portcullis_core::protocol::connect::Hello;
 use portcullis_core::protocol::{ConnectParams, ConnectRefusal, Encoding, FrameError};
 use serde_json::json;
@@ -131,6 +131,12 @@ async fn try_shake(
         method: admitted.principal.proof.method(),
         role: admitted.principal.role,
         scopes: &admitted.principal.scopes,
+        presence: match admitted.principal.role {
+            Role::Operator if admitted.principal.scopes.allows(Scope::Read) => {
+                wiring.methods.presence()
+            }
+            _ => json!([]),
+        },
         device_token: admitted
             .device_token
             .as_ref()
