@@ -3,6 +3,7 @@
 //! | room | owns |
 //! |---|---|
 //! | `audit/` | the tamper-evident log, its writer thread, open intents, idempotency keys |
+//! | `nodes/` | connected node hosts, what each may be asked, open questions to them |
 //! | `pairing/` | devices, their roles and tokens |
 //! | `store/` | `state.db`: conditional writes, its own threads |
 //! | `sandbox_pool/` | the sandbox driver, one box per agent, the agents' workspaces |
@@ -26,6 +27,7 @@ pub mod clock;
 pub mod connection;
 pub mod dashboard;
 pub mod exec;
+pub mod nodes;
 pub mod pairing;
 pub mod sandbox_pool;
 pub mod store;

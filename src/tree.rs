@@ -14,6 +14,7 @@ use portcullis_actors::clock::Clock;
 use portcullis_actors::connection::{ConnectionWiring, Methods};
 use portcullis_actors::dashboard::{Dashboard, DashboardHandle};
 use portcullis_actors::exec::{AgentLimits, ExecHandle, ExecWiring};
+use portcullis_actors::nodes::{NodesHandle, NodesWiring};
 use portcullis_actors::pairing::{PairingHandle, PairingWiring};
 use portcullis_actors::sandbox_pool::{SandboxPool, SandboxPoolHandle, SandboxPoolWiring};
 use portcullis_actors::store::Store;
@@ -40,6 +41,7 @@ pub const ORDER: &[&str] = &[
     "pairing",
     "auth",
     "sandbox_pool",
+    "nodes",
     "approval",
     "exec",
     "dashboard",
@@ -171,6 +173,14 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             boot: boot.clone(),
         },
     ));
+    let nodes = NodesHandle::add(
+        &mut tree,
+        NodesWiring {
+            config: config.nodes,
+            pairing: pairing.clone(),
+            clock: clock.clone(),
+        },
+    );
     let agents = Agents {
         every: policy_of(&config.agents.every()),
         named: config
@@ -227,6 +237,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
         approval,
         audit,
         pool: pool.clone(),
+        nodes,
         dashboard: dashboard.clone(),
         config: ground.config_view,
         tree: window.reader(),

@@ -26,6 +26,7 @@ use crate::approval::{ApprovalEvent, ApprovalHandle, ApprovalRefusal, PolicyChan
 use crate::audit::AuditHandle;
 use crate::clock::Clock;
 use crate::dashboard::DashboardHandle;
+use crate::nodes::NodesHandle;
 use crate::pairing::PairingHandle;
 use crate::sandbox_pool::SandboxPoolHandle;
 use crate::supervision::{FeedItem, FeedReader, FlagReader, Numbered, TreeWindow};
@@ -46,6 +47,8 @@ pub struct Methods {
     pub audit: AuditHandle,
     /// Boxes.
     pub pool: SandboxPoolHandle,
+    /// Node hosts.
+    pub nodes: NodesHandle,
     /// Codes of the page.
     pub dashboard: DashboardHandle,
     /// `config.get`: redacted once, at start.
@@ -217,6 +220,12 @@ impl Methods {
                 Ok(json!({ "outcome": "revoked" }))
             }
             "dashboard.code" => self.dashboard_code(by).await,
+            name if name.starts_with("node.")
+                || name.starts_with("exec.approvals.node.")
+                || name == "skills.bins" =>
+            {
+                super::nodes::call(self, about, method, params).await
+            }
             _ => Err(unknown(method)),
         }
     }
@@ -265,7 +274,9 @@ impl Methods {
                 details.insert("expiresAtMs".into(), json!(expires_at));
                 Err(ErrorBody::with(
                     codes::CHANGE_WAITS,
-                    format!("nothing is changed yet: it lets more run than before, and waits for another operator's answer to {id}"),
+                    format!(
+                        "nothing is changed yet: it lets more run than before, and waits for another operator's answer to {id}"
+                    ),
                     details,
                 ))
             }

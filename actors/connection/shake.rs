@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use portcullis_core::auth::{Principal, Role, Scope};
+use portcullis_core::nodes::{Connected, Declared};
 use portcullis_core::protocol::connect::Hello;
 use portcullis_core::protocol::{ConnectParams, ConnectRefusal, Encoding, FrameError};
 use serde_json::json;
@@ -18,11 +19,16 @@ use super::serve::{WRONG_KIND, close, message};
 use crate::auth::{Arrival, Peer};
 use portcullis_core::auth::Door;
 
+/// Characters of a node's `PATH` that are kept to be shown.
+const PATH_SHOWN: usize = 1_024;
+
 /// Who came in, and what it can take.
 pub(super) struct Shaken {
     pub principal: Principal,
     pub caps: Vec<String>,
     pub conn_id: String,
+    /// Of a node host: what it declares.
+    pub node: Option<Connected>,
 }
 
 /// Brings a socket to `hello-ok`; a socket that does not get there is closed, with a word where the wire has one.
@@ -111,6 +117,7 @@ async fn try_shake(
     let refused = |refusal| End::Refused(id.clone(), Box::new(refusal));
     let checked = params.check().map_err(refused)?;
     let caps = checked.params.caps.clone();
+    let declared = (checked.role == Role::Node).then(|| declared(&checked.params));
     let arrival = Arrival {
         checked,
         nonce,
@@ -150,11 +157,50 @@ async fn try_shake(
     wiring.news.send(news).await.map_err(|_| End::Gone)?;
     ws.send(message(frame)).await.map_err(|_| End::Gone)?;
     ws.get_mut().trust();
+    let node = declared.and_then(|declared| {
+        Some(Connected {
+            node: principal.device()?.clone(),
+            conn: conn_id.clone(),
+            generation: principal.generation,
+            declared,
+            since: wiring.clock.now(),
+            stats: None,
+            worker_host: None,
+        })
+    });
     Ok(Shaken {
         principal,
         caps,
         conn_id,
+        node,
     })
+}
+
+/// What a node says of itself. Its lists were bounded by the handshake.
+fn declared(params: &ConnectParams) -> Declared {
+    let client = &params.client;
+    let path: Option<String> = params
+        .path_env
+        .as_ref()
+        .map(|path| path.chars().take(PATH_SHOWN).collect());
+    let mut declared = Declared {
+        display_name: client.display_name.clone(),
+        version: client.version.clone(),
+        client_id: client.id.clone(),
+        client_mode: client.mode.clone(),
+        platform: Some(client.platform.clone()),
+        device_family: client.device_family.clone(),
+        caps: params.caps.iter().cloned().collect(),
+        commands: params.commands.iter().cloned().collect(),
+        permissions: params
+            .permissions
+            .iter()
+            .filter_map(|(name, held)| Some((name.clone(), held.as_bool()?)))
+            .collect(),
+        path_env: path,
+    };
+    declared.cut();
+    declared
 }
 
 async fn first_message(

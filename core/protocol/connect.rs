@@ -25,6 +25,9 @@ pub struct ConnectParams {
     /// Commands that a node offers.
     #[serde(default)]
     pub commands: Vec<String>,
+    /// A node's `PATH`: shown.
+    #[serde(default)]
+    pub path_env: Option<String>,
     /// A node's permissions.
     #[serde(default)]
     pub permissions: BTreeMap<String, Value>,

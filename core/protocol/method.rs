@@ -13,14 +13,16 @@ pub enum Access {
     Anyone,
     /// Operators with this scope.
     Operator(Scope),
+    /// Nodes only.
+    Node,
     /// Agents with the scope `exec`, and operators who may act for an agent.
     AgentOrActAs,
 }
 
 /// Name and access of each method, in the order of `hello-ok`.
 pub const METHODS: &[(&str, Access)] = {
-    use Access::{AgentOrActAs, Anyone, Operator};
-    use Scope::{Admin, Approvals, Pairing, Read};
+    use Access::{AgentOrActAs, Anyone, Node, Operator};
+    use Scope::{Admin, Approvals, Pairing, Read, Write};
     &[
         ("health", Anyone),
         ("status", Operator(Read)),
@@ -55,6 +57,19 @@ pub const METHODS: &[(&str, Access)] = {
         ("openclaw.approval.list", Operator(Approvals)),
         ("exec.run", AgentOrActAs),
         ("exec.cancel", AgentOrActAs),
+        ("node.list", Operator(Read)),
+        ("node.describe", Operator(Read)),
+        // A run needs what `exec.run` needs too.
+        ("node.invoke", Operator(Write)),
+        ("exec.approvals.node.get", Operator(Admin)),
+        ("exec.approvals.node.set", Operator(Admin)),
+        ("node.invoke.result", Node),
+        ("node.invoke.progress", Node),
+        ("node.event", Node),
+        ("node.pluginTools.update", Node),
+        ("node.skills.update", Node),
+        ("node.runnerInventory.update", Node),
+        ("skills.bins", Node),
         ("vault.status", Operator(Read)),
         ("vault.list", Operator(Admin)),
         ("vault.set", Operator(Admin)),
@@ -78,6 +93,8 @@ pub const EVENTS: &[&str] = &[
     "exec.approval.requested",
     "exec.approval.resolved",
     "exec.output",
+    "node.invoke.request",
+    "node.invoke.cancel",
 ];
 
 /// The scope that hearing an event needs; `None`: everyone (wire.md section 8).
@@ -114,6 +131,13 @@ pub fn admit(principal: &Principal, method: &str) -> Result<(), ErrorBody> {
             Role::Operator => need(principal, Scope::ActAs),
             Role::Node => Err(wrong_role(principal.role)),
         },
+        Some(Access::Node) => {
+            if principal.role == Role::Node {
+                Ok(())
+            } else {
+                Err(wrong_role(principal.role))
+            }
+        }
         Some(Access::Operator(scope)) => {
             if principal.role != Role::Operator {
                 return Err(wrong_role(principal.role));
@@ -126,10 +150,7 @@ pub fn admit(principal: &Principal, method: &str) -> Result<(), ErrorBody> {
 
 /// The exact text: clients match on it to leave out what a gateway does not have.
 pub fn unknown(method: &str) -> ErrorBody {
-    ErrorBody::of(
-        codes::UNKNOWN_METHOD,
-        format!("unknown method: {method}"),
-    )
+    ErrorBody::of(codes::UNKNOWN_METHOD, format!("unknown method: {method}"))
 }
 
 fn wrong_role(role: Role) -> ErrorBody {
@@ -178,11 +199,15 @@ mod tests {
             let node = principal(Role::Node, &[Scope::Admin, Scope::Exec]);
             assert_eq!(
                 admit(&node, name).is_ok(),
-                *access == Access::Anyone,
+                matches!(access, Access::Anyone | Access::Node),
                 "{name}"
             );
             let admin = principal(Role::Operator, &[Scope::Admin]);
-            assert!(admit(&admin, name).is_ok(), "{name}");
+            assert_eq!(
+                admit(&admin, name).is_ok(),
+                *access != Access::Node,
+                "{name}"
+            );
             let agent = principal(Role::Agent, &[Scope::Exec]);
             let for_agent = matches!(access, Access::Anyone | Access::AgentOrActAs);
             assert_eq!(admit(&agent, name).is_ok(), for_agent, "{name}");

@@ -29,6 +29,7 @@ use portcullis_actors::auth::AuthConfig;
 use portcullis_actors::connection::ConnectionConfig;
 use portcullis_actors::dashboard::DashboardConfig;
 use portcullis_actors::exec::ExecConfig;
+use portcullis_actors::nodes::NodesConfig;
 use portcullis_actors::pairing::PairingConfig;
 use portcullis_actors::sandbox_pool::SandboxPoolConfig;
 use portcullis_actors::supervision::Intensity;
@@ -78,6 +79,8 @@ sections! {
     connection: ConnectionConfig,
     /// The boxes.
     sandbox: SandboxPoolConfig,
+    /// Node hosts.
+    nodes: NodesConfig,
     /// How crashing rooms are treated.
     supervision: Intensity,
     /// Questions to people.
@@ -289,6 +292,9 @@ fn rules(config: &Config, layers: &mut Layers) {
             "connection.write_timeout_ms",
             config.connection.write_timeout_ms == 0,
         ),
+        ("nodes.max", config.nodes.max == 0),
+        ("nodes.in_flight", config.nodes.in_flight == 0),
+        ("nodes.timeout_ms", config.nodes.timeout_ms == 0),
         ("dashboard.code_seconds", config.dashboard.code_seconds == 0),
         ("dashboard.idle_minutes", config.dashboard.idle_minutes == 0),
         ("telemetry.otlp.queue", config.telemetry.otlp.queue == 0),

@@ -178,7 +178,11 @@ mod tests {
         // Whatever spelling they come in, four of one address are four.
         let mut b = budget();
         for key in 0..3 {
-            let spelled = if key % 2 == 0 { "192.0.2.7" } else { "::ffff:192.0.2.7" };
+            let spelled = if key % 2 == 0 {
+                "192.0.2.7"
+            } else {
+                "::ffff:192.0.2.7"
+            };
             b.enter(key, ip(spelled));
         }
         assert_eq!(b.enter(3, ip("::ffff:192.0.2.7")), Some(0));

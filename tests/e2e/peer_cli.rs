@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::gateway::{Gateway, TOKEN};
 use crate::support::npm::{Npm, ended};
-use crate::support::ws::{Client, Connect, Device, by_token, join};
+use crate::support::ws::{Came, Client, Connect, Device, by_token, join};
 
 /// What a person sets who wants that command line to do everything.
 const ALL_SCOPES: (&str, &str) = ("gateway.auth.shared_token_scopes", r#"["operator.admin"]"#);
@@ -49,7 +49,13 @@ fn the_unmodified_command_line_calls_methods_and_hears_exact_texts() {
     let health = call("health");
     assert_eq!(health["ok"], true, "{health}");
     let status = call("status");
-    for key in ["runtimeVersion", "tasks", "sessions", "heartbeat", "portcullis"] {
+    for key in [
+        "runtimeVersion",
+        "tasks",
+        "sessions",
+        "heartbeat",
+        "portcullis",
+    ] {
         assert!(!status[key].is_null(), "{key}: {status}");
     }
     let present = call("system-presence");
@@ -59,7 +65,10 @@ fn the_unmodified_command_line_calls_methods_and_hears_exact_texts() {
         (&config["valid"], &config["exists"]),
         (&json!(true), &json!(true))
     );
-    assert_eq!(call("device.pair.list"), json!({ "pending": [], "paired": [] }));
+    assert_eq!(
+        call("device.pair.list"),
+        json!({ "pending": [], "paired": [] })
+    );
     for method in ["chat.send", "config.patch", "no.such"] {
         let words = ["gateway", "call", method];
         fails(&npm, &gateway, &words, &format!("unknown method: {method}"));
@@ -69,7 +78,9 @@ fn the_unmodified_command_line_calls_methods_and_hears_exact_texts() {
     fails(&npm, &gateway, &words, "missing scope: operator.admin");
     // A wrong token is told so.
     let url = format!("ws://127.0.0.1:{}", gateway.port());
-    let wrong = ["gateway", "call", "health", "--url", &url, "--token", "wrong"];
+    let wrong = [
+        "gateway", "call", "health", "--url", &url, "--token", "wrong",
+    ];
     let output = ended(npm.openclaw(&gateway, &wrong));
     assert!(!output.status.success(), "{output:?}");
 }
@@ -93,13 +104,20 @@ fn the_unmodified_command_line_finds_and_probes_the_gateway() {
     assert_eq!(status["rpc"]["ok"], true, "{status}");
     assert_eq!(status["gateway"]["version"], version, "{status}");
     let probe = json(&["gateway", "probe"]);
-    assert_eq!((&probe["ok"], &probe["degraded"]), (&true.into(), &false.into()));
+    assert_eq!(
+        (&probe["ok"], &probe["degraded"]),
+        (&true.into(), &false.into())
+    );
     let target = &probe["targets"][0];
     assert_eq!(target["connect"]["rpcOk"], true, "{target}");
     assert_eq!(target["server"]["version"], version, "{target}");
     assert_eq!(target["self"]["version"], version, "{target}");
     assert_eq!(target["config"]["valid"], true, "{target}");
-    for words in [&["status"][..], &["gateway", "status"], &["gateway", "probe"]] {
+    for words in [
+        &["status"][..],
+        &["gateway", "status"],
+        &["gateway", "probe"],
+    ] {
         let output = configured(&npm, &gateway, words);
         let said = text(&output.stdout);
         assert!(output.status.success(), "{words:?}: {output:?}");
@@ -127,7 +145,12 @@ async fn the_unmodified_command_line_manages_devices() {
     let approved = devices(&["approve", &request(&one)]);
     assert_eq!(approved["device"]["deviceId"], one.id(), "{approved}");
     devices(&["reject", &request(&other)]);
-    fails(&npm, &gateway, &["devices", "approve", "no-such"], "No pending device request matches no-such");
+    fails(
+        &npm,
+        &gateway,
+        &["devices", "approve", "no-such"],
+        "No pending device request matches no-such",
+    );
     let params = r#"{"requestId":"no-such"}"#;
     let call = ["gateway", "call", "device.pair.approve", "--params", params];
     fails(&npm, &gateway, &call, "unknown requestId");
@@ -146,7 +169,10 @@ async fn the_unmodified_command_line_manages_devices() {
     // Another client's rotation is not told the new token.
     let role = ["--device", &one.id(), "--role", "operator"];
     let rotated = devices(&[&["rotate"], &role[..]].concat());
-    assert_eq!(rotated["tokenDelivery"], "withheld-cross-device", "{rotated}");
+    assert_eq!(
+        rotated["tokenDelivery"], "withheld-cross-device",
+        "{rotated}"
+    );
     assert!(rotated.get("token").is_none(), "{rotated}");
     assert_eq!(live.closed().await.0, 4001);
     let mut old = Client::dial(&gateway).await;
@@ -169,10 +195,10 @@ async fn the_unmodified_command_line_reads_and_decides_what_waits() {
     let list = approvals(&["pending"]);
     assert!(!list.to_string().contains("a-1"), "{list}");
     let mut asker = Client::control(&gateway.state()).await;
-    asker.hello(&Connect::bare().scopes(&["operator.admin"])).await;
-    let ask = |id: &str| {
-        json!({ "id": id, "commandArgv": ["/bin/echo", id], "host": "gateway", "agentId": "demo", "twoPhase": true })
-    };
+    asker
+        .hello(&Connect::bare().scopes(&["operator.admin"]))
+        .await;
+    let ask = |id: &str| json!({ "id": id, "commandArgv": ["/bin/echo", id], "host": "gateway", "agentId": "demo", "twoPhase": true });
     let (first, second) = (
         asker.ask("exec.approval.request", ask("a-1")).await,
         asker.ask("exec.approval.request", ask("b-2")).await,
@@ -183,12 +209,18 @@ async fn the_unmodified_command_line_reads_and_decides_what_waits() {
     let list = approvals(&["pending"]).to_string();
     assert!(list.contains("a-1") && list.contains("echo b-2"), "{list}");
     let output = npm.run(&gateway, &["approvals", "pending"]);
-    assert!(text(&output.stdout).contains("Pending approvals (2)"), "{output:?}");
+    assert!(
+        text(&output.stdout).contains("Pending approvals (2)"),
+        "{output:?}"
+    );
 
     let resolved = approvals(&["resolve", "a-1", "allow-once"]);
     assert_eq!(resolved["applied"], true, "{resolved}");
     assert_eq!(resolved["approval"]["status"], "allowed");
-    assert_eq!(asker.answer(&first).await["payload"]["decision"], "allow-once");
+    assert_eq!(
+        asker.answer(&first).await["payload"]["decision"],
+        "allow-once"
+    );
     // The first answer stands.
     let again = approvals(&["resolve", "a-1", "allow-once"]);
     assert_eq!(again["alreadyResolved"], true, "{again}");
@@ -199,18 +231,29 @@ async fn the_unmodified_command_line_reads_and_decides_what_waits() {
     let words = ["approvals", "resolve", "c-3", "deny"];
     fails(&npm, &gateway, &words, "approval not found");
     // By its whole id only.
-    fails(&npm, &gateway, &["approvals", "resolve", "a-", "deny"], "approval not found");
+    fails(
+        &npm,
+        &gateway,
+        &["approvals", "resolve", "a-", "deny"],
+        "approval not found",
+    );
 
     let history = npm.json(&gateway, &["gateway", "call", "approval.history"]);
     let items = history["items"].as_array().unwrap();
     assert_eq!(items.len(), 2, "{history}");
-    assert_eq!((&items[0]["id"], &items[0]["decision"]), (&json!("b-2"), &json!("deny")));
+    assert_eq!(
+        (&items[0]["id"], &items[0]["decision"]),
+        (&json!("b-2"), &json!("deny"))
+    );
     let mut client = by_token(&gateway, &["operator.approvals"]).await;
     let page = client.get("approval.history", json!({ "limit": 1 })).await;
     assert_eq!(page["nextCursor"], "b-2", "{page}");
     let next = json!({ "limit": 1, "cursor": page["nextCursor"] });
     let page = client.get("approval.history", next).await;
-    assert_eq!((&page["items"][0]["id"], page.get("nextCursor")), (&json!("a-1"), None));
+    assert_eq!(
+        (&page["items"][0]["id"], page.get("nextCursor")),
+        (&json!("a-1"), None)
+    );
     for method in ["plugin.approval.list", "openclaw.approval.list"] {
         assert_eq!(client.get(method, json!({})).await, json!([]));
     }
@@ -239,7 +282,15 @@ fn the_unmodified_command_line_reads_and_sets_the_document_and_is_told_that_a_fr
     assert_eq!(get()["hash"], set["hash"]);
 
     // A list that lets more run is another operator's word: not done, said so, and done once that word is given.
-    let add = ["approvals", "allowlist", "add", "--gateway", "--agent", "demo", "/usr/bin/uptime"];
+    let add = [
+        "approvals",
+        "allowlist",
+        "add",
+        "--gateway",
+        "--agent",
+        "demo",
+        "/usr/bin/uptime",
+    ];
     fails(&npm, &gateway, &add, "nothing is changed yet");
     assert_eq!(get()["hash"], set["hash"]);
     let waits = gateway.json(&["approvals", "list"]);
@@ -255,5 +306,81 @@ fn the_unmodified_command_line_reads_and_sets_the_document_and_is_told_that_a_fr
     let mut remove = add;
     remove[2] = "remove";
     npm.json(&gateway, &remove);
-    assert_eq!(get()["file"]["agents"]["demo"]["allowlist"], json!([]), "{}", get());
+    assert_eq!(
+        get()["file"]["agents"]["demo"]["allowlist"],
+        json!([]),
+        "{}",
+        get()
+    );
+}
+
+/// A node host that answers `system.which` with one path, until its socket ends.
+async fn node(gateway: &Gateway, device: &Device) -> tokio::task::JoinHandle<()> {
+    let mut host = Client::dial(gateway).await;
+    let connect = Connect::token()
+        .role("node")
+        .device(device)
+        .named("workshop");
+    let mut params = connect.params(&host.nonce, host.ts);
+    params["caps"] = json!(["system"]);
+    params["commands"] = json!(["system.run", "system.run.prepare", "system.which"]);
+    host.get("connect", params).await;
+    tokio::spawn(async move {
+        while let Came::Frame(frame) = host.next().await {
+            if frame["event"] == "node.invoke.request" {
+                let asked = &frame["payload"];
+                let answer = json!({
+                    "id": asked["id"], "nodeId": asked["nodeId"], "ok": true,
+                    "payloadJSON": r#"{"bins":{"uname":"/usr/bin/uname"}}"#,
+                });
+                host.ask("node.invoke.result", answer).await;
+            }
+        }
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_unmodified_command_line_lists_approves_and_asks_nodes() {
+    let Some(npm) = Npm::find() else { return };
+    let gateway = Gateway::with(&[ALL_SCOPES]);
+    let nodes = |words: &[&str]| npm.json(&gateway, &[&["nodes"], words].concat());
+    assert_eq!(nodes(&["status"])["nodes"], json!([]));
+    let device = Device::new();
+    let id = device.id();
+    let host = node(&gateway, &device).await;
+    let status = nodes(&["status"]);
+    assert_eq!(status["nodes"][0]["nodeId"], id, "{status}");
+    let ask = [
+        "nodes",
+        "invoke",
+        "--node",
+        &id,
+        "--command",
+        "system.which",
+        "--params",
+        r#"{"bins":["uname"]}"#,
+    ];
+    // Nothing is asked of it before a person said so.
+    assert!(!npm.run(&gateway, &ask).status.success());
+    let pending = nodes(&["pending"]);
+    let request = pending
+        .as_array()
+        .map_or(&pending["pending"][0], |list| &list[0]);
+    let request = request["requestId"]
+        .as_str()
+        .unwrap_or_else(|| panic!("{pending}"));
+    nodes(&["approve", request]);
+    let described = nodes(&["describe", "--node", &id]);
+    assert_eq!(described["approvalState"], "approved", "{described}");
+    let list = nodes(&["list"]).to_string();
+    assert!(list.contains(&id), "{list}");
+    let answer = npm.json(&gateway, &ask);
+    assert_eq!(
+        answer["payload"]["bins"]["uname"], "/usr/bin/uname",
+        "{answer}"
+    );
+    nodes(&["rename", "--node", &id, "--name", "The bench"]);
+    assert!(nodes(&["status"]).to_string().contains("The bench"));
+    nodes(&["remove", "--node", &id]);
+    host.await.unwrap();
 }

@@ -72,7 +72,9 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 fn connect(token: &str) -> Vec<u8> {
-    let mut params = Connect::bare().auth(json!({ "token": token })).params("", 0);
+    let mut params = Connect::bare()
+        .auth(json!({ "token": token }))
+        .params("", 0);
     params["scopes"] = json!(["operator.read"]);
     let request = json!({ "type": "req", "id": "1", "method": "connect", "params": params });
     frame(0x81, request.to_string().as_bytes())
@@ -109,7 +111,11 @@ async fn once(kind: Kind, socket: &mut TcpStream, orders: &Orders) -> std::io::R
         Kind::Upgraded => (UPGRADE.into(), vec![], 100),
         Kind::Announced => {
             let announced = [&[0x81, 0x80 | 126][..], &60_000_u16.to_be_bytes(), &[0; 4]].concat();
-            ([UPGRADE.as_bytes(), &announced].concat(), b"x".to_vec(), 200)
+            (
+                [UPGRADE.as_bytes(), &announced].concat(),
+                b"x".to_vec(),
+                200,
+            )
         }
         Kind::Fragments => {
             let begun = frame(0x01, b"{");
@@ -165,7 +171,10 @@ async fn guess(port: u16, orders: Arc<Orders>, n: usize) -> u64 {
         }
         let guess = json!({ "token": format!("{n:08x}-0000-4000-8000-{round:012x}") });
         if let Ok(mut client) = Client::dial_port(port).await
-            && client.try_hello(&Connect::bare().auth(guess)).await.is_some()
+            && client
+                .try_hello(&Connect::bare().auth(guess))
+                .await
+                .is_some()
         {
             let_in += 1;
         }
@@ -202,37 +211,40 @@ impl Seen {
 /// Sockets that are there already ask; one in ten of their turns a newcomer comes in with the token.
 async fn honest(port: u16, clients: &mut [Client], lasts: Duration) -> Seen {
     let until = Instant::now() + lasts;
-    let each = clients.iter_mut().enumerate().map(|(n, client)| async move {
-        let mut seen = Seen::default();
-        for turn in n.. {
-            if Instant::now() > until && !seen.calls.is_empty() && !seen.entries.is_empty() {
-                break;
-            }
-            let began = Instant::now();
-            match client.try_call("status", json!({})).await {
-                Some(answer) if answer["ok"] == true => seen.calls.push(began.elapsed()),
-                _ => seen.errors += 1,
-            }
-            if turn % 10 == 0 || seen.entries.is_empty() {
+    let each = clients
+        .iter_mut()
+        .enumerate()
+        .map(|(n, client)| async move {
+            let mut seen = Seen::default();
+            for turn in n.. {
+                if Instant::now() > until && !seen.calls.is_empty() && !seen.entries.is_empty() {
+                    break;
+                }
                 let began = Instant::now();
-                let end = began + Duration::from_secs(20);
-                loop {
-                    if let Ok(mut client) = Client::dial_port(port).await
-                        && client.try_hello(&Connect::token()).await.is_some()
-                    {
-                        seen.entries.push(began.elapsed());
-                        break;
-                    }
-                    if Instant::now() > end {
-                        seen.errors += 1;
-                        break;
+                match client.try_call("status", json!({})).await {
+                    Some(answer) if answer["ok"] == true => seen.calls.push(began.elapsed()),
+                    _ => seen.errors += 1,
+                }
+                if turn % 10 == 0 || seen.entries.is_empty() {
+                    let began = Instant::now();
+                    let end = began + Duration::from_secs(20);
+                    loop {
+                        if let Ok(mut client) = Client::dial_port(port).await
+                            && client.try_hello(&Connect::token()).await.is_some()
+                        {
+                            seen.entries.push(began.elapsed());
+                            break;
+                        }
+                        if Instant::now() > end {
+                            seen.errors += 1;
+                            break;
+                        }
                     }
                 }
+                sleep(Duration::from_millis(50)).await;
             }
-            sleep(Duration::from_millis(50)).await;
-        }
-        seen
-    });
+            seen
+        });
     let mut all = Seen::default();
     for seen in futures_util::future::join_all(each).await {
         all.calls.extend(seen.calls);
@@ -263,7 +275,10 @@ async fn honest_clients_are_served_while_abusers_of_every_kind_and_guessers_try(
         clients.push(by_token(&gateway, &["operator.read"]).await);
     }
     let mut alone = honest(port, &mut clients, lasts).await;
-    figure(&format!("abuse: {count} honest clients alone: {}", alone.line()));
+    figure(&format!(
+        "abuse: {count} honest clients alone: {}",
+        alone.line()
+    ));
     assert_eq!(alone.errors, 0);
     let slow = percentile(&alone.calls, 99).max(Duration::from_millis(50));
     for kind in KINDS {
@@ -314,6 +329,9 @@ async fn honest_clients_are_served_while_abusers_of_every_kind_and_guessers_try(
         assert_eq!(seen.errors, 0, "{kind:?}");
         assert!(grown < GROWTH_MAX, "{kind:?}: {grown} bytes");
         let worst = percentile(&seen.calls, 99);
-        assert!(worst < slow * 60, "{kind:?}: {worst:?} beside {slow:?} alone");
+        assert!(
+            worst < slow * 60,
+            "{kind:?}: {worst:?} beside {slow:?} alone"
+        );
     }
 }

@@ -82,10 +82,14 @@ fn every_advisory_has_a_test_that_exists_or_a_reason() {
 #[test]
 fn an_advisory_that_is_missing_or_names_no_test_is_found() {
     let tests = BTreeSet::from(["a_test".to_owned()]);
-    let entry = |body: &str| format!("[[advisory]]\nclass = \"A\"\nids = [\"X-1\"]\nwas = \"w\"\n{body}\n");
+    let entry =
+        |body: &str| format!("[[advisory]]\nclass = \"A\"\nids = [\"X-1\"]\nwas = \"w\"\n{body}\n");
     let found = |list: &str| findings("A X-1\n", list, &tests);
     assert_eq!(found(&entry("tests = [\"a_test\"]")), [""; 0]);
-    assert_eq!(found(&entry("reason = \"there is no such thing here\"")), [""; 0]);
+    assert_eq!(
+        found(&entry("reason = \"there is no such thing here\"")),
+        [""; 0]
+    );
     for bad in [
         entry(""),
         entry("tests = [\"another\"]"),

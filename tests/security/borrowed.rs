@@ -67,8 +67,20 @@ async fn garbage_in_any_field_of_auth_lets_nobody_in() {
     let prefix = &TOKEN[..TOKEN.len() - 1];
     let longer = format!("{TOKEN}0");
     let secrets = [
-        "x", "", " ", "null", "undefined", "true", "*", "0", near.as_str(), prefix, longer.as_str(), "Bearer",
-        "\u{0}", "__OPENCLAW_REDACTED__",
+        "x",
+        "",
+        " ",
+        "null",
+        "undefined",
+        "true",
+        "*",
+        "0",
+        near.as_str(),
+        prefix,
+        longer.as_str(),
+        "Bearer",
+        "\u{0}",
+        "__OPENCLAW_REDACTED__",
     ];
     for field in [
         "token",
@@ -81,9 +93,14 @@ async fn garbage_in_any_field_of_auth_lets_nobody_in() {
         for secret in secrets {
             let auth = json!({ field: secret });
             for connect in [
-                Connect::bare().auth(auth.clone()).scopes(&["operator.admin"]),
+                Connect::bare()
+                    .auth(auth.clone())
+                    .scopes(&["operator.admin"]),
                 Connect::bare().auth(auth.clone()).role("node"),
-                Connect::bare().auth(auth).device(&device).scopes(&["operator.admin"]),
+                Connect::bare()
+                    .auth(auth)
+                    .device(&device)
+                    .scopes(&["operator.admin"]),
             ] {
                 let mut client = Client::dial(&gateway).await;
                 let (error, close) = client.denied(&connect).await;
@@ -113,17 +130,29 @@ async fn no_header_raises_what_a_client_may_do() {
         &[("x-openclaw-scopes", "operator.admin")][..],
         &[("x-forwarded-user", "root"), ("x-remote-user", "root")],
         &[("x-forwarded-for", "127.0.0.1")],
-        &[("x-forwarded-for", "127.0.0.1, 127.0.0.1"), ("x-forwarded-proto", "https")],
+        &[
+            ("x-forwarded-for", "127.0.0.1, 127.0.0.1"),
+            ("x-forwarded-proto", "https"),
+        ],
         &[("forwarded", "for=127.0.0.1;host=localhost;proto=https")],
         &[("x-real-ip", "::1")],
         &[("x-forwarded-host", "localhost")],
-        &[("tailscale-user-login", "owner@example.org"), ("tailscale-user-name", "Owner")],
-        &[("cf-connecting-ip", "127.0.0.1"), ("true-client-ip", "127.0.0.1")],
-        &[("authorization", token.as_str()), ("x-openclaw-scopes", "operator.admin")],
+        &[
+            ("tailscale-user-login", "owner@example.org"),
+            ("tailscale-user-name", "Owner"),
+        ],
+        &[
+            ("cf-connecting-ip", "127.0.0.1"),
+            ("true-client-ip", "127.0.0.1"),
+        ],
+        &[
+            ("authorization", token.as_str()),
+            ("x-openclaw-scopes", "operator.admin"),
+        ],
     ] {
-        let is_forwarded = headers
-            .iter()
-            .any(|(name, _)| name.starts_with("x-forwarded-") || ["forwarded", "x-real-ip"].contains(name));
+        let is_forwarded = headers.iter().any(|(name, _)| {
+            name.starts_with("x-forwarded-") || ["forwarded", "x-real-ip"].contains(name)
+        });
         // Refused at the upgrade or let in: in any case not with more.
         let Ok(mut client) = Client::dial_with(&gateway, headers).await else {
             continue;
@@ -162,8 +191,19 @@ async fn an_http_request_borrows_nothing_from_a_socket_beside_it() {
     let list = operator.get("device.pair.list", json!({})).await;
     let id = list["pending"][0]["requestId"].as_str().unwrap();
     let port = gateway.port();
-    for path in ["/", "/approvals", "/devices", "/live", "/status", "/api/devices"] {
-        for token in ["", "Authorization: Bearer x\r\n", "Cookie: session=x; portcullis=x\r\n"] {
+    for path in [
+        "/",
+        "/approvals",
+        "/devices",
+        "/live",
+        "/status",
+        "/api/devices",
+    ] {
+        for token in [
+            "",
+            "Authorization: Bearer x\r\n",
+            "Cookie: session=x; portcullis=x\r\n",
+        ] {
             let answer = gateway.http(&format!(
                 "GET {path} HTTP/1.1\r\nHost: localhost:{port}\r\n{token}Connection: close\r\n\r\n"
             ));
@@ -178,21 +218,35 @@ async fn an_http_request_borrows_nothing_from_a_socket_beside_it() {
         "POST /devices HTTP/1.1\r\nHost: localhost:{port}\r\nOrigin: http://localhost:{port}\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{form}",
         form.len()
     ));
-    assert!(answer.starts_with("HTTP/1.1 303") || answer.starts_with("HTTP/1.1 403"), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 303") || answer.starts_with("HTTP/1.1 403"),
+        "{answer}"
+    );
     let list = operator.get("device.pair.list", json!({})).await;
-    assert_eq!((list["pending"].as_array().unwrap().len(), &list["paired"]), (1, &json!([])));
+    assert_eq!(
+        (list["pending"].as_array().unwrap().len(), &list["paired"]),
+        (1, &json!([]))
+    );
 }
 
 #[test]
 fn the_page_reaches_nothing_but_itself_whatever_its_address_says() {
     let gateway = Gateway::start();
     let port = gateway.port();
-    for query in ["", "?gatewayUrl=wss://evil.example&token=x", "?session=../../etc/passwd", "?url=javascript:x"] {
+    for query in [
+        "",
+        "?gatewayUrl=wss://evil.example&token=x",
+        "?session=../../etc/passwd",
+        "?url=javascript:x",
+    ] {
         for path in ["/", "/login"] {
             let answer = gateway.http(&format!(
                 "GET {path}{query} HTTP/1.1\r\nHost: localhost:{port}\r\nConnection: close\r\n\r\n"
             ));
-            assert!(!answer.contains("evil") && !answer.contains("javascript:"), "{answer}");
+            assert!(
+                !answer.contains("evil") && !answer.contains("javascript:"),
+                "{answer}"
+            );
             let policy = answer
                 .lines()
                 .find_map(|line| line.strip_prefix("content-security-policy: "))
@@ -235,7 +289,9 @@ fn no_path_of_http_runs_anything_however_it_is_written() {
         "/login/../approvals",
         "/approvals;x=1",
     ] {
-        for method in ["GET", "POST", "PUT", "DELETE", "CONNECT", "TRACE", "OPTIONS"] {
+        for method in [
+            "GET", "POST", "PUT", "DELETE", "CONNECT", "TRACE", "OPTIONS",
+        ] {
             let answer = gateway.http(&format!(
                 "{method} {path} HTTP/1.1\r\nHost: localhost:{port}\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
                 body.len()

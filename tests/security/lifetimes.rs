@@ -77,7 +77,10 @@ async fn asking_again_with_less_or_more_keeps_what_was_approved() {
     client.refused("status", json!({})).await;
     assert_eq!(only(&gateway)["scopes"], approved);
     // More waits, however often it asks, and the old approval stands as it was.
-    for scopes in [&["operator.admin"][..], &["operator.read", "operator.write"]] {
+    for scopes in [
+        &["operator.admin"][..],
+        &["operator.read", "operator.write"],
+    ] {
         let mut client = Client::dial(&gateway).await;
         let (error, _) = client.denied(&asks(scopes).device(&device)).await;
         assert_eq!(error["code"], "NOT_PAIRED", "{error}");
@@ -96,7 +99,10 @@ async fn asking_again_with_less_or_more_keeps_what_was_approved() {
 async fn an_approver_gives_nothing_that_it_does_not_hold() {
     let gateway = Gateway::with(&[
         ("gateway.local.local_trust", "false"),
-        ("gateway.auth.shared_token_scopes", r#"["operator.pairing"]"#),
+        (
+            "gateway.auth.shared_token_scopes",
+            r#"["operator.pairing"]"#,
+        ),
     ]);
     let device = Device::new();
     let mut client = Client::dial(&gateway).await;
@@ -128,8 +134,14 @@ async fn a_rotation_mints_nothing_for_another_device_or_for_a_role_never_approve
     let nobody = "0".repeat(64);
     for other in [two.id(), nobody] {
         for (method, params) in [
-            ("device.token.rotate", json!({ "deviceId": other, "role": "operator" })),
-            ("device.token.revoke", json!({ "deviceId": other, "role": "operator" })),
+            (
+                "device.token.rotate",
+                json!({ "deviceId": other, "role": "operator" }),
+            ),
+            (
+                "device.token.revoke",
+                json!({ "deviceId": other, "role": "operator" }),
+            ),
         ] {
             let error = client.refused(method, params).await;
             assert!(
@@ -137,7 +149,9 @@ async fn a_rotation_mints_nothing_for_another_device_or_for_a_role_never_approve
                 "{method}: {error}"
             );
         }
-        client.refused("device.pair.remove", json!({ "deviceId": other.as_str() })).await;
+        client
+            .refused("device.pair.remove", json!({ "deviceId": other.as_str() }))
+            .await;
         let label = json!({ "deviceId": other, "label": "mine" });
         client.refused("device.pair.rename", label).await;
     }
@@ -150,7 +164,10 @@ async fn a_rotation_mints_nothing_for_another_device_or_for_a_role_never_approve
         let error = client.refused("device.token.rotate", params.clone()).await;
         assert_eq!(error["code"], "INVALID_REQUEST", "{role}: {error}");
         // Nor for an admin: approval is another act.
-        let error = admin(&gateway).await.refused("device.token.rotate", params).await;
+        let error = admin(&gateway)
+            .await
+            .refused("device.token.rotate", params)
+            .await;
         assert_eq!(error["code"], "INVALID_REQUEST", "{role}: {error}");
     }
     // Who may rotate it gives no more than was approved.

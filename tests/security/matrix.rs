@@ -12,15 +12,31 @@ use crate::support::ws::{Client, Connect, Device, join};
 
 /// The scopes of the wire's closed list that an operator may hold, and what each gives besides itself.
 const SCOPES: &[(&str, &[&str])] = &[
-    ("operator.admin", &[
-        "operator.read", "operator.write", "operator.approvals", "operator.questions", "operator.pairing",
-        "operator.talk", "operator.talk.secrets", "operator.sessions.read", "operator.sessions.write",
-        "operator.act_as",
-    ]),
+    (
+        "operator.admin",
+        &[
+            "operator.read",
+            "operator.write",
+            "operator.approvals",
+            "operator.questions",
+            "operator.pairing",
+            "operator.talk",
+            "operator.talk.secrets",
+            "operator.sessions.read",
+            "operator.sessions.write",
+            "operator.act_as",
+        ],
+    ),
     ("operator.read", &["operator.sessions.read"]),
-    ("operator.write", &[
-        "operator.read", "operator.talk", "operator.sessions.read", "operator.sessions.write",
-    ]),
+    (
+        "operator.write",
+        &[
+            "operator.read",
+            "operator.talk",
+            "operator.sessions.read",
+            "operator.sessions.write",
+        ],
+    ),
     ("operator.approvals", &[]),
     ("operator.questions", &[]),
     ("operator.pairing", &[]),
@@ -66,6 +82,7 @@ fn expected(access: Option<Access>, role: &str, scope: Option<&str>) -> Verdict 
         (Some(Access::Anyone), _) => Verdict::Reached,
         (Some(Access::Operator(scope)), "operator") => need(scope.as_str()),
         (Some(Access::AgentOrActAs), "operator") => need(Scope::ActAs.as_str()),
+        (Some(Access::Node), "node") => Verdict::Reached,
         (Some(Access::AgentOrActAs), "agent") => need(Scope::Exec.as_str()),
         (Some(_), _) => Verdict::Role,
     }
@@ -95,7 +112,15 @@ async fn verdict(client: &mut Client, method: &str) -> Verdict {
 
 /// Every method in one connection; `health` between them, so that wrong roles in a row do not close it.
 async fn walk(client: &mut Client, door: &str, role: &str, scope: Option<&str>) -> usize {
-    let unknown = ["no.such", "", "HEALTH", "health ", "exec.approval", "connect.x", "admin"];
+    let unknown = [
+        "no.such",
+        "",
+        "HEALTH",
+        "health ",
+        "exec.approval",
+        "connect.x",
+        "admin",
+    ];
     let rows = METHODS
         .iter()
         .map(|(name, access)| (*name, Some(*access)))
@@ -178,7 +203,10 @@ async fn every_method_gets_its_verdict_through_every_door_in_every_role_with_eve
         params["scopes"] = json!(["exec", "operator.admin"]);
         // A worker is closed without a word.
         let answer = client.try_call("connect", params).await;
-        assert!(answer.is_none_or(|answer| answer["ok"] == false), "{door} {role}");
+        assert!(
+            answer.is_none_or(|answer| answer["ok"] == false),
+            "{door} {role}"
+        );
         cells += 1;
     }
     // The page shows and does nothing without a session; a session is an operator's, with what that one held.
@@ -196,7 +224,10 @@ async fn every_method_gets_its_verdict_through_every_door_in_every_role_with_eve
         }
     }
     assert!(cells >= 24 * METHODS.len(), "{cells}");
-    println!("FIGURE: conformance matrix: {cells} cells, {} methods", METHODS.len());
+    println!(
+        "FIGURE: conformance matrix: {cells} cells, {} methods",
+        METHODS.len()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,7 +11,11 @@ use crate::support::ws::{Client, admin};
 fn a_body_is_not_read_from_who_has_no_session_and_a_login_no_further_than_a_form() {
     let gateway = Gateway::start();
     let own = format!("http://localhost:{}", gateway.port());
-    for (path, length) in [("/approvals", 1 << 30), ("/devices", 1 << 30), ("/login", 1 << 30)] {
+    for (path, length) in [
+        ("/approvals", 1 << 30),
+        ("/devices", 1 << 30),
+        ("/login", 1 << 30),
+    ] {
         let mut socket = gateway.socket();
         let head = format!(
             "POST {path} HTTP/1.1\r\nHost: localhost:{}\r\nOrigin: {own}\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: {length}\r\n\r\n",
@@ -31,7 +35,8 @@ fn a_body_is_not_read_from_who_has_no_session_and_a_login_no_further_than_a_form
         let answer = String::from_utf8_lossy(&answer);
         assert!(!answer.starts_with("HTTP/1.1 200"), "{path}: {answer}");
     }
-    let alive = gateway.http("GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    let alive =
+        gateway.http("GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     assert!(alive.starts_with("HTTP/1.1 200"), "{alive}");
 }
 
@@ -72,7 +77,13 @@ async fn params_that_are_deep_or_endless_cost_their_sender_only() {
         // Answered with an error, or passed over as no JSON; never with a record.
         let health = attacker.call("health", json!({})).await;
         assert_eq!(health["ok"], true, "{health}");
-        assert_eq!(other.get("audit.tail", json!({ "limit": 1 })).await["records"].as_array().unwrap().len(), 1);
+        assert_eq!(
+            other.get("audit.tail", json!({ "limit": 1 })).await["records"]
+                .as_array()
+                .unwrap()
+                .len(),
+            1
+        );
     }
 }
 

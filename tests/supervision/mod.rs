@@ -13,6 +13,7 @@ mod exec;
 mod feed;
 mod flood;
 mod intensity;
+mod nodes;
 mod pairing;
 mod real;
 mod sandbox_pool;
