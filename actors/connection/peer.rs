@@ -198,6 +198,8 @@ fn is_over(refusal: &ApprovalRefusal) -> bool {
     [
         codes::APPROVAL_ALREADY_RESOLVED.name,
         codes::APPROVAL_EXPIRED.name,
+        // It is there, so it was withdrawn.
+        codes::APPROVAL_NOT_FOUND.name,
     ]
     .contains(&refusal.code())
 }

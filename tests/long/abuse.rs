@@ -61,7 +61,7 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     match u8::try_from(payload.len()) {
         Ok(short) if short < 126 => frame.push(0x80 | short),
         _ => {
-            frame.push(0x80 | 126);
+            frame.push(0x80 | 0x7e);
             let length = u16::try_from(payload.len()).expect("short");
             frame.extend(length.to_be_bytes());
         }
@@ -110,7 +110,7 @@ async fn once(kind: Kind, socket: &mut TcpStream, orders: &Orders) -> std::io::R
         Kind::HalfHeader => (UPGRADE.as_bytes()[..40].to_vec(), b"x".to_vec(), 200),
         Kind::Upgraded => (UPGRADE.into(), vec![], 100),
         Kind::Announced => {
-            let announced = [&[0x81, 0x80 | 126][..], &60_000_u16.to_be_bytes(), &[0; 4]].concat();
+            let announced = [&[0x81, 0x80 | 0x7e][..], &60_000_u16.to_be_bytes(), &[0; 4]].concat();
             (
                 [UPGRADE.as_bytes(), &announced].concat(),
                 b"x".to_vec(),

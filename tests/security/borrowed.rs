@@ -355,7 +355,12 @@ async fn in_one_burst_each_socket_answers_for_itself() {
         weak.ask("audit.tail", json!({ "limit": 1 })).await;
     }
     for _ in 0..16 {
-        assert_eq!(strong.frame().await["ok"], true);
+        // Answered, or told to come again on a machine that is busy; never for want of a scope.
+        let good = strong.frame().await;
+        assert!(
+            good["ok"] == true || good["error"]["retryable"] == true,
+            "{good}"
+        );
         let refused = weak.frame().await;
         assert_eq!(refused["error"]["message"], "missing scope: operator.admin");
     }

@@ -112,7 +112,7 @@ async fn an_approver_gives_nothing_that_it_does_not_hold() {
     let mut approver = by_token(&gateway, &["operator.pairing", "operator.admin"]).await;
     let params = json!({ "requestId": id });
     let error = approver.refused("device.pair.approve", params).await;
-    assert_eq!(error["code"], "INVALID_REQUEST", "{error}");
+    assert_eq!(error["message"], "missing scope: operator.admin", "{error}");
     assert_eq!(
         gateway.json(&["devices", "list"])["paired"],
         json!([]),
@@ -128,8 +128,10 @@ async fn a_rotation_mints_nothing_for_another_device_or_for_a_role_never_approve
     let (one, two) = (Device::new(), Device::new());
     let pairing = ["operator.pairing"];
     let asks = |device| Connect::token().device(device).scopes(&pairing);
-    let (mut client, _) = paired(&gateway, &asks(&one)).await;
+    let (_, hello) = paired(&gateway, &asks(&one)).await;
     paired(&gateway, &asks(&two)).await;
+    let own = json!({ "deviceToken": hello["auth"]["deviceToken"] });
+    let (mut client, _) = join(&gateway, &asks(&one).auth(own)).await;
     // A device without admin manages itself only, and is told the same whether the other exists.
     let nobody = "0".repeat(64);
     for other in [two.id(), nobody] {

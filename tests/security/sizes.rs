@@ -22,7 +22,7 @@ fn a_body_is_not_read_from_who_has_no_session_and_a_login_no_further_than_a_form
             gateway.port()
         );
         socket.write_all(head.as_bytes()).unwrap();
-        let chunk = [b'a'; 64 * 1024];
+        let chunk = vec![b'a'; 64 * 1024];
         let mut sent = 0_usize;
         // It answers, or closes, long before a gigabyte.
         while sent < 64 << 20 && socket.write_all(&chunk).is_ok() {
