@@ -20,6 +20,7 @@ mod methods;
 mod nodes;
 mod peer;
 mod runs;
+mod secrets;
 mod serve;
 mod shake;
 
