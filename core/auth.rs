@@ -165,6 +165,20 @@ impl ScopeSet {
         asked.iter().filter(|s| self.allows(*s)).collect()
     }
 
+    /// The most that lies within both: what one holds and the other allows, either way round. Who asks for more than
+    /// there is gets what there is, not nothing.
+    #[must_use]
+    pub fn meet(&self, other: &Self) -> Self {
+        let mut met = self.narrow(other);
+        let more: Vec<Scope> = other
+            .narrow(self)
+            .iter()
+            .filter(|scope| !met.allows(*scope))
+            .collect();
+        met.0.extend(more);
+        met
+    }
+
     /// Both together.
     #[must_use]
     pub fn union(&self, other: &Self) -> Self {
@@ -325,6 +339,31 @@ mod tests {
         let asked: ScopeSet = [Scope::Read, Scope::Admin].into_iter().collect();
         assert_eq!(held.narrow(&asked), [Scope::Read].into_iter().collect());
         assert_eq!(held.narrow(&ScopeSet::empty()), ScopeSet::empty());
+    }
+
+    #[test]
+    fn what_two_sets_share_is_all_that_both_allow_and_nothing_more() {
+        // Every pair of sets of up to three scopes.
+        let sets: Vec<ScopeSet> = (0..Scope::ALL.len().pow(3))
+            .map(|n| {
+                let at =
+                    |place: u32| Scope::ALL[n / Scope::ALL.len().pow(place) % Scope::ALL.len()];
+                [at(0), at(1), at(2)].into_iter().collect()
+            })
+            .collect();
+        for a in sets.iter().step_by(7) {
+            for b in sets.iter().step_by(11) {
+                let met = a.meet(b);
+                for scope in Scope::ALL {
+                    let both = a.allows(scope) && b.allows(scope);
+                    assert_eq!(met.allows(scope), both, "{scope}: {a:?} {b:?}");
+                }
+            }
+        }
+        let held: ScopeSet = [Scope::Write, Scope::Approvals].into_iter().collect();
+        let asked: ScopeSet = [Scope::Admin].into_iter().collect();
+        assert_eq!(held.meet(&asked), held);
+        assert_eq!(held.meet(&ScopeSet::empty()), ScopeSet::empty());
     }
 
     #[test]

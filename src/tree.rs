@@ -262,6 +262,11 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
         ],
         page_url: format!("http://localhost:{}", address.port()),
         version,
+        host: rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned(),
+        boot_id: boot.clone().into(),
         clock: clock.clone(),
         began: ground.began,
     });

@@ -2,7 +2,7 @@
 
 use super::messages::{
     ApprovalEvent, ApprovalMsg, ApprovalRefusal, ApprovalWiring, Ask, By, Consumed, Decision,
-    Found, PolicyChange,
+    Found, PolicyChange, Resolved,
 };
 use super::rows::{self, Revisions, drops, key, ops};
 use crate::act::{ActError, act, entry_of, store_with};
@@ -286,7 +286,7 @@ impl Approval {
         by: By,
         id: &str,
         word: Word,
-        reply: Reply<Record, ApprovalRefusal>,
+        reply: Reply<Resolved, ApprovalRefusal>,
     ) -> Result<(), Crash> {
         if !reply.is_wanted() {
             return Ok(());
@@ -295,7 +295,7 @@ impl Approval {
             .machine
             .resolve(id, word, &by.principal, &by.connection, self.now())
         {
-            Ok(None) => Ok(()),
+            Ok(None) => Ok(false),
             Ok(Some(mut step)) => {
                 for put in &mut step.puts {
                     if let Put::Record(record) = put
@@ -311,12 +311,18 @@ impl Approval {
                     ..entry_of(&by.principal)
                 };
                 let entry = about(entry, &step);
-                self.make(entry, step).await
+                self.make(entry, step).await.map(|()| true)
             }
             Err(refusal) => Err(refusal.into()),
         };
         let result = match result {
-            Ok(()) => self.machine.get(id).cloned().map_err(Into::into),
+            Ok(applied) => match self.machine.get(id) {
+                Ok(record) => Ok(Resolved {
+                    record: record.clone(),
+                    applied,
+                }),
+                Err(refusal) => Err(refusal.into()),
+            },
             Err(error) => Err(error),
         };
         answer(reply, result)

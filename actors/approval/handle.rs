@@ -3,7 +3,7 @@
 use super::actor::Approval;
 use super::messages::{
     ApprovalEvent, ApprovalMsg, ApprovalRefusal, ApprovalWiring, Ask, By, Consumed, Decision,
-    Found, PolicyChange,
+    Found, PolicyChange, Resolved,
 };
 use crate::supervision::{
     CallError, Feed, FeedItem, FeedReader, Handle, Policy as Rules, Reply, TreeBuilder,
@@ -159,10 +159,11 @@ impl ApprovalHandle {
         by: &Principal,
         connection: &str,
     ) -> Result<Record, ApprovalRefusal> {
-        self.resolve_with(id, word, None, by, connection).await
+        let resolved = self.resolve_with(id, word, None, by, connection).await?;
+        Ok(resolved.record)
     }
 
-    /// As [`Self::resolve`], with a word for who asked.
+    /// As [`Self::resolve`], with a word for who asked; tells whether this was the first answer.
     ///
     /// # Errors
     /// [`ApprovalRefusal`].
@@ -173,7 +174,7 @@ impl ApprovalHandle {
         note: Option<&str>,
         by: &Principal,
         connection: &str,
-    ) -> Result<Record, ApprovalRefusal> {
+    ) -> Result<Resolved, ApprovalRefusal> {
         let (mut by, id) = (boxed(by, connection), id.to_owned());
         by.note = note
             .map(|n| n.chars().take(NOTE_MAX).collect::<String>())

@@ -199,6 +199,15 @@ pub struct By {
     pub(super) note: Option<String>,
 }
 
+/// A question after an answer to it.
+#[derive(Debug, Clone)]
+pub struct Resolved {
+    /// As it stands.
+    pub record: Record,
+    /// Whether this answer was the first, and did something.
+    pub applied: bool,
+}
+
 type Answer<T> = Reply<T, ApprovalRefusal>;
 
 /// A request to the room.
@@ -216,7 +225,7 @@ pub enum ApprovalMsg {
     /// Withdraws a question.
     Cancel(ApprovalId, String, Answer<()>),
     /// A person's answer.
-    Resolve(Box<By>, String, Word, Answer<Record>),
+    Resolve(Box<By>, String, Word, Answer<Resolved>),
     /// Standing grants.
     Grants(Answer<Vec<Grant>>),
     /// Takes one back.

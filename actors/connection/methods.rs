@@ -13,6 +13,7 @@ use portcullis_core::codes::{self, Code};
 use portcullis_core::ids::DeviceId;
 use portcullis_core::pairing::News as PairingNews;
 use portcullis_core::protocol::frame::ErrorBody;
+use portcullis_core::protocol::method::unknown;
 use portcullis_core::seal::Secret;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -20,6 +21,7 @@ use tokio::time::Instant;
 
 use super::answer::Params;
 use super::messages::Sessions;
+use super::peer::status_keys;
 use crate::act::entry_of;
 use crate::approval::{ApprovalEvent, ApprovalHandle, ApprovalRefusal, PolicyChange};
 use crate::audit::AuditHandle;
@@ -70,6 +72,10 @@ pub struct Methods {
     pub page_url: String,
     /// Ours.
     pub version: &'static str,
+    /// This machine's name.
+    pub host: String,
+    /// This start.
+    pub boot_id: Arc<str>,
     /// The time.
     pub clock: Clock,
     /// When this process began.
@@ -96,7 +102,18 @@ impl Methods {
         let by = about.principal;
         match method {
             "status" => self.status(by).await,
-            "system-presence" => Ok(json!([])),
+            "system-presence" => {
+                params.read::<Nothing>(method)?;
+                Ok(self.presence())
+            }
+            "approval.get" => self.approval_get(params).await,
+            "approval.resolve" => self.approval_resolve(about, params).await,
+            "approval.history" => self.approval_history(params).await,
+            // Nothing here asks such questions: there are none.
+            "plugin.approval.list" | "openclaw.approval.list" => {
+                params.read::<Nothing>(method)?;
+                Ok(json!([]))
+            }
             "config.get" => Ok(self.config.clone()),
             "device.pair.list"
             | "device.pair.approve"
@@ -225,10 +242,7 @@ impl Methods {
             {
                 super::nodes::call(self, about, method, params).await
             }
-            _ => Err(ErrorBody::of(
-                codes::UNKNOWN_METHOD,
-                format!("unknown method: {method}"),
-            )),
+            _ => Err(unknown(method)),
         }
     }
 
@@ -247,9 +261,9 @@ impl Methods {
         let pool = self.pool.status().await.ok();
         let head = self.audit.head().await.ok();
         let (devices, approvals) = self.pending(by).await;
-        Ok(json!({
-            "runtimeVersion": self.version,
-            "portcullis": {
+        let mut status = status_keys();
+        status["runtimeVersion"] = self.version.into();
+        status["portcullis"] = json!({
                 "version": self.version,
                 "uptimeMs": u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX),
                 "driver": pool.map(|p| json!({ "name": p.driver, "detail": p.why, "boxes": p.boxes.len() })),
@@ -258,8 +272,8 @@ impl Methods {
                 "listeners": self.listeners,
                 "auditHead": head,
                 "connectedDevices": self.connected.get().len(),
-            },
-        }))
+        });
+        Ok(status)
     }
 
     async fn policy_set(&self, about: About<'_>, params: &Params<'_>) -> Answer {
@@ -275,9 +289,19 @@ impl Methods {
             .await;
         match set.map_err(approval)? {
             PolicyChange::Applied(policy) => Ok(policy.to_json()),
-            PolicyChange::Pending { id, expires_at } => Ok(json!({
-                "status": "approval-pending", "approvalId": id, "expiresAtMs": expires_at,
-            })),
+            // No success: a client that knows of no such question would tell that the document stands.
+            PolicyChange::Pending { id, expires_at } => {
+                let mut details = serde_json::Map::new();
+                details.insert("approvalId".into(), json!(id));
+                details.insert("expiresAtMs".into(), json!(expires_at));
+                Err(ErrorBody::with(
+                    codes::CHANGE_WAITS,
+                    format!(
+                        "nothing is changed yet: it lets more run than before, and waits for another operator's answer to {id}"
+                    ),
+                    details,
+                ))
+            }
         }
     }
 

@@ -18,6 +18,7 @@ mod io;
 mod messages;
 mod methods;
 mod nodes;
+mod peer;
 mod runs;
 mod secrets;
 mod serve;

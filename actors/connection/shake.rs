@@ -3,8 +3,8 @@
 use std::pin::pin;
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use portcullis_core::auth::{Principal, Role};
 use portcullis_core::codes;
+use portcullis_core::auth::{Principal, Role, Scope};
 use portcullis_core::nodes::{Connected, Declared};
 use portcullis_core::protocol::connect::Hello;
 use portcullis_core::protocol::limits::EARLY_FRAMES;
@@ -155,6 +155,12 @@ async fn try_shake(
         method: admitted.principal.proof.method(),
         role: admitted.principal.role,
         scopes: &admitted.principal.scopes,
+        presence: match admitted.principal.role {
+            Role::Operator if admitted.principal.scopes.allows(Scope::Read) => {
+                wiring.methods.presence()
+            }
+            _ => json!([]),
+        },
         device_token: admitted
             .device_token
             .as_ref()

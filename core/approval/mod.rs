@@ -21,7 +21,7 @@ mod view;
 pub use machine::{Agents, Asked, Machine, PolicySet};
 pub use manage::Policy;
 pub use rows::{Place, PlanSealer};
-pub use view::{record_json, request_json};
+pub use view::{PRESENTED_KIND, record_json, request_json, snapshot_json};
 
 /// What a person says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

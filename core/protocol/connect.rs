@@ -310,6 +310,8 @@ pub struct Hello<'a> {
     pub role: Role,
     /// Effective.
     pub scopes: &'a ScopeSet,
+    /// Who is present, for who may read it; else empty.
+    pub presence: Value,
     /// A device's token and when it was issued: with every hello of a paired device.
     pub device_token: Option<(&'a str, u64)>,
 }
@@ -341,7 +343,7 @@ impl Hello<'_> {
                 "capabilities": [],
             },
             "snapshot": {
-                "presence": [],
+                "presence": self.presence,
                 "health": {},
                 "stateVersion": { "presence": 0, "health": 0 },
                 "uptimeMs": self.uptime_ms,

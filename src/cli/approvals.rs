@@ -52,6 +52,7 @@ pub async fn run(state: &Path, what: &Approvals, out: Out) -> Result<u8, Failure
         Approvals::Policy { set: Some(file) } => {
             let now = client.call("exec.approvals.get", json!({})).await?;
             let params = json!({ "file": read(file)?, "baseHash": field(&now, "hash") });
+            // One that frees something is refused with CHANGE_WAITS, which says who answers it and how.
             let document = client.call("exec.approvals.set", params).await?;
             out.both(&document, || pretty(&document))?;
         }

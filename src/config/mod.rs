@@ -113,11 +113,21 @@ impl Loaded {
             let names: Vec<&str> = leaf.key.split('.').collect();
             put(&mut tree, &names, &leaf.value);
         }
+        // The peer's clients look for an agent among `agents.entries`.
+        if let Some(agents) = tree.get_mut("agents").and_then(|a| a.as_object_mut()) {
+            let named = agents.iter().filter(|(name, _)| *name != "*");
+            let entries: serde_json::Map<_, _> = named
+                .map(|(name, agent)| (name.clone(), agent.clone()))
+                .collect();
+            agents.insert("entries".into(), entries.into());
+        }
         let config = serde_json::Value::from(tree);
         let hash = portcullis_core::ids::Hash32::of(config.to_string().as_bytes()).to_string();
         serde_json::json!({
-            "path": "config.toml", "exists": true, "valid": true, "raw": null,
-            "parsed": config, "config": config, "hash": hash, "issues": [], "warnings": [], "legacyIssues": [],
+            "path": "config.toml", "includedPaths": [], "includeProvenance": [], "agentRosterIncludeOwned": false,
+            "bindingsIncludeOwned": false, "exists": true, "valid": true, "raw": null, "parsed": config,
+            "sourceConfig": config, "resolved": config, "runtimeConfig": config, "config": config, "hash": hash,
+            "configRevisionHash": hash, "appliedConfigHash": hash, "issues": [], "warnings": [], "legacyIssues": [],
         })
     }
 }

@@ -237,6 +237,27 @@ mod tests {
     }
 
     #[test]
+    fn a_mapped_address_and_a_v6_network_have_one_budget() {
+        let same = |a: &str, b: &str| ip(a) == ip(b);
+        assert!(same("192.0.2.7", "::ffff:192.0.2.7"));
+        assert!(same("127.0.0.1", "::ffff:127.0.0.1"));
+        assert!(same("2001:db8:1:2::1", "2001:db8:1:2:ffff:ffff:ffff:ffff"));
+        assert!(!same("2001:db8:1:2::1", "2001:db8:1:3::1"));
+        assert!(!same("192.0.2.7", "192.0.2.8"));
+        // Whatever spelling they come in, four of one address are four.
+        let mut b = budget();
+        for key in 0..3 {
+            let spelled = if key % 2 == 0 {
+                "192.0.2.7"
+            } else {
+                "::ffff:192.0.2.7"
+            };
+            b.enter(key, ip(spelled));
+        }
+        assert_eq!(b.enter(3, ip("::ffff:192.0.2.7")), Some(0));
+    }
+
+    #[test]
     fn an_ipv6_network_is_one_address_and_unix_has_its_own_budget() {
         let mut b = budget();
         for key in 0..3 {
