@@ -17,6 +17,7 @@ pub mod plan;
 pub mod policy;
 pub mod protocol;
 pub mod seal;
+pub mod signing;
 pub mod time;
 pub mod token;
 pub mod vault;

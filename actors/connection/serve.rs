@@ -12,6 +12,7 @@ use portcullis_core::codes;
 use portcullis_core::protocol::frame::ErrorBody;
 use portcullis_core::protocol::limits::{CLOSE_REASON, FRAME, PING_MS, TICK_MS, WRONG_ROLE_CALLS};
 use portcullis_core::protocol::{Encoding, FrameError, Wire};
+use portcullis_core::signing::frame::{FrameRefusal, Keys};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
@@ -158,6 +159,8 @@ struct Session {
     seq: u64,
     wrong_roles: u32,
     write_within: Duration,
+    /// Every frame is signed, both ways.
+    signing: Option<Keys>,
 }
 
 type Ws = WebSocketStream<Io>;
@@ -196,6 +199,7 @@ impl Session {
             seq: 0,
             wrong_roles: 0,
             write_within,
+            signing: shaken.signing,
         }
     }
 
@@ -274,6 +278,19 @@ impl Session {
     }
 
     async fn frame(&mut self, ws: &mut Ws, frame: Option<Result<Message, WsError>>) -> Step {
+        if let Some(keys) = &mut self.signing
+            && let Some(Ok(message @ (Message::Text(_) | Message::Binary(_)))) = &frame
+        {
+            let now = self.conn.wiring.clock.now();
+            let opened = match message {
+                Message::Binary(bytes) => keys.to_server.open(now, bytes),
+                _ => Err(FrameRefusal::Unsigned),
+            };
+            return match opened {
+                Ok(bytes) => self.request(ws, bytes).await,
+                Err(refusal) => end(1008, &refusal.to_string()),
+            };
+        }
         match frame {
             Some(Ok(Message::Text(text))) => match self.conn.encoding {
                 Encoding::Json => self.request(ws, text.as_bytes()).await,
@@ -379,10 +396,15 @@ impl Session {
 
     /// `None`: it could not be written, and there is nothing to send.
     async fn send(&mut self, ws: &mut Ws, frame: Option<Wire>) -> Step {
-        match frame {
-            Some(frame) => self.feed(ws, message(frame)).await,
-            None => Ok(()),
-        }
+        let Some(frame) = frame else { return Ok(()) };
+        let message = match &mut self.signing {
+            None => message(frame),
+            Some(keys) => {
+                let now = self.conn.wiring.clock.now();
+                Message::Binary(keys.to_client.sign(now, frame.as_bytes()).into())
+            }
+        };
+        self.feed(ws, message).await
     }
 
     async fn feed(&mut self, ws: &mut Ws, message: Message) -> Step {

@@ -6,6 +6,7 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use portcullis_core::auth::Principal;
 use portcullis_core::protocol::connect::Hello;
 use portcullis_core::protocol::{ConnectParams, ConnectRefusal, Encoding, FrameError};
+use portcullis_core::signing::frame::Keys;
 use serde_json::json;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
@@ -23,6 +24,8 @@ pub(super) struct Shaken {
     pub principal: Principal,
     pub caps: Vec<String>,
     pub conn_id: String,
+    /// Of every frame after the hello, where that was asked for.
+    pub signing: Option<Keys>,
 }
 
 /// Brings a socket to `hello-ok`; a socket that does not get there is closed, with a word where the wire has one.
@@ -111,6 +114,12 @@ async fn try_shake(
     let refused = |refusal| End::Refused(id.clone(), Box::new(refusal));
     let checked = params.check().map_err(refused)?;
     let caps = checked.params.caps.clone();
+    // Keyed by the token as it came: what is kept of it is a hash, which signs nothing.
+    let signing = checked
+        .params
+        .frame_signing
+        .as_ref()
+        .map(|asked| Keys::derive(checked.params.signed_token(), &nonce, &asked.nonce));
     let arrival = Arrival {
         checked,
         nonce,
@@ -135,6 +144,7 @@ async fn try_shake(
             .device_token
             .as_ref()
             .map(|(token, issued)| (token.expose(), *issued)),
+        frame_signing: signing.is_some(),
     };
     let frame = encoding.ok(&id, &hello.payload());
     let frame = frame.map_err(|_| End::Gone)?;
@@ -148,6 +158,7 @@ async fn try_shake(
         principal,
         caps,
         conn_id,
+        signing,
     })
 }
 

@@ -40,6 +40,16 @@ pub struct ConnectParams {
     /// Secrets.
     #[serde(default)]
     pub auth: Option<AuthClaim>,
+    /// Asks that every frame after the hello be signed.
+    #[serde(default)]
+    pub frame_signing: Option<FrameSigning>,
+}
+
+/// See [`crate::signing::frame`].
+#[derive(Debug, Clone, Deserialize)]
+pub struct FrameSigning {
+    /// Of the client: 32 random bytes, base64url.
+    pub nonce: String,
 }
 
 /// See [`ConnectParams::client`]. Bounded by the frame before authentication (64 KiB).
@@ -233,6 +243,14 @@ impl ConnectParams {
                 )));
             }
         }
+        if let Some(asked) = &self.frame_signing {
+            if !crate::signing::frame::is_nonce(&asked.nonce) {
+                return Err(bad("/frameSigning/nonce must be 32 bytes in base64url"));
+            }
+            if self.signed_token().is_empty() {
+                return Err(bad("/frameSigning needs a token in /auth, which keys it"));
+            }
+        }
         let role = match self.role.as_deref() {
             None => Role::Operator,
             Some(text) => {
@@ -304,6 +322,8 @@ pub struct Hello<'a> {
     pub scopes: &'a ScopeSet,
     /// A device's token and when it was issued: with every hello of a paired device.
     pub device_token: Option<(&'a str, u64)>,
+    /// Every frame from now on is signed.
+    pub frame_signing: bool,
 }
 
 impl Hello<'_> {
@@ -323,14 +343,14 @@ impl Hello<'_> {
             auth.insert("deviceToken".into(), token.into());
             auth.insert("issuedAtMs".into(), issued.into());
         }
-        json!({
+        let mut hello = json!({
             "type": "hello-ok",
             "protocol": PROTOCOL,
             "server": { "version": self.version, "connId": self.conn_id, "bootId": self.boot_id },
             "features": {
                 "methods": super::method::names().collect::<Vec<_>>(),
                 "events": super::method::EVENTS,
-                "capabilities": [],
+                "capabilities": [crate::signing::frame::CAPABILITY],
             },
             "snapshot": {
                 "presence": [],
@@ -344,7 +364,11 @@ impl Hello<'_> {
                 "maxBufferedBytes": super::limits::BUFFERED,
                 "tickIntervalMs": super::limits::TICK_MS,
             },
-        })
+        });
+        if self.frame_signing {
+            hello["frameSigning"] = json!({ "v": 1 });
+        }
+        hello
     }
 }
 

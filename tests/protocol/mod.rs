@@ -10,3 +10,4 @@ mod http;
 mod life;
 mod limits;
 mod secrets;
+mod signed_frames;
