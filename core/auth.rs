@@ -223,6 +223,16 @@ pub enum Proof {
     SharedTokenAndDevice(DeviceId),
     /// A one-time code opened a session on the page; the name of the operator who asked for that code.
     PageSession(String),
+    /// A password of this name.
+    Password(String),
+    /// The password of this name, with a paired device's signature.
+    PasswordAndDevice(String, DeviceId),
+    /// A token that was minted for this agent alone.
+    AgentToken(AgentId),
+    /// A proxy that we trust named this user.
+    ProxyUser(String),
+    /// A setup code, used by this device.
+    SetupCode(DeviceId),
 }
 
 impl Proof {
@@ -233,6 +243,10 @@ impl Proof {
             Self::PeerUid(_) => "peer-uid",
             Self::DeviceToken(_) => "device-token",
             Self::PageSession(_) => "page",
+            Self::Password(_) | Self::PasswordAndDevice(..) => "password",
+            Self::AgentToken(_) => "agent-token",
+            Self::ProxyUser(_) => "trusted-proxy",
+            Self::SetupCode(_) => "bootstrap-token",
         }
     }
 }
@@ -260,9 +274,13 @@ impl Principal {
         match &self.proof {
             Proof::SharedToken => "token".to_owned(),
             Proof::PeerUid(uid) => format!("uid:{uid}"),
-            Proof::DeviceToken(device) | Proof::SharedTokenAndDevice(device) => {
-                format!("device:{device}")
-            }
+            Proof::DeviceToken(device)
+            | Proof::SharedTokenAndDevice(device)
+            | Proof::PasswordAndDevice(_, device)
+            | Proof::SetupCode(device) => format!("device:{device}"),
+            Proof::Password(name) => format!("password:{name}"),
+            Proof::AgentToken(agent) => format!("agent:{agent}"),
+            Proof::ProxyUser(user) => format!("proxy:{user}"),
             // The door in the record says that it was on the page.
             Proof::PageSession(by) => by.clone(),
         }
@@ -271,7 +289,10 @@ impl Principal {
     /// The device behind it.
     pub fn device(&self) -> Option<&DeviceId> {
         match &self.proof {
-            Proof::DeviceToken(device) | Proof::SharedTokenAndDevice(device) => Some(device),
+            Proof::DeviceToken(device)
+            | Proof::SharedTokenAndDevice(device)
+            | Proof::PasswordAndDevice(_, device)
+            | Proof::SetupCode(device) => Some(device),
             _ => None,
         }
     }

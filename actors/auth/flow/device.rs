@@ -1,6 +1,6 @@
-//! The decision on one `connect`, in the order of the wire (wire.md sections 4.3, 4.4, 5).
+//! Who comes in with a device: its signature over this socket's challenge, and pairing's word on it.
 
-use portcullis_core::auth::{Door, Principal, Proof, Role, ScopeSet};
+use portcullis_core::auth::{Principal, Proof};
 use portcullis_core::codes;
 use portcullis_core::device::{self, Claim};
 use portcullis_core::ids::DeviceId;
@@ -10,107 +10,11 @@ use portcullis_core::protocol::connect::Checked;
 use portcullis_core::token::TokenHash;
 use serde_json::json;
 
-use super::actor::AuthWiring;
-use super::messages::{Admitted, Arrival};
+use super::super::actor::AuthWiring;
+use super::super::messages::{Admitted, Arrival};
+use super::secret::no_secret;
 
-pub(super) async fn connect(
-    wiring: &AuthWiring,
-    arrival: Arrival,
-) -> Result<Admitted, ConnectRefusal> {
-    match arrival.door {
-        Door::Control => by_uid(wiring, &arrival),
-        Door::Tcp => by_token_or_device(wiring, arrival).await,
-        // Agents get their own credentials with their own door; the page has sessions.
-        Door::AgentSock | Door::Page => Err(ConnectRefusal::invalid("unauthorized: closed door")),
-    }
-}
-
-/// `control.sock`: the kernel names the uid, the configuration says whose operator it is.
-fn by_uid(wiring: &AuthWiring, arrival: &Arrival) -> Result<Admitted, ConnectRefusal> {
-    let uid = arrival.peer.uid.filter(|_| arrival.peer.is_operator);
-    let Some(uid) = uid else {
-        return Err(ConnectRefusal::unauthorized(
-            "AUTH_UNAUTHORIZED",
-            "not_operator",
-            "this process is no operator's: see [gateway.local] operators",
-            false,
-        ));
-    };
-    if arrival.checked.role != Role::Operator {
-        return Err(ConnectRefusal::invalid("invalid role"));
-    }
-    Ok(Admitted {
-        principal: Principal {
-            proof: Proof::PeerUid(uid),
-            door: Door::Control,
-            role: Role::Operator,
-            scopes: wiring.local_scopes.narrow(&arrival.checked.asked),
-            agent: None,
-            generation: 0,
-        },
-        device_token: None,
-    })
-}
-
-async fn by_token_or_device(
-    wiring: &AuthWiring,
-    arrival: Arrival,
-) -> Result<Admitted, ConnectRefusal> {
-    let Arrival { checked, peer, .. } = &arrival;
-    if checked.role == Role::Agent {
-        return Err(ConnectRefusal::invalid("invalid role"));
-    }
-    if peer.has_origin {
-        return Err(ConnectRefusal::detailed(
-            "INVALID_REQUEST",
-            "origin not allowed (browsers use the page at /)",
-            json!({ "code": "CONTROL_UI_ORIGIN_NOT_ALLOWED" }),
-        ));
-    }
-    let auth = checked.params.auth.as_ref();
-    let given = auth.and_then(|a| a.token.as_deref().or(a.password.as_deref()));
-    // Either field is compared, both always: which one was wrong is told by nothing.
-    let shared = auth.is_some_and(|a| {
-        let token = a.token.as_deref().is_some_and(|t| wiring.token.matches(t));
-        let password = a
-            .password
-            .as_deref()
-            .is_some_and(|p| wiring.token.matches(p));
-        token | password
-    });
-    if checked.params.device.is_some() {
-        return by_device(wiring, &arrival, shared).await;
-    }
-    if !shared {
-        return Err(no_secret(given.is_some(), false));
-    }
-    if checked.role == Role::Node {
-        return Err(ConnectRefusal::detailed(
-            "NOT_PAIRED",
-            "device identity required",
-            json!({ "code": "DEVICE_IDENTITY_REQUIRED" }),
-        ));
-    }
-    // The peer keeps scopes for certain client ids; what a client calls itself gives nothing here.
-    let scopes = if peer.is_local && peer.is_operator {
-        wiring.shared_token_scopes.narrow(&checked.asked)
-    } else {
-        ScopeSet::empty()
-    };
-    Ok(Admitted {
-        principal: Principal {
-            proof: Proof::SharedToken,
-            door: Door::Tcp,
-            role: Role::Operator,
-            scopes,
-            agent: None,
-            generation: 0,
-        },
-        device_token: None,
-    })
-}
-
-async fn by_device(
+pub(super) async fn by_device(
     wiring: &AuthWiring,
     arrival: &Arrival,
     shared: bool,
@@ -220,24 +124,6 @@ fn verify(
     let id = DeviceId::new(&verified.id)
         .map_err(|_| ConnectRefusal::invalid("device identity mismatch"))?;
     Ok((id, verified.key.to_text()))
-}
-
-fn no_secret(given: bool, has_device: bool) -> ConnectRefusal {
-    if given {
-        ConnectRefusal::unauthorized(
-            "AUTH_TOKEN_MISMATCH",
-            "token_mismatch",
-            "gateway token mismatch (use the token that the gateway printed at its first start)",
-            has_device,
-        )
-    } else {
-        ConnectRefusal::unauthorized(
-            "AUTH_TOKEN_MISSING",
-            "token_missing",
-            "gateway token missing (send it in auth.token)",
-            false,
-        )
-    }
 }
 
 /// wire.md section 6: clients read the request id out of the close reason.

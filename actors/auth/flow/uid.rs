@@ -1,0 +1,34 @@
+//! `control.sock`: who comes in by the kernel's word.
+
+use portcullis_core::auth::{Door, Principal, Proof, Role};
+use portcullis_core::protocol::ConnectRefusal;
+
+use super::super::actor::AuthWiring;
+use super::super::messages::{Admitted, Arrival};
+
+/// `control.sock`: the kernel names the uid, the configuration says whose operator it is.
+pub(super) fn by_uid(wiring: &AuthWiring, arrival: &Arrival) -> Result<Admitted, ConnectRefusal> {
+    let uid = arrival.peer.uid.filter(|_| arrival.peer.is_operator);
+    let Some(uid) = uid else {
+        return Err(ConnectRefusal::unauthorized(
+            "AUTH_UNAUTHORIZED",
+            "not_operator",
+            "this process is no operator's: see [gateway.local] operators",
+            false,
+        ));
+    };
+    if arrival.checked.role != Role::Operator {
+        return Err(ConnectRefusal::invalid("invalid role"));
+    }
+    Ok(Admitted {
+        principal: Principal {
+            proof: Proof::PeerUid(uid),
+            door: Door::Control,
+            role: Role::Operator,
+            scopes: wiring.local_scopes.narrow(&arrival.checked.asked),
+            agent: None,
+            generation: 0,
+        },
+        device_token: None,
+    })
+}
