@@ -95,11 +95,13 @@ async fn signed_frames_pass_both_ways_in_both_encodings() {
     }
 }
 
+/// What goes wrong.
+type Wrong = fn(&mut Signed) -> Vec<Message>;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_the_next_signed_frame_closes_the_connection_by_name() {
     let gateway = Gateway::start();
     let far = |ms: i64| Millis(now().0.saturating_add_signed(ms));
-    type Wrong = fn(&mut Signed) -> Vec<Message>;
     let cases: [(&str, Wrong); 6] = [
         ("frame signing: this frame is not signed", |s| {
             vec![Message::text(String::from_utf8(s.frame("x")).unwrap())]
