@@ -3,6 +3,7 @@
 //! | room | owns |
 //! |---|---|
 //! | `audit/` | the tamper-evident log, its writer thread, open intents, idempotency keys |
+//! | `nodes/` | connected node hosts, what each may be asked, open questions to them |
 //! | `pairing/` | devices, their roles and tokens |
 //! | `store/` | `state.db`: conditional writes, its own threads |
 //! | `sandbox_pool/` | the sandbox driver, one box per agent, the agents' workspaces |
@@ -13,6 +14,7 @@
 //! | `exec/` | runs: plans, intents, processes |
 //! | `pairing/` | devices, their roles and tokens |
 //! | `sandbox_pool/` | the sandbox driver, one box per agent, the agents' workspaces |
+//! | `signing/` | keys of signed HTTP requests, and the nonces that were used |
 //! | `store/` | `state.db`: conditional writes, its own threads |
 //! | `supervision/` | the machinery: tree, places, gates, tasks, feeds |
 //! | `vault/` | named secrets, sealed |
@@ -26,8 +28,10 @@ pub mod clock;
 pub mod connection;
 pub mod dashboard;
 pub mod exec;
+pub mod nodes;
 pub mod pairing;
 pub mod sandbox_pool;
+pub mod signing;
 pub mod store;
 pub mod supervision;
 pub mod vault;

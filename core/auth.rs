@@ -196,6 +196,8 @@ pub enum Door {
     AgentSock,
     /// The page.
     Page,
+    /// Signed requests over HTTP.
+    Http,
 }
 
 impl Door {
@@ -206,6 +208,7 @@ impl Door {
             Self::Control => "control.sock",
             Self::AgentSock => "agent.sock",
             Self::Page => "page",
+            Self::Http => "http",
         }
     }
 }
@@ -233,6 +236,8 @@ pub enum Proof {
     ProxyUser(String),
     /// A setup code, used by this device.
     SetupCode(DeviceId),
+    /// A request that was signed with this device's key of that id.
+    Signature(DeviceId, String),
 }
 
 impl Proof {
@@ -247,6 +252,7 @@ impl Proof {
             Self::AgentToken(_) => "agent-token",
             Self::ProxyUser(_) => "trusted-proxy",
             Self::SetupCode(_) => "bootstrap-token",
+            Self::Signature(..) => "signature",
         }
     }
 }
@@ -277,7 +283,8 @@ impl Principal {
             Proof::DeviceToken(device)
             | Proof::SharedTokenAndDevice(device)
             | Proof::PasswordAndDevice(_, device)
-            | Proof::SetupCode(device) => format!("device:{device}"),
+            | Proof::SetupCode(device)
+            | Proof::Signature(device, _) => format!("device:{device}"),
             Proof::Password(name) => format!("password:{name}"),
             Proof::AgentToken(agent) => format!("agent:{agent}"),
             Proof::ProxyUser(user) => format!("proxy:{user}"),
@@ -292,7 +299,8 @@ impl Principal {
             Proof::DeviceToken(device)
             | Proof::SharedTokenAndDevice(device)
             | Proof::PasswordAndDevice(_, device)
-            | Proof::SetupCode(device) => Some(device),
+            | Proof::SetupCode(device)
+            | Proof::Signature(device, _) => Some(device),
             _ => None,
         }
     }

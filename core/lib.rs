@@ -12,6 +12,7 @@ pub mod display;
 pub mod encoding;
 pub mod identity;
 pub mod ids;
+pub mod nodes;
 pub mod pairing;
 pub mod plan;
 pub mod policy;

@@ -14,8 +14,10 @@ use portcullis_actors::clock::Clock;
 use portcullis_actors::connection::{ConnectionWiring, Methods};
 use portcullis_actors::dashboard::{Dashboard, DashboardHandle};
 use portcullis_actors::exec::{AgentLimits, ExecHandle, ExecWiring};
+use portcullis_actors::nodes::{NodesHandle, NodesWiring};
 use portcullis_actors::pairing::{PairingHandle, PairingWiring};
 use portcullis_actors::sandbox_pool::{SandboxPool, SandboxPoolHandle, SandboxPoolWiring};
+use portcullis_actors::signing::{SigningHandle, SigningWiring};
 use portcullis_actors::store::Store;
 use portcullis_actors::supervision::{Feed, Flag, OnFatal, Policy, TreeBuilder, TreeWindow};
 use portcullis_actors::vault::{VaultHandle, VaultWiring};
@@ -29,7 +31,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::config::Config;
-use crate::edge::{Doors, Edge, EdgeWiring, Http};
+use crate::edge::{Doors, Edge, EdgeWiring, Http, Rpc};
 use crate::methods::Site;
 
 /// Start order, bottom first. `store` is a handle over its own threads; `connection` lives under `edge`.
@@ -38,8 +40,10 @@ pub const ORDER: &[&str] = &[
     "audit",
     "vault",
     "pairing",
+    "signing",
     "auth",
     "sandbox_pool",
+    "nodes",
     "approval",
     "exec",
     "dashboard",
@@ -148,6 +152,17 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             news: Feed::new(),
         },
     );
+    let signing = SigningHandle::add(
+        &mut tree,
+        SigningWiring {
+            config: config.signing,
+            store: store.clone(),
+            audit: audit.clone(),
+            vault: vault.clone(),
+            pairing: pairing.clone(),
+            clock: clock.clone(),
+        },
+    );
     let auth = AuthHandle::add(
         &mut tree,
         AuthWiring {
@@ -171,6 +186,14 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             boot: boot.clone(),
         },
     ));
+    let nodes = NodesHandle::add(
+        &mut tree,
+        NodesWiring {
+            config: config.nodes,
+            pairing: pairing.clone(),
+            clock: clock.clone(),
+        },
+    );
     let agents = Agents {
         every: policy_of(&config.agents.every()),
         named: config
@@ -227,6 +250,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
         approval,
         audit,
         pool: pool.clone(),
+        nodes,
         dashboard: dashboard.clone(),
         config: ground.config_view,
         tree: window.reader(),
@@ -247,6 +271,11 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
                 hosts: Arc::new(config.dashboard.hosts.clone()),
                 tree: window.reader(),
                 site: site.reader(),
+                rpc: Some(Rpc {
+                    signing: signing.clone(),
+                    methods: methods.clone(),
+                    clock: clock.clone(),
+                }),
             },
             limits: config.gateway.limits.clone(),
             local: config.gateway.local.clone(),
@@ -255,6 +284,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
                 config: config.connection,
                 handshake_ms: config.gateway.limits.handshake_ms,
                 auth,
+                signing,
                 methods: methods.clone(),
                 exec,
                 news: tokio::sync::mpsc::channel(1).0,

@@ -9,7 +9,7 @@ use serde_json::Value;
 use tracing::Instrument as _;
 
 use super::serve::{Conn, Pending};
-use super::{asks, runs};
+use super::{asks, invokes, runs};
 
 /// `health`, answered without a room: it says that this process answers (wire.md 14, item 9). Only the id and the time
 /// differ between two answers, so nothing else is serialised.
@@ -100,6 +100,10 @@ pub(super) fn begin(conn: &Conn, request: Request<'_>) -> Result<Pending, ErrorB
             },
             "exec.approval.request" => match params.read(&name) {
                 Ok(params) => asks::request(&conn, &id, params).await,
+                Err(error) => Err(error),
+            },
+            "node.invoke" => match params.read(&name) {
+                Ok(params) => invokes::invoke(&conn, params).await,
                 Err(error) => Err(error),
             },
             "exec.cancel" => match params.read(&name) {

@@ -23,6 +23,7 @@ use crate::approval::{ApprovalEvent, ApprovalHandle, ApprovalRefusal, PolicyChan
 use crate::audit::AuditHandle;
 use crate::clock::Clock;
 use crate::dashboard::DashboardHandle;
+use crate::nodes::NodesHandle;
 use crate::pairing::PairingHandle;
 use crate::sandbox_pool::SandboxPoolHandle;
 use crate::supervision::{FeedItem, FeedReader, FlagReader, Numbered, TreeWindow};
@@ -43,6 +44,8 @@ pub struct Methods {
     pub audit: AuditHandle,
     /// Boxes.
     pub pool: SandboxPoolHandle,
+    /// Node hosts.
+    pub nodes: NodesHandle,
     /// Codes of the page.
     pub dashboard: DashboardHandle,
     /// `config.get`: redacted once, at start.
@@ -199,6 +202,12 @@ impl Methods {
                 Ok(json!({ "outcome": "revoked" }))
             }
             "dashboard.code" => self.dashboard_code(by).await,
+            name if name.starts_with("node.")
+                || name.starts_with("exec.approvals.node.")
+                || name == "skills.bins" =>
+            {
+                super::nodes::call(self, about, method, params).await
+            }
             _ => Err(ErrorBody::of(
                 codes::UNKNOWN_METHOD,
                 format!("unknown method: {method}"),

@@ -28,6 +28,7 @@ use super::io::Io;
 use super::messages::{Accepted, CloseOrder};
 use super::methods::News;
 use super::shake::{Shaken, shake};
+use crate::nodes::ToNode;
 use crate::supervision::{Flag, FlagReader};
 
 /// Frames answered before the loop looks at its timers and events again.
@@ -96,12 +97,22 @@ pub(super) async fn serve(
     };
     let Some(shaken) = shaken else { return };
     let news = wiring.methods.news(&shaken.principal, &shaken.caps);
+    let node = shaken.node.clone();
+    let methods = wiring.methods.clone();
     let mut session = Session::new(wiring, shaken, encoding, session_ended);
     if let Some(order) = order.get() {
         close(&mut ws, order.code, &order.reason).await;
         return;
     }
-    let end = session.run(&mut ws, closing, news).await;
+    let mut sides = sides(closing.clone(), news);
+    if let Some(node) = node {
+        let decided = super::nodes::decisions(methods.pairing.news(), node.node.clone());
+        sides.push(Box::pin(decided.map(Side::Node)));
+        let by = session.conn.principal.clone();
+        let line = super::nodes::line(methods.nodes.clone(), by, node);
+        sides.push(Box::pin(line.map(Side::Node)));
+    }
+    let end = session.run(&mut ws, closing, sides).await;
     if let Some(end) = end {
         if end.code == 1012 {
             let payload = json!({ "reason": end.reason });
@@ -118,6 +129,8 @@ enum Side {
     /// Look at the order to close.
     Order,
     News(&'static str, serde_json::Value),
+    /// To this node.
+    Node(ToNode),
     Tick,
     Ping,
 }
@@ -207,9 +220,8 @@ impl Session {
         &mut self,
         ws: &mut Ws,
         mut closing: FlagReader<Option<CloseOrder>>,
-        news: News,
+        mut sides: Sides,
     ) -> Option<CloseOrder> {
-        let mut sides = sides(closing.clone(), news);
         let mut unanswered_pings = 0u32;
         loop {
             if closing.has_changed() {
@@ -233,6 +245,10 @@ impl Session {
                 Some(side) = sides.next() => match side {
                     Side::Order => continue,
                     Side::News(event, payload) => self.event(ws, event, &payload).await,
+                    Side::Node(ToNode::Event(event, payload)) => {
+                        self.unnumbered(ws, event, &payload).await
+                    }
+                    Side::Node(ToNode::Replaced) => end(1008, "replaced by a newer connection"),
                     Side::Tick => {
                         let payload = json!({ "ts": self.conn.wiring.clock.now() });
                         self.event(ws, "tick", &payload).await
@@ -386,6 +402,11 @@ impl Session {
         }
         self.seq += 1;
         let frame = self.conn.encoding.event(event, payload, Some(self.seq));
+        self.send(ws, frame.ok()).await
+    }
+
+    async fn unnumbered(&mut self, ws: &mut Ws, event: &str, payload: &serde_json::Value) -> Step {
+        let frame = self.conn.encoding.event(event, payload, None);
         self.send(ws, frame.ok()).await
     }
 

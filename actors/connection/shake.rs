@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use portcullis_core::auth::Principal;
+use portcullis_core::auth::{Principal, Role};
+use portcullis_core::nodes::{Connected, Declared};
 use portcullis_core::protocol::connect::Hello;
 use portcullis_core::protocol::{ConnectParams, ConnectRefusal, Encoding, FrameError};
 use portcullis_core::signing::frame::Keys;
+use portcullis_core::signing::http::CAPABILITY;
 use serde_json::json;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
@@ -19,6 +21,9 @@ use super::serve::{WRONG_KIND, close, message};
 use crate::auth::{Arrival, Peer};
 use portcullis_core::auth::Door;
 
+/// Characters of a node's `PATH` that are kept to be shown.
+const PATH_SHOWN: usize = 1_024;
+
 /// Who came in, and what it can take.
 pub(super) struct Shaken {
     pub principal: Principal,
@@ -26,6 +31,8 @@ pub(super) struct Shaken {
     pub conn_id: String,
     /// Of every frame after the hello, where that was asked for.
     pub signing: Option<Keys>,
+    /// Of a node host: what it declares.
+    pub node: Option<Connected>,
 }
 
 /// Brings a socket to `hello-ok`; a socket that does not get there is closed, with a word where the wire has one.
@@ -120,6 +127,7 @@ async fn try_shake(
         .frame_signing
         .as_ref()
         .map(|asked| Keys::derive(checked.params.signed_token(), &nonce, &asked.nonce));
+    let declared = (checked.role == Role::Node).then(|| declared(&checked.params));
     let arrival = Arrival {
         checked,
         nonce,
@@ -132,6 +140,7 @@ async fn try_shake(
         .await
         .map_err(|refusal| End::Refused(id.clone(), Box::new(refusal)))?;
     let conn_id = uuid::Uuid::new_v4().to_string();
+    let minted = key_for(wiring, &admitted.principal, &caps).await;
     let hello = Hello {
         conn_id: &conn_id,
         boot_id: &wiring.boot_id,
@@ -145,6 +154,7 @@ async fn try_shake(
             .as_ref()
             .map(|(token, issued)| (token.expose(), *issued)),
         frame_signing: signing.is_some(),
+        signing_key: minted.as_ref().map(|(id, key)| (id.as_str(), key.as_str())),
     };
     let frame = encoding.ok(&id, &hello.payload());
     let frame = frame.map_err(|_| End::Gone)?;
@@ -154,12 +164,70 @@ async fn try_shake(
     wiring.news.send(news).await.map_err(|_| End::Gone)?;
     ws.send(message(frame)).await.map_err(|_| End::Gone)?;
     ws.get_mut().trust();
+    let node = declared.and_then(|declared| {
+        Some(Connected {
+            node: principal.device()?.clone(),
+            conn: conn_id.clone(),
+            generation: principal.generation,
+            declared,
+            since: wiring.clock.now(),
+            stats: None,
+            worker_host: None,
+        })
+    });
     Ok(Shaken {
         principal,
         caps,
         conn_id,
         signing,
+        node,
     })
+}
+
+/// What a node says of itself. Its lists were bounded by the handshake.
+fn declared(params: &ConnectParams) -> Declared {
+    let client = &params.client;
+    let path: Option<String> = params
+        .path_env
+        .as_ref()
+        .map(|path| path.chars().take(PATH_SHOWN).collect());
+    let mut declared = Declared {
+        display_name: client.display_name.clone(),
+        version: client.version.clone(),
+        client_id: client.id.clone(),
+        client_mode: client.mode.clone(),
+        platform: Some(client.platform.clone()),
+        device_family: client.device_family.clone(),
+        caps: params.caps.iter().cloned().collect(),
+        commands: params.commands.iter().cloned().collect(),
+        permissions: params
+            .permissions
+            .iter()
+            .filter_map(|(name, held)| Some((name.clone(), held.as_bool()?)))
+            .collect(),
+        path_env: path,
+    };
+    declared.cut();
+    declared
+}
+
+/// A device that asks has its key with this hello, if it has none yet. Without one it is let in all the same: it asks
+/// again when it connects again.
+async fn key_for(
+    wiring: &ConnectionWiring,
+    principal: &Principal,
+    caps: &[String],
+) -> Option<(String, zeroize::Zeroizing<String>)> {
+    if !caps.iter().any(|cap| cap == CAPABILITY) {
+        return None;
+    }
+    match wiring.signing.mint(principal).await {
+        Ok(minted) => minted.map(|minted| (minted.key_id, minted.key.to_text())),
+        Err(error) => {
+            tracing::warn!(target: "portcullis", code = error.code(), %error, "no signing key was given");
+            None
+        }
+    }
 }
 
 async fn first_message(

@@ -25,6 +25,9 @@ pub struct ConnectParams {
     /// Commands that a node offers.
     #[serde(default)]
     pub commands: Vec<String>,
+    /// A node's `PATH`: shown.
+    #[serde(default)]
+    pub path_env: Option<String>,
     /// A node's permissions.
     #[serde(default)]
     pub permissions: BTreeMap<String, Value>,
@@ -324,6 +327,8 @@ pub struct Hello<'a> {
     pub device_token: Option<(&'a str, u64)>,
     /// Every frame from now on is signed.
     pub frame_signing: bool,
+    /// Id and text of a device's new key for signed requests, shown this once.
+    pub signing_key: Option<(&'a str, &'a str)>,
 }
 
 impl Hello<'_> {
@@ -343,6 +348,9 @@ impl Hello<'_> {
             auth.insert("deviceToken".into(), token.into());
             auth.insert("issuedAtMs".into(), issued.into());
         }
+        if let Some((id, key)) = self.signing_key {
+            auth.insert("signingKey".into(), json!({ "keyId": id, "key": key }));
+        }
         let mut hello = json!({
             "type": "hello-ok",
             "protocol": PROTOCOL,
@@ -350,7 +358,7 @@ impl Hello<'_> {
             "features": {
                 "methods": super::method::names().collect::<Vec<_>>(),
                 "events": super::method::EVENTS,
-                "capabilities": [crate::signing::frame::CAPABILITY],
+                "capabilities": [crate::signing::frame::CAPABILITY, crate::signing::http::CAPABILITY],
             },
             "snapshot": {
                 "presence": [],

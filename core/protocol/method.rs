@@ -13,14 +13,16 @@ pub enum Access {
     Anyone,
     /// Operators with this scope.
     Operator(Scope),
+    /// Nodes only.
+    Node,
     /// Agents with the scope `exec`, and operators who may act for an agent.
     AgentOrActAs,
 }
 
 /// Name and access of each method, in the order of `hello-ok`.
 pub const METHODS: &[(&str, Access)] = {
-    use Access::{AgentOrActAs, Anyone, Operator};
-    use Scope::{Admin, Approvals, Pairing, Read};
+    use Access::{AgentOrActAs, Anyone, Node, Operator};
+    use Scope::{Admin, Approvals, Pairing, Read, Write};
     &[
         ("health", Anyone),
         ("status", Operator(Read)),
@@ -50,6 +52,19 @@ pub const METHODS: &[(&str, Access)] = {
         ("exec.approval.grants.revoke", Operator(Approvals)),
         ("exec.run", AgentOrActAs),
         ("exec.cancel", AgentOrActAs),
+        ("node.list", Operator(Read)),
+        ("node.describe", Operator(Read)),
+        // A run needs what `exec.run` needs too.
+        ("node.invoke", Operator(Write)),
+        ("exec.approvals.node.get", Operator(Admin)),
+        ("exec.approvals.node.set", Operator(Admin)),
+        ("node.invoke.result", Node),
+        ("node.invoke.progress", Node),
+        ("node.event", Node),
+        ("node.pluginTools.update", Node),
+        ("node.skills.update", Node),
+        ("node.runnerInventory.update", Node),
+        ("skills.bins", Node),
         ("vault.status", Operator(Read)),
         ("vault.list", Operator(Admin)),
         ("vault.set", Operator(Admin)),
@@ -73,6 +88,8 @@ pub const EVENTS: &[&str] = &[
     "exec.approval.requested",
     "exec.approval.resolved",
     "exec.output",
+    "node.invoke.request",
+    "node.invoke.cancel",
 ];
 
 /// The scope that hearing an event needs; `None`: everyone (wire.md section 8).
@@ -92,8 +109,8 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     METHODS.iter().map(|(name, _)| *name)
 }
 
-/// May this principal call this method? Role before scope before params; an unknown method counts as admin, so that
-/// its existence is not told (wire.md section 3).
+/// May this principal call this method? Role before scope before params; to an operator an unknown method counts as
+/// admin, so that its existence is not told (wire.md section 3).
 ///
 /// # Errors
 /// The error to answer with.
@@ -109,6 +126,13 @@ pub fn admit(principal: &Principal, method: &str) -> Result<(), ErrorBody> {
             Role::Operator => need(principal, Scope::ActAs),
             Role::Node => Err(wrong_role(principal.role)),
         },
+        Some(Access::Node) => {
+            if principal.role == Role::Node {
+                Ok(())
+            } else {
+                Err(wrong_role(principal.role))
+            }
+        }
         Some(Access::Operator(scope)) => {
             if principal.role != Role::Operator {
                 return Err(wrong_role(principal.role));
@@ -116,10 +140,13 @@ pub fn admit(principal: &Principal, method: &str) -> Result<(), ErrorBody> {
             need(principal, scope)
         }
         None => {
-            if principal.role != Role::Operator {
+            // Node hosts match this text.
+            if principal.role == Role::Agent {
                 return Err(wrong_role(principal.role));
             }
-            need(principal, Scope::Admin)?;
+            if principal.role == Role::Operator {
+                need(principal, Scope::Admin)?;
+            }
             Err(ErrorBody::of(
                 codes::UNKNOWN_METHOD,
                 format!("unknown method: {method}"),
@@ -174,11 +201,15 @@ mod tests {
             let node = principal(Role::Node, &[Scope::Admin, Scope::Exec]);
             assert_eq!(
                 admit(&node, name).is_ok(),
-                *access == Access::Anyone,
+                matches!(access, Access::Anyone | Access::Node),
                 "{name}"
             );
             let admin = principal(Role::Operator, &[Scope::Admin]);
-            assert!(admit(&admin, name).is_ok(), "{name}");
+            assert_eq!(
+                admit(&admin, name).is_ok(),
+                *access != Access::Node,
+                "{name}"
+            );
             let agent = principal(Role::Agent, &[Scope::Exec]);
             let for_agent = matches!(access, Access::Anyone | Access::AgentOrActAs);
             assert_eq!(admit(&agent, name).is_ok(), for_agent, "{name}");

@@ -17,6 +17,8 @@ use crate::time::Millis;
 
 /// What is covered, in this order.
 pub const COMPONENTS: [&str; 5] = ["@method", "@authority", "@path", "@query", "content-digest"];
+/// What a device says in `caps` to be given a key, once.
+pub const CAPABILITY: &str = "request-signing-v1";
 /// Whose signatures these are: one made for another use is none.
 pub const TAG: &str = "portcullis";
 const ALGORITHM: &str = "hmac-sha256";

@@ -359,6 +359,32 @@ fn a_kept_key_opens_in_its_place_only_and_with_its_vault_only() {
     assert_eq!(format!("{:?}", key(5)), "SigningKey(..)");
 }
 
+/// Made by an independent program (Python's hmac and struct), so that the texts above mean the same to others.
+#[test]
+fn vectors_of_another_implementation_are_taken() {
+    let bytes: Vec<u8> = (0..32).collect();
+    let key = SigningKey::from_random(Zeroizing::new(bytes.try_into().unwrap()));
+    let params = r#"("@method" "@authority" "@path" "@query" "content-digest");created=1795900000;keyid="k1";alg="hmac-sha256";nonce="abcdefghijklmnopqrstuv";tag="portcullis""#;
+    let input = format!("sig1={params}");
+    let digest = "sha-256=:FW/t75r5doXQ5vQ+6+VdiuZ/y/NLL+ojwrGvBhtLzfA=:";
+    check_body(digest, BODY).unwrap();
+    let target = Target {
+        method: "POST",
+        authority: "localhost:18789",
+        path: "/rpc/audit.query",
+        query: "",
+        content_digest: digest,
+    };
+    let signature = "sig1=:/KYXtNwcArUkEsBpnGPoBOzttSeVr1CUx/xWuzcwJ7I=:";
+    let signature = Signature::parse(&input, signature).unwrap();
+    assert_eq!(signature.check(Some(&key), &target, NOW), Ok(()));
+
+    let frame = "93b069a5b11ccce135c9847c90d584d46d0cfafb65c31f45ea047fa7a8cbca820000000000000001000001a223fb47006f6e65";
+    let mut keys = Keys::derive("a-token", "server-nonce", CLIENT_NONCE);
+    let signed = keys.to_server.sign(NOW, b"one");
+    assert_eq!(crate::encoding::hex(&signed), frame);
+}
+
 const CLIENT_NONCE: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
 #[test]

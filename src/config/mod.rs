@@ -29,8 +29,10 @@ use portcullis_actors::auth::AuthConfig;
 use portcullis_actors::connection::ConnectionConfig;
 use portcullis_actors::dashboard::DashboardConfig;
 use portcullis_actors::exec::ExecConfig;
+use portcullis_actors::nodes::NodesConfig;
 use portcullis_actors::pairing::PairingConfig;
 use portcullis_actors::sandbox_pool::SandboxPoolConfig;
+use portcullis_actors::signing::SigningConfig;
 use portcullis_actors::supervision::Intensity;
 use portcullis_actors::vault::VaultConfig;
 use portcullis_core::codes::{self, Code};
@@ -72,12 +74,16 @@ sections! {
     vault: VaultConfig,
     /// Devices that ask to connect.
     pairing: PairingConfig,
+    /// Signed requests.
+    signing: SigningConfig,
     /// Who is let in.
     auth: AuthConfig,
     /// One socket.
     connection: ConnectionConfig,
     /// The boxes.
     sandbox: SandboxPoolConfig,
+    /// Node hosts.
+    nodes: NodesConfig,
     /// How crashing rooms are treated.
     supervision: Intensity,
     /// Questions to people.
@@ -273,12 +279,16 @@ fn rules(config: &Config, layers: &mut Layers) {
         ),
         ("pairing.pending_max", config.pairing.pending_max == 0),
         ("pairing.devices_max", config.pairing.devices_max == 0),
+        ("signing.nonces_per_key", config.signing.nonces_per_key == 0),
         ("auth.concurrent", config.auth.concurrent == 0),
         ("connection.in_flight", config.connection.in_flight == 0),
         (
             "connection.write_timeout_ms",
             config.connection.write_timeout_ms == 0,
         ),
+        ("nodes.max", config.nodes.max == 0),
+        ("nodes.in_flight", config.nodes.in_flight == 0),
+        ("nodes.timeout_ms", config.nodes.timeout_ms == 0),
         ("dashboard.code_seconds", config.dashboard.code_seconds == 0),
         ("dashboard.idle_minutes", config.dashboard.idle_minutes == 0),
         ("telemetry.otlp.queue", config.telemetry.otlp.queue == 0),

@@ -32,7 +32,7 @@ async fn hello_ok_has_what_clients_read() {
     );
     assert_eq!(
         hello["features"]["capabilities"],
-        json!(["frame-signing-v1"])
+        json!(["frame-signing-v1", "request-signing-v1"])
     );
     assert_eq!(
         hello["auth"],

@@ -11,3 +11,4 @@ mod life;
 mod limits;
 mod secrets;
 mod signed_frames;
+mod signed_http;

@@ -19,7 +19,9 @@ pub(super) async fn connect(
         Door::Control => uid::by_uid(wiring, &arrival),
         Door::Tcp => over_tcp(wiring, arrival).await,
         // Agents get their own credentials with their own door; the page has sessions.
-        Door::AgentSock | Door::Page => Err(ConnectRefusal::invalid("unauthorized: closed door")),
+        Door::AgentSock | Door::Page | Door::Http => {
+            Err(ConnectRefusal::invalid("unauthorized: closed door"))
+        }
     }
 }
 

@@ -1,0 +1,243 @@
+//! The room around core's machine: lines to nodes, callers that wait, and the clock.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use portcullis_core::ids::DeviceId;
+use portcullis_core::nodes::{Approved, Connected, Due, Machine, NodeResult, Refusal, Taken};
+use portcullis_core::time::Millis;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::messages::{NodesMsg, NodesWiring, Question, ToNode};
+use crate::supervision::{Crash, Ctx, Reply, Room, Snapshot, TaskHandle};
+
+/// How often open questions are looked at: is their time over, has their caller gone?
+const LOOK: Duration = Duration::from_millis(200);
+
+/// See the room's [`super`].
+pub struct Nodes {
+    ctx: Ctx<Self>,
+    machine: Machine,
+    started: Instant,
+    /// To each connection of a node: by device and connection.
+    lines: BTreeMap<(DeviceId, String), mpsc::Sender<ToNode>>,
+    waiting: BTreeMap<String, Reply<Option<String>, Refusal>>,
+    wall: crate::clock::Clock,
+    look: Option<TaskHandle>,
+    attached: u64,
+    asked: u64,
+}
+
+impl Room for Nodes {
+    const NAME: &'static str = "nodes";
+    type Msg = NodesMsg;
+    type Wiring = NodesWiring;
+
+    async fn start(wiring: &NodesWiring, ctx: Ctx<Self>) -> Result<Self, Crash> {
+        Ok(Self {
+            ctx,
+            machine: Machine::new(wiring.config.limits()),
+            started: Instant::now(),
+            lines: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            wall: wiring.clock.clone(),
+            look: None,
+            attached: 0,
+            asked: 0,
+        })
+    }
+
+    async fn handle(&mut self, msg: NodesMsg) -> Result<(), Crash> {
+        match msg {
+            NodesMsg::Attach(node, line, reply) => reply.send(self.attach(*node, line)),
+            NodesMsg::Gone(node, conn) => self.gone(&node, &conn),
+            NodesMsg::Ask(question, approved, reply) => self.ask(&question, &approved, reply),
+            NodesMsg::Result(node, conn, result, reply) => {
+                reply.send(self.result(&node, &conn, result));
+            }
+            NodesMsg::Progress {
+                node,
+                conn,
+                named,
+                id,
+                seq,
+                chunk,
+                reply,
+            } => {
+                reply.send(
+                    self.machine
+                        .progress(&node, &conn, &named, &id, seq, &chunk),
+                );
+            }
+            NodesMsg::KnowsRun(node, conn, run, reply) => {
+                reply.ok(self.machine.knows_run(&node, &conn, &run));
+            }
+            NodesMsg::Stats(node, conn, stats, reply) => {
+                self.machine.stats(&node, &conn, stats);
+                reply.ok(());
+            }
+            NodesMsg::WorkerHost(node, conn, enabled, reply) => {
+                self.machine.worker_host(&node, &conn, enabled);
+                reply.ok(());
+            }
+            NodesMsg::List(reply) => reply.ok(self.machine.nodes().cloned().collect()),
+            NodesMsg::Tick => self.tick(),
+        }
+        if self.look.is_none() {
+            self.look = self.arm();
+        }
+        Ok(())
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot::default()
+            .with("connected", self.machine.nodes().count())
+            .with("open", self.machine.open())
+            .with("asked", self.asked)
+    }
+}
+
+impl Nodes {
+    /// Monotonic: a set clock neither ends nor prolongs a question.
+    fn now(&self) -> Millis {
+        Millis(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX))
+    }
+
+    fn arm(&self) -> Option<TaskHandle> {
+        (self.machine.open() > 0).then(|| self.ctx.after("look", 0, LOOK, NodesMsg::Tick))
+    }
+
+    fn attach(&mut self, mut node: Connected, line: mpsc::Sender<ToNode>) -> Result<(), Refusal> {
+        node.since = self.wall.now();
+        let (id, conn) = (node.node.clone(), node.conn.clone());
+        let old = self.machine.attach(node)?;
+        if let Some(old) = old.filter(|old| *old != conn)
+            && let Some(line) = self.lines.remove(&(id.clone(), old.clone()))
+        {
+            // One that does not read ends by its own limits.
+            let _ = line.try_send(ToNode::Replaced);
+            let left = self.machine.detach(&id, &old);
+            self.end(left, || Refusal::Disconnected);
+        }
+        self.attached += 1;
+        let (ctx, watched) = (self.ctx.clone(), line.clone());
+        let key = (id, conn);
+        self.lines.insert(key.clone(), line);
+        self.ctx
+            .task("line", self.attached, async move {
+                watched.closed().await;
+                ctx.notify(NodesMsg::Gone(key.0, key.1));
+            })
+            .keep();
+        Ok(())
+    }
+
+    fn gone(&mut self, node: &DeviceId, conn: &str) {
+        let key = (node.clone(), conn.to_owned());
+        // Attached again over a new line meanwhile: that one stays.
+        if self.lines.get(&key).is_some_and(|line| !line.is_closed()) {
+            return;
+        }
+        self.lines.remove(&key);
+        let left = self.machine.detach(node, conn);
+        self.end(left, || Refusal::Disconnected);
+    }
+
+    fn end(&mut self, questions: Vec<String>, why: impl Fn() -> Refusal) {
+        for id in questions {
+            if let Some(reply) = self.waiting.remove(&id) {
+                reply.refuse(why());
+            }
+        }
+    }
+
+    fn ask(
+        &mut self,
+        question: &Question,
+        approved: &Approved,
+        reply: Reply<Option<String>, Refusal>,
+    ) {
+        if !reply.is_wanted() {
+            return;
+        }
+        let id = uuid::Uuid::new_v4().to_string();
+        let now = self.now();
+        let sent = match self.machine.ask(&id, &question.call, approved, now) {
+            Ok(sent) => sent,
+            Err(refusal) => return reply.refuse(refusal),
+        };
+        let node = &question.call.node;
+        let mut payload = json!({
+            "id": id, "nodeId": node, "command": question.call.command,
+            "paramsJSON": question.params, "timeoutMs": sent.timeout_ms,
+        });
+        let mut add = |key: &str, text: &Option<String>| {
+            if let Some(text) = text {
+                payload[key] = text.as_str().into();
+            }
+        };
+        add("idempotencyKey", &question.idempotency_key);
+        add("sessionKey", &question.session_key);
+        let line = self.lines.get(&(node.clone(), sent.conn));
+        let told = line.map(|line| line.try_send(ToNode::Event("node.invoke.request", payload)));
+        match told {
+            Some(Ok(())) => {
+                self.asked += 1;
+                self.waiting.insert(id, reply);
+            }
+            Some(Err(mpsc::error::TrySendError::Full(_))) => {
+                self.machine.close(&id);
+                reply.refuse(Refusal::TooMany);
+            }
+            Some(Err(mpsc::error::TrySendError::Closed(_))) | None => {
+                self.machine.close(&id);
+                reply.refuse(Refusal::NotConnected);
+            }
+        }
+    }
+
+    fn result(&mut self, node: &DeviceId, conn: &str, result: NodeResult) -> Result<bool, Refusal> {
+        let id = result.id.clone();
+        match self.machine.result(node, conn, result)? {
+            Taken::Answer(answer) => {
+                if let Some(reply) = self.waiting.remove(&id) {
+                    reply.send(answer);
+                }
+                Ok(true)
+            }
+            Taken::Ignored => Ok(false),
+        }
+    }
+
+    fn tick(&mut self) {
+        self.look = None;
+        let late = self.machine.due(self.now());
+        for due in late {
+            self.cancel(&due);
+            self.end(vec![due.id], || Refusal::TimedOut);
+        }
+        let left: Vec<String> = self
+            .waiting
+            .iter()
+            .filter(|(_, reply)| !reply.is_wanted())
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in left {
+            if let Some(due) = self.machine.close(&id) {
+                self.cancel(&due);
+            }
+            self.end(vec![id], || Refusal::Aborted);
+        }
+    }
+
+    /// Tells the node that nobody waits any more. What it does all the same is late.
+    fn cancel(&self, due: &Due) {
+        let payload: Value = json!({ "invokeId": due.id, "nodeId": due.node });
+        if let Some(line) = self.lines.get(&(due.node.clone(), due.conn.clone())) {
+            // A node that reads nothing hears nothing of it either.
+            let _ = line.try_send(ToNode::Event("node.invoke.cancel", payload));
+        }
+    }
+}

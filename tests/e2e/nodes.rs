@@ -1,0 +1,465 @@
+//! Node hosts at the gateway: they connect with a device, say what they offer, and are asked only what was approved.
+
+use serde_json::{Value, json};
+
+use crate::support::gateway::Gateway;
+use crate::support::ws::{Client, Connect, Device, admin};
+
+/// What the peer's own node host declares, and more.
+const DECLARED: &[&str] = &[
+    "browser.proxy",
+    "fs.listDir",
+    "system.execApprovals.get",
+    "system.execApprovals.set",
+    "system.run",
+    "system.run.prepare",
+    "system.which",
+    "terminal.upload",
+];
+
+/// A node host of the test's own: connects and declares.
+async fn node(gateway: &Gateway, device: &Device, commands: &[&str]) -> Client {
+    let mut client = Client::dial(gateway).await;
+    let connect = Connect::token().role("node").device(device);
+    let mut params = connect.params(&client.nonce, client.ts);
+    params["caps"] = json!(["system"]);
+    params["commands"] = json!(commands);
+    params["pathEnv"] = "/usr/bin:/bin".into();
+    let hello = client.get("connect", params).await;
+    assert_eq!(hello["auth"]["role"], "node", "{hello}");
+    client
+}
+
+/// Asks until the list has so many nodes.
+async fn listed(operator: &mut Client, count: usize) -> Value {
+    for _ in 0..400 {
+        let list = operator.get("node.list", json!({})).await;
+        if list["nodes"].as_array().unwrap().len() == count {
+            return list;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(25)).await;
+    }
+    panic!("never {count} nodes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_listed_with_what_it_says_and_may_be_asked_nothing_before_a_person_approved() {
+    let gateway = Gateway::start();
+    let mut operator = admin(&gateway).await;
+    assert_eq!(
+        operator.get("node.list", json!({})).await["nodes"],
+        json!([])
+    );
+    let device = Device::new();
+    let mut host = node(&gateway, &device, DECLARED).await;
+    let list = listed(&mut operator, 1).await;
+    let shown = &list["nodes"][0];
+    assert_eq!(shown["nodeId"], device.id());
+    assert_eq!(shown["commands"], json!([]), "{shown}");
+    assert_eq!(shown["caps"], json!([]), "{shown}");
+    assert_eq!(shown["connected"], true);
+    assert_ne!(shown["approvalState"], "approved", "{shown}");
+    // Its own reports are taken.
+    let stats = json!({
+        "cpuCount": 2, "loadAverage": [1, 1, 1], "memoryTotalBytes": 1, "memoryFreeBytes": 1, "diskTotalBytes": 1,
+        "diskAvailableBytes": 1,
+    });
+    let said = host
+        .get(
+            "node.event",
+            json!({ "event": "node.host.stats", "payloadJSON": stats.to_string() }),
+        )
+        .await;
+    assert_eq!(
+        said,
+        json!({ "ok": true, "event": "node.host.stats", "handled": true, "reason": "updated" })
+    );
+    let inventory = json!({ "protocolFeatures": ["x"], "workerHost": { "enabled": false } });
+    let kept = host.get("node.runnerInventory.update", inventory).await;
+    assert_eq!(kept, json!({ "nodeId": device.id() }));
+    let tools = host
+        .get(
+            "node.pluginTools.update",
+            json!({ "tools": [{"name": "t"}] }),
+        )
+        .await;
+    assert_eq!(tools, json!({ "nodeId": device.id(), "tools": [] }));
+    let skills = host
+        .get("node.skills.update", json!({ "skills": [] }))
+        .await;
+    assert_eq!(skills, json!({ "nodeId": device.id(), "skills": [] }));
+    assert_eq!(
+        host.get("skills.bins", json!({})).await,
+        json!({ "bins": [] })
+    );
+    let one = operator
+        .get("node.describe", json!({ "nodeId": device.id() }))
+        .await;
+    assert_eq!(one["hostStats"]["cpuCount"], 2, "{one}");
+    assert_eq!(one["workerHost"]["enabled"], false, "{one}");
+    let ask = |command: &str| json!({ "nodeId": device.id(), "command": command, "params": {}, "idempotencyKey": "k" });
+    let error = operator.refused("node.invoke", ask("system.which")).await;
+    assert_eq!(
+        error["details"]["code"], "NODE_COMMAND_NOT_ALLOWED",
+        "{error}"
+    );
+    assert!(
+        error["message"]
+            .as_str()
+            .unwrap()
+            .contains("pending approval"),
+        "{error}"
+    );
+    for command in [
+        "browser.proxy",
+        "fs.listDir",
+        "terminal.upload",
+        "system.nonsense",
+    ] {
+        let error = operator.refused("node.invoke", ask(command)).await;
+        assert_eq!(error["code"], "INVALID_REQUEST", "{error}");
+        assert_eq!(
+            error["details"]["reason"], "command not allowlisted",
+            "{error}"
+        );
+    }
+    host.ws.close(None).await.unwrap();
+    listed(&mut operator, 0).await;
+    let error = operator.refused("node.invoke", ask("system.which")).await;
+    assert_eq!(
+        (&error["code"], &error["message"], &error["details"]["code"]),
+        (
+            &json!("UNAVAILABLE"),
+            &json!("node not connected"),
+            &json!("NOT_CONNECTED")
+        )
+    );
+    assert_eq!(error["details"]["nodeCommandDispatched"], false);
+    let error = operator
+        .refused("node.describe", json!({ "nodeId": "nobody" }))
+        .await;
+    assert_eq!(error["details"]["code"], "NODE_NOT_FOUND", "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_calls_only_what_is_a_nodes_and_an_operator_only_what_is_an_operators() {
+    let gateway = Gateway::start();
+    let device = Device::new();
+    let mut host = node(&gateway, &device, DECLARED).await;
+    for method in [
+        "node.list",
+        "node.invoke",
+        "exec.run",
+        "exec.approvals.node.get",
+        "config.get",
+    ] {
+        let error = host.refused(method, json!({})).await;
+        assert_eq!(error["message"], "unauthorized role: node", "{method}");
+    }
+    let error = host.refused("node.pending.drain", json!({})).await;
+    assert_eq!(error["message"], "unknown method: node.pending.drain");
+    assert_eq!(error["code"], "INVALID_REQUEST");
+    let mut operator = admin(&gateway).await;
+    for method in ["node.invoke.result", "node.event", "skills.bins"] {
+        let error = operator.refused(method, json!({})).await;
+        assert_eq!(error["message"], "unauthorized role: operator", "{method}");
+    }
+    // A node without a device is none.
+    let mut bare = Client::dial(&gateway).await;
+    let (error, closed) = bare.denied(&Connect::token().role("node")).await;
+    assert_eq!(error["details"]["code"], "DEVICE_IDENTITY_REQUIRED");
+    assert_eq!(closed.0, 1008);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_answers_for_itself_only_and_cannot_speak_of_runs_it_never_had() {
+    let gateway = Gateway::start();
+    let device = Device::new();
+    let mut host = node(&gateway, &device, DECLARED).await;
+    let result = |node: &str| json!({ "id": "never-asked", "nodeId": node, "ok": true, "payloadJSON": "{}" });
+    let other = Device::new().id();
+    let error = host.refused("node.invoke.result", result(&other)).await;
+    assert_eq!(error["message"], "nodeId mismatch");
+    assert_eq!(error["details"]["code"], "NODE_ID_MISMATCH");
+    assert_eq!(
+        host.get("node.invoke.result", result(&device.id())).await,
+        json!({ "ok": true, "ignored": true })
+    );
+    let progress = json!({ "invokeId": "x", "nodeId": other, "seq": 0, "chunk": "" });
+    let error = host.refused("node.invoke.progress", progress).await;
+    assert_eq!(error["message"], "nodeId mismatch");
+    let forged = json!({ "runId": "r1", "sessionKey": "node", "host": "node", "command": "x", "exitCode": 0 });
+    for event in ["exec.finished", "exec.denied", "exec.started"] {
+        let params = json!({ "event": event, "payloadJSON": forged.to_string() });
+        assert_eq!(
+            host.get("node.event", params).await,
+            json!({ "ok": true, "event": event, "handled": false, "reason": "unmatched_exec_event" })
+        );
+    }
+    let params = json!({ "event": "agent.request", "payload": { "message": "run this" } });
+    assert_eq!(
+        host.get("node.event", params).await,
+        json!({ "ok": true, "event": "agent.request", "handled": false, "reason": "unsupported" })
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_connection_of_a_node_takes_the_place_of_the_older() {
+    let gateway = Gateway::start();
+    let mut operator = admin(&gateway).await;
+    let device = Device::new();
+    let mut first = node(&gateway, &device, DECLARED).await;
+    listed(&mut operator, 1).await;
+    let _second = node(&gateway, &device, &["system.which"]).await;
+    assert_eq!(
+        first.closed().await,
+        (1008, "replaced by a newer connection".to_owned())
+    );
+    let list = listed(&mut operator, 1).await;
+    assert_eq!(list["nodes"][0]["nodeId"], device.id());
+}
+
+/// A person says yes to what the node declares; the node hears of it.
+pub async fn approve(operator: &mut Client, host: &mut Client, device: &Device) {
+    let request = loop {
+        let list = operator.get("node.pair.list", json!({})).await;
+        let found = list["pending"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|p| p["nodeId"] == device.id());
+        if let Some(found) = found {
+            break found["requestId"].clone();
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(25)).await;
+    };
+    operator
+        .get("node.pair.approve", json!({ "requestId": request }))
+        .await;
+    let told = event(host, "node.pair.resolved").await;
+    assert_eq!(told["payload"]["requestId"], request);
+    assert_eq!(told["payload"]["decision"], "approved");
+    assert!(told.get("seq").is_none(), "{told}");
+}
+
+/// The next event of this name.
+pub async fn event(client: &mut Client, name: &str) -> Value {
+    loop {
+        let frame = client.frame().await;
+        if frame["event"] == name {
+            return frame;
+        }
+    }
+}
+
+fn which(device: &Device, timeout_ms: u64) -> Value {
+    json!({
+        "nodeId": device.id(), "command": "system.which", "params": { "bins": ["sh"], "approved": true },
+        "idempotencyKey": "key-1", "timeoutMs": timeout_ms,
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_approved_node_is_asked_and_its_answer_reaches_who_asked() {
+    let gateway = Gateway::start();
+    let mut operator = admin(&gateway).await;
+    let device = Device::new();
+    let mut host = node(&gateway, &device, DECLARED).await;
+    approve(&mut operator, &mut host, &device).await;
+    let list = listed(&mut operator, 1).await;
+    assert_eq!(
+        list["nodes"][0]["commands"],
+        json!([
+            "system.execApprovals.get",
+            "system.execApprovals.set",
+            "system.run",
+            "system.run.prepare",
+            "system.which"
+        ]),
+        "what is on no list was dropped: {list}"
+    );
+    assert_eq!(list["nodes"][0]["approvalState"], "approved");
+    let id = operator.ask("node.invoke", which(&device, 15_000)).await;
+    let asked = event(&mut host, "node.invoke.request").await;
+    assert!(asked.get("seq").is_none(), "{asked}");
+    let asked = &asked["payload"];
+    assert_eq!(asked["nodeId"], device.id());
+    assert_eq!(asked["command"], "system.which");
+    assert_eq!(
+        asked["paramsJSON"], r#"{"bins":["sh"]}"#,
+        "only what is on the list"
+    );
+    assert_eq!(asked["idempotencyKey"], "key-1");
+    assert_eq!(asked["timeoutMs"], 15_000);
+    let text = r#"{"bins":{"sh":"/bin/sh"}}"#;
+    let result =
+        json!({ "id": asked["id"], "nodeId": device.id(), "ok": true, "payloadJSON": text });
+    assert_eq!(
+        host.get("node.invoke.result", result.clone()).await,
+        json!({ "ok": true })
+    );
+    let answer = operator.answer(&id).await;
+    assert_eq!(
+        answer["payload"],
+        json!({
+            "ok": true, "nodeId": device.id(), "command": "system.which",
+            "payload": { "bins": { "sh": "/bin/sh" } }, "payloadJSON": text,
+        })
+    );
+    // The same again is late.
+    assert_eq!(
+        host.get("node.invoke.result", result).await,
+        json!({ "ok": true, "ignored": true })
+    );
+    // An error of the node is told as its own.
+    let id = operator.ask("node.invoke", which(&device, 15_000)).await;
+    let asked = event(&mut host, "node.invoke.request").await;
+    let error = json!({ "code": "UNAVAILABLE", "message": "command not supported" });
+    let result =
+        json!({ "id": asked["payload"]["id"], "nodeId": device.id(), "ok": false, "error": error });
+    host.get("node.invoke.result", result).await;
+    let answer = operator.answer(&id).await;
+    assert_eq!(
+        answer["error"]["message"],
+        "UNAVAILABLE: command not supported"
+    );
+    assert_eq!(answer["error"]["details"]["code"], "NODE_ERROR");
+    assert_eq!(answer["error"]["details"]["nodeError"], error);
+    assert_eq!(answer["error"]["details"]["nodeCommandDispatched"], true);
+    // Both stand in the log, with how they ended.
+    let records = operator
+        .get("audit.query", json!({ "action": "nodes.invoke" }))
+        .await;
+    let text = records.to_string();
+    assert!(
+        text.contains("NODE_ERROR") && text.contains("system.which"),
+        "{text}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_silent_or_goes_away_is_told_and_a_late_answer_changes_nothing() {
+    let gateway = Gateway::start();
+    let mut operator = admin(&gateway).await;
+    let device = Device::new();
+    let mut host = node(&gateway, &device, DECLARED).await;
+    approve(&mut operator, &mut host, &device).await;
+    let error = operator.refused("node.invoke", which(&device, 50)).await;
+    assert_eq!(error["details"]["nodeError"]["code"], "TIMEOUT", "{error}");
+    let asked = event(&mut host, "node.invoke.request").await["payload"]["id"].clone();
+    let cancel = event(&mut host, "node.invoke.cancel").await;
+    assert_eq!(
+        cancel["payload"],
+        json!({ "invokeId": asked, "nodeId": device.id() })
+    );
+    let late = json!({ "id": asked, "nodeId": device.id(), "ok": true });
+    assert_eq!(
+        host.get("node.invoke.result", late).await,
+        json!({ "ok": true, "ignored": true })
+    );
+    // Who asked goes away: the node is told.
+    let mut other = admin(&gateway).await;
+    other.ask("node.invoke", which(&device, 600_000)).await;
+    event(&mut host, "node.invoke.request").await;
+    other.ws.close(None).await.unwrap();
+    event(&mut host, "node.invoke.cancel").await;
+    // The node goes away: who asked is told.
+    let id = operator.ask("node.invoke", which(&device, 600_000)).await;
+    event(&mut host, "node.invoke.request").await;
+    host.ws.close(None).await.unwrap();
+    let answer = operator.answer(&id).await;
+    assert_eq!(
+        answer["error"]["details"]["nodeError"]["code"], "DISCONNECTED",
+        "{answer}"
+    );
+    assert_eq!(answer["error"]["details"]["nodeCommandDispatched"], true);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wider_declaration_gives_nothing_new_and_a_removed_node_is_asked_nothing() {
+    let gateway = Gateway::start();
+    let mut operator = admin(&gateway).await;
+    let device = Device::new();
+    let mut host = node(&gateway, &device, &["system.which"]).await;
+    approve(&mut operator, &mut host, &device).await;
+    host.ws.close(None).await.unwrap();
+    let mut host = node(&gateway, &device, DECLARED).await;
+    // The older approval holds for what it named, and for nothing else.
+    loop {
+        let list = operator.get("node.list", json!({})).await;
+        if list["nodes"][0]["approvalState"] == "pending-reapproval" {
+            assert_eq!(
+                list["nodes"][0]["commands"],
+                json!(["system.which"]),
+                "{list}"
+            );
+            assert!(list["nodes"][0]["pendingRequestId"].is_string(), "{list}");
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(25)).await;
+    }
+    let get = json!({ "nodeId": device.id() });
+    let error = operator.refused("exec.approvals.node.get", get).await;
+    assert_eq!(
+        error["details"]["code"], "NODE_COMMAND_NOT_ALLOWED",
+        "{error}"
+    );
+    // A reader is not told what waits.
+    let mut reader = crate::support::ws::by_token(&gateway, &["operator.read"]).await;
+    let list = reader.get("node.list", json!({})).await;
+    assert!(list["nodes"][0].get("pendingRequestId").is_none(), "{list}");
+    let error = reader.refused("node.invoke", which(&device, 1)).await;
+    assert_eq!(
+        error["details"]["missingScope"], "operator.write",
+        "{error}"
+    );
+    operator
+        .get("node.pair.remove", json!({ "nodeId": device.id() }))
+        .await;
+    assert_eq!(host.closed().await.0, 4001);
+    let error = operator.refused("node.invoke", which(&device, 1_000)).await;
+    assert_eq!(error["details"]["code"], "NOT_CONNECTED", "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_approvals_document_of_a_node_is_relayed_by_its_own_methods_only() {
+    let gateway = Gateway::start();
+    let mut operator = admin(&gateway).await;
+    let device = Device::new();
+    let mut host = node(&gateway, &device, DECLARED).await;
+    approve(&mut operator, &mut host, &device).await;
+    let document = json!({ "path": "x", "exists": true, "file": { "version": 1 }, "hash": "h" });
+    let id = operator
+        .ask("exec.approvals.node.get", json!({ "nodeId": device.id() }))
+        .await;
+    let asked = event(&mut host, "node.invoke.request").await;
+    assert_eq!(asked["payload"]["command"], "system.execApprovals.get");
+    assert_eq!(asked["payload"]["paramsJSON"], "{}");
+    assert!(asked["payload"].get("idempotencyKey").is_none(), "{asked}");
+    let answer = |asked: &Value| {
+        json!({
+            "id": asked["payload"]["id"], "nodeId": device.id(), "ok": true, "payloadJSON": document.to_string(),
+        })
+    };
+    host.get("node.invoke.result", answer(&asked)).await;
+    assert_eq!(operator.answer(&id).await["payload"], document);
+    let params = json!({ "nodeId": device.id(), "file": { "version": 1 }, "baseHash": "h" });
+    let id = operator.ask("exec.approvals.node.set", params).await;
+    let asked = event(&mut host, "node.invoke.request").await;
+    assert_eq!(asked["payload"]["command"], "system.execApprovals.set");
+    let sent: Value =
+        serde_json::from_str(asked["payload"]["paramsJSON"].as_str().unwrap()).unwrap();
+    assert_eq!(sent, json!({ "file": { "version": 1 }, "baseHash": "h" }));
+    host.get("node.invoke.result", answer(&asked)).await;
+    assert_eq!(operator.answer(&id).await["payload"], document);
+    for command in ["system.execApprovals.get", "system.execApprovals.set"] {
+        let params = json!({
+            "nodeId": device.id(), "command": command, "params": {}, "idempotencyKey": "k",
+        });
+        let error = operator.refused("node.invoke", params).await;
+        assert_eq!(
+            error["details"]["code"], "NODE_COMMAND_NOT_ALLOWED",
+            "{error}"
+        );
+    }
+}
