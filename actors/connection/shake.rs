@@ -12,12 +12,13 @@ use portcullis_core::signing::http::CAPABILITY;
 use serde_json::json;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::{Error as WsError, Message};
+use tokio_tungstenite::tungstenite::Message;
 
 use super::actor::ConnectionWiring;
-use super::io::{Io, TOO_LARGE};
+use super::io::Io;
 use super::messages::ConnectionNews;
-use super::serve::{WRONG_KIND, close, message};
+use super::scan::TOO_LARGE;
+use super::serve::{WRONG_KIND, close, fault, message};
 use crate::auth::{Arrival, Peer};
 use portcullis_core::auth::Door;
 
@@ -249,14 +250,15 @@ async fn first_message(
                     Encoding::MsgPack => Ok(bytes),
                 };
             }
-            Some(Err(WsError::Io(error))) if error.to_string() == TOO_LARGE => {
-                return Err(End::Close(1009, TOO_LARGE));
+            Some(Err(error)) => {
+                return Err(match fault(&error) {
+                    // Whatever the size was: it is told as that of a stranger's frame.
+                    Some((1009, _)) => End::Close(1009, TOO_LARGE),
+                    Some((code, reason)) => End::Close(code, reason),
+                    None => End::Gone,
+                });
             }
-            Some(Err(WsError::Capacity(_))) => return Err(End::Close(1009, TOO_LARGE)),
-            Some(Err(WsError::Protocol(_) | WsError::Utf8(_))) => {
-                return Err(End::Close(1002, "protocol error"));
-            }
-            Some(Ok(Message::Close(_) | Message::Frame(_)) | Err(_)) | None => {
+            Some(Ok(Message::Close(_) | Message::Frame(_))) | None => {
                 return Err(End::Gone);
             }
         }

@@ -18,6 +18,6 @@ mod rpc;
 
 pub use actor::{Edge, EdgeWiring};
 pub use handle::EdgeHandle;
-pub use http::Http;
+pub use http::{Http, serve as serve_http};
 pub use listen::{Doors, ListenError};
 pub use rpc::Rpc;

@@ -9,6 +9,7 @@ mod hello;
 mod http;
 mod life;
 mod limits;
+mod rfc6455;
 mod secrets;
 mod signed_frames;
 mod signed_http;
