@@ -199,6 +199,48 @@ async fn without_a_gateway_each_command_says_so_with_its_own_exit_code() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_run_writes_does_not_steer_a_terminal_and_raw_is_asked_for() {
+    let gateway = Gateway::start(false, |method, _| match method {
+        "exec.run" => vec![
+            ok(json!({"runId": "r1", "planHash": "00", "status": "accepted"})),
+            event(
+                "exec.output",
+                json!({"runId": "r1", "seq": 1, "stream": "stdout", "data": base64("\u{1b}]52;c;QQ==\u{7}\u{1b}[2Jx\n")}),
+            ),
+            ok(
+                json!({"runId": "r1", "status": "exited", "exitCode": 0, "durationMs": 3, "dropped": {"stdout": 0, "stderr": 0}}),
+            ),
+        ],
+        _ => vec![],
+    });
+    let on_a_terminal = async |raw: &str| {
+        let (program, state) = (env!("CARGO_BIN_EXE_portcullis"), gateway.dir(false));
+        let line = format!(
+            "{program} --state {} exec {raw} --agent demo -- x",
+            state.display()
+        );
+        let mut script = tokio::process::Command::new("script");
+        script
+            .args(["-qec", &line, "/dev/null"])
+            .stdin(Stdio::null());
+        let output = script.output().await.unwrap();
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let shown = on_a_terminal("").await;
+    assert!(
+        shown.contains(r"\u{1b}]52;c;QQ==\u{7}\u{1b}[2Jx"),
+        "{shown:?}"
+    );
+    assert!(!shown.contains(['\u{1b}', '\u{7}']), "{shown:?}");
+    assert!(
+        on_a_terminal("--raw")
+            .await
+            .contains("\u{1b}]52;c;QQ==\u{7}\u{1b}[2Jx")
+    );
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn exec_streams_both_outputs_apart_and_ends_with_the_childs_code() {
     for deep in [false, true] {
@@ -304,6 +346,22 @@ async fn a_refusal_of_exec_is_125_with_code_and_next_step_and_says_what_it_waits
             _ => vec![],
         }
     });
+    let cancelling = Gateway::start(false, |method, _| match method {
+        "exec.run" => vec![
+            ok(json!({"runId": "r1", "status": "accepted"})),
+            ok(json!({"runId": "r1", "status": "cancelled"})),
+        ],
+        _ => vec![],
+    });
+    // By somebody else than the one who waits.
+    let output = run(
+        cancelling.state.path(),
+        &["exec", "--agent", "x", "--", "true"],
+    )
+    .await;
+    let said = text(&output.stderr);
+    assert_eq!(code(&output), 125);
+    assert!(said.contains("error[RUN_CANCELLED]: "), "{said}");
     let output = run(
         gateway.state.path(),
         &["exec", "--agent", "x", "--", "true"],
@@ -524,18 +582,20 @@ async fn the_log_is_verified_without_a_gateway_and_one_flipped_bit_exits_with_10
         .map(|f| f.unwrap().path())
         .find(|p| p.extension().is_some_and(|e| e == "log"))
         .unwrap();
-    let mut bytes = std::fs::read(&file).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    std::fs::write(&file, bytes).unwrap();
-    let output = run(state.path(), &["audit", "verify", "--offline"]).await;
-    assert_eq!(code(&output), 10);
-    assert!(
-        text(&output.stderr)
-            .starts_with("error[AUDIT_ALTERED]: the audit log was altered, first at record "),
-        "{}",
-        text(&output.stderr)
-    );
+    let good = std::fs::read(&file).unwrap();
+    // In the text of a record, where only hashes tell; and in the last record, which no other follows.
+    let of_text = |at: usize| good[at..].starts_with(b"test.event");
+    let texts: Vec<usize> = (0..good.len()).filter(|at| of_text(*at)).collect();
+    for at in [texts[0], texts[2], good.len() - 1, good.len() / 2] {
+        let mut bytes = good.clone();
+        bytes[at] ^= 1;
+        std::fs::write(&file, bytes).unwrap();
+        let output = run(state.path(), &["audit", "verify", "--offline"]).await;
+        assert_eq!(code(&output), 10, "byte {at} of {}", good.len());
+        let told = text(&output.stderr);
+        let start = "error[AUDIT_ALTERED]: the audit log was altered, first at record ";
+        assert!(told.starts_with(start), "{told}");
+    }
     let output = run(&state.path().join("none"), &verify).await;
     assert_eq!(code(&output), 8);
     let told = text(&output.stdout) + &text(&output.stderr);
