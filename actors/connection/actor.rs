@@ -29,8 +29,6 @@ pub struct ConnectionWiring {
     pub key: u64,
     /// Limits.
     pub config: ConnectionConfig,
-    /// Milliseconds to authenticate.
-    pub handshake_ms: u64,
     /// Who comes in.
     pub auth: AuthHandle,
     /// Keys for signed requests.

@@ -2,9 +2,10 @@
 
 use portcullis_core::auth::{Door, Principal};
 use portcullis_core::protocol::Encoding;
+use tokio::time::Instant;
 
 use super::io::Io;
-use crate::auth::Peer;
+use crate::auth::{Bearer, Peer};
 
 /// A socket after its upgrade: from here on nobody knows of HTTP.
 #[derive(Debug)]
@@ -15,8 +16,12 @@ pub struct Accepted {
     pub door: Door,
     /// Who is at the other end, as far as the kernel knows.
     pub peer: Peer,
+    /// The token of its upgrade request.
+    pub bearer: Option<Bearer>,
     /// How its messages are written: agreed upon with the upgrade.
     pub encoding: Encoding,
+    /// By when it must have authenticated.
+    pub until: Instant,
 }
 
 /// How to end.
@@ -43,6 +48,8 @@ pub enum ConnectionMsg {
 pub enum ConnectionNews {
     /// A whole `connect` has arrived: it is no silent socket any more.
     Speaks(u64),
+    /// It is turned away; its goodbye is still to come.
+    Refused(u64),
     /// It is in.
     Admitted(u64, Box<Principal>),
 }

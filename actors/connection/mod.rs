@@ -21,6 +21,7 @@ mod methods;
 mod nodes;
 mod runs;
 mod scan;
+mod secrets;
 mod serve;
 mod shake;
 

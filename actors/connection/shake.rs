@@ -1,29 +1,33 @@
 //! The handshake: challenge, `connect`, `hello-ok` (wire.md section 4).
 
-use std::time::Duration;
+use std::pin::pin;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use portcullis_core::auth::{Principal, Role};
 use portcullis_core::nodes::{Connected, Declared};
 use portcullis_core::protocol::connect::Hello;
+use portcullis_core::protocol::limits::EARLY_FRAMES;
 use portcullis_core::protocol::{ConnectParams, ConnectRefusal, Encoding, FrameError};
 use portcullis_core::signing::frame::Keys;
 use portcullis_core::signing::http::CAPABILITY;
 use serde_json::json;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
 use super::actor::ConnectionWiring;
 use super::io::Io;
 use super::messages::ConnectionNews;
 use super::scan::TOO_LARGE;
 use super::serve::{WRONG_KIND, close, fault, message};
-use crate::auth::{Arrival, Peer};
+use crate::auth::{Arrival, Bearer, Peer};
 use portcullis_core::auth::Door;
 
 /// Characters of a node's `PATH` that are kept to be shown.
 const PATH_SHOWN: usize = 1_024;
+
+/// The close reason of a session whose secret is no more (wire.md section 5).
+pub(super) const SECRET_CHANGED: &str = "gateway auth changed";
 
 /// Who came in, and what it can take.
 pub(super) struct Shaken {
@@ -32,6 +36,8 @@ pub(super) struct Shaken {
     pub conn_id: String,
     /// Of every frame after the hello, where that was asked for.
     pub signing: Option<Keys>,
+    /// Frames that came behind `connect`, to be answered first.
+    pub early: Vec<Message>,
     /// Of a node host: what it declares.
     pub node: Option<Connected>,
 }
@@ -42,20 +48,19 @@ pub(super) async fn shake(
     ws: &mut WebSocketStream<Io>,
     encoding: Encoding,
     door: Door,
-    peer: &Peer,
+    (peer, bearer): (&Peer, Option<Bearer>),
+    until: Instant,
 ) -> Option<Shaken> {
-    let within = Duration::from_millis(wiring.handshake_ms);
-    match timeout(within, try_shake(wiring, ws, encoding, door, peer)).await {
-        Ok(Ok(shaken)) => Some(shaken),
-        Ok(Err(end)) => {
-            end.tell(ws, encoding).await;
-            None
-        }
-        Err(_late) => {
-            close(ws, 1000, "").await;
-            None
-        }
-    }
+    let end = match timeout_at(until, try_shake(wiring, ws, encoding, door, (peer, bearer))).await {
+        Ok(Ok(shaken)) => return Some(shaken),
+        Ok(Err(end)) => end,
+        Err(_late) => End::Close(1000, ""),
+    };
+    // Before the goodbye, which takes as long as the other end likes: it keeps nobody's place meanwhile.
+    let refused = ConnectionNews::Refused(wiring.key);
+    wiring.news.send(refused).await.ok()?;
+    end.tell(ws, encoding).await;
+    None
 }
 
 /// How a handshake ends without a hello.
@@ -89,7 +94,7 @@ async fn try_shake(
     ws: &mut WebSocketStream<Io>,
     encoding: Encoding,
     door: Door,
-    peer: &Peer,
+    (peer, bearer): (&Peer, Option<Bearer>),
 ) -> Result<Shaken, End> {
     let nonce = uuid::Uuid::new_v4().to_string();
     let challenge = json!({ "nonce": nonce, "ts": wiring.clock.now() });
@@ -97,8 +102,6 @@ async fn try_shake(
     let frame = frame.map_err(|_| End::Gone)?;
     ws.send(message(frame)).await.map_err(|_| End::Gone)?;
     let frame = first_message(ws, encoding).await?;
-    // Its bytes have all arrived: this socket is not silent, and is not closed to make room.
-    let _ = wiring.news.try_send(ConnectionNews::Speaks(wiring.key));
     let (id, params) = match encoding.read(&frame) {
         Ok(request) if request.method == "connect" => {
             let params = request.params::<ConnectParams>().map_err(|why| {
@@ -121,6 +124,9 @@ async fn try_shake(
     };
     let refused = |refusal| End::Refused(id.clone(), Box::new(refusal));
     let checked = params.check().map_err(refused)?;
+    // It is a `connect` and has arrived whole: this socket is not closed to make room while it is decided.
+    let speaks = ConnectionNews::Speaks(wiring.key);
+    wiring.news.send(speaks).await.map_err(|_| End::Gone)?;
     let caps = checked.params.caps.clone();
     // Keyed by the token as it came: what is kept of it is a hash, which signs nothing.
     let signing = checked
@@ -134,12 +140,21 @@ async fn try_shake(
         nonce,
         door,
         peer: peer.clone(),
+        bearer,
     };
-    let admitted = wiring
-        .auth
-        .connect(arrival)
-        .await
-        .map_err(|refusal| End::Refused(id.clone(), Box::new(refusal)))?;
+    let mut early = Vec::new();
+    let decision = {
+        let mut decision = pin!(wiring.auth.connect(arrival));
+        loop {
+            tokio::select! {
+                biased;
+                frame = ws.next() => keep(frame, &mut early)?,
+                decision = &mut decision => break decision,
+            }
+        }
+    };
+    let (admitted, epoch) =
+        decision.map_err(|refusal| End::Refused(id.clone(), Box::new(refusal)))?;
     let conn_id = uuid::Uuid::new_v4().to_string();
     let minted = key_for(wiring, &admitted.principal, &caps).await;
     let hello = Hello {
@@ -163,6 +178,10 @@ async fn try_shake(
     let principal = admitted.principal;
     let news = ConnectionNews::Admitted(wiring.key, Box::new(principal.clone()));
     wiring.news.send(news).await.map_err(|_| End::Gone)?;
+    // Its secret may have changed while it was let in: then it was not yet on the list of those to be closed.
+    if !matches!(wiring.auth.holds(&principal, epoch).await, Ok(true)) {
+        return Err(End::Close(4001, SECRET_CHANGED));
+    }
     ws.send(message(frame)).await.map_err(|_| End::Gone)?;
     ws.get_mut().trust();
     let node = declared.and_then(|declared| {
@@ -181,8 +200,37 @@ async fn try_shake(
         caps,
         conn_id,
         signing,
+        early,
         node,
     })
+}
+
+/// A frame that does not wait for the hello: kept to be answered after it, up to the wire's limit.
+fn keep(frame: Option<Result<Message, WsError>>, early: &mut Vec<Message>) -> Result<(), End> {
+    match frame {
+        Some(Ok(Message::Ping(_) | Message::Pong(_))) => Ok(()),
+        Some(Ok(frame @ (Message::Text(_) | Message::Binary(_)))) if early.len() < EARLY_FRAMES => {
+            early.push(frame);
+            Ok(())
+        }
+        Some(Ok(Message::Text(_) | Message::Binary(_))) => {
+            Err(End::Close(1008, "too many pending handshake frames"))
+        }
+        other => Err(broken(other)),
+    }
+}
+
+/// How a handshake ends with a frame that is none.
+fn broken(frame: Option<Result<Message, WsError>>) -> End {
+    let Some(Err(error)) = frame else {
+        return End::Gone;
+    };
+    match fault(&error) {
+        // Whatever the size was: it is told as that of a stranger's frame.
+        Some((1009, _)) => End::Close(1009, TOO_LARGE),
+        Some((code, reason)) => End::Close(code, reason),
+        None => End::Gone,
+    }
 }
 
 /// What a node says of itself. Its lists were bounded by the handshake.
@@ -250,17 +298,7 @@ async fn first_message(
                     Encoding::MsgPack => Ok(bytes),
                 };
             }
-            Some(Err(error)) => {
-                return Err(match fault(&error) {
-                    // Whatever the size was: it is told as that of a stranger's frame.
-                    Some((1009, _)) => End::Close(1009, TOO_LARGE),
-                    Some((code, reason)) => End::Close(code, reason),
-                    None => End::Gone,
-                });
-            }
-            Some(Ok(Message::Close(_) | Message::Frame(_))) | None => {
-                return Err(End::Gone);
-            }
+            other => return Err(broken(other)),
         }
     }
 }

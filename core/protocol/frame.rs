@@ -458,7 +458,7 @@ mod tests {
             params_of(&format!("{{{}}}", keys.join(","))),
             Err(Unsound::Many)
         );
-        let packed = [&[0xdd, 0, 2, 0, 0][..], &[1; 0x2_0000]].concat();
+        let packed = [vec![0xdd, 0, 2, 0, 0], vec![1; 0x2_0000]].concat();
         assert_eq!(strict::msgpack(&packed), Err(Unsound::Many));
     }
 

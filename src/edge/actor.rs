@@ -1,22 +1,24 @@
 //! The actor.
 
 use std::collections::{BTreeSet, HashMap};
+use std::mem::discriminant;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portcullis_actors::auth::Peer;
+use portcullis_actors::auth::{AuthNews, Peer};
 use portcullis_actors::connection::{
     Accepted, CAPACITY, Connection, ConnectionHandle, ConnectionNews, ConnectionWiring, Io, Stream,
 };
 use portcullis_actors::pairing::PairingHandle;
 use portcullis_actors::supervision::{
-    ChildEnd, Crash, Ctx, FeedItem, Flag, Reply, Room, Snapshot, TaskEnd, TaskHandle,
+    ChildEnd, Crash, Ctx, Feed, FeedItem, Flag, Reply, Room, Snapshot, TaskEnd, TaskHandle,
 };
 use portcullis_core::auth::{Door, Principal};
 use portcullis_core::ids::DeviceId;
 use portcullis_core::pairing::News;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::budget::{Budget, Limits, Origin};
 use super::handle::EdgeHandle;
@@ -27,6 +29,8 @@ use crate::config::Local;
 
 /// After a failed accept (no descriptors left): the kernel keeps newcomers in its backlog meanwhile.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Between two warnings that all sockets are in use.
+const WARN_EVERY: Duration = Duration::from_mins(1);
 const HTTP: &str = "http";
 
 /// What the room is given at each start.
@@ -44,6 +48,8 @@ pub struct EdgeWiring {
     pub connection: ConnectionWiring,
     /// Devices.
     pub pairing: PairingHandle,
+    /// Secrets that open nothing any more.
+    pub auth_news: Feed<AuthNews>,
     /// Devices with a live socket, for `device.pair.list`.
     pub connected: Arc<Flag<BTreeSet<DeviceId>>>,
 }
@@ -58,6 +64,8 @@ pub enum EdgeMsg {
     News(ConnectionNews),
     /// From pairing.
     Invalidated(DeviceId, Option<u64>, &'static str),
+    /// From authentication: sessions that this secret opened end.
+    SecretEnded(AuthNews),
     /// Pairing's news were missed: every device's session is looked at again.
     LookAgain,
 }
@@ -69,6 +77,8 @@ pub enum From {
     Tcp { peer: SocketAddr, own: SocketAddr },
     /// The kernel's word on the peer.
     Control { uid: u32, pid: Option<i32> },
+    /// The kernel's word on who dialled `agent.sock`: it counts guessers apart, and opens nothing.
+    Agent { uid: u32 },
 }
 
 /// The room.
@@ -82,10 +92,14 @@ pub struct Edge {
     holders: peer::Holders,
     accepted: u64,
     evicted: u64,
+    turned_away: u64,
+    warned_at: Option<Instant>,
 }
 
 struct Socket {
     from: From,
+    /// By when it must have said who it is.
+    until: Instant,
     stage: Stage,
 }
 
@@ -120,6 +134,8 @@ impl Room for Edge {
         listen_to_pairing(wiring, &ctx);
         accept_tcp(wiring, &ctx)?;
         accept_control(wiring, &ctx)?;
+        accept_agent(wiring, &ctx)?;
+        listen_to_auth(wiring, &ctx);
         Ok(Self {
             wiring: wiring.clone(),
             ctx,
@@ -130,6 +146,8 @@ impl Room for Edge {
             holders: peer::Holders::default(),
             accepted: 0,
             evicted: 0,
+            turned_away: 0,
+            warned_at: None,
         })
     }
 
@@ -141,6 +159,7 @@ impl Room for Edge {
             }
             EdgeMsg::Upgraded(key, io, said) => self.upgraded(key, *io, said).await,
             EdgeMsg::News(ConnectionNews::Speaks(key)) => self.budget.speaks(key),
+            EdgeMsg::News(ConnectionNews::Refused(key)) => self.budget.refused(key),
             EdgeMsg::News(ConnectionNews::Admitted(key, principal)) => {
                 self.admitted(key, principal);
             }
@@ -148,6 +167,7 @@ impl Room for Edge {
                 self.invalidated(&device, generation, reason).await;
             }
             EdgeMsg::LookAgain => self.look_again(),
+            EdgeMsg::SecretEnded(news) => self.secret_ended(&news).await,
         }
         Ok(())
     }
@@ -194,13 +214,15 @@ impl Room for Edge {
             .with("not yet authenticated", self.budget.len())
             .with("accepted", self.accepted)
             .with("made room", self.evicted)
+            .with("turned away", self.turned_away)
     }
 }
 
 impl Edge {
     async fn enter(&mut self, stream: Stream, from: From) {
         self.accepted += 1;
-        if self.sockets.len() >= self.wiring.limits.sockets as usize {
+        if self.is_full(from) {
+            self.turn_away(&stream);
             return;
         }
         self.next += 1;
@@ -208,23 +230,54 @@ impl Edge {
         let origin = match from {
             From::Tcp { peer, .. } => Origin::of(peer.ip()),
             From::Control { .. } => Origin::Unix,
+            From::Agent { .. } => Origin::Agents,
         };
-        let victim = self.budget.enter(key, origin);
-        if let Some(victim) = victim {
+        if let Some(victim) = self.budget.enter(key, origin) {
             self.evicted += 1;
-            if victim == key {
-                return;
-            }
             self.evict(victim).await;
         }
+        // From its first moment: HTTP and the handshake share it.
+        let until = Instant::now() + Duration::from_millis(self.wiring.limits.handshake_ms);
         let (http, ctx) = (self.wiring.http.clone(), self.ctx.clone());
         let task = self.ctx.task(HTTP, key, async move {
-            if let Some((io, said)) = http::serve(http, stream).await {
+            if let Some((io, said)) = http::serve(http, stream, until).await {
                 ctx.notify(EdgeMsg::Upgraded(key, Box::new(io), said));
             }
         });
         let stage = Stage::Http { _task: task };
-        self.sockets.insert(key, Socket { from, stage });
+        self.sockets.insert(key, Socket { from, until, stage });
+    }
+
+    /// Over the limit of all: no door takes a place from another, and a person must come in at the control socket.
+    fn is_full(&self, from: From) -> bool {
+        let max = self.wiring.limits.sockets as usize;
+        // Counted only where it may matter.
+        self.sockets.len() >= max && {
+            let same = self.sockets.values();
+            same.filter(|s| discriminant(&s.from) == discriminant(&from))
+                .count()
+                >= max
+        }
+    }
+
+    fn turn_away(&mut self, stream: &Stream) {
+        const FULL: &[u8] =
+            b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\n\
+            Content-Type: text/plain; charset=utf-8\r\nContent-Length: 41\r\n\r\n\
+            too many connections: try again in a bit\n";
+        // Nobody waits for its request: where the word does not fit, the end says it.
+        let _ = match stream {
+            Stream::Tcp(tcp) => tcp.try_write(FULL),
+            Stream::Unix(unix) => unix.try_write(FULL),
+        };
+        self.turned_away += 1;
+        if self.warned_at.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
+            self.warned_at = Some(Instant::now());
+            tracing::warn!(
+                target: "portcullis", so_far = self.turned_away,
+                "newcomers are turned away: all of [gateway.limits] sockets are in use",
+            );
+        }
     }
 
     async fn evict(&mut self, key: u64) {
@@ -238,12 +291,12 @@ impl Edge {
         }
     }
 
-    async fn upgraded(&mut self, key: u64, io: Io, said: Said) {
+    async fn upgraded(&mut self, key: u64, io: Io, mut said: Said) {
         let Some(socket) = self.sockets.get(&key) else {
             return;
         };
-        let encoding = said.encoding;
-        let (door, peer) = self.who(socket.from, said);
+        let (encoding, bearer, until) = (said.encoding, said.bearer.take(), socket.until);
+        let (door, peer) = self.who(socket.from, &said);
         let wiring = ConnectionWiring {
             key,
             news: self.news.clone(),
@@ -266,13 +319,15 @@ impl Edge {
             io,
             door,
             peer,
+            bearer,
             encoding,
+            until,
         };
         let _ = handle.adopt(accepted).await;
     }
 
     /// What the kernel says of the other end; the client's own word counts only against it.
-    fn who(&mut self, from: From, said: Said) -> (Door, Peer) {
+    fn who(&mut self, from: From, said: &Said) -> (Door, Peer) {
         let own = rustix::process::geteuid().as_raw();
         let operator = |uid: u32, groups: &[u32]| self.wiring.local.is_operator(uid, groups, own);
         match from {
@@ -286,6 +341,16 @@ impl Edge {
                     has_origin: said.has_origin,
                 };
                 (Door::Control, peer)
+            }
+            From::Agent { uid } => {
+                let peer = Peer {
+                    ip: None,
+                    uid: Some(uid),
+                    is_operator: false,
+                    is_local: true,
+                    has_origin: said.has_origin,
+                };
+                (Door::AgentSock, peer)
             }
             From::Tcp { peer, own } => {
                 let is_loopback = peer.ip().to_canonical().is_loopback();
@@ -340,6 +405,18 @@ impl Edge {
         for handle in ended.collect::<Vec<_>>() {
             // Gone already is as good.
             let _ = handle.close(4001, reason).await;
+        }
+    }
+
+    /// Told to each before this returns; what one of them is about to do is looked at again between intent and act.
+    async fn secret_ended(&self, news: &AuthNews) {
+        for socket in self.sockets.values() {
+            if let Stage::Open(handle, Some(who)) = &socket.stage
+                && news.ends(who)
+            {
+                // Gone already is as good.
+                let _ = handle.close(4001, "gateway auth changed").await;
+            }
         }
     }
 
@@ -425,6 +502,22 @@ fn listen_to_pairing(wiring: &EdgeWiring, ctx: &Ctx<Edge>) {
     .keep();
 }
 
+fn listen_to_auth(wiring: &EdgeWiring, ctx: &Ctx<Edge>) {
+    let mut news = wiring.auth_news.subscribe();
+    let own = ctx.clone();
+    ctx.task("auth news", 0, async move {
+        loop {
+            match news.next().await {
+                FeedItem::Event(told) => own.notify(EdgeMsg::SecretEnded(told.event.clone())),
+                // What was missed may be any of them.
+                FeedItem::Lagged => own.notify(EdgeMsg::SecretEnded(AuthNews::Any)),
+                FeedItem::Closed => return,
+            }
+        }
+    })
+    .keep();
+}
+
 fn accept_tcp(wiring: &EdgeWiring, ctx: &Ctx<Edge>) -> Result<(), Crash> {
     let listener = wiring.doors.tcp()?;
     let edge = EdgeHandle::new(ctx.myself());
@@ -463,6 +556,26 @@ fn accept_control(wiring: &EdgeWiring, ctx: &Ctx<Edge>) -> Result<(), Crash> {
                     }
                 }
                 Err(error) => pause("control", &error).await,
+            }
+        }
+    })
+    .keep();
+    Ok(())
+}
+
+fn accept_agent(wiring: &EdgeWiring, ctx: &Ctx<Edge>) -> Result<(), Crash> {
+    let listener = wiring.doors.agent()?;
+    let edge = EdgeHandle::new(ctx.myself());
+    ctx.task("agent door", 0, async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    if let Ok(cred) = stream.peer_cred() {
+                        let from = From::Agent { uid: cred.uid() };
+                        edge.accepted(Stream::Unix(stream), from).await;
+                    }
+                }
+                Err(error) => pause("agent", &error).await,
             }
         }
     })

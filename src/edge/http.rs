@@ -12,11 +12,12 @@ use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use portcullis_actors::auth::Bearer;
 use portcullis_actors::connection::{Io, Stream};
 use portcullis_actors::supervision::{FlagReader, TreeWindow};
 use portcullis_core::protocol::Encoding;
 use tokio::net::{TcpStream, UnixStream};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tracing::Instrument as _;
 
@@ -26,10 +27,6 @@ use crate::methods::Site;
 
 /// A request's header, bytes.
 const HEADER_MAX: usize = 16 * 1024;
-
-/// A socket that does not upgrade takes requests for so many times a header's time, and as long again for the last
-/// answer: 40 seconds and 40 by default.
-const LIFE: u32 = 4;
 
 /// The two ends of a TCP socket; none of a Unix socket, which has no page.
 type Ends = Option<(SocketAddr, SocketAddr)>;
@@ -51,24 +48,26 @@ pub struct Http {
 }
 
 /// What the upgrade request said that matters later.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Said {
     /// An `Origin` header: a browser.
     pub has_origin: bool,
     /// A header that a proxy adds.
     pub is_forwarded: bool,
+    /// The token of an `Authorization: Bearer` header.
+    pub bearer: Option<Bearer>,
     /// Agreed upon.
     pub encoding: Encoding,
 }
 
-/// Serves one socket until it ends or is upgraded.
-pub async fn serve(http: Http, stream: Stream) -> Option<(Io, Said)> {
+/// Serves one socket until it ends or is upgraded, or its time is over: then a browser dials again.
+pub async fn serve(http: Http, stream: Stream, until: Instant) -> Option<(Io, Said)> {
     match stream {
         Stream::Tcp(tcp) => {
             let ends = tcp.peer_addr().ok().zip(tcp.local_addr().ok());
-            over(http, tcp, ends, Stream::Tcp).await
+            over(http, tcp, ends, Stream::Tcp, until).await
         }
-        Stream::Unix(unix) => over(http, unix, None, Stream::Unix).await,
+        Stream::Unix(unix) => over(http, unix, None, Stream::Unix, until).await,
     }
 }
 
@@ -81,6 +80,7 @@ async fn over<S: Socket>(
     socket: S,
     ends: Ends,
     wrap: fn(S) -> Stream,
+    until: Instant,
 ) -> Option<(Io, Said)> {
     let (tx, mut upgraded) = tokio::sync::mpsc::channel(1);
     let within = Duration::from_millis(http.header_ms.max(1));
@@ -102,12 +102,12 @@ async fn over<S: Socket>(
         .with_upgrades();
     // One that asks now and then, or does not read what it is answered, does not stay for ever: browsers dial again.
     let mut connection = std::pin::pin!(connection);
-    let life = within * LIFE;
-    let ended = if let Ok(ended) = timeout(life, connection.as_mut()).await {
+    let ended = if let Ok(ended) = timeout_at(until, connection.as_mut()).await {
         ended
     } else {
+        // What it has asked is still answered.
         connection.as_mut().graceful_shutdown();
-        timeout(life, connection).await.ok()?
+        timeout(within, connection).await.ok()?
     };
     if let Err(error) = ended {
         tracing::debug!(target: "portcullis", %error, "http connection ended");
@@ -254,6 +254,7 @@ fn upgrade(
     let offers = offers.filter_map(|value| value.to_str().ok());
     let encoding = Encoding::offered(offers.flat_map(|offers| offers.split(',')));
     let said = Said {
+        bearer: None,
         encoding,
         has_origin: headers.contains_key(header::ORIGIN),
         is_forwarded: headers.contains_key(header::FORWARDED)
@@ -261,6 +262,14 @@ fn upgrade(
                 .keys()
                 .any(|k| k.as_str().starts_with("x-forwarded-") || k == "x-real-ip"),
     };
+    // Never out of the URL, which ends in logs and histories.
+    let mut credentials = headers.get_all(header::AUTHORIZATION).iter();
+    let bearer = match (credentials.next(), credentials.next()) {
+        (None, _) => None,
+        (Some(one), None) => bearer_of(one),
+        _ => return Err(bad("one Authorization header, please\n")),
+    };
+    let said = Said { bearer, ..said };
     let on_upgrade = hyper::upgrade::on(request);
     let mut answer = Response::builder()
         .status(StatusCode::SWITCHING_PROTOCOLS)
@@ -276,6 +285,14 @@ fn upgrade(
         );
     }
     Ok((answer, on_upgrade, said))
+}
+
+/// The token of `Bearer TOKEN` (RFC 6750 2.1); another scheme is nobody's business here.
+fn bearer_of(value: &HeaderValue) -> Option<Bearer> {
+    let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+    let token = token.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty())
+        .then(|| Bearer::new(token.to_owned()))
 }
 
 fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool {

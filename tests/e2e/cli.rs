@@ -621,3 +621,47 @@ async fn an_answer_that_cannot_be_written_is_a_failure_and_no_success() {
     let told = String::from_utf8(output.stderr).unwrap();
     assert!(told.contains("OUTPUT_UNWRITABLE"), "{told}");
 }
+
+/// The bug: events that a slow connection missed were lost, and a question that they told of was never shown.
+#[tokio::test(flavor = "multi_thread")]
+async fn watch_asks_again_for_what_waits_after_a_gap_in_the_events() {
+    use tokio::io::AsyncBufReadExt as _;
+    let question =
+        |id: &str| json!({"id": id, "expiresAtMs": 9_999_999_999_999_u64, "request": {}});
+    let lists = std::sync::atomic::AtomicUsize::new(0);
+    let gateway = Gateway::start(false, move |method, _| {
+        if method != "exec.approval.list" {
+            return vec![];
+        }
+        if lists.fetch_add(1, std::sync::atomic::Ordering::SeqCst) > 0 {
+            return vec![ok(json!([question("two")]))];
+        }
+        let mut first = event("exec.approval.requested", question("one"));
+        first["seq"] = 1.into();
+        // The second was lost.
+        let mut third = event("tick", json!({"ts": 0}));
+        third["seq"] = 3.into();
+        vec![ok(json!([])), first, third]
+    });
+    let mut watch = command(gateway.state.path(), &["approvals", "watch", "--json"])
+        .spawn()
+        .unwrap();
+    let mut said = tokio::io::BufReader::new(watch.stdout.take().unwrap()).lines();
+    let mut next = async || {
+        let line = tokio::time::timeout(Duration::from_secs(30), said.next_line()).await;
+        serde_json::from_str::<Value>(&line.unwrap().unwrap().unwrap()).unwrap()
+    };
+    assert_eq!(next().await["approval"]["id"], "one");
+    assert_eq!(next().await, json!({"type": "gone", "id": "one"}));
+    assert_eq!(next().await["approval"]["id"], "two");
+    watch.kill().await.unwrap();
+    let asked: Vec<String> = gateway
+        .seen()
+        .into_iter()
+        .map(|(method, _)| method)
+        .collect();
+    assert_eq!(
+        asked,
+        ["connect", "exec.approval.list", "exec.approval.list"]
+    );
+}

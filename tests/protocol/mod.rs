@@ -1,7 +1,9 @@
 //! The wire, spoken to the real program: what each frame gets (wire.md; SECURITY.md).
 
 mod after;
+mod agents;
 mod before;
+mod credentials;
 mod devices;
 mod encodings;
 mod exec;
@@ -9,6 +11,7 @@ mod hello;
 mod http;
 mod life;
 mod limits;
+mod passwords;
 mod rfc6455;
 mod secrets;
 mod signed_frames;
