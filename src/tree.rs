@@ -17,6 +17,7 @@ use portcullis_actors::exec::{AgentLimits, ExecHandle, ExecWiring};
 use portcullis_actors::nodes::{NodesHandle, NodesWiring};
 use portcullis_actors::pairing::{PairingHandle, PairingWiring};
 use portcullis_actors::sandbox_pool::{SandboxPool, SandboxPoolHandle, SandboxPoolWiring};
+use portcullis_actors::signing::{SigningHandle, SigningWiring};
 use portcullis_actors::store::Store;
 use portcullis_actors::supervision::{Feed, Flag, OnFatal, Policy, TreeBuilder, TreeWindow};
 use portcullis_actors::vault::{VaultHandle, VaultWiring};
@@ -30,7 +31,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::config::Config;
-use crate::edge::{Doors, Edge, EdgeHandle, EdgeWiring, Http};
+use crate::edge::{Doors, Edge, EdgeHandle, EdgeWiring, Http, Rpc};
 use crate::methods::Site;
 
 /// Start order, bottom first. `store` is a handle over its own threads; `connection` lives under `edge`.
@@ -39,6 +40,7 @@ pub const ORDER: &[&str] = &[
     "audit",
     "vault",
     "pairing",
+    "signing",
     "auth",
     "sandbox_pool",
     "nodes",
@@ -151,6 +153,17 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             audit: audit.clone(),
             clock: clock.clone(),
             news: Feed::new(),
+        },
+    );
+    let signing = SigningHandle::add(
+        &mut tree,
+        SigningWiring {
+            config: config.signing,
+            store: store.clone(),
+            audit: audit.clone(),
+            vault: vault.clone(),
+            pairing: pairing.clone(),
+            clock: clock.clone(),
         },
     );
     let auth_news = Feed::new();
@@ -280,6 +293,11 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
                 hosts: Arc::new(config.dashboard.hosts.clone()),
                 tree: window.reader(),
                 site: site.reader(),
+                rpc: Some(Rpc {
+                    signing: signing.clone(),
+                    methods: methods.clone(),
+                    clock: clock.clone(),
+                }),
             },
             limits: config.gateway.limits.clone(),
             local: config.gateway.local.clone(),
@@ -287,6 +305,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
                 key: 0,
                 config: config.connection,
                 auth,
+                signing,
                 methods: methods.clone(),
                 exec,
                 news: tokio::sync::mpsc::channel(1).0,

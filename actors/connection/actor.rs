@@ -13,6 +13,7 @@ use super::serve;
 use crate::auth::AuthHandle;
 use crate::clock::Clock;
 use crate::exec::ExecHandle;
+use crate::signing::SigningHandle;
 use crate::supervision::{Crash, Ctx, Flag, Room, TaskEnd, TaskHandle};
 
 /// For the close frame to be taken; then the socket is dropped.
@@ -33,6 +34,8 @@ pub struct ConnectionWiring {
     pub config: ConnectionConfig,
     /// Who comes in.
     pub auth: AuthHandle,
+    /// Keys for signed requests.
+    pub signing: SigningHandle,
     /// What may be asked.
     pub methods: Arc<Methods>,
     /// Runs.

@@ -12,7 +12,9 @@ use portcullis_core::codes;
 use portcullis_core::protocol::frame::ErrorBody;
 use portcullis_core::protocol::limits::{CLOSE_REASON, FRAME, PING_MS, TICK_MS, WRONG_ROLE_CALLS};
 use portcullis_core::protocol::{Encoding, FrameError, Wire};
+use portcullis_core::signing::frame::{FrameRefusal, Keys};
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tokio_tungstenite::WebSocketStream;
@@ -26,6 +28,7 @@ use super::answer;
 use super::io::Io;
 use super::messages::{Accepted, CloseOrder};
 use super::methods::{Heard, News};
+use super::scan::{NOT_UTF8, TOO_LARGE};
 use super::shake::{Shaken, shake};
 use crate::nodes::ToNode;
 use crate::supervision::{Flag, FlagReader};
@@ -81,13 +84,7 @@ pub(super) async fn serve(
         encoding,
         until,
     } = accepted;
-    let mut config = WebSocketConfig::default();
-    // Default read buffer: 131 KB a socket.
-    config.read_buffer_size = 4096;
-    config.write_buffer_size = 16 * 1024;
-    config.max_message_size = Some(FRAME);
-    config.max_frame_size = Some(FRAME);
-    let mut ws = WebSocketStream::from_raw_socket(io, WsRole::Server, Some(config)).await;
+    let mut ws = open(io, FRAME).await;
     let mut closing = order.reader();
     let connect = tracing::info_span!(
         target: "portcullis", parent: None, "connect", otel.kind = "server", room = "connection", door = door.as_str(),
@@ -126,6 +123,32 @@ pub(super) async fn serve(
             let _ = session.event(&mut ws, "shutdown", &payload).await;
         }
         close(&mut ws, end.code, &end.reason).await;
+    }
+}
+
+/// The socket's end of the protocol, for messages up to a size.
+pub(super) async fn open(io: Io, frame_max: usize) -> Ws {
+    let mut config = WebSocketConfig::default();
+    // Default read buffer: 131 KB a socket.
+    config.read_buffer_size = 4096;
+    config.write_buffer_size = 16 * 1024;
+    config.max_message_size = Some(frame_max);
+    config.max_frame_size = Some(frame_max);
+    WebSocketStream::from_raw_socket(io, WsRole::Server, Some(config)).await
+}
+
+/// How a broken frame closes the socket; `None`: it is gone already.
+pub(super) fn fault(error: &WsError) -> Option<(u16, &'static str)> {
+    match error {
+        WsError::Capacity(_) => Some((1009, "frame too large")),
+        WsError::Protocol(_) => Some((1002, "protocol error")),
+        WsError::Utf8(_) => Some((1007, NOT_UTF8)),
+        WsError::Io(error) => match error.to_string() {
+            text if text == TOO_LARGE => Some((1009, TOO_LARGE)),
+            text if text == NOT_UTF8 => Some((1007, NOT_UTF8)),
+            _ => None,
+        },
+        _ => None,
     }
 }
 
@@ -182,12 +205,14 @@ struct Session {
     seq: u64,
     wrong_roles: u32,
     write_within: Duration,
+    /// Every frame is signed, both ways.
+    signing: Option<Keys>,
 }
 
-type Ws = WebSocketStream<Io>;
+pub(super) type Ws = WebSocketStream<Io>;
 
 /// The loop goes on, or ends: with a close frame, or without where the socket is gone.
-type Step = Result<(), Option<CloseOrder>>;
+pub(super) type Step = Result<(), Option<CloseOrder>>;
 
 fn end(code: u16, reason: &str) -> Step {
     Err(Some(CloseOrder {
@@ -223,6 +248,7 @@ impl Session {
             seq: 0,
             wrong_roles: 0,
             write_within,
+            signing: shaken.signing,
         }
     }
 
@@ -326,6 +352,19 @@ impl Session {
     }
 
     async fn frame(&mut self, ws: &mut Ws, frame: Option<Result<Message, WsError>>) -> Step {
+        if let Some(keys) = &mut self.signing
+            && let Some(Ok(message @ (Message::Text(_) | Message::Binary(_)))) = &frame
+        {
+            let now = self.conn.wiring.clock.now();
+            let opened = match message {
+                Message::Binary(bytes) => keys.to_server.open(now, bytes),
+                _ => Err(FrameRefusal::Unsigned),
+            };
+            return match opened {
+                Ok(bytes) => self.request(ws, bytes).await,
+                Err(refusal) => end(1008, &refusal.to_string()),
+            };
+        }
         match frame {
             Some(Ok(Message::Text(text))) => match self.conn.encoding {
                 Encoding::Json => self.request(ws, text.as_bytes()).await,
@@ -337,10 +376,16 @@ impl Session {
                 Encoding::MsgPack => self.request(ws, &bytes).await,
             },
             Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Ok(()),
-            Some(Err(WsError::Capacity(_))) => end(1009, "frame too large"),
-            Some(Err(WsError::Protocol(_))) => end(1002, "protocol error"),
-            Some(Err(WsError::Utf8(_))) => end(1007, "text is not UTF-8"),
-            Some(Ok(Message::Close(_)) | Err(_)) | None => Err(None),
+            Some(Ok(Message::Close(_))) => {
+                // Its answer is queued; who closed may be gone.
+                let _ = self.flush(ws).await;
+                Err(None)
+            }
+            Some(Err(error)) => match fault(&error) {
+                Some((code, reason)) => end(code, reason),
+                None => Err(None),
+            },
+            None => Err(None),
         }
     }
 
@@ -469,21 +514,34 @@ impl Session {
 
     /// `None`: it could not be written, and there is nothing to send.
     async fn send(&mut self, ws: &mut Ws, frame: Option<Wire>) -> Step {
-        match frame {
-            Some(frame) => self.feed(ws, message(frame)).await,
-            None => Ok(()),
-        }
+        let Some(frame) = frame else { return Ok(()) };
+        let message = match &mut self.signing {
+            None => message(frame),
+            Some(keys) => {
+                let now = self.conn.wiring.clock.now();
+                Message::Binary(keys.to_client.sign(now, frame.as_bytes()).into())
+            }
+        };
+        self.feed(ws, message).await
     }
 
     async fn feed(&mut self, ws: &mut Ws, message: Message) -> Step {
-        let ready = poll_fn(|cx| Pin::new(&mut *ws).poll_ready(cx));
-        within(self.write_within, ready).await?;
-        Pin::new(ws).start_send(message).map_err(|_| None)
+        feed(ws, self.write_within, message).await
     }
 
     async fn flush(&mut self, ws: &mut Ws) -> Step {
-        within(self.write_within, ws.flush()).await
+        flush(ws, self.write_within).await
     }
+}
+
+pub(super) async fn feed(ws: &mut Ws, limit: Duration, message: Message) -> Step {
+    let ready = poll_fn(|cx| Pin::new(&mut *ws).poll_ready(cx));
+    within(limit, ready).await?;
+    Pin::new(ws).start_send(message).map_err(|_| None)
+}
+
+pub(super) async fn flush(ws: &mut Ws, limit: Duration) -> Step {
+    within(limit, ws.flush()).await
 }
 
 /// A client that does not read for so long is closed. What is done at once needs no timer.
@@ -521,6 +579,11 @@ pub(super) async fn close(ws: &mut Ws, code: u16, reason: &str) {
         let _ = ws.close(Some(frame)).await;
         // Until the other end has seen it: a socket closed with unread input is reset, and its last words with it.
         while let Some(Ok(_)) = ws.next().await {}
+        let io = ws.get_mut();
+        io.deafen();
+        // Gone is as good.
+        let _ = io.shutdown().await;
+        let _ = io.read(&mut [0]).await;
     };
     let _ = timeout(Duration::from_secs(1), goodbye).await;
 }

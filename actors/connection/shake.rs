@@ -9,6 +9,8 @@ use portcullis_core::nodes::{Connected, Declared};
 use portcullis_core::protocol::connect::Hello;
 use portcullis_core::protocol::limits::EARLY_FRAMES;
 use portcullis_core::protocol::{ConnectParams, ConnectRefusal, Encoding, FrameError};
+use portcullis_core::signing::frame::Keys;
+use portcullis_core::signing::http::CAPABILITY;
 use serde_json::json;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
@@ -16,9 +18,10 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
 use super::actor::ConnectionWiring;
-use super::io::{Io, TOO_LARGE};
+use super::io::Io;
 use super::messages::ConnectionNews;
-use super::serve::{WRONG_KIND, close, message};
+use super::scan::TOO_LARGE;
+use super::serve::{WRONG_KIND, close, fault, message};
 use crate::auth::{Arrival, Bearer, Peer};
 use portcullis_core::auth::Door;
 
@@ -33,6 +36,8 @@ pub(super) struct Shaken {
     pub principal: Principal,
     pub caps: Vec<String>,
     pub conn_id: String,
+    /// Of every frame after the hello, where that was asked for.
+    pub signing: Option<Keys>,
     /// Frames that came behind `connect`, to be answered first.
     pub early: Vec<Message>,
     /// Of a node host: what it declares.
@@ -125,6 +130,12 @@ async fn try_shake(
     let speaks = ConnectionNews::Speaks(wiring.key);
     wiring.news.send(speaks).await.map_err(|_| End::Gone)?;
     let caps = checked.params.caps.clone();
+    // Keyed by the token as it came: what is kept of it is a hash, which signs nothing.
+    let signing = checked
+        .params
+        .frame_signing
+        .as_ref()
+        .map(|asked| Keys::derive(checked.params.signed_token(), &nonce, &asked.nonce));
     let declared = (checked.role == Role::Node).then(|| declared(&checked.params));
     let arrival = Arrival {
         checked,
@@ -147,6 +158,7 @@ async fn try_shake(
     let (admitted, epoch) =
         decision.map_err(|refusal| End::Refused(id.clone(), Box::new(refusal)))?;
     let conn_id = uuid::Uuid::new_v4().to_string();
+    let minted = key_for(wiring, &admitted.principal, &caps).await;
     let hello = Hello {
         conn_id: &conn_id,
         boot_id: &wiring.boot_id,
@@ -165,6 +177,8 @@ async fn try_shake(
             .device_token
             .as_ref()
             .map(|(token, issued)| (token.expose(), *issued)),
+        frame_signing: signing.is_some(),
+        signing_key: minted.as_ref().map(|(id, key)| (id.as_str(), key.as_str())),
     };
     let frame = encoding.ok(&id, &hello.payload());
     let frame = frame.map_err(|_| End::Gone)?;
@@ -199,6 +213,7 @@ async fn try_shake(
         principal,
         caps,
         conn_id,
+        signing,
         early,
         node,
     })
@@ -246,13 +261,14 @@ fn keep(frame: Option<Result<Message, WsError>>, early: &mut Vec<Message>) -> Re
 
 /// How a handshake ends with a frame that is none.
 fn broken(frame: Option<Result<Message, WsError>>) -> End {
-    match frame {
-        Some(Err(WsError::Io(error))) if error.to_string() == TOO_LARGE => {
-            End::Close(1009, TOO_LARGE)
-        }
-        Some(Err(WsError::Capacity(_))) => End::Close(1009, TOO_LARGE),
-        Some(Err(WsError::Protocol(_) | WsError::Utf8(_))) => End::Close(1002, "protocol error"),
-        _ => End::Gone,
+    let Some(Err(error)) = frame else {
+        return End::Gone;
+    };
+    match fault(&error) {
+        // Whatever the size was: it is told as that of a stranger's frame.
+        Some((1009, _)) => End::Close(1009, TOO_LARGE),
+        Some((code, reason)) => End::Close(code, reason),
+        None => End::Gone,
     }
 }
 
@@ -281,6 +297,25 @@ fn declared(params: &ConnectParams) -> Declared {
     };
     declared.cut();
     declared
+}
+
+/// A device that asks has its key with this hello, if it has none yet. Without one it is let in all the same: it asks
+/// again when it connects again.
+async fn key_for(
+    wiring: &ConnectionWiring,
+    principal: &Principal,
+    caps: &[String],
+) -> Option<(String, zeroize::Zeroizing<String>)> {
+    if !caps.iter().any(|cap| cap == CAPABILITY) {
+        return None;
+    }
+    match wiring.signing.mint(principal).await {
+        Ok(minted) => minted.map(|minted| (minted.key_id, minted.key.to_text())),
+        Err(error) => {
+            tracing::warn!(target: "portcullis", code = error.code(), %error, "no signing key was given");
+            None
+        }
+    }
 }
 
 async fn first_message(

@@ -13,4 +13,7 @@ mod life;
 mod limits;
 mod passwords;
 mod revocation;
+mod rfc6455;
 mod secrets;
+mod signed_frames;
+mod signed_http;

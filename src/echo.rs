@@ -1,0 +1,37 @@
+//! A WebSocket echo made of the gateway's own code: its upgrade, its socket, its limits (examples/ws_echo.rs).
+
+use std::sync::Arc;
+
+use portcullis_actors::connection::{Stream, echo};
+use portcullis_actors::supervision::Flag;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+
+use crate::edge::{Http, serve_http};
+
+/// Serves until it is dropped.
+///
+/// # Errors
+/// The listener's.
+pub async fn serve(listener: TcpListener, frame_max: usize) -> std::io::Result<()> {
+    let (tree, site) = (Flag::new(None), Flag::new(None));
+    let http = Http {
+        header_ms: 10_000,
+        hosts: Arc::new(vec![]),
+        tree: tree.reader(),
+        site: site.reader(),
+        rpc: None,
+    };
+    let mut sockets = JoinSet::new();
+    loop {
+        let (stream, _) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        let http = http.clone();
+        sockets.spawn(async move {
+            if let Some((io, _)) = serve_http(http, Stream::Tcp(stream)).await {
+                echo(io, frame_max).await;
+            }
+        });
+        while sockets.try_join_next().is_some() {}
+    }
+}
