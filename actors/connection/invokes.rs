@@ -221,6 +221,13 @@ async fn run(conn: &Conn, node: &DeviceId, params: Value) -> Result<Value, Error
         let mut details = Map::new();
         details.insert("status".into(), ended.status.into());
         details.insert("runId".into(), json!(run_id));
+        // The node's own word, as with every other command.
+        if code == codes::NODE_ERROR
+            && let Some((code, text)) = message.split_once(": ")
+        {
+            details.insert("nodeError".into(), json!({ "code": code, "message": text }));
+            details.insert("nodeCommandDispatched".into(), true.into());
+        }
         return Err(ErrorBody::with(code, message, details));
     }
     let timed_out = ended.status == "timed-out";

@@ -137,7 +137,7 @@ fn the_sandbox_is_open_and_the_document_is_not_about_it() {
     ));
     let everything = document(
         json!({"version": 1, "defaults": {"security": "full", "ask": "off"},
-        "agents": {"demo": {"allowlist": [{"pattern": "/usr/bin/uname"}, {"pattern": "/**"}]}}}),
+        "agents": {"demo": {"allowlist": [{"pattern": "/usr/bin/uname"}]}}}),
     );
     for elevated in [Elevated::Ask, Elevated::Allowlist] {
         let rules = Rules {

@@ -9,6 +9,7 @@ mod config;
 mod devices;
 mod exec;
 mod failure;
+mod nodes;
 mod out;
 mod state;
 mod status;
@@ -119,6 +120,7 @@ async fn command(cli: &Cli, out: Out) -> Result<u8, Failure> {
         Command::Approvals(args::Approvals::Watch) => watch::run(&state()?, out).await,
         Command::Approvals(what) => approvals::run(&state()?, what, out).await,
         Command::Devices(what) => devices::run(&state()?, what, out).await,
+        Command::Nodes(what) => nodes::run(&state()?, what, out).await,
         Command::Vault(what) => vault::run(&state()?, what, out).await,
         Command::Audit(what) => audit::run(&state()?, what, out).await,
         Command::Status => status::run(&state()?, out).await,

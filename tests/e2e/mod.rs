@@ -11,6 +11,7 @@ mod nodes;
 mod npm_client;
 mod page;
 mod peer_cli;
+mod peer_node;
 mod reach;
 mod starts;
 mod trace;

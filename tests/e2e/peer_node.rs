@@ -19,7 +19,14 @@ impl Host {
     fn start(npm: &Npm, gateway: &Gateway) -> Self {
         let port = gateway.port().to_string();
         let words = [
-            "node", "run", "--host", "127.0.0.1", "--port", &port, "--display-name", "peer",
+            "node",
+            "run",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            &port,
+            "--display-name",
+            "peer",
         ];
         let mut command = npm.openclaw(gateway, &words);
         command
@@ -64,10 +71,17 @@ async fn the_unmodified_node_host_connects_is_approved_and_runs_what_a_person_al
     let gateway = Gateway::start();
     let (mut asks, mut decides) = (admin(&gateway).await, admin(&gateway).await);
     let _host = Host::start(&npm, &gateway);
-    let node = listed(&mut asks, |node| node["approvalState"] == "pending-approval").await;
+    let node = listed(&mut asks, |node| {
+        node["approvalState"] == "pending-approval"
+    })
+    .await;
     assert_eq!(node["displayName"], "peer", "{node}");
     assert_eq!(node["clientId"], "node-host");
-    assert_eq!(node["commands"], json!([]), "nothing before a person approved");
+    assert_eq!(
+        node["commands"],
+        json!([]),
+        "nothing before a person approved"
+    );
     let id = node["nodeId"].clone();
     let devices = asks.get("device.pair.list", json!({})).await;
     assert_eq!(devices["paired"][0]["deviceId"], id, "{devices}");
@@ -78,7 +92,10 @@ async fn the_unmodified_node_host_connects_is_approved_and_runs_what_a_person_al
         json!(["operator.pairing", "operator.admin"])
     );
     decides
-        .get("node.pair.approve", json!({ "requestId": request["requestId"] }))
+        .get(
+            "node.pair.approve",
+            json!({ "requestId": request["requestId"] }),
+        )
         .await;
     // Its machine's numbers come by themselves.
     let node = listed(&mut asks, |node| {
@@ -88,16 +105,24 @@ async fn the_unmodified_node_host_connects_is_approved_and_runs_what_a_person_al
     assert_eq!(
         node["commands"],
         json!([
-            "system.execApprovals.get", "system.execApprovals.set", "system.run", "system.run.prepare",
+            "system.execApprovals.get",
+            "system.execApprovals.set",
+            "system.run",
+            "system.run.prepare",
             "system.which"
         ]),
         "files, browser and the like were left out"
     );
 
     let bins = json!({ "bins": ["sh", "no-such-program"] });
-    let found = asks.get("node.invoke", invoke(&id, "system.which", &bins, "k1")).await;
+    let found = asks
+        .get("node.invoke", invoke(&id, "system.which", &bins, "k1"))
+        .await;
     assert!(
-        found["payload"]["bins"]["sh"].as_str().unwrap().ends_with("/sh"),
+        found["payload"]["bins"]["sh"]
+            .as_str()
+            .unwrap()
+            .ends_with("/sh"),
         "{found}"
     );
     assert!(found["payload"]["bins"].get("no-such-program").is_none());
@@ -109,9 +134,13 @@ async fn the_unmodified_node_host_connects_is_approved_and_runs_what_a_person_al
     let hash = &document["hash"];
     assert_eq!(hash.as_str().unwrap().len(), 64, "{document}");
     let strict = json!({ "security": "allowlist", "ask": "on-miss", "askFallback": "deny" });
-    let set = json!({ "nodeId": id, "file": { "version": 1, "defaults": strict }, "baseHash": hash });
+    let set =
+        json!({ "nodeId": id, "file": { "version": 1, "defaults": strict }, "baseHash": hash });
     let after = asks.get("exec.approvals.node.set", set.clone()).await;
-    assert_eq!(after["file"]["defaults"]["security"], "allowlist", "{after}");
+    assert_eq!(
+        after["file"]["defaults"]["security"], "allowlist",
+        "{after}"
+    );
     let stale = asks.refused("exec.approvals.node.set", set).await;
     assert_eq!(stale["details"]["code"], "NODE_ERROR", "{stale}");
 
@@ -120,10 +149,16 @@ async fn the_unmodified_node_host_connects_is_approved_and_runs_what_a_person_al
     let cwd = home.canonicalize().unwrap();
     let params = json!({ "command": ["/bin/echo", "hi"], "cwd": cwd, "agentId": "demo" });
     let prepared = asks
-        .get("node.invoke", invoke(&id, "system.run.prepare", &params, "k2"))
+        .get(
+            "node.invoke",
+            invoke(&id, "system.run.prepare", &params, "k2"),
+        )
         .await;
     let plan = &prepared["payload"]["plan"];
-    assert!(plan["argv"][0].as_str().unwrap().ends_with("/echo"), "{prepared}");
+    assert!(
+        plan["argv"][0].as_str().unwrap().ends_with("/echo"),
+        "{prepared}"
+    );
     let question = json!({
         "id": "a1", "commandArgv": plan["argv"], "systemRunPlan": plan, "cwd": plan["cwd"], "nodeId": id, "host": "node",
         "agentId": "demo", "twoPhase": true,
@@ -135,22 +170,36 @@ async fn the_unmodified_node_host_connects_is_approved_and_runs_what_a_person_al
         "command": plan["argv"], "rawCommand": plan["commandText"], "cwd": plan["cwd"], "agentId": "demo",
         "runId": "a1", "approved": true, "approvalDecision": "allow-once",
     });
-    let early = asks.refused("node.invoke", invoke(&id, "system.run", &run, "k3")).await;
+    let early = asks
+        .refused("node.invoke", invoke(&id, "system.run", &run, "k3"))
+        .await;
     assert_eq!(early["details"]["code"], "UNKNOWN_APPROVAL_ID");
     decides
-        .get("exec.approval.resolve", json!({ "id": "a1", "decision": "allow-once" }))
+        .get(
+            "exec.approval.resolve",
+            json!({ "id": "a1", "decision": "allow-once" }),
+        )
         .await;
     asks.answer(&frame).await;
     let right = run["command"].clone();
     run["command"] = json!([right[0], "ho"]);
     run["rawCommand"].take();
-    let other = asks.refused("node.invoke", invoke(&id, "system.run", &run, "k4")).await;
-    assert_eq!(other["details"]["code"], "APPROVAL_REQUEST_MISMATCH", "{other}");
+    let other = asks
+        .refused("node.invoke", invoke(&id, "system.run", &run, "k4"))
+        .await;
+    assert_eq!(
+        other["details"]["code"], "APPROVAL_REQUEST_MISMATCH",
+        "{other}"
+    );
     run["command"] = right;
-    let ran = asks.get("node.invoke", invoke(&id, "system.run", &run, "k5")).await;
+    let ran = asks
+        .get("node.invoke", invoke(&id, "system.run", &run, "k5"))
+        .await;
     assert_eq!(ran["payload"]["stdout"], "hi\n", "{ran}");
     assert_eq!(ran["payload"]["exitCode"], 0);
-    let again = asks.refused("node.invoke", invoke(&id, "system.run", &run, "k6")).await;
+    let again = asks
+        .refused("node.invoke", invoke(&id, "system.run", &run, "k6"))
+        .await;
     assert_eq!(again["details"]["code"], "APPROVAL_REQUIRED");
 
     // The same by `exec.run`, asked and run in one.
@@ -163,7 +212,10 @@ async fn the_unmodified_node_host_connects_is_approved_and_runs_what_a_person_al
     assert_eq!(first["payload"]["status"], "approval-pending", "{first}");
     let approval = &first["payload"]["approvalId"];
     decides
-        .get("exec.approval.resolve", json!({ "id": approval, "decision": "allow-once" }))
+        .get(
+            "exec.approval.resolve",
+            json!({ "id": approval, "decision": "allow-once" }),
+        )
         .await;
     let last = asks.answer(&frame).await;
     assert_eq!(last["payload"]["status"], "exited", "{last}");
