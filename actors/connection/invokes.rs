@@ -87,6 +87,10 @@ pub(super) async fn invoke(conn: &Conn, p: Invoke) -> Result<Value, ErrorBody> {
 /// goes there is made from the plan that was approved.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[expect(
+    clippy::struct_field_names,
+    reason = "the wire's own name: systemRunPlan"
+)]
 struct SystemRun {
     command: Vec<String>,
     #[serde(default)]
