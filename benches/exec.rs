@@ -130,7 +130,16 @@ fn told(driver: &str, ours: &[f64], ratio: f64, limit: &str) {
         "ms",
         15.0,
     );
-    println!("{driver}: ratio to the {limit}, medians: {ratio:.2}x");
+    if driver == "docker" {
+        line(
+            &format!("{driver}: first byte / the {limit}'s, medians"),
+            ratio,
+            "x",
+            1.0,
+        );
+    } else {
+        println!("{driver}: ratio to the {limit}, medians: {ratio:.2}x");
+    }
 }
 
 /// What both drivers owe without a limit beside it.

@@ -38,7 +38,7 @@ codes! {
     UNSEALING, "UNAVAILABLE", true, 6, "the vault is being unlocked: send the request again in a second";
     CANNOT_RECORD, "UNAVAILABLE", true, 8, "the audit log cannot be written: free disk space or mend the disk, nothing was done";
     DISK_FULL, "UNAVAILABLE", true, 8, "free disk space under the state directory, nothing was done";
-    NO_DRIVER, "UNAVAILABLE", false, 8, "install bubblewrap or start a Docker engine; `portcullis status` shows what each driver said";
+    NO_DRIVER, "UNAVAILABLE", false, 8, "`portcullis status` shows what each driver lacks and the command that mends it";
     BOX_LOST, "UNAVAILABLE", true, 8, "the sandbox ended under the run: look at the engine, then run again";
     PLAN_CHANGED, "INVALID_REQUEST", false, 5, "what was approved is not what would run any more: ask again";
     ELEVATED_DISABLED, "FORBIDDEN", false, 5, "elevated mode is off for this agent: add the lines given here to config.toml (details.fix on the wire), then restart the gateway";
@@ -50,6 +50,7 @@ codes! {
     APPROVAL_SELF, "FORBIDDEN", false, 4, "who asked cannot approve: let another operator decide";
     POLICY_CONFLICT, "INVALID_REQUEST", true, 1, "the document changed since it was read: read it again and retry";
     INVALID_PARAMS, "INVALID_REQUEST", false, 2, "the message names the field";
+    CONNECT_INVALID, "INVALID_REQUEST", false, 2, "the message names what is wrong in `connect`: mend it and dial again";
     INVALID_FRAME, "INVALID_REQUEST", false, 2, "send one JSON object {type:\"req\", id, method, params} per text frame";
     UNKNOWN_METHOD, "INVALID_REQUEST", false, 2, "hello-ok lists the methods";
     MISSING_SCOPE, "FORBIDDEN", false, 4, "connect with the scope in details.missingScope";
@@ -60,9 +61,10 @@ codes! {
     AGENT_REQUIRED, "INVALID_REQUEST", false, 2, "name the agent: `--agent NAME`";
     AGENT_NOT_ALLOWED, "FORBIDDEN", false, 4, "an operator acts for an agent only with the scope operator.act_as";
     COMMAND_NOT_FOUND, "INVALID_REQUEST", false, 3, "give the command's full path, or a name in /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-    HOST_USER_INVALID, "UNAVAILABLE", false, 8, "set [exec.host] user to an existing user that is neither root nor an operator";
+    HOST_USER_INVALID, "UNAVAILABLE", false, 8, "a gateway that is root: set [exec.host] user to an existing user that is neither root nor an operator; any other: install bubblewrap";
     KEY_USED, "INVALID_REQUEST", false, 5, "the message says what became of the run that has this key: it is not run again; to run it once more use a new key";
     RUN_NOT_FOUND, "INVALID_REQUEST", false, 3, "the run has ended or is not yours";
+    RUN_CANCELLED, "UNAVAILABLE", false, 1, "run it again where it should go on";
     RUN_UNKNOWN, "UNAVAILABLE", false, 8, "whether this run finished is unknown, so it is not run again: look at what it should have done, and use a new key to run it once more";
     TOO_MANY_RUNS, "UNAVAILABLE", true, 1, "wait for a run of this agent to end";
     DEVICE_NOT_FOUND, "INVALID_REQUEST", false, 3, "`portcullis devices list` shows the devices";

@@ -246,6 +246,25 @@ impl DeviceAuthError {
             Self::PublicKeyInvalid => "device-public-key",
         }
     }
+
+    /// `error.details.next`: what the client's owner does.
+    pub const fn next(self) -> &'static str {
+        match self {
+            Self::IdMismatch => "device.id is the SHA-256 of device.publicKey's raw bytes, in hex",
+            Self::Expired => {
+                "set this machine's clock, and sign anew for each connect: signedAt may be 120 s off"
+            }
+            Self::NonceMissing | Self::NonceMismatch => {
+                "sign the nonce of the connect.challenge that this very socket sent"
+            }
+            Self::SignatureInvalid => {
+                "sign the text of version 3 (or 2) with the key in device.publicKey, over what connect says"
+            }
+            Self::PublicKeyInvalid => {
+                "device.publicKey is an Ed25519 or P-256 key, raw in base64url or as PEM"
+            }
+        }
+    }
 }
 
 /// Checks a claim in the order of the wire: id, time, nonce, key, signature (version 3, then 2).

@@ -215,15 +215,21 @@ impl Methods {
         }
     }
 
-    async fn status(&self, by: &Principal) -> Answer {
-        let view = self.tree.get().map(|tree| tree.look());
-        let pool = self.pool.status().await.ok();
-        let head = self.audit.head().await.ok();
-        let pending = match self.pairing.list(by, BTreeSet::new()).await {
+    /// How many devices and approvals wait for a person, as far as the rooms answer.
+    pub async fn pending(&self, by: &Principal) -> (Option<usize>, Option<usize>) {
+        let devices = match self.pairing.list(by, BTreeSet::new()).await {
             Ok(list) => list["pending"].as_array().map(Vec::len),
             Err(_) => None,
         };
         let approvals = self.approval.list().await.ok().map(|list| list.len());
+        (devices, approvals)
+    }
+
+    async fn status(&self, by: &Principal) -> Answer {
+        let view = self.tree.get().map(|tree| tree.look());
+        let pool = self.pool.status().await.ok();
+        let head = self.audit.head().await.ok();
+        let (devices, approvals) = self.pending(by).await;
         Ok(json!({
             "runtimeVersion": self.version,
             "portcullis": {
@@ -231,7 +237,7 @@ impl Methods {
                 "uptimeMs": u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX),
                 "driver": pool.map(|p| json!({ "name": p.driver, "detail": p.why, "boxes": p.boxes.len() })),
                 "rooms": view.map(|v| v.rooms).unwrap_or_default(),
-                "pending": { "devices": pending, "approvals": approvals },
+                "pending": { "devices": devices, "approvals": approvals },
                 "listeners": self.listeners,
                 "auditHead": head,
                 "connectedDevices": self.connected.get().len(),

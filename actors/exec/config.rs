@@ -67,7 +67,7 @@ impl HostConfig {
     pub fn timeout(&self, asked: Option<u64>) -> u64 {
         asked
             .unwrap_or(self.timeout_ms)
-            .clamp(1, self.max_timeout_ms)
+            .clamp(1, self.max_timeout_ms.max(1))
     }
 }
 

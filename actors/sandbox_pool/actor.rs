@@ -264,6 +264,7 @@ impl SandboxPool {
         PoolStatus {
             driver,
             why,
+            trying: matches!(self.drivers, Drivers::Trying(_)),
             boxes: self
                 .boxes
                 .values()

@@ -139,6 +139,15 @@ impl Group {
             .unwrap_or(0)
     }
 
+    /// A limit as the kernel has it now.
+    #[cfg(test)]
+    pub fn limit(&self, first: &str, second: &str) -> String {
+        let file = if self.v2 { second } else { first };
+        let mut found = self.folders.iter().map(|folder| folder.join(file));
+        let path = found.find(|path| path.exists()).unwrap();
+        fs::read_to_string(path).unwrap().trim().to_owned()
+    }
+
     /// Removes it; waits a little for the kernel to bury its last processes. True when it is gone.
     pub async fn remove(&self) -> bool {
         for _ in 0..100 {

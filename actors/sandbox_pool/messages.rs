@@ -97,6 +97,8 @@ pub struct PoolStatus {
     pub driver: Option<&'static str>,
     /// Why that one, or what each said.
     pub why: String,
+    /// It is not known yet: drivers are being tried.
+    pub trying: bool,
     /// Live boxes with their agents.
     pub boxes: Vec<(BoxId, AgentId)>,
 }

@@ -77,8 +77,9 @@ impl Native {
             Ok(cgroups) => Some(cgroups),
             Err(_) if !context.require_cgroup => None,
             Err(reason) => {
-                let fix = "run the daemon as a system service with Delegate=yes, or set [sandbox] require_cgroup = false (weaker: no memory, \
-                           processor or process limit on a box)";
+                let fix = "start the gateway in a control group of its own (systemd-run --user --scope -p Delegate=yes portcullis gateway; as a \
+                           system service with Delegate=yes), or set [sandbox] require_cgroup = false (weaker: no memory, processor or \
+                           process limit on a box)";
                 return Err(none(reason, fix));
             }
         };
@@ -95,6 +96,13 @@ impl Native {
             )
         })?;
         Ok(native)
+    }
+
+    #[cfg(test)]
+    #[must_use]
+    pub fn without_cgroups(mut self) -> Self {
+        self.cgroups = None;
+        self
     }
 
     /// False where boxes have no ceilings but rlimits.

@@ -33,11 +33,15 @@ pub async fn prove(
     context: &ProbeContext,
     ceilings: bool,
 ) -> Result<(), DriverError> {
-    let none = |reason: String| DriverError::NoDriver {
+    let none = |reason: String| {
+        DriverError::NoDriver {
         driver: driver.name(),
         reason,
-        fix: "see SECURITY.md, section sandbox, for what it needs of the kernel and the engine"
+        fix: "the walls that did not hold are named; usual causes: user namespaces that are switched off (sysctl \
+              kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns), no seccomp in the kernel, an \
+              engine without its own limits"
             .to_owned(),
+    }
     };
     let id = BoxId::new(&random_hex(6).map_err(|error| none(error.to_string()))?)
         .map_err(|error| none(error.to_string()))?;
@@ -61,7 +65,7 @@ pub async fn prove(
     let _ = std::fs::remove_dir_all(&workspace);
     folders::remove_run_dir(&run_dir);
     let wrong = facts
-        .map(|facts| judge(&facts, context, ceilings))
+        .map(|facts| judge(&facts, context.uid, ceilings))
         .map_err(none)?;
     stopped?;
     if wrong.is_empty() {
@@ -200,8 +204,8 @@ async fn collect(seen: &mut mpsc::Receiver<RunEvent>) -> Result<BTreeMap<String,
 }
 
 /// Every fact that is not what a box must be.
-fn judge(facts: &BTreeMap<String, String>, context: &ProbeContext, ceilings: bool) -> Vec<String> {
-    let uid = context.uid.to_string();
+fn judge(facts: &BTreeMap<String, String>, uid: u32, ceilings: bool) -> Vec<String> {
+    let uid = uid.to_string();
     let zero = "0000000000000000";
     let expected = [
         ("CapEff", zero),
@@ -259,4 +263,62 @@ pub fn random_hex(bytes: usize) -> io::Result<String> {
         );
     }
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn good() -> (BTreeMap<String, String>, u32) {
+        let uid = 65_533;
+        let facts = [
+            ("CapEff", "0000000000000000"),
+            ("CapPrm", "0000000000000000"),
+            ("NoNewPrivs", "1"),
+            ("Seccomp", "2"),
+            ("uid", "65533"),
+            ("shadow", "refused"),
+            ("canary", "refused"),
+            ("root", "refused"),
+            ("control", "refused"),
+            ("workspace", "reached"),
+            ("host_port", "refused"),
+            ("interfaces", "lo"),
+            ("forks", "20"),
+        ];
+        let facts = facts.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        (facts.into(), uid)
+    }
+
+    #[test]
+    fn every_single_wall_that_does_not_hold_or_is_not_told_is_named() {
+        let (facts, uid) = good();
+        assert_eq!(judge(&facts, uid, true), Vec::<String>::new());
+        for name in facts.keys() {
+            let mut worse = facts.clone();
+            worse.insert(name.clone(), "something else".to_owned());
+            assert_eq!(judge(&worse, uid, true), [format!("{name} something else")]);
+            worse.remove(name);
+            assert_eq!(judge(&worse, uid, true), [format!("{name} unknown")]);
+        }
+        assert_eq!(judge(&facts, 0, true), ["uid 65533"]);
+    }
+
+    #[test]
+    fn without_a_ceiling_of_processes_a_box_is_refused_where_one_is_due() {
+        let (mut facts, uid) = good();
+        for (forks, due, refused) in [
+            (PIDS - 1, true, false),
+            (PIDS, true, true),
+            (PIDS, false, false),
+            (0, false, true),
+        ] {
+            facts.insert("forks".to_owned(), forks.to_string());
+            assert_eq!(
+                !judge(&facts, uid, due).is_empty(),
+                refused,
+                "{forks} {due}"
+            );
+        }
+    }
 }

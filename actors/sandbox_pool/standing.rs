@@ -9,9 +9,6 @@ pub enum GivenUp {
     /// Nobody can say any more what holds the box.
     #[error("the sandbox engine was lost under the run, which was ended: {0}")]
     Engine(String),
-    /// It writes, and the state directory has too little room left.
-    #[error("the run was ended because it was filling the disk: {0}")]
-    DiskFull(String),
 }
 
 impl GivenUp {
@@ -19,7 +16,6 @@ impl GivenUp {
     pub const fn code(&self) -> &'static Code {
         match self {
             Self::Engine(_) => codes::BOX_LOST,
-            Self::DiskFull(_) => codes::DISK_FULL,
         }
     }
 }

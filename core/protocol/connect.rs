@@ -129,11 +129,14 @@ pub struct ConnectRefusal {
 }
 
 impl ConnectRefusal {
-    /// `INVALID_REQUEST` and 1008 with the same text.
+    /// `CONNECT_INVALID` and 1008 with the same text.
     pub fn invalid(message: impl Into<String>) -> Self {
         let message = message.into();
         Self {
-            error: Box::new(ErrorBody::bare("INVALID_REQUEST", message.clone())),
+            error: Box::new(ErrorBody::of(
+                crate::codes::CONNECT_INVALID,
+                message.clone(),
+            )),
             close: 1008,
             reason: message,
         }

@@ -254,9 +254,7 @@ impl Run {
                 codes::APPROVAL_EXPIRED,
                 "nobody decided in time, which means no",
             ),
-            "cancelled" => {
-                Failure::of(codes::RUN_NOT_FOUND, "the command was cancelled").hint("run it again")
-            }
+            "cancelled" => Failure::of(codes::RUN_CANCELLED, "the command was cancelled"),
             "box-lost" | "unknown" => {
                 let error = &payload["error"];
                 let (code, text) = if field(payload, "status") == "unknown" {

@@ -1,5 +1,7 @@
 //! How a command fails: a stable code, a sentence, a next step, and one exit code per code.
 
+use std::io;
+
 use portcullis_core::codes::{self, Code};
 use portcullis_core::protocol::frame::ErrorBody;
 use serde_json::{Value, json};
@@ -37,6 +39,15 @@ impl Failure {
             fix: None,
             silent: false,
         }
+    }
+
+    /// What a file did not let us do; a full disk is told as that, whatever else `code` would say.
+    pub fn io(code: &'static Code, what: impl std::fmt::Display, error: &io::Error) -> Self {
+        let code = match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => codes::DISK_FULL,
+            _ => code,
+        };
+        Self::of(code, format!("{what}: {error}"))
     }
 
     /// With another next step than the registry's.

@@ -89,8 +89,8 @@ fn shown(status: &Value) -> String {
         put("pending", line);
     }
     put(
-        "sockets",
-        number(ours, "connections").map_or_else(String::new, |n| n.to_string()),
+        "connected",
+        number(ours, "connectedDevices").map_or_else(String::new, |n| format!("{n} devices")),
     );
     if let Some(head) = ours.get("auditHead").filter(|h| h.is_object()) {
         put(
@@ -193,7 +193,7 @@ mod tests {
         let status = |state: &str| {
             json!({"runtimeVersion": "0.1.0", "portcullis": {
                 "uptimeMs": 61_000, "driver": {"name": "native", "detail": "bubblewrap"},
-                "pending": {"devices": 1, "approvals": 0}, "listeners": ["127.0.0.1:18789"], "connections": 3,
+                "pending": {"devices": 1, "approvals": 0}, "listeners": ["127.0.0.1:18789"], "connectedDevices": 3,
                 "auditHead": {"seq": 9, "hash": "ab"},
                 "rooms": [{"name": "vault", "state": state, "restarts": 2, "gate": {"depth": 1, "capacity": 8, "refused": 0}}],
             }})
@@ -209,6 +209,7 @@ mod tests {
             "vault  up",
             "1/8",
             "head ab",
+            "connected  3 devices",
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }

@@ -226,6 +226,18 @@ pub fn first_run() -> String {
     )
 }
 
+/// The key of a rule's sentence: "[sandbox] uid must not be 0" is about `sandbox.uid`.
+fn key_of(problem: &str) -> String {
+    let mut words = problem.split(' ');
+    let section = words.next().unwrap_or_default();
+    let key = words.next().unwrap_or_default();
+    format!(
+        "{}.{}",
+        section.trim_matches(['[', ']']),
+        key.trim_end_matches(':')
+    )
+}
+
 /// What no single key can say.
 fn rules(config: &Config, layers: &mut Layers) {
     let gateway = &config.gateway;
@@ -241,10 +253,13 @@ fn rules(config: &Config, layers: &mut Layers) {
     if config.agents.every().elevated != Elevated::Off {
         layers.reject("agents.*.elevated", "elevated mode is switched on for one agent at a time: [agents.NAME] elevated = \"ask\"");
     }
-    for problem in config.sandbox.problems() {
-        // "[sandbox] uid must not be 0": the key is its second word.
-        let key = problem.split(' ').nth(1).unwrap_or_default();
-        layers.reject(&format!("sandbox.{key}"), &problem);
+    for problem in config
+        .sandbox
+        .problems()
+        .iter()
+        .chain(&config.exec.problems())
+    {
+        layers.reject(&key_of(problem), problem);
     }
     let limits = &gateway.limits;
     for (key, zero) in [
@@ -276,6 +291,20 @@ fn rules(config: &Config, layers: &mut Layers) {
         ),
         ("pairing.pending_max", config.pairing.pending_max == 0),
         ("pairing.devices_max", config.pairing.devices_max == 0),
+        (
+            "pairing.pending_per_address",
+            config.pairing.pending_per_address == 0,
+        ),
+        (
+            "approval.timeout_seconds",
+            config.approval.timeout_seconds == 0,
+        ),
+        (
+            "approval.pending_per_agent",
+            config.approval.pending_per_agent == 0,
+        ),
+        ("approval.pending_max", config.approval.pending_max == 0),
+        ("audit.once_keys", config.audit.once_keys == 0),
         ("auth.concurrent", config.auth.concurrent == 0),
         ("connection.in_flight", config.connection.in_flight == 0),
         (
@@ -300,7 +329,11 @@ fn rules(config: &Config, layers: &mut Layers) {
     if !(0.0..=1.0).contains(&otlp.ratio) {
         layers.reject("telemetry.otlp.ratio", "a share is between 0.0 and 1.0");
     }
-    if !otlp.endpoint.starts_with("http://") {
+    let has_host = otlp
+        .endpoint
+        .parse::<hyper::Uri>()
+        .is_ok_and(|uri| uri.host().is_some_and(|host| !host.is_empty()));
+    if !otlp.endpoint.starts_with("http://") || !has_host {
         layers.reject(
             "telemetry.otlp.endpoint",
             "it must be http://HOST:PORT/v1/traces; for TLS, send to a collector on this machine",

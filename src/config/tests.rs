@@ -608,3 +608,48 @@ mod fields {
         }
     }
 }
+
+/// The bug: nothing looked at `[exec]`, so that a run as root could be configured, and a ceiling of 0 made each run panic.
+#[test]
+fn values_of_exec_and_of_questions_that_cannot_be_served_are_refused() {
+    for (text, key) in [
+        ("[exec.host]\nuser = \"root\"", "exec.host.user"),
+        ("[exec.host]\nmax_timeout_ms = 0", "exec.host.timeout_ms"),
+        ("[exec.host]\nenv = [\"LD_PRELOAD\"]", "exec.host.env"),
+        ("[exec]\nruns_per_agent = 0", "exec.runs_per_agent"),
+        (
+            "[approval]\ntimeout_seconds = 0",
+            "approval.timeout_seconds",
+        ),
+        ("[approval]\npending_max = 0", "approval.pending_max"),
+        (
+            "[pairing]\npending_per_address = 0",
+            "pairing.pending_per_address",
+        ),
+        ("[audit]\nonce_keys = 0", "audit.once_keys"),
+        (
+            "[telemetry.otlp]\nendpoint = \"http://\"",
+            "telemetry.otlp.endpoint",
+        ),
+        (
+            "[telemetry.otlp]\nendpoint = \"ftp://a\"",
+            "telemetry.otlp.endpoint",
+        ),
+    ] {
+        let errors = errors(text);
+        assert!(
+            errors
+                .iter()
+                .any(|error| error.contains(&format!(": {key}: "))),
+            "{text}: {errors:?}"
+        );
+    }
+    assert_eq!(
+        portcullis_actors::exec::HostConfig {
+            max_timeout_ms: 0,
+            ..Default::default()
+        }
+        .timeout(None),
+        1
+    );
+}

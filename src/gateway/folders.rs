@@ -29,11 +29,13 @@ pub fn make(state: &Path) -> Result<(), Failure> {
                 _ => Err(e),
             })
             .map_err(|e| {
-                Failure::of(
-                    codes::STATE_MODE,
-                    format!("cannot make {}: {e}", folder.display()),
-                )
-                .hint("choose another with --state DIR")
+                let what = format!("cannot make {}", folder.display());
+                let failure = Failure::io(codes::STATE_MODE, what, &e);
+                if failure.code == codes::STATE_MODE.name {
+                    failure.hint("choose another with --state DIR")
+                } else {
+                    failure
+                }
             })?;
         check(&folder, mode)?;
     }
@@ -80,7 +82,7 @@ fn check(folder: &Path, mode: u32) -> Result<(), Failure> {
 /// One process a state directory: held until the file is dropped, also by the kernel when the process dies.
 pub fn lock(state: &Path) -> Result<File, Failure> {
     let path = state.join("lock");
-    let failed = |e: io::Error| Failure::of(codes::STATE_MODE, format!("{}: {e}", path.display()));
+    let failed = |e: io::Error| Failure::io(codes::STATE_MODE, path.display(), &e);
     let mut file = OpenOptions::new()
         .read(true)
         .write(true)

@@ -11,13 +11,15 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use portcullis_actors::connection::Methods;
 use portcullis_actors::sandbox_pool::cell_file;
 use portcullis_actors::store::Store;
 use portcullis_actors::supervision::{EXIT_TREE, OnFatal};
 use portcullis_core::audit::BootId;
+use portcullis_core::auth::{Door, Principal, Proof, Role, Scope};
 use portcullis_core::codes;
 use portcullis_core::ids::Hash32;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
 use crate::cli::{Failure, GatewayArgs, Global, identity_file, state_dir};
@@ -80,7 +82,7 @@ async fn serve(
     let _lock = folders::lock(&state)?;
     let config_file = state.join("config.toml");
     config::write_first(&config_file, &config::first_run())
-        .map_err(|e| Failure::of(codes::STATE_MODE, format!("{}: {e}", config_file.display())))?;
+        .map_err(|e| Failure::io(codes::STATE_MODE, config_file.display(), &e))?;
     let mut loaded = config::load(&config_file, config::environment(), &flags(args))
         .map_err(|e| config_failure(&e))?;
     let boot = BootId(random()?);
@@ -116,7 +118,7 @@ async fn serve(
         )
     })?;
     let (cell_file, _) = cell_file::place(&state.join("run"), CELL)
-        .map_err(|e| Failure::of(codes::STATE_MODE, format!("run/: {e}")))?;
+        .map_err(|e| Failure::io(codes::STATE_MODE, "run/", &e))?;
     // Told to the log before it is opened: once opened it has grown.
     loaded.config.audit.at_least = highest;
     let address = doors.address();
@@ -157,6 +159,8 @@ async fn serve(
         },
         on_fatal,
     );
+    // Before the first room starts: from here on an end is an end in order.
+    let mut ends = Ends::listen();
     let tree = tree.start().await.map_err(|e| {
         let code = codes::ALL.iter().find(|c| e.why.contains(c.name)).copied();
         Failure::of(code.unwrap_or(codes::INTERNAL), e.to_string())
@@ -177,13 +181,17 @@ async fn serve(
     if let Some(made) = &made {
         show_token(made);
     }
-    if greet {
-        greeting(address, &pool, &state).await;
-    }
+    let serving = async {
+        if greet {
+            greeting(address, &pool, &methods, &state).await;
+        }
+        std::future::pending::<()>().await;
+    };
     let mut lost_store = Box::pin(store.stopped());
     let lost = tokio::select! {
-        () = signals() => false,
+        () = ends.wait() => false,
         () = &mut lost_store => true,
+        () = serving => false,
     };
     tracing::info!(target: "portcullis", "gateway stops");
     if tokio::time::timeout(STOP_WITHIN, tree.stop())
@@ -267,9 +275,24 @@ fn show_token(token: &portcullis_core::token::Token) {
     }
 }
 
+/// Who started this gateway and reads its first lines.
+fn myself() -> Principal {
+    Principal {
+        proof: Proof::PeerUid(rustix::process::geteuid().as_raw()),
+        door: Door::Control,
+        role: Role::Operator,
+        scopes: [Scope::Read, Scope::Pairing, Scope::Approvals]
+            .into_iter()
+            .collect(),
+        agent: None,
+        generation: 0,
+    }
+}
+
 async fn greeting(
     address: SocketAddr,
     pool: &portcullis_actors::sandbox_pool::SandboxPoolHandle,
+    methods: &Methods,
     state: &Path,
 ) {
     let driver = loop {
@@ -277,18 +300,23 @@ async fn greeting(
             Ok(status) if status.driver.is_some() => {
                 break format!("{} ({})", status.driver.unwrap_or_default(), status.why);
             }
-            Ok(status) if !status.why.is_empty() && !status.why.contains("being") => {
-                break format!("none: {}", status.why);
-            }
+            Ok(status) if !status.trying => break format!("none: {}", status.why),
             Ok(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             Err(error) => break format!("none: {error}"),
         }
     };
+    let (devices, approvals) = methods.pending(&myself()).await;
+    let count = |n: Option<usize>| n.map_or_else(|| "?".to_owned(), |n| n.to_string());
+    let pending = format!(
+        "{} devices (portcullis devices list), {} approvals (portcullis approvals list)",
+        count(devices),
+        count(approvals)
+    );
     let lines = format!(
         "address   ws://{address}   page http://localhost:{} (open it with: portcullis dashboard)\n\
          sandbox   {driver}\n\
          clients   the gateway's token, or a paired device; this user's own processes over control.sock\n\
-         pending   portcullis devices list; portcullis approvals list\n\
+         pending   {pending}\n\
          try       portcullis exec --agent demo -- sh -c 'id; ls /'   (state: {})\n",
         address.port(),
         state.display(),
@@ -299,16 +327,29 @@ async fn greeting(
     let _ = out.flush();
 }
 
-async fn signals() {
-    let (Ok(mut term), Ok(mut int)) = (
-        signal(SignalKind::terminate()),
-        signal(SignalKind::interrupt()),
-    ) else {
-        tracing::warn!(target: "portcullis", "no signal handler: only kill ends this process");
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
+/// SIGTERM and ctrl-C, caught from the moment of listening on.
+struct Ends(Option<(Signal, Signal)>);
+
+impl Ends {
+    fn listen() -> Self {
+        let both = (
+            signal(SignalKind::terminate()),
+            signal(SignalKind::interrupt()),
+        );
+        let (Ok(term), Ok(int)) = both else {
+            tracing::warn!(target: "portcullis", "no signal handler: only kill ends this process");
+            return Self(None);
+        };
+        Self(Some((term, int)))
+    }
+
+    async fn wait(&mut self) {
+        let Some((term, int)) = &mut self.0 else {
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
     }
 }

@@ -135,14 +135,10 @@ pub fn settle(
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             let random = super::random::<32>()?;
             let token = Token::from_random(TokenKind::Gateway, &random);
-            keep(&kept, &token)
-                .map_err(|e| Failure::of(codes::STATE_MODE, format!("{}: {e}", kept.display())))?;
+            keep(&kept, &token).map_err(|e| Failure::io(codes::STATE_MODE, kept.display(), &e))?;
             Ok((token.hash(), Some(token)))
         }
-        Err(e) => Err(Failure::of(
-            codes::STATE_MODE,
-            format!("{}: {e}", kept.display()),
-        )),
+        Err(e) => Err(Failure::io(codes::STATE_MODE, kept.display(), &e)),
     }
 }
 

@@ -304,6 +304,22 @@ async fn a_refusal_of_exec_is_125_with_code_and_next_step_and_says_what_it_waits
             _ => vec![],
         }
     });
+    let cancelling = Gateway::start(false, |method, _| match method {
+        "exec.run" => vec![
+            ok(json!({"runId": "r1", "status": "accepted"})),
+            ok(json!({"runId": "r1", "status": "cancelled"})),
+        ],
+        _ => vec![],
+    });
+    // By somebody else than the one who waits.
+    let output = run(
+        cancelling.state.path(),
+        &["exec", "--agent", "x", "--", "true"],
+    )
+    .await;
+    let said = text(&output.stderr);
+    assert_eq!(code(&output), 125);
+    assert!(said.contains("error[RUN_CANCELLED]: "), "{said}");
     let output = run(
         gateway.state.path(),
         &["exec", "--agent", "x", "--", "true"],

@@ -275,3 +275,69 @@ fn without_room_for_a_socket_path_the_gateway_still_serves() {
         .unwrap();
     assert!(output.status.success(), "{output:?}");
 }
+
+/// A file system of so many KiB, gone when dropped.
+struct Small<'a>(&'a Path);
+
+impl<'a> Small<'a> {
+    fn on(place: &'a Path, kib: u32) -> Self {
+        let size = format!("size={kib}k,mode=0700");
+        let mount = ["-t", "tmpfs", "-o", &size, "tmpfs"];
+        let mut command = std::process::Command::new("mount");
+        assert!(command.args(mount).arg(place).status().unwrap().success());
+        Self(place)
+    }
+}
+
+impl Drop for Small<'_> {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg(self.0).status();
+    }
+}
+
+/// The bug: a full disk at the start was told as a file that others can reach.
+#[test]
+fn a_full_disk_at_the_start_is_told_as_that_and_room_mends_it() {
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "mounting needs root, as the tests do"
+    );
+    let mut gateway = Gateway::prepared(&[]);
+    let state = gateway.state();
+    let small = Small::on(&state, 4);
+    let text = refused(&gateway, "DISK_FULL", 8);
+    assert!(text.contains("free disk space"), "{text}");
+    drop(small);
+    gateway.launch();
+    assert_eq!(gateway.stop(), 0);
+}
+
+/// The bug: until the driver was found, which an engine that does not answer delays, a signal killed without the stop in order.
+#[test]
+fn a_signal_while_the_driver_is_being_tried_ends_in_order() {
+    let mut gateway = Gateway::prepared(&[]).by_up();
+    let socket = gateway.home().join("engine.sock");
+    // It takes connections into its queue and never answers.
+    let _silent = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    gateway.set("sandbox.driver", "docker");
+    gateway.set("sandbox.engine", &format!("unix://{}", socket.display()));
+    gateway.launch();
+    assert!(!gateway.said().contains("sandbox "), "{}", gateway.said());
+    assert_eq!(gateway.stop(), 0);
+    let log = gateway.log();
+    assert!(log.contains("gateway stops"), "{log}");
+}
+
+#[test]
+fn the_first_lines_count_what_is_pending() {
+    let mut gateway = Gateway::prepared(&[]).by_up();
+    gateway.launch();
+    let until = std::time::Instant::now() + std::time::Duration::from_mins(1);
+    while !gateway.said().contains("\ntry ") {
+        assert!(std::time::Instant::now() < until, "{}", gateway.said());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let pending =
+        "pending   0 devices (portcullis devices list), 0 approvals (portcullis approvals list)\n";
+    assert!(gateway.said().contains(pending), "{}", gateway.said());
+}

@@ -331,3 +331,42 @@ async fn the_edge_panics_again_and_again_and_every_client_comes_back() {
     };
     house.end().await;
 }
+
+/// Of the real rooms, with the settings of a first start.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pairing_over_its_intensity_stays_down_while_the_rest_serves_and_the_log_over_it_is_fatal()
+{
+    let house = House::stand(&[("sandbox.driver", "native")]).await;
+    let mut admin = house.admin().await;
+    let end = Instant::now() + PATIENCE;
+    while house.room("pairing").state != RoomState::Down {
+        assert!(Instant::now() < end, "pairing is never given up");
+        house.window().panic("pairing", PanicAt::Now);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(house.fatal(), Vec::<String>::new());
+    let refused = admin.call("device.pair.list", json!({})).await;
+    assert_eq!(
+        refused["error"]["details"]["code"], "ROOM_DOWN",
+        "{refused}"
+    );
+    assert_eq!(
+        admin.call("audit.tail", json!({ "limit": 1 })).await["ok"],
+        true
+    );
+
+    while house.fatal().is_empty() {
+        assert!(
+            Instant::now() < end,
+            "a log that cannot stand is never fatal"
+        );
+        house.window().panic("audit", PanicAt::Now);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(
+        house.fatal()[0].starts_with("audit: "),
+        "{:?}",
+        house.fatal()
+    );
+    drop(admin);
+}

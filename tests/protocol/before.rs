@@ -24,6 +24,8 @@ async fn a_first_frame_that_is_not_connect_is_answered_with_the_exact_text() {
         (&error["code"], &error["message"]),
         (&json!("INVALID_REQUEST"), &json!(text))
     );
+    assert_eq!(error["details"]["code"], "CONNECT_INVALID");
+    assert!(error["details"]["next"].is_string(), "{error}");
     assert_eq!(client.closed().await, (1008, text.to_owned()));
 }
 

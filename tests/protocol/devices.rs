@@ -105,6 +105,12 @@ async fn each_flaw_of_a_device_proof_has_its_code_and_its_text() {
             (&error["details"]["code"], &error["message"]),
             (&json!(code), &json!(text))
         );
+        assert!(
+            error["details"]["next"]
+                .as_str()
+                .is_some_and(|next| next.len() > 20),
+            "{error}"
+        );
         assert_eq!(close, (1008, text.to_owned()));
     }
     assert_eq!(

@@ -5,9 +5,9 @@ use std::fs;
 
 use anyhow::Result;
 
-use crate::cargo;
 use crate::options::Options;
 use crate::steps::Steps;
+use crate::{cargo, setup};
 
 pub fn run(options: &Options) -> Result<u8> {
     let mut benches: Vec<String> = fs::read_dir("benches")?
@@ -20,6 +20,15 @@ pub fn run(options: &Options) -> Result<u8> {
         return Ok(2);
     }
     let mut steps = Steps::new()?;
+    let needs = [
+        &setup::COMPILER,
+        &setup::BUBBLEWRAP,
+        &setup::BUSYBOX,
+        &setup::DOCKER,
+    ];
+    for need in setup::provide(&needs, &[], options)? {
+        steps.could_not(format!("{}: {} is missing", need.serves, need.what));
+    }
     // Builds the release binary too: a bench gets its path from cargo.
     let mut build = cargo::cargo(&["bench", "--package", "portcullis", "--benches", "--no-run"]);
     if !steps.run("release build", &mut build)? {

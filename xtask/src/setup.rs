@@ -61,6 +61,13 @@ pub const NODE: Need = Need {
     there: || machine::program("node").is_some() && machine::program("npm").is_some(),
 };
 
+pub const PYTHON: Need = Need {
+    what: "python3",
+    packages: &["python3-minimal"],
+    serves: "the tests that try every way out of a host command",
+    there: || machine::program("python3").is_some(),
+};
+
 /// Those of `needs` that are not met now.
 pub fn missing<'a>(needs: &[&'a Need]) -> Vec<&'a Need> {
     needs

@@ -5,7 +5,7 @@ use anyhow::{Result, bail};
 use crate::options::Options;
 use crate::setup::{self, Need};
 use crate::steps::Steps;
-use crate::{cargo, clients, lint};
+use crate::{cargo, clients, lint, machine};
 
 const NEEDS: &[&Need] = &[
     &setup::COMPILER,
@@ -15,6 +15,7 @@ const NEEDS: &[&Need] = &[
     &setup::STRACE,
     &setup::CHROMIUM,
     &setup::NODE,
+    &setup::PYTHON,
 ];
 
 pub fn run(options: &Options) -> Result<u8> {
@@ -42,6 +43,11 @@ pub fn run(options: &Options) -> Result<u8> {
 
 /// Lists, asks, installs; what stays missing is noted as not run.
 pub fn prepare(steps: &mut Steps, options: &Options) -> Result<()> {
+    if !machine::is_root() {
+        bail!(
+            "the tests start engines and boxes and act as other users: run them as root, on a machine or in a container of their own"
+        );
+    }
     let mut also = vec![];
     if !clients::installed() {
         also.push(format!(

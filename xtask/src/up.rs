@@ -15,7 +15,12 @@ pub fn run(options: &Options) -> Result<u8> {
     } else {
         &setup::BUBBLEWRAP
     };
-    let lacking = setup::provide(&[&setup::COMPILER, sandbox], &[], options)?;
+    let mut needs = vec![&setup::COMPILER, sandbox];
+    // Who is not root has no other user for commands outside the sandbox: bubblewrap keeps the state out of their reach.
+    if !machine::is_root() && sandbox.what != setup::BUBBLEWRAP.what {
+        needs.push(&setup::BUBBLEWRAP);
+    }
+    let lacking = setup::provide(&needs, &[], options)?;
     if lacking.iter().any(|need| need.what == setup::COMPILER.what) {
         bail!("without a C compiler nothing can be built: apt-get install gcc libc6-dev");
     }

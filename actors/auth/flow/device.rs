@@ -118,7 +118,7 @@ fn verify(
         ConnectRefusal::detailed(
             "INVALID_REQUEST",
             error.to_string(),
-            json!({ "code": error.code(), "reason": error.reason() }),
+            json!({ "code": error.code(), "reason": error.reason(), "next": error.next() }),
         )
     })?;
     let id = DeviceId::new(&verified.id)

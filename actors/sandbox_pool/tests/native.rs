@@ -67,6 +67,15 @@ async fn the_probe_proves_walls() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_probe_refuses_a_box_without_walls() {
     let mut state = State::new();
+    let Ok(native) = Native::find(&state.context) else {
+        panic!("these tests need bubblewrap: apt-get install bubblewrap");
+    };
+    let open = Driver::Native(native.without_cgroups());
+    let refused = probe::prove(&open, &state.context, true).await.unwrap_err();
+    assert!(
+        matches!(&refused, DriverError::NoDriver { reason, .. } if reason.contains("forks")),
+        "{refused}"
+    );
     state.context.uid = 0;
     assert!(matches!(
         Native::find(&state.context),

@@ -9,6 +9,7 @@ use portcullis_core::ids::{AgentId, RunId};
 use tokio::sync::mpsc;
 
 use super::harness::{self, Ended, Live, State, below, finish};
+use crate::sandbox_pool::cgroup::Cgroups;
 use crate::sandbox_pool::{
     Choice, Driver, Native, PoolError, RunEvent, RunSpec, RunTicket, SandboxPool,
     SandboxPoolConfig, SandboxPoolHandle, SandboxPoolWiring,
@@ -292,6 +293,44 @@ async fn bad_requests_are_refused_before_anything_runs() {
     assert!(
         matches!(refused, CallError::Refused(PoolError::NoBox(_))),
         "{refused}"
+    );
+    pool.tree.stop().await;
+}
+
+/// What the kernel holds, not what was asked of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_box_stands_in_a_group_that_has_every_ceiling() {
+    let state = State::new();
+    let Ok(cgroups) = Cgroups::find() else {
+        assert!(
+            !rustix::process::geteuid().is_root(),
+            "root can make control groups"
+        );
+        return;
+    };
+    let mut pool = Pool::start(&state, |config| {
+        config.memory_bytes = 96 << 20;
+        config.cpu_millis = 700;
+        config.pids = 40;
+    })
+    .await;
+    let (ticket, _) = pool.run("demo", "true").await;
+    let group = cgroups.group(ticket.box_id.as_str());
+    assert_eq!(
+        group.limit("memory.limit_in_bytes", "memory.max"),
+        (96 << 20).to_string()
+    );
+    let share = group.limit("cpu.cfs_quota_us", "cpu.max");
+    assert!(
+        share == "70000" || share == "70000 100000",
+        "700 thousandths of a core are {share}"
+    );
+    assert_eq!(group.limit("pids.max", "pids.max"), "40");
+    let init = init_of(&state, &ticket).to_string();
+    let inside = group.limit("cgroup.procs", "cgroup.procs");
+    assert!(
+        inside.lines().any(|pid| pid == init),
+        "the box's first process {init} is not in {inside:?}"
     );
     pool.tree.stop().await;
 }
