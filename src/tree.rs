@@ -265,7 +265,6 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             connection: ConnectionWiring {
                 key: 0,
                 config: config.connection,
-                handshake_ms: config.gateway.limits.handshake_ms,
                 auth,
                 methods: methods.clone(),
                 exec,

@@ -28,8 +28,6 @@ pub struct ConnectionWiring {
     pub key: u64,
     /// Limits.
     pub config: ConnectionConfig,
-    /// Milliseconds to authenticate.
-    pub handshake_ms: u64,
     /// Who comes in.
     pub auth: AuthHandle,
     /// What may be asked.

@@ -118,14 +118,28 @@ pub(super) fn begin(conn: &Conn, request: Request<'_>) -> Result<Pending, ErrorB
                 conn.wiring.methods.call(about, &name, &params).await
             }
         };
-        let encoding = conn.encoding;
-        let frame = match result {
-            Ok(payload) => encoding.ok(&id, &payload).ok(),
-            Err(error) => encoding.error(&id, &error).ok(),
-        };
+        let frame = frame_of(conn.encoding, &id, &result);
         (id, frame)
     };
     Ok(Box::pin(run.instrument(span)))
+}
+
+/// Every request is answered: one whose answer cannot be written is told so.
+fn frame_of(
+    encoding: Encoding,
+    id: &str,
+    result: &Result<impl Serialize, ErrorBody>,
+) -> Option<Wire> {
+    let frame = match result {
+        Ok(payload) => encoding.ok(id, payload),
+        Err(error) => encoding.error(id, error),
+    };
+    let frame = frame.or_else(|error| {
+        tracing::error!(target: "portcullis", %error, "an answer could not be written");
+        let broken = ErrorBody::of(codes::INTERNAL, "the answer could not be written");
+        encoding.error(id, &broken)
+    });
+    frame.ok()
 }
 
 /// The params, or the error that says why there are none.
@@ -162,6 +176,26 @@ impl<'a> Params<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The bug: its request was never answered.
+    #[test]
+    fn an_answer_that_cannot_be_written_is_an_error_under_its_id() {
+        struct Bad;
+        impl Serialize for Bad {
+            fn serialize<S: serde::Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+                Err(serde::ser::Error::custom("planned"))
+            }
+        }
+        for encoding in [Encoding::Json, Encoding::MsgPack] {
+            let frame = frame_of(encoding, "7", &Ok(Bad)).unwrap();
+            let frame = match &frame {
+                Wire::Text(text) => strict::json(text.as_bytes()).unwrap(),
+                Wire::Binary(bytes) => strict::msgpack(bytes).unwrap(),
+            };
+            assert_eq!(frame["id"], "7");
+            assert_eq!(frame["error"]["details"]["code"], "INTERNAL", "{frame}");
+        }
+    }
 
     #[test]
     fn health_is_the_answer_frame_of_its_payload_whatever_the_id() {

@@ -2,6 +2,7 @@
 
 use portcullis_core::auth::{Door, Principal};
 use portcullis_core::protocol::Encoding;
+use tokio::time::Instant;
 
 use super::io::Io;
 use crate::auth::Peer;
@@ -17,6 +18,8 @@ pub struct Accepted {
     pub peer: Peer,
     /// How its messages are written: agreed upon with the upgrade.
     pub encoding: Encoding,
+    /// By when it must have authenticated.
+    pub until: Instant,
 }
 
 /// How to end.
@@ -43,6 +46,8 @@ pub enum ConnectionMsg {
 pub enum ConnectionNews {
     /// A whole `connect` has arrived: it is no silent socket any more.
     Speaks(u64),
+    /// It is turned away; its goodbye is still to come.
+    Refused(u64),
     /// It is in.
     Admitted(u64, Box<Principal>),
 }

@@ -340,41 +340,48 @@ pub(super) struct News {
     approval: Option<FeedReader<ApprovalEvent>>,
 }
 
+/// What a connection hears.
+#[derive(Debug, PartialEq)]
+pub(super) enum Heard {
+    /// An event, by its name.
+    Event(&'static str, Value),
+    /// There were more than it could take: some are lost, and the client must be able to tell.
+    Missed,
+}
+
 impl News {
-    /// The next one. Never ends: what has no more news is silent.
-    pub async fn next(&mut self) -> Option<(&'static str, Value)> {
+    /// The next one. What has no more news is silent.
+    pub async fn next(&mut self) -> Heard {
         loop {
-            tokio::select! {
-                item = next_of(&mut self.pairing) => {
-                    if let Some(event) = item.and_then(|news| news.event.to_wire()) {
-                        return Some(event);
-                    }
-                }
-                item = next_of(&mut self.approval) => {
-                    if let Some(news) = item {
-                        return Some(news.event.to_wire());
-                    }
-                }
+            let heard = tokio::select! {
+                item = next_of(&mut self.pairing) => match item {
+                    Some(news) => news.event.to_wire(),
+                    None => return Heard::Missed,
+                },
+                item = next_of(&mut self.approval) => match item {
+                    Some(news) => Some(news.event.to_wire()),
+                    None => return Heard::Missed,
+                },
+            };
+            if let Some((event, payload)) = heard {
+                return Heard::Event(event, payload);
             }
         }
     }
 }
 
-/// `None` after a gap: the client re-reads the list, as it does after a gap in `seq`.
+/// `None`: some were missed.
 async fn next_of<E: Send + Sync + 'static>(
     feed: &mut Option<FeedReader<E>>,
 ) -> Option<std::sync::Arc<Numbered<E>>> {
-    match feed {
-        None => std::future::pending().await,
-        Some(reader) => match reader.next().await {
-            FeedItem::Event(event) => Some(event),
-            FeedItem::Lagged => None,
-            FeedItem::Closed => {
-                *feed = None;
-                None
-            }
-        },
+    if let Some(reader) = feed {
+        match reader.next().await {
+            FeedItem::Event(event) => return Some(event),
+            FeedItem::Lagged => return None,
+            FeedItem::Closed => *feed = None,
+        }
     }
+    std::future::pending().await
 }
 
 /// One of our codes, by its name.
@@ -493,5 +500,49 @@ impl AuditQuery {
             until_ms: self.until_ms,
             limit: self.limit.unwrap_or(0),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use portcullis_core::pairing::Decision;
+    use portcullis_core::time::Millis;
+
+    use super::*;
+    use crate::supervision::Feed;
+
+    /// The bug: a connection that could not keep up lost events without a trace.
+    #[tokio::test]
+    async fn events_that_a_slow_connection_missed_leave_a_gap() {
+        let feed = Feed::new();
+        let mut news = News {
+            pairing: Some(feed.subscribe()),
+            approval: None,
+        };
+        let resolved = |n: u64| PairingNews::Resolved {
+            request_id: n.to_string(),
+            device_id: DeviceId::new(&"a".repeat(64)).unwrap(),
+            decision: Decision::Approved,
+            at_ms: Millis(n),
+        };
+        feed.publish(resolved(0));
+        assert!(matches!(
+            news.next().await,
+            Heard::Event("device.pair.resolved", _)
+        ));
+        for n in 1..2_000 {
+            feed.publish(resolved(n));
+        }
+        assert_eq!(news.next().await, Heard::Missed);
+        let mut heard = 0;
+        while let Some(Heard::Event(_, payload)) =
+            futures_util::FutureExt::now_or_never(news.next())
+        {
+            heard += 1;
+            if payload["requestId"] == "1999" {
+                break;
+            }
+        }
+        assert!((1..1_999).contains(&heard), "{heard}");
     }
 }

@@ -25,7 +25,7 @@ use super::actor::ConnectionWiring;
 use super::answer;
 use super::io::Io;
 use super::messages::{Accepted, CloseOrder};
-use super::methods::News;
+use super::methods::{Heard, News};
 use super::shake::{Shaken, shake};
 use crate::nodes::ToNode;
 use crate::supervision::{Flag, FlagReader};
@@ -74,6 +74,7 @@ pub(super) async fn serve(
         door,
         peer,
         encoding,
+        until,
     } = accepted;
     let mut config = WebSocketConfig::default();
     // Default read buffer: 131 KB a socket.
@@ -92,9 +93,10 @@ pub(super) async fn serve(
             close(&mut ws, order.code, &order.reason).await;
             return;
         }
-        shaken = shake(&wiring, &mut ws, encoding, door, &peer).instrument(connect) => shaken,
+        shaken = shake(&wiring, &mut ws, encoding, door, &peer, until).instrument(connect) => shaken,
     };
-    let Some(shaken) = shaken else { return };
+    let Some(mut shaken) = shaken else { return };
+    let early = std::mem::take(&mut shaken.early);
     let news = wiring.methods.news(&shaken.principal, &shaken.caps);
     let node = shaken.node.clone();
     let methods = wiring.methods.clone();
@@ -111,7 +113,7 @@ pub(super) async fn serve(
         let line = super::nodes::line(methods.nodes.clone(), by, node);
         sides.push(Box::pin(line.map(Side::Node)));
     }
-    let end = session.run(&mut ws, closing, sides).await;
+    let end = session.run(&mut ws, closing, sides, early).await;
     if let Some(end) = end {
         if end.code == 1012 {
             let payload = json!({ "reason": end.reason });
@@ -127,7 +129,7 @@ pub(super) async fn serve(
 enum Side {
     /// Look at the order to close.
     Order,
-    News(&'static str, serde_json::Value),
+    News(Heard),
     /// To this node.
     Node(ToNode),
     Tick,
@@ -143,8 +145,8 @@ fn sides(closing: FlagReader<Option<CloseOrder>>, news: News) -> Sides {
         Some((Side::Order, order.map(|_| closing)))
     });
     let news = stream::unfold(news, |mut news| async {
-        let (event, payload) = news.next().await?;
-        Some((Side::News(event, payload), news))
+        let heard = news.next().await;
+        Some((Side::News(heard), news))
     });
     let mut sides = Sides::new();
     sides.push(Box::pin(orders));
@@ -217,8 +219,20 @@ impl Session {
         ws: &mut Ws,
         mut closing: FlagReader<Option<CloseOrder>>,
         mut sides: Sides,
+        early: Vec<Message>,
     ) -> Option<CloseOrder> {
         let mut unanswered_pings = 0u32;
+        for frame in early {
+            if closing.has_changed() {
+                break;
+            }
+            if let Err(end) = self.frame(ws, Some(Ok(frame))).await {
+                return end;
+            }
+        }
+        if let Err(end) = self.flush(ws).await {
+            return end;
+        }
         loop {
             if closing.has_changed() {
                 match closing.take() {
@@ -240,7 +254,12 @@ impl Session {
                 }
                 Some(side) = sides.next() => match side {
                     Side::Order => continue,
-                    Side::News(event, payload) => self.event(ws, event, &payload).await,
+                    Side::News(Heard::Event(event, payload)) => self.event(ws, event, &payload).await,
+                    Side::News(Heard::Missed) => {
+                        // As with the peer: what was not sent is counted, and the next event shows the gap.
+                        self.seq += 1;
+                        Ok(())
+                    }
                     Side::Node(ToNode::Event(event, payload)) => {
                         self.unnumbered(ws, event, &payload).await
                     }

@@ -1,14 +1,15 @@
 //! The handshake: challenge, `connect`, `hello-ok` (wire.md section 4).
 
-use std::time::Duration;
+use std::pin::pin;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use portcullis_core::auth::{Principal, Role};
 use portcullis_core::nodes::{Connected, Declared};
 use portcullis_core::protocol::connect::Hello;
+use portcullis_core::protocol::limits::EARLY_FRAMES;
 use portcullis_core::protocol::{ConnectParams, ConnectRefusal, Encoding, FrameError};
 use serde_json::json;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
@@ -27,6 +28,8 @@ pub(super) struct Shaken {
     pub principal: Principal,
     pub caps: Vec<String>,
     pub conn_id: String,
+    /// Frames that came behind `connect`, to be answered first.
+    pub early: Vec<Message>,
     /// Of a node host: what it declares.
     pub node: Option<Connected>,
 }
@@ -38,19 +41,18 @@ pub(super) async fn shake(
     encoding: Encoding,
     door: Door,
     peer: &Peer,
+    until: Instant,
 ) -> Option<Shaken> {
-    let within = Duration::from_millis(wiring.handshake_ms);
-    match timeout(within, try_shake(wiring, ws, encoding, door, peer)).await {
-        Ok(Ok(shaken)) => Some(shaken),
-        Ok(Err(end)) => {
-            end.tell(ws, encoding).await;
-            None
-        }
-        Err(_late) => {
-            close(ws, 1000, "").await;
-            None
-        }
-    }
+    let end = match timeout_at(until, try_shake(wiring, ws, encoding, door, peer)).await {
+        Ok(Ok(shaken)) => return Some(shaken),
+        Ok(Err(end)) => end,
+        Err(_late) => End::Close(1000, ""),
+    };
+    // Before the goodbye, which takes as long as the other end likes: it keeps nobody's place meanwhile.
+    let refused = ConnectionNews::Refused(wiring.key);
+    wiring.news.send(refused).await.ok()?;
+    end.tell(ws, encoding).await;
+    None
 }
 
 /// How a handshake ends without a hello.
@@ -92,8 +94,6 @@ async fn try_shake(
     let frame = frame.map_err(|_| End::Gone)?;
     ws.send(message(frame)).await.map_err(|_| End::Gone)?;
     let frame = first_message(ws, encoding).await?;
-    // Its bytes have all arrived: this socket is not silent, and is not closed to make room.
-    let _ = wiring.news.try_send(ConnectionNews::Speaks(wiring.key));
     let (id, params) = match encoding.read(&frame) {
         Ok(request) if request.method == "connect" => {
             let params = request.params::<ConnectParams>().map_err(|why| {
@@ -116,6 +116,9 @@ async fn try_shake(
     };
     let refused = |refusal| End::Refused(id.clone(), Box::new(refusal));
     let checked = params.check().map_err(refused)?;
+    // It is a `connect` and has arrived whole: this socket is not closed to make room while it is decided.
+    let speaks = ConnectionNews::Speaks(wiring.key);
+    wiring.news.send(speaks).await.map_err(|_| End::Gone)?;
     let caps = checked.params.caps.clone();
     let declared = (checked.role == Role::Node).then(|| declared(&checked.params));
     let arrival = Arrival {
@@ -124,11 +127,18 @@ async fn try_shake(
         door,
         peer: peer.clone(),
     };
-    let admitted = wiring
-        .auth
-        .connect(arrival)
-        .await
-        .map_err(|refusal| End::Refused(id.clone(), Box::new(refusal)))?;
+    let mut early = Vec::new();
+    let decision = {
+        let mut decision = pin!(wiring.auth.connect(arrival));
+        loop {
+            tokio::select! {
+                biased;
+                frame = ws.next() => keep(frame, &mut early)?,
+                decision = &mut decision => break decision,
+            }
+        }
+    };
+    let admitted = decision.map_err(|refusal| End::Refused(id.clone(), Box::new(refusal)))?;
     let conn_id = uuid::Uuid::new_v4().to_string();
     let hello = Hello {
         conn_id: &conn_id,
@@ -166,8 +176,36 @@ async fn try_shake(
         principal,
         caps,
         conn_id,
+        early,
         node,
     })
+}
+
+/// A frame that does not wait for the hello: kept to be answered after it, up to the wire's limit.
+fn keep(frame: Option<Result<Message, WsError>>, early: &mut Vec<Message>) -> Result<(), End> {
+    match frame {
+        Some(Ok(Message::Ping(_) | Message::Pong(_))) => Ok(()),
+        Some(Ok(frame @ (Message::Text(_) | Message::Binary(_)))) if early.len() < EARLY_FRAMES => {
+            early.push(frame);
+            Ok(())
+        }
+        Some(Ok(Message::Text(_) | Message::Binary(_))) => {
+            Err(End::Close(1008, "too many pending handshake frames"))
+        }
+        other => Err(broken(other)),
+    }
+}
+
+/// How a handshake ends with a frame that is none.
+fn broken(frame: Option<Result<Message, WsError>>) -> End {
+    match frame {
+        Some(Err(WsError::Io(error))) if error.to_string() == TOO_LARGE => {
+            End::Close(1009, TOO_LARGE)
+        }
+        Some(Err(WsError::Capacity(_))) => End::Close(1009, TOO_LARGE),
+        Some(Err(WsError::Protocol(_) | WsError::Utf8(_))) => End::Close(1002, "protocol error"),
+        _ => End::Gone,
+    }
 }
 
 /// What a node says of itself. Its lists were bounded by the handshake.
@@ -216,16 +254,7 @@ async fn first_message(
                     Encoding::MsgPack => Ok(bytes),
                 };
             }
-            Some(Err(WsError::Io(error))) if error.to_string() == TOO_LARGE => {
-                return Err(End::Close(1009, TOO_LARGE));
-            }
-            Some(Err(WsError::Capacity(_))) => return Err(End::Close(1009, TOO_LARGE)),
-            Some(Err(WsError::Protocol(_) | WsError::Utf8(_))) => {
-                return Err(End::Close(1002, "protocol error"));
-            }
-            Some(Ok(Message::Close(_) | Message::Frame(_)) | Err(_)) | None => {
-                return Err(End::Gone);
-            }
+            other => return Err(broken(other)),
         }
     }
 }

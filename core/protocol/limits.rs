@@ -10,7 +10,9 @@ pub const BUFFERED: usize = 50 * 1024 * 1024;
 pub const TICK_MS: u64 = 30_000;
 /// Between two WebSocket pings, and to the pong's deadline, ms.
 pub const PING_MS: u64 = 25_000;
-/// From the upgrade to a good `connect`, ms.
+/// Frames behind `connect` that may wait for its answer.
+pub const EARLY_FRAMES: usize = 15;
+/// From a socket's first moment to a good `connect`, ms.
 pub const HANDSHAKE_MS: u64 = 15_000;
 /// A device signature's age either way, ms.
 pub const SIGNATURE_SKEW_MS: u64 = 120_000;

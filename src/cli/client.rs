@@ -31,6 +31,8 @@ const SUN_PATH: usize = 107;
 pub struct Client {
     socket: WebSocketStream<UnixStream>,
     next_id: u64,
+    /// Of the last event.
+    seq: u64,
     /// `hello-ok`'s payload.
     pub hello: Value,
 }
@@ -51,6 +53,8 @@ pub enum Incoming {
         event: String,
         /// Its content.
         payload: Value,
+        /// Events before it were lost: what they told is to be asked for again.
+        after_gap: bool,
     },
 }
 
@@ -68,6 +72,7 @@ enum Frame {
         event: String,
         #[serde(default)]
         payload: Value,
+        seq: Option<u64>,
     },
 }
 
@@ -101,6 +106,7 @@ impl Client {
         let mut client = Self {
             socket,
             next_id: 0,
+            seq: 0,
             hello: Value::Null,
         };
         loop {
@@ -171,8 +177,19 @@ impl Client {
                 None => return Err(lost("the gateway closed the connection")),
             };
             match serde_json::from_str::<Frame>(&text) {
-                Ok(Frame::Event { event, payload }) => {
-                    return Ok(Incoming::Event { event, payload });
+                Ok(Frame::Event {
+                    event,
+                    payload,
+                    seq,
+                }) => {
+                    let expected = self.seq + 1;
+                    let after_gap = seq.is_some_and(|seq| seq != expected);
+                    self.seq = seq.unwrap_or(self.seq);
+                    return Ok(Incoming::Event {
+                        event,
+                        payload,
+                        after_gap,
+                    });
                 }
                 Ok(Frame::Res {
                     id,

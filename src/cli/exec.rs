@@ -116,7 +116,7 @@ impl Run {
                 }
             };
             match incoming {
-                Incoming::Event { event, payload } if event == "exec.output" => {
+                Incoming::Event { event, payload, .. } if event == "exec.output" => {
                     if self.id.as_deref() == Some(field(&payload, "runId")) {
                         self.output(&payload, &writer).await?;
                     }

@@ -30,21 +30,27 @@ pub async fn run(state: &Path, out: Out) -> Result<u8, Failure> {
         sent: None,
         out,
     };
-    let listed = client.send("exec.approval.list", json!({})).await?;
+    let mut listed = client.send("exec.approval.list", json!({})).await?;
     if !out.json {
         note("watching; ctrl-C ends it");
     }
     loop {
         tokio::select! {
             incoming = client.next() => match incoming? {
-                Incoming::Event { event, payload } if event == "exec.approval.requested" => queue.add(payload)?,
-                Incoming::Event { event, payload } if event == "exec.approval.resolved" => queue.resolved(&payload)?,
-                Incoming::Event { .. } => {}
+                Incoming::Event { event, payload, after_gap } => {
+                    match event.as_str() {
+                        "exec.approval.requested" => queue.add(payload)?,
+                        "exec.approval.resolved" => queue.resolved(&payload)?,
+                        _ => {}
+                    }
+                    if after_gap {
+                        note("some events were lost: asking again for what waits");
+                        listed = client.send("exec.approval.list", json!({})).await?;
+                    }
+                }
                 Incoming::Answer { id, result } if id == listed => {
                     let Value::Array(pending) = result.map_err(|e| Failure::from_wire(&e))? else { continue };
-                    for approval in pending {
-                        queue.add(approval)?;
-                    }
+                    queue.is_now(pending)?;
                 }
                 Incoming::Answer { id, result } => queue.answered(&id, result),
             },
@@ -73,6 +79,27 @@ struct Queue {
 }
 
 impl Queue {
+    /// What waits, as the gateway lists it: what is not on the list waits no more.
+    fn is_now(&mut self, pending: Vec<Value>) -> Result<(), Failure> {
+        let on_list = |id: &str| pending.iter().any(|a| field(a, "id") == id);
+        let gone: Vec<String> = self
+            .waiting
+            .iter()
+            .map(|a| field(a, "id").to_owned())
+            .filter(|id| !on_list(id))
+            .collect();
+        for id in gone {
+            if self.out.json {
+                out::line(&json!({ "type": "gone", "id": id }).to_string())?;
+            }
+            self.drop(&id);
+        }
+        for approval in pending {
+            self.add(approval)?;
+        }
+        Ok(())
+    }
+
     fn add(&mut self, approval: Value) -> Result<(), Failure> {
         if self
             .waiting
@@ -230,5 +257,27 @@ mod tests {
             .unwrap();
         queue.show().unwrap();
         assert_eq!(queue.key(" d "), Some(("two".into(), "deny")));
+    }
+
+    #[test]
+    fn after_a_gap_the_list_says_what_waits() {
+        let mut queue = Queue {
+            waiting: vec![],
+            shown: None,
+            sent: None,
+            out: Out { json: false },
+        };
+        queue
+            .is_now(vec![approval("one"), approval("two")])
+            .unwrap();
+        queue.show().unwrap();
+        assert_eq!(queue.key("a"), Some(("one".into(), "allow-once")));
+        queue
+            .is_now(vec![approval("two"), approval("three")])
+            .unwrap();
+        assert_eq!(queue.key("a"), None, "the card is gone");
+        queue.show().unwrap();
+        assert_eq!(queue.key("d"), Some(("two".into(), "deny")));
+        assert_eq!(queue.waiting.len(), 2);
     }
 }

@@ -17,6 +17,7 @@ use portcullis_core::auth::{Door, Principal};
 use portcullis_core::ids::DeviceId;
 use portcullis_core::pairing::News;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::budget::{Budget, Limits, Origin};
 use super::handle::EdgeHandle;
@@ -27,6 +28,8 @@ use crate::config::Local;
 
 /// After a failed accept (no descriptors left): the kernel keeps newcomers in its backlog meanwhile.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Between two warnings that all sockets are in use.
+const WARN_EVERY: Duration = Duration::from_mins(1);
 const HTTP: &str = "http";
 
 /// What the room is given at each start.
@@ -82,10 +85,14 @@ pub struct Edge {
     holders: peer::Holders,
     accepted: u64,
     evicted: u64,
+    turned_away: u64,
+    warned_at: Option<Instant>,
 }
 
 struct Socket {
     from: From,
+    /// By when it must have said who it is.
+    until: Instant,
     stage: Stage,
 }
 
@@ -130,6 +137,8 @@ impl Room for Edge {
             holders: peer::Holders::default(),
             accepted: 0,
             evicted: 0,
+            turned_away: 0,
+            warned_at: None,
         })
     }
 
@@ -141,6 +150,7 @@ impl Room for Edge {
             }
             EdgeMsg::Upgraded(key, io, said) => self.upgraded(key, *io, said).await,
             EdgeMsg::News(ConnectionNews::Speaks(key)) => self.budget.speaks(key),
+            EdgeMsg::News(ConnectionNews::Refused(key)) => self.budget.refused(key),
             EdgeMsg::News(ConnectionNews::Admitted(key, principal)) => {
                 self.admitted(key, principal);
             }
@@ -194,13 +204,15 @@ impl Room for Edge {
             .with("not yet authenticated", self.budget.len())
             .with("accepted", self.accepted)
             .with("made room", self.evicted)
+            .with("turned away", self.turned_away)
     }
 }
 
 impl Edge {
     async fn enter(&mut self, stream: Stream, from: From) {
         self.accepted += 1;
-        if self.sockets.len() >= self.wiring.limits.sockets as usize {
+        if self.is_full(from) {
+            self.turn_away(&stream);
             return;
         }
         self.next += 1;
@@ -209,22 +221,51 @@ impl Edge {
             From::Tcp { peer, .. } => Origin::of(peer.ip()),
             From::Control { .. } => Origin::Unix,
         };
-        let victim = self.budget.enter(key, origin);
-        if let Some(victim) = victim {
+        if let Some(victim) = self.budget.enter(key, origin) {
             self.evicted += 1;
-            if victim == key {
-                return;
-            }
             self.evict(victim).await;
         }
+        // From its first moment: HTTP and the handshake share it.
+        let until = Instant::now() + Duration::from_millis(self.wiring.limits.handshake_ms);
         let (http, ctx) = (self.wiring.http.clone(), self.ctx.clone());
         let task = self.ctx.task(HTTP, key, async move {
-            if let Some((io, said)) = http::serve(http, stream).await {
+            if let Some((io, said)) = http::serve(http, stream, until).await {
                 ctx.notify(EdgeMsg::Upgraded(key, Box::new(io), said));
             }
         });
         let stage = Stage::Http { _task: task };
-        self.sockets.insert(key, Socket { from, stage });
+        self.sockets.insert(key, Socket { from, until, stage });
+    }
+
+    /// Over the limit of all: what is on TCP takes no place from the control socket, where a person must come in.
+    fn is_full(&self, from: From) -> bool {
+        let is_tcp = |from: &From| matches!(from, From::Tcp { .. });
+        let max = self.wiring.limits.sockets as usize;
+        // Counted only where it may matter.
+        self.sockets.len() >= max && {
+            let same = self.sockets.values();
+            same.filter(|s| is_tcp(&s.from) == is_tcp(&from)).count() >= max
+        }
+    }
+
+    fn turn_away(&mut self, stream: &Stream) {
+        const FULL: &[u8] =
+            b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\n\
+            Content-Type: text/plain; charset=utf-8\r\nContent-Length: 41\r\n\r\n\
+            too many connections: try again in a bit\n";
+        // Nobody waits for its request: where the word does not fit, the end says it.
+        let _ = match stream {
+            Stream::Tcp(tcp) => tcp.try_write(FULL),
+            Stream::Unix(unix) => unix.try_write(FULL),
+        };
+        self.turned_away += 1;
+        if self.warned_at.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
+            self.warned_at = Some(Instant::now());
+            tracing::warn!(
+                target: "portcullis", so_far = self.turned_away,
+                "newcomers are turned away: all of [gateway.limits] sockets are in use",
+            );
+        }
     }
 
     async fn evict(&mut self, key: u64) {
@@ -242,7 +283,7 @@ impl Edge {
         let Some(socket) = self.sockets.get(&key) else {
             return;
         };
-        let encoding = said.encoding;
+        let (encoding, until) = (said.encoding, socket.until);
         let (door, peer) = self.who(socket.from, said);
         let wiring = ConnectionWiring {
             key,
@@ -267,6 +308,7 @@ impl Edge {
             door,
             peer,
             encoding,
+            until,
         };
         let _ = handle.adopt(accepted).await;
     }

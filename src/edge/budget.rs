@@ -36,12 +36,23 @@ pub struct Limits {
     pub unix: usize,
 }
 
+/// Who goes first when room is made. In this order, and of equals the oldest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Standing {
+    /// Turned away: only its goodbye is under way.
+    Refused,
+    /// No `connect` has come from it yet.
+    Silent,
+    /// Its `connect` is being decided: never closed to make room.
+    Speaks,
+}
+
 /// Sockets that have not said who they are.
 #[derive(Debug)]
 pub struct Budget {
     limits: Limits,
     /// By key, which grows: the first is the oldest.
-    strangers: BTreeMap<u64, (Origin, bool)>,
+    strangers: BTreeMap<u64, (Origin, Standing)>,
     counts: HashMap<Origin, usize>,
 }
 
@@ -55,39 +66,59 @@ impl Budget {
         }
     }
 
-    /// A newcomer. Returns who must make room for it: the oldest silent one, or the newcomer itself when all others
-    /// have a whole `connect` under way.
+    /// A newcomer. Returns who must make room for it: one that was refused, or else the oldest silent one, of its own
+    /// address, or over the total of the fullest address and then of any.
+    ///
+    /// Nobody where all others have a `connect` that is being decided: the newcomer comes in beside them. They are no
+    /// more than authentication decides at once, and each is in or refused within its time.
     pub fn enter(&mut self, key: u64, origin: Origin) -> Option<u64> {
-        self.strangers.insert(key, (origin, false));
+        let victim = self.victim(origin);
+        if let Some(victim) = victim {
+            self.leave(victim);
+        }
+        self.strangers.insert(key, (origin, Standing::Silent));
         *self.counts.entry(origin).or_default() += 1;
-        let full = match origin {
-            Origin::Unix => self.count(Origin::Unix) > self.limits.unix,
-            Origin::Address(_) => self.count(origin) > self.limits.per_address,
+        victim
+    }
+
+    fn victim(&self, newcomer: Origin) -> Option<u64> {
+        let own = match newcomer {
+            Origin::Unix => self.limits.unix,
+            Origin::Address(_) => self.limits.per_address,
         };
-        let from = if full {
-            origin
-        } else {
-            let tcp = self.strangers.len() - self.count(Origin::Unix);
-            if tcp <= self.limits.total {
-                return None;
-            }
-            self.fullest()
-        };
-        let silent = |wanted: Option<Origin>| {
-            self.strangers
-                .iter()
-                .find(|(k, (o, speaks))| **k != key && !speaks && wanted.is_none_or(|w| *o == w))
-                .map(|(k, _)| *k)
-        };
-        let victim = silent(Some(from)).unwrap_or(key);
-        self.leave(victim);
-        Some(victim)
+        if self.count(newcomer) >= own {
+            return self.first(|origin| origin == newcomer);
+        }
+        let tcp = self.strangers.len() - self.count(Origin::Unix);
+        if newcomer == Origin::Unix || tcp < self.limits.total {
+            return None;
+        }
+        let fullest = self.fullest();
+        self.first(|origin| origin == fullest)
+            .or_else(|| self.first(|origin| origin != Origin::Unix))
+    }
+
+    fn first(&self, is_wanted: impl Fn(Origin) -> bool) -> Option<u64> {
+        self.strangers
+            .iter()
+            .filter(|(_, (origin, standing))| is_wanted(*origin) && *standing != Standing::Speaks)
+            .min_by_key(|(key, (_, standing))| (*standing, **key))
+            .map(|(key, _)| *key)
     }
 
     /// Its `connect` has arrived whole: it is not closed to make room any more.
     pub fn speaks(&mut self, key: u64) {
-        if let Some((_, speaks)) = self.strangers.get_mut(&key) {
-            *speaks = true;
+        self.stands(key, Standing::Speaks);
+    }
+
+    /// It is turned away: until it has gone, it is the first to make room.
+    pub fn refused(&mut self, key: u64) {
+        self.stands(key, Standing::Refused);
+    }
+
+    fn stands(&mut self, key: u64, now: Standing) {
+        if let Some((_, standing)) = self.strangers.get_mut(&key) {
+            *standing = now;
         }
     }
 
@@ -150,10 +181,45 @@ mod tests {
         b.speaks(4);
         assert_eq!(
             b.enter(5, ip("10.0.0.1")),
-            Some(5),
-            "nobody is silent: the newcomer waits outside"
+            None,
+            "all others are being decided: the newcomer comes in beside them"
         );
-        assert_eq!(b.len(), 3);
+        assert_eq!(b.enter(6, ip("10.0.0.1")), Some(5));
+        assert_eq!(b.len(), 4);
+    }
+
+    #[test]
+    fn who_was_refused_makes_room_before_who_is_silent() {
+        let mut b = budget();
+        for key in 0..3 {
+            b.enter(key, ip("10.0.0.1"));
+        }
+        b.speaks(1);
+        b.speaks(2);
+        b.refused(2);
+        assert_eq!(b.enter(3, ip("10.0.0.1")), Some(2));
+        assert_eq!(b.enter(4, ip("10.0.0.1")), Some(0));
+        b.refused(1);
+        assert_eq!(
+            b.enter(5, ip("10.0.0.1")),
+            Some(1),
+            "not protected any more"
+        );
+    }
+
+    /// The bug: only the fullest address was searched, and where all of its sockets spoke the newcomer went.
+    #[test]
+    fn over_the_total_any_silent_socket_makes_room_where_the_fullest_address_has_none() {
+        let mut b = budget();
+        b.enter(0, Origin::Unix);
+        for key in 1..4 {
+            b.enter(key, ip("10.0.0.1"));
+            b.speaks(key);
+        }
+        b.enter(4, ip("10.0.0.2"));
+        b.enter(5, ip("10.0.0.3"));
+        assert_eq!(b.enter(6, ip("10.0.0.4")), Some(4));
+        assert_eq!(b.enter(7, ip("10.0.0.4")), Some(5));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use portcullis_actors::connection::{Io, Stream};
 use portcullis_actors::supervision::{FlagReader, TreeWindow};
 use portcullis_core::protocol::Encoding;
 use tokio::net::{TcpStream, UnixStream};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tracing::Instrument as _;
 
@@ -25,10 +25,6 @@ use crate::methods::Site;
 
 /// A request's header, bytes.
 const HEADER_MAX: usize = 16 * 1024;
-
-/// A socket that does not upgrade takes requests for so many times a header's time, and as long again for the last
-/// answer: 40 seconds and 40 by default.
-const LIFE: u32 = 4;
 
 /// The two ends of a TCP socket; none of a Unix socket, which has no page.
 type Ends = Option<(SocketAddr, SocketAddr)>;
@@ -58,14 +54,14 @@ pub struct Said {
     pub encoding: Encoding,
 }
 
-/// Serves one socket until it ends or is upgraded.
-pub async fn serve(http: Http, stream: Stream) -> Option<(Io, Said)> {
+/// Serves one socket until it ends or is upgraded, or its time is over: then a browser dials again.
+pub async fn serve(http: Http, stream: Stream, until: Instant) -> Option<(Io, Said)> {
     match stream {
         Stream::Tcp(tcp) => {
             let ends = tcp.peer_addr().ok().zip(tcp.local_addr().ok());
-            over(http, tcp, ends, Stream::Tcp).await
+            over(http, tcp, ends, Stream::Tcp, until).await
         }
-        Stream::Unix(unix) => over(http, unix, None, Stream::Unix).await,
+        Stream::Unix(unix) => over(http, unix, None, Stream::Unix, until).await,
     }
 }
 
@@ -78,6 +74,7 @@ async fn over<S: Socket>(
     socket: S,
     ends: Ends,
     wrap: fn(S) -> Stream,
+    until: Instant,
 ) -> Option<(Io, Said)> {
     let (tx, mut upgraded) = tokio::sync::mpsc::channel(1);
     let within = Duration::from_millis(http.header_ms.max(1));
@@ -99,12 +96,12 @@ async fn over<S: Socket>(
         .with_upgrades();
     // One that asks now and then, or does not read what it is answered, does not stay for ever: browsers dial again.
     let mut connection = std::pin::pin!(connection);
-    let life = within * LIFE;
-    let ended = if let Ok(ended) = timeout(life, connection.as_mut()).await {
+    let ended = if let Ok(ended) = timeout_at(until, connection.as_mut()).await {
         ended
     } else {
+        // What it has asked is still answered.
         connection.as_mut().graceful_shutdown();
-        timeout(life, connection).await.ok()?
+        timeout(within, connection).await.ok()?
     };
     if let Err(error) = ended {
         tracing::debug!(target: "portcullis", %error, "http connection ended");

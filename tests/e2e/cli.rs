@@ -199,6 +199,48 @@ async fn without_a_gateway_each_command_says_so_with_its_own_exit_code() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_run_writes_does_not_steer_a_terminal_and_raw_is_asked_for() {
+    let gateway = Gateway::start(false, |method, _| match method {
+        "exec.run" => vec![
+            ok(json!({"runId": "r1", "planHash": "00", "status": "accepted"})),
+            event(
+                "exec.output",
+                json!({"runId": "r1", "seq": 1, "stream": "stdout", "data": base64("\u{1b}]52;c;QQ==\u{7}\u{1b}[2Jx\n")}),
+            ),
+            ok(
+                json!({"runId": "r1", "status": "exited", "exitCode": 0, "durationMs": 3, "dropped": {"stdout": 0, "stderr": 0}}),
+            ),
+        ],
+        _ => vec![],
+    });
+    let on_a_terminal = async |raw: &str| {
+        let (program, state) = (env!("CARGO_BIN_EXE_portcullis"), gateway.dir(false));
+        let line = format!(
+            "{program} --state {} exec {raw} --agent demo -- x",
+            state.display()
+        );
+        let mut script = tokio::process::Command::new("script");
+        script
+            .args(["-qec", &line, "/dev/null"])
+            .stdin(Stdio::null());
+        let output = script.output().await.unwrap();
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let shown = on_a_terminal("").await;
+    assert!(
+        shown.contains(r"\u{1b}]52;c;QQ==\u{7}\u{1b}[2Jx"),
+        "{shown:?}"
+    );
+    assert!(!shown.contains(['\u{1b}', '\u{7}']), "{shown:?}");
+    assert!(
+        on_a_terminal("--raw")
+            .await
+            .contains("\u{1b}]52;c;QQ==\u{7}\u{1b}[2Jx")
+    );
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn exec_streams_both_outputs_apart_and_ends_with_the_childs_code() {
     for deep in [false, true] {
@@ -540,18 +582,20 @@ async fn the_log_is_verified_without_a_gateway_and_one_flipped_bit_exits_with_10
         .map(|f| f.unwrap().path())
         .find(|p| p.extension().is_some_and(|e| e == "log"))
         .unwrap();
-    let mut bytes = std::fs::read(&file).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    std::fs::write(&file, bytes).unwrap();
-    let output = run(state.path(), &["audit", "verify", "--offline"]).await;
-    assert_eq!(code(&output), 10);
-    assert!(
-        text(&output.stderr)
-            .starts_with("error[AUDIT_ALTERED]: the audit log was altered, first at record "),
-        "{}",
-        text(&output.stderr)
-    );
+    let good = std::fs::read(&file).unwrap();
+    // In the text of a record, where only hashes tell; and in the last record, which no other follows.
+    let of_text = |at: usize| good[at..].starts_with(b"test.event");
+    let texts: Vec<usize> = (0..good.len()).filter(|at| of_text(*at)).collect();
+    for at in [texts[0], texts[2], good.len() - 1, good.len() / 2] {
+        let mut bytes = good.clone();
+        bytes[at] ^= 1;
+        std::fs::write(&file, bytes).unwrap();
+        let output = run(state.path(), &["audit", "verify", "--offline"]).await;
+        assert_eq!(code(&output), 10, "byte {at} of {}", good.len());
+        let told = text(&output.stderr);
+        let start = "error[AUDIT_ALTERED]: the audit log was altered, first at record ";
+        assert!(told.starts_with(start), "{told}");
+    }
     let output = run(&state.path().join("none"), &verify).await;
     assert_eq!(code(&output), 8);
     let told = text(&output.stdout) + &text(&output.stderr);
@@ -576,4 +620,48 @@ async fn an_answer_that_cannot_be_written_is_a_failure_and_no_success() {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let told = String::from_utf8(output.stderr).unwrap();
     assert!(told.contains("OUTPUT_UNWRITABLE"), "{told}");
+}
+
+/// The bug: events that a slow connection missed were lost, and a question that they told of was never shown.
+#[tokio::test(flavor = "multi_thread")]
+async fn watch_asks_again_for_what_waits_after_a_gap_in_the_events() {
+    use tokio::io::AsyncBufReadExt as _;
+    let question =
+        |id: &str| json!({"id": id, "expiresAtMs": 9_999_999_999_999_u64, "request": {}});
+    let lists = std::sync::atomic::AtomicUsize::new(0);
+    let gateway = Gateway::start(false, move |method, _| {
+        if method != "exec.approval.list" {
+            return vec![];
+        }
+        if lists.fetch_add(1, std::sync::atomic::Ordering::SeqCst) > 0 {
+            return vec![ok(json!([question("two")]))];
+        }
+        let mut first = event("exec.approval.requested", question("one"));
+        first["seq"] = 1.into();
+        // The second was lost.
+        let mut third = event("tick", json!({"ts": 0}));
+        third["seq"] = 3.into();
+        vec![ok(json!([])), first, third]
+    });
+    let mut watch = command(gateway.state.path(), &["approvals", "watch", "--json"])
+        .spawn()
+        .unwrap();
+    let mut said = tokio::io::BufReader::new(watch.stdout.take().unwrap()).lines();
+    let mut next = async || {
+        let line = tokio::time::timeout(Duration::from_secs(30), said.next_line()).await;
+        serde_json::from_str::<Value>(&line.unwrap().unwrap().unwrap()).unwrap()
+    };
+    assert_eq!(next().await["approval"]["id"], "one");
+    assert_eq!(next().await, json!({"type": "gone", "id": "one"}));
+    assert_eq!(next().await["approval"]["id"], "two");
+    watch.kill().await.unwrap();
+    let asked: Vec<String> = gateway
+        .seen()
+        .into_iter()
+        .map(|(method, _)| method)
+        .collect();
+    assert_eq!(
+        asked,
+        ["connect", "exec.approval.list", "exec.approval.list"]
+    );
 }

@@ -271,6 +271,7 @@ async fn the_nth_failing_write_or_sync_of_log_and_state_is_no_acknowledgement_an
             continue;
         }
         let (mut nth, mut missed) = (1, 0);
+        let before = ends.values().sum::<usize>();
         // Which of the calls is hit is not the same in each start: one miss may be luck.
         while missed < 3 {
             match broken(&base, *fault, nth).await {
@@ -280,6 +281,10 @@ async fn the_nth_failing_write_or_sync_of_log_and_state_is_no_acknowledgement_an
             nth += 1;
             assert!(nth < 300, "{fault:?}: never clean");
         }
+        assert!(
+            ends.values().sum::<usize>() > before,
+            "{fault:?}: there was no such call to fail"
+        );
     }
     assert!(ends.values().sum::<usize>() > 0, "no fault was hit");
     let ends: Vec<String> = ends

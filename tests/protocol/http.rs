@@ -276,7 +276,10 @@ fn half_a_header_and_an_idle_connection_are_closed() {
 /// Keep-alive with a request now and then, a form whose body never comes, and answers that are never read.
 #[test]
 fn a_socket_that_stays_with_plain_http_is_closed_in_the_end() {
-    let gateway = Gateway::with(&[("gateway.limits.header_ms", "300")]);
+    let gateway = Gateway::with(&[
+        ("gateway.limits.handshake_ms", "1200"),
+        ("gateway.limits.header_ms", "300"),
+    ]);
     let ask = "GET /style.css HTTP/1.1\r\nHost: localhost\r\n\r\n";
     let closed = |send: &mut dyn FnMut(&mut TcpStream) -> std::io::Result<()>| {
         let mut socket = gateway.socket();

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use serde_json::json;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpStream, UnixStream};
@@ -102,9 +103,13 @@ async fn strangers_on_tcp_and_on_the_unix_socket_do_not_take_each_others_room() 
     }
     let socket = gateway.state().join("run/control.sock");
     let mut over_unix = vec![];
-    for _ in 0..65 {
+    for _ in 0..64 {
         over_unix.push(UnixStream::connect(&socket).await.unwrap());
     }
+    let moment = Duration::from_millis(500);
+    let early = tokio::time::timeout(moment, over_unix[0].read(&mut [0; 16])).await;
+    assert!(early.is_err(), "64 of its own beside 32 on TCP: {early:?}");
+    over_unix.push(UnixStream::connect(&socket).await.unwrap());
     let read = tokio::time::timeout(Duration::from_secs(5), over_unix[0].read(&mut [0; 16])).await;
     assert!(
         matches!(read, Ok(Ok(0) | Err(_))),
@@ -126,5 +131,60 @@ async fn authenticated_sockets_are_not_counted_as_strangers() {
     }
     for client in &mut known {
         client.get("health", json!({})).await;
+    }
+}
+
+/// Sends this text as a stranger's first frame, and stays without reading the answer. `None`: it had to make room.
+async fn say(gateway: &Gateway, text: &str) -> Option<Client> {
+    let mut client = Client::dial_port(gateway.port()).await.ok()?;
+    client.text(text).await;
+    Some(client)
+}
+
+/// The bug: any first frame made its socket one that is not closed to make room, and a refused socket kept its place
+/// until it had taken its close frame.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_right_token_comes_in_while_others_send_garbage_and_wrong_tokens_and_stay() {
+    let gateway = Gateway::start();
+    let wrong = Connect::bare()
+        .auth(json!({"token": "0c5b4ad5-74e8-4a35-8a3e-7f0f2a6b6d0b"}))
+        .params("", 0);
+    let wrong = json!({"type": "req", "id": "1", "method": "connect", "params": wrong}).to_string();
+    let other = json!({"type": "req", "id": "1", "method": "status"}).to_string();
+    for text in ["no JSON", "{}", &other, &wrong] {
+        for _ in 0..3 {
+            let bad = join_all((0..40).map(|_| say(&gateway, text))).await;
+            assert!(bad.iter().flatten().count() >= 20, "they are there");
+            let honest = join_all((0..8).map(|_| async {
+                let mut client = Client::dial(&gateway).await;
+                client.try_hello(&Connect::token()).await.is_some()
+            }));
+            assert_eq!(honest.await, [true; 8], "beside {text}");
+            drop(bad);
+        }
+    }
+}
+
+/// The bug: over the limit of all sockets whoever came next was dropped, a person at `control.sock` too.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_all_sockets_taken_a_newcomer_is_told_and_a_person_comes_in() {
+    let gateway = Gateway::with(&[("gateway.limits.sockets", "4")]);
+    let mut known = vec![];
+    for _ in 0..4 {
+        known.push(by_token(&gateway, &[]).await);
+    }
+    let mut fifth = gateway.socket();
+    let mut answer = String::new();
+    std::io::Read::read_to_string(&mut fifth, &mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer:?}");
+    gateway.json(&["status"]);
+    for client in &mut known {
+        client.get("health", json!({})).await;
+    }
+    drop(known.pop());
+    let end = Instant::now() + Duration::from_secs(20);
+    while Client::dial_port(gateway.port()).await.is_err() {
+        assert!(Instant::now() < end, "its place was free again");
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
