@@ -11,6 +11,7 @@ mod exec;
 mod failure;
 mod nodes;
 mod out;
+mod secrets;
 mod state;
 mod status;
 mod vault;
@@ -121,6 +122,11 @@ async fn command(cli: &Cli, out: Out) -> Result<u8, Failure> {
         Command::Approvals(what) => approvals::run(&state()?, what, out).await,
         Command::Devices(what) => devices::run(&state()?, what, out).await,
         Command::Nodes(what) => nodes::run(&state()?, what, out).await,
+        Command::Agents(what) => secrets::agents(&state()?, what, out).await,
+        Command::Password(what) => secrets::password(&state()?, what, out).await,
+        Command::Auth(args::Auth::Token(args::AuthToken::Rotate)) => {
+            secrets::rotate(&state()?, out).await
+        }
         Command::Vault(what) => vault::run(&state()?, what, out).await,
         Command::Audit(what) => audit::run(&state()?, what, out).await,
         Command::Status => status::run(&state()?, out).await,

@@ -12,6 +12,7 @@ mod sections;
 mod tests;
 mod view;
 
+use portcullis_core::auth::password::{COST_CEILING, COST_FLOOR};
 use std::path::Path;
 
 pub use file::{FileError, write_first};
@@ -246,6 +247,9 @@ fn rules(config: &Config, layers: &mut Layers) {
             "gateway.bind",
             "beyond loopback everything would be readable on the way; use a tunnel, or set gateway.dangerously_bind_without_tls = true",
         );
+    }
+    if !(COST_FLOOR..=COST_CEILING).contains(&gateway.auth.bcrypt_cost) {
+        layers.reject("gateway.auth.bcrypt_cost", "the cost is 10 to 14");
     }
     if config.audit.segment_bytes < 65_536 {
         layers.reject("audit.segment_bytes", "a segment has at least 65536 bytes");

@@ -1,17 +1,18 @@
 //! The actor.
 
 use std::collections::{BTreeSet, HashMap};
+use std::mem::discriminant;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portcullis_actors::auth::Peer;
+use portcullis_actors::auth::{AuthNews, Peer};
 use portcullis_actors::connection::{
     Accepted, CAPACITY, Connection, ConnectionHandle, ConnectionNews, ConnectionWiring, Io, Stream,
 };
 use portcullis_actors::pairing::PairingHandle;
 use portcullis_actors::supervision::{
-    ChildEnd, Crash, Ctx, FeedItem, Flag, Reply, Room, Snapshot, TaskEnd, TaskHandle,
+    ChildEnd, Crash, Ctx, Feed, FeedItem, Flag, Reply, Room, Snapshot, TaskEnd, TaskHandle,
 };
 use portcullis_core::auth::{Door, Principal};
 use portcullis_core::ids::DeviceId;
@@ -47,6 +48,8 @@ pub struct EdgeWiring {
     pub connection: ConnectionWiring,
     /// Devices.
     pub pairing: PairingHandle,
+    /// Secrets that open nothing any more.
+    pub auth_news: Feed<AuthNews>,
     /// Devices with a live socket, for `device.pair.list`.
     pub connected: Arc<Flag<BTreeSet<DeviceId>>>,
 }
@@ -61,6 +64,8 @@ pub enum EdgeMsg {
     News(ConnectionNews),
     /// From pairing.
     Invalidated(DeviceId, Option<u64>, &'static str),
+    /// From authentication: sessions that this secret opened end.
+    SecretEnded(AuthNews),
     /// Pairing's news were missed: every device's session is looked at again.
     LookAgain,
 }
@@ -72,6 +77,8 @@ pub enum From {
     Tcp { peer: SocketAddr, own: SocketAddr },
     /// The kernel's word on the peer.
     Control { uid: u32, pid: Option<i32> },
+    /// The kernel's word on who dialled `agent.sock`: it counts guessers apart, and opens nothing.
+    Agent { uid: u32 },
 }
 
 /// The room.
@@ -127,6 +134,8 @@ impl Room for Edge {
         listen_to_pairing(wiring, &ctx);
         accept_tcp(wiring, &ctx)?;
         accept_control(wiring, &ctx)?;
+        accept_agent(wiring, &ctx)?;
+        listen_to_auth(wiring, &ctx);
         Ok(Self {
             wiring: wiring.clone(),
             ctx,
@@ -158,6 +167,7 @@ impl Room for Edge {
                 self.invalidated(&device, generation, reason).await;
             }
             EdgeMsg::LookAgain => self.look_again(),
+            EdgeMsg::SecretEnded(news) => self.secret_ended(&news).await,
         }
         Ok(())
     }
@@ -220,6 +230,7 @@ impl Edge {
         let origin = match from {
             From::Tcp { peer, .. } => Origin::of(peer.ip()),
             From::Control { .. } => Origin::Unix,
+            From::Agent { .. } => Origin::Agents,
         };
         if let Some(victim) = self.budget.enter(key, origin) {
             self.evicted += 1;
@@ -237,14 +248,15 @@ impl Edge {
         self.sockets.insert(key, Socket { from, until, stage });
     }
 
-    /// Over the limit of all: what is on TCP takes no place from the control socket, where a person must come in.
+    /// Over the limit of all: no door takes a place from another, and a person must come in at the control socket.
     fn is_full(&self, from: From) -> bool {
-        let is_tcp = |from: &From| matches!(from, From::Tcp { .. });
         let max = self.wiring.limits.sockets as usize;
         // Counted only where it may matter.
         self.sockets.len() >= max && {
             let same = self.sockets.values();
-            same.filter(|s| is_tcp(&s.from) == is_tcp(&from)).count() >= max
+            same.filter(|s| discriminant(&s.from) == discriminant(&from))
+                .count()
+                >= max
         }
     }
 
@@ -279,12 +291,12 @@ impl Edge {
         }
     }
 
-    async fn upgraded(&mut self, key: u64, io: Io, said: Said) {
+    async fn upgraded(&mut self, key: u64, io: Io, mut said: Said) {
         let Some(socket) = self.sockets.get(&key) else {
             return;
         };
-        let (encoding, until) = (said.encoding, socket.until);
-        let (door, peer) = self.who(socket.from, said);
+        let (encoding, bearer, until) = (said.encoding, said.bearer.take(), socket.until);
+        let (door, peer) = self.who(socket.from, &said);
         let wiring = ConnectionWiring {
             key,
             news: self.news.clone(),
@@ -307,6 +319,7 @@ impl Edge {
             io,
             door,
             peer,
+            bearer,
             encoding,
             until,
         };
@@ -314,7 +327,7 @@ impl Edge {
     }
 
     /// What the kernel says of the other end; the client's own word counts only against it.
-    fn who(&mut self, from: From, said: Said) -> (Door, Peer) {
+    fn who(&mut self, from: From, said: &Said) -> (Door, Peer) {
         let own = rustix::process::geteuid().as_raw();
         let operator = |uid: u32, groups: &[u32]| self.wiring.local.is_operator(uid, groups, own);
         match from {
@@ -328,6 +341,16 @@ impl Edge {
                     has_origin: said.has_origin,
                 };
                 (Door::Control, peer)
+            }
+            From::Agent { uid } => {
+                let peer = Peer {
+                    ip: None,
+                    uid: Some(uid),
+                    is_operator: false,
+                    is_local: true,
+                    has_origin: said.has_origin,
+                };
+                (Door::AgentSock, peer)
             }
             From::Tcp { peer, own } => {
                 let is_loopback = peer.ip().to_canonical().is_loopback();
@@ -382,6 +405,18 @@ impl Edge {
         for handle in ended.collect::<Vec<_>>() {
             // Gone already is as good.
             let _ = handle.close(4001, reason).await;
+        }
+    }
+
+    /// Told to each before this returns; what one of them is about to do is looked at again between intent and act.
+    async fn secret_ended(&self, news: &AuthNews) {
+        for socket in self.sockets.values() {
+            if let Stage::Open(handle, Some(who)) = &socket.stage
+                && news.ends(who)
+            {
+                // Gone already is as good.
+                let _ = handle.close(4001, "gateway auth changed").await;
+            }
         }
     }
 
@@ -467,6 +502,22 @@ fn listen_to_pairing(wiring: &EdgeWiring, ctx: &Ctx<Edge>) {
     .keep();
 }
 
+fn listen_to_auth(wiring: &EdgeWiring, ctx: &Ctx<Edge>) {
+    let mut news = wiring.auth_news.subscribe();
+    let own = ctx.clone();
+    ctx.task("auth news", 0, async move {
+        loop {
+            match news.next().await {
+                FeedItem::Event(told) => own.notify(EdgeMsg::SecretEnded(told.event.clone())),
+                // What was missed may be any of them.
+                FeedItem::Lagged => own.notify(EdgeMsg::SecretEnded(AuthNews::Any)),
+                FeedItem::Closed => return,
+            }
+        }
+    })
+    .keep();
+}
+
 fn accept_tcp(wiring: &EdgeWiring, ctx: &Ctx<Edge>) -> Result<(), Crash> {
     let listener = wiring.doors.tcp()?;
     let edge = EdgeHandle::new(ctx.myself());
@@ -505,6 +556,26 @@ fn accept_control(wiring: &EdgeWiring, ctx: &Ctx<Edge>) -> Result<(), Crash> {
                     }
                 }
                 Err(error) => pause("control", &error).await,
+            }
+        }
+    })
+    .keep();
+    Ok(())
+}
+
+fn accept_agent(wiring: &EdgeWiring, ctx: &Ctx<Edge>) -> Result<(), Crash> {
+    let listener = wiring.doors.agent()?;
+    let edge = EdgeHandle::new(ctx.myself());
+    ctx.task("agent door", 0, async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    if let Ok(cred) = stream.peer_cred() {
+                        let from = From::Agent { uid: cred.uid() };
+                        edge.accepted(Stream::Unix(stream), from).await;
+                    }
+                }
+                Err(error) => pause("agent", &error).await,
             }
         }
     })

@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
 
-/// Where a stranger comes from: an address (v4-mapped ones folded, IPv6 by /64), or the Unix sockets.
+/// Where a stranger comes from: an address (v4-mapped ones folded, IPv6 by /64), or a Unix socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Origin {
     /// Over TCP.
     Address(IpAddr),
-    /// Over a Unix socket: a budget of its own.
+    /// Over `control.sock`: a budget of its own.
     Unix,
+    /// Over `agent.sock`: another.
+    Agents,
 }
 
 impl Origin {
@@ -32,7 +34,7 @@ pub struct Limits {
     pub per_address: usize,
     /// Of all addresses.
     pub total: usize,
-    /// Of the Unix sockets.
+    /// Of each Unix socket.
     pub unix: usize,
 }
 
@@ -82,20 +84,21 @@ impl Budget {
     }
 
     fn victim(&self, newcomer: Origin) -> Option<u64> {
+        let is_tcp = |origin| matches!(origin, Origin::Address(_));
         let own = match newcomer {
-            Origin::Unix => self.limits.unix,
+            Origin::Unix | Origin::Agents => self.limits.unix,
             Origin::Address(_) => self.limits.per_address,
         };
         if self.count(newcomer) >= own {
             return self.first(|origin| origin == newcomer);
         }
-        let tcp = self.strangers.len() - self.count(Origin::Unix);
-        if newcomer == Origin::Unix || tcp < self.limits.total {
+        let tcp = self.strangers.len() - self.count(Origin::Unix) - self.count(Origin::Agents);
+        if !is_tcp(newcomer) || tcp < self.limits.total {
             return None;
         }
         let fullest = self.fullest();
         self.first(|origin| origin == fullest)
-            .or_else(|| self.first(|origin| origin != Origin::Unix))
+            .or_else(|| self.first(is_tcp))
     }
 
     fn first(&self, is_wanted: impl Fn(Origin) -> bool) -> Option<u64> {
@@ -146,7 +149,7 @@ impl Budget {
     fn fullest(&self) -> Origin {
         self.counts
             .iter()
-            .filter(|(o, _)| **o != Origin::Unix)
+            .filter(|(o, _)| matches!(o, Origin::Address(_)))
             .max_by_key(|(_, n)| **n)
             .map_or(Origin::Unix, |(o, _)| *o)
     }
@@ -243,5 +246,6 @@ mod tests {
         assert_eq!(b.enter(4, Origin::Unix), None);
         assert_eq!(b.enter(5, Origin::Unix), None);
         assert_eq!(b.enter(6, Origin::Unix), Some(4));
+        assert_eq!(b.enter(7, Origin::Agents), None, "and so have agents");
     }
 }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 pub struct Doors {
     tcp: Arc<TcpListener>,
     control: Arc<UnixListener>,
+    agent: Arc<UnixListener>,
     address: SocketAddr,
 }
 
@@ -32,7 +33,7 @@ pub enum ListenError {
 }
 
 impl Doors {
-    /// Opens the TCP door and `run/control.sock`. The state directory's lock is held: a socket file that is there is
+    /// Opens the TCP door, `run/control.sock` and `run/agent.sock`. The state directory's lock is held: a socket file that is there is
     /// left from a process that ended.
     ///
     /// # Errors
@@ -45,11 +46,17 @@ impl Doors {
         let address = tcp.local_addr().map_err(|e| ListenError::Tcp(address, e))?;
         tcp.set_nonblocking(true)
             .map_err(|e| ListenError::Tcp(address, e))?;
-        let path = run.join("control.sock");
-        let control = unix(run, &path).map_err(|e| ListenError::Unix(path, e))?;
+        let open = |name: &str, mode: u32| {
+            let path = run.join(name);
+            unix(run, name, mode).map_err(|e| ListenError::Unix(path, e))
+        };
+        let control = open("control.sock", 0o600)?;
+        // Whoever the folder lets in may knock: without a token nobody gets further.
+        let agent = open("agent.sock", 0o660)?;
         Ok(Self {
             tcp: Arc::new(tcp),
             control: Arc::new(control),
+            agent: Arc::new(agent),
             address,
         })
     }
@@ -66,18 +73,23 @@ impl Doors {
     pub(super) fn control(&self) -> io::Result<tokio::net::UnixListener> {
         tokio::net::UnixListener::from_std(self.control.try_clone()?)
     }
+
+    pub(super) fn agent(&self) -> io::Result<tokio::net::UnixListener> {
+        tokio::net::UnixListener::from_std(self.agent.try_clone()?)
+    }
 }
 
-fn unix(run: &Path, path: &Path) -> io::Result<UnixListener> {
-    match std::fs::remove_file(path) {
+fn unix(run: &Path, name: &str, mode: u32) -> io::Result<UnixListener> {
+    let path = run.join(name);
+    match std::fs::remove_file(&path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}
     }
     // Through the folder's descriptor: a path over 107 bytes does not fit a socket address (unix(7)).
     let folder = std::fs::File::open(run)?;
-    let short = format!("/proc/self/fd/{}/control.sock", folder.as_raw_fd());
+    let short = format!("/proc/self/fd/{}/{name}", folder.as_raw_fd());
     let listener = UnixListener::bind(short)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }
