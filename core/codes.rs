@@ -85,6 +85,7 @@ codes! {
     MISSING_RUN_ID, "INVALID_REQUEST", false, 2, "send the approval's id as runId";
     UNKNOWN_APPROVAL_ID, "INVALID_REQUEST", false, 3, "ask first with exec.approval.request, and wait for the answer";
     APPROVAL_REQUIRED, "INVALID_REQUEST", false, 5, "ask first with exec.approval.request; each answer is good once";
+    APPROVAL_PLAN_REQUIRED, "INVALID_REQUEST", false, 5, "the node must offer system.run.prepare, approved by a person: without a plan nobody knows what would run";
     APPROVAL_NODE_MISMATCH, "INVALID_REQUEST", false, 5, "this approval is for another node";
     APPROVAL_NODE_BINDING_MISSING, "INVALID_REQUEST", false, 5, "this approval is for no node";
     APPROVAL_DEVICE_MISMATCH, "INVALID_REQUEST", false, 4, "the device that asked uses the answer";

@@ -246,6 +246,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             cell: ground.cell_file,
             approval: approval.clone(),
             pool: pool.clone(),
+            nodes: nodes.clone(),
             audit: audit.clone(),
             clock: clock.clone(),
             since: Arc::new(Flag::new(None)),

@@ -3,8 +3,8 @@
 use std::pin::pin;
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use portcullis_core::codes;
 use portcullis_core::auth::{Principal, Role, Scope};
+use portcullis_core::codes;
 use portcullis_core::nodes::{Connected, Declared};
 use portcullis_core::protocol::connect::Hello;
 use portcullis_core::protocol::limits::EARLY_FRAMES;

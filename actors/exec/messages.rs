@@ -21,6 +21,7 @@ use super::config::ExecConfig;
 use crate::approval::ApprovalHandle;
 use crate::audit::{AuditError, AuditHandle};
 use crate::clock::Clock;
+use crate::nodes::NodesHandle;
 use crate::sandbox_pool::{PoolError, SandboxPoolHandle};
 use crate::supervision::{CallError, Flag, FlagReader, Reply};
 
@@ -225,6 +226,8 @@ pub struct ExecWiring {
     pub approval: ApprovalHandle,
     /// Boxes.
     pub pool: SandboxPoolHandle,
+    /// Node hosts.
+    pub nodes: NodesHandle,
     /// The log.
     pub audit: AuditHandle,
     /// The time.

@@ -56,6 +56,9 @@ pub enum Command {
     /// Devices that may connect
     #[command(subcommand)]
     Devices(Devices),
+    /// Node hosts, and what each may be asked
+    #[command(subcommand)]
+    Nodes(Nodes),
     /// Tokens of agents, each for one agent
     #[command(subcommand)]
     Agents(Agents),
@@ -166,6 +169,25 @@ pub enum Approvals {
     Revoke {
         /// Of the grant
         grant: String,
+    },
+}
+
+/// `nodes …`
+#[derive(Debug, Subcommand)]
+pub enum Nodes {
+    /// Connected nodes, and approved ones that are away
+    List,
+    /// What waits for a person: commands that a node offers
+    Pending,
+    /// Let a node be asked what it offers
+    Approve {
+        /// Of the request, or the beginning of it
+        id: String,
+    },
+    /// Refuse it
+    Reject {
+        /// Of the request, or the beginning of it
+        id: String,
     },
 }
 

@@ -124,7 +124,7 @@ pub async fn run(state: &Path, what: &Devices, out: Out) -> Result<u8, Failure> 
 }
 
 /// The one whose id begins so.
-fn find<'a>(all: &'a [Value], key: &str, id: &str) -> Result<&'a Value, Failure> {
+pub(super) fn find<'a>(all: &'a [Value], key: &str, id: &str) -> Result<&'a Value, Failure> {
     if let Some(exact) = all.iter().find(|v| field(v, key) == id) {
         return Ok(exact);
     }

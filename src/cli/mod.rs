@@ -9,6 +9,7 @@ mod config;
 mod devices;
 mod exec;
 mod failure;
+mod nodes;
 mod out;
 mod secrets;
 mod state;
@@ -120,6 +121,7 @@ async fn command(cli: &Cli, out: Out) -> Result<u8, Failure> {
         Command::Approvals(args::Approvals::Watch) => watch::run(&state()?, out).await,
         Command::Approvals(what) => approvals::run(&state()?, what, out).await,
         Command::Devices(what) => devices::run(&state()?, what, out).await,
+        Command::Nodes(what) => nodes::run(&state()?, what, out).await,
         Command::Agents(what) => secrets::agents(&state()?, what, out).await,
         Command::Password(what) => secrets::password(&state()?, what, out).await,
         Command::Auth(args::Auth::Token(args::AuthToken::Rotate)) => {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use portcullis_core::audit::{Body, Outcome, OutcomeResult, Seq};
 use portcullis_core::codes::{self, Code};
-use portcullis_core::plan::{EnvValue, ExecPlan};
+use portcullis_core::plan::{EnvValue, ExecPlan, Target};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -245,7 +245,8 @@ pub fn same_request(plan: &ExecPlan, request: &RunRequest) -> Result<(), ExecRef
     };
     let same = plan.target == request.target
         && plan.agent == request.agent
-        && plan.argv == request.argv
+        // On a node the name became a path; the hash of the whole plan is compared besides.
+        && (matches!(plan.target, Target::Node(_)) || plan.argv == request.argv)
         && request.cwd.as_ref().is_none_or(|cwd| *cwd == plan.cwd)
         && request.env.iter().all(set);
     if same {

@@ -17,6 +17,7 @@ use super::ends::{Carried, Interrupt, Over, Stop, interrupted, provenance, same_
 use super::freeze::{Frozen, Means, Seal, freeze, profile};
 use super::gate::{Gate, Said, Stand};
 use super::messages::RunWiring;
+use super::node::prepare;
 use crate::act::entry_of;
 use crate::audit::Found;
 use crate::exec::actor::RUN;
@@ -335,7 +336,7 @@ impl Flow {
         let span = self.act_span(&decided, intent);
         let started = match self.last_look(&decided, intent).await {
             Ok(()) => {
-                let start = Acting::start(self, &decided.frozen);
+                let start = Acting::start(self, &decided);
                 start.instrument(span.clone()).await
             }
             Err(over) => Err(over),
@@ -382,6 +383,7 @@ impl Flow {
         let name = match &decided.frozen.means {
             Means::Host(_) => "host.run",
             Means::Box(_) => "sandbox.run",
+            Means::Node(_) => "node.run",
         };
         info_span!(
             target: "portcullis", "act", otel.name = name,
@@ -425,6 +427,11 @@ impl Flow {
             Means::Box(before) => {
                 let asked = Some(frozen.plan.limits.timeout_ms);
                 (profile(&self.wiring, asked).await? != *before).then(|| "the sandbox".to_owned())
+            }
+            // The node says again what it would run.
+            Means::Node(means) => {
+                let again = prepare(&self.wiring.nodes, &self.request, means.node.as_str()).await?;
+                (again != **means).then(|| "what the node would run".to_owned())
             }
             Means::Host(means) => {
                 let (reply, answer) = oneshot::channel();
