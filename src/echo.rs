@@ -1,6 +1,7 @@
 //! A WebSocket echo made of the gateway's own code: its upgrade, its socket, its limits (examples/ws_echo.rs).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use portcullis_actors::connection::{Stream, echo};
 use portcullis_actors::supervision::Flag;
@@ -8,6 +9,9 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use crate::edge::{Http, serve_http};
+
+/// For the upgrade.
+const UPGRADE: Duration = Duration::from_secs(15);
 
 /// Serves until it is dropped.
 ///
@@ -27,8 +31,9 @@ pub async fn serve(listener: TcpListener, frame_max: usize) -> std::io::Result<(
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
         let http = http.clone();
+        let until = tokio::time::Instant::now() + UPGRADE;
         sockets.spawn(async move {
-            if let Some((io, _)) = serve_http(http, Stream::Tcp(stream)).await {
+            if let Some((io, _)) = serve_http(http, Stream::Tcp(stream), until).await {
                 echo(io, frame_max).await;
             }
         });
