@@ -7,11 +7,12 @@ use portcullis_actors::connection::{Stream, echo};
 use portcullis_actors::supervision::Flag;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::edge::{Http, serve_http};
 
 /// For the upgrade.
-const UPGRADE: Duration = Duration::from_secs(15);
+const UPGRADE_WITHIN: Duration = Duration::from_secs(15);
 
 /// Serves until it is dropped.
 ///
@@ -31,8 +32,8 @@ pub async fn serve(listener: TcpListener, frame_max: usize) -> std::io::Result<(
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
         let http = http.clone();
-        let until = tokio::time::Instant::now() + UPGRADE;
         sockets.spawn(async move {
+            let until = Instant::now() + UPGRADE_WITHIN;
             if let Some((io, _)) = serve_http(http, Stream::Tcp(stream), until).await {
                 echo(io, frame_max).await;
             }

@@ -17,14 +17,13 @@ pub async fn echo(mut io: Io, frame_max: usize) {
     let mut ws = open(io, frame_max).await;
     loop {
         // Flushed as input runs dry, like the answers of a connection.
-        let next = match ws.next().now_or_never() {
-            Some(next) => next,
-            None => {
-                if flush(&mut ws, WRITE_WITHIN).await.is_err() {
-                    return;
-                }
-                ws.next().await
+        let next = if let Some(next) = ws.next().now_or_never() {
+            next
+        } else {
+            if flush(&mut ws, WRITE_WITHIN).await.is_err() {
+                return;
             }
+            ws.next().await
         };
         let sent = match next {
             Some(Ok(message @ (Message::Text(_) | Message::Binary(_)))) => {

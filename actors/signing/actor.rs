@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use portcullis_core::audit::Entry;
-use portcullis_core::auth::{Door, Principal, Proof, Role, ScopeSet};
+use portcullis_core::auth::{Door, Principal, Proof, Role, Scope, ScopeSet};
 use portcullis_core::encoding::base64url;
 use portcullis_core::ids::DeviceId;
 use portcullis_core::pairing::News;
@@ -48,7 +48,7 @@ impl Kept {
     }
 
     fn scope_words(&self) -> String {
-        let words: Vec<_> = self.scopes.iter().map(|scope| scope.as_str()).collect();
+        let words: Vec<_> = self.scopes.iter().map(Scope::as_str).collect();
         words.join(",")
     }
 
@@ -269,7 +269,7 @@ impl Signing {
                     self.keys.insert(kept.key_id.clone(), (key, id.clone()));
                 }
                 None => {
-                    tracing::error!(target: "portcullis", row = %id, "a signing key was altered on disk")
+                    tracing::error!(target: "portcullis", row = %id, "a signing key was altered on disk");
                 }
             }
         }
