@@ -182,6 +182,7 @@ async fn a_node_calls_no_operators_method_and_is_closed_after_ten_tries() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_on_the_control_socket_comes_in_by_its_uid() {
     let gateway = Gateway::start();
+    gateway.vault_is_open();
     let mut client = Client::control(&gateway.state()).await;
     let hello = client
         .hello(&Connect::bare().scopes(&["operator.admin"]))
