@@ -247,6 +247,13 @@ fn rules(config: &Config, layers: &mut Layers) {
             "beyond loopback everything would be readable on the way; use a tunnel, or set gateway.dangerously_bind_without_tls = true",
         );
     }
+    let socket = &gateway.local.socket;
+    if !socket.as_os_str().is_empty() && !socket.is_absolute() {
+        layers.reject(
+            "gateway.local.socket",
+            "an absolute path, such as \"/run/portcullis/control.sock\"",
+        );
+    }
     if config.audit.segment_bytes < 65_536 {
         layers.reject("audit.segment_bytes", "a segment has at least 65536 bytes");
     }

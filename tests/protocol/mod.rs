@@ -9,4 +9,5 @@ mod hello;
 mod http;
 mod life;
 mod limits;
+mod local;
 mod secrets;

@@ -87,6 +87,11 @@ impl Client {
         Self::over(Box::new(stream), 80, &[]).await
     }
 
+    /// Over a stream that leads there.
+    pub async fn through(stream: impl Stream + 'static, port: u16) -> Self {
+        Self::over(Box::new(stream), port, &[]).await.unwrap()
+    }
+
     async fn over(
         stream: Box<dyn Stream>,
         port: u16,
