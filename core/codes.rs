@@ -106,6 +106,9 @@ codes! {
     IDENTITY_INVALID, "UNAVAILABLE", false, 4, "the identity key must be a file of 0600 outside the state directory";
     PORT_IN_USE, "UNAVAILABLE", false, 1, "another program listens there: choose another with --port";
     DAEMON_UNREACHABLE, "UNAVAILABLE", true, 7, "start it: `portcullis gateway`";
+    CREDENTIAL_GIVEN, "INVALID_REQUEST", false, 1, "change it where it is given (PORTCULLIS_GATEWAY_TOKEN or [gateway.auth] token_file) and restart the gateway";
+    CREDENTIAL_NOT_FOUND, "INVALID_REQUEST", false, 3, "`portcullis agents list` and `portcullis password list` show what there is";
+    PASSWORD_INVALID, "INVALID_REQUEST", false, 2, "give 12 characters or more (`portcullis password set < file`), or a bcrypt hash of cost 10 to 14 (--hash)";
     TOKEN_INVALID, "UNAVAILABLE", false, 4, "a token is 24 to 512 printable characters and no placeholder: leave it out and one is made";
     OUTPUT_UNWRITABLE, "UNAVAILABLE", false, 1, "standard output was closed";
     INTERNAL, "UNAVAILABLE", true, 1, "this is a defect of ours: the log has the details";

@@ -19,14 +19,20 @@ pub enum TokenKind {
     Device,
     /// The shared token of the gateway (`pc_gw_`).
     Gateway,
+    /// One agent (`pc_agt_`).
+    Agent,
 }
 
 impl TokenKind {
+    /// Every kind.
+    pub const ALL: [Self; 3] = [Self::Device, Self::Gateway, Self::Agent];
+
     /// What the token starts with.
     pub const fn prefix(self) -> &'static str {
         match self {
             Self::Device => "pc_dev_",
             Self::Gateway => "pc_gw_",
+            Self::Agent => "pc_agt_",
         }
     }
 }
@@ -37,8 +43,8 @@ pub struct Token(Zeroizing<String>);
 /// Why a text is no token of ours. Tells nothing about any token that exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum TokenError {
-    /// Neither prefix, or not 48 base64url characters after it.
-    #[error("not a Portcullis token: expected pc_dev_ or pc_gw_ and 48 characters")]
+    /// No prefix of ours, or not 48 base64url characters after it.
+    #[error("not a Portcullis token: expected pc_dev_, pc_gw_ or pc_agt_ and 48 characters")]
     Shape,
     /// The last characters do not fit the rest.
     #[error("the token's checksum is wrong: it was cut or mistyped; copy it again")]
@@ -60,7 +66,7 @@ impl Token {
 
     /// Reads a token of ours and checks its checksum: a cheap "you mistyped", no proof of anything.
     pub fn parse(text: &str) -> Result<(TokenKind, Self), TokenError> {
-        let (kind, body) = [TokenKind::Device, TokenKind::Gateway]
+        let (kind, body) = TokenKind::ALL
             .into_iter()
             .find_map(|kind| text.strip_prefix(kind.prefix()).map(|body| (kind, body)))
             .ok_or(TokenError::Shape)?;
@@ -143,7 +149,7 @@ mod tests {
 
     #[test]
     fn round_trip_and_one_spelling() {
-        for kind in [TokenKind::Device, TokenKind::Gateway] {
+        for kind in TokenKind::ALL {
             let token = Token::from_random(kind, &[7; 32]);
             assert_eq!(token.expose().len(), kind.prefix().len() + 48);
             let (parsed_kind, parsed) = Token::parse(token.expose()).expect("parses");

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use portcullis_actors::approval::{ApprovalHandle, ApprovalWiring};
 use portcullis_actors::audit::{AuditHandle, AuditWiring};
-use portcullis_actors::auth::{AuthHandle, AuthWiring};
+use portcullis_actors::auth::{AuthHandle, AuthWiring, SharedSecret};
 use portcullis_actors::clock::Clock;
 use portcullis_actors::connection::{ConnectionWiring, Methods};
 use portcullis_actors::dashboard::{Dashboard, DashboardHandle};
@@ -25,7 +25,7 @@ use portcullis_core::audit::BootId;
 use portcullis_core::identity::Identity;
 use portcullis_core::ids::AgentId;
 use portcullis_core::policy::AgentPolicy;
-use portcullis_core::token::TokenHash;
+use portcullis_core::seal::Secret;
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -61,8 +61,10 @@ pub struct Ground {
     pub store: Store,
     /// The machine's key.
     pub identity: Identity,
-    /// Of the shared token.
-    pub token: TokenHash,
+    /// The shared token, as it is kept.
+    pub token: SharedSecret,
+    /// Of password hashes.
+    pub pepper: Secret,
     /// This start.
     pub boot: BootId,
     /// The state directory's own name, for labels of boxes.
@@ -150,15 +152,21 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             news: Feed::new(),
         },
     );
+    let auth_news = Feed::new();
     let auth = AuthHandle::add(
         &mut tree,
         AuthWiring {
             config: config.auth,
+            modes: config.gateway.auth.mode,
+            bcrypt_cost: config.gateway.auth.bcrypt_cost,
+            pepper: ground.pepper,
             token: ground.token,
             shared_token_scopes: config.gateway.auth.shared_token_scopes.clone(),
             local_trust: config.gateway.local.local_trust,
             local_scopes: config.gateway.local.local_scopes.clone(),
             pairing: pairing.clone(),
+            store: store.clone(),
+            news: auth_news.clone(),
             audit: audit.clone(),
             clock: clock.clone(),
         },
@@ -233,6 +241,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
     let address = doors.address();
     let methods = Arc::new(Methods {
         pairing: pairing.clone(),
+        auth: auth.clone(),
         vault,
         approval,
         audit,
@@ -242,7 +251,11 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
         config: ground.config_view,
         tree: window.reader(),
         connected: connected.reader(),
-        listeners: vec![format!("ws://{address}"), "control.sock".to_owned()],
+        listeners: vec![
+            format!("ws://{address}"),
+            "control.sock".to_owned(),
+            "agent.sock".to_owned(),
+        ],
         page_url: format!("http://localhost:{}", address.port()),
         version,
         clock: clock.clone(),
@@ -274,6 +287,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
                 began: ground.began,
             },
             pairing,
+            auth_news,
             connected,
         },
     );

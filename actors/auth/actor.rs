@@ -1,32 +1,53 @@
-//! The actor: each connect is decided in a task of its own, so that one that waits on disk holds up nobody.
+//! The actor: each connect is decided in a task of its own, so that one that waits on disk or on a hash holds up nobody.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use portcullis_core::audit::Entry;
+use portcullis_core::auth::limits::{Class, Limited, Source};
+use portcullis_core::auth::password::PasswordHash;
 use portcullis_core::auth::{Door, ScopeSet};
 use portcullis_core::protocol::ConnectRefusal;
-use portcullis_core::token::TokenHash;
+use portcullis_core::seal::Secret;
+use portcullis_core::time::Millis;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::config::AuthConfig;
+use super::config::{AuthConfig, Modes};
+use super::credentials::{Credentials, SharedSecret};
 use super::flow;
-use super::messages::{Admitted, Arrival, AuthMsg};
+use super::hashing::{Hashing, Look};
+use super::messages::{
+    Admitted, Arrival, AuthMsg, AuthNews, AuthRefusal, Change, Epoch, Listed, Made,
+};
+use crate::act::act;
 use crate::audit::AuditHandle;
 use crate::clock::Clock;
 use crate::pairing::PairingHandle;
-use crate::supervision::{Crash, Ctx, Reply, Room, Snapshot};
+use crate::store::Store;
+use crate::supervision::{Crash, Ctx, Feed, Reply, Room, Snapshot, TaskEnd};
 
 /// Refusals are recorded no oftener than this: guessers must not fill the log.
 const RECORD_EVERY: Duration = Duration::from_secs(1);
+/// Agents with a token, and names with a password.
+const MOST: usize = 4096;
+const LOOK: &str = "look";
+const HASH: &str = "hash";
 
 /// What the room is given at each start.
 #[derive(Clone)]
 pub struct AuthWiring {
     /// Limits.
     pub config: AuthConfig,
-    /// Of the shared token.
-    pub token: TokenHash,
+    /// Which shared secrets are taken.
+    pub modes: Modes,
+    /// Of new hashes.
+    pub bcrypt_cost: u32,
+    /// Of hashes: sealed apart from the state.
+    pub pepper: Secret,
+    /// The shared token that the gateway was started with.
+    pub token: SharedSecret,
     /// The ceiling of the shared token without a device.
     pub shared_token_scopes: ScopeSet,
     /// Loopback devices of operators are paired without a question.
@@ -35,6 +56,10 @@ pub struct AuthWiring {
     pub local_scopes: ScopeSet,
     /// Devices.
     pub pairing: PairingHandle,
+    /// Where tokens of agents and passwords are.
+    pub store: Store,
+    /// Secrets that open nothing any more.
+    pub news: Feed<AuthNews>,
     /// Where refusals are recorded.
     pub audit: AuditHandle,
     /// The time.
@@ -45,6 +70,10 @@ pub struct AuthWiring {
 pub struct Auth {
     wiring: AuthWiring,
     ctx: Ctx<Self>,
+    credentials: Arc<Credentials>,
+    hashing: Hashing,
+    /// Limits run with the machine, whatever the wall clock is set to.
+    began: Instant,
     next: u64,
     admitted: u64,
     refused: u64,
@@ -58,9 +87,20 @@ impl Room for Auth {
     type Wiring = AuthWiring;
 
     async fn start(wiring: &AuthWiring, ctx: Ctx<Self>) -> Result<Self, Crash> {
+        let head = wiring.audit.head().await?.seq.0;
+        let credentials = Credentials::read(&wiring.store, &wiring.token, head).await?;
+        if credentials.left_out > 0 {
+            tracing::error!(
+                left_out = credentials.left_out,
+                "rows of secrets do not fit the audit log or are damaged: what they opened stays shut"
+            );
+        }
         Ok(Self {
             wiring: wiring.clone(),
             ctx,
+            credentials: Arc::new(credentials),
+            hashing: Hashing::new(),
+            began: Instant::now(),
             next: 0,
             admitted: 0,
             refused: 0,
@@ -72,33 +112,296 @@ impl Room for Auth {
     async fn handle(&mut self, msg: AuthMsg) -> Result<(), Crash> {
         match msg {
             AuthMsg::Connect(arrival, reply) => self.connect(*arrival, reply),
+            AuthMsg::Holds(principal, epoch, reply) => {
+                reply.ok(self.credentials.holds(&principal, epoch.0));
+            }
+            AuthMsg::Change(entry, change, reply) => {
+                return self.change(*entry, change, reply).await;
+            }
+            AuthMsg::SetPassword(entry, name, password, reply) => {
+                self.set_password(*entry, name, password, reply);
+            }
+            AuthMsg::Agents(reply) => reply.ok(self.agents()),
+            AuthMsg::Passwords(reply) => reply.ok(self.passwords()),
+            AuthMsg::Look(look) => {
+                let now = self.now();
+                self.hashing.ask(*look, now);
+                self.look();
+            }
+            AuthMsg::Looked(key, right) => {
+                let now = self.now();
+                self.hashing.ended(key, Some(right), now);
+            }
             AuthMsg::Refused { reason, door } => self.refused(reason, door),
         }
         Ok(())
+    }
+
+    async fn task_ended(
+        &mut self,
+        name: &'static str,
+        key: u64,
+        end: TaskEnd,
+    ) -> Result<(), Crash> {
+        match (name, end) {
+            (LOOK, _) => {
+                // One that panicked has said nothing.
+                let now = self.now();
+                self.hashing.ended(key, None, now);
+                self.look();
+                Ok(())
+            }
+            (HASH, _) => {
+                self.look();
+                Ok(())
+            }
+            (name, TaskEnd::Panicked(why)) => {
+                Err(Crash::new(format!("its {name} task panicked: {why}")))
+            }
+            (_, TaskEnd::Done) => Ok(()),
+        }
     }
 
     fn snapshot(&self) -> Snapshot {
         Snapshot::default()
             .with("connects", self.admitted)
             .with("refused", self.refused)
+            .with("slow looks", self.hashing.made)
+            .with("guessers", self.hashing.sources())
+            .with("agents", self.credentials.agents.len())
+            .with("passwords", self.credentials.passwords.len())
+            .with("left_out", self.credentials.left_out)
+    }
+}
+
+/// What a connect's flow works with: one state of the secrets, and the way to a slow look.
+pub(super) struct Desk {
+    pub wiring: AuthWiring,
+    pub credentials: Arc<Credentials>,
+    ctx: Ctx<Auth>,
+}
+
+impl Desk {
+    /// Is `presented` what `hash` was made of? Counted first.
+    pub async fn look(
+        &self,
+        class: Class,
+        (source, is_known): (Source, bool),
+        presented: &str,
+        hash: PasswordHash,
+    ) -> Result<bool, Limited> {
+        let (answer, answered) = oneshot::channel();
+        self.ctx.notify(AuthMsg::Look(Box::new(Look {
+            class,
+            source,
+            is_known,
+            presented: Secret::new(presented.as_bytes().to_vec()),
+            hash,
+            answer,
+        })));
+        // The room went down: try again.
+        answered.await.unwrap_or(Err(Limited {
+            retry_after_ms: 500,
+        }))
     }
 }
 
 impl Auth {
-    fn connect(&mut self, arrival: Arrival, reply: Reply<Admitted, ConnectRefusal>) {
+    fn now(&self) -> Millis {
+        Millis(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX))
+    }
+
+    fn connect(&mut self, arrival: Arrival, reply: Reply<(Admitted, Epoch), ConnectRefusal>) {
         self.next += 1;
         self.admitted += 1;
-        let (wiring, ctx) = (self.wiring.clone(), self.ctx.clone());
+        let ctx = self.ctx.clone();
+        let desk = Desk {
+            wiring: self.wiring.clone(),
+            credentials: self.credentials.clone(),
+            ctx: ctx.clone(),
+        };
         let flow = async move {
             let door = arrival.door;
-            let result = flow::connect(&wiring, arrival).await;
+            let result = flow::connect(&desk, arrival).await;
             if let Err(refusal) = &result {
                 let reason = refusal.error.stable_code().to_owned();
                 ctx.notify(AuthMsg::Refused { reason, door });
             }
-            reply.send(result);
+            reply.send(result.map(|admitted| (admitted, Epoch(desk.credentials.epoch))));
         };
         self.ctx.task("connect", self.next, flow).keep();
+    }
+
+    /// Starts looks while there is room.
+    fn look(&mut self) {
+        loop {
+            self.next += 1;
+            let (key, now) = (self.next, self.now());
+            let Some((presented, hash)) = self.hashing.next(key, now) else {
+                return;
+            };
+            let (ctx, pepper) = (self.ctx.clone(), self.wiring.pepper.clone());
+            let job = move || {
+                let right = hash.is_of(presented.expose(), &pepper);
+                ctx.notify(AuthMsg::Looked(key, right));
+            };
+            if self.ctx.blocking(LOOK, key, job).is_err() {
+                // A thread is taken by a password that is being set: its end comes back here.
+                self.hashing.put_off(key, now);
+                return;
+            }
+        }
+    }
+
+    async fn change(
+        &mut self,
+        entry: Entry,
+        change: Change,
+        reply: Reply<Made, AuthRefusal>,
+    ) -> Result<(), Crash> {
+        if !reply.is_wanted() {
+            return Ok(());
+        }
+        let result = match self.may(&change) {
+            Ok(()) => self.make(entry, change).await,
+            Err(refusal) => Err(refusal),
+        };
+        let broken = match &result {
+            Err(AuthRefusal::Act(error)) if error.must_reread() => Some(Crash::new(error)),
+            _ => None,
+        };
+        reply.send(result);
+        broken.map_or(Ok(()), Err)
+    }
+
+    fn may(&self, change: &Change) -> Result<(), AuthRefusal> {
+        let held = &self.credentials;
+        match change {
+            Change::RotateShared(_) if held.is_given => Err(AuthRefusal::Given),
+            Change::MintAgent(agent, _)
+                if held.agents.len() >= MOST && !held.agents.contains_key(agent) =>
+            {
+                Err(AuthRefusal::TooMany)
+            }
+            Change::KeepPassword(name, _)
+                if held.passwords.len() >= MOST && !held.passwords.contains_key(name) =>
+            {
+                Err(AuthRefusal::TooMany)
+            }
+            Change::RevokeAgent(agent) if !held.agents.contains_key(agent) => {
+                Err(AuthRefusal::NotFound(agent.to_string()))
+            }
+            Change::RemovePassword(name) if !held.passwords.contains_key(name) => {
+                Err(AuthRefusal::NotFound(name.clone()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Record, store, settle: in this order.
+    async fn make(&mut self, entry: Entry, change: Change) -> Result<Made, AuthRefusal> {
+        let (action, object) = match &change {
+            Change::RotateShared(_) => ("auth.token.rotate", "token".to_owned()),
+            Change::MintAgent(agent, _) => ("auth.agent.mint", format!("agent:{agent}")),
+            Change::RevokeAgent(agent) => ("auth.agent.revoke", format!("agent:{agent}")),
+            Change::KeepPassword(name, _) => ("auth.password.set", format!("password:{name}")),
+            Change::RemovePassword(name) => ("auth.password.remove", format!("password:{name}")),
+        };
+        let entry = Entry {
+            action: action.to_owned(),
+            object: Some(object),
+            ..entry
+        };
+        let now = self.wiring.clock.now();
+        let mut next = None;
+        let _waiting = self.ctx.waiting();
+        let plan = |intent: u64| {
+            let (op, after) = self.credentials.after(&change, intent, now)?;
+            next = Some(after);
+            Ok(vec![op])
+        };
+        let done = act(&self.wiring.audit, &self.wiring.store, entry, plan).await;
+        let lives = done.as_ref().ok().map(|done| done.intent);
+        let ended = match &change {
+            Change::RotateShared(_) => AuthNews::Shared,
+            Change::MintAgent(agent, _) => AuthNews::Agent(agent.clone(), lives),
+            Change::RevokeAgent(agent) => AuthNews::Agent(agent.clone(), None),
+            Change::KeepPassword(name, _) | Change::RemovePassword(name) => {
+                AuthNews::Password(name.clone())
+            }
+        };
+        let done = match done {
+            Ok(done) => done,
+            Err(error) => {
+                // It may be in force: its sessions end, and clients connect again by what is.
+                if error.must_reread() {
+                    self.wiring.news.publish(ended);
+                }
+                return Err(AuthRefusal::Act(error));
+            }
+        };
+        if let (Some(mut next), Some(rev)) = (next, done.revisions.first()) {
+            next.settle(&change, rev.0);
+            self.credentials = Arc::new(next);
+        }
+        self.wiring.news.publish(ended);
+        Ok(Made {
+            generation: done.intent,
+            token: match change {
+                Change::RotateShared(token) | Change::MintAgent(_, token) => Some(token),
+                _ => None,
+            },
+        })
+    }
+
+    /// Hashes off the loop, then comes back as a change.
+    fn set_password(
+        &mut self,
+        entry: Entry,
+        name: String,
+        password: Secret,
+        reply: Reply<Made, AuthRefusal>,
+    ) {
+        self.next += 1;
+        let mut salt = [0; 16];
+        if getrandom::fill(&mut salt).is_err() {
+            reply.refuse(AuthRefusal::Broken);
+            return;
+        }
+        let (ctx, pepper, cost) = (
+            self.ctx.clone(),
+            self.wiring.pepper.clone(),
+            self.wiring.bcrypt_cost,
+        );
+        // The closure may never run: then the reply is dropped, and its caller hears that the room does not answer.
+        let job = move || match PasswordHash::make(password.expose(), &pepper, cost, salt) {
+            Ok(hash) => {
+                let change = Change::KeepPassword(name, hash);
+                ctx.notify(AuthMsg::Change(Box::new(entry), change, reply));
+            }
+            Err(error) => reply.refuse(AuthRefusal::Unfit(error)),
+        };
+        if self.ctx.blocking(HASH, self.next, job).is_err() {
+            tracing::warn!(target: "portcullis", "a password was not set: all hashing threads are in use");
+        }
+    }
+
+    fn agents(&self) -> Vec<Listed> {
+        let rows = self.credentials.agents.values();
+        rows.map(|row| Listed {
+            name: row.agent.to_string(),
+            created_at: row.created_at_ms,
+        })
+        .collect()
+    }
+
+    fn passwords(&self) -> Vec<Listed> {
+        let rows = self.credentials.passwords.values();
+        rows.map(|row| Listed {
+            name: row.name.clone(),
+            created_at: row.created_at_ms,
+        })
+        .collect()
     }
 
     fn refused(&mut self, reason: String, door: Door) {

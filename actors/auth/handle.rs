@@ -2,12 +2,19 @@
 
 use std::time::Duration;
 
+use portcullis_core::auth::Principal;
+use portcullis_core::auth::password;
 use portcullis_core::codes;
+use portcullis_core::ids::AgentId;
 use portcullis_core::protocol::ConnectRefusal;
+use portcullis_core::token::{Token, TokenKind};
 
 use super::actor::{Auth, AuthWiring};
-use super::messages::{Admitted, Arrival, AuthMsg};
-use crate::supervision::{CallError, Handle, Policy, TreeBuilder};
+use super::messages::{
+    Admitted, Arrival, AuthMsg, AuthRefusal, Change, Epoch, Listed, Made, NewPassword,
+};
+use crate::act::entry_of;
+use crate::supervision::{CallError, Handle, Policy, Reply, TreeBuilder};
 
 /// For one connect; the socket itself has 15 s.
 const WITHIN: Duration = Duration::from_secs(10);
@@ -27,7 +34,7 @@ impl AuthHandle {
     ///
     /// # Errors
     /// The refusal to answer with, before the socket is closed.
-    pub async fn connect(&self, arrival: Arrival) -> Result<Admitted, ConnectRefusal> {
+    pub async fn connect(&self, arrival: Arrival) -> Result<(Admitted, Epoch), ConnectRefusal> {
         let arrival = Box::new(arrival);
         self.0
             .call(WITHIN, |reply| AuthMsg::Connect(arrival, reply))
@@ -46,4 +53,118 @@ impl AuthHandle {
                 }
             })
     }
+
+    /// Does the secret behind a session still open the door? Asked after the session stands on the edge's list, so that
+    /// one which was let in while its secret changed is found.
+    ///
+    /// # Errors
+    /// [`AuthRefusal`]: nobody knows, so it does not.
+    pub async fn holds(&self, principal: &Principal, epoch: Epoch) -> Result<bool, AuthRefusal> {
+        let principal = Box::new(principal.clone());
+        self.ask(|reply| AuthMsg::Holds(principal, epoch, reply))
+            .await
+    }
+
+    /// Makes a new shared token; the old one opens nothing from here on.
+    ///
+    /// # Errors
+    /// [`AuthRefusal`].
+    pub async fn rotate(&self, by: &Principal) -> Result<Made, AuthRefusal> {
+        let token = fresh(TokenKind::Gateway)?;
+        self.change(by, Change::RotateShared(token)).await
+    }
+
+    /// Makes a token for one agent; one that it had before opens nothing from here on.
+    ///
+    /// # Errors
+    /// [`AuthRefusal`].
+    pub async fn mint(&self, by: &Principal, agent: &AgentId) -> Result<Made, AuthRefusal> {
+        let token = fresh(TokenKind::Agent)?;
+        self.change(by, Change::MintAgent(agent.clone(), token))
+            .await
+    }
+
+    /// Takes an agent's token back.
+    ///
+    /// # Errors
+    /// [`AuthRefusal`].
+    pub async fn revoke(&self, by: &Principal, agent: &AgentId) -> Result<Made, AuthRefusal> {
+        self.change(by, Change::RevokeAgent(agent.clone())).await
+    }
+
+    /// Agents that have a token.
+    ///
+    /// # Errors
+    /// [`AuthRefusal`].
+    pub async fn agents(&self) -> Result<Vec<Listed>, AuthRefusal> {
+        self.ask(AuthMsg::Agents).await
+    }
+
+    /// Keeps a password under a name.
+    ///
+    /// # Errors
+    /// [`AuthRefusal`].
+    pub async fn set_password(
+        &self,
+        by: &Principal,
+        name: &str,
+        password: NewPassword,
+    ) -> Result<Made, AuthRefusal> {
+        let name = checked(name)?;
+        match password {
+            NewPassword::Hash(hash) => self.change(by, Change::KeepPassword(name, hash)).await,
+            NewPassword::Plain(secret) => {
+                let unfit = AuthRefusal::Unfit(password::PasswordError::Unfit);
+                let text = std::str::from_utf8(secret.expose()).map_err(|_| unfit)?;
+                password::check(text).map_err(AuthRefusal::Unfit)?;
+                let entry = Box::new(entry_of(by));
+                self.ask(|reply| AuthMsg::SetPassword(entry, name, secret, reply))
+                    .await
+            }
+        }
+    }
+
+    /// Forgets a password.
+    ///
+    /// # Errors
+    /// [`AuthRefusal`].
+    pub async fn remove_password(&self, by: &Principal, name: &str) -> Result<Made, AuthRefusal> {
+        let name = checked(name)?;
+        self.change(by, Change::RemovePassword(name)).await
+    }
+
+    /// Names that have a password.
+    ///
+    /// # Errors
+    /// [`AuthRefusal`].
+    pub async fn passwords(&self) -> Result<Vec<Listed>, AuthRefusal> {
+        self.ask(AuthMsg::Passwords).await
+    }
+
+    async fn change(&self, by: &Principal, change: Change) -> Result<Made, AuthRefusal> {
+        let entry = Box::new(entry_of(by));
+        self.ask(|reply| AuthMsg::Change(entry, change, reply))
+            .await
+    }
+
+    async fn ask<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(Reply<T, AuthRefusal>) -> AuthMsg,
+    ) -> Result<T, AuthRefusal> {
+        Ok(self.0.call(WITHIN, ask).await?)
+    }
+}
+
+fn checked(name: &str) -> Result<String, AuthRefusal> {
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b"-_.@".contains(&b);
+    if name.is_empty() || name.len() > 64 || !name.bytes().all(fits) {
+        return Err(AuthRefusal::Name);
+    }
+    Ok(name.to_owned())
+}
+
+fn fresh(kind: TokenKind) -> Result<Token, AuthRefusal> {
+    let mut random = zeroize::Zeroizing::new([0; 32]);
+    getrandom::fill(&mut *random).map_err(|_| AuthRefusal::Broken)?;
+    Ok(Token::from_random(kind, &random))
 }

@@ -2,12 +2,20 @@
 
 use std::net::IpAddr;
 
-use portcullis_core::auth::{Door, Principal};
+use portcullis_core::audit::Entry;
+use portcullis_core::auth::password::{PasswordError, PasswordHash};
+use portcullis_core::auth::{Door, Principal, Proof};
+use portcullis_core::ids::AgentId;
 use portcullis_core::protocol::ConnectRefusal;
 use portcullis_core::protocol::connect::Checked;
+use portcullis_core::seal::Secret;
+use portcullis_core::time::Millis;
 use portcullis_core::token::Token;
+use thiserror::Error;
 
-use crate::supervision::Reply;
+use super::hashing::Look;
+use crate::act::ActError;
+use crate::supervision::{CallError, Reply};
 
 /// What the kernel and the edge know of the other end; nothing here is the client's word.
 #[derive(Debug, Clone)]
@@ -24,6 +32,28 @@ pub struct Peer {
     pub has_origin: bool,
 }
 
+/// The secret of an `Authorization: Bearer` header. Wiped when dropped; cannot be printed.
+#[derive(Clone, zeroize::Zeroize, zeroize::ZeroizeOnDrop)]
+pub struct Bearer(String);
+
+impl Bearer {
+    /// Of a header's value.
+    pub const fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    /// For the comparison.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Bearer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Bearer(..)")
+    }
+}
+
 /// A `connect` that has arrived.
 #[derive(Debug)]
 pub struct Arrival {
@@ -35,6 +65,23 @@ pub struct Arrival {
     pub door: Door,
     /// The other end.
     pub peer: Peer,
+    /// What its upgrade request brought.
+    pub bearer: Option<Bearer>,
+}
+
+impl Arrival {
+    /// The token: of `connect`, else of the header.
+    pub fn token(&self) -> Option<&str> {
+        let auth = self.checked.params.auth.as_ref();
+        auth.and_then(|auth| auth.token.as_deref())
+            .or(self.bearer.as_ref().map(Bearer::expose))
+    }
+
+    /// The password.
+    pub fn password(&self) -> Option<&str> {
+        let auth = self.checked.params.auth.as_ref();
+        auth.and_then(|auth| auth.password.as_deref())
+    }
 }
 
 /// Let in.
@@ -45,10 +92,157 @@ pub struct Admitted {
     pub device_token: Option<(Token, u64)>,
 }
 
+/// The state of secrets on which a connect was decided: [`super::AuthHandle::holds`] looks whether it still holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Epoch(pub(super) u64);
+
+/// A secret that opens nothing any more: sessions that it opened end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AuthNews {
+    /// The shared token.
+    Shared,
+    /// An agent's, but the token of this generation.
+    Agent(AgentId, Option<u64>),
+    /// The password of this name.
+    Password(String),
+    /// Any of them: news were missed.
+    Any,
+}
+
+impl AuthNews {
+    /// Is this session over?
+    pub fn ends(&self, who: &Principal) -> bool {
+        match (&who.proof, self) {
+            (Proof::SharedToken | Proof::SharedTokenAndDevice(_), Self::Shared | Self::Any)
+            | (
+                Proof::AgentToken(_) | Proof::Password(_) | Proof::PasswordAndDevice(..),
+                Self::Any,
+            ) => true,
+            (Proof::AgentToken(agent), Self::Agent(ended, lives)) => {
+                agent == ended && Some(who.generation) != *lives
+            }
+            (Proof::Password(name) | Proof::PasswordAndDevice(name, _), Self::Password(ended)) => {
+                name == ended
+            }
+            _ => false,
+        }
+    }
+}
+
+/// A change of secrets.
+pub enum Change {
+    /// The shared token becomes this one.
+    RotateShared(Token),
+    /// This agent's token becomes this one.
+    MintAgent(AgentId, Token),
+    /// This agent has none any more.
+    RevokeAgent(AgentId),
+    /// The password of this name has this hash.
+    KeepPassword(String, PasswordHash),
+    /// This name has none any more.
+    RemovePassword(String),
+}
+
+/// What of a change its caller is told.
+pub struct Made {
+    /// A new token, shown this once.
+    pub token: Option<Token>,
+    /// The generation of what is in force now.
+    pub generation: u64,
+}
+
+/// An agent's token or a name's password, as it is listed: no secret, no hash.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Of the agent, or of the password.
+    pub name: String,
+    /// When it was made.
+    pub created_at: Millis,
+}
+
+/// A new password.
+pub enum NewPassword {
+    /// In the clear: hashed here.
+    Plain(Secret),
+    /// Its hash, made elsewhere.
+    Hash(PasswordHash),
+}
+
+/// Why a change of secrets is not made.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum AuthRefusal {
+    /// The shared token comes from outside.
+    #[error("the gateway's token is given by its environment or by a file, and is changed there")]
+    Given,
+    /// Nothing of this name.
+    #[error("there is none for {0}")]
+    NotFound(String),
+    /// No name, no password or no hash that can be used.
+    #[error("{0}")]
+    Unfit(PasswordError),
+    /// A name is 1 to 64 of A-Z, a-z, 0-9, `-`, `_`, `.`, `@`.
+    #[error("a password's name is 1 to 64 of A-Z, a-z, 0-9, -, _, ., @")]
+    Name,
+    /// As many as there may be.
+    #[error("there are as many as there may be")]
+    TooMany,
+    /// The machine has no randomness, or a look broke.
+    #[error("it could not be made")]
+    Broken,
+    /// It could not be recorded or stored.
+    #[error("{0}")]
+    Act(ActError),
+    /// The room is down or has not answered.
+    #[error("authentication does not answer: look before trying again")]
+    Down,
+    /// Its gate is full.
+    #[error("authentication is overloaded: try again")]
+    Overloaded,
+}
+
+impl AuthRefusal {
+    /// Stable code.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Given => "CREDENTIAL_GIVEN",
+            Self::NotFound(_) => "CREDENTIAL_NOT_FOUND",
+            Self::Unfit(_) | Self::Name => "PASSWORD_INVALID",
+            Self::TooMany | Self::Overloaded => "OVERLOADED",
+            Self::Broken => "INTERNAL",
+            Self::Act(error) => error.code(),
+            Self::Down => "ROOM_DOWN",
+        }
+    }
+}
+
+impl From<CallError<Self>> for AuthRefusal {
+    fn from(error: CallError<Self>) -> Self {
+        match error {
+            CallError::Refused(refusal) => refusal,
+            CallError::Overloaded => Self::Overloaded,
+            CallError::Unavailable { .. } | CallError::Deadline { .. } => Self::Down,
+        }
+    }
+}
+
 /// To the room.
 pub enum AuthMsg {
     /// Decide.
-    Connect(Box<Arrival>, Reply<Admitted, ConnectRefusal>),
+    Connect(Box<Arrival>, Reply<(Admitted, Epoch), ConnectRefusal>),
+    /// Does the secret behind this session still hold?
+    Holds(Box<Principal>, Epoch, Reply<bool, AuthRefusal>),
+    /// Change secrets.
+    Change(Box<Entry>, Change, Reply<Made, AuthRefusal>),
+    /// Hash a password, then keep it.
+    SetPassword(Box<Entry>, String, Secret, Reply<Made, AuthRefusal>),
+    /// Agents that have a token.
+    Agents(Reply<Vec<Listed>, AuthRefusal>),
+    /// Names that have a password.
+    Passwords(Reply<Vec<Listed>, AuthRefusal>),
+    /// From a connect's flow: a slow look.
+    Look(Box<Look>),
+    /// From a look's thread: whether it was right.
+    Looked(u64, bool),
     /// From the room's own flow: somebody was refused, for this reason.
     Refused {
         /// The stable word.

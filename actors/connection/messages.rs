@@ -5,7 +5,7 @@ use portcullis_core::protocol::Encoding;
 use tokio::time::Instant;
 
 use super::io::Io;
-use crate::auth::Peer;
+use crate::auth::{Bearer, Peer};
 
 /// A socket after its upgrade: from here on nobody knows of HTTP.
 #[derive(Debug)]
@@ -16,6 +16,8 @@ pub struct Accepted {
     pub door: Door,
     /// Who is at the other end, as far as the kernel knows.
     pub peer: Peer,
+    /// The token of its upgrade request.
+    pub bearer: Option<Bearer>,
     /// How its messages are written: agreed upon with the upgrade.
     pub encoding: Encoding,
     /// By when it must have authenticated.

@@ -21,6 +21,7 @@ use super::answer::Params;
 use crate::act::entry_of;
 use crate::approval::{ApprovalEvent, ApprovalHandle, ApprovalRefusal, PolicyChange};
 use crate::audit::AuditHandle;
+use crate::auth::AuthHandle;
 use crate::clock::Clock;
 use crate::dashboard::DashboardHandle;
 use crate::nodes::NodesHandle;
@@ -36,6 +37,8 @@ const DECISION_WITHIN: Duration = Duration::from_mins(30);
 pub struct Methods {
     /// Devices.
     pub pairing: PairingHandle,
+    /// Who comes in, and by which secrets.
+    pub auth: AuthHandle,
     /// Secrets.
     pub vault: VaultHandle,
     /// Questions to people.
@@ -97,6 +100,13 @@ impl Methods {
             | "device.token.revoke" => self.devices(by, method, params).await,
             "node.pair.list" | "node.pair.approve" | "node.pair.reject" | "node.pair.remove"
             | "node.rename" => self.node_pairing(by, method, params).await,
+            "auth.token.rotate"
+            | "auth.password.set"
+            | "auth.password.remove"
+            | "auth.password.list"
+            | "agent.token.mint"
+            | "agent.token.list"
+            | "agent.token.revoke" => self.secrets(by, method, params).await,
             "vault.status" => Ok(json!({ "state": self.vault_state() })),
             "vault.list" => {
                 params.read::<Nothing>(method)?;
@@ -457,7 +467,7 @@ struct Set {
 }
 
 /// A text that is wiped when it is done with.
-struct Wiped(zeroize::Zeroizing<String>);
+pub(super) struct Wiped(pub zeroize::Zeroizing<String>);
 
 impl<'de> Deserialize<'de> for Wiped {
     fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {

@@ -19,6 +19,7 @@ mod messages;
 mod methods;
 mod nodes;
 mod runs;
+mod secrets;
 mod serve;
 mod shake;
 

@@ -70,6 +70,7 @@ pub(super) async fn serve(
     session_ended: FlagReader<Option<String>>,
 ) {
     let Accepted {
+        bearer,
         io,
         door,
         peer,
@@ -93,7 +94,7 @@ pub(super) async fn serve(
             close(&mut ws, order.code, &order.reason).await;
             return;
         }
-        shaken = shake(&wiring, &mut ws, encoding, door, &peer, until).instrument(connect) => shaken,
+        shaken = shake(&wiring, &mut ws, encoding, door, (&peer, bearer), until).instrument(connect) => shaken,
     };
     let Some(mut shaken) = shaken else { return };
     let early = std::mem::take(&mut shaken.early);

@@ -17,11 +17,14 @@ use super::actor::ConnectionWiring;
 use super::io::{Io, TOO_LARGE};
 use super::messages::ConnectionNews;
 use super::serve::{WRONG_KIND, close, message};
-use crate::auth::{Arrival, Peer};
+use crate::auth::{Arrival, Bearer, Peer};
 use portcullis_core::auth::Door;
 
 /// Characters of a node's `PATH` that are kept to be shown.
 const PATH_SHOWN: usize = 1_024;
+
+/// The close reason of a session whose secret is no more (wire.md section 5).
+pub(super) const SECRET_CHANGED: &str = "gateway auth changed";
 
 /// Who came in, and what it can take.
 pub(super) struct Shaken {
@@ -40,10 +43,10 @@ pub(super) async fn shake(
     ws: &mut WebSocketStream<Io>,
     encoding: Encoding,
     door: Door,
-    peer: &Peer,
+    (peer, bearer): (&Peer, Option<Bearer>),
     until: Instant,
 ) -> Option<Shaken> {
-    let end = match timeout_at(until, try_shake(wiring, ws, encoding, door, peer)).await {
+    let end = match timeout_at(until, try_shake(wiring, ws, encoding, door, (peer, bearer))).await {
         Ok(Ok(shaken)) => return Some(shaken),
         Ok(Err(end)) => end,
         Err(_late) => End::Close(1000, ""),
@@ -86,7 +89,7 @@ async fn try_shake(
     ws: &mut WebSocketStream<Io>,
     encoding: Encoding,
     door: Door,
-    peer: &Peer,
+    (peer, bearer): (&Peer, Option<Bearer>),
 ) -> Result<Shaken, End> {
     let nonce = uuid::Uuid::new_v4().to_string();
     let challenge = json!({ "nonce": nonce, "ts": wiring.clock.now() });
@@ -126,6 +129,7 @@ async fn try_shake(
         nonce,
         door,
         peer: peer.clone(),
+        bearer,
     };
     let mut early = Vec::new();
     let decision = {
@@ -138,7 +142,8 @@ async fn try_shake(
             }
         }
     };
-    let admitted = decision.map_err(|refusal| End::Refused(id.clone(), Box::new(refusal)))?;
+    let (admitted, epoch) =
+        decision.map_err(|refusal| End::Refused(id.clone(), Box::new(refusal)))?;
     let conn_id = uuid::Uuid::new_v4().to_string();
     let hello = Hello {
         conn_id: &conn_id,
@@ -159,6 +164,10 @@ async fn try_shake(
     let principal = admitted.principal;
     let news = ConnectionNews::Admitted(wiring.key, Box::new(principal.clone()));
     wiring.news.send(news).await.map_err(|_| End::Gone)?;
+    // Its secret may have changed while it was let in: then it was not yet on the list of those to be closed.
+    if !matches!(wiring.auth.holds(&principal, epoch).await, Ok(true)) {
+        return Err(End::Close(4001, SECRET_CHANGED));
+    }
     ws.send(message(frame)).await.map_err(|_| End::Gone)?;
     ws.get_mut().trust();
     let node = declared.and_then(|declared| {

@@ -83,6 +83,8 @@ pub struct AuthClaim {
     pub device_token: Option<String>,
     pub bootstrap_token: Option<String>,
     pub password: Option<String>,
+    /// Whose password it is (ours; the peer knows one password only).
+    pub user: Option<String>,
 }
 
 impl std::fmt::Debug for AuthClaim {

@@ -59,6 +59,15 @@ pub enum Command {
     /// Devices that may connect
     #[command(subcommand)]
     Devices(Devices),
+    /// Tokens of agents, each for one agent
+    #[command(subcommand)]
+    Agents(Agents),
+    /// Passwords of people, where [gateway.auth] mode takes them
+    #[command(subcommand)]
+    Password(Password),
+    /// The gateway's own token
+    #[command(subcommand)]
+    Auth(Auth),
     /// Secrets: their names are shown, their values never
     #[command(subcommand)]
     Vault(Vault),
@@ -206,6 +215,60 @@ pub enum Devices {
         /// 1 to 64 characters
         label: String,
     },
+}
+
+/// `agents …`
+#[derive(Debug, Subcommand)]
+pub enum Agents {
+    /// Make a token for an agent and show it once; one that it had before ends
+    Token {
+        /// Of the agent
+        name: String,
+    },
+    /// Agents that have a token
+    List,
+    /// Take an agent's token back and end its sessions
+    Revoke {
+        /// Of the agent
+        name: String,
+    },
+}
+
+/// `password …`
+#[derive(Debug, Subcommand)]
+pub enum Password {
+    /// Keep a password: typed without being shown, or from stdin
+    Set {
+        /// Whose
+        #[arg(default_value = "default")]
+        name: String,
+        /// What comes is a bcrypt hash made elsewhere
+        #[arg(long)]
+        hash: bool,
+    },
+    /// Whose passwords there are
+    List,
+    /// Forget a password and end its sessions
+    Remove {
+        /// Whose
+        #[arg(default_value = "default")]
+        name: String,
+    },
+}
+
+/// `auth …`
+#[derive(Debug, Subcommand)]
+pub enum Auth {
+    /// The token that all may share
+    #[command(subcommand)]
+    Token(AuthToken),
+}
+
+/// `auth token …`
+#[derive(Debug, Subcommand)]
+pub enum AuthToken {
+    /// Make a new one, show it once, and end every session of the old one
+    Rotate,
 }
 
 /// `vault …`

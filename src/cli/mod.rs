@@ -10,6 +10,7 @@ mod devices;
 mod exec;
 mod failure;
 mod out;
+mod secrets;
 mod state;
 mod status;
 mod vault;
@@ -121,6 +122,11 @@ async fn command(cli: &Cli, out: Out) -> Result<u8, Failure> {
         Command::Approvals(args::Approvals::Watch) => watch::run(&door()?, out).await,
         Command::Approvals(what) => approvals::run(&door()?, what, out).await,
         Command::Devices(what) => devices::run(&door()?, what, out).await,
+        Command::Agents(what) => secrets::agents(&door()?, what, out).await,
+        Command::Password(what) => secrets::password(&door()?, what, out).await,
+        Command::Auth(args::Auth::Token(args::AuthToken::Rotate)) => {
+            secrets::rotate(&door()?, out).await
+        }
         Command::Vault(what) => vault::run(&door()?, what, out).await,
         Command::Audit(what) => audit::run(door, state, what, out).await,
         Command::Status => status::run(&door()?, out).await,

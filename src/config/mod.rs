@@ -12,6 +12,7 @@ mod sections;
 mod tests;
 mod view;
 
+use portcullis_core::auth::password::{COST_CEILING, COST_FLOOR};
 use std::path::Path;
 
 pub use file::{FileError, write_first};
@@ -253,6 +254,9 @@ fn rules(config: &Config, layers: &mut Layers) {
             "gateway.local.socket",
             "an absolute path, such as \"/run/portcullis/control.sock\"",
         );
+    }
+    if !(COST_FLOOR..=COST_CEILING).contains(&gateway.auth.bcrypt_cost) {
+        layers.reject("gateway.auth.bcrypt_cost", "the cost is 10 to 14");
     }
     if config.audit.segment_bytes < 65_536 {
         layers.reject("audit.segment_bytes", "a segment has at least 65536 bytes");

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use portcullis_actors::auth::Modes;
 use portcullis_core::auth::{Scope, ScopeSet};
 use portcullis_core::ids::AgentId;
 pub use portcullis_core::policy::{Elevated, ExecMode};
@@ -41,10 +42,14 @@ impl Default for Gateway {
     }
 }
 
-/// `[gateway.auth]`: the shared token.
+/// `[gateway.auth]`: the shared secrets.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct GatewayAuth {
+    /// Which shared secrets are taken.
+    pub mode: Modes,
+    /// The cost of new bcrypt hashes.
+    pub bcrypt_cost: u32,
     /// Empty: made at first start, or from the environment.
     pub token_file: PathBuf,
     /// The ceiling of a connection with the token and without a device, where the kernel knows its uid for an operator's.
@@ -54,6 +59,8 @@ pub struct GatewayAuth {
 impl Default for GatewayAuth {
     fn default() -> Self {
         Self {
+            mode: Modes::default(),
+            bcrypt_cost: 12,
             token_file: PathBuf::new(),
             shared_token_scopes: [Scope::Read, Scope::Write, Scope::Approvals, Scope::Pairing]
                 .into_iter()

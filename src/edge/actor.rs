@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portcullis_actors::auth::Peer;
+use portcullis_actors::auth::{AuthNews, Peer};
 use portcullis_actors::connection::{
     Accepted, CAPACITY, Connection, ConnectionHandle, ConnectionNews, ConnectionWiring, Io, Stream,
 };
 use portcullis_actors::pairing::PairingHandle;
 use portcullis_actors::supervision::{
-    ChildEnd, Crash, Ctx, FeedItem, Flag, Reply, Room, Snapshot, TaskEnd, TaskHandle,
+    ChildEnd, Crash, Ctx, Feed, FeedItem, Flag, Reply, Room, Snapshot, TaskEnd, TaskHandle,
 };
 use portcullis_core::auth::{Door, Principal};
 use portcullis_core::ids::DeviceId;
@@ -47,6 +47,8 @@ pub struct EdgeWiring {
     pub connection: ConnectionWiring,
     /// Devices.
     pub pairing: PairingHandle,
+    /// Secrets that open nothing any more.
+    pub auth_news: Feed<AuthNews>,
     /// Devices with a live socket, for `device.pair.list`.
     pub connected: Arc<Flag<BTreeSet<DeviceId>>>,
 }
@@ -61,6 +63,8 @@ pub enum EdgeMsg {
     News(ConnectionNews),
     /// From pairing.
     Invalidated(DeviceId, Option<u64>, &'static str),
+    /// From authentication: sessions that this secret opened end.
+    SecretEnded(AuthNews),
     /// Pairing's news were missed: every device's session is looked at again.
     LookAgain,
 }
@@ -77,6 +81,8 @@ pub enum From {
         pid: Option<i32>,
         shared: bool,
     },
+    /// The kernel's word on who dialled `agent.sock`: it counts guessers apart, and opens nothing.
+    Agent { uid: u32 },
 }
 
 impl From {
@@ -85,6 +91,7 @@ impl From {
             Self::Tcp { peer, .. } => Origin::of(peer.ip()),
             Self::Control { shared: false, .. } => Origin::Unix,
             Self::Control { shared: true, .. } => Origin::Shared,
+            Self::Agent { .. } => Origin::Agents,
         }
     }
 }
@@ -145,6 +152,8 @@ impl Room for Edge {
         if let Some(shared) = wiring.doors.shared()? {
             accept_control(shared, true, &ctx);
         }
+        accept_agent(wiring, &ctx)?;
+        listen_to_auth(wiring, &ctx);
         Ok(Self {
             wiring: wiring.clone(),
             ctx,
@@ -176,6 +185,7 @@ impl Room for Edge {
                 self.invalidated(&device, generation, reason).await;
             }
             EdgeMsg::LookAgain => self.look_again(),
+            EdgeMsg::SecretEnded(news) => self.secret_ended(&news).await,
         }
         Ok(())
     }
@@ -251,13 +261,13 @@ impl Edge {
         self.sockets.insert(key, Socket { from, until, stage });
     }
 
-    /// Over the limit of all: what comes in by another door takes no place from `run/control.sock`, where a person must
-    /// come in.
+    /// Over the limit of all: no door takes a place from another, and a person must come in at `run/control.sock`.
     fn is_full(&self, from: From) -> bool {
         let door = |from: &From| match from {
             From::Tcp { .. } => 0,
             From::Control { shared: false, .. } => 1,
             From::Control { shared: true, .. } => 2,
+            From::Agent { .. } => 3,
         };
         let max = self.wiring.limits.sockets as usize;
         // Counted only where it may matter.
@@ -298,12 +308,12 @@ impl Edge {
         }
     }
 
-    async fn upgraded(&mut self, key: u64, io: Io, said: Said) {
+    async fn upgraded(&mut self, key: u64, io: Io, mut said: Said) {
         let Some(socket) = self.sockets.get(&key) else {
             return;
         };
-        let (encoding, until) = (said.encoding, socket.until);
-        let (door, peer) = self.who(socket.from, said);
+        let (encoding, bearer, until) = (said.encoding, said.bearer.take(), socket.until);
+        let (door, peer) = self.who(socket.from, &said);
         let wiring = ConnectionWiring {
             key,
             news: self.news.clone(),
@@ -326,6 +336,7 @@ impl Edge {
             io,
             door,
             peer,
+            bearer,
             encoding,
             until,
         };
@@ -333,7 +344,7 @@ impl Edge {
     }
 
     /// What the kernel says of the other end; the client's own word counts only against it.
-    fn who(&mut self, from: From, said: Said) -> (Door, Peer) {
+    fn who(&mut self, from: From, said: &Said) -> (Door, Peer) {
         let own = rustix::process::geteuid().as_raw();
         let operator = |uid: u32, groups: &[u32]| self.wiring.local.is_operator(uid, groups, own);
         match from {
@@ -348,6 +359,16 @@ impl Edge {
                     has_origin: said.has_origin,
                 };
                 (Door::Control, peer)
+            }
+            From::Agent { uid } => {
+                let peer = Peer {
+                    ip: None,
+                    uid: Some(uid),
+                    is_operator: false,
+                    is_local: true,
+                    has_origin: said.has_origin,
+                };
+                (Door::AgentSock, peer)
             }
             From::Tcp { peer, own } => {
                 let is_loopback = peer.ip().to_canonical().is_loopback();
@@ -407,6 +428,18 @@ impl Edge {
         for handle in ended.collect::<Vec<_>>() {
             // Gone already is as good.
             let _ = handle.close(4001, reason).await;
+        }
+    }
+
+    /// Told to each before this returns; what one of them is about to do is looked at again between intent and act.
+    async fn secret_ended(&self, news: &AuthNews) {
+        for socket in self.sockets.values() {
+            if let Stage::Open(handle, Some(who)) = &socket.stage
+                && news.ends(who)
+            {
+                // Gone already is as good.
+                let _ = handle.close(4001, "gateway auth changed").await;
+            }
         }
     }
 
@@ -492,6 +525,22 @@ fn listen_to_pairing(wiring: &EdgeWiring, ctx: &Ctx<Edge>) {
     .keep();
 }
 
+fn listen_to_auth(wiring: &EdgeWiring, ctx: &Ctx<Edge>) {
+    let mut news = wiring.auth_news.subscribe();
+    let own = ctx.clone();
+    ctx.task("auth news", 0, async move {
+        loop {
+            match news.next().await {
+                FeedItem::Event(told) => own.notify(EdgeMsg::SecretEnded(told.event.clone())),
+                // What was missed may be any of them.
+                FeedItem::Lagged => own.notify(EdgeMsg::SecretEnded(AuthNews::Any)),
+                FeedItem::Closed => return,
+            }
+        }
+    })
+    .keep();
+}
+
 fn accept_tcp(wiring: &EdgeWiring, ctx: &Ctx<Edge>) -> Result<(), Crash> {
     let listener = wiring.doors.tcp()?;
     let edge = EdgeHandle::new(ctx.myself());
@@ -540,6 +589,26 @@ fn accept_control(listener: tokio::net::UnixListener, shared: bool, ctx: &Ctx<Ed
         }
     })
     .keep();
+}
+
+fn accept_agent(wiring: &EdgeWiring, ctx: &Ctx<Edge>) -> Result<(), Crash> {
+    let listener = wiring.doors.agent()?;
+    let edge = EdgeHandle::new(ctx.myself());
+    ctx.task("agent door", 0, async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    if let Ok(cred) = stream.peer_cred() {
+                        let from = From::Agent { uid: cred.uid() };
+                        edge.accepted(Stream::Unix(stream), from).await;
+                    }
+                }
+                Err(error) => pause("agent", &error).await,
+            }
+        }
+    })
+    .keep();
+    Ok(())
 }
 
 async fn pause(door: &str, error: &std::io::Error) {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
 
-/// Where a stranger comes from: an address (v4-mapped ones folded, IPv6 by /64), or the Unix sockets.
+/// Where a stranger comes from: an address (v4-mapped ones folded, IPv6 by /64), or a Unix socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Origin {
     /// Over TCP.
@@ -12,6 +12,8 @@ pub enum Origin {
     Unix,
     /// Over the control socket that every user may dial: another.
     Shared,
+    /// Over `agent.sock`: another.
+    Agents,
 }
 
 impl Origin {
@@ -38,7 +40,7 @@ pub struct Limits {
     pub per_address: usize,
     /// Of all addresses.
     pub total: usize,
-    /// Of the Unix sockets.
+    /// Of each Unix socket.
     pub unix: usize,
 }
 
@@ -89,13 +91,16 @@ impl Budget {
 
     fn victim(&self, newcomer: Origin) -> Option<u64> {
         let own = match newcomer {
-            Origin::Unix | Origin::Shared => self.limits.unix,
+            Origin::Unix | Origin::Shared | Origin::Agents => self.limits.unix,
             Origin::Address(_) => self.limits.per_address,
         };
         if self.count(newcomer) >= own {
             return self.first(|origin| origin == newcomer);
         }
-        let local = self.count(Origin::Unix) + self.count(Origin::Shared);
+        let local: usize = [Origin::Unix, Origin::Shared, Origin::Agents]
+            .map(|door| self.count(door))
+            .iter()
+            .sum();
         if !newcomer.is_tcp() || self.strangers.len() - local < self.limits.total {
             return None;
         }
@@ -254,6 +259,7 @@ mod tests {
             assert_eq!(b.enter(key, Origin::Shared), None);
         }
         assert_eq!(b.enter(9, Origin::Shared), Some(7));
+        assert_eq!(b.enter(11, Origin::Agents), None, "and so have agents");
         assert_eq!(b.enter(10, ip("10.0.0.1")), None);
     }
 }

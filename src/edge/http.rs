@@ -12,6 +12,7 @@ use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use portcullis_actors::auth::Bearer;
 use portcullis_actors::connection::{Io, Stream};
 use portcullis_actors::supervision::{FlagReader, TreeWindow};
 use portcullis_core::protocol::Encoding;
@@ -44,12 +45,14 @@ pub struct Http {
 }
 
 /// What the upgrade request said that matters later.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Said {
     /// An `Origin` header: a browser.
     pub has_origin: bool,
     /// A header that a proxy adds.
     pub is_forwarded: bool,
+    /// The token of an `Authorization: Bearer` header.
+    pub bearer: Option<Bearer>,
     /// Agreed upon.
     pub encoding: Encoding,
 }
@@ -242,6 +245,7 @@ fn upgrade(
     let offers = offers.filter_map(|value| value.to_str().ok());
     let encoding = Encoding::offered(offers.flat_map(|offers| offers.split(',')));
     let said = Said {
+        bearer: None,
         encoding,
         has_origin: headers.contains_key(header::ORIGIN),
         is_forwarded: headers.contains_key(header::FORWARDED)
@@ -249,6 +253,14 @@ fn upgrade(
                 .keys()
                 .any(|k| k.as_str().starts_with("x-forwarded-") || k == "x-real-ip"),
     };
+    // Never out of the URL, which ends in logs and histories.
+    let mut credentials = headers.get_all(header::AUTHORIZATION).iter();
+    let bearer = match (credentials.next(), credentials.next()) {
+        (None, _) => None,
+        (Some(one), None) => bearer_of(one),
+        _ => return Err(bad("one Authorization header, please\n")),
+    };
+    let said = Said { bearer, ..said };
     let on_upgrade = hyper::upgrade::on(request);
     let mut answer = Response::builder()
         .status(StatusCode::SWITCHING_PROTOCOLS)
@@ -264,6 +276,14 @@ fn upgrade(
         );
     }
     Ok((answer, on_upgrade, said))
+}
+
+/// The token of `Bearer TOKEN` (RFC 6750 2.1); another scheme is nobody's business here.
+fn bearer_of(value: &HeaderValue) -> Option<Bearer> {
+    let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+    let token = token.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty())
+        .then(|| Bearer::new(token.to_owned()))
 }
 
 fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool {

@@ -15,6 +15,7 @@ pub struct Doors {
     tcp: Arc<TcpListener>,
     control: Arc<UnixListener>,
     shared: Option<Arc<UnixListener>>,
+    agent: Arc<UnixListener>,
     address: SocketAddr,
 }
 
@@ -36,7 +37,8 @@ pub enum ListenError {
 }
 
 impl Doors {
-    /// Opens the TCP door, `run/control.sock`, and the one for users besides our own unless its path is empty. The state directory's lock is held: a socket file that is there is
+    /// Opens the TCP door, `run/control.sock`, `run/agent.sock`, and the control socket for users besides our own unless its
+    /// path is empty. The state directory's lock is held: a socket file that is there is
     /// left from a process that ended.
     ///
     /// # Errors
@@ -49,8 +51,13 @@ impl Doors {
         let address = tcp.local_addr().map_err(|e| ListenError::Tcp(address, e))?;
         tcp.set_nonblocking(true)
             .map_err(|e| ListenError::Tcp(address, e))?;
-        let path = run.join("control.sock");
-        let control = unix(run, &path, 0o600).map_err(|e| ListenError::Unix(path, e))?;
+        let open = |name: &str, mode: u32| {
+            let path = run.join(name);
+            unix(run, &path, mode).map_err(|e| ListenError::Unix(path, e))
+        };
+        let control = open("control.sock", 0o600)?;
+        // Whoever the folder lets in may knock: without a token nobody gets further.
+        let agent = open("agent.sock", 0o660)?;
         let shared = match shared.parent() {
             Some(folder) => Some(Arc::new(open_shared(folder, shared)?)),
             None => None,
@@ -59,6 +66,7 @@ impl Doors {
             tcp: Arc::new(tcp),
             control: Arc::new(control),
             shared,
+            agent: Arc::new(agent),
             address,
         })
     }
@@ -74,6 +82,10 @@ impl Doors {
 
     pub(super) fn control(&self) -> io::Result<tokio::net::UnixListener> {
         tokio::net::UnixListener::from_std(self.control.try_clone()?)
+    }
+
+    pub(super) fn agent(&self) -> io::Result<tokio::net::UnixListener> {
+        tokio::net::UnixListener::from_std(self.agent.try_clone()?)
     }
 
     pub(super) fn shared(&self) -> io::Result<Option<tokio::net::UnixListener>> {

@@ -18,7 +18,9 @@ use portcullis_actors::supervision::{EXIT_TREE, OnFatal};
 use portcullis_core::audit::BootId;
 use portcullis_core::auth::{Door, Principal, Proof, Role, Scope};
 use portcullis_core::codes;
+use portcullis_core::identity::BootKey;
 use portcullis_core::ids::Hash32;
+use portcullis_core::seal::Secret;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
@@ -115,7 +117,19 @@ async fn serve(
             e.to_string(),
         )
     })?;
-    let (token, made) = token::settle(&state, secret, &loaded.config.gateway.auth.token_file)?;
+    let pepper = identity::boot_key(&identity, &state.join("keys"), BootKey::Pepper, || {
+        let mut bytes = vec![0; 32];
+        getrandom::fill(&mut bytes).map_err(std::io::Error::other)?;
+        Ok(Secret::new(bytes))
+    })
+    .map_err(|e| {
+        let code = codes::find(e.code()).unwrap_or(codes::STATE_CORRUPT);
+        Failure::of(code, e.to_string())
+    })?;
+    let auth = &loaded.config.gateway.auth;
+    let (token, made) = tokio::task::block_in_place(|| {
+        token::settle(&state, secret, &auth.token_file, &pepper, auth.bcrypt_cost)
+    })?;
     let address = SocketAddr::new(loaded.config.gateway.bind, loaded.config.gateway.port);
     let local = &loaded.config.gateway.local;
     warn_of_operators(local);
@@ -171,6 +185,7 @@ async fn serve(
             store: store.clone(),
             identity,
             token,
+            pepper,
             boot,
             owner,
             doors,

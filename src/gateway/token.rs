@@ -7,7 +7,11 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 
+use portcullis_actors::auth::SharedSecret;
+use portcullis_core::auth::password::PasswordHash;
+use portcullis_core::auth::secret::{self, SharedHash, Strength};
 use portcullis_core::codes;
+use portcullis_core::seal::Secret;
 use portcullis_core::token::{Token, TokenHash, TokenKind};
 use zeroize::Zeroizing;
 
@@ -20,20 +24,6 @@ const VARIABLE: &str = "PORTCULLIS_GATEWAY_TOKEN";
 const VARIABLE_FILE: &str = "PORTCULLIS_GATEWAY_TOKEN_FILE";
 /// Where the process that is started anew finds it.
 const PASSED: &str = "/proc/self/fd/0";
-/// Longest token, bytes.
-const MAX: usize = 512;
-/// Shortest token, characters.
-const MIN: usize = 24;
-/// Texts out of manuals.
-const PLACEHOLDERS: &[&str] = &[
-    "changeme",
-    "change-me",
-    "placeholder",
-    "your-token",
-    "example",
-    "secret-token",
-];
-
 /// The token of the environment. A token in a variable would stay readable in `/proc/PID/environ`: the process is
 /// started anew without it, and reads it from standard input of that one moment, a sealed-off memory file.
 pub fn take() -> Result<Option<Given>, Failure> {
@@ -86,7 +76,7 @@ fn read_file(path: &Path) -> Result<Given, Failure> {
     }
     let mut text = Zeroizing::new(String::new());
     (&mut file)
-        .take(MAX as u64 + 2)
+        .take(secret::MAX as u64 + 2)
         .read_to_string(&mut text)
         .map_err(|_| failed("a token is text".to_owned()))?;
     if is_memory {
@@ -106,25 +96,46 @@ fn forget(passed: &Path) -> io::Result<()> {
     Ok(rustix::stdio::dup2_stdin(File::open("/dev/null")?)?)
 }
 
-/// The hash to compare with, and the token itself where it was made just now.
+/// What to compare with, and the token itself where it was made just now. A token of somebody's own choice is hashed
+/// slowly here: its start takes that much longer.
 pub fn settle(
     state: &Path,
     given: Option<Given>,
     token_file: &Path,
-) -> Result<(TokenHash, Option<Token>), Failure> {
+    pepper: &Secret,
+    cost: u32,
+) -> Result<(SharedSecret, Option<Token>), Failure> {
     let given = match given {
         Some(given) => Some(given),
         None if token_file.as_os_str().is_empty() => None,
         None => Some(read_file(token_file)?),
     };
     if let Some(Given(token)) = given {
-        check(&token)?;
-        return Ok((TokenHash::of(&token), None));
+        let unfit = |why: &dyn std::fmt::Display| {
+            Failure::of(
+                codes::TOKEN_INVALID,
+                format!("this gateway token cannot be used: {why}"),
+            )
+        };
+        let hash = match secret::check(&token).map_err(|why| unfit(&why))? {
+            Strength::Random => SharedHash::Random(TokenHash::of(&token)),
+            Strength::Chosen => {
+                let hash =
+                    PasswordHash::make(token.as_bytes(), pepper, cost, super::random::<16>()?);
+                SharedHash::Chosen(hash.map_err(|why| unfit(&why))?)
+            }
+        };
+        let is_given = true;
+        return Ok((SharedSecret { hash, is_given }, None));
     }
+    let ours = |hash: TokenHash| SharedSecret {
+        hash: SharedHash::Random(hash),
+        is_given: false,
+    };
     let kept = state.join("keys/gateway-token.json");
     match std::fs::read(&kept) {
         Ok(bytes) => serde_json::from_slice::<Kept>(&bytes)
-            .map(|kept| (kept.sha256, None))
+            .map(|kept| (ours(kept.sha256), None))
             .map_err(|_| {
                 Failure::of(
                     codes::STATE_CORRUPT,
@@ -136,7 +147,7 @@ pub fn settle(
             let random = super::random::<32>()?;
             let token = Token::from_random(TokenKind::Gateway, &random);
             keep(&kept, &token).map_err(|e| Failure::io(codes::STATE_MODE, kept.display(), &e))?;
-            Ok((token.hash(), Some(token)))
+            Ok((ours(token.hash()), Some(token)))
         }
         Err(e) => Err(Failure::io(codes::STATE_MODE, kept.display(), &e)),
     }
@@ -169,51 +180,34 @@ fn keep(path: &Path, token: &Token) -> io::Result<()> {
     }
 }
 
-fn check(token: &str) -> Result<(), Failure> {
-    let lower = token.to_ascii_lowercase();
-    let first = token.chars().next();
-    let bad = token.chars().count() < MIN
-        || token.len() > MAX
-        || token.chars().any(|c| c.is_control() || c.is_whitespace())
-        || token.chars().all(|c| Some(c) == first)
-        || PLACEHOLDERS.iter().any(|p| lower.contains(p));
-    if bad {
-        return Err(Failure::of(
-            codes::TOKEN_INVALID,
-            "this gateway token cannot be used",
-        ));
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn short_tokens_and_placeholders_are_refused_and_a_uuid_is_not() {
-        for bad in [
-            "",
-            "short",
-            "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
-            "changeme-changeme-changeme",
-            "with space in it and long enough",
-        ] {
-            assert!(check(bad).is_err(), "{bad}");
-        }
-        assert!(check("478c9e6a-b11b-422b-8bf4-6ef024b4d6c3").is_ok());
-    }
-
-    #[test]
     fn a_made_token_is_kept_as_its_hash_and_found_again() {
         let state = tempfile::tempdir().unwrap();
         std::fs::create_dir(state.path().join("keys")).unwrap();
-        let (hash, made) = settle(state.path(), None, Path::new("")).unwrap();
+        let pepper = Secret::new(vec![1; 32]);
+        let settle = |given| settle(state.path(), given, Path::new(""), &pepper, 10).unwrap();
+        let (kept, made) = settle(None);
         let made = made.unwrap();
-        assert!(hash.matches(made.expose()));
+        let SharedHash::Random(hash) = kept.hash else {
+            panic!("a made token is random")
+        };
+        assert!(hash.matches(made.expose()) && !kept.is_given);
         let kept = std::fs::read_to_string(state.path().join("keys/gateway-token.json")).unwrap();
         assert!(!kept.contains(made.expose()));
-        let (again, none) = settle(state.path(), None, Path::new("")).unwrap();
+        let (again, none) = settle(None);
+        let SharedHash::Random(again) = again.hash else {
+            panic!("a made token is random")
+        };
         assert!(none.is_none() && again.same(&hash));
+        // One that somebody chose is kept slow to guess, and one that is random is not.
+        let given = |text: &str| Some(Given(Zeroizing::new(text.to_owned())));
+        let (chosen, _) = settle(given("correct-horse-battery-staple"));
+        assert!(matches!(chosen.hash, SharedHash::Chosen(_)) && chosen.is_given);
+        let (uuid, _) = settle(given("478c9e6a-b11b-422b-8bf4-6ef024b4d6c3"));
+        assert!(matches!(uuid.hash, SharedHash::Random(_)));
     }
 }

@@ -31,6 +31,7 @@ const OURS: &[&str] = &[
 const CORE_MAY_USE: &[&str] = &[
     "aes-gcm",
     "base64",
+    "bcrypt",
     "ed25519-dalek",
     "hkdf",
     "hmac",

@@ -8,11 +8,14 @@ use std::sync::{Arc, Mutex};
 use portcullis::edge::Doors;
 use portcullis::tree::{Ground, plant};
 use portcullis_actors::audit::verify_dir;
+use portcullis_actors::auth::SharedSecret;
 use portcullis_actors::sandbox_pool::cell_file;
 use portcullis_actors::store::Store;
 use portcullis_actors::supervision::{OnFatal, RoomView, Tree, TreeWindow};
 use portcullis_core::audit::BootId;
+use portcullis_core::auth::secret::SharedHash;
 use portcullis_core::identity::Identity;
+use portcullis_core::seal::Secret;
 use portcullis_core::token::TokenHash;
 use tokio::time::Instant;
 
@@ -71,7 +74,11 @@ impl House {
                 state: state.clone(),
                 store: store.clone(),
                 identity: Identity::from_random(random()),
-                token: TokenHash::of(TOKEN),
+                token: SharedSecret {
+                    hash: SharedHash::Random(TokenHash::of(TOKEN)),
+                    is_given: true,
+                },
+                pepper: Secret::new(vec![1; 32]),
                 boot: BootId(random()),
                 owner: crate::support::ws::hex(&random::<8>()),
                 doors,

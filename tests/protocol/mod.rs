@@ -1,7 +1,9 @@
 //! The wire, spoken to the real program: what each frame gets (wire.md; SECURITY.md).
 
 mod after;
+mod agents;
 mod before;
+mod credentials;
 mod devices;
 mod encodings;
 mod exec;
@@ -10,4 +12,5 @@ mod http;
 mod life;
 mod limits;
 mod local;
+mod passwords;
 mod secrets;

@@ -2,9 +2,14 @@
 
 use std::sync::Arc;
 
-use portcullis_actors::auth::{Arrival, AuthConfig, AuthHandle, AuthWiring, Peer};
+use portcullis_actors::auth::{
+    Arrival, AuthConfig, AuthHandle, AuthWiring, Modes, Peer, SharedSecret,
+};
+use portcullis_actors::supervision::Feed;
+use portcullis_core::auth::secret::SharedHash;
 use portcullis_core::auth::{Door, Scope};
 use portcullis_core::protocol::ConnectParams;
+use portcullis_core::seal::Secret;
 use portcullis_core::token::TokenHash;
 use serde_json::{Value, json};
 
@@ -23,6 +28,7 @@ fn arrival(door: Door, more: &[(&str, Value)]) -> Arrival {
         checked: params.check().unwrap(),
         nonce: "nonce".into(),
         door,
+        bearer: None,
         peer: Peer {
             ip: None,
             uid: Some(0),
@@ -47,7 +53,15 @@ async fn house(concurrent: usize) -> (Arc<AuthHandle>, Trip, Standing) {
         &mut ground.tree,
         AuthWiring {
             config: AuthConfig { concurrent },
-            token: TokenHash::of("a token that nobody guesses"),
+            modes: Modes::default(),
+            bcrypt_cost: 10,
+            pepper: Secret::new(vec![1; 32]),
+            token: SharedSecret {
+                hash: SharedHash::Random(TokenHash::of("a token that nobody guesses")),
+                is_given: true,
+            },
+            store: ground.store.clone(),
+            news: Feed::new(),
             shared_token_scopes: [Scope::Admin].into_iter().collect(),
             local_trust: true,
             local_scopes: [Scope::Admin].into_iter().collect(),

@@ -92,6 +92,14 @@ impl Client {
         Self::over(Box::new(stream), port, &[]).await.unwrap()
     }
 
+    /// Over `agent.sock`.
+    pub async fn agent(state: &Path) -> Self {
+        let stream = UnixStream::connect(state.join("run/agent.sock"))
+            .await
+            .unwrap();
+        Self::over(Box::new(stream), 80, &[]).await.unwrap()
+    }
+
     async fn over(
         stream: Box<dyn Stream>,
         port: u16,

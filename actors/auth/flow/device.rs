@@ -24,6 +24,7 @@ pub(super) async fn by_device(
         nonce,
         peer,
         door,
+        ..
     } = arrival;
     let (device_id, public_key) = verify(wiring, checked, nonce)?;
     let auth = checked.params.auth.as_ref();
@@ -91,7 +92,7 @@ pub(super) async fn by_device(
     }
 }
 
-fn verify(
+pub(super) fn verify(
     wiring: &AuthWiring,
     checked: &Checked,
     nonce: &str,

@@ -1,32 +1,32 @@
 //! The decision on one `connect`, in the order of the wire (wire.md sections 4.3, 4.4, 5).
 
+mod agent;
 mod device;
 mod secret;
 mod uid;
 
-use portcullis_core::auth::{Door, Role};
+use portcullis_core::auth::{Door, Proof, Role};
 use portcullis_core::protocol::ConnectRefusal;
 use serde_json::json;
 
-use super::actor::AuthWiring;
+use super::actor::Desk;
 use super::messages::{Admitted, Arrival};
+use secret::Shared;
 
-pub(super) async fn connect(
-    wiring: &AuthWiring,
-    arrival: Arrival,
-) -> Result<Admitted, ConnectRefusal> {
+pub(super) async fn connect(desk: &Desk, arrival: Arrival) -> Result<Admitted, ConnectRefusal> {
     match arrival.door {
-        Door::Control => uid::by_uid(wiring, &arrival),
-        Door::Tcp => over_tcp(wiring, arrival).await,
-        // Agents get their own credentials with their own door; the page has sessions.
-        Door::AgentSock | Door::Page => Err(ConnectRefusal::invalid("unauthorized: closed door")),
+        Door::Control => uid::by_uid(&desk.wiring, &arrival),
+        Door::Tcp => over_tcp(desk, arrival).await,
+        Door::AgentSock if arrival.checked.role == Role::Agent => {
+            agent::by_token(&desk.credentials, &arrival)
+        }
+        // What the kernel says of the peer gives nothing there, an operator's uid neither.
+        Door::AgentSock => Err(ConnectRefusal::invalid("invalid role")),
+        Door::Page => Err(ConnectRefusal::invalid("unauthorized: closed door")),
     }
 }
 
-async fn over_tcp(wiring: &AuthWiring, arrival: Arrival) -> Result<Admitted, ConnectRefusal> {
-    if arrival.checked.role == Role::Agent {
-        return Err(ConnectRefusal::invalid("invalid role"));
-    }
+async fn over_tcp(desk: &Desk, arrival: Arrival) -> Result<Admitted, ConnectRefusal> {
     if arrival.peer.has_origin {
         return Err(ConnectRefusal::detailed(
             "INVALID_REQUEST",
@@ -34,9 +34,22 @@ async fn over_tcp(wiring: &AuthWiring, arrival: Arrival) -> Result<Admitted, Con
             json!({ "code": "CONTROL_UI_ORIGIN_NOT_ALLOWED" }),
         ));
     }
-    let proven = secret::shared(wiring, &arrival);
-    if arrival.checked.params.device.is_some() {
-        return device::by_device(wiring, &arrival, proven.shared).await;
+    if arrival.checked.role == Role::Agent {
+        return agent::by_token(&desk.credentials, &arrival);
     }
-    secret::alone(wiring, &arrival, proven)
+    let proven = secret::shared(desk, &arrival).await?;
+    let words = |refusal| secret::in_words_of(desk.wiring.modes, &arrival, refusal);
+    if arrival.checked.params.device.is_none() {
+        return secret::alone(&desk.wiring, &arrival, proven).map_err(words);
+    }
+    let shared = proven.shared.is_some();
+    let mut admitted = device::by_device(&desk.wiring, &arrival, shared)
+        .await
+        .map_err(words)?;
+    if let (Some(Shared::Password(name)), Proof::SharedTokenAndDevice(device)) =
+        (proven.shared, &admitted.principal.proof)
+    {
+        admitted.principal.proof = Proof::PasswordAndDevice(name, device.clone());
+    }
+    Ok(admitted)
 }

@@ -1,34 +1,159 @@
-//! The shared secret, and who comes in with nothing else.
+//! The shared secrets, and who comes in with nothing else.
 
+use portcullis_core::auth::limits::{Class, Limited, Source};
+use portcullis_core::auth::password::{self, PasswordHash};
+use portcullis_core::auth::secret::SharedHash;
 use portcullis_core::auth::{Door, Principal, Proof, Role, ScopeSet};
 use portcullis_core::protocol::ConnectRefusal;
+use portcullis_core::token::Token;
 use serde_json::json;
 
-use super::super::actor::AuthWiring;
+use super::super::actor::{AuthWiring, Desk};
+use super::super::config::Modes;
 use super::super::messages::{Admitted, Arrival};
+use super::device;
+
+/// Of a `connect` that names nobody.
+const NAME: &str = "default";
+
+/// Which secret was right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Shared {
+    Token,
+    /// Of this name.
+    Password(String),
+}
 
 /// What the secrets of a `connect` came to.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Proven {
-    /// The shared secret was among them.
-    pub shared: bool,
+    /// One was right.
+    pub shared: Option<Shared>,
     /// There was one to compare.
     pub given: bool,
 }
 
-/// Either field is compared, both always: which one was wrong is told by nothing.
-pub(super) fn shared(wiring: &AuthWiring, arrival: &Arrival) -> Proven {
-    let Some(auth) = arrival.checked.params.auth.as_ref() else {
-        return Proven {
-            shared: false,
-            given: false,
-        };
+/// Looks at all that was presented. What is random is compared at once, both fields always: which one was wrong is told
+/// by nothing. A text that a person may have chosen is counted, and then looked at slowly.
+pub(super) async fn shared(desk: &Desk, arrival: &Arrival) -> Result<Proven, ConnectRefusal> {
+    let (token, password) = (arrival.token(), arrival.password());
+    let given = token.is_some() || password.is_some();
+    let found = |shared| Proven { shared, given };
+    let modes = desk.wiring.modes;
+    let held = desk.credentials.shared.as_ref().filter(|_| modes.token);
+    if let Some(SharedHash::Random(hash)) = held {
+        let is_it = |text: Option<&str>| text.is_some_and(|text| hash.matches(text));
+        if is_it(token) | is_it(password) {
+            return Ok(found(Some(Shared::Token)));
+        }
+    }
+    // A token of ours is nobody's choice: it is a device's, or wrong.
+    let chosen = |text: &&str| text.len() <= password::MAX && Token::parse(text).is_err();
+    let (token, password) = (token.filter(chosen), password.filter(chosen));
+    let held = match held {
+        Some(SharedHash::Chosen(hash)) => token.or(password).map(|text| (text, hash)),
+        _ => None,
     };
-    let is_shared =
-        |text: &Option<String>| text.as_deref().is_some_and(|t| wiring.token.matches(t));
-    Proven {
-        shared: is_shared(&auth.token) | is_shared(&auth.password),
-        given: auth.token.is_some() || auth.password.is_some(),
+    let person = password.or(token).filter(|_| modes.password);
+    if held.is_none() && person.is_none() {
+        return Ok(found(None));
+    }
+    let from = source(desk, arrival).await?;
+    let mut limited = None;
+    if let Some((text, hash)) = held {
+        match desk
+            .look(Class::ChosenToken, from.clone(), text, hash.clone())
+            .await
+        {
+            Ok(true) => return Ok(found(Some(Shared::Token))),
+            Ok(false) => {}
+            Err(why) => limited = Some(why),
+        }
+    }
+    if let Some(text) = person {
+        let auth = arrival.checked.params.auth.as_ref();
+        let name = auth.and_then(|a| a.user.as_deref()).unwrap_or(NAME);
+        let known = desk.credentials.passwords.get(name);
+        // Who is not known takes as long as who is.
+        let hash = known.map_or_else(
+            || {
+                let anybody = desk.credentials.passwords.values().next();
+                let cost = anybody.map_or(desk.wiring.bcrypt_cost, |row| row.hash.cost());
+                PasswordHash::nobodys(cost)
+            },
+            |row| row.hash.clone(),
+        );
+        match desk.look(Class::Password, from, text, hash).await {
+            Ok(true) if known.is_some() => {
+                return Ok(found(Some(Shared::Password(name.to_owned()))));
+            }
+            Ok(_) => {}
+            Err(why) => limited = Some(why),
+        }
+    }
+    // A device may have a token of its own beside it, which cannot be guessed.
+    let has_token =
+        |auth: &portcullis_core::protocol::connect::AuthClaim| auth.device_token.is_some();
+    let other_way = arrival.checked.params.device.is_some()
+        && arrival.checked.params.auth.as_ref().is_some_and(has_token);
+    match limited {
+        Some(limited) if !other_way => Err(too_many(limited)),
+        _ => Ok(found(None)),
+    }
+}
+
+/// Who guesses: a device that has signed and is paired counts alone, and is not held up by strangers.
+async fn source(desk: &Desk, arrival: &Arrival) -> Result<(Source, bool), ConnectRefusal> {
+    if arrival.checked.params.device.is_some() {
+        let (id, _) = device::verify(&desk.wiring, &arrival.checked, &arrival.nonce)?;
+        let held = desk
+            .wiring
+            .pairing
+            .current_generation(&id, arrival.checked.role)
+            .await;
+        if matches!(held, Ok(Some(_))) {
+            return Ok((Source::Device(id), true));
+        }
+    }
+    Ok((Source::of(arrival.peer.ip, arrival.peer.uid), false))
+}
+
+fn too_many(limited: Limited) -> ConnectRefusal {
+    let mut refusal = ConnectRefusal::detailed(
+        "INVALID_REQUEST",
+        "unauthorized: too many failed authentication attempts (retry later)",
+        json!({
+            "code": "AUTH_RATE_LIMITED", "authReason": "rate_limited",
+            "canRetryWithDeviceToken": false, "recommendedNextStep": "wait_then_retry",
+            "retryAfterMs": limited.retry_after_ms,
+        }),
+    );
+    refusal.error.retryable = Some(true);
+    refusal.error.retry_after_ms = Some(limited.retry_after_ms);
+    refusal
+}
+
+/// Where passwords alone are taken, a wrong or missing secret is called one.
+pub(super) fn in_words_of(
+    modes: Modes,
+    arrival: &Arrival,
+    refusal: ConnectRefusal,
+) -> ConnectRefusal {
+    let is_password = modes.password && (!modes.token || arrival.password().is_some());
+    match refusal.error.stable_code() {
+        "AUTH_TOKEN_MISMATCH" if is_password => ConnectRefusal::unauthorized(
+            "AUTH_PASSWORD_MISMATCH",
+            "password_mismatch",
+            "gateway password mismatch (a person sets it with: portcullis password set)",
+            false,
+        ),
+        "AUTH_TOKEN_MISSING" if !modes.token => ConnectRefusal::unauthorized(
+            "AUTH_PASSWORD_MISSING",
+            "password_missing",
+            "gateway password missing (send it in auth.password)",
+            false,
+        ),
+        _ => refusal,
     }
 }
 
@@ -39,9 +164,9 @@ pub(super) fn alone(
     proven: Proven,
 ) -> Result<Admitted, ConnectRefusal> {
     let Arrival { checked, peer, .. } = arrival;
-    if !proven.shared {
+    let Some(shared) = proven.shared else {
         return Err(no_secret(proven.given, false));
-    }
+    };
     if checked.role == Role::Node {
         return Err(ConnectRefusal::detailed(
             "NOT_PAIRED",
@@ -57,7 +182,10 @@ pub(super) fn alone(
     };
     Ok(Admitted {
         principal: Principal {
-            proof: Proof::SharedToken,
+            proof: match shared {
+                Shared::Token => Proof::SharedToken,
+                Shared::Password(name) => Proof::Password(name),
+            },
             door: Door::Tcp,
             role: Role::Operator,
             scopes,

@@ -1,0 +1,245 @@
+//! What the room knows of secrets: rows of the store, read at each start and changed under an audit intent.
+
+use std::collections::BTreeMap;
+
+use portcullis_core::auth::password::PasswordHash;
+use portcullis_core::auth::secret::SharedHash;
+use portcullis_core::auth::{Principal, Proof};
+use portcullis_core::ids::AgentId;
+use portcullis_core::time::Millis;
+use portcullis_core::token::TokenHash;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::messages::Change;
+use crate::store::{Object, Op, Store, StoreError};
+
+const SHARED: &str = "auth.shared";
+const AGENT: &str = "auth.agent";
+const PASSWORD: &str = "auth.password";
+/// The one row of its kind.
+const ONLY: &str = "shared";
+const FORMAT: u8 = 1;
+
+/// The shared secret that the gateway was started with.
+#[derive(Debug, Clone)]
+pub struct SharedSecret {
+    /// As it is kept.
+    pub hash: SharedHash,
+    /// By environment or file: it is changed there, and not by us.
+    pub is_given: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct SharedRow {
+    v: u8,
+    sha256: TokenHash,
+    created_at_ms: Millis,
+}
+
+/// The token of one agent.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct AgentRow {
+    v: u8,
+    pub agent: AgentId,
+    pub sha256: TokenHash,
+    pub created_at_ms: Millis,
+    /// The sequence of the intent under which it was minted.
+    #[serde(skip)]
+    pub generation: u64,
+}
+
+/// The password of one name.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct PasswordRow {
+    v: u8,
+    pub name: String,
+    pub hash: PasswordHash,
+    pub created_at_ms: Millis,
+    /// Of [`Credentials::epoch`], when it was last set.
+    #[serde(skip)]
+    pub epoch: u64,
+}
+
+/// See the module. Cloned for each connect that is decided, so that it decides on one state.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Credentials {
+    /// None: nobody has it.
+    pub shared: Option<SharedHash>,
+    pub is_given: bool,
+    pub agents: BTreeMap<AgentId, AgentRow>,
+    pub passwords: BTreeMap<String, PasswordRow>,
+    /// Grows with each change of this process' life.
+    pub epoch: u64,
+    shared_epoch: u64,
+    /// Revision of each row, by kind and id: for conditional writes.
+    rows: BTreeMap<(&'static str, String), u64>,
+    pub left_out: usize,
+}
+
+impl Credentials {
+    /// Rows whose intent the log does not hold, and damaged ones, open nothing.
+    pub async fn read(
+        store: &Store,
+        started_with: &SharedSecret,
+        head: u64,
+    ) -> Result<Self, StoreError> {
+        let mut all = Self {
+            is_given: started_with.is_given,
+            ..Self::default()
+        };
+        let shared = store.list_all(SHARED).await?;
+        let is_changed = !shared.is_empty();
+        let shared = all.rows_of::<SharedRow>(SHARED, shared, head, |row, id| {
+            row.v == FORMAT && id == ONLY
+        });
+        all.shared = if started_with.is_given || !is_changed {
+            Some(started_with.hash.clone())
+        } else {
+            // One that was rotated and cannot be read: the token before it must not come back.
+            shared
+                .into_iter()
+                .next()
+                .map(|(row, _)| SharedHash::Random(row.sha256))
+        };
+        let agents = store.list_all(AGENT).await?;
+        let agents = all.rows_of::<AgentRow>(AGENT, agents, head, |row, id| {
+            row.v == FORMAT && row.agent.as_str() == id
+        });
+        all.agents = agents
+            .into_iter()
+            .map(|(row, generation)| (row.agent.clone(), AgentRow { generation, ..row }))
+            .collect();
+        let passwords = store.list_all(PASSWORD).await?;
+        let passwords = all.rows_of::<PasswordRow>(PASSWORD, passwords, head, |row, id| {
+            row.v == FORMAT && row.name == id
+        });
+        all.passwords = passwords
+            .into_iter()
+            .map(|(row, _)| (row.name.clone(), row))
+            .collect();
+        Ok(all)
+    }
+
+    fn rows_of<T: DeserializeOwned>(
+        &mut self,
+        kind: &'static str,
+        objects: Vec<Object>,
+        head: u64,
+        is_sound: impl Fn(&T, &str) -> bool,
+    ) -> Vec<(T, u64)> {
+        let mut found = Vec::with_capacity(objects.len());
+        for object in objects {
+            let value = serde_json::from_slice::<T>(&object.payload).ok();
+            match value.filter(|value| object.intent <= head && is_sound(value, &object.id)) {
+                Some(value) => found.push((value, object.intent)),
+                None => self.left_out += 1,
+            }
+            self.rows.insert((kind, object.id), object.rev);
+        }
+        found
+    }
+
+    /// The write of a change, and what is held after it.
+    pub fn after(
+        &self,
+        change: &Change,
+        intent: u64,
+        now: Millis,
+    ) -> Result<(Op, Self), &'static str> {
+        let mut next = self.clone();
+        next.epoch += 1;
+        let bytes =
+            |row: Result<Vec<u8>, serde_json::Error>| row.map_err(|_| "a row that is no JSON");
+        let (kind, id, payload) = match change {
+            Change::RotateShared(token) => {
+                next.shared = Some(SharedHash::Random(token.hash()));
+                next.shared_epoch = next.epoch;
+                let row = SharedRow {
+                    v: FORMAT,
+                    sha256: token.hash(),
+                    created_at_ms: now,
+                };
+                (
+                    SHARED,
+                    ONLY.to_owned(),
+                    Some(bytes(serde_json::to_vec(&row))?),
+                )
+            }
+            Change::MintAgent(agent, token) => {
+                let row = AgentRow {
+                    v: FORMAT,
+                    agent: agent.clone(),
+                    sha256: token.hash(),
+                    created_at_ms: now,
+                    generation: intent,
+                };
+                let payload = bytes(serde_json::to_vec(&row))?;
+                next.agents.insert(agent.clone(), row);
+                (AGENT, agent.to_string(), Some(payload))
+            }
+            Change::RevokeAgent(agent) => {
+                next.agents.remove(agent);
+                (AGENT, agent.to_string(), None)
+            }
+            Change::KeepPassword(name, hash) => {
+                let row = PasswordRow {
+                    v: FORMAT,
+                    name: name.clone(),
+                    hash: hash.clone(),
+                    created_at_ms: now,
+                    epoch: next.epoch,
+                };
+                let payload = bytes(serde_json::to_vec(&row))?;
+                next.passwords.insert(name.clone(), row);
+                (PASSWORD, name.clone(), Some(payload))
+            }
+            Change::RemovePassword(name) => {
+                next.passwords.remove(name);
+                (PASSWORD, name.clone(), None)
+            }
+        };
+        let rev = self.rows.get(&(kind, id.clone())).copied();
+        let op = match (payload, rev) {
+            (Some(payload), Some(rev)) => Op::compare_and_set(kind, &id, intent, rev, payload),
+            (Some(payload), None) => Op::create(kind, &id, intent, payload),
+            (None, Some(rev)) => Op::delete_if(kind, &id, intent, rev),
+            (None, None) => return Err("a row to delete that is not there"),
+        };
+        Ok((op, next))
+    }
+
+    /// The store has it: its row's new revision.
+    pub fn settle(&mut self, change: &Change, rev: u64) {
+        let (key, is_gone) = match change {
+            Change::RotateShared(_) => ((SHARED, ONLY.to_owned()), false),
+            Change::MintAgent(agent, _) => ((AGENT, agent.to_string()), false),
+            Change::RevokeAgent(agent) => ((AGENT, agent.to_string()), true),
+            Change::KeepPassword(name, _) => ((PASSWORD, name.clone()), false),
+            Change::RemovePassword(name) => ((PASSWORD, name.clone()), true),
+        };
+        if is_gone {
+            self.rows.remove(&key);
+        } else {
+            self.rows.insert(key, rev);
+        }
+    }
+
+    /// Is the secret behind this session, proven at that epoch, still the one that opens the door?
+    pub fn holds(&self, principal: &Principal, epoch: u64) -> bool {
+        match &principal.proof {
+            Proof::SharedToken | Proof::SharedTokenAndDevice(_) => self.shared_epoch <= epoch,
+            Proof::AgentToken(agent) => {
+                self.agents.get(agent).map(|row| row.generation) == Some(principal.generation)
+            }
+            Proof::Password(name) | Proof::PasswordAndDevice(name, _) => self
+                .passwords
+                .get(name)
+                .is_some_and(|row| row.epoch <= epoch),
+            _ => true,
+        }
+    }
+}
