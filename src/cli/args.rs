@@ -33,6 +33,9 @@ pub struct Global {
     /// State directory [default: $`PORTCULLIS_STATE_DIR`, $`STATE_DIRECTORY`, $`XDG_STATE_HOME/portcullis`]
     #[arg(long, global = true, value_name = "DIR")]
     pub state: Option<PathBuf>,
+    /// Control socket to dial [default: $`PORTCULLIS_SOCKET`, `run/control.sock` in the state directory, /run/portcullis/control.sock]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub socket: Option<PathBuf>,
     /// Machine identity key, outside the state directory [default: $`PORTCULLIS_IDENTITY_FILE`]
     #[arg(long, global = true, value_name = "FILE")]
     pub identity: Option<PathBuf>,

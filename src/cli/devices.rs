@@ -18,13 +18,13 @@ use crate::show::value::{field, joined, list, number};
 ///
 /// # Errors
 /// [`Failure`].
-pub async fn run(state: &Path, what: &Devices, out: Out) -> Result<u8, Failure> {
+pub async fn run(door: &Path, what: &Devices, out: Out) -> Result<u8, Failure> {
     // Approving a device's scopes needs those scopes (wire.md 6), so admin is asked for; a lesser operator gets less.
     let scopes = match what {
         Devices::List | Devices::Show { .. } => [Scope::Pairing].as_slice(),
         _ => &[Scope::Admin, Scope::Pairing],
     };
-    let mut client = Client::connect(state, scopes, &[]).await?;
+    let mut client = Client::connect(door, scopes, &[]).await?;
     let all = client.call("device.pair.list", json!({})).await?;
     match what {
         Devices::List => out.both(&all, || listing(&all))?,

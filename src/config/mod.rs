@@ -261,6 +261,13 @@ fn rules(config: &Config, layers: &mut Layers) {
             "beyond loopback everything would be readable on the way; use a tunnel, or set gateway.dangerously_bind_without_tls = true",
         );
     }
+    let socket = &gateway.local.socket;
+    if !socket.as_os_str().is_empty() && !socket.is_absolute() {
+        layers.reject(
+            "gateway.local.socket",
+            "an absolute path, such as \"/run/portcullis/control.sock\"",
+        );
+    }
     if !(COST_FLOOR..=COST_CEILING).contains(&gateway.auth.bcrypt_cost) {
         layers.reject("gateway.auth.bcrypt_cost", "the cost is 10 to 14");
     }

@@ -1,7 +1,6 @@
 //! The actor.
 
 use std::collections::{BTreeSet, HashMap};
-use std::mem::discriminant;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,10 +77,26 @@ pub enum EdgeMsg {
 pub enum From {
     /// The two ends.
     Tcp { peer: SocketAddr, own: SocketAddr },
-    /// The kernel's word on the peer.
-    Control { uid: u32, pid: Option<i32> },
+    /// The kernel's word on the peer; `shared`: over the socket that every user may dial.
+    Control {
+        uid: u32,
+        gid: u32,
+        pid: Option<i32>,
+        shared: bool,
+    },
     /// The kernel's word on who dialled `agent.sock`: it counts guessers apart, and opens nothing.
     Agent { uid: u32 },
+}
+
+impl From {
+    fn origin(self) -> Origin {
+        match self {
+            Self::Tcp { peer, .. } => Origin::of(peer.ip()),
+            Self::Control { shared: false, .. } => Origin::Unix,
+            Self::Control { shared: true, .. } => Origin::Shared,
+            Self::Agent { .. } => Origin::Agents,
+        }
+    }
 }
 
 /// The room.
@@ -149,7 +164,10 @@ impl Room for Edge {
         .keep();
         listen_to_pairing(wiring, &ctx);
         accept_tcp(wiring, &ctx)?;
-        accept_control(wiring, &ctx)?;
+        accept_control(wiring.doors.control()?, false, &ctx);
+        if let Some(shared) = wiring.doors.shared()? {
+            accept_control(shared, true, &ctx);
+        }
         accept_agent(wiring, &ctx)?;
         listen_to_auth(wiring, &ctx);
         Ok(Self {
@@ -247,12 +265,7 @@ impl Edge {
         }
         self.next += 1;
         let key = self.next;
-        let origin = match from {
-            From::Tcp { peer, .. } => Origin::of(peer.ip()),
-            From::Control { .. } => Origin::Unix,
-            From::Agent { .. } => Origin::Agents,
-        };
-        if let Some(victim) = self.budget.enter(key, origin) {
+        if let Some(victim) = self.budget.enter(key, from.origin()) {
             self.evicted += 1;
             self.evict(victim).await;
         }
@@ -268,15 +281,19 @@ impl Edge {
         self.sockets.insert(key, Socket { from, until, stage });
     }
 
-    /// Over the limit of all: no door takes a place from another, and a person must come in at the control socket.
+    /// Over the limit of all: no door takes a place from another, and a person must come in at `run/control.sock`.
     fn is_full(&self, from: From) -> bool {
+        let door = |from: &From| match from {
+            From::Tcp { .. } => 0,
+            From::Control { shared: false, .. } => 1,
+            From::Control { shared: true, .. } => 2,
+            From::Agent { .. } => 3,
+        };
         let max = self.wiring.limits.sockets as usize;
         // Counted only where it may matter.
         self.sockets.len() >= max && {
             let same = self.sockets.values();
-            same.filter(|s| discriminant(&s.from) == discriminant(&from))
-                .count()
-                >= max
+            same.filter(|s| door(&s.from) == door(&from)).count() >= max
         }
     }
 
@@ -351,8 +368,9 @@ impl Edge {
         let own = rustix::process::geteuid().as_raw();
         let operator = |uid: u32, groups: &[u32]| self.wiring.local.is_operator(uid, groups, own);
         match from {
-            From::Control { uid, pid } => {
-                let groups = pid.map(peer::groups).unwrap_or_default();
+            From::Control { uid, gid, pid, .. } => {
+                let mut groups = pid.map(|pid| peer::groups(pid, uid)).unwrap_or_default();
+                groups.push(gid);
                 let peer = Peer {
                     ip: None,
                     uid: Some(uid),
@@ -379,7 +397,12 @@ impl Edge {
                     ip: Some(peer.ip().to_canonical()),
                     uid: owner.map(|(uid, _)| uid),
                     is_operator: owner.is_some_and(|(uid, inode)| {
-                        operator(uid, &[]) && self.holders.is_held_outside(inode)
+                        // Most are nobody's operator, whoever holds the socket: then nobody is looked for.
+                        (operator(uid, &[]) || !self.wiring.local.gids().is_empty())
+                            && self
+                                .holders
+                                .outside(inode)
+                                .is_some_and(|pid| operator(uid, &peer::groups(pid, uid)))
                     }),
                     is_local: is_loopback && !said.is_forwarded && !said.has_origin,
                     has_origin: said.has_origin,
@@ -588,17 +611,23 @@ fn accept_tcp(wiring: &EdgeWiring, ctx: &Ctx<Edge>) -> Result<(), Crash> {
     Ok(())
 }
 
-fn accept_control(wiring: &EdgeWiring, ctx: &Ctx<Edge>) -> Result<(), Crash> {
-    let listener = wiring.doors.control()?;
+fn accept_control(listener: tokio::net::UnixListener, shared: bool, ctx: &Ctx<Edge>) {
     let edge = EdgeHandle::new(ctx.myself());
-    ctx.task("control door", 0, async move {
+    let name = if shared {
+        "shared door"
+    } else {
+        "control door"
+    };
+    ctx.task(name, 0, async move {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
                     if let Ok(cred) = stream.peer_cred() {
                         let from = From::Control {
                             uid: cred.uid(),
+                            gid: cred.gid(),
                             pid: cred.pid(),
+                            shared,
                         };
                         edge.accepted(Stream::Unix(stream), from).await;
                     }
@@ -608,7 +637,6 @@ fn accept_control(wiring: &EdgeWiring, ctx: &Ctx<Edge>) -> Result<(), Crash> {
         }
     })
     .keep();
-    Ok(())
 }
 
 fn accept_agent(wiring: &EdgeWiring, ctx: &Ctx<Edge>) -> Result<(), Crash> {

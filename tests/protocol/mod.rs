@@ -11,6 +11,7 @@ mod hello;
 mod http;
 mod life;
 mod limits;
+mod local;
 mod passwords;
 mod revocation;
 mod rfc6455;
