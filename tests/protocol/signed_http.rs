@@ -5,6 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use portcullis_core::signing::SigningKey;
 use portcullis_core::signing::http::content_digest;
 use serde_json::{Value, json};
+use std::fmt::Write as _;
 
 use crate::support::gateway::Gateway;
 use crate::support::ws::{Client, Connect, Device, admin};
@@ -23,6 +24,8 @@ struct Sent {
     body: String,
 }
 
+type Change = fn(&mut Sent);
+
 impl Sent {
     fn header(&mut self, name: &str) -> &mut String {
         let found = self.headers.iter_mut().find(|(known, _)| *known == name);
@@ -32,9 +35,9 @@ impl Sent {
     fn go(&self, gateway: &Gateway) -> (u16, Value) {
         let mut text = format!("{}\r\n", self.line);
         for (name, value) in &self.headers {
-            text.push_str(&format!("{name}: {value}\r\n"));
+            write!(text, "{name}: {value}\r\n").unwrap();
         }
-        text.push_str(&format!("Connection: close\r\n\r\n{}", self.body));
+        write!(text, "Connection: close\r\n\r\n{}", self.body).unwrap();
         let answer = gateway.http(&text);
         let status = answer.split(' ').nth(1).and_then(|word| word.parse().ok());
         let body = answer.split("\r\n\r\n").nth(1).unwrap_or_default();
@@ -178,22 +181,21 @@ async fn only_the_signed_request_is_done_in_time_and_once() {
             .map(|_| scope.spawn(|| raced.go(&gateway).0))
             .collect();
         asks.into_iter()
-            .filter(|_| true)
             .map(|ask| ask.join().unwrap())
             .filter(|status| *status == 200)
             .count()
     });
     assert_eq!(done, 1);
 
-    let changes: [(&str, fn(&mut Sent)); 9] = [
+    let changes: [(&str, Change); 9] = [
         ("SIGNATURE_INVALID", |s| {
-            s.line = s.line.replace("device.pair.list", "health")
+            s.line = s.line.replace("device.pair.list", "health");
         }),
         ("SIGNATURE_INVALID", |s| {
-            s.line = s.line.replace("device.pair.list", "device.pair.list?a=1")
+            s.line = s.line.replace("device.pair.list", "device.pair.list?a=1");
         }),
         ("SIGNATURE_INVALID", |s| {
-            *s.header("Host") = "localhost".into()
+            *s.header("Host") = "localhost".into();
         }),
         ("SIGNATURE_INVALID", |s| s.body = "[]".into()),
         ("SIGNATURE_INVALID", |s| {
@@ -205,7 +207,7 @@ async fn only_the_signed_request_is_done_in_time_and_once() {
             *input = input.replace("keyid=\"", "keyid=\"x");
         }),
         ("SIGNATURE_REQUIRED", |s| {
-            s.headers.retain(|(name, _)| *name != "Signature")
+            s.headers.retain(|(name, _)| *name != "Signature");
         }),
         ("SIGNATURE_REQUIRED", |s| {
             let doubled = s.header("Signature").clone();
@@ -245,20 +247,20 @@ async fn browsers_other_methods_and_large_bodies_are_refused_before_any_key_is_l
     let gateway = Gateway::start();
     let signer = Signer::new(&gateway, &["operator.pairing"]).await;
     let good = || signer.now(&gateway, "device.pair.list", "{}");
-    let changes: [(u16, fn(&mut Sent)); 9] = [
+    let changes: [(u16, Change); 9] = [
         (403, |s| {
-            s.headers.push(("Origin", "http://localhost".into()))
+            s.headers.push(("Origin", "http://localhost".into()));
         }),
         (403, |s| s.headers.push(("Origin", "null".into()))),
         (403, |s| {
-            s.headers.push(("Sec-Fetch-Site", "same-origin".into()))
+            s.headers.push(("Sec-Fetch-Site", "same-origin".into()));
         }),
         (403, |s| s.headers.push(("Cookie", "a=b".into()))),
         (405, |s| s.line = s.line.replace("POST", "GET")),
         (421, |s| *s.header("Host") = "evil.example".into()),
         (413, |s| *s.header("Content-Length") = "1048577".into()),
         (411, |s| {
-            s.headers.retain(|(name, _)| *name != "Content-Length")
+            s.headers.retain(|(name, _)| *name != "Content-Length");
         }),
         (415, |s| *s.header("Content-Type") = "text/plain".into()),
     ];
