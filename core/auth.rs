@@ -165,6 +165,20 @@ impl ScopeSet {
         asked.iter().filter(|s| self.allows(*s)).collect()
     }
 
+    /// The most that lies within both: what one holds and the other allows, either way round. Who asks for more than
+    /// there is gets what there is, not nothing.
+    #[must_use]
+    pub fn meet(&self, other: &Self) -> Self {
+        let mut met = self.narrow(other);
+        let more: Vec<Scope> = other
+            .narrow(self)
+            .iter()
+            .filter(|scope| !met.allows(*scope))
+            .collect();
+        met.0.extend(more);
+        met
+    }
+
     /// Both together.
     #[must_use]
     pub fn union(&self, other: &Self) -> Self {
@@ -200,6 +214,8 @@ pub enum Door {
     AgentSock,
     /// The page.
     Page,
+    /// Signed requests over HTTP.
+    Http,
 }
 
 impl Door {
@@ -210,6 +226,7 @@ impl Door {
             Self::Control => "control.sock",
             Self::AgentSock => "agent.sock",
             Self::Page => "page",
+            Self::Http => "http",
         }
     }
 }
@@ -237,6 +254,8 @@ pub enum Proof {
     ProxyUser(String),
     /// A setup code, used by this device.
     SetupCode(DeviceId),
+    /// A request that was signed with this device's key of that id.
+    Signature(DeviceId, String),
 }
 
 impl Proof {
@@ -251,6 +270,7 @@ impl Proof {
             Self::AgentToken(_) => "agent-token",
             Self::ProxyUser(_) => "trusted-proxy",
             Self::SetupCode(_) => "bootstrap-token",
+            Self::Signature(..) => "signature",
         }
     }
 }
@@ -281,7 +301,8 @@ impl Principal {
             Proof::DeviceToken(device)
             | Proof::SharedTokenAndDevice(device)
             | Proof::PasswordAndDevice(_, device)
-            | Proof::SetupCode(device) => format!("device:{device}"),
+            | Proof::SetupCode(device)
+            | Proof::Signature(device, _) => format!("device:{device}"),
             Proof::Password(name) => format!("password:{name}"),
             Proof::AgentToken(agent) => format!("agent:{agent}"),
             Proof::ProxyUser(user) => format!("proxy:{user}"),
@@ -296,7 +317,8 @@ impl Principal {
             Proof::DeviceToken(device)
             | Proof::SharedTokenAndDevice(device)
             | Proof::PasswordAndDevice(_, device)
-            | Proof::SetupCode(device) => Some(device),
+            | Proof::SetupCode(device)
+            | Proof::Signature(device, _) => Some(device),
             _ => None,
         }
     }
@@ -325,6 +347,31 @@ mod tests {
         let asked: ScopeSet = [Scope::Read, Scope::Admin].into_iter().collect();
         assert_eq!(held.narrow(&asked), [Scope::Read].into_iter().collect());
         assert_eq!(held.narrow(&ScopeSet::empty()), ScopeSet::empty());
+    }
+
+    #[test]
+    fn what_two_sets_share_is_all_that_both_allow_and_nothing_more() {
+        // Every pair of sets of up to three scopes.
+        let sets: Vec<ScopeSet> = (0..Scope::ALL.len().pow(3))
+            .map(|n| {
+                let at =
+                    |place: u32| Scope::ALL[n / Scope::ALL.len().pow(place) % Scope::ALL.len()];
+                [at(0), at(1), at(2)].into_iter().collect()
+            })
+            .collect();
+        for a in sets.iter().step_by(7) {
+            for b in sets.iter().step_by(11) {
+                let met = a.meet(b);
+                for scope in Scope::ALL {
+                    let both = a.allows(scope) && b.allows(scope);
+                    assert_eq!(met.allows(scope), both, "{scope}: {a:?} {b:?}");
+                }
+            }
+        }
+        let held: ScopeSet = [Scope::Write, Scope::Approvals].into_iter().collect();
+        let asked: ScopeSet = [Scope::Admin].into_iter().collect();
+        assert_eq!(held.meet(&asked), held);
+        assert_eq!(held.meet(&ScopeSet::empty()), ScopeSet::empty());
     }
 
     #[test]

@@ -13,5 +13,6 @@ mod house; // the tree keeps its own rules: who imports whom, who shares what, w
 mod long; // what holds at full counts: crashes, power cuts, faults, fuzz, soak, sockets
 mod protocol; // the wire, spoken to the real program
 mod sandbox; // what every driver promises
+mod security; // what others were attacked with, tried here; and the list of it
 mod supervision; // what supervision promises, one file per promise; later one file per room
 mod support; // what tests share

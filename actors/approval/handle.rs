@@ -3,7 +3,7 @@
 use super::actor::Approval;
 use super::messages::{
     ApprovalEvent, ApprovalMsg, ApprovalRefusal, ApprovalWiring, Ask, By, Consumed, Decision,
-    Found, PolicyChange,
+    Found, PolicyChange, Resolved,
 };
 use crate::supervision::{
     CallError, Feed, FeedItem, FeedReader, Handle, Policy as Rules, Reply, TreeBuilder,
@@ -11,7 +11,7 @@ use crate::supervision::{
 use portcullis_core::approval::{Grant, NOTE_MAX, Policy, Record, Status, Word, record_json};
 use portcullis_core::audit::Seq;
 use portcullis_core::auth::Principal;
-use portcullis_core::ids::{ApprovalId, Hash32};
+use portcullis_core::ids::{ApprovalId, DeviceId, Hash32};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -70,6 +70,16 @@ impl ApprovalHandle {
     pub async fn get(&self, id: &str) -> Result<Record, ApprovalRefusal> {
         let id = id.to_owned();
         self.ask(|reply| ApprovalMsg::Get(id, reply)).await
+    }
+
+    /// Ends what rests on the word of this device, where that word counts no more: questions, answers that nobody used,
+    /// grants. Answers how many.
+    ///
+    /// # Errors
+    /// [`ApprovalRefusal`].
+    pub async fn end_of(&self, device: &DeviceId) -> Result<usize, ApprovalRefusal> {
+        let device = Some(device.clone());
+        self.ask(|reply| ApprovalMsg::Void(device, reply)).await
     }
 
     /// Waits until a question is no longer undecided, `within` at most; then gives it as it stands.
@@ -149,10 +159,11 @@ impl ApprovalHandle {
         by: &Principal,
         connection: &str,
     ) -> Result<Record, ApprovalRefusal> {
-        self.resolve_with(id, word, None, by, connection).await
+        let resolved = self.resolve_with(id, word, None, by, connection).await?;
+        Ok(resolved.record)
     }
 
-    /// As [`Self::resolve`], with a word for who asked.
+    /// As [`Self::resolve`], with a word for who asked; tells whether this was the first answer.
     ///
     /// # Errors
     /// [`ApprovalRefusal`].
@@ -163,7 +174,7 @@ impl ApprovalHandle {
         note: Option<&str>,
         by: &Principal,
         connection: &str,
-    ) -> Result<Record, ApprovalRefusal> {
+    ) -> Result<Resolved, ApprovalRefusal> {
         let (mut by, id) = (boxed(by, connection), id.to_owned());
         by.note = note
             .map(|n| n.chars().take(NOTE_MAX).collect::<String>())

@@ -15,6 +15,8 @@ mod actor;
 mod config;
 mod handle;
 mod messages;
+#[cfg(test)]
+mod revoked_tests;
 mod rows;
 #[cfg(test)]
 mod tests;
@@ -24,5 +26,5 @@ pub use config::ApprovalConfig;
 pub use handle::ApprovalHandle;
 pub use messages::{
     ApprovalEvent, ApprovalMsg, ApprovalRefusal, ApprovalWiring, Ask, Consumed, Decision, Found,
-    PolicyChange,
+    PolicyChange, Resolved,
 };

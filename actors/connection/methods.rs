@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -12,18 +13,22 @@ use portcullis_core::codes::{self, Code};
 use portcullis_core::ids::DeviceId;
 use portcullis_core::pairing::News as PairingNews;
 use portcullis_core::protocol::frame::ErrorBody;
+use portcullis_core::protocol::method::unknown;
 use portcullis_core::seal::Secret;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::answer::Params;
+use super::messages::Sessions;
+use super::peer::status_keys;
 use crate::act::entry_of;
 use crate::approval::{ApprovalEvent, ApprovalHandle, ApprovalRefusal, PolicyChange};
 use crate::audit::AuditHandle;
 use crate::auth::AuthHandle;
 use crate::clock::Clock;
 use crate::dashboard::DashboardHandle;
+use crate::exec::ExecHandle;
 use crate::nodes::NodesHandle;
 use crate::pairing::PairingHandle;
 use crate::sandbox_pool::SandboxPoolHandle;
@@ -45,6 +50,8 @@ pub struct Methods {
     pub approval: ApprovalHandle,
     /// Records.
     pub audit: AuditHandle,
+    /// Runs.
+    pub exec: ExecHandle,
     /// Boxes.
     pub pool: SandboxPoolHandle,
     /// Node hosts.
@@ -57,6 +64,8 @@ pub struct Methods {
     pub tree: FlagReader<Option<TreeWindow>>,
     /// Devices with a live socket.
     pub connected: FlagReader<BTreeSet<DeviceId>>,
+    /// All connections, once the edge stands.
+    pub sessions: FlagReader<Option<Arc<dyn Sessions>>>,
     /// Where it listens.
     pub listeners: Vec<String>,
     /// The certificate that TLS is spoken with; null where it is not.
@@ -65,6 +74,10 @@ pub struct Methods {
     pub page_url: String,
     /// Ours.
     pub version: &'static str,
+    /// This machine's name.
+    pub host: String,
+    /// This start.
+    pub boot_id: Arc<str>,
     /// The time.
     pub clock: Clock,
     /// When this process began.
@@ -91,7 +104,18 @@ impl Methods {
         let by = about.principal;
         match method {
             "status" => self.status(by).await,
-            "system-presence" => Ok(json!([])),
+            "system-presence" => {
+                params.read::<Nothing>(method)?;
+                Ok(self.presence())
+            }
+            "approval.get" => self.approval_get(params).await,
+            "approval.resolve" => self.approval_resolve(about, params).await,
+            "approval.history" => self.approval_history(params).await,
+            // Nothing here asks such questions: there are none.
+            "plugin.approval.list" | "openclaw.approval.list" => {
+                params.read::<Nothing>(method)?;
+                Ok(json!([]))
+            }
             "config.get" => Ok(self.config.clone()),
             "device.pair.list"
             | "device.pair.approve"
@@ -99,9 +123,9 @@ impl Methods {
             | "device.pair.remove"
             | "device.pair.rename"
             | "device.token.rotate"
-            | "device.token.revoke" => self.devices(by, method, params).await,
+            | "device.token.revoke" => Box::pin(self.devices(about, method, params)).await,
             "node.pair.list" | "node.pair.approve" | "node.pair.reject" | "node.pair.remove"
-            | "node.rename" => self.node_pairing(by, method, params).await,
+            | "node.rename" => Box::pin(self.node_pairing(about, method, params)).await,
             "auth.token.rotate"
             | "auth.password.set"
             | "auth.password.remove"
@@ -220,10 +244,7 @@ impl Methods {
             {
                 super::nodes::call(self, about, method, params).await
             }
-            _ => Err(ErrorBody::of(
-                codes::UNKNOWN_METHOD,
-                format!("unknown method: {method}"),
-            )),
+            _ => Err(unknown(method)),
         }
     }
 
@@ -242,9 +263,9 @@ impl Methods {
         let pool = self.pool.status().await.ok();
         let head = self.audit.head().await.ok();
         let (devices, approvals) = self.pending(by).await;
-        Ok(json!({
-            "runtimeVersion": self.version,
-            "portcullis": {
+        let mut status = status_keys();
+        status["runtimeVersion"] = self.version.into();
+        status["portcullis"] = json!({
                 "version": self.version,
                 "uptimeMs": u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX),
                 "driver": pool.map(|p| json!({ "name": p.driver, "detail": p.why, "boxes": p.boxes.len() })),
@@ -254,8 +275,8 @@ impl Methods {
                 "tls": self.tls.get(),
                 "auditHead": head,
                 "connectedDevices": self.connected.get().len(),
-            },
-        }))
+        });
+        Ok(status)
     }
 
     async fn policy_set(&self, about: About<'_>, params: &Params<'_>) -> Answer {
@@ -271,9 +292,19 @@ impl Methods {
             .await;
         match set.map_err(approval)? {
             PolicyChange::Applied(policy) => Ok(policy.to_json()),
-            PolicyChange::Pending { id, expires_at } => Ok(json!({
-                "status": "approval-pending", "approvalId": id, "expiresAtMs": expires_at,
-            })),
+            // No success: a client that knows of no such question would tell that the document stands.
+            PolicyChange::Pending { id, expires_at } => {
+                let mut details = serde_json::Map::new();
+                details.insert("approvalId".into(), json!(id));
+                details.insert("expiresAtMs".into(), json!(expires_at));
+                Err(ErrorBody::with(
+                    codes::CHANGE_WAITS,
+                    format!(
+                        "nothing is changed yet: it lets more run than before, and waits for another operator's answer to {id}"
+                    ),
+                    details,
+                ))
+            }
         }
     }
 
@@ -386,7 +417,7 @@ impl News {
 /// `None`: some were missed.
 async fn next_of<E: Send + Sync + 'static>(
     feed: &mut Option<FeedReader<E>>,
-) -> Option<std::sync::Arc<Numbered<E>>> {
+) -> Option<Arc<Numbered<E>>> {
     if let Some(reader) = feed {
         match reader.next().await {
             FeedItem::Event(event) => return Some(event),

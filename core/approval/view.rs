@@ -1,9 +1,11 @@
 //! What people and clients see of a question (wire.md 10 and 15). Every string that somebody else wrote goes through
 //! the one sanitiser; nothing is cut.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 
-use super::{Grant, Record, Subject, Word};
+use super::{Grant, Record, Status, Subject, Word};
 use crate::display::{command_line, visible};
 use crate::plan::{EnvValue, ExecPlan, Executable, Held, HostFile, Operand, Target};
 
@@ -38,7 +40,7 @@ pub fn request_json(record: &Record) -> Value {
     let mut value = match &record.subject {
         Subject::Exec(plan) => exec(record, plan),
         Subject::Policy { base, old, new } => json!({
-            "command": "exec.approvals.set",
+            "command": change_line(old, new),
             "systemRunPlan": null,
             "cwd": null,
             "host": null,
@@ -189,6 +191,48 @@ fn executable(executable: &Executable) -> Value {
     }
 }
 
+/// What a change of the document changes, leaf by leaf: for lists that show one line.
+fn change_line(old: &Value, new: &Value) -> String {
+    let mut parts = vec![];
+    changes(old, new, &mut String::new(), &mut parts);
+    format!("exec.approvals.set {}", parts.join("; "))
+}
+
+fn changes(old: &Value, new: &Value, path: &mut String, parts: &mut Vec<String>) {
+    if old == new {
+        return;
+    }
+    let here = path.len();
+    let mut down = |name: &str, old: Option<&Value>, new: Option<&Value>| {
+        path.push_str(name);
+        let none = Value::Null;
+        changes(old.unwrap_or(&none), new.unwrap_or(&none), path, parts);
+        path.truncate(here);
+    };
+    match (old, new) {
+        (Value::Object(was), Value::Object(is)) => {
+            let names: BTreeSet<&String> = was.keys().chain(is.keys()).collect();
+            for name in names {
+                let name_here = if here == 0 {
+                    name.clone()
+                } else {
+                    format!(".{name}")
+                };
+                down(&name_here, was.get(name), is.get(name));
+            }
+        }
+        (Value::Array(was), Value::Array(is)) => {
+            for at in 0..was.len().max(is.len()) {
+                down(&format!("[{at}]"), was.get(at), is.get(at));
+            }
+        }
+        _ => {
+            let line = format!("{path}: {old} -> {new}");
+            parts.push(visible(&line).into_owned());
+        }
+    }
+}
+
 /// A document with every key and text made visible.
 fn clean(value: &Value) -> Value {
     match value {
@@ -203,6 +247,53 @@ fn clean(value: &Value) -> Value {
         other => other.clone(),
     }
 }
+
+/// The snapshot in the answers of `approval.get`, `approval.resolve` and `approval.history` (wire.md 10 and 15). A change of the
+/// document is shown as a command, for a client that knows no such question.
+pub fn snapshot_json(record: &Record) -> Value {
+    let request = request_json(record);
+    let mut value = json!({
+        "id": record.id,
+        "status": match record.status {
+            Status::Used => Status::Allowed.as_str(),
+            status => status.as_str(),
+        },
+        "presentation": {
+            "kind": PRESENTED_KIND,
+            "commandText": request["command"],
+            "commandPreview": null,
+            "warningText": request["warningText"],
+            "host": request["host"],
+            "nodeId": request["nodeId"],
+            "agentId": request["agentId"],
+            "allowedDecisions": request["allowedDecisions"],
+        },
+        "urlPath": "/",
+        "createdAtMs": record.created,
+        "expiresAtMs": record.expires,
+        "source": { "agentId": request["agentId"] },
+    });
+    if let Some(resolution) = &record.resolution {
+        value["resolvedAtMs"] = json!(resolution.at);
+        value["reason"] = match record.status {
+            Status::Expired => "timeout".into(),
+            _ => json!(visible(&resolution.why)),
+        };
+        if let Some(word) = resolution.word {
+            let kind = if resolution.by.starts_with("device:") {
+                "device"
+            } else {
+                "runtime"
+            };
+            value["decision"] = json!(word);
+            value["resolver"] = json!({ "kind": kind, "id": visible(&resolution.by) });
+        }
+    }
+    value
+}
+
+/// Every question of ours is one about a command, or shown as one.
+pub const PRESENTED_KIND: &str = "exec";
 
 impl Record {
     /// The result of `exec.approval.get`: the recorded shape, then everything of [`record_json`].

@@ -50,6 +50,11 @@ pub const METHODS: &[(&str, Access)] = {
         ("exec.approval.waitDecision", Operator(Approvals)),
         ("exec.approval.grants.list", Operator(Approvals)),
         ("exec.approval.grants.revoke", Operator(Approvals)),
+        ("approval.get", Operator(Approvals)),
+        ("approval.resolve", Operator(Approvals)),
+        ("approval.history", Operator(Approvals)),
+        ("plugin.approval.list", Operator(Approvals)),
+        ("openclaw.approval.list", Operator(Approvals)),
         ("exec.run", AgentOrActAs),
         ("exec.cancel", AgentOrActAs),
         ("node.list", Operator(Read)),
@@ -116,8 +121,8 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     METHODS.iter().map(|(name, _)| *name)
 }
 
-/// May this principal call this method? Role before scope before params; to an operator an unknown method counts as
-/// admin, so that its existence is not told (wire.md section 3).
+/// May this principal call this method? Role before scope before params. A method that does not exist is called so to
+/// everybody who got in: `hello-ok` lists the others. Whether an *object* exists is told to those only who may read it.
 ///
 /// # Errors
 /// The error to answer with.
@@ -146,20 +151,13 @@ pub fn admit(principal: &Principal, method: &str) -> Result<(), ErrorBody> {
             }
             need(principal, scope)
         }
-        None => {
-            // Node hosts match this text.
-            if principal.role == Role::Agent {
-                return Err(wrong_role(principal.role));
-            }
-            if principal.role == Role::Operator {
-                need(principal, Scope::Admin)?;
-            }
-            Err(ErrorBody::of(
-                codes::UNKNOWN_METHOD,
-                format!("unknown method: {method}"),
-            ))
-        }
+        None => Err(unknown(method)),
     }
+}
+
+/// The exact text: clients match on it to leave out what a gateway does not have.
+pub fn unknown(method: &str) -> ErrorBody {
+    ErrorBody::of(codes::UNKNOWN_METHOD, format!("unknown method: {method}"))
 }
 
 fn wrong_role(role: Role) -> ErrorBody {
@@ -224,18 +222,20 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_method_does_not_tell_that_it_is_unknown() {
-        let reader = principal(Role::Operator, &[Scope::Read]);
-        let error = admit(&reader, "no.such").unwrap_err();
+    fn an_unknown_method_is_named_so_to_every_role_and_a_known_one_still_needs_its_scope() {
+        for role in [Role::Operator, Role::Node, Role::Agent] {
+            for scopes in [&[][..], &[Scope::Read], &[Scope::Admin]] {
+                let error = admit(&principal(role, scopes), "no.such").unwrap_err();
+                assert_eq!(
+                    (error.code.as_str(), error.message.as_str()),
+                    ("INVALID_REQUEST", "unknown method: no.such")
+                );
+            }
+        }
+        let error = admit(&principal(Role::Operator, &[Scope::Read]), "vault.list").unwrap_err();
         assert_eq!(
             (error.code.as_str(), error.message.as_str()),
             ("FORBIDDEN", "missing scope: operator.admin")
-        );
-        let admin = principal(Role::Operator, &[Scope::Admin]);
-        let error = admit(&admin, "no.such").unwrap_err();
-        assert_eq!(
-            (error.code.as_str(), error.message.as_str()),
-            ("INVALID_REQUEST", "unknown method: no.such")
         );
     }
 }

@@ -19,12 +19,12 @@ use crate::show::value::{field, list, number};
 ///
 /// # Errors
 /// [`Failure`].
-pub async fn run(state: &Path, what: &Approvals, out: Out) -> Result<u8, Failure> {
+pub async fn run(door: &Path, what: &Approvals, out: Out) -> Result<u8, Failure> {
     let scope = match what {
         Approvals::Policy { .. } => Scope::Admin,
         _ => Scope::Approvals,
     };
-    let mut client = Client::connect(state, &[scope], &[]).await?;
+    let mut client = Client::connect(door, &[scope], &[]).await?;
     match what {
         Approvals::List => {
             let pending = client.call("exec.approval.list", json!({})).await?;
@@ -52,6 +52,7 @@ pub async fn run(state: &Path, what: &Approvals, out: Out) -> Result<u8, Failure
         Approvals::Policy { set: Some(file) } => {
             let now = client.call("exec.approvals.get", json!({})).await?;
             let params = json!({ "file": read(file)?, "baseHash": field(&now, "hash") });
+            // One that frees something is refused with CHANGE_WAITS, which says who answers it and how.
             let document = client.call("exec.approvals.set", params).await?;
             out.both(&document, || pretty(&document))?;
         }

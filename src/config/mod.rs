@@ -33,6 +33,7 @@ use portcullis_actors::exec::ExecConfig;
 use portcullis_actors::nodes::NodesConfig;
 use portcullis_actors::pairing::PairingConfig;
 use portcullis_actors::sandbox_pool::SandboxPoolConfig;
+use portcullis_actors::signing::SigningConfig;
 use portcullis_actors::supervision::Intensity;
 use portcullis_actors::vault::VaultConfig;
 use portcullis_core::codes::{self, Code};
@@ -74,6 +75,8 @@ sections! {
     vault: VaultConfig,
     /// Devices that ask to connect.
     pairing: PairingConfig,
+    /// Signed requests.
+    signing: SigningConfig,
     /// Who is let in.
     auth: AuthConfig,
     /// One socket.
@@ -113,11 +116,21 @@ impl Loaded {
             let names: Vec<&str> = leaf.key.split('.').collect();
             put(&mut tree, &names, &leaf.value);
         }
+        // The peer's clients look for an agent among `agents.entries`.
+        if let Some(agents) = tree.get_mut("agents").and_then(|a| a.as_object_mut()) {
+            let named = agents.iter().filter(|(name, _)| *name != "*");
+            let entries: serde_json::Map<_, _> = named
+                .map(|(name, agent)| (name.clone(), agent.clone()))
+                .collect();
+            agents.insert("entries".into(), entries.into());
+        }
         let config = serde_json::Value::from(tree);
         let hash = portcullis_core::ids::Hash32::of(config.to_string().as_bytes()).to_string();
         serde_json::json!({
-            "path": "config.toml", "exists": true, "valid": true, "raw": null,
-            "parsed": config, "config": config, "hash": hash, "issues": [], "warnings": [], "legacyIssues": [],
+            "path": "config.toml", "includedPaths": [], "includeProvenance": [], "agentRosterIncludeOwned": false,
+            "bindingsIncludeOwned": false, "exists": true, "valid": true, "raw": null, "parsed": config,
+            "sourceConfig": config, "resolved": config, "runtimeConfig": config, "config": config, "hash": hash,
+            "configRevisionHash": hash, "appliedConfigHash": hash, "issues": [], "warnings": [], "legacyIssues": [],
         })
     }
 }
@@ -270,6 +283,13 @@ fn rules(config: &Config, layers: &mut Layers) {
             &format!("{host:?} is neither a DNS name (one beyond ASCII in its xn-- form), nor an IPv4 address, nor an IPv6 address in brackets; a port does not belong to it"),
         );
     }
+    let socket = &gateway.local.socket;
+    if !socket.as_os_str().is_empty() && !socket.is_absolute() {
+        layers.reject(
+            "gateway.local.socket",
+            "an absolute path, such as \"/run/portcullis/control.sock\"",
+        );
+    }
     if !(COST_FLOOR..=COST_CEILING).contains(&gateway.auth.bcrypt_cost) {
         layers.reject("gateway.auth.bcrypt_cost", "the cost is 10 to 14");
     }
@@ -317,6 +337,7 @@ fn rules(config: &Config, layers: &mut Layers) {
         ),
         ("pairing.pending_max", config.pairing.pending_max == 0),
         ("pairing.devices_max", config.pairing.devices_max == 0),
+        ("signing.nonces_per_key", config.signing.nonces_per_key == 0),
         (
             "pairing.pending_per_address",
             config.pairing.pending_per_address == 0,

@@ -77,7 +77,7 @@ fn the_unmodified_npm_client_connects_pairs_and_calls_health() {
     // It asks for methods that we do not have, and lives with the answer.
     assert_eq!(
         node.says("sessions")["refused"],
-        "missing scope: operator.admin"
+        "unknown method: sessions.list"
     );
     assert_eq!(node.says("end")["here"], true);
     let token = device_token(&gateway).expect("it keeps the device token");

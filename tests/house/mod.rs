@@ -122,3 +122,12 @@ pub fn found(findings: &[String], word: &str) {
         "{word:?} is not among the findings {findings:?}"
     );
 }
+
+/// The name of every test in the tree.
+pub fn all_tests() -> std::collections::BTreeSet<String> {
+    tree()
+        .iter()
+        .filter(|source| source.is_rust())
+        .flat_map(|source| promises::tests(&source.text))
+        .collect()
+}

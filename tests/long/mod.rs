@@ -1,5 +1,6 @@
 //! What must hold however often it happens. Few times in an ordinary run, at full count with `cargo xtask long`.
 
+mod abuse;
 mod disk;
 mod faults;
 mod fuzz;

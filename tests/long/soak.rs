@@ -23,15 +23,15 @@ const SLOPE_MAX: f64 = 4.0 * 1024.0 * 1024.0;
 
 /// What the kernel says of the daemon.
 #[derive(Debug, Clone, Copy)]
-struct Sample {
+pub(super) struct Sample {
     at: Duration,
-    resident: u64,
-    descriptors: usize,
+    pub(super) resident: u64,
+    pub(super) descriptors: usize,
     threads: u64,
 }
 
 impl Sample {
-    fn take(pid: u32, began: Instant) -> Self {
+    pub(super) fn take(pid: u32, began: Instant) -> Self {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let number = |name: &str| -> u64 {
             let line = status.lines().find_map(|line| line.strip_prefix(name));
@@ -186,7 +186,7 @@ async fn under_a_steady_load_memory_descriptors_and_threads_stay_flat() {
 }
 
 /// As many descriptors as the system gives.
-fn raise_descriptors(needed: u64) -> bool {
+pub(super) fn raise_descriptors(needed: u64) -> bool {
     let now = getrlimit(Resource::Nofile);
     if now.current.is_none_or(|current| current >= needed) {
         return true;

@@ -196,14 +196,22 @@ async fn a_document_that_frees_something_waits_for_another_connection_and_a_stal
     }
     let free = json!({"version": 1, "agents": {"demo": {"security": "full", "ask": "off"}}});
     let set = json!({"file": free, "baseHash": before["hash"]});
-    let pending = sets.get("exec.approvals.set", set.clone()).await;
-    assert_eq!(pending["status"], "approval-pending", "{pending}");
+    let waits = sets.refused("exec.approvals.set", set.clone()).await;
+    assert_eq!(
+        (&waits["code"], &waits["details"]["code"]),
+        (&json!("FORBIDDEN"), &json!("CHANGE_WAITS"))
+    );
+    let pending = waits["details"].clone();
     assert_eq!(
         sets.get("exec.approvals.get", json!({})).await["hash"],
         before["hash"]
     );
     let told = next(&mut answers).await;
     assert_eq!(told["payload"]["approvalKind"], "policy");
+    assert_eq!(
+        told["payload"]["request"]["command"],
+        r#"exec.approvals.set agents.demo: null -> {"allowlist":[],"ask":"off","security":"full"}"#
+    );
     let new = &told["payload"]["request"]["change"]["new"]["agents"]["demo"];
     assert_eq!(
         (&new["security"], &new["ask"]),
@@ -240,5 +248,9 @@ async fn a_document_that_frees_something_waits_for_another_connection_and_a_stal
     sets.get("exec.approval.grants.list", json!({})).await;
     sets.refused("exec.approval.grants.revoke", json!({"grantId": "none"}))
         .await;
-    assert_eq!(sets.get("system-presence", json!({})).await, json!([]));
+    let present = sets.get("system-presence", json!({})).await;
+    assert_eq!(
+        (&present[0]["mode"], &present[0]["reason"]),
+        (&json!("gateway"), &json!("self"))
+    );
 }

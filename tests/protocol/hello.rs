@@ -30,7 +30,10 @@ async fn hello_ok_has_what_clients_read() {
             .unwrap()
             .contains(&json!("tick"))
     );
-    assert_eq!(hello["features"]["capabilities"], json!([]));
+    assert_eq!(
+        hello["features"]["capabilities"],
+        json!(["frame-signing-v1", "request-signing-v1"])
+    );
     assert_eq!(
         hello["auth"],
         json!({"method": "token", "role": "operator", "scopes": ["operator.read"]})
@@ -39,7 +42,10 @@ async fn hello_ok_has_what_clients_read() {
         hello["policy"],
         json!({"maxPayload": 26_214_400, "maxBufferedBytes": 52_428_800, "tickIntervalMs": 30_000})
     );
-    assert_eq!(hello["snapshot"]["presence"], json!([]));
+    // Who is present is for who may read it.
+    assert_eq!(hello["snapshot"]["presence"][0]["mode"], "gateway");
+    let (_client, strange) = join(&gateway, &Connect::token().scopes(&["operator.pairing"])).await;
+    assert_eq!(strange["snapshot"]["presence"], json!([]));
     assert_eq!(
         hello["snapshot"]["stateVersion"],
         json!({"presence": 0, "health": 0})
@@ -71,21 +77,27 @@ async fn health_is_answered_to_a_connection_without_any_scope() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unknown_method_is_told_to_admins_only() {
+async fn an_unknown_method_is_named_so_to_whoever_got_in() {
     let gateway = Gateway::start();
+    let device = Device::new();
+    let (node, _) = join(&gateway, &Connect::token().role("node").device(&device)).await;
+    for mut client in [
+        by_token(&gateway, &[]).await,
+        by_token(&gateway, &["operator.read"]).await,
+        admin(&gateway).await,
+        node,
+    ] {
+        let error = client.refused("no.such", json!({})).await;
+        assert_eq!(
+            (&error["code"], &error["message"]),
+            (&json!("INVALID_REQUEST"), &json!("unknown method: no.such"))
+        );
+    }
+    // What exists but is not for this client is told by its scope only, whether its object exists or not.
     let mut reader = by_token(&gateway, &["operator.read"]).await;
-    let error = reader.refused("no.such", json!({})).await;
-    assert_eq!(
-        (&error["code"], &error["message"]),
-        (&json!("FORBIDDEN"), &json!("missing scope: operator.admin"))
-    );
-
-    let mut admin = admin(&gateway).await;
-    let error = admin.refused("no.such", json!({})).await;
-    assert_eq!(
-        (&error["code"], &error["message"]),
-        (&json!("INVALID_REQUEST"), &json!("unknown method: no.such"))
-    );
+    let id = json!({ "id": "none" });
+    let error = reader.refused("approval.get", id).await;
+    assert_eq!(error["message"], "missing scope: operator.approvals");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -114,10 +126,9 @@ async fn the_token_alone_never_gives_more_than_the_configured_scopes() {
         "operator.pairing",
     ];
     let (mut client, hello) = join(&gateway, &Connect::token().scopes(&asked)).await;
-    assert_eq!(
-        hello["auth"]["scopes"],
-        json!(["operator.read", "operator.pairing"])
-    );
+    // What the configuration gives; admin is not among it, nor acting for an agent.
+    let given = ["read", "write", "approvals", "pairing"].map(|s| format!("operator.{s}"));
+    assert_eq!(hello["auth"]["scopes"], json!(given));
     let error = client.refused("vault.list", json!({})).await;
     assert_eq!(error["message"], "missing scope: operator.admin");
     assert!(hello["auth"].get("deviceToken").is_none());
@@ -171,6 +182,7 @@ async fn a_node_calls_no_operators_method_and_is_closed_after_ten_tries() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_on_the_control_socket_comes_in_by_its_uid() {
     let gateway = Gateway::start();
+    gateway.vault_is_open();
     let mut client = Client::control(&gateway.state()).await;
     let hello = client
         .hello(&Connect::bare().scopes(&["operator.admin"]))

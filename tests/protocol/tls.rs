@@ -42,7 +42,7 @@ fn ask(stream: &mut Tls) -> String {
 }
 
 fn shown(gateway: &Gateway) -> serde_json::Value {
-    gateway.json(&["status", "--json"])["portcullis"]["tls"].clone()
+    gateway.json(&["status"])["portcullis"]["tls"].clone()
 }
 
 fn pin(gateway: &Gateway) -> Pin {

@@ -126,7 +126,7 @@ pub fn ended(mut command: Command) -> Output {
             scope.spawn(|| read(&mut out)),
             scope.spawn(|| read(&mut err)),
         );
-        let end = Instant::now() + Duration::from_mins(2);
+        let end = Instant::now() + Duration::from_mins(8);
         while child.try_wait().unwrap().is_none() {
             if Instant::now() > end {
                 child.kill().unwrap();

@@ -1,0 +1,8 @@
+//! What others were attacked with, tried on the real gateway over real sockets; and the list of all of it, each with its
+//! test or the reason why it cannot be tried here.
+
+mod advisories; // the list itself: complete, and naming tests that exist
+mod borrowed; // what a client says of itself, its headers, its neighbours: none of it gives anything
+mod lifetimes; // credentials that end, are rotated, are asked for again
+mod matrix; // door x role x scopes x method, against the one table
+mod sizes; // what is too much

@@ -1,0 +1,113 @@
+//! What is too much: bodies, values, trees; before and after somebody is known.
+
+use std::io::{Read as _, Write as _};
+
+use serde_json::json;
+
+use crate::support::gateway::Gateway;
+use crate::support::ws::{Client, admin};
+
+#[test]
+fn a_body_is_not_read_from_who_has_no_session_and_a_login_no_further_than_a_form() {
+    let gateway = Gateway::start();
+    let own = format!("http://localhost:{}", gateway.port());
+    for (path, length) in [
+        ("/approvals", 1 << 30),
+        ("/devices", 1 << 30),
+        ("/login", 1 << 30),
+    ] {
+        let mut socket = gateway.socket();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: localhost:{}\r\nOrigin: {own}\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: {length}\r\n\r\n",
+            gateway.port()
+        );
+        socket.write_all(head.as_bytes()).unwrap();
+        let chunk = vec![b'a'; 64 * 1024];
+        let mut sent = 0_usize;
+        // It answers, or closes, long before a gigabyte.
+        while sent < 64 << 20 && socket.write_all(&chunk).is_ok() {
+            sent += chunk.len();
+        }
+        assert!(sent < 64 << 20, "{path}: {sent} bytes were taken");
+        let mut answer = vec![];
+        // Closed under our writing: there may be nothing to read.
+        let _ = socket.read_to_end(&mut answer);
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(!answer.starts_with("HTTP/1.1 200"), "{path}: {answer}");
+    }
+    let alive =
+        gateway.http("GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    assert!(alive.starts_with("HTTP/1.1 200"), "{alive}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_that_decodes_to_too_much_is_refused_and_not_kept() {
+    let gateway = Gateway::start();
+    gateway.vault_is_open();
+    let mut client = admin(&gateway).await;
+    // 12 MiB of base64 for a value of 64 KiB.
+    let value = "QUFB".repeat(3 << 20);
+    let error = client
+        .refused("vault.set", json!({ "name": "BIG", "valueBase64": value }))
+        .await;
+    assert_eq!(error["details"]["code"], "VAULT_VALUE_INVALID", "{error}");
+    for wrong in ["QQ=", "QQ==\n", "Q Q=", "-_8=", "QR=="] {
+        let params = json!({ "name": "ODD", "valueBase64": wrong });
+        let error = client.refused("vault.set", params).await;
+        assert_eq!(error["code"], "INVALID_REQUEST", "{wrong:?}: {error}");
+    }
+    let list = client.get("vault.list", json!({})).await;
+    assert_eq!(list["entries"], json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn params_that_are_deep_or_endless_cost_their_sender_only() {
+    let gateway = Gateway::start();
+    let (mut attacker, mut other) = (admin(&gateway).await, admin(&gateway).await);
+    for params in [
+        format!("{}{}", "[".repeat(100_000), "]".repeat(100_000)),
+        format!("{}1{}", r#"{"a":"#.repeat(50_000), "}".repeat(50_000)),
+        format!("[{}0]", "0,".repeat(2_000_000)),
+        format!(r#"{{"limit":1{}}}"#, "0".repeat(100_000)),
+        r#"{"limit":1,"limit":2}"#.to_owned(),
+        r#"{"limit":1e400}"#.to_owned(),
+    ] {
+        let frame = format!(r#"{{"type":"req","id":"x","method":"audit.tail","params":{params}}}"#);
+        attacker.text(frame).await;
+        // Answered with an error, or passed over as no JSON; never with a record.
+        let health = attacker.call("health", json!({})).await;
+        assert_eq!(health["ok"], true, "{health}");
+        assert_eq!(
+            other.get("audit.tail", json!({ "limit": 1 })).await["records"]
+                .as_array()
+                .unwrap()
+                .len(),
+            1
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connect_of_many_words_is_refused_before_anything_is_kept() {
+    let gateway = Gateway::start();
+    for (key, value) in [
+        ("scopes", json!(vec!["operator.read"; 2_000])),
+        ("caps", json!(vec!["x"; 20_000])),
+        ("commands", json!(vec!["system.run"; 5_000])),
+        ("locale", json!("x".repeat(40_000))),
+        ("userAgent", json!("x".repeat(40_000))),
+    ] {
+        let mut client = Client::dial(&gateway).await;
+        let connect = crate::support::ws::Connect::bare();
+        let mut params = connect.params(&client.nonce, client.ts);
+        params[key] = value;
+        // Refused, or over the 64 KiB of a stranger and closed unread.
+        let answer = client.try_call("connect", params).await;
+        assert!(answer.is_none_or(|answer| answer["ok"] == false), "{key}");
+        client.closed().await;
+    }
+    assert_eq!(
+        gateway.json(&["devices", "list"]),
+        json!({ "pending": [], "paired": [] })
+    );
+}
