@@ -130,10 +130,17 @@ fn another_identity_opens_nothing() {
     gateway.vault_is_open();
     assert_eq!(gateway.feed(&["vault", "set", "KEY"], b"value"), 0);
     gateway.stop();
+    let kept = std::fs::read(gateway.identity()).unwrap();
     std::fs::remove_file(gateway.identity()).unwrap();
+    let text = refused(&gateway, "IDENTITY_MISMATCH", 4);
+    assert!(text.contains("--identity"), "{text}");
+    // The right one back in its place: nothing was lost by the try.
+    std::fs::write(gateway.identity(), kept).unwrap();
+    mode(&gateway.identity(), 0o600);
     gateway.launch();
-    let output = gateway.cli(&["vault", "list"]);
-    assert!(!output.status.success(), "{output:?}");
+    gateway.vault_is_open();
+    let listed = gateway.json(&["vault", "list"]);
+    assert_eq!(listed["entries"][0]["name"], "KEY", "{listed}");
 }
 
 #[test]
