@@ -63,7 +63,7 @@ async fn the_token_may_stand_in_the_upgrades_header_and_never_in_the_url() {
 /// One text frame under a mask of zeros (RFC 6455 5.2).
 fn masked(text: &str) -> Vec<u8> {
     let length = u16::try_from(text.len()).unwrap();
-    let mut frame = vec![0x81, 0x80 | 126];
+    let mut frame = vec![0x81, 0x80 | 0x7e];
     frame.extend(length.to_be_bytes());
     frame.extend([0; 4]);
     frame.extend(text.as_bytes());
