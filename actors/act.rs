@@ -38,6 +38,7 @@ impl ActError {
         match self {
             Self::CannotRecord(AuditError::DiskFull) => "DISK_FULL",
             Self::CannotRecord(AuditError::Overloaded) => "OVERLOADED",
+            Self::CannotRecord(AuditError::Ended) => "SESSION_ENDED",
             Self::CannotRecord(_) => "CANNOT_RECORD",
             Self::Refused(error) | Self::Uncertain(error) => error.code(),
             Self::Stale => "ROOM_DOWN",
@@ -100,9 +101,14 @@ pub async fn store_with(
 
 /// The start of a record about what somebody does.
 pub fn entry_of(principal: &Principal) -> Entry {
-    Entry {
+    let entry = Entry {
         principal: Some(principal.name()),
         door: Some(principal.door.as_str().to_owned()),
         ..Entry::default()
+    };
+    // The log takes it only as long as this generation lives.
+    match principal.device() {
+        Some(_) => entry.under(principal.generation),
+        None => entry,
     }
 }

@@ -214,6 +214,8 @@ pub enum Door {
     AgentSock,
     /// The page.
     Page,
+    /// Signed requests over HTTP.
+    Http,
 }
 
 impl Door {
@@ -224,6 +226,7 @@ impl Door {
             Self::Control => "control.sock",
             Self::AgentSock => "agent.sock",
             Self::Page => "page",
+            Self::Http => "http",
         }
     }
 }
@@ -251,6 +254,8 @@ pub enum Proof {
     ProxyUser(String),
     /// A setup code, used by this device.
     SetupCode(DeviceId),
+    /// A request that was signed with this device's key of that id.
+    Signature(DeviceId, String),
 }
 
 impl Proof {
@@ -265,6 +270,7 @@ impl Proof {
             Self::AgentToken(_) => "agent-token",
             Self::ProxyUser(_) => "trusted-proxy",
             Self::SetupCode(_) => "bootstrap-token",
+            Self::Signature(..) => "signature",
         }
     }
 }
@@ -295,7 +301,8 @@ impl Principal {
             Proof::DeviceToken(device)
             | Proof::SharedTokenAndDevice(device)
             | Proof::PasswordAndDevice(_, device)
-            | Proof::SetupCode(device) => format!("device:{device}"),
+            | Proof::SetupCode(device)
+            | Proof::Signature(device, _) => format!("device:{device}"),
             Proof::Password(name) => format!("password:{name}"),
             Proof::AgentToken(agent) => format!("agent:{agent}"),
             Proof::ProxyUser(user) => format!("proxy:{user}"),
@@ -310,7 +317,8 @@ impl Principal {
             Proof::DeviceToken(device)
             | Proof::SharedTokenAndDevice(device)
             | Proof::PasswordAndDevice(_, device)
-            | Proof::SetupCode(device) => Some(device),
+            | Proof::SetupCode(device)
+            | Proof::Signature(device, _) => Some(device),
             _ => None,
         }
     }

@@ -58,6 +58,11 @@ codes! {
     WRONG_ROLE, "INVALID_REQUEST", false, 4, "connect with the role that the method is for";
     TOO_MANY_IN_FLIGHT, "UNAVAILABLE", true, 1, "wait for answers: a connection may have 32 requests under way";
     DUPLICATE_ID, "INVALID_REQUEST", false, 2, "use a new id for each request under way on a connection";
+    SIGNATURE_REQUIRED, "FORBIDDEN", false, 4, "sign the request: SECURITY.md has the profile, and a device gets its key with its hello";
+    SIGNATURE_INVALID, "FORBIDDEN", false, 4, "sign exactly what is sent, with the key of a device that is still paired";
+    SIGNATURE_STALE, "FORBIDDEN", true, 1, "set the clock right and sign the request anew";
+    SIGNATURE_REPLAYED, "FORBIDDEN", false, 5, "it was taken already: a new request needs a new nonce";
+    NEEDS_SOCKET, "INVALID_REQUEST", false, 2, "ask for it on a WebSocket connection: it streams, or waits for a person";
     SESSION_ENDED, "UNAVAILABLE", false, 4, "the credential of this connection was changed or revoked: connect again";
     AGENT_REQUIRED, "INVALID_REQUEST", false, 2, "name the agent: `--agent NAME`";
     AGENT_NOT_ALLOWED, "FORBIDDEN", false, 4, "an operator acts for an agent only with the scope operator.act_as";
@@ -80,6 +85,7 @@ codes! {
     MISSING_RUN_ID, "INVALID_REQUEST", false, 2, "send the approval's id as runId";
     UNKNOWN_APPROVAL_ID, "INVALID_REQUEST", false, 3, "ask first with exec.approval.request, and wait for the answer";
     APPROVAL_REQUIRED, "INVALID_REQUEST", false, 5, "ask first with exec.approval.request; each answer is good once";
+    APPROVAL_PLAN_REQUIRED, "INVALID_REQUEST", false, 5, "the node must offer system.run.prepare, approved by a person: without a plan nobody knows what would run";
     APPROVAL_NODE_MISMATCH, "INVALID_REQUEST", false, 5, "this approval is for another node";
     APPROVAL_NODE_BINDING_MISSING, "INVALID_REQUEST", false, 5, "this approval is for no node";
     APPROVAL_DEVICE_MISMATCH, "INVALID_REQUEST", false, 4, "the device that asked uses the answer";

@@ -18,6 +18,7 @@ pub mod plan;
 pub mod policy;
 pub mod protocol;
 pub mod seal;
+pub mod signing;
 pub mod time;
 pub mod token;
 pub mod vault;

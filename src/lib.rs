@@ -5,6 +5,8 @@
 pub mod cli;
 pub mod config;
 pub mod dashboard;
+#[doc(hidden)]
+pub mod echo;
 pub mod edge;
 pub mod gateway;
 pub mod identity;

@@ -11,12 +11,13 @@ use portcullis_actors::approval::{ApprovalHandle, ApprovalWiring};
 use portcullis_actors::audit::{AuditHandle, AuditWiring};
 use portcullis_actors::auth::{AuthHandle, AuthWiring, SharedSecret};
 use portcullis_actors::clock::Clock;
-use portcullis_actors::connection::{ConnectionWiring, Methods};
+use portcullis_actors::connection::{ConnectionWiring, Methods, Sessions};
 use portcullis_actors::dashboard::{Dashboard, DashboardHandle};
 use portcullis_actors::exec::{AgentLimits, ExecHandle, ExecWiring};
 use portcullis_actors::nodes::{NodesHandle, NodesWiring};
 use portcullis_actors::pairing::{PairingHandle, PairingWiring};
 use portcullis_actors::sandbox_pool::{SandboxPool, SandboxPoolHandle, SandboxPoolWiring};
+use portcullis_actors::signing::{SigningHandle, SigningWiring};
 use portcullis_actors::store::Store;
 use portcullis_actors::supervision::{Feed, Flag, OnFatal, Policy, TreeBuilder, TreeWindow};
 use portcullis_actors::vault::{VaultHandle, VaultWiring};
@@ -30,7 +31,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::config::Config;
-use crate::edge::{Doors, Edge, EdgeWiring, Http};
+use crate::edge::{Doors, Edge, EdgeHandle, EdgeWiring, Http, Rpc};
 use crate::methods::Site;
 
 /// Start order, bottom first. `store` is a handle over its own threads; `connection` lives under `edge`.
@@ -39,6 +40,7 @@ pub const ORDER: &[&str] = &[
     "audit",
     "vault",
     "pairing",
+    "signing",
     "auth",
     "sandbox_pool",
     "nodes",
@@ -118,6 +120,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
     let version = env!("CARGO_PKG_VERSION");
     let window: Flag<Option<TreeWindow>> = Flag::new(None);
     let site: Flag<Option<Site>> = Flag::new(None);
+    let sessions: Flag<Option<Arc<dyn Sessions>>> = Flag::new(None);
     let connected = Arc::new(Flag::new(BTreeSet::new()));
     let mut tree = TreeBuilder::new(config.supervision, on_fatal);
 
@@ -150,6 +153,17 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             audit: audit.clone(),
             clock: clock.clone(),
             news: Feed::new(),
+        },
+    );
+    let signing = SigningHandle::add(
+        &mut tree,
+        SigningWiring {
+            config: config.signing,
+            store: store.clone(),
+            audit: audit.clone(),
+            vault: vault.clone(),
+            pairing: pairing.clone(),
+            clock: clock.clone(),
         },
     );
     let auth_news = Feed::new();
@@ -204,6 +218,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             agents,
             store,
             audit: audit.clone(),
+            pairing: pairing.clone(),
             sealer,
             clock: clock.clone(),
             feed: Feed::new(),
@@ -231,6 +246,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             cell: ground.cell_file,
             approval: approval.clone(),
             pool: pool.clone(),
+            nodes: nodes.clone(),
             audit: audit.clone(),
             clock: clock.clone(),
             since: Arc::new(Flag::new(None)),
@@ -245,6 +261,8 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
         vault,
         approval,
         audit,
+        exec: exec.clone(),
+        sessions: sessions.reader(),
         pool: pool.clone(),
         nodes,
         dashboard: dashboard.clone(),
@@ -267,7 +285,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
         began: ground.began,
     });
     // Its capacity is the newcomers that wait to be entered.
-    tree.room::<Edge>(
+    let edge = tree.room::<Edge>(
         Policy::new(1024),
         EdgeWiring {
             doors,
@@ -276,6 +294,11 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
                 hosts: Arc::new(config.dashboard.hosts.clone()),
                 tree: window.reader(),
                 site: site.reader(),
+                rpc: Some(Rpc {
+                    signing: signing.clone(),
+                    methods: methods.clone(),
+                    clock: clock.clone(),
+                }),
             },
             limits: config.gateway.limits.clone(),
             local: config.gateway.local.clone(),
@@ -283,6 +306,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
                 key: 0,
                 config: config.connection,
                 auth,
+                signing,
                 methods: methods.clone(),
                 exec,
                 news: tokio::sync::mpsc::channel(1).0,
@@ -296,6 +320,8 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             connected,
         },
     );
+    let edge: Arc<dyn Sessions> = Arc::new(EdgeHandle::new(edge));
+    sessions.set(Some(edge));
     Planted {
         tree,
         window,

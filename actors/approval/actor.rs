@@ -6,16 +6,20 @@ use super::messages::{
 };
 use super::rows::{self, Revisions, drops, key, ops};
 use crate::act::{ActError, act, entry_of, store_with};
+use crate::pairing::News as PairingNews;
 use crate::store::Revision;
-use crate::supervision::{Crash, Ctx, Reply, Room, Snapshot, TaskHandle};
+use crate::supervision::{Crash, Ctx, FeedItem, Reply, Room, Snapshot, TaskHandle};
 use portcullis_core::approval::{
-    Asked, Machine, PolicySet, Put, Record, Refusal, Requester, Status, Step, Subject, Word,
+    Asked, Credential, Machine, PolicySet, Put, Record, Refusal, Requester, Status, Step, Subject,
+    Word,
 };
 use portcullis_core::audit::{Entry, Seq};
 use portcullis_core::codes;
-use portcullis_core::ids::{ApprovalId, Hash32};
+use portcullis_core::ids::{ApprovalId, DeviceId, Hash32};
+use portcullis_core::plan::ExecPlan;
 use portcullis_core::time::Millis;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,6 +44,8 @@ impl Room for Approval {
     type Wiring = ApprovalWiring;
 
     async fn start(wiring: &ApprovalWiring, ctx: Ctx<Self>) -> Result<Self, Crash> {
+        // Before the rows: what ends from now on is heard.
+        listen(wiring, &ctx);
         let kept = rows::read(wiring).await?;
         let mut room = Self {
             wiring: wiring.clone(),
@@ -56,6 +62,8 @@ impl Room for Approval {
                 .await
                 .map_err(Crash::new)?;
         }
+        // What ended with a credential while nobody was here, a crash in between among it.
+        room.void(None).await.map_err(Crash::new)?;
         room.arm();
         Ok(room)
     }
@@ -85,6 +93,11 @@ impl Room for Approval {
                 self.set_policy(*by, document, base.as_deref(), reply)
                     .await?;
             }
+            ApprovalMsg::Void(device, reply) => {
+                let ended = self.void(device.as_ref()).await;
+                answer(reply, ended)?;
+            }
+            ApprovalMsg::LookAgain(device) => self.look_again(device.as_ref()).await?,
             ApprovalMsg::Expire => {}
         }
         self.arm();
@@ -113,6 +126,9 @@ impl Approval {
             return Ok(());
         }
         let requester = Requester::new(&ask.requester, &ask.connection);
+        if let Err(error) = self.check_grants(&ask.plan).await {
+            return answer(reply, Err(error));
+        }
         let now = self.now();
         let asked_before = ask
             .idempotency_key
@@ -149,6 +165,15 @@ impl Approval {
             Err(refusal) => Err(refusal.into()),
         };
         answer(reply, result)
+    }
+
+    /// A standing word lets a plan run only while who gave it is who it was.
+    async fn check_grants(&mut self, plan: &ExecPlan) -> Result<(), ApprovalRefusal> {
+        let under = self.machine.granted_under(plan);
+        for credential in self.dead(under).await? {
+            self.void(Some(&credential.device)).await?;
+        }
+        Ok(())
     }
 
     /// An id of ours that no other begins with, also none that a requester chose.
@@ -202,6 +227,16 @@ impl Approval {
         intent: Seq,
     ) -> Result<Consumed, ApprovalRefusal> {
         let step = self.machine.consume(id, hash, intent.0, self.now())?;
+        // Who asked and who answered must both still be who they were: revoked since is no.
+        let under = self
+            .machine
+            .get(id.as_str())?
+            .credentials()
+            .cloned()
+            .collect();
+        if !self.dead(under).await?.is_empty() {
+            return Err(Refusal::Cancelled("revoked".to_owned()).into());
+        }
         let resolution = self.machine.get(id.as_str())?.resolution.clone();
         // A row under an intent that the log does not hold would stop the next start.
         let head = self
@@ -370,6 +405,59 @@ impl Approval {
         }
     }
 
+    /// Which of these have ended.
+    async fn dead(
+        &self,
+        credentials: BTreeSet<Credential>,
+    ) -> Result<BTreeSet<Credential>, ApprovalRefusal> {
+        let _waiting = self.ctx.waiting();
+        let mut dead = BTreeSet::new();
+        for credential in credentials {
+            let pairing = &self.wiring.pairing;
+            let now = pairing.current_generation(&credential.device, credential.role);
+            // Whether it still counts is not known: nothing is decided on it.
+            let now = now.await.map_err(|_| ApprovalRefusal::Down {
+                may_have_run: false,
+            })?;
+            if now != Some(credential.generation) {
+                dead.insert(credential);
+            }
+        }
+        Ok(dead)
+    }
+
+    /// Ends what rests on the word of a device, or of any, that has ended.
+    async fn void(&mut self, device: Option<&DeviceId>) -> Result<usize, ApprovalRefusal> {
+        let mut credentials = self.machine.credentials();
+        credentials.retain(|credential| device.is_none_or(|device| credential.device == *device));
+        let dead = self.dead(credentials).await?;
+        let step = self.machine.void(&dead, self.now());
+        let count = step.puts.len();
+        if count > 0 {
+            let entry = Entry::new("approval.void").with("why", "revoked");
+            let devices: BTreeSet<_> = dead
+                .iter()
+                .map(|c| format!("device:{}", c.device))
+                .collect();
+            let devices: Vec<_> = devices.into_iter().take(8).collect();
+            let entry = entry.with("of", devices.join(" "));
+            self.make(entry, step).await?;
+        }
+        Ok(count)
+    }
+
+    /// Told by pairing. What cannot be recorded now is not used meanwhile: each use asks pairing itself.
+    async fn look_again(&mut self, device: Option<&DeviceId>) -> Result<(), Crash> {
+        match self.void(device).await {
+            Ok(_) => Ok(()),
+            Err(ApprovalRefusal::Act(error)) if error.must_reread() => Err(Crash::new(error)),
+            Err(error) => {
+                tracing::warn!(%error, "what ended with a credential could not be recorded");
+                Ok(())
+            }
+        }
+    }
+
     /// Wakes the room when the next thing is over.
     fn arm(&mut self) {
         let now = self.now();
@@ -454,6 +542,25 @@ impl Approval {
         }
         Ok(())
     }
+}
+
+fn listen(wiring: &ApprovalWiring, ctx: &Ctx<Approval>) {
+    let mut news = wiring.pairing.news();
+    let own = ctx.clone();
+    ctx.task("pairing news", 0, async move {
+        loop {
+            match news.next().await {
+                FeedItem::Event(told) => {
+                    if let PairingNews::Invalidated { device_id, .. } = &told.event {
+                        own.notify(ApprovalMsg::LookAgain(Some(device_id.clone())));
+                    }
+                }
+                FeedItem::Lagged => own.notify(ApprovalMsg::LookAgain(None)),
+                FeedItem::Closed => return,
+            }
+        }
+    })
+    .keep();
 }
 
 /// What an earlier try with the same key became.

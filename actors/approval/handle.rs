@@ -11,7 +11,7 @@ use crate::supervision::{
 use portcullis_core::approval::{Grant, NOTE_MAX, Policy, Record, Status, Word, record_json};
 use portcullis_core::audit::Seq;
 use portcullis_core::auth::Principal;
-use portcullis_core::ids::{ApprovalId, Hash32};
+use portcullis_core::ids::{ApprovalId, DeviceId, Hash32};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -70,6 +70,16 @@ impl ApprovalHandle {
     pub async fn get(&self, id: &str) -> Result<Record, ApprovalRefusal> {
         let id = id.to_owned();
         self.ask(|reply| ApprovalMsg::Get(id, reply)).await
+    }
+
+    /// Ends what rests on the word of this device, where that word counts no more: questions, answers that nobody used,
+    /// grants. Answers how many.
+    ///
+    /// # Errors
+    /// [`ApprovalRefusal`].
+    pub async fn end_of(&self, device: &DeviceId) -> Result<usize, ApprovalRefusal> {
+        let device = Some(device.clone());
+        self.ask(|reply| ApprovalMsg::Void(device, reply)).await
     }
 
     /// Waits until a question is no longer undecided, `within` at most; then gives it as it stands.

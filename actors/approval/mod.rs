@@ -15,6 +15,8 @@ mod actor;
 mod config;
 mod handle;
 mod messages;
+#[cfg(test)]
+mod revoked_tests;
 mod rows;
 #[cfg(test)]
 mod tests;

@@ -8,6 +8,7 @@
 use super::*;
 use crate::audit::{AuditConfig, AuditHandle, AuditWiring};
 use crate::clock::Clock;
+use crate::pairing::{PairingConfig, PairingHandle, PairingWiring};
 use crate::store::{Op, Store};
 use crate::supervision::{Feed, FeedItem, FeedReader, Intensity, Tree, TreeBuilder};
 use portcullis_core::approval::{Agents, PlanSealer, Refusal, Status, Word, record_json};
@@ -67,8 +68,10 @@ async fn house_with(folder: &Path, boot: u8, clock: Clock, store: Store, key: u8
         elevated: Elevated::Ask,
     };
     let demo = AgentId::new("demo").unwrap();
+    let pairing = pairing(&mut tree, &store, &audit);
     let wiring = ApprovalWiring {
         config: ApprovalConfig::default(),
+        pairing,
         agents: Agents {
             named: [(demo, open)].into(),
             ..Agents::default()
@@ -86,6 +89,17 @@ async fn house_with(folder: &Path, boot: u8, clock: Clock, store: Store, key: u8
         audit,
         store,
     }
+}
+
+fn pairing(tree: &mut TreeBuilder, store: &Store, audit: &AuditHandle) -> PairingHandle {
+    let wiring = PairingWiring {
+        config: PairingConfig::default(),
+        store: store.clone(),
+        audit: audit.clone(),
+        clock: Clock::system(),
+        news: Feed::new(),
+    };
+    PairingHandle::add(tree, wiring)
 }
 
 impl House {
@@ -707,10 +721,12 @@ async fn a_row_beyond_the_audit_log_stops_the_start() {
             version: "test".into(),
         },
     );
+    let store = Store::open(&folder.path().join("state.db")).unwrap();
     let wiring = ApprovalWiring {
         config: ApprovalConfig::default(),
+        pairing: pairing(&mut tree, &store, &audit),
         agents: Agents::default(),
-        store: Store::open(&folder.path().join("state.db")).unwrap(),
+        store,
         audit,
         sealer: PlanSealer::of(&Identity::from_random([1; 32])),
         clock: Clock::system(),

@@ -63,6 +63,9 @@ pub enum AuditError {
         /// The state's.
         state: Seq,
     },
+    /// The credential under which it would be done has ended: nothing was recorded, and nothing may be done.
+    #[error("SESSION_ENDED: the credential of this connection was changed or revoked")]
+    Ended,
     /// Another daemon writes this log.
     #[error("STATE_LOCKED: the audit log is in use by process {pid}; stop it first")]
     Locked {
@@ -106,6 +109,7 @@ impl AuditError {
             Self::DiskFull => "DISK_FULL",
             Self::NotOpen(_) => "AUDIT_NOT_OPEN",
             Self::Altered(_) => "AUDIT_ALTERED",
+            Self::Ended => "SESSION_ENDED",
             Self::Behind { .. } => "STATE_CORRUPT",
             Self::Locked { .. } => "STATE_LOCKED",
             Self::Mode { .. } => "STATE_MODE",

@@ -189,6 +189,8 @@ struct Group {
     waits: Vec<Wait>,
     /// Keys of intents in this group.
     keys: BTreeMap<OnceKey, usize>,
+    /// Principals whose credentials this group ends.
+    ends: BTreeSet<String>,
     /// Intents that this group closes.
     closed: BTreeSet<Seq>,
     looks: Vec<Answer<Look>>,
@@ -270,6 +272,10 @@ impl Thread {
                 if !answer.is_wanted() {
                     return;
                 }
+                if self.has_ended(group, &body) {
+                    answer.send(Err(AuditError::Ended));
+                    return;
+                }
                 if let Body::Outcome { intent, .. } = *body
                     && (!self.log.is_open(intent) || group.closed.contains(&intent))
                 {
@@ -280,6 +286,10 @@ impl Thread {
             }
             Job::Once(body, answer) => {
                 if !answer.is_wanted() {
+                    return;
+                }
+                if self.has_ended(group, &body) {
+                    answer.send(Err(AuditError::Ended));
                     return;
                 }
                 let Some(key) = once_key(&body) else {
@@ -298,6 +308,17 @@ impl Thread {
             Job::Look(answer) => group.looks.push(answer),
             Job::Close(answer) => group.close = Some(answer),
         }
+    }
+
+    /// Would it be done under a credential that has ended, by the log so far or by this group? Nobody can hold a
+    /// generation that is not durable yet.
+    fn has_ended(&self, group: &Group, body: &Body) -> bool {
+        let (Body::Intent(entry) | Body::Event(entry)) = body else {
+            return false;
+        };
+        entry.standing().is_some_and(|(name, generation)| {
+            group.ends.contains(name) || self.log.ledger.ended.has(name, generation)
+        })
     }
 
     /// Encodes a record into the group. Whose record cannot be had is told at once.
@@ -396,6 +417,11 @@ impl Group {
         let index = self.bodies.len();
         if let Some(key) = once_key(&body) {
             self.keys.insert(key, index);
+        }
+        if let Body::Intent(entry) = &body
+            && let Some(name) = entry.ends()
+        {
+            self.ends.insert(name.to_owned());
         }
         if let Body::Outcome { intent, .. } = body {
             self.closed.insert(intent);

@@ -13,10 +13,14 @@ use super::serve;
 use crate::auth::AuthHandle;
 use crate::clock::Clock;
 use crate::exec::ExecHandle;
+use crate::signing::SigningHandle;
 use crate::supervision::{Crash, Ctx, Flag, Room, TaskEnd, TaskHandle};
 
 /// For the close frame to be taken; then the socket is dropped.
 const CLOSE_GRACE: Duration = Duration::from_millis(100);
+/// For an answer to what may have ended this session; the socket that asked for it has longer.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+const LINGER: Duration = Duration::from_secs(30);
 /// At shutdown, for the socket to take its last words.
 const STOP_GRACE: Duration = Duration::from_millis(500);
 const IO: &str = "io";
@@ -30,6 +34,8 @@ pub struct ConnectionWiring {
     pub config: ConnectionConfig,
     /// Who comes in.
     pub auth: AuthHandle,
+    /// Keys for signed requests.
+    pub signing: SigningHandle,
     /// What may be asked.
     pub methods: Arc<Methods>,
     /// Runs.
@@ -53,6 +59,11 @@ pub struct Connection {
     order: Arc<Flag<Option<CloseOrder>>>,
     /// Why the credential behind this connection holds no more: runs look at it between intent and act.
     session: Arc<Flag<Option<String>>>,
+    /// An answer that must still go out is under way.
+    has_last_words: Arc<Flag<bool>>,
+    /// It asked for its own end: that answer may take its time.
+    linger: bool,
+    told_at: Option<Instant>,
     io: Option<TaskHandle>,
     /// Ends with the I/O task.
     io_ended: Option<oneshot::Receiver<()>>,
@@ -70,6 +81,9 @@ impl Room for Connection {
             ctx,
             order: Arc::new(Flag::new(None)),
             session: Arc::new(Flag::new(None)),
+            has_last_words: Arc::new(Flag::new(false)),
+            linger: false,
+            told_at: None,
             io: None,
             io_ended: None,
             abort: None,
@@ -80,7 +94,8 @@ impl Room for Connection {
         match msg {
             ConnectionMsg::Adopt(accepted) => self.adopt(*accepted),
             ConnectionMsg::Close(order) => self.close(order),
-            ConnectionMsg::Abort => self.io = None,
+            ConnectionMsg::Linger => self.linger = true,
+            ConnectionMsg::Abort => self.abort(),
         }
         if self.io.is_none() {
             self.ctx.stop_myself();
@@ -123,6 +138,7 @@ impl Connection {
             accepted,
             self.order.clone(),
             self.session.reader(),
+            self.has_last_words.clone(),
         ));
         let (alive, ended) = oneshot::channel::<()>();
         self.io_ended = Some(ended);
@@ -135,9 +151,22 @@ impl Connection {
     fn close(&mut self, order: CloseOrder) {
         self.session.set(Some(order.reason.clone()));
         self.order.set(Some(order));
-        self.abort = Some(
-            self.ctx
-                .after("abort", 0, CLOSE_GRACE, ConnectionMsg::Abort),
-        );
+        self.told_at.get_or_insert_with(Instant::now);
+        self.arm(CLOSE_GRACE);
+    }
+
+    fn arm(&mut self, wait: Duration) {
+        self.abort = Some(self.ctx.after("abort", 0, wait, ConnectionMsg::Abort));
+    }
+
+    /// The other end does not take the close frame, or an answer that may have ended this session is still under way.
+    fn abort(&mut self) {
+        let limit = if self.linger { LINGER } else { LAST_WORDS };
+        let told = self.told_at.map(|at| at.elapsed());
+        if self.has_last_words.get() && told.is_some_and(|since| since < limit) {
+            self.arm(CLOSE_GRACE);
+        } else {
+            self.io = None;
+        }
     }
 }

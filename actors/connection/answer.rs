@@ -124,6 +124,14 @@ pub(super) fn begin(conn: &Conn, request: Request<'_>) -> Result<Pending, ErrorB
     Ok(Box::pin(run.instrument(span)))
 }
 
+/// May its effect be the end of the session that asks for it?
+pub(super) fn may_end_itself(method: &str) -> bool {
+    matches!(
+        method,
+        "device.token.rotate" | "device.token.revoke" | "device.pair.remove" | "node.pair.remove"
+    )
+}
+
 /// Every request is answered: one whose answer cannot be written is told so.
 fn frame_of(
     encoding: Encoding,

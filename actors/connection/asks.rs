@@ -13,7 +13,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
+use super::invokes::ClaimedPlan;
 use super::methods::approval;
+use super::nodes::node_id;
 use super::runs::{agent, refusal};
 use super::serve::{Conn, Out};
 use crate::exec::{ExecEvent, OnlyAsk, RunRequest, RunResult};
@@ -54,8 +56,9 @@ pub(super) struct Request {
     unavailable_decisions: Option<Vec<Value>>,
     #[serde(default, rename = "command")]
     _command: Option<String>,
-    #[serde(default, rename = "systemRunPlan")]
-    _system_run_plan: Option<Value>,
+    /// Compared with what is asked for; the node itself says what it would run.
+    #[serde(default)]
+    system_run_plan: Option<Value>,
     #[serde(default, rename = "security")]
     _security: Option<String>,
     #[serde(default, rename = "ask")]
@@ -99,17 +102,45 @@ fn invalid(why: &str) -> ErrorBody {
 
 impl Request {
     fn target(&self) -> Result<Target, ErrorBody> {
-        if self.node_id.is_some() {
-            return Err(invalid("nodes do not run commands yet: leave nodeId out"));
+        if let Some(node) = &self.node_id {
+            if self.host.as_deref() != Some("node") {
+                return Err(invalid("nodeId is for host \"node\" only"));
+            }
+            if self.system_run_plan.is_none() {
+                return Err(ErrorBody::of(
+                    codes::APPROVAL_PLAN_REQUIRED,
+                    "host \"node\" needs systemRunPlan, as system.run.prepare gives it",
+                ));
+            }
+            return node_id(node).map(|node| Target::Node(node.to_string()));
         }
         match self.host.as_deref() {
             None | Some("gateway") => Ok(Target::Host),
             Some("sandbox") => Ok(Target::Sandbox),
-            Some("node") => Err(invalid(
-                "nodes do not run commands yet: host is \"gateway\" or \"sandbox\"",
-            )),
-            Some(_) => Err(invalid("host is \"gateway\" or \"sandbox\"")),
+            Some("node") => Err(invalid("host \"node\" needs nodeId")),
+            Some(_) => Err(invalid("host is \"gateway\", \"sandbox\" or \"node\"")),
         }
+    }
+
+    /// For a node the plan must say the same.
+    fn argv(&self, target: &Target) -> Result<Vec<String>, ErrorBody> {
+        let argv = self.command_argv.clone();
+        if !matches!(target, Target::Node(_)) {
+            return argv.ok_or_else(|| {
+                invalid("commandArgv is needed: a command line is not taken apart here")
+            });
+        }
+        let plan = self.system_run_plan.clone().unwrap_or_default();
+        let plan: ClaimedPlan = serde_json::from_value(plan)
+            .map_err(|_| invalid("systemRunPlan has no argv and cwd"))?;
+        let other_cwd = self.cwd.is_some() && plan.cwd.is_some() && self.cwd != plan.cwd;
+        if argv.is_some_and(|argv| argv != plan.argv) || other_cwd {
+            return Err(ErrorBody::of(
+                codes::APPROVAL_REQUEST_MISMATCH,
+                "commandArgv, cwd and systemRunPlan say different things",
+            ));
+        }
+        Ok(plan.argv)
     }
 
     fn id(&self) -> Result<ApprovalId, ErrorBody> {
@@ -138,13 +169,12 @@ impl Request {
 pub(super) async fn request(conn: &Conn, frame: &str, params: Request) -> Result<Value, ErrorBody> {
     params.check()?;
     let (target, id) = (params.target()?, params.id()?);
+    let argv = params.argv(&target)?;
     let request = RunRequest {
         principal: conn.principal.as_ref().clone(),
         connection: conn.conn_id.to_string(),
         agent: agent(conn, params.agent_id.as_deref())?,
-        argv: params.command_argv.ok_or_else(|| {
-            invalid("commandArgv is needed: a command line is not taken apart here")
-        })?,
+        argv,
         cwd: params.cwd,
         env: params.env.unwrap_or_default(),
         timeout_ms: params.run_timeout_ms,

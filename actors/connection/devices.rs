@@ -1,25 +1,29 @@
 //! `device.*` and `node.pair.*`: from their params to pairing and back.
 
-use portcullis_core::auth::{Principal, Role, ScopeSet};
+use std::future::Future;
+
+use portcullis_core::auth::{Role, ScopeSet};
 use portcullis_core::codes;
 use portcullis_core::ids::DeviceId;
-use portcullis_core::pairing::Refusal;
+use portcullis_core::pairing::{Caller, Invalidation, Refusal};
 use portcullis_core::protocol::frame::ErrorBody;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use super::answer::Params;
-use super::methods::{Answer, Methods, Nothing, refused};
+use super::messages::{EndSessions, Whose};
+use super::methods::{About, Answer, Methods, Nothing, refused};
+use crate::exec::ExecRefusal;
 use crate::pairing::PairingRefusal;
 
 impl Methods {
     pub(super) async fn devices(
         &self,
-        by: &Principal,
+        about: About<'_>,
         method: &str,
         params: &Params<'_>,
     ) -> Answer {
-        let pairing = &self.pairing;
+        let (pairing, by) = (&self.pairing, about.principal);
         let done = match method {
             "device.pair.list" => {
                 params.read::<Nothing>(method)?;
@@ -27,7 +31,17 @@ impl Methods {
             }
             "device.pair.approve" => {
                 let p: Approve = params.read(method)?;
-                pairing.approve(by, &p.request_id, p.narrow).await
+                let done = pairing.approve(by, &p.request_id, p.narrow).await;
+                let answer = done.map_err(pairing_refusal)?;
+                // One that was paired before gets a new generation: what it had under the old one is over.
+                let device = answer["device"]["deviceId"].as_str().unwrap_or_default();
+                return match DeviceId::new(device) {
+                    Ok(device) => {
+                        let why = Invalidation::Reapproved;
+                        self.end_of(about, &device, why, answer).await
+                    }
+                    Err(_) => Ok(answer),
+                };
             }
             "device.pair.reject" => {
                 let p: Request = params.read(method)?;
@@ -35,7 +49,9 @@ impl Methods {
             }
             "device.pair.remove" => {
                 let p: Device = params.read(method)?;
-                pairing.remove(by, &p.device_id).await
+                let act = pairing.remove(by, &p.device_id);
+                let (id, why) = (&p.device_id, Invalidation::Removed);
+                return self.ending(about, id, p.keep_running, why, act).await;
             }
             "device.pair.rename" => {
                 let p: Rename = params.read(method)?;
@@ -43,11 +59,15 @@ impl Methods {
             }
             "device.token.rotate" => {
                 let p: Rotate = params.read(method)?;
-                pairing.rotate(by, &p.device_id, p.role, p.scopes).await
+                let act = pairing.rotate(by, &p.device_id, p.role, p.scopes);
+                let (id, why) = (&p.device_id, Invalidation::TokenRotated);
+                return self.ending(about, id, p.keep_running, why, act).await;
             }
             "device.token.revoke" => {
                 let p: Revoke = params.read(method)?;
-                pairing.revoke(by, &p.device_id, p.role).await
+                let act = pairing.revoke(by, &p.device_id, p.role);
+                let (id, why) = (&p.device_id, Invalidation::TokenRevoked);
+                return self.ending(about, id, p.keep_running, why, act).await;
             }
             _ => return unknown(method),
         };
@@ -56,11 +76,11 @@ impl Methods {
 
     pub(super) async fn node_pairing(
         &self,
-        by: &Principal,
+        about: About<'_>,
         method: &str,
         params: &Params<'_>,
     ) -> Answer {
-        let pairing = &self.pairing;
+        let (pairing, by) = (&self.pairing, about.principal);
         let done = match method {
             "node.pair.list" => {
                 params.read::<Nothing>(method)?;
@@ -76,7 +96,9 @@ impl Methods {
             }
             "node.pair.remove" => {
                 let p: Node = params.read(method)?;
-                pairing.remove_node(by, &p.node_id).await
+                let act = pairing.remove_node(by, &p.node_id);
+                let (id, why) = (&p.node_id, Invalidation::Removed);
+                return self.ending(about, id, false, why, act).await;
             }
             "node.rename" => {
                 let p: RenameNode = params.read(method)?;
@@ -86,6 +108,74 @@ impl Methods {
         };
         done.map_err(pairing_refusal)
     }
+
+    /// Makes a change that ends a generation of a device, and answers when all of it is over.
+    async fn ending(
+        &self,
+        about: About<'_>,
+        device: &DeviceId,
+        keep_running: bool,
+        why: Invalidation,
+        act: impl Future<Output = Result<Value, PairingRefusal>>,
+    ) -> Answer {
+        // Before its connections end, and with them what they run.
+        let keep = keep_running && Caller::of(about.principal).may_touch(device);
+        if keep {
+            self.exec.keep(device, true).await.map_err(run_refusal)?;
+        }
+        match act.await {
+            Ok(answer) => self.end_of(about, device, why, answer).await,
+            Err(refusal) => {
+                if keep && let Err(error) = self.exec.keep(device, false).await {
+                    tracing::warn!(%error, "runs stay kept though nothing was changed");
+                }
+                Err(pairing_refusal(refusal))
+            }
+        }
+    }
+
+    /// After a durable change: every connection of an older generation is closed, what it asked, answered and granted
+    /// is void, and what it runs ends. Each of these also happens by itself, from pairing's news and by each room's own
+    /// look at the generation; here it is waited for.
+    async fn end_of(
+        &self,
+        about: About<'_>,
+        device: &DeviceId,
+        why: Invalidation,
+        answer: Value,
+    ) -> Answer {
+        let lives = self.pairing.lives(device).await.map_err(pairing_refusal)?;
+        let closed = match self.sessions.get() {
+            Some(sessions) => {
+                let order = EndSessions {
+                    whose: Whose::Device(device.clone(), lives),
+                    reason: why.close_reason(),
+                    but: about.connection.to_owned(),
+                };
+                sessions.end(order).await
+            }
+            None => true,
+        };
+        let approvals = self.approval.end_of(device).await;
+        let runs = self.exec.end_of(device, lives).await;
+        match (closed, approvals, runs) {
+            (true, Ok(_), Ok(_)) => Ok(answer),
+            (closed, approvals, runs) => {
+                tracing::error!(%device, closed, ?approvals, ?runs, "not all of an ended device was seen to end");
+                let mut details = Map::new();
+                details.insert("execution".into(), "may_have_executed".into());
+                Err(ErrorBody::with(
+                    codes::DEADLINE,
+                    "the change is made and its token is void, but not all of its connections, approvals and runs were seen to end: `portcullis status` shows what is slow",
+                    details,
+                ))
+            }
+        }
+    }
+}
+
+fn run_refusal(refusal: ExecRefusal) -> ErrorBody {
+    ErrorBody::of(refusal.code, refusal.message)
 }
 
 fn unknown(method: &str) -> Answer {
@@ -126,6 +216,9 @@ struct Approve {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct Device {
     device_id: DeviceId,
+    /// Spare what runs for it now.
+    #[serde(default)]
+    keep_running: bool,
 }
 
 #[derive(Deserialize)]
@@ -142,6 +235,8 @@ struct Rotate {
     role: Role,
     #[serde(default)]
     scopes: Option<ScopeSet>,
+    #[serde(default)]
+    keep_running: bool,
 }
 
 #[derive(Deserialize)]
@@ -149,6 +244,8 @@ struct Rotate {
 struct Revoke {
     device_id: DeviceId,
     role: Role,
+    #[serde(default)]
+    keep_running: bool,
 }
 
 #[derive(Deserialize)]

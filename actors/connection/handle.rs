@@ -24,6 +24,14 @@ impl ConnectionHandle {
         self.0.tell(ConnectionMsg::Adopt(Box::new(accepted))).await
     }
 
+    /// Lets the answer to what ends it go out before it ends.
+    ///
+    /// # Errors
+    /// [`TellError`]: it has ended, or is ending.
+    pub async fn linger(&self) -> Result<(), TellError> {
+        self.0.tell(ConnectionMsg::Linger).await
+    }
+
     /// Ends it before its next frame is answered.
     ///
     /// # Errors

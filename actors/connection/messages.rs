@@ -1,7 +1,13 @@
 //! What a connection is told, and what it tells the edge.
 
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
 use portcullis_core::auth::{Door, Principal};
+use portcullis_core::ids::DeviceId;
 use portcullis_core::protocol::Encoding;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::io::Io;
@@ -39,6 +45,8 @@ pub enum ConnectionMsg {
     Adopt(Box<Accepted>),
     /// End, before the next frame is answered.
     Close(CloseOrder),
+    /// It asked for its own end: let the answer out first.
+    Linger,
     /// From its own timer: the other end does not take the close frame.
     Abort,
 }
@@ -50,6 +58,41 @@ pub enum ConnectionNews {
     Speaks(u64),
     /// It is turned away; its goodbye is still to come.
     Refused(u64),
-    /// It is in.
-    Admitted(u64, Box<Principal>),
+    /// It is in: who, the connection's name, and whom to tell that it is on the list.
+    Admitted(u64, Box<Principal>, Arc<str>, oneshot::Sender<()>),
+}
+
+/// Whose sessions end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Whose {
+    /// Of this device, but those of the generation that lives on.
+    Device(DeviceId, Option<u64>),
+}
+
+impl Whose {
+    /// Is this session meant?
+    pub fn is(&self, who: &Principal) -> bool {
+        match self {
+            Self::Device(device, generation) => {
+                who.device() == Some(device) && Some(who.generation) != *generation
+            }
+        }
+    }
+}
+
+/// An order to end sessions.
+#[derive(Debug, Clone)]
+pub struct EndSessions {
+    /// Which.
+    pub whose: Whose,
+    /// The close reason (4001).
+    pub reason: &'static str,
+    /// The connection that asks: told to end after its answer, and not waited for.
+    pub but: String,
+}
+
+/// The list of all connections, for the methods: it lies in the edge, below them.
+pub trait Sessions: Send + Sync {
+    /// Ends sessions, and answers when they are gone. `false`: not all were seen to go in time.
+    fn end(&self, order: EndSessions) -> Pin<Box<dyn Future<Output = bool> + Send + '_>>;
 }

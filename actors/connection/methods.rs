@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::answer::Params;
+use super::messages::Sessions;
 use super::peer::status_keys;
 use crate::act::entry_of;
 use crate::approval::{ApprovalEvent, ApprovalHandle, ApprovalRefusal, PolicyChange};
@@ -27,6 +28,7 @@ use crate::audit::AuditHandle;
 use crate::auth::AuthHandle;
 use crate::clock::Clock;
 use crate::dashboard::DashboardHandle;
+use crate::exec::ExecHandle;
 use crate::nodes::NodesHandle;
 use crate::pairing::PairingHandle;
 use crate::sandbox_pool::SandboxPoolHandle;
@@ -48,6 +50,8 @@ pub struct Methods {
     pub approval: ApprovalHandle,
     /// Records.
     pub audit: AuditHandle,
+    /// Runs.
+    pub exec: ExecHandle,
     /// Boxes.
     pub pool: SandboxPoolHandle,
     /// Node hosts.
@@ -60,6 +64,8 @@ pub struct Methods {
     pub tree: FlagReader<Option<TreeWindow>>,
     /// Devices with a live socket.
     pub connected: FlagReader<BTreeSet<DeviceId>>,
+    /// All connections, once the edge stands.
+    pub sessions: FlagReader<Option<Arc<dyn Sessions>>>,
     /// Where it listens.
     pub listeners: Vec<String>,
     /// Of the page, without a trailing slash.
@@ -115,9 +121,9 @@ impl Methods {
             | "device.pair.remove"
             | "device.pair.rename"
             | "device.token.rotate"
-            | "device.token.revoke" => self.devices(by, method, params).await,
+            | "device.token.revoke" => Box::pin(self.devices(about, method, params)).await,
             "node.pair.list" | "node.pair.approve" | "node.pair.reject" | "node.pair.remove"
-            | "node.rename" => self.node_pairing(by, method, params).await,
+            | "node.rename" => Box::pin(self.node_pairing(about, method, params)).await,
             "auth.token.rotate"
             | "auth.password.set"
             | "auth.password.remove"
@@ -408,7 +414,7 @@ impl News {
 /// `None`: some were missed.
 async fn next_of<E: Send + Sync + 'static>(
     feed: &mut Option<FeedReader<E>>,
-) -> Option<std::sync::Arc<Numbered<E>>> {
+) -> Option<Arc<Numbered<E>>> {
     if let Some(reader) = feed {
         match reader.next().await {
             FeedItem::Event(event) => return Some(event),

@@ -12,6 +12,7 @@ mod answer;
 mod asks;
 mod config;
 mod devices;
+mod echo;
 mod handle;
 mod invokes;
 mod io;
@@ -20,6 +21,7 @@ mod methods;
 mod nodes;
 mod peer;
 mod runs;
+mod scan;
 mod secrets;
 mod serve;
 mod shake;
@@ -27,7 +29,10 @@ mod shake;
 pub use actor::{Connection, ConnectionWiring};
 pub use answer::Params;
 pub use config::ConnectionConfig;
+pub use echo::echo;
 pub use handle::{CAPACITY, ConnectionHandle};
 pub use io::{Io, Stream};
-pub use messages::{Accepted, CloseOrder, ConnectionMsg, ConnectionNews};
+pub use messages::{
+    Accepted, CloseOrder, ConnectionMsg, ConnectionNews, EndSessions, Sessions, Whose,
+};
 pub use methods::{About, Methods};

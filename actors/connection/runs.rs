@@ -6,7 +6,7 @@ use base64::Engine as _;
 use portcullis_cell::Stream;
 use portcullis_core::auth::Role;
 use portcullis_core::codes::{self, Code};
-use portcullis_core::ids::{AgentId, RunId};
+use portcullis_core::ids::{AgentId, DeviceId, RunId};
 use portcullis_core::plan::Target;
 use portcullis_core::protocol::frame::ErrorBody;
 use serde::Deserialize;
@@ -39,12 +39,28 @@ pub(super) struct Run {
     idempotency_key: String,
 }
 
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Where {
-    #[default]
-    Sandbox,
-    Host,
+/// `sandbox`, `host` or `node:<id>`.
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+struct Where(Target);
+
+impl Default for Where {
+    fn default() -> Self {
+        Self(Target::Sandbox)
+    }
+}
+
+impl TryFrom<String> for Where {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        let node = text.strip_prefix("node:").map(DeviceId::new);
+        match (text.as_str(), node) {
+            ("sandbox", _) => Ok(Self(Target::Sandbox)),
+            ("host", _) => Ok(Self(Target::Host)),
+            (_, Some(Ok(node))) => Ok(Self(Target::Node(node.to_string()))),
+            _ => Err("target is sandbox, host or node:<id>".to_owned()),
+        }
+    }
 }
 
 /// `exec.cancel`'s params.
@@ -67,10 +83,7 @@ pub(super) async fn run(conn: &Conn, id: &str, params: Run) -> Result<Value, Err
         cwd: params.cwd,
         env: params.env,
         timeout_ms: params.timeout_ms,
-        target: match params.target {
-            Where::Sandbox => Target::Sandbox,
-            Where::Host => Target::Host,
-        },
+        target: params.target.0,
         idempotency_key: params.idempotency_key,
         session: conn.session.clone(),
     };

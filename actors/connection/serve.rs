@@ -12,7 +12,9 @@ use portcullis_core::codes;
 use portcullis_core::protocol::frame::ErrorBody;
 use portcullis_core::protocol::limits::{CLOSE_REASON, FRAME, PING_MS, TICK_MS, WRONG_ROLE_CALLS};
 use portcullis_core::protocol::{Encoding, FrameError, Wire};
+use portcullis_core::signing::frame::{FrameRefusal, Keys};
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tokio_tungstenite::WebSocketStream;
@@ -26,6 +28,7 @@ use super::answer;
 use super::io::Io;
 use super::messages::{Accepted, CloseOrder};
 use super::methods::{Heard, News};
+use super::scan::{NOT_UTF8, TOO_LARGE};
 use super::shake::{Shaken, shake};
 use crate::nodes::ToNode;
 use crate::supervision::{Flag, FlagReader};
@@ -36,6 +39,9 @@ const BURST: usize = 64;
 const OUT_DEPTH: usize = 8;
 /// To a client that asked for MessagePack and sends text.
 pub(super) const WRONG_KIND: &str = "this connection speaks MessagePack: send binary messages";
+
+/// For the answer to what ended this session.
+pub(super) const LAST_WORDS: Duration = Duration::from_secs(30);
 
 /// An answer under way: the request's id and the frame to send.
 pub(super) type Pending = Pin<Box<dyn Future<Output = (String, Option<Wire>)> + Send>>;
@@ -68,6 +74,7 @@ pub(super) async fn serve(
     accepted: Accepted,
     order: Arc<Flag<Option<CloseOrder>>>,
     session_ended: FlagReader<Option<String>>,
+    has_last_words: Arc<Flag<bool>>,
 ) {
     let Accepted {
         bearer,
@@ -77,13 +84,7 @@ pub(super) async fn serve(
         encoding,
         until,
     } = accepted;
-    let mut config = WebSocketConfig::default();
-    // Default read buffer: 131 KB a socket.
-    config.read_buffer_size = 4096;
-    config.write_buffer_size = 16 * 1024;
-    config.max_message_size = Some(FRAME);
-    config.max_frame_size = Some(FRAME);
-    let mut ws = WebSocketStream::from_raw_socket(io, WsRole::Server, Some(config)).await;
+    let mut ws = open(io, FRAME).await;
     let mut closing = order.reader();
     let connect = tracing::info_span!(
         target: "portcullis", parent: None, "connect", otel.kind = "server", room = "connection", door = door.as_str(),
@@ -101,7 +102,7 @@ pub(super) async fn serve(
     let news = wiring.methods.news(&shaken.principal, &shaken.caps);
     let node = shaken.node.clone();
     let methods = wiring.methods.clone();
-    let mut session = Session::new(wiring, shaken, encoding, session_ended);
+    let mut session = Session::new(wiring, shaken, encoding, session_ended, has_last_words);
     if let Some(order) = order.get() {
         close(&mut ws, order.code, &order.reason).await;
         return;
@@ -122,6 +123,32 @@ pub(super) async fn serve(
             let _ = session.event(&mut ws, "shutdown", &payload).await;
         }
         close(&mut ws, end.code, &end.reason).await;
+    }
+}
+
+/// The socket's end of the protocol, for messages up to a size.
+pub(super) async fn open(io: Io, frame_max: usize) -> Ws {
+    let mut config = WebSocketConfig::default();
+    // Default read buffer: 131 KB a socket.
+    config.read_buffer_size = 4096;
+    config.write_buffer_size = 16 * 1024;
+    config.max_message_size = Some(frame_max);
+    config.max_frame_size = Some(frame_max);
+    WebSocketStream::from_raw_socket(io, WsRole::Server, Some(config)).await
+}
+
+/// How a broken frame closes the socket; `None`: it is gone already.
+pub(super) fn fault(error: &WsError) -> Option<(u16, &'static str)> {
+    match error {
+        WsError::Capacity(_) => Some((1009, "frame too large")),
+        WsError::Protocol(_) => Some((1002, "protocol error")),
+        WsError::Utf8(_) => Some((1007, NOT_UTF8)),
+        WsError::Io(error) => match error.to_string() {
+            text if text == TOO_LARGE => Some((1009, TOO_LARGE)),
+            text if text == NOT_UTF8 => Some((1007, NOT_UTF8)),
+            _ => None,
+        },
+        _ => None,
     }
 }
 
@@ -170,16 +197,22 @@ struct Session {
     conn: Conn,
     under_way: FuturesUnordered<Pending>,
     ids: Vec<String>,
+    /// Requests under way that may end this very session: their answers, which may hold its new token, go out before.
+    last: Vec<String>,
+    /// The same for the actor, which else ends a socket at once.
+    has_last_words: Arc<Flag<bool>>,
     out: mpsc::Receiver<Out>,
     seq: u64,
     wrong_roles: u32,
     write_within: Duration,
+    /// Every frame is signed, both ways.
+    signing: Option<Keys>,
 }
 
-type Ws = WebSocketStream<Io>;
+pub(super) type Ws = WebSocketStream<Io>;
 
 /// The loop goes on, or ends: with a close frame, or without where the socket is gone.
-type Step = Result<(), Option<CloseOrder>>;
+pub(super) type Step = Result<(), Option<CloseOrder>>;
 
 fn end(code: u16, reason: &str) -> Step {
     Err(Some(CloseOrder {
@@ -194,6 +227,7 @@ impl Session {
         shaken: Shaken,
         encoding: Encoding,
         session: FlagReader<Option<String>>,
+        has_last_words: Arc<Flag<bool>>,
     ) -> Self {
         let (out_tx, out) = mpsc::channel(OUT_DEPTH);
         let write_within = Duration::from_millis(wiring.config.write_timeout_ms.max(1));
@@ -208,10 +242,13 @@ impl Session {
             },
             under_way: FuturesUnordered::new(),
             ids: Vec::new(),
+            last: Vec::new(),
+            has_last_words,
             out,
             seq: 0,
             wrong_roles: 0,
             write_within,
+            signing: shaken.signing,
         }
     }
 
@@ -237,7 +274,12 @@ impl Session {
         loop {
             if closing.has_changed() {
                 match closing.take() {
-                    Some(order) => return Some(order),
+                    Some(order) => {
+                        if order.code == 4001 {
+                            self.last_words(ws).await;
+                        }
+                        return Some(order);
+                    }
                     // Seen and still new: nobody is left to give one.
                     None if closing.has_changed() => return None,
                     None => {}
@@ -310,6 +352,19 @@ impl Session {
     }
 
     async fn frame(&mut self, ws: &mut Ws, frame: Option<Result<Message, WsError>>) -> Step {
+        if let Some(keys) = &mut self.signing
+            && let Some(Ok(message @ (Message::Text(_) | Message::Binary(_)))) = &frame
+        {
+            let now = self.conn.wiring.clock.now();
+            let opened = match message {
+                Message::Binary(bytes) => keys.to_server.open(now, bytes),
+                _ => Err(FrameRefusal::Unsigned),
+            };
+            return match opened {
+                Ok(bytes) => self.request(ws, bytes).await,
+                Err(refusal) => end(1008, &refusal.to_string()),
+            };
+        }
         match frame {
             Some(Ok(Message::Text(text))) => match self.conn.encoding {
                 Encoding::Json => self.request(ws, text.as_bytes()).await,
@@ -321,10 +376,16 @@ impl Session {
                 Encoding::MsgPack => self.request(ws, &bytes).await,
             },
             Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Ok(()),
-            Some(Err(WsError::Capacity(_))) => end(1009, "frame too large"),
-            Some(Err(WsError::Protocol(_))) => end(1002, "protocol error"),
-            Some(Err(WsError::Utf8(_))) => end(1007, "text is not UTF-8"),
-            Some(Ok(Message::Close(_)) | Err(_)) | None => Err(None),
+            Some(Ok(Message::Close(_))) => {
+                // Its answer is queued; who closed may be gone.
+                let _ = self.flush(ws).await;
+                Err(None)
+            }
+            Some(Err(error)) => match fault(&error) {
+                Some((code, reason)) => end(code, reason),
+                None => Err(None),
+            },
+            None => Err(None),
         }
     }
 
@@ -360,9 +421,14 @@ impl Session {
             return self.error(ws, &request.id, &error).await;
         }
         let id = request.id.clone().into_owned();
+        let may_end = answer::may_end_itself(&request.method);
         match answer::begin(&self.conn, request) {
             Ok(pending) => {
                 self.wrong_roles = 0;
+                if may_end {
+                    self.last.push(id.clone());
+                    self.has_last_words.set(true);
+                }
                 // Freed with the answer, in `answered`.
                 self.ids.push(id);
                 self.under_way.push(pending);
@@ -389,7 +455,35 @@ impl Session {
             self.send_out(ws, out).await?;
         }
         self.ids.retain(|known| *known != id);
+        self.forget_last(&id);
         self.send(ws, frame).await
+    }
+
+    /// The session is over: no frame is read, and nothing goes out but the answers to what may have ended it.
+    async fn last_words(&mut self, ws: &mut Ws) {
+        let words = async {
+            while !self.last.is_empty() {
+                let Some((id, frame)) = self.under_way.next().await else {
+                    return;
+                };
+                if !self.last.contains(&id) {
+                    continue;
+                }
+                if self.send(ws, frame).await.is_err() || self.flush(ws).await.is_err() {
+                    return;
+                }
+                self.forget_last(&id);
+            }
+        };
+        // Whoever does not read has heard enough.
+        let _ = timeout(LAST_WORDS, words).await;
+    }
+
+    fn forget_last(&mut self, id: &str) {
+        if !self.last.is_empty() {
+            self.last.retain(|known| known != id);
+            self.has_last_words.set(!self.last.is_empty());
+        }
     }
 
     async fn send_out(&mut self, ws: &mut Ws, out: Out) -> Step {
@@ -420,21 +514,34 @@ impl Session {
 
     /// `None`: it could not be written, and there is nothing to send.
     async fn send(&mut self, ws: &mut Ws, frame: Option<Wire>) -> Step {
-        match frame {
-            Some(frame) => self.feed(ws, message(frame)).await,
-            None => Ok(()),
-        }
+        let Some(frame) = frame else { return Ok(()) };
+        let message = match &mut self.signing {
+            None => message(frame),
+            Some(keys) => {
+                let now = self.conn.wiring.clock.now();
+                Message::Binary(keys.to_client.sign(now, frame.as_bytes()).into())
+            }
+        };
+        self.feed(ws, message).await
     }
 
     async fn feed(&mut self, ws: &mut Ws, message: Message) -> Step {
-        let ready = poll_fn(|cx| Pin::new(&mut *ws).poll_ready(cx));
-        within(self.write_within, ready).await?;
-        Pin::new(ws).start_send(message).map_err(|_| None)
+        feed(ws, self.write_within, message).await
     }
 
     async fn flush(&mut self, ws: &mut Ws) -> Step {
-        within(self.write_within, ws.flush()).await
+        flush(ws, self.write_within).await
     }
+}
+
+pub(super) async fn feed(ws: &mut Ws, limit: Duration, message: Message) -> Step {
+    let ready = poll_fn(|cx| Pin::new(&mut *ws).poll_ready(cx));
+    within(limit, ready).await?;
+    Pin::new(ws).start_send(message).map_err(|_| None)
+}
+
+pub(super) async fn flush(ws: &mut Ws, limit: Duration) -> Step {
+    within(limit, ws.flush()).await
 }
 
 /// A client that does not read for so long is closed. What is done at once needs no timer.
@@ -472,6 +579,11 @@ pub(super) async fn close(ws: &mut Ws, code: u16, reason: &str) {
         let _ = ws.close(Some(frame)).await;
         // Until the other end has seen it: a socket closed with unread input is reset, and its last words with it.
         while let Some(Ok(_)) = ws.next().await {}
+        let io = ws.get_mut();
+        io.deafen();
+        // Gone is as good.
+        let _ = io.shutdown().await;
+        let _ = io.read(&mut [0]).await;
     };
     let _ = timeout(Duration::from_secs(1), goodbye).await;
 }

@@ -4,19 +4,24 @@ use std::pin::pin;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use portcullis_core::auth::{Principal, Role, Scope};
+use portcullis_core::codes;
 use portcullis_core::nodes::{Connected, Declared};
 use portcullis_core::protocol::connect::Hello;
 use portcullis_core::protocol::limits::EARLY_FRAMES;
 use portcullis_core::protocol::{ConnectParams, ConnectRefusal, Encoding, FrameError};
+use portcullis_core::signing::frame::Keys;
+use portcullis_core::signing::http::CAPABILITY;
 use serde_json::json;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
 use super::actor::ConnectionWiring;
-use super::io::{Io, TOO_LARGE};
+use super::io::Io;
 use super::messages::ConnectionNews;
-use super::serve::{WRONG_KIND, close, message};
+use super::scan::TOO_LARGE;
+use super::serve::{WRONG_KIND, close, fault, message};
 use crate::auth::{Arrival, Bearer, Peer};
 use portcullis_core::auth::Door;
 
@@ -31,6 +36,8 @@ pub(super) struct Shaken {
     pub principal: Principal,
     pub caps: Vec<String>,
     pub conn_id: String,
+    /// Of every frame after the hello, where that was asked for.
+    pub signing: Option<Keys>,
     /// Frames that came behind `connect`, to be answered first.
     pub early: Vec<Message>,
     /// Of a node host: what it declares.
@@ -123,6 +130,12 @@ async fn try_shake(
     let speaks = ConnectionNews::Speaks(wiring.key);
     wiring.news.send(speaks).await.map_err(|_| End::Gone)?;
     let caps = checked.params.caps.clone();
+    // Keyed by the token as it came: what is kept of it is a hash, which signs nothing.
+    let signing = checked
+        .params
+        .frame_signing
+        .as_ref()
+        .map(|asked| Keys::derive(checked.params.signed_token(), &nonce, &asked.nonce));
     let declared = (checked.role == Role::Node).then(|| declared(&checked.params));
     let arrival = Arrival {
         checked,
@@ -145,6 +158,7 @@ async fn try_shake(
     let (admitted, epoch) =
         decision.map_err(|refusal| End::Refused(id.clone(), Box::new(refusal)))?;
     let conn_id = uuid::Uuid::new_v4().to_string();
+    let minted = key_for(wiring, &admitted.principal, &caps).await;
     let hello = Hello {
         conn_id: &conn_id,
         boot_id: &wiring.boot_id,
@@ -163,13 +177,21 @@ async fn try_shake(
             .device_token
             .as_ref()
             .map(|(token, issued)| (token.expose(), *issued)),
+        frame_signing: signing.is_some(),
+        signing_key: minted.as_ref().map(|(id, key)| (id.as_str(), key.as_str())),
     };
     let frame = encoding.ok(&id, &hello.payload());
     let frame = frame.map_err(|_| End::Gone)?;
-    // Told before the hello goes out: a revocation from now on finds this socket.
+    // On the list before the hello goes out: a revocation from now on finds this socket. One from before is found here.
     let principal = admitted.principal;
-    let news = ConnectionNews::Admitted(wiring.key, Box::new(principal.clone()));
+    let (listed, is_listed) = oneshot::channel();
+    let (who, name) = (Box::new(principal.clone()), conn_id.as_str().into());
+    let news = ConnectionNews::Admitted(wiring.key, who, name, listed);
     wiring.news.send(news).await.map_err(|_| End::Gone)?;
+    is_listed.await.map_err(|_| End::Gone)?;
+    still_stands(wiring, &principal)
+        .await
+        .map_err(|refusal| End::Refused(id.clone(), Box::new(refusal)))?;
     // Its secret may have changed while it was let in: then it was not yet on the list of those to be closed.
     if !matches!(wiring.auth.holds(&principal, epoch).await, Ok(true)) {
         return Err(End::Close(4001, SECRET_CHANGED));
@@ -191,9 +213,35 @@ async fn try_shake(
         principal,
         caps,
         conn_id,
+        signing,
         early,
         node,
     })
+}
+
+/// Was its credential changed between the decision and now?
+async fn still_stands(
+    wiring: &ConnectionWiring,
+    principal: &Principal,
+) -> Result<(), ConnectRefusal> {
+    let Some(device) = principal.device() else {
+        return Ok(());
+    };
+    let pairing = &wiring.methods.pairing;
+    let now = pairing.current_generation(device, principal.role).await;
+    match now {
+        Ok(now) if now == Some(principal.generation) => Ok(()),
+        Ok(_) => Err(ConnectRefusal::unauthorized(
+            "AUTH_DEVICE_TOKEN_MISMATCH",
+            "device_token_mismatch",
+            "device token mismatch (rotate/reissue device token)",
+            false,
+        )),
+        Err(refusal) => Err(ConnectRefusal::unavailable(
+            codes::find(refusal.code()).unwrap_or(codes::ROOM_DOWN),
+            &refusal.to_string(),
+        )),
+    }
 }
 
 /// A frame that does not wait for the hello: kept to be answered after it, up to the wire's limit.
@@ -213,13 +261,14 @@ fn keep(frame: Option<Result<Message, WsError>>, early: &mut Vec<Message>) -> Re
 
 /// How a handshake ends with a frame that is none.
 fn broken(frame: Option<Result<Message, WsError>>) -> End {
-    match frame {
-        Some(Err(WsError::Io(error))) if error.to_string() == TOO_LARGE => {
-            End::Close(1009, TOO_LARGE)
-        }
-        Some(Err(WsError::Capacity(_))) => End::Close(1009, TOO_LARGE),
-        Some(Err(WsError::Protocol(_) | WsError::Utf8(_))) => End::Close(1002, "protocol error"),
-        _ => End::Gone,
+    let Some(Err(error)) = frame else {
+        return End::Gone;
+    };
+    match fault(&error) {
+        // Whatever the size was: it is told as that of a stranger's frame.
+        Some((1009, _)) => End::Close(1009, TOO_LARGE),
+        Some((code, reason)) => End::Close(code, reason),
+        None => End::Gone,
     }
 }
 
@@ -248,6 +297,25 @@ fn declared(params: &ConnectParams) -> Declared {
     };
     declared.cut();
     declared
+}
+
+/// A device that asks has its key with this hello, if it has none yet. Without one it is let in all the same: it asks
+/// again when it connects again.
+async fn key_for(
+    wiring: &ConnectionWiring,
+    principal: &Principal,
+    caps: &[String],
+) -> Option<(String, zeroize::Zeroizing<String>)> {
+    if !caps.iter().any(|cap| cap == CAPABILITY) {
+        return None;
+    }
+    match wiring.signing.mint(principal).await {
+        Ok(minted) => minted.map(|minted| (minted.key_id, minted.key.to_text())),
+        Err(error) => {
+            tracing::warn!(target: "portcullis", code = error.code(), %error, "no signing key was given");
+            None
+        }
+    }
 }
 
 async fn first_message(

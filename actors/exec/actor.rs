@@ -1,6 +1,7 @@
 //! The room: who runs what, within which limits; the runs themselves are its children.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::time::Duration;
 
 use portcullis_core::audit::{Outcome, OutcomeFilter, Query, Seq};
@@ -35,6 +36,8 @@ struct Live {
     connection: String,
     principal: String,
     device: Option<DeviceId>,
+    generation: u64,
+    kept: bool,
     own_agent: Option<AgentId>,
     key: String,
     only_asks: bool,
@@ -65,7 +68,15 @@ pub struct Exec {
     ctx: Ctx<Self>,
     /// By the child's key.
     live: BTreeMap<u64, Live>,
+    endings: Vec<Ending>,
     next: u64,
+}
+
+/// Somebody waits for these runs to be over.
+struct Ending {
+    left: BTreeSet<u64>,
+    count: usize,
+    reply: Reply<usize, Infallible>,
 }
 
 impl Room for Exec {
@@ -85,6 +96,7 @@ impl Room for Exec {
             wiring: wiring.clone(),
             ctx,
             live: BTreeMap::new(),
+            endings: Vec::new(),
             next: 0,
         })
     }
@@ -99,6 +111,14 @@ impl Room for Exec {
                 reply,
             } => {
                 self.cancel(&run, &by, &connection, reply).await;
+                Ok(())
+            }
+            ExecMsg::EndOf(device, generation, reply) => {
+                self.end_of(&device, generation, reply).await;
+                Ok(())
+            }
+            ExecMsg::Keep(device, on, reply) => {
+                reply.ok(self.keep(&device, on).await);
                 Ok(())
             }
             #[cfg(test)]
@@ -172,6 +192,8 @@ impl Exec {
                 connection: request.connection.clone(),
                 principal: request.principal.name(),
                 device: request.principal.device().cloned(),
+                generation: request.principal.generation,
+                kept: false,
                 own_agent: request.principal.agent.clone(),
                 key: request.idempotency_key.clone(),
                 only_asks: begin.only_ask.is_some(),
@@ -270,7 +292,52 @@ impl Exec {
         }
     }
 
+    async fn end_of(
+        &mut self,
+        device: &DeviceId,
+        generation: Option<u64>,
+        reply: Reply<usize, Infallible>,
+    ) {
+        let mut left = BTreeSet::new();
+        for (key, live) in &self.live {
+            let ended = live.device.as_ref() == Some(device) && Some(live.generation) != generation;
+            if ended && !live.kept {
+                // One that is not reached any more has just ended.
+                live.handle.cancel().await;
+                left.insert(*key);
+            }
+        }
+        let count = left.len();
+        if count == 0 {
+            reply.ok(0);
+        } else {
+            self.endings.push(Ending { left, count, reply });
+        }
+    }
+
+    /// Only what acts already: what waits for a person is a plan, and ends with who planned it.
+    async fn keep(&mut self, device: &DeviceId, on: bool) -> usize {
+        self.listen();
+        let mut count = 0;
+        for live in self.live.values_mut() {
+            if live.device.as_ref() == Some(device) && live.intent.is_some() && live.kept != on {
+                live.kept = on;
+                live.handle.keep(on).await;
+                count += 1;
+            }
+        }
+        count
+    }
+
     fn run_ended(&mut self, key: u64, end: &ChildEnd) {
+        for mut ending in std::mem::take(&mut self.endings) {
+            ending.left.remove(&key);
+            if ending.left.is_empty() {
+                ending.reply.ok(ending.count);
+            } else if ending.reply.is_wanted() {
+                self.endings.push(ending);
+            }
+        }
         let Some(mut live) = self.live.remove(&key) else {
             return;
         };

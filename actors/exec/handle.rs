@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use portcullis_core::auth::Principal;
-use portcullis_core::ids::RunId;
+use portcullis_core::ids::{DeviceId, RunId};
 use tokio::sync::mpsc;
 
 use super::actor::Exec;
@@ -15,6 +15,8 @@ use crate::supervision::{Handle, Policy, TreeBuilder};
 /// Freezing a plan may read a large program, and a first box's profile waits for the drivers' proof.
 const RUN_WITHIN: Duration = Duration::from_mins(1);
 const WITHIN: Duration = Duration::from_secs(5);
+/// TERM, a moment, KILL, and the outcome.
+const END_WITHIN: Duration = Duration::from_secs(15);
 /// Requests the room takes at once.
 const CAPACITY: usize = 1024;
 /// For the runs to end and their outcomes to be recorded.
@@ -96,6 +98,37 @@ impl ExecHandle {
             })
             .await
             .map_err(|error| ExecRefusal::of_call(error, |refusal| refusal))
+    }
+
+    /// Ends what runs, or waits to run, for a device under another generation than this one, and answers when it is
+    /// over: how many. What is kept goes on.
+    ///
+    /// # Errors
+    /// `DEADLINE`, `ROOM_DOWN`: not all of it was seen to end.
+    pub async fn end_of(
+        &self,
+        device: &DeviceId,
+        generation: Option<u64>,
+    ) -> Result<usize, ExecRefusal> {
+        let device = device.clone();
+        self.0
+            .call(END_WITHIN, |reply| {
+                ExecMsg::EndOf(device, generation, reply)
+            })
+            .await
+            .map_err(|error| ExecRefusal::of_call(error, |never| match never {}))
+    }
+
+    /// Lets what runs for a device now outlive its connections (`on`), or not; answers how many runs that changed.
+    ///
+    /// # Errors
+    /// [`ExecRefusal`].
+    pub async fn keep(&self, device: &DeviceId, on: bool) -> Result<usize, ExecRefusal> {
+        let device = device.clone();
+        self.0
+            .call(WITHIN, |reply| ExecMsg::Keep(device, on, reply))
+            .await
+            .map_err(|error| ExecRefusal::of_call(error, |never| match never {}))
     }
 
     /// Breaks a run's actor.

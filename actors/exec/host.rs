@@ -63,6 +63,8 @@ pub enum Lost {
     Unknown(String),
     /// It was never begun.
     NotStarted(String),
+    /// A node said no.
+    Refused(String),
 }
 
 /// A process of the host and its supervisor. Dropping it ends both: the supervisor sees its channel close.

@@ -11,7 +11,7 @@ use portcullis_cell::Stream;
 use portcullis_core::audit::Seq;
 use portcullis_core::auth::Principal;
 use portcullis_core::codes::{self, Code};
-use portcullis_core::ids::{AgentId, ApprovalId, Hash32, RunId};
+use portcullis_core::ids::{AgentId, ApprovalId, DeviceId, Hash32, RunId};
 use portcullis_core::plan::Target;
 use rustix::io::Errno;
 use serde_json::{Map, Value};
@@ -21,6 +21,7 @@ use super::config::ExecConfig;
 use crate::approval::ApprovalHandle;
 use crate::audit::{AuditError, AuditHandle};
 use crate::clock::Clock;
+use crate::nodes::NodesHandle;
 use crate::sandbox_pool::{PoolError, SandboxPoolHandle};
 use crate::supervision::{CallError, Flag, FlagReader, Reply};
 
@@ -153,6 +154,7 @@ impl ExecRefusal {
         let code = match error {
             AuditError::DiskFull => codes::DISK_FULL,
             AuditError::Overloaded => codes::OVERLOADED,
+            AuditError::Ended => codes::SESSION_ENDED,
             AuditError::Invalid(_) => codes::INVALID_PARAMS,
             _ => codes::CANNOT_RECORD,
         };
@@ -224,6 +226,8 @@ pub struct ExecWiring {
     pub approval: ApprovalHandle,
     /// Boxes.
     pub pool: SandboxPoolHandle,
+    /// Node hosts.
+    pub nodes: NodesHandle,
     /// The log.
     pub audit: AuditHandle,
     /// The time.
@@ -257,6 +261,11 @@ pub enum ExecMsg {
         /// The answer.
         reply: Reply<(), ExecRefusal>,
     },
+    /// Ends what runs, or waits to run, for this device under another generation than this; answers how many ended,
+    /// when they have. Kept ones go on.
+    EndOf(DeviceId, Option<u64>, Reply<usize, Infallible>),
+    /// Runs of this device that have begun outlive its connections, or do so no more; answers how many.
+    Keep(DeviceId, bool, Reply<usize, Infallible>),
     /// A test breaks a run's actor.
     #[cfg(test)]
     Break(RunId),

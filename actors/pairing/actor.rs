@@ -85,6 +85,10 @@ impl Room for PairingRoom {
                 reply.ok(self.machine.generation(&device, role));
                 Ok(())
             }
+            PairingMsg::Lives(device, reply) => {
+                reply.ok(self.machine.lives(&device));
+                Ok(())
+            }
             PairingMsg::List(caller, connected, reply) => {
                 reply.ok(self.machine.list(&caller, &connected, self.now()));
                 Ok(())
@@ -324,13 +328,15 @@ impl PairingRoom {
         let entry = Entry {
             action: change.action.to_owned(),
             object: Some(format!("device:{}", change.device_id)),
-            detail: change
-                .detail
-                .iter()
-                .map(|(key, value)| ((*key).to_owned(), value.clone()))
-                .collect(),
             ..entry
         };
+        let mut entry = change
+            .detail
+            .iter()
+            .fold(entry, |entry, (key, value)| entry.with(*key, value.clone()));
+        if change.new_generation {
+            entry = entry.ending(format!("device:{}", change.device_id));
+        }
         let _waiting = self.ctx.waiting();
         let record = change.record;
         let plan = |intent: u64| {

@@ -59,6 +59,15 @@ impl PairingHandle {
             .await
     }
 
+    /// Which generation of a device lives, in whatever role: sessions under any other are to end.
+    ///
+    /// # Errors
+    /// [`PairingRefusal`].
+    pub async fn lives(&self, device: &DeviceId) -> Result<Option<u64>, PairingRefusal> {
+        let device = device.clone();
+        self.ask(|reply| PairingMsg::Lives(device, reply)).await
+    }
+
     /// `device.pair.list`. `connected`: the devices that have a live socket, as the edge knows them.
     ///
     /// # Errors

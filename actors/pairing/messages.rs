@@ -75,6 +75,8 @@ pub enum PairingMsg {
     Decide(Box<ConnectFacts>, Reply<Verdict, PairingRefusal>),
     /// Under which generation a session of this device and role may live.
     Generation(DeviceId, Role, Reply<Option<u64>, PairingRefusal>),
+    /// Which generation of a device lives, in whatever role.
+    Lives(DeviceId, Reply<Option<u64>, PairingRefusal>),
     /// `device.pair.list`, with the devices that are connected now.
     List(Caller, BTreeSet<DeviceId>, Reply<Value, PairingRefusal>),
     /// One request or device by its id.

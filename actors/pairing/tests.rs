@@ -308,11 +308,20 @@ async fn every_method_answers_as_the_wire_says() {
         (&rotated["tokenDelivery"], rotated.get("token")),
         (&"withheld-cross-device".into(), None)
     );
-    let own = Principal {
+    let lives = house.pairing.lives(&device).await.unwrap().unwrap();
+    let mut own = Principal {
         proof: Proof::DeviceToken(device.clone()),
+        generation: lives - 1,
         scopes: [Scope::Read].into_iter().collect::<ScopeSet>(),
         ..operator()
     };
+    // A session of an earlier generation changes nothing: the log does not take its intent.
+    let late = house
+        .pairing
+        .rotate(&own, &device, Role::Operator, None)
+        .await;
+    assert_eq!(code(late), Err("SESSION_ENDED"));
+    own.generation = lives;
     let rotated = house
         .pairing
         .rotate(&own, &device, Role::Operator, None)

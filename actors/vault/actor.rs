@@ -193,6 +193,10 @@ impl Vault {
                 let result = open.remove(&self.wiring, *by, &name).await;
                 answer(reply, result)
             }
+            Wanted::Derived(label, reply) => {
+                reply.ok(open.keys.derived(label));
+                Ok(())
+            }
             Wanted::List(reply) => {
                 reply.ok(open.list());
                 Ok(())
@@ -361,5 +365,6 @@ fn refuse(wanted: Wanted, why: VaultRefusal) {
         Wanted::List(reply) => reply.refuse(why),
         Wanted::Remove { reply, .. } => reply.refuse(why),
         Wanted::Reveal { reply, .. } => reply.refuse(why),
+        Wanted::Derived(_, reply) => reply.refuse(why),
     }
 }

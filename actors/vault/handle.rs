@@ -4,7 +4,7 @@ use super::actor::Vault;
 use super::messages::{Listed, VaultMsg, VaultRefusal, VaultWiring, Wanted};
 use crate::supervision::{CallError, Handle, Policy, Reply, TreeBuilder};
 use portcullis_core::audit::Entry;
-use portcullis_core::seal::Secret;
+use portcullis_core::seal::{Key, Secret};
 use portcullis_core::vault::RecordMeta;
 use std::time::Duration;
 
@@ -80,6 +80,14 @@ impl VaultHandle {
             reply,
         })
         .await
+    }
+
+    /// A key for rows of another room, by its own label: a copy of the store does not have it.
+    ///
+    /// # Errors
+    /// [`VaultRefusal`].
+    pub async fn derived_key(&self, label: &'static str) -> Result<Key, VaultRefusal> {
+        self.ask(|reply| Wanted::Derived(label, reply)).await
     }
 
     async fn ask<T>(

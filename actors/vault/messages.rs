@@ -9,7 +9,7 @@ use crate::store::Store;
 use crate::supervision::Reply;
 use portcullis_core::audit::Entry;
 use portcullis_core::identity::Identity;
-use portcullis_core::seal::Secret;
+use portcullis_core::seal::{Key, Secret};
 use portcullis_core::vault::{RecordMeta, VaultError};
 use serde::Serialize;
 use thiserror::Error;
@@ -125,4 +125,6 @@ pub enum Wanted {
         /// The value.
         reply: Reply<(RecordMeta, Secret), VaultRefusal>,
     },
+    /// A key under a label of its own, with which another room seals its rows.
+    Derived(&'static str, Reply<Key, VaultRefusal>),
 }

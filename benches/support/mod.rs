@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use futures_util::{SinkExt as _, StreamExt as _};
+use portcullis_core::protocol::{Encoding, Wire, strict};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
@@ -234,23 +235,44 @@ pub async fn dial(address: SocketAddr) -> Result<Socket> {
 
 /// A WebSocket that has authenticated with the shared token for `operator.read`.
 pub async fn connect(address: SocketAddr) -> Result<Socket> {
-    hello(
-        dial(address).await?,
-        json!({ "token": TOKEN }),
-        &["operator.read"],
-    )
-    .await
+    connect_as(address, false, &["operator.read"]).await
+}
+
+/// The same for these scopes, in either encoding.
+pub async fn connect_as(address: SocketAddr, packed: bool, scopes: &[&str]) -> Result<Socket> {
+    let socket = if packed {
+        dial_packed(address).await?
+    } else {
+        dial(address).await?
+    };
+    hello(socket, packed, json!({ "token": TOKEN }), scopes).await
+}
+
+async fn dial_packed(address: SocketAddr) -> Result<Socket> {
+    use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    let mut request = format!("ws://{address}/").into_client_request()?;
+    let subprotocol = Encoding::SUBPROTOCOL.parse()?;
+    request
+        .headers_mut()
+        .insert("sec-websocket-protocol", subprotocol);
+    let config = Some(socket_config());
+    let (socket, _) = tokio_tungstenite::client_async_with_config(request, stream, config).await?;
+    Ok(socket)
 }
 
 /// A WebSocket of an administrator who acts for agents.
 pub async fn control(state: &State) -> Result<Control> {
     let stream = UnixStream::connect(state.path().join("run/control.sock")).await?;
     let (socket, _) = tokio_tungstenite::client_async("ws://localhost/", stream).await?;
-    hello(socket, json!({}), &["operator.admin", "operator.act_as"]).await
+    let scopes = ["operator.admin", "operator.act_as"];
+    hello(socket, false, json!({}), &scopes).await
 }
 
 async fn hello<S: AsyncRead + AsyncWrite + Unpin>(
     mut socket: WebSocketStream<S>,
+    packed: bool,
     auth: Value,
     scopes: &[&str],
 ) -> Result<WebSocketStream<S>> {
@@ -260,15 +282,26 @@ async fn hello<S: AsyncRead + AsyncWrite + Unpin>(
         "caps": [], "auth": auth, "role": "operator", "scopes": scopes,
     });
     let request = json!({ "type": "req", "id": "connect", "method": "connect", "params": params });
-    socket.send(Message::text(request.to_string())).await?;
+    let encoding = if packed {
+        Encoding::MsgPack
+    } else {
+        Encoding::Json
+    };
+    let request = match encoding.write(&request)? {
+        Wire::Text(text) => Message::text(text),
+        Wire::Binary(bytes) => Message::binary(bytes),
+    };
+    socket.send(request).await?;
     loop {
         let Some(message) = socket.next().await.transpose()? else {
             bail!("the gateway closed the socket before hello-ok");
         };
-        let Ok(text) = message.to_text() else {
-            continue;
+        let frame = match &message {
+            Message::Text(text) => strict::json(text.as_bytes()),
+            Message::Binary(bytes) => strict::msgpack(bytes),
+            _ => continue,
         };
-        let frame: Value = serde_json::from_str(text).unwrap_or_default();
+        let frame: Value = frame.unwrap_or_default();
         if frame["id"] == "connect" {
             if frame["ok"] != true {
                 bail!("connect was refused: {frame}");

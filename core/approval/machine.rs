@@ -1,10 +1,12 @@
 //! The questions that are open: asking, finding, expiring, using.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use super::{Grant, Limits, Put, Record, Refusal, Requester, Resolution, Status, Step, Subject};
+use super::{
+    Credential, Grant, Limits, Put, Record, Refusal, Requester, Resolution, Status, Step, Subject,
+};
 use crate::auth::{Principal, Role};
 use crate::codes::Code;
 use crate::ids::{AgentId, ApprovalId, Hash32};
@@ -148,6 +150,42 @@ impl Machine {
             _ => true,
         }));
         step
+    }
+
+    /// The credentials on which something rests that is not over: who asked, who answered, who granted.
+    pub fn credentials(&self) -> BTreeSet<Credential> {
+        let open = self.records.values().filter(|r| !r.status.is_final());
+        let of_records = open.flat_map(Record::credentials);
+        let of_grants = self.grants.values().filter_map(|g| g.credential.as_ref());
+        of_records.chain(of_grants).cloned().collect()
+    }
+
+    /// Ends what rests on credentials that have ended: their questions, their answers that nobody used, their grants.
+    pub fn void(&self, dead: &BTreeSet<Credential>, now: Millis) -> Step {
+        let records = self
+            .records
+            .values()
+            .filter(|r| !r.status.is_final() && r.credentials().any(|c| dead.contains(c)))
+            .map(|r| ended(r, Status::Cancelled, "revoked", now));
+        let grants = self.grants.values().filter(|g| {
+            g.credential
+                .as_ref()
+                .is_some_and(|credential| dead.contains(credential))
+        });
+        let grants = grants.map(|g| Put::DropGrant(g.id.clone()));
+        Step {
+            puts: records.chain(grants).collect(),
+        }
+    }
+
+    /// On whose word this plan would run without a question: to be looked at before [`Self::ask`].
+    pub fn granted_under(&self, plan: &ExecPlan) -> BTreeSet<Credential> {
+        let subject_hash = plan.subject_hash();
+        self.grants
+            .values()
+            .filter(|g| g.subject_hash == subject_hash && g.agent == plan.agent)
+            .filter_map(|g| g.credential.clone())
+            .collect()
     }
 
     /// What is over by the clock.
@@ -474,6 +512,7 @@ pub(super) fn ended(record: &Record, status: Status, why: &str, now: Millis) -> 
         by: "system".to_owned(),
         why: why.to_owned(),
         note: None,
+        credential: None,
         at: now.max(record.newest()),
     });
     Put::Record(Box::new(record))

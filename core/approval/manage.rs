@@ -3,7 +3,9 @@
 use serde_json::{Value, json};
 
 use super::machine::{Held, Machine, PolicySet, ended, may_answer};
-use super::{Grant, Put, Record, Refusal, Requester, Resolution, Status, Step, Subject, Word};
+use super::{
+    Credential, Grant, Put, Record, Refusal, Requester, Resolution, Status, Step, Subject, Word,
+};
 use crate::auth::{Principal, Role, Scope};
 use crate::ids::{ApprovalId, Hash32};
 use crate::plan::V1;
@@ -57,6 +59,7 @@ impl Machine {
             by: by.name(),
             why: "user".to_owned(),
             note: None,
+            credential: Credential::of(by),
             at: now,
         });
         done.status = if word == Word::Deny {
@@ -82,6 +85,7 @@ impl Machine {
                     cwd: plan.cwd.clone(),
                     approval_id: record.id.clone(),
                     by: by.name(),
+                    credential: Credential::of(by),
                     created: now,
                     expires: now.plus(self.limits.grant_ms),
                 })));

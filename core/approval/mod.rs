@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::auth::{Principal, Role};
 use crate::codes::{self, Code};
-use crate::ids::{AgentId, ApprovalId, Hash32};
+use crate::ids::{AgentId, ApprovalId, DeviceId, Hash32};
 use crate::plan::{ExecPlan, V1};
 use crate::policy::Reason;
 use crate::time::Millis;
@@ -90,6 +90,29 @@ impl Status {
     }
 }
 
+/// The paired device behind a question or an answer: what it gave holds no longer than its generation.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Credential {
+    /// Which.
+    pub device: DeviceId,
+    /// In which role.
+    pub role: Role,
+    /// Under which generation.
+    pub generation: u64,
+}
+
+impl Credential {
+    /// Of who comes with a device; others have none that could end by itself.
+    pub fn of(principal: &Principal) -> Option<Self> {
+        Some(Self {
+            device: principal.device()?.clone(),
+            role: principal.role,
+            generation: principal.generation,
+        })
+    }
+}
+
 /// Who asked: what must be known later to tell who may answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -106,6 +129,9 @@ pub struct Requester {
     pub connection: String,
     /// Its door.
     pub door: String,
+    /// What it asked under.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential: Option<Credential>,
 }
 
 impl Requester {
@@ -118,6 +144,7 @@ impl Requester {
             agent: principal.agent.clone(),
             connection: connection.to_owned(),
             door: principal.door.as_str().to_owned(),
+            credential: Credential::of(principal),
         }
     }
 }
@@ -162,6 +189,9 @@ pub struct Resolution {
     /// What the person adds, for who asked; at most [`NOTE_MAX`] characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+    /// What it was said under.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential: Option<Credential>,
     /// When.
     pub at: Millis,
 }
@@ -217,6 +247,16 @@ impl Record {
         }
     }
 
+    /// On whose standing it rests: who asked, and who has answered.
+    pub fn credentials(&self) -> impl Iterator<Item = &Credential> {
+        let answered = self.resolution.as_ref().and_then(|r| r.credential.as_ref());
+        self.requester
+            .credential
+            .as_ref()
+            .into_iter()
+            .chain(answered)
+    }
+
     /// The newest moment it knows of.
     pub(crate) fn newest(&self) -> Millis {
         self.resolution
@@ -255,6 +295,9 @@ pub struct Grant {
     pub approval_id: ApprovalId,
     /// Who granted.
     pub by: String,
+    /// What it was granted under.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential: Option<Credential>,
     /// When.
     pub created: Millis,
     /// Until when.

@@ -1,8 +1,10 @@
 //! What the writer must know of the log so far: its head, the open intents, the used keys.
 
+use super::ended::{ENDS, Ended};
+use super::entry::OutcomeResult;
 use super::hash::{BootId, Seq};
 use super::once::{OnceIndex, OnceKey};
-use super::record::{Body, BodyRef, LeafRef, Stamp};
+use super::record::{Body, BodyRef, LeafRef, ResultRef, Stamp};
 use super::{Head, MAX_MARK_OPEN};
 use std::collections::BTreeMap;
 
@@ -15,15 +17,18 @@ pub struct Ledger {
     pub open: BTreeMap<Seq, BootId>,
     /// The idempotency keys.
     pub once: OnceIndex,
+    /// The credentials that have ended.
+    pub ended: Ended,
 }
 
 impl Ledger {
     /// The state after `head` when nothing is open there.
-    pub const fn new(head: Head, once: OnceIndex) -> Self {
+    pub fn new(head: Head, once: OnceIndex) -> Self {
         Self {
             head,
             open: BTreeMap::new(),
             once,
+            ended: Ended::default(),
         }
     }
 
@@ -33,6 +38,11 @@ impl Ledger {
         match leaf.body {
             BodyRef::Intent(entry) => {
                 self.open.insert(leaf.seq, leaf.boot);
+                if may_end(entry.action)
+                    && let Some((_, name)) = entry.detail().find(|(key, _)| *key == ENDS)
+                {
+                    self.ended.begin(name, leaf.seq);
+                }
                 if let Some(key) = entry.idempotency_key {
                     self.once.begin(
                         OnceKey::of(entry.principal, key),
@@ -43,6 +53,12 @@ impl Ledger {
             }
             BodyRef::Outcome { intent, outcome } => {
                 self.open.remove(&intent);
+                if matches!(
+                    outcome.result,
+                    ResultRef::Refused { .. } | ResultRef::Failed { .. }
+                ) {
+                    self.ended.undone(intent);
+                }
                 self.once.end(intent, || outcome.result.to_result());
             }
             // A mark states the open intents in full: a reader may begin at it.
@@ -62,6 +78,9 @@ impl Ledger {
         match body {
             Body::Intent(entry) => {
                 self.open.insert(head.seq, boot);
+                if let Some(name) = entry.ends().filter(|_| may_end(&entry.action)) {
+                    self.ended.begin(name, head.seq);
+                }
                 if let Some(key) = &entry.idempotency_key {
                     let key = OnceKey::of(entry.principal.as_deref(), key);
                     self.once.begin(key, head.seq, stamp.wall_ms);
@@ -69,6 +88,12 @@ impl Ledger {
             }
             Body::Outcome { intent, outcome } => {
                 self.open.remove(intent);
+                if matches!(
+                    outcome.result,
+                    OutcomeResult::Refused { .. } | OutcomeResult::Failed { .. }
+                ) {
+                    self.ended.undone(*intent);
+                }
                 self.once.end(*intent, || outcome.result.clone());
             }
             // The writer's own marks state what is here already.
@@ -88,4 +113,9 @@ impl Ledger {
     pub fn open_list(&self) -> Option<Vec<Seq>> {
         (self.open.len() <= MAX_MARK_OPEN).then(|| self.open.keys().copied().collect())
     }
+}
+
+/// Acts that may end a credential: the details of all others need not be looked through.
+fn may_end(action: &str) -> bool {
+    action.starts_with("pairing.") || action.starts_with("auth.")
 }

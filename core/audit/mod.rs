@@ -27,6 +27,7 @@
 //! Nothing here reads a clock, a file or a random source.
 
 mod codec;
+mod ended;
 mod entry;
 mod hash;
 mod ledger;
@@ -36,6 +37,7 @@ mod record;
 mod scan;
 mod segment;
 
+pub use ended::Ended;
 pub use entry::{Entry, EntryError, Outcome, OutcomeResult, escape};
 pub use hash::{BootId, Hash32, HexError, Seq, leaf_hash};
 pub use ledger::Ledger;

@@ -338,6 +338,7 @@ fn record(status: Status, device: Option<&str>) -> Record {
             agent: None,
             connection: "c1".into(),
             door: "control.sock".into(),
+            credential: None,
         },
         idempotency_key: Some("a1".into()),
         plan_hash: plan.plan_hash(),

@@ -239,6 +239,11 @@ impl Pairing {
         device.held(role).map(|_| device.generation)
     }
 
+    /// The generation of a device in whatever role; `None`: it is not paired.
+    pub fn lives(&self, device: &DeviceId) -> Option<u64> {
+        self.devices.get(device).map(|device| device.generation)
+    }
+
     /// A paired device.
     pub fn device(&self, device: &DeviceId) -> Option<&Device> {
         self.devices.get(device)

@@ -39,7 +39,8 @@ impl Caller {
         self.device.as_ref() == Some(device)
     }
 
-    pub(super) fn may_touch(&self, device: &DeviceId) -> bool {
+    /// May it change anything of that device?
+    pub fn may_touch(&self, device: &DeviceId) -> bool {
         !self.by_device_token || self.is_admin() || self.is(device)
     }
 }
@@ -150,6 +151,13 @@ impl Pairing {
             return Err(Refusal::TooManyDevices);
         }
         let mut device = known.cloned().unwrap_or_else(|| device_of(pending, now));
+        let mut surface_news = None;
+        if !device.client.same_metadata(&pending.client) {
+            // Another machine than the one that was approved: it gets what is shown now, and nothing of what was
+            // shown then, neither scopes nor roles nor commands.
+            surface_news = drop_surface(&mut device, now);
+            device.grants.clear();
+        }
         for role in &pending.roles {
             let before = device
                 .held(*role)
@@ -161,11 +169,6 @@ impl Pairing {
                 ScopeSet::empty()
             };
             grant(&mut device, *role, before.union(&more));
-        }
-        let mut surface_news = None;
-        if !device.client.same_metadata(&pending.client) {
-            // Another machine than the one whose commands were approved.
-            surface_news = drop_surface(&mut device, now);
         }
         device.client = pending.client.clone();
         device.approved_via = ApprovedVia::Owner;

@@ -188,11 +188,10 @@ pub fn effective(rules: &Rules<'_>, agent: &str, target: &Target) -> Mode {
     let exec = rules.agent.exec.mode();
     match target {
         Target::Sandbox => exec,
-        Target::Host => exec
+        // A node is outside the sandbox like the host; what its own user lets it do is beyond our sight.
+        Target::Host | Target::Node(_) => exec
             .strictest(rules.agent.elevated.mode())
             .strictest(document_mode(rules.document, agent)),
-        // No node runs commands of ours yet.
-        Target::Node(_) => Mode::DENY,
     }
 }
 
@@ -246,9 +245,8 @@ fn deny(rules: &Rules<'_>, plan: &ExecPlan, mode: Mode) -> Verdict {
     let missed =
         |what: &str| format!("the command is not on the list, and {what} refuses what is not");
     match (&plan.target, rules.agent) {
-        (Target::Node(_), _) => refuse("commands on nodes are not enabled".to_owned(), None),
         (
-            Target::Host,
+            Target::Host | Target::Node(_),
             AgentPolicy {
                 elevated: Elevated::Off,
                 exec,
@@ -314,6 +312,12 @@ fn reasons(plan: &ExecPlan, listed: Option<&str>) -> Vec<Reason> {
         add(
             "leaves-sandbox",
             "It runs on this machine, outside the sandbox.",
+        );
+    }
+    if matches!(plan.target, Target::Node(_)) {
+        add(
+            "on-node",
+            "It runs on another machine, outside any sandbox, as that node's own user. What the file there is, is that node's word.",
         );
     }
     if listed.is_some() {

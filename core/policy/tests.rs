@@ -123,11 +123,38 @@ fn the_sandbox_is_open_and_the_document_is_not_about_it() {
             rule: "config:agents.demo.exec=full".into()
         }
     );
+    // A node is outside the sandbox: elevated mode decides, and no list or grant ever lets a command run unasked.
     plan.target = Target::Node("n".into());
+    plan.executable = Executable::Node {
+        claimed_sha256: None,
+    };
     assert!(matches!(
         decide(&rules, &plan, Some("g")),
-        Verdict::Deny { .. }
+        Verdict::Deny {
+            code: ELEVATED_DISABLED,
+            ..
+        }
     ));
+    let everything = document(
+        json!({"version": 1, "defaults": {"security": "full", "ask": "off"},
+        "agents": {"demo": {"allowlist": [{"pattern": "/usr/bin/uname"}]}}}),
+    );
+    for elevated in [Elevated::Ask, Elevated::Allowlist] {
+        let rules = Rules {
+            agent: AgentPolicy {
+                exec: ExecMode::Full,
+                elevated,
+            },
+            document: Standing::Valid(&everything),
+        };
+        match decide(&rules, &plan, Some("g")) {
+            Verdict::Ask { may_always, .. } => {
+                assert!(!may_always && elevated == Elevated::Ask);
+            }
+            Verdict::Deny { .. } => assert_eq!(elevated, Elevated::Allowlist),
+            Verdict::Allow { rule } => panic!("{rule}"),
+        }
+    }
 }
 
 #[test]

@@ -43,6 +43,16 @@ pub struct ConnectParams {
     /// Secrets.
     #[serde(default)]
     pub auth: Option<AuthClaim>,
+    /// Asks that every frame after the hello be signed.
+    #[serde(default)]
+    pub frame_signing: Option<FrameSigning>,
+}
+
+/// See [`crate::signing::frame`].
+#[derive(Debug, Clone, Deserialize)]
+pub struct FrameSigning {
+    /// Of the client: 32 random bytes, base64url.
+    pub nonce: String,
 }
 
 /// See [`ConnectParams::client`]. Bounded by the frame before authentication (64 KiB).
@@ -241,6 +251,14 @@ impl ConnectParams {
                 )));
             }
         }
+        if let Some(asked) = &self.frame_signing {
+            if !crate::signing::frame::is_nonce(&asked.nonce) {
+                return Err(bad("/frameSigning/nonce must be 32 bytes in base64url"));
+            }
+            if self.signed_token().is_empty() {
+                return Err(bad("/frameSigning needs a token in /auth, which keys it"));
+            }
+        }
         let role = match self.role.as_deref() {
             None => Role::Operator,
             Some(text) => {
@@ -314,6 +332,10 @@ pub struct Hello<'a> {
     pub presence: Value,
     /// A device's token and when it was issued: with every hello of a paired device.
     pub device_token: Option<(&'a str, u64)>,
+    /// Every frame from now on is signed.
+    pub frame_signing: bool,
+    /// Id and text of a device's new key for signed requests, shown this once.
+    pub signing_key: Option<(&'a str, &'a str)>,
 }
 
 impl Hello<'_> {
@@ -333,14 +355,17 @@ impl Hello<'_> {
             auth.insert("deviceToken".into(), token.into());
             auth.insert("issuedAtMs".into(), issued.into());
         }
-        json!({
+        if let Some((id, key)) = self.signing_key {
+            auth.insert("signingKey".into(), json!({ "keyId": id, "key": key }));
+        }
+        let mut hello = json!({
             "type": "hello-ok",
             "protocol": PROTOCOL,
             "server": { "version": self.version, "connId": self.conn_id, "bootId": self.boot_id },
             "features": {
                 "methods": super::method::names().collect::<Vec<_>>(),
                 "events": super::method::EVENTS,
-                "capabilities": [],
+                "capabilities": [crate::signing::frame::CAPABILITY, crate::signing::http::CAPABILITY],
             },
             "snapshot": {
                 "presence": self.presence,
@@ -354,7 +379,11 @@ impl Hello<'_> {
                 "maxBufferedBytes": super::limits::BUFFERED,
                 "tickIntervalMs": super::limits::TICK_MS,
             },
-        })
+        });
+        if self.frame_signing {
+            hello["frameSigning"] = json!({ "v": 1 });
+        }
+        hello
     }
 }
 

@@ -7,7 +7,7 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::strict::{self, OUT_OF_RANGE, Strict, Text, TextOrNull, Unsound};
+use super::strict::{self, OUT_OF_RANGE, Strict, Text, TextOrNull, Unsound, VALUES_MAX};
 use crate::codes::Code;
 
 /// A request, with its params read once: the method gives them their shape, and nobody reads the bytes again.
@@ -200,8 +200,8 @@ impl<'a> Visitor<'a> for Envelope<'_, 'a> {
                     false
                 }
                 "params" if parts.params.is_none() => {
-                    let mut note = None;
-                    let value = map.next_value_seed(Strict::new(&mut note))?;
+                    let (mut note, mut left) = (None, VALUES_MAX);
+                    let value = map.next_value_seed(Strict::new(&mut note, &mut left))?;
                     parts.params = Some(match (note, value) {
                         (Some(unsound), _) => Err(unsound),
                         (None, Value::Null) => Ok(Map::new().into()),
@@ -442,6 +442,24 @@ mod tests {
         let text = r#"{"type":"req","id":"1","method":"m","params":{"a":1,"a":1}}"#;
         let error = Request::parse(text).unwrap().params::<Value>().unwrap_err();
         assert_eq!(error, r#"invalid m params: the key "a" stands twice"#);
+    }
+
+    #[test]
+    fn a_small_frame_does_not_become_a_large_tree() {
+        let of = |n: usize| format!("[{}1]", "1,".repeat(n - 1));
+        assert!(params_of(&of(VALUES_MAX)).is_ok());
+        assert_eq!(params_of(&of(VALUES_MAX + 1)), Err(Unsound::Many));
+        assert_eq!(
+            params_of(&format!("[{0},{0}]", of(60_000))),
+            Err(Unsound::Many)
+        );
+        let keys: Vec<String> = (0..=VALUES_MAX).map(|n| format!("\"{n}\":1")).collect();
+        assert_eq!(
+            params_of(&format!("{{{}}}", keys.join(","))),
+            Err(Unsound::Many)
+        );
+        let packed = [vec![0xdd, 0, 2, 0, 0], vec![1; 0x2_0000]].concat();
+        assert_eq!(strict::msgpack(&packed), Err(Unsound::Many));
     }
 
     proptest::proptest! {

@@ -13,6 +13,8 @@ use super::limits::JSON_DEPTH;
 
 /// The greatest whole number that every reader keeps exactly.
 const EXACT: u64 = 1 << 53;
+/// Values of one tree: it costs a hundred bytes a value, however few the frame has for it.
+pub const VALUES_MAX: usize = 100_000;
 /// A key in a text about it, characters.
 const KEY_SHOWN: usize = 64;
 
@@ -28,6 +30,9 @@ pub enum Unsound {
     /// Deeper than the limit.
     #[error("nested too deeply (more than {JSON_DEPTH})")]
     Deep,
+    /// More values than are kept: a small frame must not become a large tree.
+    #[error("more than {VALUES_MAX} values")]
+    Many,
     /// Not of the types that both encodings have.
     #[error("{0}")]
     Kind(String),
@@ -43,11 +48,16 @@ impl Unsound {
 pub(super) struct Strict<'n> {
     depth: usize,
     note: &'n mut Option<Unsound>,
+    left: &'n mut usize,
 }
 
 impl<'n> Strict<'n> {
-    pub fn new(note: &'n mut Option<Unsound>) -> Self {
-        Self { depth: 0, note }
+    pub fn new(note: &'n mut Option<Unsound>, left: &'n mut usize) -> Self {
+        Self {
+            depth: 0,
+            note,
+            left,
+        }
     }
 
     fn noted(self, unsound: Unsound) -> Value {
@@ -125,10 +135,14 @@ impl<'de> Visitor<'de> for Strict<'_> {
         }
         // No room is made by what the other end announces.
         let mut list = Vec::new();
-        let note = self.note;
+        let (note, left) = (self.note, self.left);
         while note.is_none() {
-            match seq.next_element_seed(Strict { depth, note })? {
-                Some(value) => list.push(value),
+            match seq.next_element_seed(Strict { depth, note, left })? {
+                Some(_) if *left == 0 => *note = Some(Unsound::Many),
+                Some(value) => {
+                    *left -= 1;
+                    list.push(value);
+                }
                 None => return Ok(list.into()),
             }
         }
@@ -143,7 +157,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
             return Ok(self.noted(Unsound::Deep));
         }
         let mut object = Map::new();
-        let note = self.note;
+        let (note, left) = (self.note, self.left);
         while note.is_none() {
             let Some(key) = map.next_key_seed(Text)? else {
                 return Ok(object.into());
@@ -153,7 +167,12 @@ impl<'de> Visitor<'de> for Strict<'_> {
                 map.next_value::<IgnoredAny>()?;
                 break;
             }
-            let value = map.next_value_seed(Strict { depth, note })?;
+            let value = map.next_value_seed(Strict { depth, note, left })?;
+            if *left == 0 {
+                note.get_or_insert(Unsound::Many);
+                break;
+            }
+            *left -= 1;
             object.insert(key.into_owned(), value);
         }
         while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
@@ -228,9 +247,9 @@ impl<'de> Visitor<'de> for TextOrNull {
 /// # Errors
 /// Why it is refused.
 pub fn json(bytes: &[u8]) -> Result<Value, Unsound> {
-    let mut note = None;
+    let (mut note, mut left) = (None, VALUES_MAX);
     let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let read = Strict::new(&mut note)
+    let read = Strict::new(&mut note, &mut left)
         .deserialize(&mut reader)
         .and_then(|value| reader.end().map(|()| value));
     match (read, note) {
@@ -258,8 +277,10 @@ pub(super) const OUT_OF_RANGE: &str = "number out of range";
 /// # Errors
 /// Why it is refused.
 pub fn msgpack(bytes: &[u8]) -> Result<Value, Unsound> {
-    let mut note = None;
-    let read = whole(bytes, |reader| Strict::new(&mut note).deserialize(reader));
+    let (mut note, mut left) = (None, VALUES_MAX);
+    let read = whole(bytes, |reader| {
+        Strict::new(&mut note, &mut left).deserialize(reader)
+    });
     match (read, note) {
         (Ok(value), None) => Ok(value),
         (_, Some(unsound)) => Err(unsound),

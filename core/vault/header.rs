@@ -86,6 +86,11 @@ pub struct VaultKeys {
 }
 
 impl VaultKeys {
+    /// A key for another room's rows. One label, one use.
+    pub fn derived(&self, label: &'static str) -> Key {
+        self.root.derive(&self.store_id, label, b"")
+    }
+
     pub(super) fn data_key(&self, epoch: u32) -> Key {
         self.root.derive(
             &self.store_id,

@@ -19,12 +19,12 @@ use crate::show::value::{field, list, number};
 ///
 /// # Errors
 /// [`Failure`].
-pub async fn run(state: &Path, what: &Approvals, out: Out) -> Result<u8, Failure> {
+pub async fn run(door: &Path, what: &Approvals, out: Out) -> Result<u8, Failure> {
     let scope = match what {
         Approvals::Policy { .. } => Scope::Admin,
         _ => Scope::Approvals,
     };
-    let mut client = Client::connect(state, &[scope], &[]).await?;
+    let mut client = Client::connect(door, &[scope], &[]).await?;
     match what {
         Approvals::List => {
             let pending = client.call("exec.approval.list", json!({})).await?;

@@ -33,6 +33,9 @@ pub struct Global {
     /// State directory [default: $`PORTCULLIS_STATE_DIR`, $`STATE_DIRECTORY`, $`XDG_STATE_HOME/portcullis`]
     #[arg(long, global = true, value_name = "DIR")]
     pub state: Option<PathBuf>,
+    /// Control socket to dial [default: $`PORTCULLIS_SOCKET`, `run/control.sock` in the state directory, /run/portcullis/control.sock]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub socket: Option<PathBuf>,
     /// Machine identity key, outside the state directory [default: $`PORTCULLIS_IDENTITY_FILE`]
     #[arg(long, global = true, value_name = "FILE")]
     pub identity: Option<PathBuf>,
@@ -56,6 +59,9 @@ pub enum Command {
     /// Devices that may connect
     #[command(subcommand)]
     Devices(Devices),
+    /// Node hosts, and what each may be asked
+    #[command(subcommand)]
+    Nodes(Nodes),
     /// Tokens of agents, each for one agent
     #[command(subcommand)]
     Agents(Agents),
@@ -169,6 +175,25 @@ pub enum Approvals {
     },
 }
 
+/// `nodes …`
+#[derive(Debug, Subcommand)]
+pub enum Nodes {
+    /// Connected nodes, and approved ones that are away
+    List,
+    /// What waits for a person: commands that a node offers
+    Pending,
+    /// Let a node be asked what it offers
+    Approve {
+        /// Of the request, or the beginning of it
+        id: String,
+    },
+    /// Refuse it
+    Reject {
+        /// Of the request, or the beginning of it
+        id: String,
+    },
+}
+
 /// `devices …`
 #[derive(Debug, Subcommand)]
 pub enum Devices {
@@ -192,18 +217,38 @@ pub enum Devices {
         /// Of the request, or the beginning of it
         id: String,
     },
-    /// End a device's tokens and its live sockets
+    /// End a device's tokens, its live sockets, what it asked, allowed and granted, and what it runs
     Revoke {
         /// Of the device, or the beginning of it
         id: String,
         /// This role's token only
         #[arg(long)]
         role: Option<String>,
+        /// Spare the commands that run for it now
+        #[arg(long)]
+        keep_running: bool,
     },
-    /// Forget a device
+    /// Make a device's token void and let it fetch a new one; ends its sockets like revoke
+    Rotate {
+        /// Of the device, or the beginning of it
+        id: String,
+        /// This role's token only
+        #[arg(long)]
+        role: Option<String>,
+        /// What the new token gives, at most what was approved; without it all of that
+        #[arg(long, value_name = "SCOPE", value_delimiter = ',')]
+        scope: Vec<String>,
+        /// Spare the commands that run for it now
+        #[arg(long)]
+        keep_running: bool,
+    },
+    /// Forget a device; ends all that revoke ends
     Remove {
         /// Of the device, or the beginning of it
         id: String,
+        /// Spare the commands that run for it now
+        #[arg(long)]
+        keep_running: bool,
     },
     /// Give a device a name of your own
     Rename {

@@ -1,6 +1,6 @@
 //! `portcullis audit`: read the record, and check that nobody changed it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use portcullis_actors::audit::verify_dir;
 use portcullis_core::auth::Scope;
@@ -19,11 +19,16 @@ use crate::show::value::{field, list, number};
 ///
 /// # Errors
 /// [`Failure`].
-pub async fn run(state: &Path, what: &Audit, out: Out) -> Result<u8, Failure> {
+pub async fn run(
+    door: impl FnOnce() -> Result<PathBuf, Failure>,
+    state: impl FnOnce() -> Result<PathBuf, Failure>,
+    what: &Audit,
+    out: Out,
+) -> Result<u8, Failure> {
     if let Audit::Verify { offline: true } = what {
-        return offline(state, out);
+        return offline(&state()?, out);
     }
-    let mut client = Client::connect(state, &[Scope::Admin], &[]).await?;
+    let mut client = Client::connect(&door()?, &[Scope::Admin], &[]).await?;
     let answer = match what {
         Audit::Tail { n } => client.call("audit.tail", json!({ "limit": n })).await?,
         Audit::Query(query) => client.call("audit.query", params(query)).await?,

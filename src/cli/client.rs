@@ -77,22 +77,21 @@ enum Frame {
 }
 
 impl Client {
-    /// Dials `STATE/run/control.sock` and connects as an operator with these scopes.
+    /// Dials a control socket and connects as an operator with these scopes.
     ///
     /// # Errors
     /// `DAEMON_UNREACHABLE`, or the gateway's own refusal.
-    pub async fn connect(state: &Path, scopes: &[Scope], caps: &[&str]) -> Result<Self, Failure> {
-        let shown = state.join("run/control.sock");
-        match timeout(CONNECT_WITHIN, Self::shake(&shown, scopes, caps)).await {
+    pub async fn connect(door: &Path, scopes: &[Scope], caps: &[&str]) -> Result<Self, Failure> {
+        match timeout(CONNECT_WITHIN, Self::shake(door, scopes, caps)).await {
             Ok(result) => result,
-            Err(_) => Err(unreachable(&shown, "it does not answer")),
+            Err(_) => Err(unreachable(door, "it does not answer")),
         }
     }
 
     async fn shake(path: &Path, scopes: &[Scope], caps: &[&str]) -> Result<Self, Failure> {
         let stream = dial(path).await.map_err(|e| match e.kind() {
             std::io::ErrorKind::PermissionDenied => unreachable(path, "your user may not open it").hint(
-                "run this as the gateway's user, or let your group in with [gateway.local] in config.toml",
+                "run this as the gateway's user, or let yours in with [gateway.local] operators and socket in config.toml",
             ),
             std::io::ErrorKind::NotFound => unreachable(path, "no gateway runs there"),
             std::io::ErrorKind::ConnectionRefused => unreachable(path, "its gateway has ended"),

@@ -1,7 +1,7 @@
 //! `portcullis config`.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::PathBuf;
 
 use portcullis_core::auth::Scope;
 use portcullis_core::codes;
@@ -19,10 +19,15 @@ use crate::show::text::clean;
 ///
 /// # Errors
 /// [`Failure`].
-pub async fn run(state: &Path, what: &Config, out: Out) -> Result<u8, Failure> {
+pub async fn run(
+    door: impl FnOnce() -> Result<PathBuf, Failure>,
+    state: impl FnOnce() -> Result<PathBuf, Failure>,
+    what: &Config,
+    out: Out,
+) -> Result<u8, Failure> {
     match what {
         Config::Check => {
-            let path = state.join("config.toml");
+            let path = state()?.join("config.toml");
             let loaded =
                 config::load(&path, config::environment(), &[]).map_err(|error| failure(&error))?;
             let answer = json!({ "ok": true, "file": path, "leaves": loaded.leaves });
@@ -45,7 +50,7 @@ pub async fn run(state: &Path, what: &Config, out: Out) -> Result<u8, Failure> {
             Ok(0)
         }
         Config::Show => {
-            let mut client = Client::connect(state, &[Scope::Read], &[]).await?;
+            let mut client = Client::connect(&door()?, &[Scope::Read], &[]).await?;
             let answer = client.call("config.get", json!({})).await?;
             client.close().await;
             out.both(&answer, || match answer.get("config") {

@@ -18,13 +18,13 @@ use crate::show::value::{field, joined, list, number};
 ///
 /// # Errors
 /// [`Failure`].
-pub async fn run(state: &Path, what: &Devices, out: Out) -> Result<u8, Failure> {
+pub async fn run(door: &Path, what: &Devices, out: Out) -> Result<u8, Failure> {
     // Approving a device's scopes needs those scopes (wire.md 6), so admin is asked for; a lesser operator gets less.
     let scopes = match what {
         Devices::List | Devices::Show { .. } => [Scope::Pairing].as_slice(),
         _ => &[Scope::Admin, Scope::Pairing],
     };
-    let mut client = Client::connect(state, scopes, &[]).await?;
+    let mut client = Client::connect(door, scopes, &[]).await?;
     let all = client.call("device.pair.list", json!({})).await?;
     match what {
         Devices::List => out.both(&all, || listing(&all))?,
@@ -61,21 +61,54 @@ pub async fn run(state: &Path, what: &Devices, out: Out) -> Result<u8, Failure> 
             let answer = client.call("device.pair.reject", params).await?;
             out.both(&answer, || format!("rejected {}\n", name(pending)))?;
         }
-        Devices::Revoke { id, role } => {
+        Devices::Revoke {
+            id,
+            role,
+            keep_running,
+        } => {
             let device = find(list(&all, "paired"), "deviceId", id)?;
-            let answer = revoke(&mut client, device, role.as_deref()).await?;
+            let how = json!({ "keepRunning": keep_running });
+            let method = "device.token.revoke";
+            let answer = each_role(&mut client, device, method, role.as_deref(), &how).await?;
+            let answer = json!({ "deviceId": field(device, "deviceId"), "revoked": answer });
             out.both(&answer, || {
                 format!(
-                    "revoked {}: its tokens are void and its sockets closed\n",
-                    name(device)
+                    "revoked {}: its tokens are void\n{}",
+                    name(device),
+                    ended(*keep_running)
                 )
             })?;
         }
-        Devices::Remove { id } => {
+        Devices::Rotate {
+            id,
+            role,
+            scope,
+            keep_running,
+        } => {
             let device = find(list(&all, "paired"), "deviceId", id)?;
-            let params = json!({ "deviceId": field(device, "deviceId") });
+            let mut how = json!({ "keepRunning": keep_running });
+            if !scope.is_empty() {
+                how["scopes"] = json!(scopes_of(scope)?);
+            }
+            let method = "device.token.rotate";
+            let answer = each_role(&mut client, device, method, role.as_deref(), &how).await?;
+            let answer = json!({ "deviceId": field(device, "deviceId"), "rotated": answer });
+            out.both(&answer, || {
+                format!(
+                    "rotated {}: its old token is void\n{}It gets a new token when it connects with the shared token.\n",
+                    name(device),
+                    ended(*keep_running)
+                )
+            })?;
+        }
+        Devices::Remove { id, keep_running } => {
+            let device = find(list(&all, "paired"), "deviceId", id)?;
+            let params =
+                json!({ "deviceId": field(device, "deviceId"), "keepRunning": keep_running });
             let answer = client.call("device.pair.remove", params).await?;
-            out.both(&answer, || format!("removed {}\n", name(device)))?;
+            out.both(&answer, || {
+                format!("removed {}\n{}", name(device), ended(*keep_running))
+            })?;
         }
         Devices::Rename { id, label } => {
             let device = find(list(&all, "paired"), "deviceId", id)?;
@@ -91,7 +124,7 @@ pub async fn run(state: &Path, what: &Devices, out: Out) -> Result<u8, Failure> 
 }
 
 /// The one whose id begins so.
-fn find<'a>(all: &'a [Value], key: &str, id: &str) -> Result<&'a Value, Failure> {
+pub(super) fn find<'a>(all: &'a [Value], key: &str, id: &str) -> Result<&'a Value, Failure> {
     if let Some(exact) = all.iter().find(|v| field(v, key) == id) {
         return Ok(exact);
     }
@@ -116,8 +149,14 @@ fn find<'a>(all: &'a [Value], key: &str, id: &str) -> Result<&'a Value, Failure>
     }
 }
 
-async fn revoke(client: &mut Client, device: &Value, role: Option<&str>) -> Result<Value, Failure> {
-    let id = field(device, "deviceId");
+/// The same for one role of a device, or for each that it holds.
+async fn each_role(
+    client: &mut Client,
+    device: &Value,
+    method: &str,
+    role: Option<&str>,
+    how: &Value,
+) -> Result<Vec<Value>, Failure> {
     let live = list(device, "tokens")
         .iter()
         .filter(|t| t.get("revokedAtMs").is_none());
@@ -128,22 +167,43 @@ async fn revoke(client: &mut Client, device: &Value, role: Option<&str>) -> Resu
     if roles.is_empty() {
         return Err(Failure::of(
             codes::DEVICE_NOT_FOUND,
-            format!("{} has no token to revoke", name(device)),
+            format!("{} has no token that is valid", name(device)),
         )
         .hint("`portcullis devices remove ID` forgets it"));
     }
     let mut answers = Vec::new();
     for role in roles {
-        answers.push(
-            client
-                .call(
-                    "device.token.revoke",
-                    json!({ "deviceId": id, "role": role }),
-                )
-                .await?,
-        );
+        let mut params = how.clone();
+        params["deviceId"] = field(device, "deviceId").into();
+        params["role"] = role.into();
+        answers.push(client.call(method, params).await?);
     }
-    Ok(json!({ "deviceId": id, "revoked": answers }))
+    Ok(answers)
+}
+
+/// What went with it.
+const fn ended(keep_running: bool) -> &'static str {
+    if keep_running {
+        "Its sockets are closed; what it asked, allowed and granted is void. What runs for it goes on.\n"
+    } else {
+        "Its sockets are closed; what it asked, allowed and granted is void; what ran for it is ended.\n"
+    }
+}
+
+/// Scopes as people write them: with or without `operator.`.
+fn scopes_of(words: &[String]) -> Result<Vec<Scope>, Failure> {
+    words
+        .iter()
+        .map(|word| {
+            Scope::parse(word)
+                .or_else(|| Scope::parse(&format!("operator.{word}")))
+                .ok_or_else(|| {
+                    let all: Vec<&str> = Scope::ALL.iter().map(|scope| scope.as_str()).collect();
+                    Failure::of(codes::INVALID_PARAMS, format!("no scope is called {word}"))
+                        .hint(format!("scopes: {}", all.join(", ")))
+                })
+        })
+        .collect()
 }
 
 /// What a person calls it.

@@ -33,8 +33,8 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// Every refusal: the caller ends with 125.
-pub async fn run(state: &Path, args: &ExecArgs, out: Out) -> Result<u8, Failure> {
-    let mut client = Client::connect(state, &[Scope::ActAs], &[]).await?;
+pub async fn run(door: &Path, args: &ExecArgs, out: Out) -> Result<u8, Failure> {
+    let mut client = Client::connect(door, &[Scope::ActAs], &[]).await?;
     let request = client.send("exec.run", params(args)).await?;
     let writer = Writer::start(args.raw || out.json);
     let mut run = Run {

@@ -9,6 +9,7 @@ mod config;
 mod devices;
 mod exec;
 mod failure;
+mod nodes;
 mod out;
 mod secrets;
 mod state;
@@ -25,6 +26,7 @@ use portcullis_core::codes;
 pub use args::{Cli, Command, GatewayArgs, Global};
 pub use client::{Client, Incoming};
 pub use failure::Failure;
+use state::control_socket;
 pub use state::{identity_file, state_dir};
 
 use out::Out;
@@ -111,25 +113,27 @@ pub fn report(failure: &Failure, out: Out) {
 
 async fn command(cli: &Cli, out: Out) -> Result<u8, Failure> {
     let state = || state_dir(cli.global.state.as_deref());
+    let door = || control_socket(cli.global.socket.as_deref(), cli.global.state.as_deref());
     match &cli.command {
         Command::Gateway(_) | Command::Up(_) => Err(Failure::of(
             codes::INTERNAL,
             "the gateway is not a client's command",
         )),
-        Command::Exec(args) => exec::run(&state()?, args, out).await,
-        Command::Approvals(args::Approvals::Watch) => watch::run(&state()?, out).await,
-        Command::Approvals(what) => approvals::run(&state()?, what, out).await,
-        Command::Devices(what) => devices::run(&state()?, what, out).await,
-        Command::Agents(what) => secrets::agents(&state()?, what, out).await,
-        Command::Password(what) => secrets::password(&state()?, what, out).await,
+        Command::Exec(args) => exec::run(&door()?, args, out).await,
+        Command::Approvals(args::Approvals::Watch) => watch::run(&door()?, out).await,
+        Command::Approvals(what) => approvals::run(&door()?, what, out).await,
+        Command::Devices(what) => devices::run(&door()?, what, out).await,
+        Command::Nodes(what) => nodes::run(&door()?, what, out).await,
+        Command::Agents(what) => secrets::agents(&door()?, what, out).await,
+        Command::Password(what) => secrets::password(&door()?, what, out).await,
         Command::Auth(args::Auth::Token(args::AuthToken::Rotate)) => {
-            secrets::rotate(&state()?, out).await
+            secrets::rotate(&door()?, out).await
         }
-        Command::Vault(what) => vault::run(&state()?, what, out).await,
-        Command::Audit(what) => audit::run(&state()?, what, out).await,
-        Command::Status => status::run(&state()?, out).await,
-        Command::Dashboard { open } => status::dashboard(&state()?, *open, out).await,
-        Command::Config(what) => config::run(&state()?, what, out).await,
+        Command::Vault(what) => vault::run(&door()?, what, out).await,
+        Command::Audit(what) => audit::run(door, state, what, out).await,
+        Command::Status => status::run(&door()?, out).await,
+        Command::Dashboard { open } => status::dashboard(&door()?, *open, out).await,
+        Command::Config(what) => config::run(door, state, what, out).await,
         Command::Version => status::version(out),
     }
 }

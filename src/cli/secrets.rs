@@ -23,8 +23,8 @@ use crate::show::value::{field, list, number};
 ///
 /// # Errors
 /// [`Failure`].
-pub async fn agents(state: &Path, what: &Agents, out: Out) -> Result<u8, Failure> {
-    let mut client = Client::connect(state, &[Scope::Admin], &[]).await?;
+pub async fn agents(door: &Path, what: &Agents, out: Out) -> Result<u8, Failure> {
+    let mut client = Client::connect(door, &[Scope::Admin], &[]).await?;
     match what {
         Agents::Token { name } => {
             let params = json!({ "agentId": name });
@@ -60,13 +60,13 @@ pub async fn agents(state: &Path, what: &Agents, out: Out) -> Result<u8, Failure
 ///
 /// # Errors
 /// [`Failure`].
-pub async fn password(state: &Path, what: &Password, out: Out) -> Result<u8, Failure> {
+pub async fn password(door: &Path, what: &Password, out: Out) -> Result<u8, Failure> {
     // Read before dialling: the gateway's patience is not for typing.
     let text = match what {
         Password::Set { hash, .. } => Some(read(*hash)?),
         _ => None,
     };
-    let mut client = Client::connect(state, &[Scope::Admin], &[]).await?;
+    let mut client = Client::connect(door, &[Scope::Admin], &[]).await?;
     match what {
         Password::Set { name, hash } => {
             let text = text.as_ref().map_or("", |text| text.as_str());
@@ -106,8 +106,8 @@ pub async fn password(state: &Path, what: &Password, out: Out) -> Result<u8, Fai
 ///
 /// # Errors
 /// [`Failure`].
-pub async fn rotate(state: &Path, out: Out) -> Result<u8, Failure> {
-    let mut client = Client::connect(state, &[Scope::Admin], &[]).await?;
+pub async fn rotate(door: &Path, out: Out) -> Result<u8, Failure> {
+    let mut client = Client::connect(door, &[Scope::Admin], &[]).await?;
     let answer = client.call("auth.token.rotate", json!({})).await?;
     out.both(&answer, || {
         format!(

@@ -15,6 +15,32 @@ pub fn state_dir(flag: Option<&Path>) -> Result<PathBuf, Failure> {
     pick(flag, |name| std::env::var_os(name))
 }
 
+/// Where an operator of another user finds the gateway of a machine.
+const WELL_KNOWN: &str = "/run/portcullis/control.sock";
+
+/// The control socket to dial: `--socket`, `PORTCULLIS_SOCKET`, the state directory's own, or where that one cannot be seen
+/// and no state directory was named, the machine's.
+///
+/// # Errors
+/// `INVALID_PARAMS` when there is no state directory either.
+pub fn control_socket(socket: Option<&Path>, state: Option<&Path>) -> Result<PathBuf, Failure> {
+    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty());
+    if let Some(named) = socket
+        .map(Path::to_path_buf)
+        .or_else(|| var("PORTCULLIS_SOCKET").map(PathBuf::from))
+    {
+        return Ok(named);
+    }
+    let own = state_dir(state)?.join("run/control.sock");
+    let is_named = state.is_some() || var("PORTCULLIS_STATE_DIR").is_some();
+    let known = Path::new(WELL_KNOWN);
+    Ok(if !is_named && !own.exists() && known.exists() {
+        known.to_owned()
+    } else {
+        own
+    })
+}
+
 /// `--identity`, `PORTCULLIS_IDENTITY_FILE`, else none: the gateway has its own default.
 pub fn identity_file(flag: Option<&Path>) -> Option<PathBuf> {
     flag.map(Path::to_path_buf).or_else(|| {

@@ -20,8 +20,8 @@ const DEGRADED: u8 = 8;
 ///
 /// # Errors
 /// [`Failure`].
-pub async fn run(state: &Path, out: Out) -> Result<u8, Failure> {
-    let mut client = Client::connect(state, &[Scope::Read], &[]).await?;
+pub async fn run(door: &Path, out: Out) -> Result<u8, Failure> {
+    let mut client = Client::connect(door, &[Scope::Read], &[]).await?;
     let status = client.call("status", json!({})).await?;
     client.close().await;
     out.both(&status, || shown(&status))?;
@@ -135,8 +135,8 @@ fn room(room: &Value) -> Vec<String> {
 ///
 /// # Errors
 /// [`Failure`].
-pub async fn dashboard(state: &Path, open: bool, out: Out) -> Result<u8, Failure> {
-    let mut client = Client::connect(state, &[Scope::Admin], &[]).await?;
+pub async fn dashboard(door: &Path, open: bool, out: Out) -> Result<u8, Failure> {
+    let mut client = Client::connect(door, &[Scope::Admin], &[]).await?;
     let answer = client.call("dashboard.code", json!({})).await?;
     client.close().await;
     let (url, code) = (field(&answer, "url"), field(&answer, "code"));

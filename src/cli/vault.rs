@@ -24,7 +24,7 @@ const VALUE_MAX: u64 = 64 * 1024;
 ///
 /// # Errors
 /// [`Failure`].
-pub async fn run(state: &Path, what: &Vault, out: Out) -> Result<u8, Failure> {
+pub async fn run(door: &Path, what: &Vault, out: Out) -> Result<u8, Failure> {
     // Read before dialling: the gateway's patience is not for typing.
     let value = match what {
         Vault::Set { trim, .. } => Some(secret(*trim)?),
@@ -34,7 +34,7 @@ pub async fn run(state: &Path, what: &Vault, out: Out) -> Result<u8, Failure> {
         Vault::Status => Scope::Read,
         _ => Scope::Admin,
     };
-    let mut client = Client::connect(state, &[scope], &[]).await?;
+    let mut client = Client::connect(door, &[scope], &[]).await?;
     let mut exit = 0;
     match what {
         Vault::Set { name, .. } => {

@@ -20,8 +20,8 @@ use crate::show::value::{field, number};
 ///
 /// # Errors
 /// [`Failure`]; a lost gateway too.
-pub async fn run(state: &Path, out: Out) -> Result<u8, Failure> {
-    let mut client = Client::connect(state, &[Scope::Approvals], &["exec-approvals"]).await?;
+pub async fn run(door: &Path, out: Out) -> Result<u8, Failure> {
+    let mut client = Client::connect(door, &[Scope::Approvals], &["exec-approvals"]).await?;
     let mut interrupts = Interrupts::listen();
     let mut keys = keys(!out.json && std::io::stdin().is_terminal());
     let mut queue = Queue {

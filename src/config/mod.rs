@@ -33,6 +33,7 @@ use portcullis_actors::exec::ExecConfig;
 use portcullis_actors::nodes::NodesConfig;
 use portcullis_actors::pairing::PairingConfig;
 use portcullis_actors::sandbox_pool::SandboxPoolConfig;
+use portcullis_actors::signing::SigningConfig;
 use portcullis_actors::supervision::Intensity;
 use portcullis_actors::vault::VaultConfig;
 use portcullis_core::codes::{self, Code};
@@ -74,6 +75,8 @@ sections! {
     vault: VaultConfig,
     /// Devices that ask to connect.
     pairing: PairingConfig,
+    /// Signed requests.
+    signing: SigningConfig,
     /// Who is let in.
     auth: AuthConfig,
     /// One socket.
@@ -258,6 +261,13 @@ fn rules(config: &Config, layers: &mut Layers) {
             "beyond loopback everything would be readable on the way; use a tunnel, or set gateway.dangerously_bind_without_tls = true",
         );
     }
+    let socket = &gateway.local.socket;
+    if !socket.as_os_str().is_empty() && !socket.is_absolute() {
+        layers.reject(
+            "gateway.local.socket",
+            "an absolute path, such as \"/run/portcullis/control.sock\"",
+        );
+    }
     if !(COST_FLOOR..=COST_CEILING).contains(&gateway.auth.bcrypt_cost) {
         layers.reject("gateway.auth.bcrypt_cost", "the cost is 10 to 14");
     }
@@ -305,6 +315,7 @@ fn rules(config: &Config, layers: &mut Layers) {
         ),
         ("pairing.pending_max", config.pairing.pending_max == 0),
         ("pairing.devices_max", config.pairing.devices_max == 0),
+        ("signing.nonces_per_key", config.signing.nonces_per_key == 0),
         (
             "pairing.pending_per_address",
             config.pairing.pending_per_address == 0,

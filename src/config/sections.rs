@@ -79,6 +79,8 @@ pub struct Local {
     pub local_trust: bool,
     /// The most that they get.
     pub local_scopes: ScopeSet,
+    /// A second control socket, which every user may dial; empty: none.
+    pub socket: PathBuf,
 }
 
 impl Default for Local {
@@ -89,11 +91,17 @@ impl Default for Local {
             local_scopes: [Scope::Admin, Scope::Approvals, Scope::Pairing, Scope::ActAs]
                 .into_iter()
                 .collect(),
+            socket: PathBuf::new(),
         }
     }
 }
 
 impl Local {
+    /// Somebody is an operator who cannot open a file of the gateway's own user.
+    pub fn has_others(&self, own: u32) -> bool {
+        self.uids(own).iter().any(|uid| *uid != own) || !self.gids().is_empty()
+    }
+
     /// Whether a process of that uid and those groups is an operator's; `own` is the gateway's uid.
     pub fn is_operator(&self, uid: u32, groups: &[u32], own: u32) -> bool {
         self.operators.iter().any(|operator| match operator {

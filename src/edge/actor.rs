@@ -1,14 +1,14 @@
 //! The actor.
 
 use std::collections::{BTreeSet, HashMap};
-use std::mem::discriminant;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use portcullis_actors::auth::{AuthNews, Peer};
 use portcullis_actors::connection::{
-    Accepted, CAPACITY, Connection, ConnectionHandle, ConnectionNews, ConnectionWiring, Io, Stream,
+    Accepted, CAPACITY, Connection, ConnectionHandle, ConnectionNews, ConnectionWiring,
+    EndSessions, Io, Stream, Whose,
 };
 use portcullis_actors::pairing::PairingHandle;
 use portcullis_actors::supervision::{
@@ -64,6 +64,8 @@ pub enum EdgeMsg {
     News(ConnectionNews),
     /// From pairing.
     Invalidated(DeviceId, Option<u64>, &'static str),
+    /// From a method: these sessions end, and it is answered when they are gone.
+    End(EndSessions, Reply<(), std::convert::Infallible>),
     /// From authentication: sessions that this secret opened end.
     SecretEnded(AuthNews),
     /// Pairing's news were missed: every device's session is looked at again.
@@ -75,10 +77,26 @@ pub enum EdgeMsg {
 pub enum From {
     /// The two ends.
     Tcp { peer: SocketAddr, own: SocketAddr },
-    /// The kernel's word on the peer.
-    Control { uid: u32, pid: Option<i32> },
+    /// The kernel's word on the peer; `shared`: over the socket that every user may dial.
+    Control {
+        uid: u32,
+        gid: u32,
+        pid: Option<i32>,
+        shared: bool,
+    },
     /// The kernel's word on who dialled `agent.sock`: it counts guessers apart, and opens nothing.
     Agent { uid: u32 },
+}
+
+impl From {
+    fn origin(self) -> Origin {
+        match self {
+            Self::Tcp { peer, .. } => Origin::of(peer.ip()),
+            Self::Control { shared: false, .. } => Origin::Unix,
+            Self::Control { shared: true, .. } => Origin::Shared,
+            Self::Agent { .. } => Origin::Agents,
+        }
+    }
 }
 
 /// The room.
@@ -88,6 +106,7 @@ pub struct Edge {
     next: u64,
     budget: Budget,
     sockets: HashMap<u64, Socket>,
+    endings: Vec<Ending>,
     news: mpsc::Sender<ConnectionNews>,
     holders: peer::Holders,
     accepted: u64,
@@ -103,11 +122,23 @@ struct Socket {
     stage: Stage,
 }
 
+/// Who is on a connection, and its name.
+struct Who {
+    principal: Box<Principal>,
+    name: Arc<str>,
+}
+
+/// Somebody waits until these sockets are gone.
+struct Ending {
+    left: BTreeSet<u64>,
+    reply: Reply<(), std::convert::Infallible>,
+}
+
 enum Stage {
     /// Before the upgrade: dropped, the socket closes.
     Http { _task: TaskHandle },
     /// A connection, and who it is once it has said so.
-    Open(ConnectionHandle, Option<Box<Principal>>),
+    Open(ConnectionHandle, Option<Who>),
 }
 
 impl Room for Edge {
@@ -133,7 +164,10 @@ impl Room for Edge {
         .keep();
         listen_to_pairing(wiring, &ctx);
         accept_tcp(wiring, &ctx)?;
-        accept_control(wiring, &ctx)?;
+        accept_control(wiring.doors.control()?, false, &ctx);
+        if let Some(shared) = wiring.doors.shared()? {
+            accept_control(shared, true, &ctx);
+        }
         accept_agent(wiring, &ctx)?;
         listen_to_auth(wiring, &ctx);
         Ok(Self {
@@ -142,6 +176,7 @@ impl Room for Edge {
             next: 0,
             budget,
             sockets: HashMap::new(),
+            endings: Vec::new(),
             news,
             holders: peer::Holders::default(),
             accepted: 0,
@@ -160,9 +195,12 @@ impl Room for Edge {
             EdgeMsg::Upgraded(key, io, said) => self.upgraded(key, *io, said).await,
             EdgeMsg::News(ConnectionNews::Speaks(key)) => self.budget.speaks(key),
             EdgeMsg::News(ConnectionNews::Refused(key)) => self.budget.refused(key),
-            EdgeMsg::News(ConnectionNews::Admitted(key, principal)) => {
-                self.admitted(key, principal);
+            EdgeMsg::News(ConnectionNews::Admitted(key, principal, name, listed)) => {
+                self.admitted(key, Who { principal, name });
+                // Gone already is as good.
+                let _ = listed.send(());
             }
+            EdgeMsg::End(order, reply) => self.end(&order, reply).await,
             EdgeMsg::Invalidated(device, generation, reason) => {
                 self.invalidated(&device, generation, reason).await;
             }
@@ -227,12 +265,7 @@ impl Edge {
         }
         self.next += 1;
         let key = self.next;
-        let origin = match from {
-            From::Tcp { peer, .. } => Origin::of(peer.ip()),
-            From::Control { .. } => Origin::Unix,
-            From::Agent { .. } => Origin::Agents,
-        };
-        if let Some(victim) = self.budget.enter(key, origin) {
+        if let Some(victim) = self.budget.enter(key, from.origin()) {
             self.evicted += 1;
             self.evict(victim).await;
         }
@@ -248,15 +281,19 @@ impl Edge {
         self.sockets.insert(key, Socket { from, until, stage });
     }
 
-    /// Over the limit of all: no door takes a place from another, and a person must come in at the control socket.
+    /// Over the limit of all: no door takes a place from another, and a person must come in at `run/control.sock`.
     fn is_full(&self, from: From) -> bool {
+        let door = |from: &From| match from {
+            From::Tcp { .. } => 0,
+            From::Control { shared: false, .. } => 1,
+            From::Control { shared: true, .. } => 2,
+            From::Agent { .. } => 3,
+        };
         let max = self.wiring.limits.sockets as usize;
         // Counted only where it may matter.
         self.sockets.len() >= max && {
             let same = self.sockets.values();
-            same.filter(|s| discriminant(&s.from) == discriminant(&from))
-                .count()
-                >= max
+            same.filter(|s| door(&s.from) == door(&from)).count() >= max
         }
     }
 
@@ -331,8 +368,9 @@ impl Edge {
         let own = rustix::process::geteuid().as_raw();
         let operator = |uid: u32, groups: &[u32]| self.wiring.local.is_operator(uid, groups, own);
         match from {
-            From::Control { uid, pid } => {
-                let groups = pid.map(peer::groups).unwrap_or_default();
+            From::Control { uid, gid, pid, .. } => {
+                let mut groups = pid.map(|pid| peer::groups(pid, uid)).unwrap_or_default();
+                groups.push(gid);
                 let peer = Peer {
                     ip: None,
                     uid: Some(uid),
@@ -359,7 +397,12 @@ impl Edge {
                     ip: Some(peer.ip().to_canonical()),
                     uid: owner.map(|(uid, _)| uid),
                     is_operator: owner.is_some_and(|(uid, inode)| {
-                        operator(uid, &[]) && self.holders.is_held_outside(inode)
+                        // Most are nobody's operator, whoever holds the socket: then nobody is looked for.
+                        (operator(uid, &[]) || !self.wiring.local.gids().is_empty())
+                            && self
+                                .holders
+                                .outside(inode)
+                                .is_some_and(|pid| operator(uid, &peer::groups(pid, uid)))
                     }),
                     is_local: is_loopback && !said.is_forwarded && !said.has_origin,
                     has_origin: said.has_origin,
@@ -369,7 +412,7 @@ impl Edge {
         }
     }
 
-    fn admitted(&mut self, key: u64, principal: Box<Principal>) {
+    fn admitted(&mut self, key: u64, newcomer: Who) {
         self.budget.leave(key);
         let Some(socket) = self.sockets.get_mut(&key) else {
             return;
@@ -377,11 +420,10 @@ impl Edge {
         let Stage::Open(_, who) = &mut socket.stage else {
             return;
         };
-        let device = principal.device().cloned();
-        *who = Some(principal);
-        if device.is_some() {
+        let has_device = newcomer.principal.device().is_some();
+        *who = Some(newcomer);
+        if has_device {
             self.publish_connected();
-            self.look_again();
         }
     }
 
@@ -391,20 +433,40 @@ impl Edge {
         generation: Option<u64>,
         reason: &'static str,
     ) {
-        let ended = self
-            .sockets
-            .values()
-            .filter_map(|socket| match &socket.stage {
-                Stage::Open(handle, Some(who))
-                    if who.device() == Some(device) && Some(who.generation) != generation =>
-                {
-                    Some(handle.clone())
-                }
-                _ => None,
-            });
-        for handle in ended.collect::<Vec<_>>() {
-            // Gone already is as good.
-            let _ = handle.close(4001, reason).await;
+        self.close_all(&Whose::Device(device.clone(), generation), reason)
+            .await;
+    }
+
+    /// Tells these sessions to end; returns them.
+    async fn close_all(&self, whose: &Whose, reason: &'static str) -> BTreeSet<u64> {
+        let mut ended = BTreeSet::new();
+        for (key, socket) in &self.sockets {
+            if let Stage::Open(handle, Some(who)) = &socket.stage
+                && whose.is(&who.principal)
+            {
+                // Gone already is as good.
+                let _ = handle.close(4001, reason).await;
+                ended.insert(*key);
+            }
+        }
+        ended
+    }
+
+    async fn end(&mut self, order: &EndSessions, reply: Reply<(), std::convert::Infallible>) {
+        let mut left = self.close_all(&order.whose, order.reason).await;
+        let asker = left.iter().copied().find(|key| {
+            matches!(&self.sockets[key].stage, Stage::Open(_, Some(who)) if *who.name == *order.but)
+        });
+        if let Some(key) = asker {
+            left.remove(&key);
+            if let Stage::Open(handle, _) = &self.sockets[&key].stage {
+                let _ = handle.linger().await;
+            }
+        }
+        if left.is_empty() {
+            reply.ok(());
+        } else {
+            self.endings.push(Ending { left, reply });
         }
     }
 
@@ -412,7 +474,7 @@ impl Edge {
     async fn secret_ended(&self, news: &AuthNews) {
         for socket in self.sockets.values() {
             if let Stage::Open(handle, Some(who)) = &socket.stage
-                && news.ends(who)
+                && news.ends(&who.principal)
             {
                 // Gone already is as good.
                 let _ = handle.close(4001, "gateway auth changed").await;
@@ -428,8 +490,9 @@ impl Edge {
             .sockets
             .values()
             .filter_map(|socket| match &socket.stage {
-                Stage::Open(_, Some(who)) => {
-                    Some((who.device()?.clone(), who.role, who.generation))
+                Stage::Open(_, Some(Who { principal, .. })) => {
+                    let device = principal.device()?.clone();
+                    Some((device, principal.role, principal.generation))
                 }
                 _ => None,
             })
@@ -454,11 +517,19 @@ impl Edge {
 
     fn gone(&mut self, key: u64) {
         self.budget.leave(key);
+        for mut ending in std::mem::take(&mut self.endings) {
+            ending.left.remove(&key);
+            if ending.left.is_empty() {
+                ending.reply.ok(());
+            } else if ending.reply.is_wanted() {
+                self.endings.push(ending);
+            }
+        }
         if let Some(Socket {
             stage: Stage::Open(_, Some(who)),
             ..
         }) = self.sockets.remove(&key)
-            && who.device().is_some()
+            && who.principal.device().is_some()
         {
             self.publish_connected();
         }
@@ -469,7 +540,7 @@ impl Edge {
             .sockets
             .values()
             .filter_map(|socket| match &socket.stage {
-                Stage::Open(_, Some(who)) => who.device().cloned(),
+                Stage::Open(_, Some(who)) => who.principal.device().cloned(),
                 _ => None,
             });
         self.wiring.connected.set(devices.collect());
@@ -540,17 +611,23 @@ fn accept_tcp(wiring: &EdgeWiring, ctx: &Ctx<Edge>) -> Result<(), Crash> {
     Ok(())
 }
 
-fn accept_control(wiring: &EdgeWiring, ctx: &Ctx<Edge>) -> Result<(), Crash> {
-    let listener = wiring.doors.control()?;
+fn accept_control(listener: tokio::net::UnixListener, shared: bool, ctx: &Ctx<Edge>) {
     let edge = EdgeHandle::new(ctx.myself());
-    ctx.task("control door", 0, async move {
+    let name = if shared {
+        "shared door"
+    } else {
+        "control door"
+    };
+    ctx.task(name, 0, async move {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
                     if let Ok(cred) = stream.peer_cred() {
                         let from = From::Control {
                             uid: cred.uid(),
+                            gid: cred.gid(),
                             pid: cred.pid(),
+                            shared,
                         };
                         edge.accepted(Stream::Unix(stream), from).await;
                     }
@@ -560,7 +637,6 @@ fn accept_control(wiring: &EdgeWiring, ctx: &Ctx<Edge>) -> Result<(), Crash> {
         }
     })
     .keep();
-    Ok(())
 }
 
 fn accept_agent(wiring: &EdgeWiring, ctx: &Ctx<Edge>) -> Result<(), Crash> {

@@ -8,8 +8,10 @@ use std::net::{IpAddr, Ipv6Addr};
 pub enum Origin {
     /// Over TCP.
     Address(IpAddr),
-    /// Over `control.sock`: a budget of its own.
+    /// Over `run/control.sock`: a budget of its own.
     Unix,
+    /// Over the control socket that every user may dial: another.
+    Shared,
     /// Over `agent.sock`: another.
     Agents,
 }
@@ -24,6 +26,10 @@ impl Origin {
             }
             v4 @ IpAddr::V4(_) => v4,
         })
+    }
+
+    const fn is_tcp(self) -> bool {
+        matches!(self, Self::Address(_))
     }
 }
 
@@ -84,21 +90,23 @@ impl Budget {
     }
 
     fn victim(&self, newcomer: Origin) -> Option<u64> {
-        let is_tcp = |origin| matches!(origin, Origin::Address(_));
         let own = match newcomer {
-            Origin::Unix | Origin::Agents => self.limits.unix,
+            Origin::Unix | Origin::Shared | Origin::Agents => self.limits.unix,
             Origin::Address(_) => self.limits.per_address,
         };
         if self.count(newcomer) >= own {
             return self.first(|origin| origin == newcomer);
         }
-        let tcp = self.strangers.len() - self.count(Origin::Unix) - self.count(Origin::Agents);
-        if !is_tcp(newcomer) || tcp < self.limits.total {
+        let local: usize = [Origin::Unix, Origin::Shared, Origin::Agents]
+            .map(|door| self.count(door))
+            .iter()
+            .sum();
+        if !newcomer.is_tcp() || self.strangers.len() - local < self.limits.total {
             return None;
         }
         let fullest = self.fullest();
-        self.first(|origin| origin == fullest)
-            .or_else(|| self.first(is_tcp))
+        self.first(|origin| Some(origin) == fullest)
+            .or_else(|| self.first(Origin::is_tcp))
     }
 
     fn first(&self, is_wanted: impl Fn(Origin) -> bool) -> Option<u64> {
@@ -146,12 +154,12 @@ impl Budget {
         self.counts.get(&origin).copied().unwrap_or(0)
     }
 
-    fn fullest(&self) -> Origin {
+    fn fullest(&self) -> Option<Origin> {
         self.counts
             .iter()
-            .filter(|(o, _)| matches!(o, Origin::Address(_)))
+            .filter(|(o, _)| o.is_tcp())
             .max_by_key(|(_, n)| **n)
-            .map_or(Origin::Unix, |(o, _)| *o)
+            .map(|(o, _)| *o)
     }
 }
 
@@ -267,6 +275,12 @@ mod tests {
         assert_eq!(b.enter(4, Origin::Unix), None);
         assert_eq!(b.enter(5, Origin::Unix), None);
         assert_eq!(b.enter(6, Origin::Unix), Some(4));
-        assert_eq!(b.enter(7, Origin::Agents), None, "and so have agents");
+        // Nor do those who may dial the shared socket take anything from the other.
+        for key in 7..9 {
+            assert_eq!(b.enter(key, Origin::Shared), None);
+        }
+        assert_eq!(b.enter(9, Origin::Shared), Some(7));
+        assert_eq!(b.enter(11, Origin::Agents), None, "and so have agents");
+        assert_eq!(b.enter(10, ip("10.0.0.1")), None);
     }
 }

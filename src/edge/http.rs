@@ -22,6 +22,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tracing::Instrument as _;
 
 use super::peer;
+use super::rpc::{self, Rpc};
 use crate::methods::Site;
 
 /// A request's header, bytes.
@@ -42,6 +43,8 @@ pub struct Http {
     pub tree: FlagReader<Option<TreeWindow>>,
     /// The page, once the tree stands.
     pub site: FlagReader<Option<Site>>,
+    /// Signed requests, on TCP; none where there is only a WebSocket to be had.
+    pub rpc: Option<Rpc>,
 }
 
 /// What the upgrade request said that matters later.
@@ -178,6 +181,12 @@ async fn answer(
             };
         }
         _ => {}
+    }
+    if let Some(rpc) = &http.rpc
+        && ends.is_some()
+        && request.uri().path().starts_with(rpc::PATH)
+    {
+        return rpc::serve(rpc, request).await;
     }
     if request.headers().contains_key(header::UPGRADE) {
         return match upgrade(&mut request) {

@@ -14,8 +14,10 @@ mod handle;
 mod http;
 mod listen;
 mod peer;
+mod rpc;
 
 pub use actor::{Edge, EdgeWiring};
 pub use handle::EdgeHandle;
-pub use http::Http;
+pub use http::{Http, serve as serve_http};
 pub use listen::{Doors, ListenError};
+pub use rpc::Rpc;

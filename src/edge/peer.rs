@@ -50,10 +50,15 @@ fn proc_form(address: SocketAddr) -> String {
     format!("{}:{:04X}", words.concat(), address.port())
 }
 
-/// The groups of a process, for `gid:` operators (proc_pid_status(5)).
-pub fn groups(pid: i32) -> Vec<u32> {
+/// The groups of a process of this user, for `gid:` operators (proc_pid_status(5)). None where its number is another
+/// user's by now: whoever has it since would lend its groups.
+pub fn groups(pid: i32, uid: u32) -> Vec<u32> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = |name: &str| status.lines().find_map(|l| l.strip_prefix(name));
+    let has = line("Uid:").and_then(|l| l.split_ascii_whitespace().nth(1)?.parse().ok());
+    if has != Some(uid) {
+        return Vec::new();
+    }
     let gid = line("Gid:").and_then(|l| l.split_ascii_whitespace().nth(1));
     line("Groups:")
         .unwrap_or_default()
@@ -77,13 +82,13 @@ pub struct Holders(VecDeque<i32>);
 impl Holders {
     const KEPT: usize = 8;
 
-    /// Whether a process outside of our runs holds the socket with this inode, and none of our descendants does. A socket
+    /// The process outside of our runs that holds the socket with this inode, where none of our descendants does. A socket
     /// that nobody is seen to hold is not held outside: a run can keep one in flight, in the queue of a socket pair, or in
-    /// a thread with descriptors of its own.
-    pub fn is_held_outside(&mut self, inode: u64) -> bool {
+    /// a thread with descriptors of its own. Nor is one of another user's process, where we may not look (proc(5)).
+    pub fn outside(&mut self, inode: u64) -> Option<i32> {
         let wanted = format!("socket:[{inode}]");
         if descendants().into_iter().any(|pid| holds(pid, &wanted)) {
-            return false;
+            return None;
         }
         let seen = self.0.iter().copied().find(|pid| holds(*pid, &wanted));
         let holder = seen.or_else(|| {
@@ -92,13 +97,18 @@ impl Holders {
             all.sort_unstable_by_key(|pid| std::cmp::Reverse(*pid));
             all.into_iter().find(|pid| holds(*pid, &wanted))
         });
-        let Some(pid) = holder else { return false };
+        let pid = holder?;
         if self.0.front() != Some(&pid) {
             self.0.retain(|known| *known != pid);
             self.0.push_front(pid);
             self.0.truncate(Self::KEPT);
         }
-        is_outside(pid)
+        is_outside(pid).then_some(pid)
+    }
+
+    #[cfg(test)]
+    fn is_held_outside(&mut self, inode: u64) -> bool {
+        self.outside(inode).is_some()
     }
 }
 
@@ -343,6 +353,8 @@ mod tests {
     #[test]
     fn own_groups_are_read() {
         let pid = i32::try_from(std::process::id()).unwrap();
-        assert!(groups(pid).contains(&rustix::process::getegid().as_raw()));
+        let uid = rustix::process::geteuid().as_raw();
+        assert!(groups(pid, uid).contains(&rustix::process::getegid().as_raw()));
+        assert!(groups(pid, uid + 1).is_empty(), "it is another's");
     }
 }

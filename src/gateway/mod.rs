@@ -67,6 +67,26 @@ pub fn run(global: &Global, args: &GatewayArgs, greet: bool) -> ExitCode {
     }
 }
 
+/// Operators whom no door, or not every door, can know.
+fn warn_of_operators(local: &config::Local) {
+    let own = rustix::process::geteuid();
+    if !local.has_others(own.as_raw()) {
+        return;
+    }
+    if local.socket.as_os_str().is_empty() {
+        tracing::warn!(
+            target: "portcullis",
+            "[gateway.local] operators names other users, who cannot open run/control.sock: set [gateway.local] socket",
+        );
+    }
+    if !own.is_root() {
+        tracing::warn!(
+            target: "portcullis",
+            "other users' processes cannot be looked at by a gateway that is not root: by loopback they are no operators",
+        );
+    }
+}
+
 fn told(failure: &Failure) -> ExitCode {
     eprint!("{}", failure.lines());
     ExitCode::from(failure.exit)
@@ -111,8 +131,14 @@ async fn serve(
         token::settle(&state, secret, &auth.token_file, &pepper, auth.bcrypt_cost)
     })?;
     let address = SocketAddr::new(loaded.config.gateway.bind, loaded.config.gateway.port);
-    let doors = Doors::open(address, &state.join("run")).map_err(|e| match &e {
+    let local = &loaded.config.gateway.local;
+    warn_of_operators(local);
+    let doors = Doors::open(address, &state.join("run"), &local.socket).map_err(|e| match &e {
         ListenError::InUse(_) => Failure::of(codes::PORT_IN_USE, e.to_string()),
+        ListenError::Shared(..) => Failure::of(
+            codes::CONFIG_INVALID,
+            format!("[gateway.local] socket: {e}"),
+        ),
         _ => Failure::of(codes::INTERNAL, e.to_string()),
     })?;
     let database = state.join("state.db");

@@ -18,7 +18,7 @@ const DECLARED: &[&str] = &[
 ];
 
 /// A node host of the test's own: connects and declares.
-async fn node(gateway: &Gateway, device: &Device, commands: &[&str]) -> Client {
+pub async fn node(gateway: &Gateway, device: &Device, commands: &[&str]) -> Client {
     let mut client = Client::dial(gateway).await;
     let connect = Connect::token().role("node").device(device);
     let mut params = connect.params(&client.nonce, client.ts);

@@ -10,6 +10,7 @@ pub const ORDER: &[&str] = &[
     "audit",
     "vault",
     "pairing",
+    "signing",
     "auth",
     "sandbox_pool",
     "nodes",

@@ -53,7 +53,12 @@ impl House {
             (name, (*value).to_owned())
         });
         let loaded = portcullis::config::merge(None, variables, &[]).unwrap();
-        let doors = Doors::open("127.0.0.1:0".parse().unwrap(), &state.join("run")).unwrap();
+        let doors = Doors::open(
+            "127.0.0.1:0".parse().unwrap(),
+            &state.join("run"),
+            "".as_ref(),
+        )
+        .unwrap();
         let address = doors.address();
         let store = Store::open(&state.join("state.db")).unwrap();
         let (cell_file, _) = cell_file::place(&state.join("run"), CELL).unwrap();

@@ -30,7 +30,10 @@ async fn hello_ok_has_what_clients_read() {
             .unwrap()
             .contains(&json!("tick"))
     );
-    assert_eq!(hello["features"]["capabilities"], json!([]));
+    assert_eq!(
+        hello["features"]["capabilities"],
+        json!(["frame-signing-v1", "request-signing-v1"])
+    );
     assert_eq!(
         hello["auth"],
         json!({"method": "token", "role": "operator", "scopes": ["operator.read"]})

@@ -143,8 +143,12 @@ async fn a_name_that_nobody_has_gets_the_same_answer_and_takes_as_long() {
         }
     }
     assert!(said.iter().all(|one| *one == said[0]), "{said:?}");
+    // One look each, whether there is such a name or not; the time is that of the look, give or take what else runs here.
+    let mut admin = crate::support::ws::admin(&gateway).await;
+    let looks = slow_looks(&admin.get("status", json!({})).await);
+    assert_eq!(looks, 8);
     let ratio = took[1].as_secs_f64() / took[0].as_secs_f64();
-    assert!((0.4..2.5).contains(&ratio), "{took:?}");
+    assert!((0.1..10.0).contains(&ratio), "{took:?}");
 }
 
 fn slow_looks(status: &Value) -> u64 {

@@ -34,6 +34,7 @@ async fn house(most: usize) -> Runs {
     std::fs::create_dir(&run).unwrap();
     let (cell, _) = cell_file::place(&run, include_bytes!(env!("PORTCULLIS_CELL"))).unwrap();
     let pool = ground.pool(256);
+    let nodes = ground.nodes();
     let approval = ground.approval(&trip);
     let exec = ExecHandle::add(
         &mut ground.tree,
@@ -50,6 +51,7 @@ async fn house(most: usize) -> Runs {
             cell,
             approval: approval.clone(),
             pool,
+            nodes,
             audit: ground.audit.clone(),
             clock: own.clock(),
             since: Arc::new(Flag::new(None)),

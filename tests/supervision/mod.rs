@@ -17,6 +17,7 @@ mod nodes;
 mod pairing;
 mod real;
 mod sandbox_pool;
+mod signing;
 mod spin;
 mod stop;
 mod store;

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use portcullis_actors::approval::{ApprovalConfig, ApprovalHandle, ApprovalWiring};
 use portcullis_actors::audit::{AuditConfig, AuditHandle, AuditWiring, verify_dir};
 use portcullis_actors::clock::Clock;
+use portcullis_actors::nodes::{NodesConfig, NodesHandle, NodesWiring};
 use portcullis_actors::pairing::{PairingConfig, PairingHandle, PairingWiring};
 use portcullis_actors::sandbox_pool::{
     Choice, SandboxPool, SandboxPoolConfig, SandboxPoolHandle, SandboxPoolWiring,
@@ -114,6 +115,7 @@ impl Ground {
     }
 
     pub fn approval(&mut self, trip: &Trip) -> ApprovalHandle {
+        let pairing = self.pairing(&Trip::default());
         let open = AgentPolicy {
             exec: ExecMode::Full,
             elevated: Elevated::Ask,
@@ -128,6 +130,7 @@ impl Ground {
                 },
                 store: self.store.clone(),
                 audit: self.audit.clone(),
+                pairing,
                 sealer: PlanSealer::of(&Identity::from_random([1; 32])),
                 clock: trip.clock(),
                 feed: Feed::new(),
@@ -152,6 +155,19 @@ impl Ground {
                 boot: "boot-1".to_owned(),
             },
         ))
+    }
+
+    /// With a pairing of its own.
+    pub fn nodes(&mut self) -> NodesHandle {
+        let pairing = self.pairing(&Trip::default());
+        NodesHandle::add(
+            &mut self.tree,
+            NodesWiring {
+                config: NodesConfig::default(),
+                pairing,
+                clock: Clock::system(),
+            },
+        )
     }
 
     pub async fn start(self) -> Standing {

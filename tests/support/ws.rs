@@ -87,6 +87,11 @@ impl Client {
         Self::over(Box::new(stream), 80, &[]).await
     }
 
+    /// Over a stream that leads there.
+    pub async fn through(stream: impl Stream + 'static, port: u16) -> Self {
+        Self::over(Box::new(stream), port, &[]).await.unwrap()
+    }
+
     /// Over `agent.sock`.
     pub async fn agent(state: &Path) -> Self {
         let stream = UnixStream::connect(state.join("run/agent.sock"))

@@ -22,7 +22,7 @@ pub(super) async fn connect(desk: &Desk, arrival: Arrival) -> Result<Admitted, C
         }
         // What the kernel says of the peer gives nothing there, an operator's uid neither.
         Door::AgentSock => Err(ConnectRefusal::invalid("invalid role")),
-        Door::Page => Err(ConnectRefusal::invalid("unauthorized: closed door")),
+        Door::Page | Door::Http => Err(ConnectRefusal::invalid("unauthorized: closed door")),
     }
 }
 

@@ -12,8 +12,9 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::ends::{Carried, Interrupt, Over, interrupted};
-use super::flow::Flow;
+use super::flow::{Decided, Flow};
 use super::freeze::{Frozen, Means};
+use super::node::{NodeNews, NodeRun};
 use crate::exec::host::{HostOrder, HostRun, Lost};
 use crate::exec::messages::{ExecEvent, ExecRefusal};
 use crate::sandbox_pool::{Exited, RunEvent, RunSpec, RunTicket, SandboxPoolHandle};
@@ -29,6 +30,7 @@ const WAITING: usize = 8;
 pub enum Acting {
     Box(BoxRun),
     Host(Box<HostRun>),
+    Node(Box<NodeRun>),
 }
 
 pub struct BoxRun {
@@ -48,8 +50,17 @@ enum News {
 
 impl Acting {
     /// Starts what the plan says, and nothing else.
-    pub async fn start(flow: &Flow, frozen: &Frozen) -> Result<Self, Over> {
+    pub async fn start(flow: &Flow, decided: &Decided) -> Result<Self, Over> {
+        let frozen = &decided.frozen;
         match &frozen.means {
+            Means::Node(means) => {
+                let run = decided.approval.as_ref();
+                let run = run.map_or_else(|| flow.run.to_string(), ToString::to_string);
+                let approved = decided.approval.is_some();
+                let nodes = &flow.wiring.nodes;
+                let run = NodeRun::start(nodes, means, &frozen.plan, &run, approved);
+                Ok(Self::Node(Box::new(run)))
+            }
             Means::Box(_) => Self::in_box(flow, frozen).await,
             Means::Host(means) => {
                 let order = HostOrder {
@@ -112,7 +123,13 @@ impl Acting {
     pub async fn carry(mut self, flow: &mut Flow, timeout_ms: u64) -> Carried {
         let lost_after = Duration::from_millis(flow.wiring.config.lost_after_ms);
         let session = &mut flow.request.session;
-        let interrupt = interrupted(&mut flow.stop, session, &flow.events, lost_after);
+        let interrupt = interrupted(
+            &mut flow.stop,
+            session,
+            &flow.kept,
+            &flow.events,
+            lost_after,
+        );
         tokio::pin!(interrupt);
         let mut ending: Option<Ending> = None;
         let mut waiting: Option<ExecEvent> = None;
@@ -167,6 +184,14 @@ impl Acting {
                 Ok(event) => event,
                 Err(lost) => return News::Lost(lost),
             },
+            Self::Node(run) => {
+                return match run.next().await {
+                    NodeNews::Output(event) => News::Output(event),
+                    NodeNews::Exited(exited) => News::Exited(exited),
+                    NodeNews::Refused(why) => News::Lost(Lost::Refused(why)),
+                    NodeNews::Unknown(why) => News::Lost(Lost::Unknown(why)),
+                };
+            }
         };
         match event {
             RunEvent::Output { stream, seq, data } => News::Output(ExecEvent::Output {
@@ -188,6 +213,7 @@ impl Acting {
                 let _ = run.pool.cancel(run.agent.clone(), run.run.clone()).await;
             }
             Self::Host(run) => run.cancel().await,
+            Self::Node(run) => run.cancel(),
         }
     }
 
@@ -197,6 +223,8 @@ impl Acting {
             // The pool ends a run whose receiver is gone, or its box.
             Self::Box(run) => drop(run),
             Self::Host(run) => run.kill().await,
+            // The node hears of it when nobody waits any more.
+            Self::Node(run) => drop(run),
         }
     }
 
@@ -209,6 +237,7 @@ impl Acting {
                 "profileHash": run.ticket.profile_hash,
             }),
             Self::Host(_) => json!({ "driver": "host" }),
+            Self::Node(run) => json!({ "driver": "node", "node": run.node }),
         }
     }
 
@@ -244,6 +273,7 @@ impl Acting {
             ),
             Lost::GivenUp(why) => ("box-lost", (why.code(), why.to_string())),
             Lost::Unknown(why) => ("unknown", (codes::RUN_UNKNOWN, why)),
+            Lost::Refused(why) => ("denied", (codes::NODE_ERROR, why)),
             Lost::NotStarted(why) => ("denied", (codes::HOST_USER_INVALID, why)),
         };
         Carried {

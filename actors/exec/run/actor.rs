@@ -25,6 +25,8 @@ pub struct RunRoom {
     ctx: Ctx<Self>,
     /// Set: end.
     stop: Flag<Option<Stop>>,
+    /// Set: neither its connection's end nor its credential's is the run's.
+    kept: Flag<bool>,
     flow: Option<Running>,
 }
 
@@ -38,6 +40,7 @@ impl Room for RunRoom {
             wiring: wiring.clone(),
             ctx,
             stop: Flag::new(None),
+            kept: Flag::new(false),
             flow: None,
         })
     }
@@ -47,6 +50,7 @@ impl Room for RunRoom {
             RunMsg::Begin(begin, reply) => self.begin(*begin, reply),
             #[cfg(test)]
             RunMsg::Break => return Err(Crash::new("broken by a test")),
+            RunMsg::Keep(on) => self.kept.set(on),
             RunMsg::Cancel => self.stop.set(Some(Stop::Cancel)),
         }
         Ok(())
@@ -88,6 +92,7 @@ impl RunRoom {
             self.ctx.clone(),
             begin,
             self.stop.reader(),
+            self.kept.reader(),
         );
         let over = Flag::new(());
         let reader = over.reader();

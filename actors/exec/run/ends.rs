@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use portcullis_core::audit::{Body, Outcome, OutcomeResult, Seq};
 use portcullis_core::codes::{self, Code};
-use portcullis_core::plan::{EnvValue, ExecPlan};
+use portcullis_core::plan::{EnvValue, ExecPlan, Target};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -38,6 +38,7 @@ pub enum Stop {
 pub async fn interrupted(
     stop: &mut FlagReader<Option<Stop>>,
     session: &mut FlagReader<Option<String>>,
+    kept: &FlagReader<bool>,
     events: &mpsc::Sender<ExecEvent>,
     lost_after: Duration,
 ) -> Interrupt {
@@ -51,13 +52,16 @@ pub async fn interrupted(
     };
     let ended = async {
         match session.until(Option::is_some).await.flatten() {
-            Some(reason) => reason,
-            None => std::future::pending().await,
+            Some(reason) if !kept.get() => reason,
+            _ => std::future::pending().await,
         }
     };
     let gone = async {
         events.closed().await;
         tokio::time::sleep(lost_after).await;
+        if kept.get() {
+            std::future::pending::<()>().await;
+        }
     };
     tokio::select! {
         biased;
@@ -241,7 +245,8 @@ pub fn same_request(plan: &ExecPlan, request: &RunRequest) -> Result<(), ExecRef
     };
     let same = plan.target == request.target
         && plan.agent == request.agent
-        && plan.argv == request.argv
+        // On a node the name became a path; the hash of the whole plan is compared besides.
+        && (matches!(plan.target, Target::Node(_)) || plan.argv == request.argv)
         && request.cwd.as_ref().is_none_or(|cwd| *cwd == plan.cwd)
         && request.env.iter().all(set);
     if same {

@@ -17,6 +17,7 @@ use super::ends::{Carried, Interrupt, Over, Stop, interrupted, provenance, same_
 use super::freeze::{Frozen, Means, Seal, freeze, profile};
 use super::gate::{Gate, Said, Stand};
 use super::messages::RunWiring;
+use super::node::prepare;
 use crate::act::entry_of;
 use crate::audit::Found;
 use crate::exec::actor::RUN;
@@ -38,6 +39,7 @@ pub struct Flow {
     pub(super) request: RunRequest,
     pub(super) events: mpsc::Sender<ExecEvent>,
     pub(super) stop: FlagReader<Option<Stop>>,
+    pub(super) kept: FlagReader<bool>,
     notes: mpsc::Sender<Note>,
     gate: Gate,
     only_ask: Option<OnlyAsk>,
@@ -57,6 +59,7 @@ impl Flow {
         ctx: Ctx<RunRoom>,
         begin: Begin,
         stop: FlagReader<Option<Stop>>,
+        kept: FlagReader<bool>,
     ) -> Self {
         Self {
             gate: Gate(wiring.exec.approval.clone()),
@@ -66,6 +69,7 @@ impl Flow {
             request: begin.request,
             events: begin.events,
             stop,
+            kept,
             notes: wiring.notes,
             only_ask: begin.only_ask,
         }
@@ -241,7 +245,13 @@ impl Flow {
         let mut news = self.wiring.approval.feed();
         let lost_after = Duration::from_millis(self.wiring.config.lost_after_ms);
         let session = &mut self.request.session;
-        let interrupt = interrupted(&mut self.stop, session, &self.events, lost_after);
+        let interrupt = interrupted(
+            &mut self.stop,
+            session,
+            &self.kept,
+            &self.events,
+            lost_after,
+        );
         tokio::pin!(interrupt);
         loop {
             match self.gate.stand(id).await {
@@ -326,7 +336,7 @@ impl Flow {
         let span = self.act_span(&decided, intent);
         let started = match self.last_look(&decided, intent).await {
             Ok(()) => {
-                let start = Acting::start(self, &decided.frozen);
+                let start = Acting::start(self, &decided);
                 start.instrument(span.clone()).await
             }
             Err(over) => Err(over),
@@ -373,6 +383,7 @@ impl Flow {
         let name = match &decided.frozen.means {
             Means::Host(_) => "host.run",
             Means::Box(_) => "sandbox.run",
+            Means::Node(_) => "node.run",
         };
         info_span!(
             target: "portcullis", "act", otel.name = name,
@@ -416,6 +427,11 @@ impl Flow {
             Means::Box(before) => {
                 let asked = Some(frozen.plan.limits.timeout_ms);
                 (profile(&self.wiring, asked).await? != *before).then(|| "the sandbox".to_owned())
+            }
+            // The node says again what it would run.
+            Means::Node(means) => {
+                let again = prepare(&self.wiring.nodes, &self.request, means.node.as_str()).await?;
+                (again != **means).then(|| "what the node would run".to_owned())
             }
             Means::Host(means) => {
                 let (reply, answer) = oneshot::channel();

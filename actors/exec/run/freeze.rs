@@ -14,6 +14,7 @@ use portcullis_core::plan::{
 use tokio::sync::oneshot;
 
 use super::actor::RunRoom;
+use super::node::{NodeMeans, OUTPUT_CAP, prepare};
 use crate::exec::host::bubblewrap;
 use crate::exec::messages::{ExecRefusal, ExecWiring, RunRequest};
 use crate::exec::open::{Folder, Place, Program};
@@ -44,6 +45,8 @@ pub enum Means {
     Box(BoxProfile),
     /// The host.
     Host(Box<HostMeans>),
+    /// A node, and what it says that it would run.
+    Node(Box<NodeMeans>),
 }
 
 /// Opened for a host run.
@@ -141,12 +144,7 @@ pub async fn freeze(
     let frozen = match &request.target {
         Target::Sandbox => in_box(wiring, request, asked, seal).await?,
         Target::Host => on_host(wiring, ctx, request, asked, seal).await?,
-        Target::Node(_) => {
-            return Err(ExecRefusal::new(
-                codes::POLICY_DENIED,
-                "commands on nodes are not enabled",
-            ));
-        }
+        Target::Node(node) => on_node(wiring, request, node, asked, seal).await?,
     };
     frozen.plan.validate(&policy).map_err(invalid)?;
     Ok(frozen)
@@ -217,6 +215,38 @@ fn of_image(name: &str, cwd: &str) -> bool {
         format!("{}/{name}", cwd.trim_end_matches('/'))
     };
     is_canonical_path(&path) && IMAGE.iter().any(|folder| path.starts_with(folder))
+}
+
+/// The folder, the arguments and the digest are the node's word; its user and its rules are its own.
+async fn on_node(
+    wiring: &ExecWiring,
+    request: &RunRequest,
+    node: &str,
+    asked: Option<u64>,
+    seal: Seal,
+) -> Result<Frozen, ExecRefusal> {
+    let means = prepare(&wiring.nodes, request, node).await?;
+    let plan = ExecPlan {
+        argv: means.argv.clone(),
+        executable: Executable::Node {
+            claimed_sha256: means.claimed_sha256,
+        },
+        cwd: means.cwd.clone(),
+        env: plain(&request.env),
+        limits: Limits {
+            timeout_ms: wiring.config.host.timeout(asked),
+            output_bytes: OUTPUT_CAP,
+            memory_bytes: None,
+            cpu_millis: None,
+            pids: None,
+        },
+        profile_digest: means.digest(),
+        ..blank(request, seal)
+    };
+    Ok(Frozen {
+        plan,
+        means: Means::Node(Box::new(means)),
+    })
 }
 
 async fn on_host(

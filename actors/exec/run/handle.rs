@@ -29,6 +29,13 @@ impl RunHandle {
         }
     }
 
+    /// Lets it outlive its connection, or not.
+    pub async fn keep(&self, on: bool) {
+        if let Err(error) = self.0.tell(RunMsg::Keep(on)).await {
+            tracing::debug!(%error, "a run that is kept has ended");
+        }
+    }
+
     /// Breaks it.
     #[cfg(test)]
     pub async fn break_it(&self) {

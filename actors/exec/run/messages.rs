@@ -23,6 +23,8 @@ pub enum RunMsg {
     Begin(Box<Begin>, Reply<Accepted, ExecRefusal>),
     /// Somebody who may wants its end.
     Cancel,
+    /// It outlives its connection, or not.
+    Keep(bool),
     /// A test breaks it.
     #[cfg(test)]
     Break,

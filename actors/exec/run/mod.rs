@@ -14,6 +14,7 @@ mod freeze;
 mod gate;
 mod handle;
 mod messages;
+mod node;
 
 pub(super) use actor::RunRoom;
 pub(super) use freeze::HostMeans;

@@ -21,6 +21,8 @@ use crate::clock::Clock;
 use crate::exec::{
     Accepted, ExecConfig, ExecEvent, ExecHandle, ExecRefusal, ExecWiring, RunRequest, RunResult,
 };
+use crate::nodes::{NodesConfig, NodesHandle, NodesWiring};
+use crate::pairing::{PairingConfig, PairingHandle, PairingWiring};
 use crate::sandbox_pool::tests::harness::cell;
 use crate::sandbox_pool::{
     Choice, SandboxPool, SandboxPoolConfig, SandboxPoolHandle, SandboxPoolWiring, cell_file,
@@ -113,10 +115,21 @@ pub async fn house_of(
         exec: ExecMode::Full,
         elevated: Elevated::Ask,
     };
+    let pairing = PairingHandle::add(
+        &mut tree,
+        PairingWiring {
+            config: PairingConfig::default(),
+            store: store.clone(),
+            audit: audit.clone(),
+            clock: Clock::system(),
+            news: Feed::new(),
+        },
+    );
     let approval = ApprovalHandle::add(
         &mut tree,
         ApprovalWiring {
             config,
+            pairing,
             agents: Agents {
                 named: [(agent(), policy)].into(),
                 ..Agents::default()
@@ -129,6 +142,24 @@ pub async fn house_of(
         },
     );
     let (cell, _) = cell_file::place(&state.join("run"), cell).unwrap();
+    let pairing = PairingHandle::add(
+        &mut tree,
+        PairingWiring {
+            config: PairingConfig::default(),
+            store: store.clone(),
+            audit: audit.clone(),
+            clock: Clock::system(),
+            news: Feed::new(),
+        },
+    );
+    let nodes = NodesHandle::add(
+        &mut tree,
+        NodesWiring {
+            config: NodesConfig::default(),
+            pairing,
+            clock: Clock::system(),
+        },
+    );
     let mut wiring = ExecWiring {
         config: ExecConfig::default(),
         agents: BTreeMap::new(),
@@ -139,6 +170,7 @@ pub async fn house_of(
         cell,
         approval: approval.clone(),
         pool,
+        nodes,
         audit: audit.clone(),
         clock: Clock::system(),
         since: Arc::new(Flag::new(None)),

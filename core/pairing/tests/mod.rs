@@ -654,3 +654,31 @@ fn a_token_is_of_the_device_kind() {
         .expect("token");
     assert!(matches!(Token::parse(&token), Ok((TokenKind::Device, _))));
 }
+
+#[test]
+fn a_request_under_other_metadata_gets_what_it_shows_and_keeps_nothing() {
+    for asked in [&[][..], &[Scope::Read]] {
+        let mut bench = Bench::new(Limits::default());
+        for (role, scopes) in [(Role::Operator, &[Scope::Admin][..]), (Role::Node, &[])] {
+            let (request, _) = bench.request(&facts(1, role, scopes));
+            let change = bench.machine.approve(&request, &admin(), false, bench.now);
+            bench.settle(change.unwrap());
+        }
+        bench.paired(&facts(1, Role::Operator, &[Scope::Admin]));
+        let mut moved = facts(1, Role::Operator, asked);
+        moved.client.platform = Some("darwin".into());
+        let (request, reason) = bench.request(&moved);
+        assert_eq!(reason, Reason::MetadataUpgrade);
+        let change = bench.machine.approve(&request, &admin(), false, bench.now);
+        bench.settle(change.unwrap());
+        let device = bench.machine.device(&id(1)).unwrap();
+        let held = device.held(Role::Operator).unwrap();
+        assert_eq!(
+            (&held.scopes, &held.token_scopes),
+            (&set(asked), &set(asked))
+        );
+        assert!(held.token.is_none() && device.held(Role::Node).is_none());
+        moved.asked = set(&[Scope::Admin]);
+        assert_eq!(bench.request(&moved).1, Reason::ScopeUpgrade);
+    }
+}

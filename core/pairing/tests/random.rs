@@ -176,6 +176,17 @@ fn run(bench: &mut Bench, ledger: &mut Ledger, step: Step) -> Result<(), TestCas
                     .machine
                     .device(&pending.device_id)
                     .map(|device| device.generation);
+                let moved = bench
+                    .machine
+                    .device(&pending.device_id)
+                    .is_some_and(|known| known.client.platform != pending.client.platform);
+                if moved {
+                    // Approved for another machine: all that counts is what is said now.
+                    for role in [Role::Operator, Role::Node, Role::Agent] {
+                        ledger.void((device, role));
+                        ledger.allowed.remove(&(device, role));
+                    }
+                }
                 bench.settle(change);
                 for role in &pending.roles {
                     prop_assert!(*role == Role::Operator || caller.scopes.allows(Scope::Admin));

@@ -1,0 +1,311 @@
+//! A run on a node: the node says what exactly it would run, that is what is decided on, and that is what it is sent.
+//!
+//! The node's word is no evidence of what its file is; it is bound into the plan, so that another word is another plan.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use portcullis_cell::{Cause, Stream};
+use portcullis_core::codes;
+use portcullis_core::display::visible;
+use portcullis_core::ids::{DeviceId, Hash32};
+use portcullis_core::nodes::{Call, PREPARE, RUN, Refusal};
+use portcullis_core::plan::{EnvValue, ExecPlan, is_canonical_path};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::exec::messages::{ExecEvent, ExecRefusal, RunRequest};
+use crate::nodes::{NodesError, NodesHandle, Question};
+use crate::sandbox_pool::Exited;
+
+/// For a node to say what it would run.
+const PREPARE_WITHIN: u64 = 15_000;
+/// Longest plan of a node, as JSON text.
+const PLAN_MAX: usize = 32 << 10;
+/// Bytes of output in one event.
+const PIECE: usize = 32 << 10;
+/// After a run's own time: the node keeps that, and tells.
+const TELL_WITHIN: u64 = 2_000;
+/// What a node gives back of each stream at the most (wire.md 11).
+pub const OUTPUT_CAP: u64 = 200_000;
+
+/// A node and its own plan, word for word.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NodeMeans {
+    pub node: DeviceId,
+    /// Sent back to it as `systemRunPlan`.
+    pub plan: Value,
+    /// What the plan says, read.
+    pub argv: Vec<String>,
+    pub cwd: String,
+    pub claimed_sha256: Option<Hash32>,
+}
+
+impl NodeMeans {
+    /// Of everything that the node said, so that an approval is for no other.
+    pub fn digest(&self) -> Hash32 {
+        let text = format!("portcullis-node-plan-v1\n{}\n{}", self.node, self.plan);
+        Hash32::of(text.as_bytes())
+    }
+}
+
+#[derive(Deserialize)]
+struct Prepared {
+    plan: Value,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Said {
+    argv: Vec<String>,
+    cwd: Option<String>,
+    #[serde(default)]
+    mutable_file_operand: Option<Operand>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Operand {
+    argv_index: usize,
+    sha256: Hash32,
+}
+
+/// Asks the node what it would run.
+pub async fn prepare(
+    nodes: &NodesHandle,
+    request: &RunRequest,
+    node: &str,
+) -> Result<NodeMeans, ExecRefusal> {
+    let node = DeviceId::new(node)
+        .map_err(|_| ExecRefusal::new(codes::NODE_NOT_FOUND, "unknown nodeId"))?;
+    let mut params = json!({ "command": request.argv, "agentId": request.agent });
+    if let Some(cwd) = &request.cwd {
+        params["cwd"] = cwd.as_str().into();
+    }
+    if !request.env.is_empty() {
+        params["env"] = json!(request.env);
+    }
+    let call = call(&node, PREPARE, PREPARE_WITHIN, None);
+    let answer = nodes.ask(question(call, &params, None)).await;
+    let text = answer.map_err(|error| match &error {
+        NodesError::Refused(Refusal::NotAllowed { .. }) => ExecRefusal::new(
+            codes::APPROVAL_PLAN_REQUIRED,
+            format!("the node cannot say what it would run ({error})"),
+        ),
+        // Nothing was run by asking.
+        _ => ExecRefusal::new(error.code(), &error),
+    })?;
+    read(&node, request, text.as_deref().unwrap_or_default())
+}
+
+fn read(node: &DeviceId, request: &RunRequest, text: &str) -> Result<NodeMeans, ExecRefusal> {
+    let bad = |why: &str| {
+        ExecRefusal::new(
+            codes::APPROVAL_PLAN_REQUIRED,
+            format!("the node's plan is none: {why}"),
+        )
+    };
+    if text.len() > PLAN_MAX {
+        return Err(bad("it is too long"));
+    }
+    let prepared: Prepared =
+        serde_json::from_str(text).map_err(|_| bad("it is not of the form that is known"))?;
+    let said: Said = serde_json::from_value(prepared.plan.clone())
+        .map_err(|_| bad("it is not of the form that is known"))?;
+    // The name may become a path; no argument becomes another, more or less.
+    if said.argv.len() != request.argv.len() || said.argv.get(1..) != request.argv.get(1..) {
+        return Err(bad("it has other arguments than were asked for"));
+    }
+    let cwd = said.cwd.unwrap_or_default();
+    if !is_canonical_path(&cwd) {
+        return Err(bad("its folder is no absolute path"));
+    }
+    let program = said.mutable_file_operand.filter(|o| o.argv_index == 0);
+    Ok(NodeMeans {
+        node: node.clone(),
+        plan: prepared.plan,
+        argv: said.argv,
+        cwd,
+        claimed_sha256: program.map(|operand| operand.sha256),
+    })
+}
+
+fn call(node: &DeviceId, command: &str, timeout_ms: u64, run_id: Option<String>) -> Call {
+    Call {
+        node: node.clone(),
+        command: command.to_owned(),
+        timeout_ms: Some(timeout_ms),
+        run_id,
+        by_gateway: true,
+    }
+}
+
+fn question(call: Call, params: &Value, key: Option<String>) -> Question {
+    Question {
+        call,
+        params: Some(params.to_string()),
+        idempotency_key: key,
+        session_key: None,
+    }
+}
+
+type Answer = Pin<Box<dyn Future<Output = Result<Option<String>, NodesError>> + Send>>;
+
+/// A run that a node was given. Dropped, the node is told to stop.
+pub struct NodeRun {
+    answer: Option<Answer>,
+    begun: Instant,
+    next: Vec<NodeNews>,
+    pub node: DeviceId,
+}
+
+/// What a node's run does.
+pub enum NodeNews {
+    Output(ExecEvent),
+    Exited(Exited),
+    /// It said no, before anything ran, so it says.
+    Refused(String),
+    /// Nobody knows.
+    Unknown(String),
+}
+
+impl NodeRun {
+    /// Sends exactly the plan. `approved`: a person's answer was used for it just now; nobody else's word says so.
+    pub fn start(
+        nodes: &NodesHandle,
+        means: &NodeMeans,
+        plan: &ExecPlan,
+        run: &str,
+        approved: bool,
+    ) -> Self {
+        let env: BTreeMap<&String, &String> = plan
+            .env
+            .iter()
+            .filter_map(|(name, value)| match value {
+                EnvValue::Plain(text) => Some((name, text)),
+                EnvValue::Secret { .. } => None,
+            })
+            .collect();
+        let mut params = json!({
+            "command": plan.argv, "cwd": plan.cwd, "timeoutMs": plan.limits.timeout_ms, "agentId": plan.agent,
+            "runId": run, "systemRunPlan": means.plan,
+        });
+        if let Some(text) = means.plan.get("commandText").and_then(Value::as_str) {
+            params["rawCommand"] = text.into();
+        }
+        if !env.is_empty() {
+            params["env"] = json!(env);
+        }
+        if approved {
+            params["approved"] = true.into();
+            params["approvalDecision"] = "allow-once".into();
+        }
+        let within = plan.limits.timeout_ms.saturating_add(TELL_WITHIN);
+        let call = call(&means.node, RUN, within, Some(run.to_owned()));
+        let question = question(call, &params, Some(run.to_owned()));
+        let nodes = nodes.clone();
+        Self {
+            answer: Some(Box::pin(async move { nodes.ask(question).await })),
+            begun: Instant::now(),
+            next: Vec::new(),
+            node: means.node.clone(),
+        }
+    }
+
+    /// What comes next of it.
+    pub async fn next(&mut self) -> NodeNews {
+        if let Some(news) = self.next.pop() {
+            return news;
+        }
+        let Some(answer) = self.answer.as_mut() else {
+            return NodeNews::Unknown(
+                "the node was told to stop it: what it did before that is unknown".to_owned(),
+            );
+        };
+        let answer = answer.await;
+        self.answer = None;
+        self.next = news(answer, self.begun.elapsed());
+        self.next.pop().unwrap_or_else(|| {
+            NodeNews::Unknown("the node's answer says nothing of an end".to_owned())
+        })
+    }
+
+    /// Nobody waits for it any more: the node is told so.
+    pub fn cancel(&mut self) {
+        self.answer = None;
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Ran {
+    #[serde(default)]
+    exit_code: Option<i64>,
+    #[serde(default)]
+    timed_out: bool,
+    #[serde(default)]
+    stdout: String,
+    #[serde(default)]
+    stderr: String,
+}
+
+/// Last first.
+fn news(answer: Result<Option<String>, NodesError>, took: Duration) -> Vec<NodeNews> {
+    let text = match answer {
+        Ok(text) => text.unwrap_or_default(),
+        Err(NodesError::Refused(Refusal::Node { code, message })) => {
+            return vec![NodeNews::Refused(format!("{code}: {message}"))];
+        }
+        Err(error) if error.dispatched() => return vec![NodeNews::Unknown(error.to_string())],
+        Err(error) => return vec![NodeNews::Refused(error.to_string())],
+    };
+    let Ok(ran) = serde_json::from_str::<Ran>(&text) else {
+        return vec![NodeNews::Unknown(
+            "the node's answer is of no form that is known".to_owned(),
+        )];
+    };
+    let code = ran.exit_code.and_then(|code| u8::try_from(code).ok());
+    if code.is_none() && !ran.timed_out {
+        return vec![NodeNews::Unknown(format!(
+            "the node named no exit code ({})",
+            visible(
+                &ran.exit_code
+                    .map_or_else(|| "none".to_owned(), |c| c.to_string())
+            )
+        ))];
+    }
+    let mut pieces = Vec::new();
+    for (stream, text) in [(Stream::Out, ran.stdout), (Stream::Err, ran.stderr)] {
+        let bytes = Bytes::from(text);
+        for start in (0..bytes.len()).step_by(PIECE) {
+            let data = bytes.slice(start..bytes.len().min(start + PIECE));
+            let seq = u64::try_from(pieces.len()).unwrap_or(u64::MAX);
+            pieces.push(NodeNews::Output(ExecEvent::Output {
+                seq,
+                stream,
+                data,
+                dropped: 0,
+            }));
+        }
+    }
+    pieces.push(NodeNews::Exited(Exited {
+        code: code.filter(|_| !ran.timed_out),
+        signal: None,
+        cause: if ran.timed_out {
+            Cause::TimedOut
+        } else {
+            Cause::Itself
+        },
+        duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+        dropped_stdout: 0,
+        dropped_stderr: 0,
+        cpu_ms: 0,
+        swept: 0,
+    }));
+    pieces.reverse();
+    pieces
+}

@@ -1,0 +1,98 @@
+//! `portcullis nodes`: node hosts, and what each may be asked.
+
+use std::path::Path;
+
+use portcullis_core::auth::Scope;
+use serde_json::{Value, json};
+
+use super::args::Nodes;
+use super::client::Client;
+use super::devices::find;
+use super::failure::Failure;
+use super::out::Out;
+use crate::show::text::{clean, table};
+use crate::show::value::{field, joined, list};
+
+/// Runs one of them.
+///
+/// # Errors
+/// [`Failure`].
+pub async fn run(state: &Path, what: &Nodes, out: Out) -> Result<u8, Failure> {
+    // What runs commands is approved with admin (wire.md 6.1); a lesser operator gets less.
+    let scopes = [Scope::Admin, Scope::Pairing, Scope::Read];
+    let mut client = Client::connect(state, &scopes, &[]).await?;
+    match what {
+        Nodes::List => {
+            let nodes = client.call("node.list", json!({})).await?;
+            out.both(&nodes, || listing(list(&nodes, "nodes")))?;
+        }
+        Nodes::Pending => {
+            let all = client.call("node.pair.list", json!({})).await?;
+            out.both(&all["pending"], || pending(list(&all, "pending")))?;
+        }
+        Nodes::Approve { id } | Nodes::Reject { id } => {
+            let all = client.call("node.pair.list", json!({})).await?;
+            let request = find(list(&all, "pending"), "requestId", id)?;
+            let approve = matches!(what, Nodes::Approve { .. });
+            let (method, word) = if approve {
+                ("node.pair.approve", "approved")
+            } else {
+                ("node.pair.reject", "rejected")
+            };
+            let params = json!({ "requestId": field(request, "requestId") });
+            let answer = client.call(method, params).await?;
+            out.both(&answer, || {
+                let commands = joined(request, "commands");
+                format!("{word} {}: {}\n", name(request), clean(&commands))
+            })?;
+        }
+    }
+    client.close().await;
+    Ok(0)
+}
+
+fn name(node: &Value) -> String {
+    let id = field(node, "nodeId");
+    let short = short(id);
+    match field(node, "displayName") {
+        "" => short,
+        name => format!("{} ({short})", clean(name)),
+    }
+}
+
+/// Long enough to be typed.
+fn short(id: &str) -> String {
+    id.chars().take(12).collect()
+}
+
+fn listing(nodes: &[Value]) -> String {
+    if nodes.is_empty() {
+        return "no node is connected or approved\n".to_owned();
+    }
+    let rows = nodes.iter().map(|node| {
+        let here = node["connected"] == true;
+        vec![
+            name(node),
+            if here { "connected" } else { "away" }.to_owned(),
+            field(node, "approvalState").to_owned(),
+            joined(node, "commands"),
+        ]
+    });
+    let rows: Vec<Vec<String>> = rows.collect();
+    table(&["NODE", "STATE", "APPROVAL", "COMMANDS"], &rows)
+}
+
+fn pending(requests: &[Value]) -> String {
+    if requests.is_empty() {
+        return "nothing waits\n".to_owned();
+    }
+    let rows = requests.iter().map(|request| {
+        vec![
+            short(field(request, "requestId")),
+            name(request),
+            joined(request, "commands"),
+        ]
+    });
+    let rows: Vec<Vec<String>> = rows.collect();
+    table(&["ID", "NODE", "COMMANDS"], &rows)
+}

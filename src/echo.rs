@@ -1,0 +1,43 @@
+//! A WebSocket echo made of the gateway's own code: its upgrade, its socket, its limits (examples/ws_echo.rs).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use portcullis_actors::connection::{Stream, echo};
+use portcullis_actors::supervision::Flag;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::edge::{Http, serve_http};
+
+/// For the upgrade.
+const UPGRADE_WITHIN: Duration = Duration::from_secs(15);
+
+/// Serves until it is dropped.
+///
+/// # Errors
+/// The listener's.
+pub async fn serve(listener: TcpListener, frame_max: usize) -> std::io::Result<()> {
+    let (tree, site) = (Flag::new(None), Flag::new(None));
+    let http = Http {
+        header_ms: 10_000,
+        hosts: Arc::new(vec![]),
+        tree: tree.reader(),
+        site: site.reader(),
+        rpc: None,
+    };
+    let mut sockets = JoinSet::new();
+    loop {
+        let (stream, _) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        let http = http.clone();
+        sockets.spawn(async move {
+            let until = Instant::now() + UPGRADE_WITHIN;
+            if let Some((io, _)) = serve_http(http, Stream::Tcp(stream), until).await {
+                echo(io, frame_max).await;
+            }
+        });
+        while sockets.try_join_next().is_some() {}
+    }
+}

@@ -1,0 +1,153 @@
+//! Who on this machine is an operator: the kernel says under which user and in which groups a client runs.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::support::gateway::Gateway;
+use crate::support::ws::{Client, Connect};
+
+const OPERATOR: u32 = 65_531;
+const GROUP: u32 = 65_530;
+const NOBODY: u32 = 65_529;
+
+/// Carries bytes to a port and back.
+const RELAY: &str = "
+import os, socket, sys, threading
+s = socket.create_connection(('127.0.0.1', int(sys.argv[1])))
+def up():
+    while b := os.read(0, 65536):
+        s.sendall(b)
+threading.Thread(target=up, daemon=True).start()
+while b := s.recv(65536):
+    os.write(1, b)
+";
+
+/// Only root can be another user.
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Over TCP, by a process of this user and group.
+async fn dial_as(gateway: &Gateway, uid: u32, gid: u32) -> Client {
+    let mut relay = Command::new("python3");
+    relay
+        .args(["-c", RELAY, &gateway.port().to_string()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .current_dir("/")
+        .uid(uid)
+        .gid(gid);
+    let mut relay = tokio::process::Command::from(relay)
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let pipes = (relay.stdout.take().unwrap(), relay.stdin.take().unwrap());
+    let client = Client::through(tokio::io::join(pipes.0, pipes.1), gateway.port()).await;
+    // It ends with its socket.
+    tokio::spawn(async move { relay.wait().await });
+    client
+}
+
+/// The scopes that the token alone brings there.
+async fn scopes_of(gateway: &Gateway, uid: u32, gid: u32) -> Value {
+    let mut client = dial_as(gateway, uid, gid).await;
+    let asked = Connect::token().scopes(&["operator.read", "operator.pairing"]);
+    client.hello(&asked).await["auth"]["scopes"].take()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_token_alone_gives_no_scope_to_another_users_process() {
+    if !is_root() {
+        return;
+    }
+    let gateway = Gateway::start();
+    let own = scopes_of(&gateway, 0, 0).await;
+    assert_eq!(own, json!(["operator.read", "operator.pairing"]));
+    assert_eq!(scopes_of(&gateway, NOBODY, NOBODY).await, json!([]));
+}
+
+/// The command line, as this user and group.
+fn cli_as(gateway: &Gateway, socket: &std::path::Path, uid: u32, gid: u32) -> Output {
+    let mut command = Command::new(gateway.home().join("portcullis"));
+    command
+        .args(["status", "--json"])
+        .env_clear()
+        .env("HOME", "/nonexistent")
+        .env("PORTCULLIS_SOCKET", socket)
+        .current_dir("/")
+        .uid(uid)
+        .gid(gid);
+    command.output().unwrap()
+}
+
+/// The bug: operators of another user were promised and could use no door of their own machine.
+#[tokio::test(flavor = "multi_thread")]
+async fn operators_of_other_users_come_in_by_their_socket_and_by_loopback_and_nobody_else_does() {
+    if !is_root() {
+        return;
+    }
+    let mut gateway = Gateway::prepared(&[(
+        "gateway.local.operators",
+        "[\"self\", \"uid:65531\", \"gid:65530\"]",
+    )]);
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(gateway.home(), open.clone()).unwrap();
+    let program = gateway.home().join("portcullis");
+    std::fs::copy(gateway.program(), &program).unwrap();
+    std::fs::set_permissions(&program, open).unwrap();
+    let socket: PathBuf = gateway.home().join("doors/control.sock");
+    gateway.set("gateway.local.socket", socket.to_str().unwrap());
+    gateway.launch();
+
+    for (uid, gid, comes_in) in [
+        (OPERATOR, NOBODY, true),
+        (NOBODY, GROUP, true),
+        (NOBODY, NOBODY, false),
+    ] {
+        let output = cli_as(&gateway, &socket, uid, gid);
+        assert_eq!(output.status.success(), comes_in, "{uid}:{gid} {output:?}");
+        if !comes_in {
+            assert_eq!(output.status.code(), Some(4), "{output:?}");
+            let told = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(told.contains("no operator's"), "{told}");
+        }
+        let scopes = scopes_of(&gateway, uid, gid).await;
+        let had = scopes.as_array().unwrap().len();
+        assert_eq!(had, if comes_in { 2 } else { 0 }, "{uid}:{gid} {scopes}");
+    }
+    // The private one stays private.
+    let private = gateway.state().join("run/control.sock");
+    assert!(
+        !cli_as(&gateway, &private, OPERATOR, NOBODY)
+            .status
+            .success()
+    );
+    gateway.json(&["status"]);
+    // A start finds its own socket left behind; another's file is not taken away.
+    gateway.crash_and_start();
+    assert!(cli_as(&gateway, &socket, OPERATOR, NOBODY).status.success());
+}
+
+#[test]
+fn a_shared_socket_is_made_only_where_nobody_else_could_take_its_place() {
+    let mut gateway = Gateway::prepared(&[]);
+    let folder = gateway.home().join("doors");
+    std::fs::create_dir(&folder).unwrap();
+    let socket = folder.join("control.sock");
+    gateway.set("gateway.local.socket", socket.to_str().unwrap());
+    std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let (_, told) = gateway.refused();
+    assert!(told.contains("nobody else may write"), "{told}");
+    std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::write(&socket, "kept").unwrap();
+    let (_, told) = gateway.refused();
+    assert!(told.contains("no socket is there"), "{told}");
+    assert_eq!(std::fs::read(&socket).unwrap(), b"kept");
+    gateway.set("gateway.local.socket", "control.sock");
+    let (_, told) = gateway.refused();
+    assert!(told.contains("an absolute path"), "{told}");
+}
