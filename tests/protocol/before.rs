@@ -98,7 +98,10 @@ async fn connect_params_that_are_wrong_are_named_and_closed_with_1008() {
             "invalid connect params: at /client/mode",
         ),
         (change("/role", json!("root")), "invalid role"),
-        (change("/role", json!("agent")), "invalid role"),
+        (
+            change("/role", json!("agent")),
+            "unauthorized: agent token mismatch",
+        ),
         (change("/scopes", json!(7)), "invalid connect params: "),
         (
             change("/client/version", json!("v".repeat(300))),
