@@ -176,6 +176,12 @@ impl ScopeSet {
             .filter(|scope| !met.allows(*scope))
             .collect();
         met.0.extend(more);
+        // What neither names and both imply.
+        for scope in Scope::ALL {
+            if self.allows(scope) && other.allows(scope) && !met.allows(scope) {
+                met.0.insert(scope);
+            }
+        }
         met
     }
 

@@ -284,7 +284,7 @@ mod tests {
             ("workspace", "reached"),
             ("host_port", "refused"),
             ("interfaces", "lo"),
-            ("forks", "20"),
+            ("forks", "10"),
         ];
         let facts = facts.map(|(name, value)| (name.to_owned(), value.to_owned()));
         (facts.into(), uid)

@@ -77,7 +77,7 @@ pub fn check(text: &str) -> Result<Strength, Unfit> {
 }
 
 /// Does it have the shape of 128 random bits? A token of ours; a UUID; 32 or more hexadecimal digits of one case, 11 of
-/// them different; or 24 or more characters of base64 with both cases and digits, 16 of them different, of which 34 in
+/// them and 7 in 10 of the first pairs different; or 24 or more characters of base64 with both cases and digits, 16 of them different, of which 34 in
 /// 100 are of another kind than the one before (a small letter after a capital aside), and no more than six small letters
 /// follow one another. Random text that
 /// falls through is taken for chosen, which costs time and no safety.
@@ -103,7 +103,13 @@ fn is_hex(text: &str) -> bool {
     let bytes = text.as_bytes();
     let lower = bytes.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     let upper = bytes.iter().all(|b| matches!(b, b'0'..=b'9' | b'A'..=b'F'));
-    bytes.len() >= 32 && (lower || upper) && distinct(bytes.iter().copied()) >= 11
+    // What repeats itself has few different pairs: of 32 random digits' 31 pairs about 29 differ.
+    let head = &bytes[..bytes.len().min(64)];
+    let pairs: std::collections::BTreeSet<_> = head.windows(2).collect();
+    bytes.len() >= 32
+        && (lower || upper)
+        && distinct(bytes.iter().copied()) >= 11
+        && pairs.len() * 10 >= (head.len() - 1) * 7
 }
 
 fn is_base64(text: &str) -> bool {

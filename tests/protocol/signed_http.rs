@@ -133,7 +133,7 @@ async fn a_signed_request_is_answered_as_on_a_socket_and_with_its_scopes_only() 
     for (method, body, expected) in [
         // Role and scope before params, and existence is not told.
         ("exec.approvals.get", "{}", (403, "MISSING_SCOPE")),
-        ("no.such.method", "{}", (403, "MISSING_SCOPE")),
+        ("no.such.method", "{}", (404, "UNKNOWN_METHOD")),
         (
             "device.pair.list",
             r#"{"a":1,"a":2}"#,
