@@ -228,6 +228,16 @@ async fn answer(
         && ends.is_some()
         && request.uri().path().starts_with(rpc::PATH)
     {
+        // As with the page: whatever key it may have come by.
+        if let Some((peer, own)) = ends
+            && peer.ip().to_canonical().is_loopback()
+            && peer::is_of_a_run(peer, own)
+        {
+            return plain(
+                StatusCode::FORBIDDEN,
+                "this door is not for what the gateway runs\n",
+            );
+        }
         return rpc::serve(rpc, request).await;
     }
     if request.headers().contains_key(header::UPGRADE) {
