@@ -135,7 +135,7 @@ impl Approval {
             .as_deref()
             .is_some_and(|key| self.machine.find(&requester.name, key).is_some());
         let id = match ask.id {
-            Some(id) if asked_before || self.machine.is_free(&id).is_ok() => id,
+            Some(id) if asked_before || self.machine.may_choose(&id).is_ok() => id,
             Some(_) => return answer(reply, Err(Refusal::IdTaken.into())),
             None => self.free_id()?,
         };
@@ -176,14 +176,16 @@ impl Approval {
         Ok(())
     }
 
-    /// An id of ours that no other begins with, also none that a requester chose.
+    /// An id of ours that no other begins with, also none that a requester chose. Requesters can take every beginning
+    /// of a UUID (sixteen of one digit are enough), but no reserved one.
     fn free_id(&self) -> Result<ApprovalId, Crash> {
-        loop {
-            let id = ApprovalId::new(&uuid::Uuid::new_v4().to_string())?;
+        for prefix in ["", "", "", Machine::RESERVED] {
+            let id = ApprovalId::new(&format!("{prefix}{}", uuid::Uuid::new_v4()))?;
             if self.machine.is_free(&id).is_ok() {
                 return Ok(id);
             }
         }
+        Err(Crash::new("two new UUIDs are the same"))
     }
 
     fn find(&self, principal: &str, key: &str) -> Option<Found> {

@@ -353,6 +353,21 @@ impl Machine {
             .max_by_key(|r| r.created)
     }
 
+    /// How ids of ours begin where requesters have taken the beginnings of plain ones.
+    pub const RESERVED: &str = "portcullis-";
+
+    /// May a requester call a new question so? Not where we may have to go when every other beginning is taken.
+    ///
+    /// # Errors
+    /// [`Refusal::IdTaken`].
+    pub fn may_choose(&self, id: &ApprovalId) -> Result<(), Refusal> {
+        let text = id.as_str();
+        if text.starts_with(Self::RESERVED) || Self::RESERVED.starts_with(text) {
+            return Err(Refusal::IdTaken);
+        }
+        self.is_free(id)
+    }
+
     /// May a new question be called so? A person types the beginning of an id: no id may begin with another.
     ///
     /// # Errors

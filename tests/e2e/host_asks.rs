@@ -258,3 +258,30 @@ async fn a_question_asked_first_keeps_every_rule_of_a_run() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
+
+/// The bug: with each beginning of a UUID taken by a requester, the room looked for a free id for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn requesters_who_take_every_beginning_of_an_id_keep_nobody_from_asking() {
+    let gateway = Gateway::start();
+    let (mut asks, mut decides) = (admin(&gateway).await, admin(&gateway).await);
+    for id in "0123456789abcdef".chars().map(String::from) {
+        pending(&mut asks, ask(&id, &["true"])).await;
+        let deny = json!({"id": id, "decision": "deny"});
+        decides.get("exec.approval.resolve", deny).await;
+    }
+    for id in ["p", "portcullis", "portcullis-1"] {
+        let refused = asks
+            .refused("exec.approval.request", ask(id, &["true"]))
+            .await;
+        assert_eq!(refused["details"]["code"], "INVALID_PARAMS", "{refused}");
+    }
+    let run = json!({
+        "agent": "demo", "argv": ["true"], "target": "host", "idempotencyKey": "of its own",
+    });
+    let frame = asks.ask("exec.run", run).await;
+    let first = asks.answer(&frame).await;
+    let id = first["payload"]["approvalId"].as_str().unwrap();
+    assert!(id.starts_with("portcullis-"), "{first}");
+    let deny = json!({"id": id, "decision": "deny"});
+    decides.get("exec.approval.resolve", deny).await;
+}
