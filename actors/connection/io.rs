@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 
-use super::scan::Scan;
+use super::scan::{Scan, Unfinished};
 
 /// Read and thrown away in one go after a fault, bytes.
 const THROWN: usize = 4096;
@@ -46,9 +46,14 @@ impl Io {
         }
     }
 
-    /// From here on frames may be as large as the protocol allows.
-    pub fn trust(&mut self) {
-        self.scan.trust();
+    /// From here on messages may have so many bytes.
+    pub fn trust(&mut self, most: usize) {
+        self.scan.trust(most);
+    }
+
+    /// A message that has begun and is not there yet.
+    pub(super) fn unfinished(&self) -> Option<Unfinished> {
+        self.scan.unfinished()
     }
 
     /// From here on what comes is thrown away.

@@ -14,6 +14,7 @@ mod config;
 mod devices;
 mod echo;
 mod handle;
+mod idle;
 mod invokes;
 mod io;
 mod messages;

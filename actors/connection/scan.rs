@@ -2,16 +2,21 @@
 //! frames that have not arrived whole.
 //!
 //! The library makes room for a payload at its header and looks at a frame's text at its end. A stranger's frame that is
-//! too large is stopped here at its header, and wrong UTF-8 at its first wrong octet, whoever sends it.
+//! too large is stopped here at its header, and wrong UTF-8 at its first wrong octet, whoever sends it. So are fragments
+//! without end: the library counts their bytes, and empty ones have none.
 
 use std::io;
 
-use portcullis_core::protocol::limits::PREAUTH_FRAME;
+use portcullis_core::protocol::limits::{EMPTY_FRAGMENTS, PREAUTH_FRAME};
 
 /// The connection answers it with close code 1009.
 pub const TOO_LARGE: &str = "preauth payload too large";
 /// The connection answers it with close code 1007.
 pub const NOT_UTF8: &str = "text is not UTF-8";
+/// The connection answers it with close code 1008.
+pub const EMPTY: &str = "too many empty fragments";
+/// The connection answers it with close code 1009: a message beyond what this client may send.
+pub const TOO_LONG: &str = "frame too large";
 
 /// Text that is unmasked and looked at in one go, bytes.
 const PIECE: usize = 1024;
@@ -32,16 +37,27 @@ pub(super) struct Scan {
     in_text: bool,
     carry: [u8; CARRY],
     carried: usize,
-    /// Before authentication.
-    stranger: Option<Stranger>,
+    /// A message whose last frame has not begun.
+    open: bool,
+    /// Of the message whose frames pass: announced bytes, and frames without any.
+    message: u64,
+    empty: u32,
+    /// The most that a message may have; the library has its own, for all.
+    most: u64,
+    /// Messages begun, and all bytes: what stands still is seen by both.
+    begun: u64,
+    passed: u64,
+    /// Bytes of all frames before authentication.
+    stranger: Option<u64>,
 }
 
-#[derive(Debug, Default)]
-struct Stranger {
-    /// Bytes of the message whose frames pass.
-    message: u64,
-    /// Bytes of all frames.
-    seen: u64,
+/// A message that has begun and is not there yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Unfinished {
+    /// Which one.
+    pub message: u64,
+    /// All bytes that have passed, of all messages.
+    pub passed: u64,
 }
 
 impl Scan {
@@ -57,16 +73,33 @@ impl Scan {
             in_text: false,
             carry: [0; CARRY],
             carried: 0,
-            stranger: Some(Stranger::default()),
+            open: false,
+            message: 0,
+            empty: 0,
+            most: PREAUTH_FRAME as u64,
+            begun: 0,
+            passed: 0,
+            stranger: Some(0),
         }
     }
 
-    /// From here on frames may be as large as the protocol allows.
-    pub fn trust(&mut self) {
+    /// From here on messages may have so many bytes.
+    pub fn trust(&mut self, most: usize) {
         self.stranger = None;
+        self.most = most as u64;
+    }
+
+    /// What has begun and is not there yet.
+    pub fn unfinished(&self) -> Option<Unfinished> {
+        let is_under_way = self.open || self.payload_left > 0 || self.have > 0;
+        is_under_way.then_some(Unfinished {
+            message: self.begun,
+            passed: self.passed,
+        })
     }
 
     pub fn pass(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        self.passed = self.passed.wrapping_add(bytes.len() as u64);
         while !bytes.is_empty() {
             if self.payload_left > 0 {
                 let part = usize::try_from(self.payload_left)
@@ -102,7 +135,12 @@ impl Scan {
             if kind != 0 {
                 self.in_text = kind == 1;
                 self.carried = 0;
+                self.begun = self.begun.wrapping_add(1);
+                (self.message, self.empty) = (0, 0);
             }
+            self.open = !is_final;
+            self.message = self.message.saturating_add(length);
+            self.empty += u32::from(length == 0);
             // What is whole is looked at by the library, at once.
             let is_whole = kind == 1 && is_final && length <= there as u64;
             self.look = self.in_text && !is_whole;
@@ -116,17 +154,19 @@ impl Scan {
             }
             self.mask_at = 0;
         }
-        let Some(stranger) = &mut self.stranger else {
+        let is_data = kind < 8;
+        let Some(seen) = &mut self.stranger else {
+            if is_data && self.message > self.most {
+                return Err(io::Error::other(TOO_LONG));
+            }
+            if self.empty > EMPTY_FRAGMENTS {
+                return Err(io::Error::other(EMPTY));
+            }
             return Ok(());
         };
-        match kind {
-            0 => stranger.message = stranger.message.saturating_add(length),
-            1 | 2 => stranger.message = length,
-            _ => {}
-        }
         // Empty frames count too: endless ones are no way to stay.
-        stranger.seen = stranger.seen.saturating_add(length).saturating_add(8);
-        if stranger.message > PREAUTH_FRAME as u64 || stranger.seen > PREAUTH_FRAME as u64 + 1024 {
+        *seen = seen.saturating_add(length).saturating_add(8);
+        if (is_data && self.message > self.most) || *seen > PREAUTH_FRAME as u64 + 1024 {
             return Err(io::Error::other(TOO_LARGE));
         }
         Ok(())
@@ -217,7 +257,7 @@ mod tests {
 
     fn trusted() -> Scan {
         let mut scan = Scan::new();
-        scan.trust();
+        scan.trust(1 << 20);
         scan
     }
 
@@ -253,6 +293,53 @@ mod tests {
         assert!(passed < 10_000);
         let mut scan = trusted();
         (0..100_000).for_each(|_| scan.pass(&empty).unwrap());
+    }
+
+    #[test]
+    fn empty_fragments_without_end_are_stopped_and_a_few_are_not() {
+        let mut scan = trusted();
+        for _ in 0..3 {
+            scan.pass(&whole(0x01, b"")).unwrap();
+            for _ in 1..EMPTY_FRAGMENTS {
+                scan.pass(&whole(0x00, b"")).unwrap();
+                // What stands between them is no fragment.
+                scan.pass(&whole(0x89, b"")).unwrap();
+            }
+            scan.pass(&whole(0x80, b"x")).unwrap();
+        }
+        scan.pass(&whole(0x02, b"")).unwrap();
+        let passed = (0..1_000)
+            .take_while(|_| scan.pass(&whole(0x00, b"")).is_ok())
+            .count();
+        assert_eq!(passed, EMPTY_FRAGMENTS as usize - 1);
+    }
+
+    #[test]
+    fn a_message_of_many_frames_is_as_long_as_all_of_them() {
+        let mut scan = trusted();
+        scan.pass(&frame(1 << 20)).unwrap();
+        let mut scan = trusted();
+        assert!(scan.pass(&frame((1 << 20) + 1)).is_err());
+        let mut scan = trusted();
+        scan.pass(&whole(0x02, &[0; 60_000])).unwrap();
+        let passed = (0..100)
+            .take_while(|_| scan.pass(&whole(0x00, &[0; 60_000])).is_ok())
+            .count();
+        assert_eq!(passed + 1, (1 << 20) / 60_000);
+    }
+
+    #[test]
+    fn what_has_begun_is_unfinished_until_its_last_byte() {
+        let mut scan = trusted();
+        assert_eq!(scan.unfinished(), None);
+        let bytes = [whole(0x01, b"ab"), whole(0x00, b""), whole(0x80, b"c")].concat();
+        let (last, rest) = bytes.split_last().unwrap();
+        for byte in rest {
+            scan.pass(&[*byte]).unwrap();
+            assert!(scan.unfinished().is_some());
+        }
+        scan.pass(&[*last]).unwrap();
+        assert_eq!(scan.unfinished(), None);
     }
 
     #[test]

@@ -25,10 +25,11 @@ use tracing::Instrument as _;
 
 use super::actor::ConnectionWiring;
 use super::answer;
+use super::idle::Idle;
 use super::io::Io;
 use super::messages::{Accepted, CloseOrder};
 use super::methods::{Heard, News};
-use super::scan::{NOT_UTF8, TOO_LARGE};
+use super::scan::{EMPTY, NOT_UTF8, TOO_LARGE, TOO_LONG};
 use super::shake::{Shaken, shake};
 use crate::nodes::ToNode;
 use crate::supervision::{Flag, FlagReader};
@@ -145,7 +146,9 @@ pub(super) fn fault(error: &WsError) -> Option<(u16, &'static str)> {
         WsError::Utf8(_) => Some((1007, NOT_UTF8)),
         WsError::Io(error) => match error.to_string() {
             text if text == TOO_LARGE => Some((1009, TOO_LARGE)),
+            text if text == TOO_LONG => Some((1009, TOO_LONG)),
             text if text == NOT_UTF8 => Some((1007, NOT_UTF8)),
+            text if text == EMPTY => Some((1008, EMPTY)),
             _ => None,
         },
         _ => None,
@@ -205,6 +208,8 @@ struct Session {
     seq: u64,
     wrong_roles: u32,
     write_within: Duration,
+    /// What it sends that asks nothing.
+    idle: Idle,
     /// Every frame is signed, both ways.
     signing: Option<Keys>,
 }
@@ -248,6 +253,7 @@ impl Session {
             seq: 0,
             wrong_roles: 0,
             write_within,
+            idle: Idle::new(),
             signing: shaken.signing,
         }
     }
@@ -312,6 +318,9 @@ impl Session {
                         self.event(ws, "tick", &payload).await
                     }
                     Side::Ping if unanswered_pings > 0 => return None,
+                    Side::Ping if self.idle.stands_still(ws.get_ref().unfinished()) => {
+                        end(1008, "a message takes too long")
+                    }
                     Side::Ping => {
                         unanswered_pings += 1;
                         self.feed(ws, Message::Ping(bytes::Bytes::new())).await
@@ -372,10 +381,12 @@ impl Session {
             },
             Some(Ok(Message::Binary(bytes))) => match self.conn.encoding {
                 // As with the peer: passed over (wire.md section 1).
-                Encoding::Json => Ok(()),
+                Encoding::Json => self.asks_nothing(),
                 Encoding::MsgPack => self.request(ws, &bytes).await,
             },
-            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Ok(()),
+            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {
+                self.asks_nothing()
+            }
             Some(Ok(Message::Close(_))) => {
                 // Its answer is queued; who closed may be gone.
                 let _ = self.flush(ws).await;
@@ -393,7 +404,7 @@ impl Session {
         let request = match self.conn.encoding.read(bytes) {
             Ok(request) => request,
             // As with the peer: after authentication it is passed over (wire.md section 1).
-            Err(FrameError::NotJson) => return Ok(()),
+            Err(FrameError::NotJson) => return self.asks_nothing(),
             Err(FrameError::NotRequest { id, why }) => {
                 let mut details = serde_json::Map::new();
                 details.insert("reason".into(), why.into());
@@ -446,6 +457,15 @@ impl Session {
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// A frame that needs no answer of ours. Some are nothing; a flood of them is.
+    fn asks_nothing(&mut self) -> Step {
+        if self.idle.may() {
+            Ok(())
+        } else {
+            end(1008, "too many frames that ask nothing")
         }
     }
 

@@ -7,7 +7,7 @@ use portcullis_core::auth::{Principal, Role, Scope};
 use portcullis_core::codes;
 use portcullis_core::nodes::{Connected, Declared};
 use portcullis_core::protocol::connect::Hello;
-use portcullis_core::protocol::limits::EARLY_FRAMES;
+use portcullis_core::protocol::limits::{EARLY_FRAMES, frame_max};
 use portcullis_core::protocol::{ConnectParams, ConnectRefusal, Encoding, FrameError};
 use portcullis_core::signing::frame::Keys;
 use portcullis_core::signing::http::CAPABILITY;
@@ -197,7 +197,7 @@ async fn try_shake(
         return Err(End::Close(4001, SECRET_CHANGED));
     }
     ws.send(message(frame)).await.map_err(|_| End::Gone)?;
-    ws.get_mut().trust();
+    ws.get_mut().trust(frame_max(principal.role));
     let node = declared.and_then(|declared| {
         Some(Connected {
             node: principal.device()?.clone(),

@@ -375,7 +375,7 @@ impl Hello<'_> {
             },
             "auth": auth,
             "policy": {
-                "maxPayload": super::limits::FRAME,
+                "maxPayload": super::limits::frame_max(self.role),
                 "maxBufferedBytes": super::limits::BUFFERED,
                 "tickIntervalMs": super::limits::TICK_MS,
             },

@@ -1,5 +1,7 @@
 //! The numbers of the wire (wire.md section 1).
 
+use crate::auth::Role;
+
 /// A frame before authentication, bytes.
 pub const PREAUTH_FRAME: usize = 64 * 1024;
 /// A frame after authentication, bytes (`policy.maxPayload`).
@@ -18,6 +20,24 @@ pub const HANDSHAKE_MS: u64 = 15_000;
 pub const SIGNATURE_SKEW_MS: u64 = 120_000;
 /// Requests under way on one connection.
 pub const IN_FLIGHT: usize = 32;
+/// A frame of an agent after authentication, bytes: agents are many and trusted least, and ask with few words.
+pub const AGENT_FRAME: usize = 1024 * 1024;
+/// The largest frame of this role after authentication, bytes.
+pub const fn frame_max(role: Role) -> usize {
+    match role {
+        Role::Agent => AGENT_FRAME,
+        Role::Operator | Role::Node => FRAME,
+    }
+}
+
+/// Empty fragments of one message.
+pub const EMPTY_FRAGMENTS: u32 = 64;
+/// What of a message that has begun must come in between two pings, bytes: else it is no message but a way to hold room.
+pub const FRAGMENT_PACE: u64 = 64 * 1024;
+/// Frames that ask nothing (pings, pongs, what is passed over): so many at once, and so many a second after that.
+pub const IDLE_FRAMES: u32 = 256;
+/// See [`IDLE_FRAMES`].
+pub const IDLE_FRAMES_PER_SECOND: u32 = 16;
 /// Wrong-role calls in a row before the socket is closed.
 pub const WRONG_ROLE_CALLS: u32 = 10;
 /// A close reason, bytes (RFC 6455 5.5: 125 less the code).

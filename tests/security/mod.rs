@@ -3,6 +3,7 @@
 
 mod advisories; // the list itself: complete, and naming tests that exist
 mod borrowed; // what a client says of itself, its headers, its neighbours: none of it gives anything
+mod floods; // pings, fragments, messages that never end
 mod lifetimes; // credentials that end, are rotated, are asked for again
 mod matrix; // door x role x scopes x method, against the one table
 mod sizes; // what is too much
