@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::audit::{AuditConfig, AuditHandle, AuditWiring};
-use crate::auth::{AuthHandle, AuthWiring};
+use crate::auth::AuthHandle;
 use crate::clock::Clock;
 use crate::pairing::{Client, ConnectFacts, PairingConfig, PairingHandle, PairingWiring, Verdict};
 use crate::store::Store;
@@ -69,7 +69,7 @@ async fn house(folder: &Path, boot: u8, approves: bool) -> House {
         store: store.clone(),
         audit: audit.clone(),
         pairing: pairing.clone(),
-        auth: AuthHandle::add(&mut tree, AuthWiring::bare(&store, &audit, &pairing)),
+        auth: AuthHandle::bare(&mut tree, &store, &audit, &pairing),
         sealer: PlanSealer::of(&Identity::from_random([1; 32])),
         clock: Clock::system(),
         feed: Feed::new(),

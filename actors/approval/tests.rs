@@ -7,7 +7,7 @@
 
 use super::*;
 use crate::audit::{AuditConfig, AuditHandle, AuditWiring};
-use crate::auth::{AuthHandle, AuthWiring};
+use crate::auth::AuthHandle;
 use crate::clock::Clock;
 use crate::pairing::{PairingConfig, PairingHandle, PairingWiring};
 use crate::store::{Op, Store};
@@ -72,7 +72,7 @@ async fn house_with(folder: &Path, boot: u8, clock: Clock, store: Store, key: u8
     let pairing = pairing(&mut tree, &store, &audit);
     let wiring = ApprovalWiring {
         config: ApprovalConfig::default(),
-        auth: AuthHandle::add(&mut tree, AuthWiring::bare(&store, &audit, &pairing)),
+        auth: AuthHandle::bare(&mut tree, &store, &audit, &pairing),
         pairing,
         agents: Agents {
             named: [(demo, open)].into(),
@@ -728,7 +728,7 @@ async fn a_row_beyond_the_audit_log_stops_the_start() {
     let pairing = pairing(&mut tree, &store, &audit);
     let wiring = ApprovalWiring {
         config: ApprovalConfig::default(),
-        auth: AuthHandle::add(&mut tree, AuthWiring::bare(&store, &audit, &pairing)),
+        auth: AuthHandle::bare(&mut tree, &store, &audit, &pairing),
         pairing,
         agents: Agents::default(),
         store,

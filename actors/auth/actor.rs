@@ -64,32 +64,6 @@ pub struct AuthWiring {
     pub clock: Clock,
 }
 
-#[cfg(test)]
-impl AuthWiring {
-    /// For tests of rooms that only ask whether a secret holds.
-    pub fn bare(store: &Store, audit: &AuditHandle, pairing: &PairingHandle) -> Self {
-        let hash = portcullis_core::token::TokenHash::of("tests");
-        Self {
-            config: AuthConfig::default(),
-            modes: Modes::default(),
-            bcrypt_cost: 4,
-            pepper: Secret::new(vec![1; 32]),
-            token: SharedSecret {
-                hash: portcullis_core::auth::secret::SharedHash::Random(hash),
-                is_given: false,
-            },
-            shared_token_scopes: ScopeSet::empty(),
-            local_trust: false,
-            local_scopes: ScopeSet::empty(),
-            pairing: pairing.clone(),
-            store: store.clone(),
-            news: Feed::new(),
-            audit: audit.clone(),
-            clock: Clock::system(),
-        }
-    }
-}
-
 /// See the module.
 pub struct Auth {
     wiring: AuthWiring,

@@ -35,6 +35,37 @@ impl AuthHandle {
         Self { room, news }
     }
 
+    /// For tests of rooms that only ask whether a secret holds.
+    #[cfg(test)]
+    pub fn bare(
+        tree: &mut TreeBuilder,
+        store: &crate::store::Store,
+        audit: &crate::audit::AuditHandle,
+        pairing: &crate::pairing::PairingHandle,
+    ) -> Self {
+        let hash = portcullis_core::token::TokenHash::of("tests");
+        let none = portcullis_core::auth::ScopeSet::empty;
+        let wiring = AuthWiring {
+            config: super::AuthConfig::default(),
+            modes: super::Modes::default(),
+            bcrypt_cost: 4,
+            pepper: portcullis_core::seal::Secret::new(vec![1; 32]),
+            token: super::SharedSecret {
+                hash: portcullis_core::auth::secret::SharedHash::Random(hash),
+                is_given: false,
+            },
+            shared_token_scopes: none(),
+            local_trust: false,
+            local_scopes: none(),
+            pairing: pairing.clone(),
+            store: store.clone(),
+            news: Feed::new(),
+            audit: audit.clone(),
+            clock: crate::clock::Clock::system(),
+        };
+        Self::add(tree, wiring)
+    }
+
     /// Secrets that are changed from now on.
     pub fn news(&self) -> FeedReader<AuthNews> {
         self.news.subscribe()

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use base64::Engine as _;
 use serde_json::{Value, json};
 
 use crate::long::{figure, times};
@@ -66,7 +67,6 @@ impl<'a> Secret<'a> {
             }
             Kind::Password => {
                 self.text = format!("{FIRST} {}", hex(&random::<8>()));
-                use base64::Engine as _;
                 let text = base64::engine::general_purpose::STANDARD.encode(&self.text);
                 let new = json!({"name": "ann", "passwordBase64": text});
                 by.get("auth.password.set", new).await;

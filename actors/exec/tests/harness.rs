@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use crate::approval::{ApprovalConfig, ApprovalHandle, ApprovalWiring};
 use crate::audit::{AuditConfig, AuditHandle, AuditWiring, Found};
-use crate::auth::{AuthHandle, AuthWiring};
+use crate::auth::AuthHandle;
 use crate::clock::Clock;
 use crate::exec::{
     Accepted, ExecConfig, ExecEvent, ExecHandle, ExecRefusal, ExecWiring, RunRequest, RunResult,
@@ -126,7 +126,7 @@ pub async fn house_of(
             news: Feed::new(),
         },
     );
-    let auth = AuthHandle::add(&mut tree, AuthWiring::bare(&store, &audit, &pairing));
+    let auth = AuthHandle::bare(&mut tree, &store, &audit, &pairing);
     let approval = ApprovalHandle::add(
         &mut tree,
         ApprovalWiring {
