@@ -180,7 +180,9 @@ impl Pairing {
                 &grant.token_scopes
             }
         });
+        let is_local = facts.authenticated && is_trusted_locally(facts);
         let reason = match (device, ceiling) {
+            (None, _) if is_local => return self.pair_locally(facts, &asked, now, &fresh),
             (None, _) => Reason::NotPaired,
             (Some(_), None) => Reason::RoleUpgrade,
             (Some(device), Some(_)) if !device.client.same_metadata(&facts.client) => {
@@ -189,11 +191,13 @@ impl Pairing {
             (Some(device), Some(ceiling)) if ceiling.covers(&asked) => {
                 return Ok(let_in(device, facts, asked, now, &fresh));
             }
+            // For this session, as the operator's process that it is: what the device itself may stays as it was.
+            (Some(device), Some(ceiling)) if is_local => {
+                let scopes = ceiling.union(&facts.local_scopes).narrow(&asked);
+                return Ok(let_in(device, facts, scopes, now, &fresh));
+            }
             _ => Reason::ScopeUpgrade,
         };
-        if facts.authenticated && is_trusted_locally(facts, device) {
-            return self.pair_locally(facts, &asked, now, &fresh);
-        }
         self.ask_a_person(facts, asked, reason, now, fresh)
     }
 
@@ -221,6 +225,7 @@ impl Pairing {
         }
     }
 
+    /// A new device. One that is known is never widened by this: a person approves what it is to have for good.
     fn pair_locally(
         &self,
         facts: &ConnectFacts,
@@ -228,51 +233,34 @@ impl Pairing {
         now: Millis,
         fresh: &Fresh,
     ) -> Result<(Verdict, Option<Change>), Refusal> {
-        let known = self.devices.get(&facts.device_id);
-        if known.is_none() && self.devices.len() >= self.limits.devices_max {
+        if self.devices.len() >= self.limits.devices_max {
             return Err(Refusal::TooManyDevices);
         }
-        let mut device = known
-            .cloned()
-            .unwrap_or_else(|| new_device(facts, ApprovedVia::Silent, now));
-        let before = device.held(facts.role).map(|grant| grant.scopes.clone());
-        let scopes = before
-            .clone()
-            .unwrap_or_default()
-            .union(&facts.local_scopes.narrow(asked));
-        let verdict_scopes = scopes.narrow(asked);
-        let is_same =
-            before.as_ref() == Some(&scopes) && device.client.same_metadata(&facts.client);
-        grant(&mut device, facts.role, scopes);
-        device.client = facts.client.clone();
+        let scopes = facts.local_scopes.narrow(asked);
+        let mut device = new_device(facts, ApprovedVia::Silent, now);
+        grant(&mut device, facts.role, scopes.clone());
         let token = issue_if_missing(&mut device, facts.role, now, fresh);
         let generation = device.generation;
-        let change = (!is_same || token.is_some()).then(|| {
-            let mut change = Change::new(Record::Intent, "pairing.auto_approve", &facts.device_id);
-            change.detail.push(("role", facts.role.to_string()));
-            change.detail.push(("scopes", words(&verdict_scopes)));
-            // A new device needs a generation; one that is known keeps its sessions.
-            change.new_generation = known.is_none();
-            if let Some(pending) = self.pending_of(&facts.device_id, now)
-                && pending.roles.iter().all(|role| *role == facts.role)
-                && verdict_scopes.covers(&pending.scopes)
-            {
-                change.drop_pending.push(pending.request_id.clone());
-                change.news.push(resolved(pending, Decision::Approved, now));
-            }
-            device.approved_at_ms = now;
-            change.put_devices.push(device);
-            change
-        });
-        Ok((
-            Verdict::Paired {
-                scopes: verdict_scopes,
-                token,
-                generation,
-                by_device_token: false,
-            },
-            change,
-        ))
+        let mut change = Change::new(Record::Intent, "pairing.auto_approve", &facts.device_id);
+        change.detail.push(("role", facts.role.to_string()));
+        change.detail.push(("scopes", words(&scopes)));
+        change.new_generation = true;
+        if let Some(pending) = self.pending_of(&facts.device_id, now)
+            && pending.roles.iter().all(|role| *role == facts.role)
+            && scopes.covers(&pending.scopes)
+        {
+            change.drop_pending.push(pending.request_id.clone());
+            change.news.push(resolved(pending, Decision::Approved, now));
+        }
+        device.approved_at_ms = now;
+        change.put_devices.push(device);
+        let verdict = Verdict::Paired {
+            scopes,
+            token,
+            generation,
+            by_device_token: false,
+        };
+        Ok((verdict, Some(change)))
     }
 
     fn ask_a_person(
@@ -451,17 +439,11 @@ fn let_in(
     (verdict, change)
 }
 
-/// Local trust pairs an operator's own device, and a node host that is new. It never brings back what was revoked
-/// and never adds a role to a device that a person has judged otherwise.
-fn is_trusted_locally(facts: &ConnectFacts, device: Option<&Device>) -> bool {
-    let revoked = device
-        .and_then(|device| device.grants.get(&facts.role))
-        .is_some_and(|grant| grant.revoked_at_ms.is_some());
+/// Local trust is for an operator's own process, and for the node host that it starts.
+fn is_trusted_locally(facts: &ConnectFacts) -> bool {
     facts.local_operator
-        && !revoked
         && match facts.role {
-            Role::Operator => true,
-            Role::Node => device.is_none(),
+            Role::Operator | Role::Node => true,
             Role::Agent => false,
         }
 }

@@ -17,7 +17,8 @@ pub struct Caller {
     pub scopes: ScopeSet,
     /// The device behind it.
     pub device: Option<DeviceId>,
-    /// The device token alone let it in: without admin it may act on itself only.
+    /// What the device alone holds let it in, its token or the key that signs its requests: without admin it may act on
+    /// itself only.
     pub by_device_token: bool,
 }
 
@@ -27,7 +28,10 @@ impl Caller {
         Self {
             scopes: principal.scopes.clone(),
             device: principal.device().cloned(),
-            by_device_token: matches!(principal.proof, Proof::DeviceToken(_)),
+            by_device_token: matches!(
+                principal.proof,
+                Proof::DeviceToken(_) | Proof::Signature(..)
+            ),
         }
     }
 

@@ -366,6 +366,39 @@ fn local_trust_pairs_an_operator_within_its_scopes_and_brings_nothing_back() {
     );
 }
 
+/// The bug: what a known device asked for over loopback became its own for good, a changed platform with it.
+#[test]
+fn local_trust_never_widens_a_device_that_is_known() {
+    let mut bench = Bench::new(Limits::default());
+    let local = |asked: &[Scope]| ConnectFacts {
+        local_operator: true,
+        ..facts(1, Role::Operator, asked)
+    };
+    bench.paired(&local(&[Scope::Read]));
+    // The session has it; the device, from elsewhere or by its token alone, has not.
+    let (scopes, _) = bench.paired(&local(&[Scope::Read, Scope::Write, Scope::Admin]));
+    assert_eq!(scopes, set(&[Scope::Read, Scope::Write]));
+    let held = bench
+        .machine
+        .device(&id(1))
+        .and_then(|d| d.held(Role::Operator));
+    let held = held.map(|grant| (&grant.scopes, &grant.token_scopes));
+    let read = set(&[Scope::Read]);
+    assert_eq!(held, Some((&read, &read)));
+    let elsewhere = facts(1, Role::Operator, &[Scope::Write]);
+    assert_eq!(bench.request(&elsewhere).1, Reason::ScopeUpgrade);
+    let mut moved = local(&[Scope::Read]);
+    moved.client.platform = Some("darwin".into());
+    assert_eq!(bench.request(&moved).1, Reason::MetadataUpgrade);
+    let (request, _) = bench.request(&facts(2, Role::Node, &[]));
+    bench.approve(&request, &admin()).unwrap();
+    let other_role = ConnectFacts {
+        local_operator: true,
+        ..facts(2, Role::Operator, &[Scope::Read])
+    };
+    assert_eq!(bench.request(&other_role).1, Reason::RoleUpgrade);
+}
+
 #[test]
 fn rotation_gives_no_more_than_was_approved_and_than_the_caller_holds() {
     let mut bench = Bench::new(Limits::default());

@@ -133,15 +133,21 @@ fn run(bench: &mut Bench, ledger: &mut Ledger, step: Step) -> Result<(), TestCas
             let right =
                 facts.authenticated || (matches!(with, Credential::Current) && presented.is_some());
             let before = bench.machine.counts();
+            let was_known = bench.machine.device(&facts.device_id).is_some();
             match bench.connect(&facts) {
                 Ok(Verdict::Paired { scopes, token, .. }) => {
                     prop_assert!(right, "let in with {with:?}");
-                    if local && facts.authenticated && role == Role::Operator {
+                    let is_local = local && facts.authenticated && role == Role::Operator;
+                    if is_local && !was_known {
                         ledger.allow(key, &facts.local_scopes.narrow(&facts.asked));
                     }
                     prop_assert!(!ledger.revoked.contains(&key), "revoked, and let in");
                     prop_assert!(facts.asked.covers(&scopes));
-                    let allowed = ledger.allowed.get(&key).cloned().unwrap_or_default();
+                    let mut allowed = ledger.allowed.get(&key).cloned().unwrap_or_default();
+                    if is_local {
+                        // Of this session alone.
+                        allowed = allowed.union(&facts.local_scopes);
+                    }
                     prop_assert!(allowed.covers(&scopes), "{scopes:?} of {allowed:?}");
                     if let Some(issued) = token {
                         prop_assert!(!ledger.token.contains_key(&key), "a second token");
