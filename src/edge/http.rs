@@ -2,7 +2,7 @@
 //! library checks.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -28,8 +28,32 @@ use crate::methods::Site;
 /// A request's header, bytes.
 const HEADER_MAX: usize = 16 * 1024;
 
-/// The two ends of a TCP socket; none of a Unix socket, which has no page.
-type Ends = Option<(SocketAddr, SocketAddr)>;
+/// Where a connection comes from.
+#[derive(Debug)]
+struct Ends {
+    /// The two ends of a TCP socket; none of a Unix socket, which has no page.
+    tcp: Option<(SocketAddr, SocketAddr)>,
+    /// Looked up once: who is outside could only lend its socket to a run by its own wish.
+    of_a_run: OnceLock<bool>,
+}
+
+impl Ends {
+    const fn new(tcp: Option<(SocketAddr, SocketAddr)>) -> Self {
+        Self {
+            tcp,
+            of_a_run: OnceLock::new(),
+        }
+    }
+
+    /// Whether the other end is, or may be, one of our runs.
+    fn is_of_a_run(&self) -> bool {
+        self.tcp.is_some_and(|(peer, own)| {
+            *self
+                .of_a_run
+                .get_or_init(|| peer::Holders::default().is_of_a_run(peer, own))
+        })
+    }
+}
 type Answer = Response<Full<Bytes>>;
 
 /// What every door's HTTP needs.
@@ -66,7 +90,7 @@ pub struct Said {
 pub async fn serve(http: Http, stream: Stream, until: Instant) -> Option<(Io, Said)> {
     match stream {
         Stream::Tcp(tcp) => {
-            let ends = tcp.peer_addr().ok().zip(tcp.local_addr().ok());
+            let ends = Ends::new(tcp.peer_addr().ok().zip(tcp.local_addr().ok()));
             let by = Instant::now() + Duration::from_millis(http.header_ms.max(1));
             match timeout_at(by.min(until), opened(&http, tcp)).await.ok()?? {
                 Stream::Tcp(tcp) => over(http, tcp, ends, Stream::Tcp, until).await,
@@ -76,7 +100,7 @@ pub async fn serve(http: Http, stream: Stream, until: Instant) -> Option<(Io, Sa
         }
         // Sockets come as the kernel gives them.
         Stream::Tls(_) => None,
-        Stream::Unix(unix) => over(http, unix, None, Stream::Unix, until).await,
+        Stream::Unix(unix) => over(http, unix, Ends::new(None), Stream::Unix, until).await,
     }
 }
 
@@ -123,13 +147,13 @@ async fn over<S: Socket>(
     until: Instant,
 ) -> Option<(Io, Said)> {
     let (tx, mut upgraded) = tokio::sync::mpsc::channel(1);
-    let tls = S::TLS;
+    let (tls, ends) = (S::TLS, Arc::new(ends));
     let within = Duration::from_millis(http.header_ms.max(1));
     let service = service_fn(move |request: Request<Incoming>| {
-        let (http, tx) = (http.clone(), tx.clone());
+        let (http, tx, ends) = (http.clone(), tx.clone(), Arc::clone(&ends));
         let span = span_of(&request);
         async move {
-            let answer = answer(&http, request, ends, tls, &tx).instrument(span.clone());
+            let answer = answer(&http, request, &ends, tls, &tx).instrument(span.clone());
             let answer = answer.await;
             span.record("http.response.status_code", answer.status().as_u16());
             Ok::<_, std::convert::Infallible>(answer)
@@ -193,14 +217,14 @@ fn span_of(request: &Request<Incoming>) -> tracing::Span {
 async fn answer(
     http: &Http,
     mut request: Request<Incoming>,
-    ends: Ends,
+    ends: &Ends,
     tls: bool,
     upgraded: &tokio::sync::mpsc::Sender<(hyper::upgrade::OnUpgrade, Said)>,
 ) -> Answer {
     if request.headers().get_all(header::HOST).iter().count() > 1 {
         return plain(StatusCode::BAD_REQUEST, "one Host header, please\n");
     }
-    if ends.is_some() && !host_is_ours(http, request.headers()) {
+    if ends.tcp.is_some() && !host_is_ours(http, request.headers()) {
         return plain(
             StatusCode::MISDIRECTED_REQUEST,
             "this name is not ours: use an address or localhost, or add it to [dashboard] hosts\n",
@@ -225,14 +249,11 @@ async fn answer(
         _ => {}
     }
     if let Some(rpc) = &http.rpc
-        && ends.is_some()
+        && ends.tcp.is_some()
         && request.uri().path().starts_with(rpc::PATH)
     {
         // As with the page: whatever key it may have come by.
-        if let Some((peer, own)) = ends
-            && peer.ip().to_canonical().is_loopback()
-            && peer::is_of_a_run(peer, own)
-        {
+        if ends.is_of_a_run() {
             return plain(
                 StatusCode::FORBIDDEN,
                 "this door is not for what the gateway runs\n",
@@ -250,11 +271,11 @@ async fn answer(
             Err(answer) => *answer,
         };
     }
-    if let Some((peer, own)) = ends
+    if ends.tcp.is_some()
         && let Some(site) = http.site.get()
     {
         // Whatever code or cookie it may have come by: what we let run decides nothing.
-        if peer.ip().to_canonical().is_loopback() && peer::is_of_a_run(peer, own) {
+        if ends.is_of_a_run() {
             return plain(
                 StatusCode::FORBIDDEN,
                 "the page is not for what the gateway runs\n",
