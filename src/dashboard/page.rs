@@ -78,6 +78,7 @@ impl Visitor {
             scopes: self.session.scopes.clone(),
             agent: None,
             generation: 0,
+            secret: None,
         }
     }
 }

@@ -340,6 +340,7 @@ fn myself() -> Principal {
             .collect(),
         agent: None,
         generation: 0,
+        secret: None,
     }
 }
 

@@ -49,16 +49,20 @@ async fn over_tcp(desk: &Desk, arrival: Arrival) -> Result<Admitted, ConnectRefu
     let proven = secret::shared(desk, &arrival).await?;
     let words = |refusal| secret::in_words_of(desk.wiring.modes, &arrival, refusal);
     if arrival.checked.params.device.is_none() {
-        return secret::alone(&desk.wiring, &arrival, proven).map_err(words);
+        return secret::alone(desk, &arrival, proven).map_err(words);
     }
-    let shared = proven.shared.is_some();
-    let mut admitted = device::by_device(&desk.wiring, &arrival, shared)
+    let is_shared = proven.shared.is_some();
+    let mut admitted = device::by_device(&desk.wiring, &arrival, is_shared)
         .await
         .map_err(words)?;
-    if let (Some(Shared::Password(name)), Proof::SharedTokenAndDevice(device)) =
-        (proven.shared, &admitted.principal.proof)
+    let principal = &mut admitted.principal;
+    // One that came in by a token of its own owes the shared secret nothing.
+    if let (Some(shared), Proof::SharedTokenAndDevice(device)) = (&proven.shared, &principal.proof)
     {
-        admitted.principal.proof = Proof::PasswordAndDevice(name, device.clone());
+        principal.secret = Some(shared.standing(&desk.credentials));
+        if let Shared::Password(name) = shared {
+            principal.proof = Proof::PasswordAndDevice(name.clone(), device.clone());
+        }
     }
     Ok(admitted)
 }
