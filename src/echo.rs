@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::edge::{Http, serve_http};
+use crate::edge::{Http, Runs, serve_http};
 
 /// For the upgrade.
 const UPGRADE_WITHIN: Duration = Duration::from_secs(15);
@@ -23,6 +23,11 @@ pub async fn serve(listener: TcpListener, frame_max: usize) -> std::io::Result<(
     let http = Http {
         header_ms: 10_000,
         hosts: Arc::new(vec![]),
+        // Whatever it is: it opens no door here.
+        runs: Arc::new(Runs {
+            boxes: 0,
+            host_user: String::new(),
+        }),
         tree: tree.reader(),
         site: site.reader(),
         tls: tls.reader(),
@@ -35,7 +40,7 @@ pub async fn serve(listener: TcpListener, frame_max: usize) -> std::io::Result<(
         let http = http.clone();
         sockets.spawn(async move {
             let until = Instant::now() + UPGRADE_WITHIN;
-            if let Some((io, _)) = serve_http(http, Stream::Tcp(stream), until).await {
+            if let Some((io, _)) = serve_http(http, Stream::Tcp(stream), None, until).await {
                 echo(io, frame_max).await;
             }
         });

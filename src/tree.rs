@@ -33,7 +33,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::config::Config;
-use crate::edge::{Doors, Edge, EdgeHandle, EdgeWiring, Http, Rpc};
+use crate::edge::{Doors, Edge, EdgeHandle, EdgeWiring, Http, Rpc, Runs};
 use crate::methods::Site;
 use crate::tls;
 
@@ -192,6 +192,10 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             clock: clock.clone(),
         },
     );
+    let runs = Arc::new(Runs {
+        boxes: config.sandbox.uid,
+        host_user: config.exec.host.user.clone(),
+    });
     let pool = SandboxPoolHandle::new(tree.room::<SandboxPool>(
         Policy::new(256),
         SandboxPoolWiring {
@@ -306,6 +310,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             http: Http {
                 header_ms: config.gateway.limits.header_ms,
                 hosts: Arc::new(config.dashboard.hosts.clone()),
+                runs,
                 tls: ground.tls,
                 tree: window.reader(),
                 site: site.reader(),

@@ -29,6 +29,7 @@ pub use messages::{
     RunResult,
 };
 pub use portcullis_cell::Stream;
+pub use user::uid_of;
 
 #[cfg(test)]
 mod tests;

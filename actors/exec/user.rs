@@ -64,6 +64,12 @@ impl User {
     }
 }
 
+/// The number of this user's name, by `/etc/passwd` as it is now.
+pub fn uid_of(name: &str) -> Option<u32> {
+    let passwd = fs::read_to_string("/etc/passwd").ok()?;
+    by_name(&passwd, name).map(|user| user.uid)
+}
+
 fn by_name(passwd: &str, name: &str) -> Option<User> {
     entries(passwd).find(|user| user.name == name)
 }

@@ -75,13 +75,16 @@ pub enum EdgeMsg {
 /// Where a socket came from.
 #[derive(Debug, Clone, Copy)]
 pub enum From {
-    /// The two ends.
-    Tcp { peer: SocketAddr, own: SocketAddr },
-    /// The kernel's word on the peer; `shared`: over the socket that every user may dial.
+    /// The other end, and the kernel's word on whose it is.
+    Tcp {
+        peer: SocketAddr,
+        owner: peer::Owner,
+    },
+    /// The kernel's word on the peer, asked when it came; `shared`: over the socket that every user may dial.
     Control {
         uid: u32,
-        gid: u32,
-        pid: Option<i32>,
+        is_operator: bool,
+        is_outside: bool,
         shared: bool,
     },
     /// The kernel's word on who dialled `agent.sock`: it counts guessers apart, and opens nothing.
@@ -91,7 +94,7 @@ pub enum From {
 impl From {
     fn origin(self) -> Origin {
         match self {
-            Self::Tcp { peer, .. } => Origin::of(peer.ip()),
+            Self::Tcp { peer, owner } => Origin::of(peer.ip(), owner.map(|(uid, _)| uid)),
             Self::Control { shared: false, .. } => Origin::Unix,
             Self::Control { shared: true, .. } => Origin::Shared,
             Self::Agent { .. } => Origin::Agents,
@@ -164,9 +167,9 @@ impl Room for Edge {
         .keep();
         listen_to_pairing(wiring, &ctx);
         accept_tcp(wiring, &ctx)?;
-        accept_control(wiring.doors.control()?, false, &ctx);
+        accept_control(wiring.doors.control()?, wiring.local.clone(), false, &ctx);
         if let Some(shared) = wiring.doors.shared()? {
-            accept_control(shared, true, &ctx);
+            accept_control(shared, wiring.local.clone(), true, &ctx);
         }
         accept_agent(wiring, &ctx)?;
         listen_to_auth(wiring, &ctx);
@@ -272,8 +275,12 @@ impl Edge {
         // From its first moment: HTTP and the handshake share it.
         let until = Instant::now() + Duration::from_millis(self.wiring.limits.handshake_ms);
         let (http, ctx) = (self.wiring.http.clone(), self.ctx.clone());
+        let owner = match from {
+            From::Tcp { owner, .. } => owner,
+            From::Control { .. } | From::Agent { .. } => None,
+        };
         let task = self.ctx.task(HTTP, key, async move {
-            if let Some((io, said)) = http::serve(http, stream, until).await {
+            if let Some((io, said)) = http::serve(http, stream, owner, until).await {
                 ctx.notify(EdgeMsg::Upgraded(key, Box::new(io), said));
             }
         });
@@ -368,17 +375,17 @@ impl Edge {
 
     /// What the kernel says of the other end; the client's own word counts only against it.
     fn who(&mut self, from: From, said: &Said) -> (Door, Peer) {
-        let own = rustix::process::geteuid().as_raw();
-        let operator = |uid: u32, groups: &[u32]| self.wiring.local.is_operator(uid, groups, own);
         match from {
-            From::Control { uid, gid, pid, .. } => {
-                let mut groups = pid.map(|pid| peer::groups(pid, uid)).unwrap_or_default();
-                groups.push(gid);
-                let is_outside = pid.is_some_and(peer::is_outside);
+            From::Control {
+                uid,
+                is_operator,
+                is_outside,
+                ..
+            } => {
                 let peer = Peer {
                     ip: None,
                     uid: Some(uid),
-                    is_operator: operator(uid, &groups) && is_outside,
+                    is_operator: is_operator && is_outside,
                     is_of_a_run: !is_outside,
                     is_local: true,
                     has_origin: said.has_origin,
@@ -397,28 +404,15 @@ impl Edge {
                 };
                 (Door::AgentSock, peer)
             }
-            From::Tcp { peer, own } => {
+            From::Tcp { peer, owner } => {
                 let is_loopback = peer.ip().to_canonical().is_loopback();
-                let owner = peer::tcp_owner(peer, own);
-                // Most are nobody's operator, whoever holds the socket, and most of the time nothing runs: then nobody
-                // is looked for.
-                let may_be_operator = is_loopback
-                    && owner.is_some_and(|(uid, _)| {
-                        operator(uid, &[]) || !self.wiring.local.gids().is_empty()
-                    });
-                let is_childless = peer::is_childless();
-                let holder = owner
-                    .filter(|_| may_be_operator || !is_childless)
-                    .map(|(uid, inode)| (uid, self.holders.look(inode)));
-                let is_of_a_run = !is_childless
-                    && holder.map_or(is_loopback, |(uid, holder)| peer::may_be_a_run(holder, uid));
-                let is_operator = may_be_operator
-                    && matches!(holder, Some((uid, peer::Holder::Outside(pid)))
-                        if operator(uid, &peer::groups(pid, uid)));
+                let is_of_a_run =
+                    self.holders
+                        .is_of_a_run(&self.wiring.http.runs, peer.ip(), owner);
                 let peer = Peer {
                     ip: Some(peer.ip().to_canonical()),
                     uid: owner.filter(|_| is_loopback).map(|(uid, _)| uid),
-                    is_operator,
+                    is_operator: is_loopback && !is_of_a_run && self.is_operators(owner),
                     is_of_a_run,
                     is_local: is_loopback && !said.is_forwarded && !said.has_origin,
                     has_origin: said.has_origin,
@@ -426,6 +420,18 @@ impl Edge {
                 (Door::Tcp, peer)
             }
         }
+    }
+
+    /// By its user, else by the groups of the process that holds the socket.
+    fn is_operators(&mut self, owner: peer::Owner) -> bool {
+        let own = rustix::process::geteuid().as_raw();
+        let local = &self.wiring.local;
+        owner.is_some_and(|(uid, inode)| {
+            local.is_operator(uid, &[], own)
+                || !local.gids().is_empty()
+                    && matches!(self.holders.look(uid, inode), peer::Holder::Outside(pid)
+                        if local.is_operator(uid, &peer::groups(pid, uid), own))
+        })
     }
 
     fn admitted(&mut self, key: u64, newcomer: Who) {
@@ -618,7 +624,9 @@ fn accept_tcp(wiring: &EdgeWiring, ctx: &Ctx<Edge>) -> Result<(), Crash> {
                     // Small frames each way: waiting to fill packets only costs time.
                     let _ = stream.set_nodelay(true);
                     if let Ok(own) = stream.local_addr() {
-                        edge.accepted(Stream::Tcp(stream), From::Tcp { peer, own })
+                        // Asked now: it is the first moment, and whoever closes later has been seen.
+                        let owner = peer::tcp_owner(peer, own);
+                        edge.accepted(Stream::Tcp(stream), From::Tcp { peer, owner })
                             .await;
                     }
                 }
@@ -630,7 +638,7 @@ fn accept_tcp(wiring: &EdgeWiring, ctx: &Ctx<Edge>) -> Result<(), Crash> {
     Ok(())
 }
 
-fn accept_control(listener: tokio::net::UnixListener, shared: bool, ctx: &Ctx<Edge>) {
+fn accept_control(listener: tokio::net::UnixListener, local: Local, shared: bool, ctx: &Ctx<Edge>) {
     let edge = EdgeHandle::new(ctx.myself());
     let name = if shared {
         "shared door"
@@ -642,10 +650,15 @@ fn accept_control(listener: tokio::net::UnixListener, shared: bool, ctx: &Ctx<Ed
             match listener.accept().await {
                 Ok((stream, _)) => {
                     if let Ok(cred) = stream.peer_cred() {
+                        // At once: the number of a process that ends is given to another.
+                        let (uid, pid) = (cred.uid(), cred.pid());
+                        let mut groups = pid.map(|pid| peer::groups(pid, uid)).unwrap_or_default();
+                        groups.push(cred.gid());
+                        let own = rustix::process::geteuid().as_raw();
                         let from = From::Control {
-                            uid: cred.uid(),
-                            gid: cred.gid(),
-                            pid: cred.pid(),
+                            uid,
+                            is_operator: local.is_operator(uid, &groups, own),
+                            is_outside: pid.is_some_and(peer::is_outside),
                             shared,
                         };
                         edge.accepted(Stream::Unix(stream), from).await;

@@ -8,6 +8,8 @@ use std::net::{IpAddr, Ipv6Addr};
 pub enum Origin {
     /// Over TCP.
     Address(IpAddr),
+    /// Over loopback, by the user that the kernel names: one user's flood is not another's.
+    User(u32),
     /// Over `run/control.sock`: a budget of its own.
     Unix,
     /// Over the control socket that every user may dial: another.
@@ -17,8 +19,11 @@ pub enum Origin {
 }
 
 impl Origin {
-    /// Of an address.
-    pub fn of(ip: IpAddr) -> Self {
+    /// Of an address, and of the user behind it where the kernel names one.
+    pub fn of(ip: IpAddr, user: Option<u32>) -> Self {
+        if let Some(user) = user.filter(|_| ip.to_canonical().is_loopback()) {
+            return Self::User(user);
+        }
         Self::Address(match ip.to_canonical() {
             IpAddr::V6(v6) => {
                 let [a, b, c, d, ..] = v6.segments();
@@ -29,7 +34,7 @@ impl Origin {
     }
 
     const fn is_tcp(self) -> bool {
-        matches!(self, Self::Address(_))
+        matches!(self, Self::Address(_) | Self::User(_))
     }
 }
 
@@ -92,7 +97,7 @@ impl Budget {
     fn victim(&self, newcomer: Origin) -> Option<u64> {
         let own = match newcomer {
             Origin::Unix | Origin::Shared | Origin::Agents => self.limits.unix,
-            Origin::Address(_) => self.limits.per_address,
+            Origin::Address(_) | Origin::User(_) => self.limits.per_address,
         };
         if self.count(newcomer) >= own {
             return self.first(|origin| origin == newcomer);
@@ -168,7 +173,7 @@ mod tests {
     use super::*;
 
     fn ip(text: &str) -> Origin {
-        Origin::of(text.parse().unwrap())
+        Origin::of(text.parse().unwrap(), None)
     }
 
     fn budget() -> Budget {
@@ -197,6 +202,23 @@ mod tests {
         );
         assert_eq!(b.enter(6, ip("10.0.0.1")), Some(5));
         assert_eq!(b.len(), 4);
+    }
+
+    /// The bug: one user's reconnects over loopback closed the sockets of another who was about to say who he is.
+    #[test]
+    fn a_users_flood_over_loopback_makes_room_among_its_own() {
+        let mut budget = budget();
+        let ip: IpAddr = "127.0.0.1".parse().unwrap();
+        let (honest, other) = (Origin::of(ip, Some(1000)), Origin::of(ip, Some(65_534)));
+        assert_ne!(honest, other);
+        assert_eq!(budget.enter(1, honest), None);
+        let closed: Vec<u64> = (2..200)
+            .filter_map(|key| budget.enter(key, other))
+            .collect();
+        assert!(!closed.is_empty() && !closed.contains(&1), "{closed:?}");
+        // Elsewhere an address is all that is known.
+        let far: IpAddr = "192.0.2.1".parse().unwrap();
+        assert_eq!(Origin::of(far, Some(1)), Origin::of(far, None));
     }
 
     #[test]

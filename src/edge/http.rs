@@ -31,26 +31,27 @@ const HEADER_MAX: usize = 16 * 1024;
 /// Where a connection comes from.
 #[derive(Debug)]
 struct Ends {
-    /// The two ends of a TCP socket; none of a Unix socket, which has no page.
-    tcp: Option<(SocketAddr, SocketAddr)>,
+    /// The other end of a TCP socket, and whose it is; none of a Unix socket, which has no page.
+    tcp: Option<(SocketAddr, peer::Owner)>,
+    runs: Arc<peer::Runs>,
     /// Looked up once: who is outside could only lend its socket to a run by its own wish.
     of_a_run: OnceLock<bool>,
 }
 
 impl Ends {
-    const fn new(tcp: Option<(SocketAddr, SocketAddr)>) -> Self {
+    const fn new(runs: Arc<peer::Runs>, tcp: Option<(SocketAddr, peer::Owner)>) -> Self {
         Self {
             tcp,
+            runs,
             of_a_run: OnceLock::new(),
         }
     }
 
     /// Whether the other end is, or may be, one of our runs.
     fn is_of_a_run(&self) -> bool {
-        self.tcp.is_some_and(|(peer, own)| {
-            *self
-                .of_a_run
-                .get_or_init(|| peer::Holders::default().is_of_a_run(peer, own))
+        self.tcp.is_some_and(|(peer, owner)| {
+            let look = || peer::Holders::default().is_of_a_run(&self.runs, peer.ip(), owner);
+            *self.of_a_run.get_or_init(look)
         })
     }
 }
@@ -63,6 +64,8 @@ pub struct Http {
     pub header_ms: u64,
     /// Names besides `localhost` and addresses under which we may be reached.
     pub hosts: Arc<Vec<String>>,
+    /// Which users the runs have.
+    pub runs: Arc<peer::Runs>,
     /// What TLS is spoken with, if it is.
     pub tls: FlagReader<crate::tls::Serving>,
     /// The tree, once it stands.
@@ -87,10 +90,16 @@ pub struct Said {
 }
 
 /// Serves one socket until it ends or is upgraded, or its time is over: then a browser dials again.
-pub async fn serve(http: Http, stream: Stream, until: Instant) -> Option<(Io, Said)> {
+pub async fn serve(
+    http: Http,
+    stream: Stream,
+    owner: peer::Owner,
+    until: Instant,
+) -> Option<(Io, Said)> {
+    let runs = Arc::clone(&http.runs);
     match stream {
         Stream::Tcp(tcp) => {
-            let ends = Ends::new(tcp.peer_addr().ok().zip(tcp.local_addr().ok()));
+            let ends = Ends::new(runs, tcp.peer_addr().ok().map(|peer| (peer, owner)));
             let by = Instant::now() + Duration::from_millis(http.header_ms.max(1));
             match timeout_at(by.min(until), opened(&http, tcp)).await.ok()?? {
                 Stream::Tcp(tcp) => over(http, tcp, ends, Stream::Tcp, until).await,
@@ -100,7 +109,7 @@ pub async fn serve(http: Http, stream: Stream, until: Instant) -> Option<(Io, Sa
         }
         // Sockets come as the kernel gives them.
         Stream::Tls(_) => None,
-        Stream::Unix(unix) => over(http, unix, Ends::new(None), Stream::Unix, until).await,
+        Stream::Unix(unix) => over(http, unix, Ends::new(runs, None), Stream::Unix, until).await,
     }
 }
 

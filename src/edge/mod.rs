@@ -20,4 +20,5 @@ pub use actor::{Edge, EdgeWiring};
 pub use handle::EdgeHandle;
 pub use http::{Http, serve as serve_http};
 pub use listen::{Doors, ListenError};
+pub use peer::Runs;
 pub use rpc::Rpc;

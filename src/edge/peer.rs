@@ -1,16 +1,26 @@
 //! Who is at the other end, asked of the kernel.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use portcullis_actors::exec::is_descendant_of_daemon;
+use portcullis_actors::exec::{is_descendant_of_daemon, uid_of};
+
+/// Descriptors of our runs that one look reads; beyond it the socket is taken for a run's.
+const OF_RUNS: usize = 8_192;
+/// Descriptors of all others.
+const OUTSIDE: usize = 16_384;
+
+/// The user of a socket's other end and the socket's inode, where it is of this machine.
+pub type Owner = Option<(u32, u64)>;
 
 /// The uid of the process that holds the other end of a loopback TCP connection, and the inode of its socket.
 ///
 /// Asked by sock_diag(7); where that cannot be asked, read from `/proc/net/tcp` and `tcp6` (proc(5)). `None` where the
 /// kernel does not say.
-pub fn tcp_owner(peer: SocketAddr, own: SocketAddr) -> Option<(u32, u64)> {
-    super::diag::owner(peer, own).unwrap_or_else(|_| listed_owner(peer, own))
+pub fn tcp_owner(peer: SocketAddr, own: SocketAddr) -> Owner {
+    let owner = super::diag::owner(peer, own).unwrap_or_else(|_| listed_owner(peer, own));
+    // One that is closed already has no inode, and root's uid, whoever made it.
+    owner.filter(|(_, inode)| *inode != 0)
 }
 
 fn listed_owner(peer: SocketAddr, own: SocketAddr) -> Option<(u32, u64)> {
@@ -94,18 +104,32 @@ pub struct Holders(VecDeque<i32>);
 impl Holders {
     const KEPT: usize = 8;
 
-    /// Who holds the socket with this inode.
-    pub fn look(&mut self, inode: u64) -> Holder {
+    /// Who holds this user's socket with this inode.
+    ///
+    /// Bounded: whoever opens more descriptors than are looked at is not seen, and who is not seen is no operator.
+    pub fn look(&mut self, uid: u32, inode: u64) -> Holder {
         let wanted = format!("socket:[{inode}]");
-        if descendants().into_iter().any(|pid| holds(pid, &wanted)) {
-            return Holder::Run;
+        let mut left = OF_RUNS;
+        let network = network_of("self");
+        for pid in descendants() {
+            // A box has a network of its own: it cannot hold a socket of this one but by a command of the host, whose
+            // socket is then held by nobody outside.
+            if network_of(&pid.to_string()) != network {
+                continue;
+            }
+            match holds(pid, &wanted, &mut left) {
+                Some(false) => {}
+                Some(true) | None => return Holder::Run,
+            }
         }
-        let seen = self.0.iter().copied().find(|pid| holds(*pid, &wanted));
+        let mut left = OUTSIDE;
+        let mut is_it = |pid: i32| holds(pid, &wanted, &mut left) == Some(true);
+        let seen = self.0.iter().copied().find(|pid| is_it(*pid));
         let holder = seen.or_else(|| {
             let mut all = processes();
-            // Who has just connected is most often young.
-            all.sort_unstable_by_key(|pid| std::cmp::Reverse(*pid));
-            all.into_iter().find(|pid| holds(*pid, &wanted))
+            // Its own user's first, and who has just connected is most often young.
+            all.sort_unstable_by_key(|pid| (user_of(*pid) != Some(uid), std::cmp::Reverse(*pid)));
+            all.into_iter().find(|pid| is_it(*pid))
         });
         let Some(pid) = holder else {
             return Holder::Unseen;
@@ -122,32 +146,41 @@ impl Holders {
         }
     }
 
-    /// Whether the other end of this connection is, or may be, one of our runs. It is for the other end to be seen
-    /// outside: who hides from us while something runs is taken for a run.
+    /// Whether the other end of a connection is, or may be, one of our runs. It is for the other end to be seen outside:
+    /// who hides from us while something runs is taken for a run.
     ///
     /// Asked of every address, not of loopback's alone: a run of the host can dial any address of this machine.
-    pub fn is_of_a_run(&mut self, peer: SocketAddr, own: SocketAddr) -> bool {
+    pub fn is_of_a_run(&mut self, runs: &Runs, ip: IpAddr, owner: Owner) -> bool {
         if is_childless() {
             return false;
         }
-        match tcp_owner(peer, own) {
-            Some((uid, inode)) => may_be_a_run(self.look(inode), uid),
-            // Of another machine; or of this one, and closed already.
-            None => peer.ip().to_canonical().is_loopback(),
+        match owner {
+            Some((uid, _)) if !runs.may_have(uid) => false,
+            Some((uid, inode)) => !matches!(self.look(uid, inode), Holder::Outside(_)),
+            // Of another machine; or of this one, and closed before it was looked at.
+            None => ip.to_canonical().is_loopback(),
         }
     }
 }
 
-/// A run of an ordinary user's gateway has that user's uid, and can take no other (no-new-privileges): a stranger's
-/// socket, into which that gateway may not look, is none.
-pub fn may_be_a_run(holder: Holder, uid: u32) -> bool {
-    match holder {
-        Holder::Outside(_) => false,
-        Holder::Run => true,
-        Holder::Unseen => {
-            let own = rustix::process::geteuid();
-            own.is_root() || own.as_raw() == uid
+/// Which users a run may have. It can take no other: it has no privilege, and none to gain (no-new-privileges).
+#[derive(Debug, Clone)]
+pub struct Runs {
+    /// `[sandbox] uid`, of a root gateway's boxes.
+    pub boxes: u32,
+    /// `[exec.host] user`, of a root gateway's commands.
+    pub host_user: String,
+}
+
+impl Runs {
+    /// May a socket of this user be a run's?
+    pub fn may_have(&self, uid: u32) -> bool {
+        let own = rustix::process::geteuid();
+        if !own.is_root() {
+            return uid == own.as_raw();
         }
+        // Where the user cannot be found, nobody can be told from it.
+        uid == self.boxes || uid_of(&self.host_user).is_none_or(|user| user == uid)
     }
 }
 
@@ -160,12 +193,29 @@ pub fn is_childless() -> bool {
     matches!(waitid(WaitId::All, look), Err(rustix::io::Errno::CHILD))
 }
 
-fn holds(pid: i32, wanted: &str) -> bool {
+/// `None`: it has more open than there is left to look at.
+fn holds(pid: i32, wanted: &str, left: &mut usize) -> Option<bool> {
     let Ok(open) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
-        return false;
+        return Some(false);
     };
-    open.flatten()
-        .any(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to.as_os_str() == wanted))
+    for fd in open.flatten() {
+        *left = left.checked_sub(1)?;
+        if std::fs::read_link(fd.path()).is_ok_and(|to| to.as_os_str() == wanted) {
+            return Some(true);
+        }
+    }
+    Some(false)
+}
+
+/// The network namespace (namespaces(7)); `None` where we may not look, and then into its descriptors neither.
+fn network_of(process: &str) -> Option<std::path::PathBuf> {
+    std::fs::read_link(format!("/proc/{process}/ns/net")).ok()
+}
+
+/// The effective user.
+fn user_of(pid: i32) -> Option<u32> {
+    use std::os::unix::fs::MetadataExt as _;
+    Some(std::fs::metadata(format!("/proc/{pid}")).ok()?.uid())
 }
 
 fn processes() -> Vec<i32> {
@@ -211,7 +261,16 @@ mod tests {
     use super::*;
 
     fn is_held_outside(holders: &mut Holders, inode: u64) -> bool {
-        matches!(holders.look(inode), Holder::Outside(_))
+        let uid = rustix::process::geteuid().as_raw();
+        matches!(holders.look(uid, inode), Holder::Outside(_))
+    }
+
+    /// Its commands of the host have this process' user.
+    fn runs() -> Runs {
+        Runs {
+            boxes: rustix::process::geteuid().as_raw(),
+            host_user: "nobody".to_owned(),
+        }
     }
 
     #[test]
@@ -265,8 +324,14 @@ mod tests {
         let pid = child.id().cast_signed();
         assert!(!is_outside(pid));
         assert!(!is_held_outside(&mut Holders::default(), inode));
-        let own = server.local_addr().unwrap();
-        assert!(Holders::default().is_of_a_run(peer, own));
+        let owner = tcp_owner(peer, server.local_addr().unwrap());
+        let is_of_a_run = |owner| Holders::default().is_of_a_run(&runs(), peer.ip(), owner);
+        assert!(is_of_a_run(owner));
+        assert!(is_of_a_run(None), "closed: nobody can say whose it was");
+        assert!(
+            !is_of_a_run(Some((4_000_000, inode))),
+            "no run has this user"
+        );
         assert!(is_outside(
             parent(std::process::id().cast_signed()).unwrap()
         ));
@@ -327,6 +392,43 @@ mod tests {
         sendmsg(&queue, &byte, &mut ancillary, SendFlags::empty()).unwrap();
         drop(client);
         assert!(!is_held_outside(&mut Holders::default(), inode));
+        // While something runs, who is not seen is taken for it: at the page, at /rpc, and as an operator.
+        let mut child = std::process::Command::new("sleep")
+            .arg("20")
+            .spawn()
+            .unwrap();
+        let owner = tcp_owner(peer, server.local_addr().unwrap());
+        assert!(Holders::default().is_of_a_run(&runs(), peer.ip(), owner));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// The bug: a box with a hundred thousand descriptors made each look at who has connected take a second.
+    #[test]
+    fn a_look_reads_so_many_descriptors_and_no_more() {
+        let own = std::process::id().cast_signed();
+        let none = "socket:[0]";
+        let mut left = 1_000_000;
+        assert_eq!(holds(own, none, &mut left), Some(false));
+        let open = 1_000_000 - left;
+        assert!(open >= 3);
+        let mut left = open / 2;
+        assert_eq!(holds(own, none, &mut left), None);
+        assert_eq!(holds(own, none, &mut left), None);
+    }
+
+    #[test]
+    fn a_socket_that_is_closed_has_no_owner() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (server, peer) = listener.accept().unwrap();
+        drop(client);
+        // The kernel still knows it, as root's.
+        assert_eq!(tcp_owner(peer, server.local_addr().unwrap()), None);
+        assert_eq!(
+            listed_owner(peer, server.local_addr().unwrap()).filter(|(_, inode)| *inode != 0),
+            None
+        );
     }
 
     #[test]
