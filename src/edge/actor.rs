@@ -380,6 +380,7 @@ impl Edge {
                     is_operator: operator(uid, &groups) && pid.is_some_and(peer::is_outside),
                     is_local: true,
                     has_origin: said.has_origin,
+                    named: None,
                 };
                 (Door::Control, peer)
             }
@@ -390,8 +391,21 @@ impl Edge {
                     is_operator: false,
                     is_local: true,
                     has_origin: said.has_origin,
+                    named: None,
                 };
                 (Door::AgentSock, peer)
+            }
+            // Whose process holds a proxy's socket says nothing of the client behind it.
+            From::Tcp { .. } if said.client.is_some() => {
+                let peer = Peer {
+                    ip: said.client,
+                    uid: None,
+                    is_operator: false,
+                    is_local: false,
+                    has_origin: said.has_origin,
+                    named: said.named.clone(),
+                };
+                (Door::Tcp, peer)
             }
             From::Tcp { peer, own } => {
                 let is_loopback = peer.ip().to_canonical().is_loopback();
@@ -407,8 +421,9 @@ impl Edge {
                                 .outside(inode)
                                 .is_some_and(|pid| operator(uid, &peer::groups(pid, uid)))
                     }),
-                    is_local: is_loopback && !said.is_forwarded && !said.has_origin,
+                    is_local: is_loopback && said.has_local_host && !said.has_origin,
                     has_origin: said.has_origin,
+                    named: None,
                 };
                 (Door::Tcp, peer)
             }
