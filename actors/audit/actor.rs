@@ -7,17 +7,31 @@ use super::messages::{AuditMsg, Looked, Want};
 use super::offline::verify;
 use super::read::{query_to, tail_to};
 use super::writer::{Answer, Job, NotTaken, Writer};
-use crate::supervision::{Crash, Ctx, Room, Snapshot};
+use crate::supervision::{Crash, Ctx, Room, Snapshot, TaskEnd};
 use portcullis_core::audit::Seq;
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::oneshot;
+
+/// Who wants to read waits in a line of this length at most: more than one socket can have in flight, and few enough
+/// that appending keeps its places in the gate.
+const LINE: usize = 128;
+/// The blocking jobs that read.
+const READ: &str = "read";
+/// The one that reads everything.
+const VERIFY: &str = "verify";
 
 /// The audit room's state.
 pub struct Audit {
     ctx: Ctx<Self>,
     dir: PathBuf,
     writer: Writer,
+    /// What is still to be read: no blocking thread was free.
+    line: VecDeque<Looked>,
+    /// Jobs of this life, and whether one of them verifies: a long reading leaves the other thread to the short ones.
+    reading: usize,
+    verifying: bool,
     opened: String,
 }
 
@@ -56,6 +70,9 @@ impl Room for Audit {
             ctx,
             dir: wiring.dir.clone(),
             writer,
+            line: VecDeque::new(),
+            reading: 0,
+            verifying: false,
             opened,
         })
     }
@@ -72,10 +89,27 @@ impl Room for Audit {
             AuditMsg::Query(query, reply) => self.look(Want::Query(query, reply)),
             AuditMsg::Verify(reply) => self.look(Want::Verify(reply)),
             AuditMsg::Looked(looked) => {
-                self.read(*looked);
+                self.looked(*looked);
                 Ok(())
             }
         }
+    }
+
+    async fn task_ended(
+        &mut self,
+        name: &'static str,
+        _key: u64,
+        end: TaskEnd,
+    ) -> Result<(), Crash> {
+        if let TaskEnd::Panicked(why) = end {
+            return Err(Crash::new(format!("its {name} task panicked: {why}")));
+        }
+        if name == READ || name == VERIFY {
+            self.reading = self.reading.saturating_sub(1);
+            self.verifying &= name != VERIFY;
+            self.read_on();
+        }
+        Ok(())
     }
 
     fn snapshot(&self) -> Snapshot {
@@ -89,6 +123,7 @@ impl Room for Audit {
             .with("open intents", status.open)
             .with("idempotency keys", status.keys)
             .with("syncs", status.groups)
+            .with("waiting to read", self.line.len())
             .with("opened", &self.opened)
     }
 
@@ -146,20 +181,53 @@ impl Audit {
         self.submit(Job::Look(Answer::Own(tx)))
     }
 
-    /// Reads on a blocking thread, as far as the writer vouches for the files.
-    fn read(&self, Looked { look, want }: Looked) {
-        let (dir, horizon) = (self.dir.clone(), look.horizon);
-        let want = match want {
-            Want::Tail(n, reply) if n <= look.ring.len() => {
-                reply.ok(look.ring[look.ring.len() - n..].to_vec());
+    /// What memory holds is answered at once; the rest is read in its turn.
+    fn looked(&mut self, looked: Looked) {
+        match looked.want {
+            Want::Tail(n, reply) if n <= looked.look.ring.len() => {
+                reply.ok(looked.look.ring[looked.look.ring.len() - n..].to_vec());
+            }
+            want if self.line.len() >= LINE => want.refuse(AuditError::Overloaded),
+            want => {
+                self.line.push_back(Looked { want, ..looked });
+                self.read_on();
+            }
+        }
+    }
+
+    /// Gives the free threads to who is first in the line.
+    fn read_on(&mut self) {
+        loop {
+            let may = |looked: &Looked| !(self.verifying && matches!(looked.want, Want::Verify(_)));
+            let Some(first) = self.line.iter().position(may) else {
+                return;
+            };
+            let Some(looked) = self.line.remove(first) else {
+                return;
+            };
+            if let Err(looked) = self.read(looked) {
+                if self.reading == 0 {
+                    // The threads are busy for a life before this one: nobody would call us again.
+                    looked.want.refuse(AuditError::Overloaded);
+                    continue;
+                }
+                self.line.insert(first, looked);
                 return;
             }
-            want => want,
-        };
+        }
+    }
+
+    /// Reads on a blocking thread, as far as the writer vouches for the files. Gives it back where none is free.
+    fn read(&mut self, looked: Looked) -> Result<(), Looked> {
+        let dir = self.dir.clone();
+        let verifies = matches!(looked.want, Want::Verify(_));
         // The closure owns the replies: with no thread free they are dropped, unless they are kept back here.
-        let (tx, rx) = std::sync::mpsc::sync_channel::<Want>(1);
+        let (tx, rx) = std::sync::mpsc::sync_channel::<Looked>(1);
         let job = move || {
-            let Ok(want) = rx.recv() else { return };
+            let Ok(Looked { look, want }) = rx.recv() else {
+                return;
+            };
+            let horizon = look.horizon;
             match want {
                 Want::Tail(n, reply) => {
                     let records = tail_to(&dir, n, Some(horizon));
@@ -169,11 +237,15 @@ impl Audit {
                 Want::Verify(reply) => reply.send(verify(&dir, Some(horizon))),
             }
         };
-        match self.ctx.blocking("read", 0, job) {
-            // The channel holds one: this does not wait.
-            Ok(()) => drop(tx.try_send(want)),
-            Err(_full) => want.refuse(AuditError::Overloaded),
+        let name = if verifies { VERIFY } else { READ };
+        if self.ctx.blocking(name, 0, job).is_err() {
+            return Err(looked);
         }
+        self.reading += 1;
+        self.verifying |= verifies;
+        // The channel holds one: this does not wait.
+        drop(tx.try_send(looked));
+        Ok(())
     }
 }
 

@@ -27,6 +27,8 @@ pub struct Peer {
     pub uid: Option<u32>,
     /// That uid maps to an operator, and the process does not descend from one of our runs.
     pub is_operator: bool,
+    /// The process descends from one of our runs, or may: it gets no operator's authority, whatever it presents.
+    pub is_of_a_run: bool,
     /// A loopback socket, no proxy header, a local Host, no foreign Origin.
     pub is_local: bool,
     /// An `Origin` header was there: a browser.

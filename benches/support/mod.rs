@@ -33,7 +33,7 @@ pub type Socket = WebSocketStream<TcpStream>;
 pub type Control = WebSocketStream<UnixStream>;
 
 /// Not a secret: it opens a gateway that lives for seconds.
-pub const TOKEN: &str = "a-token-that-only-this-bench-knows-0123456789";
+pub const TOKEN: &str = "5d0c7b0e-93d1-4d0a-9f3c-2b7e61c8a4f7";
 
 /// A started program that ends with its handle.
 pub struct Running {

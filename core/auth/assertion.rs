@@ -73,7 +73,7 @@ pub struct Assertion {
 struct Key {
     id: Option<String>,
     algorithms: Vec<Algorithm>,
-    key: DecodingKey,
+    public: DecodingKey,
 }
 
 impl fmt::Debug for Assertion {
@@ -120,7 +120,7 @@ impl Assertion {
                 allowed.contains(alg) && own.as_ref().is_none_or(|own| *own == format!("{alg:?}"))
             };
             let algorithms: Vec<_> = kind.iter().copied().filter(fits).collect();
-            let Ok(key) = DecodingKey::from_jwk(jwk) else {
+            let Ok(public) = DecodingKey::from_jwk(jwk) else {
                 continue;
             };
             if algorithms.is_empty() {
@@ -129,7 +129,7 @@ impl Assertion {
             keys.push(Key {
                 id: jwk.common.key_id.clone(),
                 algorithms,
-                key,
+                public,
             });
         }
         if keys.is_empty() {
@@ -178,10 +178,10 @@ impl Assertion {
         rules.set_required_spec_claims(&["exp", "iss", "aud"]);
         // The library would ask the machine's clock: times are compared below.
         rules.validate_exp = false;
-        let claims = decode::<Value>(token, &key.key, &rules)
+        let claims = decode::<Value>(token, &key.public, &rules)
             .map_err(|_| AssertionError::Signature)?
             .claims;
-        let time = |name: &str| claims.get(name).map(|at| at.as_f64());
+        let time = |name: &str| claims.get(name).map(Value::as_f64);
         // Seconds far below 2^53.
         let now = now_s as f64;
         let leeway = LEEWAY_S as f64;

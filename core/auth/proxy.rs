@@ -219,7 +219,7 @@ pub enum NotNamed {
 
 impl NotNamed {
     /// The word on the wire (wire.md section 3).
-    pub const fn code(&self) -> &'static str {
+    pub const fn word(&self) -> &'static str {
         match self {
             Self::Header(_) => "AUTH_IDENTITY_HEADER_REQUIRED",
             Self::Assertion(_) | Self::TwoUsers => "AUTH_VERIFIED_USER_REQUIRED",
@@ -616,7 +616,7 @@ mod tests {
             (&[("x-user", "*"), ok[1]], "AUTH_UNAUTHORIZED"),
             (&[("x-user", "ada,bo"), ok[1]], "AUTH_UNAUTHORIZED"),
         ] {
-            assert_eq!(named(headers).unwrap_err().code(), code, "{headers:?}");
+            assert_eq!(named(headers).unwrap_err().word(), code, "{headers:?}");
         }
         let scopes = |value: &str| {
             named(&[ok[0], ok[1], ("X-OpenClaw-Scopes", value)])

@@ -372,7 +372,11 @@ pub fn forwarded(data: &[u8]) {
     }
     if let Ok(named) = rules.name(headers, 0) {
         assert_eq!(named.user, "ada");
-        assert!(Scope::ALL.iter().all(|s| !named.scopes.allows(*s) || rules.scopes.allows(*s)));
+        assert!(
+            Scope::ALL
+                .iter()
+                .all(|s| !named.scopes.allows(*s) || rules.scopes.allows(*s))
+        );
     }
     if let Some(Ok(network)) = text(data).map(str::parse::<Network>) {
         assert_eq!(network.to_string().parse(), Ok(network));

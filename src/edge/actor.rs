@@ -374,10 +374,12 @@ impl Edge {
             From::Control { uid, gid, pid, .. } => {
                 let mut groups = pid.map(|pid| peer::groups(pid, uid)).unwrap_or_default();
                 groups.push(gid);
+                let is_outside = pid.is_some_and(peer::is_outside);
                 let peer = Peer {
                     ip: None,
                     uid: Some(uid),
-                    is_operator: operator(uid, &groups) && pid.is_some_and(peer::is_outside),
+                    is_operator: operator(uid, &groups) && is_outside,
+                    is_of_a_run: !is_outside,
                     is_local: true,
                     has_origin: said.has_origin,
                     named: None,
@@ -389,6 +391,8 @@ impl Edge {
                     ip: None,
                     uid: Some(uid),
                     is_operator: false,
+                    // It would change nothing: no operator comes in there.
+                    is_of_a_run: false,
                     is_local: true,
                     has_origin: said.has_origin,
                     named: None,
@@ -401,6 +405,7 @@ impl Edge {
                     ip: said.client,
                     uid: None,
                     is_operator: false,
+                    is_of_a_run: false,
                     is_local: false,
                     has_origin: said.has_origin,
                     named: said.named.clone(),
@@ -409,18 +414,27 @@ impl Edge {
             }
             From::Tcp { peer, own } => {
                 let is_loopback = peer.ip().to_canonical().is_loopback();
-                let owner = is_loopback.then(|| peer::tcp_owner(peer, own)).flatten();
+                let owner = peer::tcp_owner(peer, own);
+                // Most are nobody's operator, whoever holds the socket, and most of the time nothing runs: then nobody
+                // is looked for.
+                let may_be_operator = is_loopback
+                    && owner.is_some_and(|(uid, _)| {
+                        operator(uid, &[]) || !self.wiring.local.gids().is_empty()
+                    });
+                let is_childless = peer::is_childless();
+                let holder = owner
+                    .filter(|_| may_be_operator || !is_childless)
+                    .map(|(uid, inode)| (uid, self.holders.look(inode)));
+                let is_of_a_run = !is_childless
+                    && holder.map_or(is_loopback, |(uid, holder)| peer::may_be_a_run(holder, uid));
+                let is_operator = may_be_operator
+                    && matches!(holder, Some((uid, peer::Holder::Outside(pid)))
+                        if operator(uid, &peer::groups(pid, uid)));
                 let peer = Peer {
                     ip: Some(peer.ip().to_canonical()),
-                    uid: owner.map(|(uid, _)| uid),
-                    is_operator: owner.is_some_and(|(uid, inode)| {
-                        // Most are nobody's operator, whoever holds the socket: then nobody is looked for.
-                        (operator(uid, &[]) || !self.wiring.local.gids().is_empty())
-                            && self
-                                .holders
-                                .outside(inode)
-                                .is_some_and(|pid| operator(uid, &peer::groups(pid, uid)))
-                    }),
+                    uid: owner.filter(|_| is_loopback).map(|(uid, _)| uid),
+                    is_operator,
+                    is_of_a_run,
                     is_local: is_loopback && said.has_local_host && !said.has_origin,
                     has_origin: said.has_origin,
                     named: None,

@@ -2,7 +2,7 @@
 //! library checks.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,7 +16,7 @@ use portcullis_actors::auth::Bearer;
 use portcullis_actors::clock::Clock;
 use portcullis_actors::connection::{Io, Stream};
 use portcullis_actors::supervision::{FlagReader, TreeWindow};
-use portcullis_core::auth::proxy::{Named, NotNamed, ProxyRules};
+use portcullis_core::auth::proxy::{Named, NotNamed, ProxyRules, Unattributable};
 use portcullis_core::protocol::Encoding;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -31,8 +31,46 @@ use crate::methods::Site;
 /// A request's header, bytes.
 const HEADER_MAX: usize = 16 * 1024;
 
-/// The two ends of a TCP socket; none of a Unix socket, which has no page.
-type Ends = Option<(SocketAddr, SocketAddr)>;
+/// Where a connection comes from.
+#[derive(Debug)]
+struct Ends {
+    /// The two ends of a TCP socket; none of a Unix socket, which has no page.
+    tcp: Option<(SocketAddr, SocketAddr)>,
+    /// SHA-256 of the public key of its client certificate.
+    certificate: Option<[u8; 32]>,
+    /// Looked up once: who is outside could only lend its socket to a run by its own wish.
+    of_a_run: OnceLock<bool>,
+}
+
+impl Ends {
+    const fn new(tcp: Option<(SocketAddr, SocketAddr)>) -> Self {
+        Self {
+            tcp,
+            certificate: None,
+            of_a_run: OnceLock::new(),
+        }
+    }
+
+    fn proxied(
+        &self,
+        rules: &ProxyRules,
+        headers: &HeaderMap,
+        now_s: u64,
+    ) -> Result<Option<proxy::Proxied>, Unattributable> {
+        let is_of_a_run = || self.is_of_a_run();
+        let from = (self.tcp, self.certificate);
+        proxy::look(rules, from, is_of_a_run, headers, now_s)
+    }
+
+    /// Whether the other end is, or may be, one of our runs.
+    fn is_of_a_run(&self) -> bool {
+        self.tcp.is_some_and(|(peer, own)| {
+            *self
+                .of_a_run
+                .get_or_init(|| peer::Holders::default().is_of_a_run(peer, own))
+        })
+    }
+}
 type Answer = Response<Full<Bytes>>;
 
 /// What every door's HTTP needs.
@@ -77,7 +115,7 @@ pub struct Said {
 pub async fn serve(http: Http, stream: Stream, until: Instant) -> Option<(Io, Said)> {
     match stream {
         Stream::Tcp(tcp) => {
-            let ends = tcp.peer_addr().ok().zip(tcp.local_addr().ok());
+            let ends = Ends::new(tcp.peer_addr().ok().zip(tcp.local_addr().ok()));
             let by = Instant::now() + Duration::from_millis(http.header_ms.max(1));
             match timeout_at(by.min(until), opened(&http, tcp)).await.ok()?? {
                 Stream::Tcp(tcp) => over(http, tcp, ends, Stream::Tcp, until).await,
@@ -87,7 +125,7 @@ pub async fn serve(http: Http, stream: Stream, until: Instant) -> Option<(Io, Sa
         }
         // Sockets come as the kernel gives them.
         Stream::Tls(_) => None,
-        Stream::Unix(unix) => over(http, unix, None, Stream::Unix, until).await,
+        Stream::Unix(unix) => over(http, unix, Ends::new(None), Stream::Unix, until).await,
     }
 }
 
@@ -139,22 +177,19 @@ impl Socket for UnixStream {}
 async fn over<S: Socket>(
     http: Http,
     socket: S,
-    ends: Ends,
+    mut ends: Ends,
     wrap: fn(S) -> Stream,
     until: Instant,
 ) -> Option<(Io, Said)> {
     let (tx, mut upgraded) = tokio::sync::mpsc::channel(1);
-    let from = Sender {
-        ends,
-        tls: S::TLS,
-        certificate: socket.certificate(),
-    };
+    ends.certificate = socket.certificate();
+    let (tls, ends) = (S::TLS, Arc::new(ends));
     let within = Duration::from_millis(http.header_ms.max(1));
     let service = service_fn(move |request: Request<Incoming>| {
-        let (http, tx) = (http.clone(), tx.clone());
+        let (http, tx, ends) = (http.clone(), tx.clone(), Arc::clone(&ends));
         let span = span_of(&request);
         async move {
-            let answer = answer(&http, request, from, &tx).instrument(span.clone());
+            let answer = answer(&http, request, &ends, tls, &tx).instrument(span.clone());
             let answer = answer.await;
             span.record("http.response.status_code", answer.status().as_u16());
             Ok::<_, std::convert::Infallible>(answer)
@@ -215,29 +250,18 @@ fn span_of(request: &Request<Incoming>) -> tracing::Span {
     )
 }
 
-/// Where a socket's requests come from.
-#[derive(Clone, Copy)]
-struct Sender {
-    ends: Ends,
-    tls: bool,
-    certificate: Option<[u8; 32]>,
-}
-
 async fn answer(
     http: &Http,
     mut request: Request<Incoming>,
-    Sender {
-        ends,
-        tls,
-        certificate,
-    }: Sender,
+    ends: &Ends,
+    tls: bool,
     upgraded: &tokio::sync::mpsc::Sender<(hyper::upgrade::OnUpgrade, Said)>,
 ) -> Answer {
     if request.headers().get_all(header::HOST).iter().count() > 1 {
         return plain(StatusCode::BAD_REQUEST, "one Host header, please\n");
     }
     // No browser dials a Unix socket, and no DNS leads there.
-    let name = ends.map_or(Name::Local, |ends| {
+    let name = ends.tcp.map_or(Name::Local, |ends| {
         proxy::name_of(request.headers(), ends, &http.hosts)
     });
     if name == Name::Foreign {
@@ -253,7 +277,7 @@ async fn answer(
         _ => {}
     }
     let now_s = http.clock.now().0 / 1000;
-    let looked = proxy::look(&http.proxies, ends, certificate, request.headers(), now_s);
+    let looked = ends.proxied(&http.proxies, request.headers(), now_s);
     let proxied = match looked {
         Ok(proxied) => proxied,
         Err(why) => return proxy::refused(why),
@@ -274,14 +298,11 @@ async fn answer(
         _ => {}
     }
     if let Some(rpc) = &http.rpc
-        && ends.is_some()
+        && ends.tcp.is_some()
         && request.uri().path().starts_with(rpc::PATH)
     {
         // As with the page: whatever key it may have come by.
-        if let Some((peer, own)) = ends
-            && peer.ip().to_canonical().is_loopback()
-            && peer::is_of_a_run(peer, own)
-        {
+        if ends.is_of_a_run() {
             return plain(
                 StatusCode::FORBIDDEN,
                 "this door is not for what the gateway runs\n",
@@ -308,11 +329,11 @@ async fn answer(
             Err(answer) => *answer,
         };
     }
-    if let Some((peer, own)) = ends
+    if ends.tcp.is_some()
         && let Some(site) = http.site.get()
     {
         // Whatever code or cookie it may have come by: what we let run decides nothing.
-        if peer.ip().to_canonical().is_loopback() && peer::is_of_a_run(peer, own) {
+        if ends.is_of_a_run() {
             return plain(
                 StatusCode::FORBIDDEN,
                 "the page is not for what the gateway runs\n",

@@ -75,6 +75,18 @@ pub fn is_outside(pid: i32) -> bool {
     !is_descendant_of_daemon(pid) && parent(pid).is_some()
 }
 
+/// Who is seen to hold a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holder {
+    /// This process, outside of our runs; none of our descendants does.
+    Outside(i32),
+    /// One of our descendants.
+    Run,
+    /// Nobody whom we may look at. A run can keep one in flight, in the queue of a socket pair, or in a thread with
+    /// descriptors of its own; another user's process may not be looked at by an ordinary user (proc(5)).
+    Unseen,
+}
+
 /// The processes that were last seen to hold a client's socket. Only an order in which to look: each is looked at anew.
 #[derive(Debug, Default)]
 pub struct Holders(VecDeque<i32>);
@@ -82,13 +94,11 @@ pub struct Holders(VecDeque<i32>);
 impl Holders {
     const KEPT: usize = 8;
 
-    /// The process outside of our runs that holds the socket with this inode, where none of our descendants does. A socket
-    /// that nobody is seen to hold is not held outside: a run can keep one in flight, in the queue of a socket pair, or in
-    /// a thread with descriptors of its own. Nor is one of another user's process, where we may not look (proc(5)).
-    pub fn outside(&mut self, inode: u64) -> Option<i32> {
+    /// Who holds the socket with this inode.
+    pub fn look(&mut self, inode: u64) -> Holder {
         let wanted = format!("socket:[{inode}]");
         if descendants().into_iter().any(|pid| holds(pid, &wanted)) {
-            return None;
+            return Holder::Run;
         }
         let seen = self.0.iter().copied().find(|pid| holds(*pid, &wanted));
         let holder = seen.or_else(|| {
@@ -97,33 +107,53 @@ impl Holders {
             all.sort_unstable_by_key(|pid| std::cmp::Reverse(*pid));
             all.into_iter().find(|pid| holds(*pid, &wanted))
         });
-        let pid = holder?;
+        let Some(pid) = holder else {
+            return Holder::Unseen;
+        };
         if self.0.front() != Some(&pid) {
             self.0.retain(|known| *known != pid);
             self.0.push_front(pid);
             self.0.truncate(Self::KEPT);
         }
-        is_outside(pid).then_some(pid)
+        if is_outside(pid) {
+            Holder::Outside(pid)
+        } else {
+            Holder::Run
+        }
     }
 
-    #[cfg(test)]
-    fn is_held_outside(&mut self, inode: u64) -> bool {
-        self.outside(inode).is_some()
+    /// Whether the other end of this connection is, or may be, one of our runs. It is for the other end to be seen
+    /// outside: who hides from us while something runs is taken for a run.
+    ///
+    /// Asked of every address, not of loopback's alone: a run of the host can dial any address of this machine.
+    pub fn is_of_a_run(&mut self, peer: SocketAddr, own: SocketAddr) -> bool {
+        if is_childless() {
+            return false;
+        }
+        match tcp_owner(peer, own) {
+            Some((uid, inode)) => may_be_a_run(self.look(inode), uid),
+            // Of another machine; or of this one, and closed already.
+            None => peer.ip().to_canonical().is_loopback(),
+        }
     }
 }
 
-/// Whether one of our runs is seen to hold the other end of this loopback connection.
-pub fn is_of_a_run(peer: SocketAddr, own: SocketAddr) -> bool {
-    let Some((_, inode)) = tcp_owner(peer, own) else {
-        return false;
-    };
-    let wanted = format!("socket:[{inode}]");
-    descendants().into_iter().any(|pid| holds(pid, &wanted))
+/// A run of an ordinary user's gateway has that user's uid, and can take no other (no-new-privileges): a stranger's
+/// socket, into which that gateway may not look, is none.
+pub fn may_be_a_run(holder: Holder, uid: u32) -> bool {
+    match holder {
+        Holder::Outside(_) => false,
+        Holder::Run => true,
+        Holder::Unseen => {
+            let own = rustix::process::geteuid();
+            own.is_root() || own.as_raw() == uid
+        }
+    }
 }
 
-/// This process has no child, dead ones included, and so no descendant: then the parents of all processes, a millisecond's
+/// Whether this process has no child, dead ones included, and so no descendant: then the parents of all processes, a millisecond's
 /// reading and more, need not be read.
-fn is_childless() -> bool {
+pub fn is_childless() -> bool {
     use rustix::process::{WaitId, WaitIdOptions, waitid};
     // Only looked at: whoever started a child waits for it.
     let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
@@ -180,6 +210,10 @@ fn parent(pid: i32) -> Option<i32> {
 mod tests {
     use super::*;
 
+    fn is_held_outside(holders: &mut Holders, inode: u64) -> bool {
+        matches!(holders.look(inode), Holder::Outside(_))
+    }
+
     #[test]
     fn the_kernel_names_the_owner_of_a_loopback_connection() {
         for bind in ["127.0.0.1:0", "[::1]:0"] {
@@ -220,7 +254,7 @@ mod tests {
         let (server, peer) = listener.accept().unwrap();
         let (_, inode) = tcp_owner(peer, server.local_addr().unwrap()).unwrap();
         assert!(
-            Holders::default().is_held_outside(inode),
+            is_held_outside(&mut Holders::default(), inode),
             "this process holds it, no child does"
         );
         let mut child = std::process::Command::new("sleep")
@@ -230,8 +264,9 @@ mod tests {
             .unwrap();
         let pid = child.id().cast_signed();
         assert!(!is_outside(pid));
-        assert!(!Holders::default().is_held_outside(inode));
-        assert!(is_of_a_run(peer, server.local_addr().unwrap()));
+        assert!(!is_held_outside(&mut Holders::default(), inode));
+        let own = server.local_addr().unwrap();
+        assert!(Holders::default().is_of_a_run(peer, own));
         assert!(is_outside(
             parent(std::process::id().cast_signed()).unwrap()
         ));
@@ -250,7 +285,7 @@ mod tests {
         for _ in 0..2 {
             let (_, peer) = listener.accept().unwrap();
             let (_, inode) = tcp_owner(peer, at).unwrap();
-            assert!(holders.is_held_outside(inode));
+            assert!(is_held_outside(&mut holders, inode));
             assert_eq!(holders.0.front(), Some(&own));
             client = std::net::TcpStream::connect(at).unwrap();
         }
@@ -259,7 +294,7 @@ mod tests {
         let (_, inode) = tcp_owner(peer, at).unwrap();
         drop(client);
         assert!(
-            !holders.is_held_outside(inode),
+            !is_held_outside(&mut holders, inode),
             "it held others, not this one"
         );
     }
@@ -291,7 +326,7 @@ mod tests {
         let byte = [std::io::IoSlice::new(&[0])];
         sendmsg(&queue, &byte, &mut ancillary, SendFlags::empty()).unwrap();
         drop(client);
-        assert!(!Holders::default().is_held_outside(inode));
+        assert!(!is_held_outside(&mut Holders::default(), inode));
     }
 
     #[test]
@@ -342,10 +377,10 @@ mod tests {
             assert!(std::time::Instant::now() < until, "it does not hide");
             std::thread::yield_now();
         }
-        assert!(!Holders::default().is_held_outside(inode));
+        assert!(!is_held_outside(&mut Holders::default(), inode));
         // This test stands for somebody outside.
         let (_client, _server, inode) = connect();
-        assert!(Holders::default().is_held_outside(inode));
+        assert!(is_held_outside(&mut Holders::default(), inode));
         child.kill().unwrap();
         child.wait().unwrap();
     }

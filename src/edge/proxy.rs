@@ -27,8 +27,8 @@ pub struct Proxied {
 /// `Ok(None)`: no proxy had a part in it. `ends` are the socket's; none of a Unix socket.
 pub fn look(
     rules: &ProxyRules,
-    ends: Option<(SocketAddr, SocketAddr)>,
-    certificate: Option<[u8; 32]>,
+    (ends, certificate): (Option<(SocketAddr, SocketAddr)>, Option<[u8; 32]>),
+    is_of_a_run: impl Fn() -> bool,
     headers: &HeaderMap,
     now_s: u64,
 ) -> Result<Option<Proxied>, Unattributable> {
@@ -48,11 +48,13 @@ pub fn look(
         uid: None,
         certificate,
     };
+    // What we let run is no proxy, whatever address it dials from.
     if let Some((peer, own)) = ends
         && rules.lists(peer.ip())
+        && !is_of_a_run()
     {
         socket.is_this_machine = is_of_this_machine(peer.ip());
-        if socket.is_this_machine && !peer::is_of_a_run(peer, own) {
+        if socket.is_this_machine {
             socket.uid = peer::tcp_owner(peer, own).map(|(uid, _)| uid);
         }
     }

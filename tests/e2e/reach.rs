@@ -7,11 +7,20 @@ use std::time::{Duration, Instant};
 
 use super::walk::Background;
 use crate::support::gateway::{Gateway, TOKEN};
+use crate::support::ws;
 
 /// Everything that the script tries.
-const TRIES: usize = 15;
+const TRIES: usize = 17;
+/// What the script asks for.
+const SCOPES: [&str; 5] = [
+    "operator.admin",
+    "operator.approvals",
+    "operator.pairing",
+    "operator.read",
+    "operator.act_as",
+];
 /// What an operator reaches with it; the rest is only for root, or for nobody.
-const OPERATORS: [&str; 9] = [
+const OPERATORS: [&str; 11] = [
     "approvals list",
     "approvals allow",
     "vault list",
@@ -20,7 +29,9 @@ const OPERATORS: [&str; 9] = [
     "state.db",
     "control.sock",
     "tcp",
+    "tcp with a device's key",
     "page",
+    "rpc",
 ];
 
 #[test]
@@ -51,6 +62,7 @@ fn tries(mut gateway: Gateway) {
     std::fs::write(&script, include_str!("../support/tries.py")).unwrap();
     open(&script);
 
+    let seed = paired(&gateway);
     let other = ask(&gateway, &["true"]);
     let code = code(&gateway);
     let state = gateway.state();
@@ -58,7 +70,7 @@ fn tries(mut gateway: Gateway) {
     let pid = gateway.pid().to_string();
     let args = |code: &str| -> Vec<String> {
         let paths = [&script, &program, &state].map(|p| p.display().to_string());
-        let rest = [&port, TOKEN, &other.1, &pid, code].map(str::to_owned);
+        let rest = [&port, TOKEN, &other.1, &pid, code, &seed].map(str::to_owned);
         [&["/usr/bin/python3".to_owned()], &paths[..], &rest[..]].concat()
     };
     let argv = args(&code);
@@ -83,6 +95,26 @@ fn tries(mut gateway: Gateway) {
     }
     // The operator's answer ends the other one.
     assert_eq!(other.0.end().0, 125);
+}
+
+/// A device that a person has made an operator of; the seed of its key, hex.
+fn paired(gateway: &Gateway) -> String {
+    let seed = ws::random::<32>();
+    let key = ed25519_dalek::SigningKey::from_bytes(&seed);
+    let device = ws::Device::Ed25519(Box::new(key));
+    let connect = ws::Connect::token().scopes(&SCOPES).device(&device);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let mut client = ws::Client::dial(gateway).await;
+        let params = connect.params(&client.nonce, client.ts);
+        let answer = client.call("connect", params).await;
+        // Local trust has let it in already, where this process is an operator's.
+        if let Some(id) = answer["error"]["details"]["requestId"].as_str() {
+            gateway.json(&["devices", "approve", id]);
+        }
+        ws::join(gateway, &connect).await;
+    });
+    ws::hex(&seed)
 }
 
 /// Asks for a host command; its process and its approval.

@@ -140,7 +140,7 @@ async fn a_header_that_a_proxy_adds_refuses_every_request_but_the_live_probe() {
     let mut answer = String::new();
     socket.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
-    assert!(get(&gateway, "/login", "").starts_with("HTTP/1.1 200"));
+    assert!(get(&gateway, "/readyz", "").starts_with("HTTP/1.1 200"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,8 @@
 """What a command tries at every door of the gateway, one line each: NAME: REACHED or NAME: refused and why."""
-import base64, ctypes, json, os, socket, subprocess, sys, urllib.request, urllib.error
+import base64, ctypes, hashlib, json, os, socket, subprocess, sys, urllib.request, urllib.error
 
-program, state, port, token, approval, pid, code = sys.argv[1:8]
+program, state, port, token, approval, pid, code, seed = sys.argv[1:9]
+is_operator = len(sys.argv) > 9
 pid = int(pid)
 control = state + "/run/control.sock"
 
@@ -73,21 +74,73 @@ class WebSocket:
                 return frame
 
 
-def talk(connect):
+class Key:
+    """Ed25519 (RFC 8032 5.1), as slow as it is short."""
+    p, order = 2**255 - 19, 2**252 + 27742317777372353535851937790883648493
+    d = -121665 * pow(121666, -1, p) % p
+    base = (15112221349535400772501151409588531511454012693041857206046113283949847762202,
+            46316835694926478169428394003475163141307993866256225615783033603165251855960)
+
+    def add(self, a, b):
+        (x, y), (u, v), p = a, b, self.p
+        t = self.d * x * u * y * v
+        return (x * v + u * y) * pow(1 + t, -1, p) % p, (y * v + x * u) * pow(1 - t, -1, p) % p
+
+    def times(self, n):
+        sum, point = (0, 1), self.base
+        while n:
+            sum = self.add(sum, point) if n & 1 else sum
+            point, n = self.add(point, point), n >> 1
+        return self.bytes(sum)
+
+    def bytes(self, point):
+        return (point[1] | (point[0] & 1) << 255).to_bytes(32, "little")
+
+    def __init__(self, seed):
+        digest = hashlib.sha512(seed).digest()
+        self.scalar = int.from_bytes(digest[:32], "little") & (2**254 - 8) | 2**254
+        self.prefix, self.public = digest[32:], self.times(self.scalar)
+
+    def sign(self, text):
+        number = lambda *parts: int.from_bytes(hashlib.sha512(b"".join(parts)).digest(), "little") % self.order
+        r = number(self.prefix, text)
+        point = self.times(r)
+        s = (r + number(point, self.public, text) * self.scalar) % self.order
+        return point + s.to_bytes(32, "little")
+
+
+def url64(data):
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def signed(challenge, client, scopes):
+    """As a device that a person has approved: a run has come by its key."""
+    key = Key(bytes.fromhex(seed))
+    nonce, at = challenge["payload"]["nonce"], challenge["payload"]["ts"]
+    name = hashlib.sha256(key.public).hexdigest()
+    text = f"v3|{name}|{client['id']}|{client['mode']}|operator|{','.join(scopes)}|{at}|{token}|{nonce}|linux|test"
+    return {"id": name, "publicKey": url64(key.public), "signature": url64(key.sign(text.encode())), "signedAt": at,
+            "nonce": nonce}
+
+
+def talk(connect, device=False):
     """Any operator authority at all, or an answer to the question."""
     def act():
         ws = WebSocket(connect())
-        ws.frame()
-        client = {"id": "cli", "version": "1", "platform": "linux", "mode": "cli"}
+        challenge = ws.frame()
+        client = {"id": "cli", "version": "1", "platform": "Linux", "deviceFamily": "Test", "mode": "cli"}
         scopes = ["operator.admin", "operator.approvals", "operator.pairing", "operator.read", "operator.act_as"]
-        hello = ws.call("connect", {"minProtocol": 4, "maxProtocol": 4, "client": client, "role": "operator",
-                                    "scopes": scopes, "auth": {"token": token}})
+        params = {"minProtocol": 4, "maxProtocol": 4, "client": client, "role": "operator", "scopes": scopes,
+                  "auth": {"token": token}}
+        if device:
+            params["device"] = signed(challenge, client, scopes)
+        hello = ws.call("connect", params)
         if not hello["ok"]:
             return False, hello["error"]["message"]
         given = hello["payload"]["auth"]["scopes"]
         answers = [ws.call(method, params)["ok"] for method, params in (
             ("exec.approval.list", {}), ("device.pair.list", {}), ("dashboard.code", {}), ("vault.list", {}),
-            ("exec.approval.resolve", {"id": approval, "decision": "deny" if len(sys.argv) > 8 else "allow-once"}))]
+            ("exec.approval.resolve", {"id": approval, "decision": "deny" if is_operator else "allow-once"}))]
         return bool(given) or any(answers), (given, answers)
     return act
 
@@ -120,6 +173,16 @@ def page():
     return "set-cookie" in answer.headers, answer.status
 
 
+def rpc():
+    """An operator is asked for a signature; what the gateway runs is not even asked."""
+    request = urllib.request.Request(f"http://localhost:{port}/rpc/health", data=b"{}")
+    try:
+        answer = urllib.request.urlopen(request, timeout=20)
+    except urllib.error.HTTPError as error:
+        answer = error
+    return answer.status != 403, answer.status
+
+
 def ptrace():
     libc = ctypes.CDLL(None, use_errno=True)
     done = libc.ptrace(16, pid, 0, 0) == 0
@@ -130,7 +193,7 @@ def ptrace():
 
 
 attempt("approvals list", cli("approvals", "list"))
-attempt("approvals allow", cli("approvals", "allow" if len(sys.argv) <= 8 else "show", approval))
+attempt("approvals allow", cli("approvals", "show" if is_operator else "allow", approval))
 attempt("vault list", cli("vault", "list"))
 attempt("dashboard", cli("dashboard"))
 attempt("state directory", folder)
@@ -143,4 +206,6 @@ attempt("ptrace", ptrace)
 attempt("control.sock", talk(unix(control)))
 attempt("control.sock of the gateway's root", talk(unix(f"/proc/{pid}/root{control}")))
 attempt("tcp", talk(tcp))
+attempt("tcp with a device's key", talk(tcp, device=True))
 attempt("page", page)
+attempt("rpc", rpc)

@@ -215,3 +215,31 @@ async fn many_callers_share_syncs() {
     tree.stop().await;
     intact(&place.dir);
 }
+
+/// The bug: the third who wanted to read was refused, so that one client's requests were another's error.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_who_read_at_once_wait_for_their_turn_and_are_all_answered() {
+    let place = Place::new();
+    let (tree, audit) = tree(&place.dir, 1).await;
+    let all = audit.tail(1_000).await.unwrap();
+    let ask = |n: usize| {
+        let audit = audit.clone();
+        tokio::spawn(async move {
+            match n % 3 {
+                // More than the memory holds since the start.
+                0 => audit.tail(1_000).await.map(|records| records.len()),
+                1 => audit.query(Query::default()).await.map(|found| found.len()),
+                _ => audit.verify().await.map(|report| {
+                    assert!(report.intact);
+                    1
+                }),
+            }
+        })
+    };
+    let calls: Vec<_> = (0..90).map(ask).collect();
+    for (n, call) in calls.into_iter().enumerate() {
+        let found = call.await.unwrap().unwrap();
+        assert_eq!(found, all.len(), "{n}");
+    }
+    tree.stop().await;
+}

@@ -35,6 +35,15 @@ async fn over_tcp(desk: &Desk, arrival: Arrival) -> Result<Admitted, ConnectRefu
             json!({ "code": "CONTROL_UI_ORIGIN_NOT_ALLOWED" }),
         ));
     }
+    // Before any secret is looked at: a key that it has come by is of no use, nor is it told whether it is one.
+    if arrival.peer.is_of_a_run && arrival.checked.role == Role::Operator {
+        return Err(ConnectRefusal::unauthorized(
+            "AUTH_UNAUTHORIZED",
+            "of_a_run",
+            "what the gateway runs is no operator, whatever token or key it has",
+            false,
+        ));
+    }
     if arrival.checked.role == Role::Agent {
         return agent::by_token(&desk.credentials, &arrival);
     }

@@ -17,7 +17,7 @@ pub(super) fn by_proxy(
 ) -> Result<Admitted, ConnectRefusal> {
     let named = named
         .as_ref()
-        .map_err(|why| refused(why.code(), &why.to_string()))?;
+        .map_err(|why| refused(why.word(), &why.to_string()))?;
     if arrival.checked.params.device.is_some() {
         device::verify(wiring, &arrival.checked, &arrival.nonce)?;
     }
