@@ -107,8 +107,12 @@ pub fn entry_of(principal: &Principal) -> Entry {
         ..Entry::default()
     };
     // The log takes it only as long as this generation lives.
-    match principal.device() {
+    let entry = match principal.device() {
         Some(_) => entry.under(principal.generation),
+        None => entry,
+    };
+    match &principal.secret {
+        Some(standing) => entry.by_secret(&standing.secret, standing.generation),
         None => entry,
     }
 }

@@ -5,6 +5,9 @@ pub mod limits;
 pub mod password;
 pub mod proxy;
 pub mod secret;
+mod standing;
+
+pub use standing::{Holder, SecretName, SecretStanding, Whose};
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -298,6 +301,8 @@ pub struct Principal {
     pub agent: Option<AgentId>,
     /// The generation of its credential: a higher one ends the session (design.md rule 7).
     pub generation: u64,
+    /// The secret that it came in with, if it came in with one: its next change ends the session too.
+    pub secret: Option<SecretStanding>,
 }
 
 impl Principal {

@@ -229,6 +229,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             store,
             audit: audit.clone(),
             pairing: pairing.clone(),
+            auth: auth.clone(),
             sealer,
             clock: clock.clone(),
             feed: Feed::new(),

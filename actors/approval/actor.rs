@@ -6,16 +6,17 @@ use super::messages::{
 };
 use super::rows::{self, Revisions, drops, key, ops};
 use crate::act::{ActError, act, entry_of, store_with};
+use crate::auth::AuthNews;
 use crate::pairing::News as PairingNews;
 use crate::store::Revision;
 use crate::supervision::{Crash, Ctx, FeedItem, Reply, Room, Snapshot, TaskHandle};
 use portcullis_core::approval::{
-    Asked, Credential, Machine, PolicySet, Put, Record, Refusal, Requester, Status, Step, Subject,
-    Word,
+    Asked, Basis, Machine, PolicySet, Put, Record, Refusal, Requester, Status, Step, Subject, Word,
 };
 use portcullis_core::audit::{Entry, Seq};
+use portcullis_core::auth::Holder;
 use portcullis_core::codes;
-use portcullis_core::ids::{ApprovalId, DeviceId, Hash32};
+use portcullis_core::ids::{ApprovalId, Hash32};
 use portcullis_core::plan::ExecPlan;
 use portcullis_core::time::Millis;
 use serde_json::Value;
@@ -93,11 +94,11 @@ impl Room for Approval {
                 self.set_policy(*by, document, base.as_deref(), reply)
                     .await?;
             }
-            ApprovalMsg::Void(device, reply) => {
-                let ended = self.void(device.as_ref()).await;
+            ApprovalMsg::Void(holder, reply) => {
+                let ended = self.void(Some(&holder)).await;
                 answer(reply, ended)?;
             }
-            ApprovalMsg::LookAgain(device) => self.look_again(device.as_ref()).await?,
+            ApprovalMsg::LookAgain(holder) => self.look_again(holder.as_ref()).await?,
             ApprovalMsg::Expire => {}
         }
         self.arm();
@@ -170,8 +171,8 @@ impl Approval {
     /// A standing word lets a plan run only while who gave it is who it was.
     async fn check_grants(&mut self, plan: &ExecPlan) -> Result<(), ApprovalRefusal> {
         let under = self.machine.granted_under(plan);
-        for credential in self.dead(under).await? {
-            self.void(Some(&credential.device)).await?;
+        for basis in self.dead(under).await? {
+            self.void(Some(&basis.holder())).await?;
         }
         Ok(())
     }
@@ -228,12 +229,7 @@ impl Approval {
     ) -> Result<Consumed, ApprovalRefusal> {
         let step = self.machine.consume(id, hash, intent.0, self.now())?;
         // Who asked and who answered must both still be who they were: revoked since is no.
-        let under = self
-            .machine
-            .get(id.as_str())?
-            .credentials()
-            .cloned()
-            .collect();
+        let under = self.machine.get(id.as_str())?.rests_on().collect();
         if !self.dead(under).await?.is_empty() {
             return Err(Refusal::Cancelled("revoked".to_owned()).into());
         }
@@ -406,49 +402,52 @@ impl Approval {
     }
 
     /// Which of these have ended.
-    async fn dead(
-        &self,
-        credentials: BTreeSet<Credential>,
-    ) -> Result<BTreeSet<Credential>, ApprovalRefusal> {
+    async fn dead(&self, bases: BTreeSet<Basis>) -> Result<BTreeSet<Basis>, ApprovalRefusal> {
         let _waiting = self.ctx.waiting();
         let mut dead = BTreeSet::new();
-        for credential in credentials {
-            let pairing = &self.wiring.pairing;
-            let now = pairing.current_generation(&credential.device, credential.role);
-            // Whether it still counts is not known: nothing is decided on it.
-            let now = now.await.map_err(|_| ApprovalRefusal::Down {
-                may_have_run: false,
-            })?;
-            if now != Some(credential.generation) {
-                dead.insert(credential);
+        // Whether it still counts is not known: nothing is decided on it.
+        let down = ApprovalRefusal::Down {
+            may_have_run: false,
+        };
+        for basis in bases {
+            let (now, then) = match &basis {
+                Basis::Device(credential) => {
+                    let pairing = &self.wiring.pairing;
+                    let now = pairing.current_generation(&credential.device, credential.role);
+                    (now.await.ok(), credential.generation)
+                }
+                Basis::Secret(standing) => {
+                    let now = self.wiring.auth.current_generation(&standing.secret);
+                    (now.await.ok(), standing.generation)
+                }
+            };
+            if now.ok_or_else(|| down.clone())? != Some(then) {
+                dead.insert(basis);
             }
         }
         Ok(dead)
     }
 
-    /// Ends what rests on the word of a device, or of any, that has ended.
-    async fn void(&mut self, device: Option<&DeviceId>) -> Result<usize, ApprovalRefusal> {
-        let mut credentials = self.machine.credentials();
-        credentials.retain(|credential| device.is_none_or(|device| credential.device == *device));
-        let dead = self.dead(credentials).await?;
+    /// Ends what rests on the word of this one, or of any, that has ended.
+    async fn void(&mut self, holder: Option<&Holder>) -> Result<usize, ApprovalRefusal> {
+        let mut bases = self.machine.rests_on();
+        bases.retain(|basis| holder.is_none_or(|holder| basis.holder() == *holder));
+        let dead = self.dead(bases).await?;
         let step = self.machine.void(&dead, self.now());
         let count = step.puts.len();
         if count > 0 {
             let entry = Entry::new("approval.void").with("why", "revoked");
-            let devices: BTreeSet<_> = dead
-                .iter()
-                .map(|c| format!("device:{}", c.device))
-                .collect();
-            let devices: Vec<_> = devices.into_iter().take(8).collect();
-            let entry = entry.with("of", devices.join(" "));
+            let holders: BTreeSet<_> = dead.iter().map(|b| b.holder().to_string()).collect();
+            let holders: Vec<_> = holders.into_iter().take(8).collect();
+            let entry = entry.with("of", holders.join(" "));
             self.make(entry, step).await?;
         }
         Ok(count)
     }
 
-    /// Told by pairing. What cannot be recorded now is not used meanwhile: each use asks pairing itself.
-    async fn look_again(&mut self, device: Option<&DeviceId>) -> Result<(), Crash> {
-        match self.void(device).await {
+    /// Told by pairing or authentication. What cannot be recorded now is not used meanwhile: each use asks them itself.
+    async fn look_again(&mut self, holder: Option<&Holder>) -> Result<(), Crash> {
+        match self.void(holder).await {
             Ok(_) => Ok(()),
             Err(ApprovalRefusal::Act(error)) if error.must_reread() => Err(Crash::new(error)),
             Err(error) => {
@@ -552,9 +551,25 @@ fn listen(wiring: &ApprovalWiring, ctx: &Ctx<Approval>) {
             match news.next().await {
                 FeedItem::Event(told) => {
                     if let PairingNews::Invalidated { device_id, .. } = &told.event {
-                        own.notify(ApprovalMsg::LookAgain(Some(device_id.clone())));
+                        let holder = Holder::Device(device_id.clone());
+                        own.notify(ApprovalMsg::LookAgain(Some(holder)));
                     }
                 }
+                FeedItem::Lagged => own.notify(ApprovalMsg::LookAgain(None)),
+                FeedItem::Closed => return,
+            }
+        }
+    })
+    .keep();
+    let mut news = wiring.auth.news();
+    let own = ctx.clone();
+    ctx.task("auth news", 0, async move {
+        loop {
+            match news.next().await {
+                FeedItem::Event(told) => own.notify(ApprovalMsg::LookAgain(match &told.event {
+                    AuthNews::Secret(secret, _) => Some(Holder::Secret(secret.clone())),
+                    AuthNews::Any => None,
+                })),
                 FeedItem::Lagged => own.notify(ApprovalMsg::LookAgain(None)),
                 FeedItem::Closed => return,
             }

@@ -10,8 +10,8 @@ use crate::supervision::{
 };
 use portcullis_core::approval::{Grant, NOTE_MAX, Policy, Record, Status, Word, record_json};
 use portcullis_core::audit::Seq;
-use portcullis_core::auth::Principal;
-use portcullis_core::ids::{ApprovalId, DeviceId, Hash32};
+use portcullis_core::auth::{Holder, Principal};
+use portcullis_core::ids::{ApprovalId, Hash32};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -72,14 +72,14 @@ impl ApprovalHandle {
         self.ask(|reply| ApprovalMsg::Get(id, reply)).await
     }
 
-    /// Ends what rests on the word of this device, where that word counts no more: questions, answers that nobody used,
+    /// Ends what rests on this device or secret, where that counts no more: questions, answers that nobody used,
     /// grants. Answers how many.
     ///
     /// # Errors
     /// [`ApprovalRefusal`].
-    pub async fn end_of(&self, device: &DeviceId) -> Result<usize, ApprovalRefusal> {
-        let device = Some(device.clone());
-        self.ask(|reply| ApprovalMsg::Void(device, reply)).await
+    pub async fn end_of(&self, holder: &Holder) -> Result<usize, ApprovalRefusal> {
+        let holder = holder.clone();
+        self.ask(|reply| ApprovalMsg::Void(holder, reply)).await
     }
 
     /// Waits until a question is no longer undecided, `within` at most; then gives it as it stands.

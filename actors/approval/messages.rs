@@ -3,15 +3,16 @@
 use super::config::ApprovalConfig;
 use crate::act::ActError;
 use crate::audit::AuditHandle;
+use crate::auth::AuthHandle;
 use crate::clock::Clock;
 use crate::pairing::PairingHandle;
 use crate::store::Store;
 use crate::supervision::{Feed, Reply};
 use portcullis_core::approval::{Agents, Grant, PlanSealer, Policy, Record, Refusal, Status, Word};
 use portcullis_core::audit::Seq;
-use portcullis_core::auth::Principal;
+use portcullis_core::auth::{Holder, Principal};
 use portcullis_core::codes::Code;
-use portcullis_core::ids::{ApprovalId, DeviceId, Hash32};
+use portcullis_core::ids::{ApprovalId, Hash32};
 use portcullis_core::plan::ExecPlan;
 use portcullis_core::time::Millis;
 use serde_json::Value;
@@ -29,8 +30,10 @@ pub struct ApprovalWiring {
     pub store: Store,
     /// Where acts are recorded.
     pub audit: AuditHandle,
-    /// Whose word still counts.
+    /// Which devices' word still counts.
     pub pairing: PairingHandle,
+    /// Which secrets are still in force.
+    pub auth: AuthHandle,
     /// Seals the rows.
     pub sealer: PlanSealer,
     /// The time.
@@ -234,10 +237,10 @@ pub enum ApprovalMsg {
     Policy(Answer<Policy>),
     /// A new document, and the hash of the one it replaces.
     SetPolicy(Box<By>, Value, Option<String>, Answer<PolicyChange>),
-    /// Looks again at what rests on a device's word, or on any; answers how much has ended with it.
-    Void(Option<DeviceId>, Answer<usize>),
-    /// The same, from pairing's news.
-    LookAgain(Option<DeviceId>),
+    /// Looks again at what rests on this; answers how much has ended with it.
+    Void(Holder, Answer<usize>),
+    /// The same, or on any, from the news of pairing and authentication.
+    LookAgain(Option<Holder>),
     /// From the room's own timer.
     Expire,
 }

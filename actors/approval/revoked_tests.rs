@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::audit::{AuditConfig, AuditHandle, AuditWiring};
+use crate::auth::AuthHandle;
 use crate::clock::Clock;
 use crate::pairing::{Client, ConnectFacts, PairingConfig, PairingHandle, PairingWiring, Verdict};
 use crate::store::Store;
@@ -68,6 +69,7 @@ async fn house(folder: &Path, boot: u8, approves: bool) -> House {
         store: store.clone(),
         audit: audit.clone(),
         pairing: pairing.clone(),
+        auth: AuthHandle::bare(&mut tree, &store, &audit, &pairing),
         sealer: PlanSealer::of(&Identity::from_random([1; 32])),
         clock: Clock::system(),
         feed: Feed::new(),
@@ -119,6 +121,7 @@ impl House {
             scopes,
             agent: None,
             generation,
+            secret: None,
         }
     }
 
@@ -161,6 +164,7 @@ fn local() -> Principal {
         scopes: [Scope::Admin].into_iter().collect(),
         agent: None,
         generation: 0,
+        secret: None,
     }
 }
 

@@ -7,6 +7,7 @@
 
 use super::*;
 use crate::audit::{AuditConfig, AuditHandle, AuditWiring};
+use crate::auth::AuthHandle;
 use crate::clock::Clock;
 use crate::pairing::{PairingConfig, PairingHandle, PairingWiring};
 use crate::store::{Op, Store};
@@ -71,6 +72,7 @@ async fn house_with(folder: &Path, boot: u8, clock: Clock, store: Store, key: u8
     let pairing = pairing(&mut tree, &store, &audit);
     let wiring = ApprovalWiring {
         config: ApprovalConfig::default(),
+        auth: AuthHandle::bare(&mut tree, &store, &audit, &pairing),
         pairing,
         agents: Agents {
             named: [(demo, open)].into(),
@@ -160,6 +162,7 @@ fn operator() -> Principal {
         scopes: [Scope::Admin].into_iter().collect(),
         agent: None,
         generation: 0,
+        secret: None,
     }
 }
 
@@ -722,9 +725,11 @@ async fn a_row_beyond_the_audit_log_stops_the_start() {
         },
     );
     let store = Store::open(&folder.path().join("state.db")).unwrap();
+    let pairing = pairing(&mut tree, &store, &audit);
     let wiring = ApprovalWiring {
         config: ApprovalConfig::default(),
-        pairing: pairing(&mut tree, &store, &audit),
+        auth: AuthHandle::bare(&mut tree, &store, &audit, &pairing),
+        pairing,
         agents: Agents::default(),
         store,
         audit,

@@ -316,7 +316,7 @@ impl Thread {
         let (Body::Intent(entry) | Body::Event(entry)) = body else {
             return false;
         };
-        entry.standing().is_some_and(|(name, generation)| {
+        entry.standings().any(|(name, generation)| {
             group.ends.contains(name) || self.log.ledger.ended.has(name, generation)
         })
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use portcullis_core::audit::Entry;
 use portcullis_core::auth::limits::{Class, Limited, Source};
 use portcullis_core::auth::password::PasswordHash;
-use portcullis_core::auth::{Door, ScopeSet};
+use portcullis_core::auth::{Door, Holder, ScopeSet, Whose};
 use portcullis_core::protocol::ConnectRefusal;
 use portcullis_core::seal::Secret;
 use portcullis_core::time::Millis;
@@ -18,9 +18,7 @@ use super::config::{AuthConfig, Modes};
 use super::credentials::{Credentials, SharedSecret};
 use super::flow;
 use super::hashing::{Hashing, Look};
-use super::messages::{
-    Admitted, Arrival, AuthMsg, AuthNews, AuthRefusal, Change, Epoch, Listed, Made,
-};
+use super::messages::{Admitted, Arrival, AuthMsg, AuthNews, AuthRefusal, Change, Listed, Made};
 use crate::act::act;
 use crate::audit::AuditHandle;
 use crate::clock::Clock;
@@ -112,9 +110,8 @@ impl Room for Auth {
     async fn handle(&mut self, msg: AuthMsg) -> Result<(), Crash> {
         match msg {
             AuthMsg::Connect(arrival, reply) => self.connect(*arrival, reply),
-            AuthMsg::Holds(principal, epoch, reply) => {
-                reply.ok(self.credentials.holds(&principal, epoch.0));
-            }
+            AuthMsg::Holds(principal, reply) => reply.ok(self.credentials.holds(&principal)),
+            AuthMsg::Lives(secret, reply) => reply.ok(self.credentials.generation(&secret)),
             AuthMsg::Change(entry, change, reply) => {
                 return self.change(*entry, change, reply).await;
             }
@@ -211,7 +208,7 @@ impl Auth {
         Millis(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX))
     }
 
-    fn connect(&mut self, arrival: Arrival, reply: Reply<(Admitted, Epoch), ConnectRefusal>) {
+    fn connect(&mut self, arrival: Arrival, reply: Reply<Admitted, ConnectRefusal>) {
         self.next += 1;
         self.admitted += 1;
         let ctx = self.ctx.clone();
@@ -227,7 +224,7 @@ impl Auth {
                 let reason = refusal.error.stable_code().to_owned();
                 ctx.notify(AuthMsg::Refused { reason, door });
             }
-            reply.send(result.map(|admitted| (admitted, Epoch(desk.credentials.epoch))));
+            reply.send(result);
         };
         self.ctx.task("connect", self.next, flow).keep();
     }
@@ -312,6 +309,9 @@ impl Auth {
             object: Some(object),
             ..entry
         };
+        // From the intent on, nothing that rests on the secret as it was is recorded, and so nothing is done.
+        let secret = change.secret();
+        let entry = entry.ending(secret.to_string());
         let now = self.wiring.clock.now();
         let mut next = None;
         let _waiting = self.ctx.waiting();
@@ -321,32 +321,29 @@ impl Auth {
             Ok(vec![op])
         };
         let done = act(&self.wiring.audit, &self.wiring.store, entry, plan).await;
-        let lives = done.as_ref().ok().map(|done| done.intent);
-        let ended = match &change {
-            Change::RotateShared(_) => AuthNews::Shared,
-            Change::MintAgent(agent, _) => AuthNews::Agent(agent.clone(), lives),
-            Change::RevokeAgent(agent) => AuthNews::Agent(agent.clone(), None),
-            Change::KeepPassword(name, _) | Change::RemovePassword(name) => {
-                AuthNews::Password(name.clone())
-            }
-        };
         let done = match done {
             Ok(done) => done,
             Err(error) => {
                 // It may be in force: its sessions end, and clients connect again by what is.
                 if error.must_reread() {
-                    self.wiring.news.publish(ended);
+                    self.wiring.news.publish(AuthNews::Secret(secret, None));
                 }
                 return Err(AuthRefusal::Act(error));
             }
         };
+        let lives = (!change.removes()).then_some(done.intent);
         if let (Some(mut next), Some(rev)) = (next, done.revisions.first()) {
             next.settle(&change, rev.0);
             self.credentials = Arc::new(next);
         }
-        self.wiring.news.publish(ended);
+        self.wiring
+            .news
+            .publish(AuthNews::Secret(secret.clone(), lives));
         Ok(Made {
-            generation: done.intent,
+            ended: Whose {
+                holder: Holder::Secret(secret),
+                lives,
+            },
             token: match change {
                 Change::RotateShared(token) | Change::MintAgent(_, token) => Some(token),
                 _ => None,

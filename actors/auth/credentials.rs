@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use portcullis_core::auth::password::PasswordHash;
 use portcullis_core::auth::secret::SharedHash;
-use portcullis_core::auth::{Principal, Proof};
+use portcullis_core::auth::{Principal, SecretName};
 use portcullis_core::ids::AgentId;
 use portcullis_core::time::Millis;
 use portcullis_core::token::TokenHash;
@@ -59,9 +59,9 @@ pub(super) struct PasswordRow {
     pub name: String,
     pub hash: PasswordHash,
     pub created_at_ms: Millis,
-    /// Of [`Credentials::epoch`], when it was last set.
+    /// The sequence of the intent under which it was set.
     #[serde(skip)]
-    pub epoch: u64,
+    pub generation: u64,
 }
 
 /// See the module. Cloned for each connect that is decided, so that it decides on one state.
@@ -72,9 +72,8 @@ pub(super) struct Credentials {
     pub is_given: bool,
     pub agents: BTreeMap<AgentId, AgentRow>,
     pub passwords: BTreeMap<String, PasswordRow>,
-    /// Grows with each change of this process' life.
-    pub epoch: u64,
-    shared_epoch: u64,
+    /// Of the shared token: the sequence of the intent of its last rotation.
+    shared_generation: u64,
     /// Revision of each row, by kind and id: for conditional writes.
     rows: BTreeMap<(&'static str, String), u64>,
     pub left_out: usize,
@@ -100,10 +99,10 @@ impl Credentials {
             Some(started_with.hash.clone())
         } else {
             // One that was rotated and cannot be read: the token before it must not come back.
-            shared
-                .into_iter()
-                .next()
-                .map(|(row, _)| SharedHash::Random(row.sha256))
+            shared.into_iter().next().map(|(row, generation)| {
+                all.shared_generation = generation;
+                SharedHash::Random(row.sha256)
+            })
         };
         let agents = store.list_all(AGENT).await?;
         let agents = all.rows_of::<AgentRow>(AGENT, agents, head, |row, id| {
@@ -119,7 +118,7 @@ impl Credentials {
         });
         all.passwords = passwords
             .into_iter()
-            .map(|(row, _)| (row.name.clone(), row))
+            .map(|(row, generation)| (row.name.clone(), PasswordRow { generation, ..row }))
             .collect();
         Ok(all)
     }
@@ -151,13 +150,12 @@ impl Credentials {
         now: Millis,
     ) -> Result<(Op, Self), &'static str> {
         let mut next = self.clone();
-        next.epoch += 1;
         let bytes =
             |row: Result<Vec<u8>, serde_json::Error>| row.map_err(|_| "a row that is no JSON");
         let (kind, id, payload) = match change {
             Change::RotateShared(token) => {
                 next.shared = Some(SharedHash::Random(token.hash()));
-                next.shared_epoch = next.epoch;
+                next.shared_generation = intent;
                 let row = SharedRow {
                     v: FORMAT,
                     sha256: token.hash(),
@@ -191,7 +189,7 @@ impl Credentials {
                     name: name.clone(),
                     hash: hash.clone(),
                     created_at_ms: now,
-                    epoch: next.epoch,
+                    generation: intent,
                 };
                 let payload = bytes(serde_json::to_vec(&row))?;
                 next.passwords.insert(name.clone(), row);
@@ -228,18 +226,20 @@ impl Credentials {
         }
     }
 
-    /// Is the secret behind this session, proven at that epoch, still the one that opens the door?
-    pub fn holds(&self, principal: &Principal, epoch: u64) -> bool {
-        match &principal.proof {
-            Proof::SharedToken | Proof::SharedTokenAndDevice(_) => self.shared_epoch <= epoch,
-            Proof::AgentToken(agent) => {
-                self.agents.get(agent).map(|row| row.generation) == Some(principal.generation)
-            }
-            Proof::Password(name) | Proof::PasswordAndDevice(name, _) => self
-                .passwords
-                .get(name)
-                .is_some_and(|row| row.epoch <= epoch),
-            _ => true,
+    /// The generation of a secret that opens a door; `None`: there is no such secret.
+    pub fn generation(&self, secret: &SecretName) -> Option<u64> {
+        match secret {
+            SecretName::Token => self.shared.as_ref().map(|_| self.shared_generation),
+            SecretName::Agent(agent) => self.agents.get(agent).map(|row| row.generation),
+            SecretName::Password(name) => self.passwords.get(name).map(|row| row.generation),
         }
+    }
+
+    /// Is the secret behind this session still the one that opens the door?
+    pub fn holds(&self, principal: &Principal) -> bool {
+        principal
+            .secret
+            .as_ref()
+            .is_none_or(|standing| self.generation(&standing.secret) == Some(standing.generation))
     }
 }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use portcullis_core::auth::Principal;
 use portcullis_core::auth::password;
+use portcullis_core::auth::{Principal, SecretName};
 use portcullis_core::codes;
 use portcullis_core::ids::AgentId;
 use portcullis_core::protocol::ConnectRefusal;
@@ -11,32 +11,73 @@ use portcullis_core::token::{Token, TokenKind};
 
 use super::actor::{Auth, AuthWiring};
 use super::messages::{
-    Admitted, Arrival, AuthMsg, AuthRefusal, Change, Epoch, Listed, Made, NewPassword,
+    Admitted, Arrival, AuthMsg, AuthNews, AuthRefusal, Change, Listed, Made, NewPassword,
 };
 use crate::act::entry_of;
-use crate::supervision::{CallError, Handle, Policy, Reply, TreeBuilder};
+use crate::supervision::{CallError, Feed, FeedReader, Handle, Policy, Reply, TreeBuilder};
 
 /// For one connect; the socket itself has 15 s.
 const WITHIN: Duration = Duration::from_secs(10);
 
 /// Clone it freely; it survives restarts of the room.
-#[derive(Clone, Debug)]
-pub struct AuthHandle(Handle<AuthMsg>);
+#[derive(Clone)]
+pub struct AuthHandle {
+    room: Handle<AuthMsg>,
+    news: Feed<AuthNews>,
+}
 
 impl AuthHandle {
     /// Adds the room to a tree.
     pub fn add(tree: &mut TreeBuilder, wiring: AuthWiring) -> Self {
         let policy = Policy::new(wiring.config.concurrent.max(1));
-        Self(tree.room::<Auth>(policy, wiring))
+        let news = wiring.news.clone();
+        let room = tree.room::<Auth>(policy, wiring);
+        Self { room, news }
+    }
+
+    /// For tests of rooms that only ask whether a secret holds.
+    #[cfg(test)]
+    pub fn bare(
+        tree: &mut TreeBuilder,
+        store: &crate::store::Store,
+        audit: &crate::audit::AuditHandle,
+        pairing: &crate::pairing::PairingHandle,
+    ) -> Self {
+        let hash = portcullis_core::token::TokenHash::of("tests");
+        let none = portcullis_core::auth::ScopeSet::empty;
+        let wiring = AuthWiring {
+            config: super::AuthConfig::default(),
+            modes: super::Modes::default(),
+            bcrypt_cost: 4,
+            pepper: portcullis_core::seal::Secret::new(vec![1; 32]),
+            token: super::SharedSecret {
+                hash: portcullis_core::auth::secret::SharedHash::Random(hash),
+                is_given: false,
+            },
+            shared_token_scopes: none(),
+            local_trust: false,
+            local_scopes: none(),
+            pairing: pairing.clone(),
+            store: store.clone(),
+            news: Feed::new(),
+            audit: audit.clone(),
+            clock: crate::clock::Clock::system(),
+        };
+        Self::add(tree, wiring)
+    }
+
+    /// Secrets that are changed from now on.
+    pub fn news(&self) -> FeedReader<AuthNews> {
+        self.news.subscribe()
     }
 
     /// Decides on a `connect`.
     ///
     /// # Errors
     /// The refusal to answer with, before the socket is closed.
-    pub async fn connect(&self, arrival: Arrival) -> Result<(Admitted, Epoch), ConnectRefusal> {
+    pub async fn connect(&self, arrival: Arrival) -> Result<Admitted, ConnectRefusal> {
         let arrival = Box::new(arrival);
-        self.0
+        self.room
             .call(WITHIN, |reply| AuthMsg::Connect(arrival, reply))
             .await
             .map_err(|error| match error {
@@ -59,10 +100,21 @@ impl AuthHandle {
     ///
     /// # Errors
     /// [`AuthRefusal`]: nobody knows, so it does not.
-    pub async fn holds(&self, principal: &Principal, epoch: Epoch) -> Result<bool, AuthRefusal> {
+    pub async fn holds(&self, principal: &Principal) -> Result<bool, AuthRefusal> {
         let principal = Box::new(principal.clone());
-        self.ask(|reply| AuthMsg::Holds(principal, epoch, reply))
-            .await
+        self.ask(|reply| AuthMsg::Holds(principal, reply)).await
+    }
+
+    /// The generation of a secret that is in force; `None`: there is no such secret.
+    ///
+    /// # Errors
+    /// [`AuthRefusal`]: nobody knows.
+    pub async fn current_generation(
+        &self,
+        secret: &SecretName,
+    ) -> Result<Option<u64>, AuthRefusal> {
+        let secret = secret.clone();
+        self.ask(|reply| AuthMsg::Lives(secret, reply)).await
     }
 
     /// Makes a new shared token; the old one opens nothing from here on.
@@ -151,7 +203,7 @@ impl AuthHandle {
         &self,
         ask: impl FnOnce(Reply<T, AuthRefusal>) -> AuthMsg,
     ) -> Result<T, AuthRefusal> {
-        Ok(self.0.call(WITHIN, ask).await?)
+        Ok(self.room.call(WITHIN, ask).await?)
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use portcullis_core::audit::Entry;
 use portcullis_core::auth::password::{PasswordError, PasswordHash};
 use portcullis_core::auth::proxy::{Named, NotNamed};
-use portcullis_core::auth::{Door, Principal, Proof};
+use portcullis_core::auth::{Door, Holder, Principal, SecretName, Whose};
 use portcullis_core::ids::AgentId;
 use portcullis_core::protocol::ConnectRefusal;
 use portcullis_core::protocol::connect::Checked;
@@ -97,19 +97,11 @@ pub struct Admitted {
     pub device_token: Option<(Token, u64)>,
 }
 
-/// The state of secrets on which a connect was decided: [`super::AuthHandle::holds`] looks whether it still holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Epoch(pub(super) u64);
-
-/// A secret that opens nothing any more: sessions that it opened end.
+/// A secret was changed: what was made under it before is over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AuthNews {
-    /// The shared token.
-    Shared,
-    /// An agent's, but the token of this generation.
-    Agent(AgentId, Option<u64>),
-    /// The password of this name.
-    Password(String),
+    /// This one; of it, only this generation lives on.
+    Secret(SecretName, Option<u64>),
     /// Any of them: news were missed.
     Any,
 }
@@ -117,19 +109,13 @@ pub enum AuthNews {
 impl AuthNews {
     /// Is this session over?
     pub fn ends(&self, who: &Principal) -> bool {
-        match (&who.proof, self) {
-            (Proof::SharedToken | Proof::SharedTokenAndDevice(_), Self::Shared | Self::Any)
-            | (
-                Proof::AgentToken(_) | Proof::Password(_) | Proof::PasswordAndDevice(..),
-                Self::Any,
-            ) => true,
-            (Proof::AgentToken(agent), Self::Agent(ended, lives)) => {
-                agent == ended && Some(who.generation) != *lives
+        match self {
+            Self::Secret(secret, lives) => Whose {
+                holder: Holder::Secret(secret.clone()),
+                lives: *lives,
             }
-            (Proof::Password(name) | Proof::PasswordAndDevice(name, _), Self::Password(ended)) => {
-                name == ended
-            }
-            _ => false,
+            .is(who),
+            Self::Any => who.secret.is_some(),
         }
     }
 }
@@ -152,8 +138,8 @@ pub enum Change {
 pub struct Made {
     /// A new token, shown this once.
     pub token: Option<Token>,
-    /// The generation of what is in force now.
-    pub generation: u64,
+    /// What the change ended.
+    pub ended: Whose,
 }
 
 /// An agent's token or a name's password, as it is listed: no secret, no hash.
@@ -205,6 +191,26 @@ pub enum AuthRefusal {
     Overloaded,
 }
 
+impl Change {
+    /// Which secret it changes.
+    pub fn secret(&self) -> SecretName {
+        match self {
+            Self::RotateShared(_) => SecretName::Token,
+            Self::MintAgent(agent, _) | Self::RevokeAgent(agent) => {
+                SecretName::Agent(agent.clone())
+            }
+            Self::KeepPassword(name, _) | Self::RemovePassword(name) => {
+                SecretName::Password(name.clone())
+            }
+        }
+    }
+
+    /// Is there no such secret after it?
+    pub const fn removes(&self) -> bool {
+        matches!(self, Self::RevokeAgent(_) | Self::RemovePassword(_))
+    }
+}
+
 impl AuthRefusal {
     /// Stable code.
     pub const fn code(&self) -> &'static str {
@@ -233,9 +239,11 @@ impl From<CallError<Self>> for AuthRefusal {
 /// To the room.
 pub enum AuthMsg {
     /// Decide.
-    Connect(Box<Arrival>, Reply<(Admitted, Epoch), ConnectRefusal>),
+    Connect(Box<Arrival>, Reply<Admitted, ConnectRefusal>),
     /// Does the secret behind this session still hold?
-    Holds(Box<Principal>, Epoch, Reply<bool, AuthRefusal>),
+    Holds(Box<Principal>, Reply<bool, AuthRefusal>),
+    /// Which generation of a secret is in force.
+    Lives(SecretName, Reply<Option<u64>, AuthRefusal>),
     /// Change secrets.
     Change(Box<Entry>, Change, Reply<Made, AuthRefusal>),
     /// Hash a password, then keep it.

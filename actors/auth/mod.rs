@@ -24,6 +24,6 @@ pub use credentials::SharedSecret;
 pub use handle::AuthHandle;
 pub use hashing::Look;
 pub use messages::{
-    Admitted, Arrival, AuthMsg, AuthNews, AuthRefusal, Bearer, Change, Epoch, Listed, Made,
-    NewPassword, Peer,
+    Admitted, Arrival, AuthMsg, AuthNews, AuthRefusal, Bearer, Change, Listed, Made, NewPassword,
+    Peer,
 };

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 
-use portcullis_core::auth::{Role, ScopeSet};
+use portcullis_core::auth::{Holder, Role, ScopeSet, Whose};
 use portcullis_core::codes;
 use portcullis_core::ids::DeviceId;
 use portcullis_core::pairing::{Caller, Invalidation, Refusal};
@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::answer::Params;
-use super::messages::{EndSessions, Whose};
+use super::messages::EndSessions;
 use super::methods::{About, Answer, Methods, Nothing, refused};
 use crate::exec::ExecRefusal;
 use crate::pairing::PairingRefusal;
@@ -145,28 +145,43 @@ impl Methods {
         answer: Value,
     ) -> Answer {
         let lives = self.pairing.lives(device).await.map_err(pairing_refusal)?;
+        let whose = Whose {
+            holder: Holder::Device(device.clone()),
+            lives,
+        };
+        self.over(about, whose, why.close_reason(), answer).await
+    }
+
+    /// See [`Self::end_of`]: for a device's pairing, and for a secret.
+    pub(super) async fn over(
+        &self,
+        about: About<'_>,
+        whose: Whose,
+        reason: &'static str,
+        answer: Value,
+    ) -> Answer {
         let closed = match self.sessions.get() {
             Some(sessions) => {
                 let order = EndSessions {
-                    whose: Whose::Device(device.clone(), lives),
-                    reason: why.close_reason(),
+                    whose: whose.clone(),
+                    reason,
                     but: about.connection.to_owned(),
                 };
                 sessions.end(order).await
             }
             None => true,
         };
-        let approvals = self.approval.end_of(device).await;
-        let runs = self.exec.end_of(device, lives).await;
+        let approvals = self.approval.end_of(&whose.holder).await;
+        let runs = self.exec.end_of(&whose).await;
         match (closed, approvals, runs) {
             (true, Ok(_), Ok(_)) => Ok(answer),
             (closed, approvals, runs) => {
-                tracing::error!(%device, closed, ?approvals, ?runs, "not all of an ended device was seen to end");
+                tracing::error!(holder = %whose.holder, closed, ?approvals, ?runs, "not all that has ended was seen to end");
                 let mut details = Map::new();
                 details.insert("execution".into(), "may_have_executed".into());
                 Err(ErrorBody::with(
                     codes::DEADLINE,
-                    "the change is made and its token is void, but not all of its connections, approvals and runs were seen to end: `portcullis status` shows what is slow",
+                    "the change is made and the old credential is void, but not all of its connections, approvals and runs were seen to end: `portcullis status` shows what is slow",
                     details,
                 ))
             }

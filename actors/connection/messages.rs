@@ -4,8 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use portcullis_core::auth::{Door, Principal};
-use portcullis_core::ids::DeviceId;
+use portcullis_core::auth::{Door, Principal, Whose};
 use portcullis_core::protocol::Encoding;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -60,24 +59,6 @@ pub enum ConnectionNews {
     Refused(u64),
     /// It is in: who, the connection's name, and whom to tell that it is on the list.
     Admitted(u64, Box<Principal>, Arc<str>, oneshot::Sender<()>),
-}
-
-/// Whose sessions end.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Whose {
-    /// Of this device, but those of the generation that lives on.
-    Device(DeviceId, Option<u64>),
-}
-
-impl Whose {
-    /// Is this session meant?
-    pub fn is(&self, who: &Principal) -> bool {
-        match self {
-            Self::Device(device, generation) => {
-                who.device() == Some(device) && Some(who.generation) != *generation
-            }
-        }
-    }
 }
 
 /// An order to end sessions.

@@ -132,7 +132,7 @@ impl Methods {
             | "auth.password.list"
             | "agent.token.mint"
             | "agent.token.list"
-            | "agent.token.revoke" => self.secrets(by, method, params).await,
+            | "agent.token.revoke" => self.secrets(about, method, params).await,
             "vault.status" => Ok(json!({ "state": self.vault_state() })),
             "vault.list" => {
                 params.read::<Nothing>(method)?;

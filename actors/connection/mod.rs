@@ -32,7 +32,5 @@ pub use config::ConnectionConfig;
 pub use echo::echo;
 pub use handle::{CAPACITY, ConnectionHandle};
 pub use io::{Io, Stream};
-pub use messages::{
-    Accepted, CloseOrder, ConnectionMsg, ConnectionNews, EndSessions, Sessions, Whose,
-};
+pub use messages::{Accepted, CloseOrder, ConnectionMsg, ConnectionNews, EndSessions, Sessions};
 pub use methods::{About, Methods};

@@ -2,8 +2,8 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use portcullis_core::auth::Door;
 use portcullis_core::auth::password::PasswordHash;
-use portcullis_core::auth::{Door, Principal};
 use portcullis_core::codes;
 use portcullis_core::ids::AgentId;
 use portcullis_core::protocol::frame::ErrorBody;
@@ -13,17 +13,18 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::answer::Params;
-use super::methods::{Answer, Methods, Nothing, Wiped, refused};
+use super::methods::{About, Answer, Methods, Nothing, Wiped, refused};
+use super::shake::SECRET_CHANGED;
 use crate::auth::{AuthRefusal, Listed, NewPassword};
 
 impl Methods {
     pub(super) async fn secrets(
         &self,
-        by: &Principal,
+        about: About<'_>,
         method: &str,
         params: &Params<'_>,
     ) -> Answer {
-        let auth = &self.auth;
+        let (auth, by) = (&self.auth, about.principal);
         // Who holds such a secret comes in by it: only the door that the kernel vouches for makes one.
         let only_looks = matches!(method, "auth.password.list" | "agent.token.list");
         if by.door != Door::Control && !only_looks {
@@ -36,17 +37,20 @@ impl Methods {
             "auth.token.rotate" => {
                 params.read::<Nothing>(method)?;
                 let made = auth.rotate(by).await.map_err(refusal)?;
-                Ok(json!({ "token": shown(made.token.as_ref()) }))
+                let answer = json!({ "token": shown(made.token.as_ref()) });
+                self.over(about, made.ended, SECRET_CHANGED, answer).await
             }
             "agent.token.mint" => {
                 let p: Agent = params.read(method)?;
                 let made = auth.mint(by, &p.agent_id).await.map_err(refusal)?;
-                Ok(json!({ "agentId": p.agent_id, "token": shown(made.token.as_ref()) }))
+                let answer = json!({ "agentId": p.agent_id, "token": shown(made.token.as_ref()) });
+                self.over(about, made.ended, SECRET_CHANGED, answer).await
             }
             "agent.token.revoke" => {
                 let p: Agent = params.read(method)?;
-                auth.revoke(by, &p.agent_id).await.map_err(refusal)?;
-                Ok(json!({ "agentId": p.agent_id }))
+                let made = auth.revoke(by, &p.agent_id).await.map_err(refusal)?;
+                let answer = json!({ "agentId": p.agent_id });
+                self.over(about, made.ended, SECRET_CHANGED, answer).await
             }
             "agent.token.list" => {
                 params.read::<Nothing>(method)?;
@@ -67,14 +71,16 @@ impl Methods {
                     _ => return Err(both()),
                 };
                 let set = auth.set_password(by, &p.name, new).await;
-                set.map_err(refusal)?;
-                Ok(json!({ "name": p.name }))
+                let made = set.map_err(refusal)?;
+                let answer = json!({ "name": p.name });
+                self.over(about, made.ended, SECRET_CHANGED, answer).await
             }
             "auth.password.remove" => {
                 let p: Name = params.read(method)?;
                 let removed = auth.remove_password(by, &p.name).await;
-                removed.map_err(refusal)?;
-                Ok(json!({ "name": p.name }))
+                let made = removed.map_err(refusal)?;
+                let answer = json!({ "name": p.name });
+                self.over(about, made.ended, SECRET_CHANGED, answer).await
             }
             "auth.password.list" => {
                 params.read::<Nothing>(method)?;

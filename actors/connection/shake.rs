@@ -155,8 +155,7 @@ async fn try_shake(
             }
         }
     };
-    let (admitted, epoch) =
-        decision.map_err(|refusal| End::Refused(id.clone(), Box::new(refusal)))?;
+    let admitted = decision.map_err(|refusal| End::Refused(id.clone(), Box::new(refusal)))?;
     let conn_id = uuid::Uuid::new_v4().to_string();
     let minted = key_for(wiring, &admitted.principal, &caps).await;
     let hello = Hello {
@@ -193,7 +192,7 @@ async fn try_shake(
         .await
         .map_err(|refusal| End::Refused(id.clone(), Box::new(refusal)))?;
     // Its secret may have changed while it was let in: then it was not yet on the list of those to be closed.
-    if !matches!(wiring.auth.holds(&principal, epoch).await, Ok(true)) {
+    if !matches!(wiring.auth.holds(&principal).await, Ok(true)) {
         return Err(End::Close(4001, SECRET_CHANGED));
     }
     ws.send(message(frame)).await.map_err(|_| End::Gone)?;

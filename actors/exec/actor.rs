@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use portcullis_core::audit::{Outcome, OutcomeFilter, Query, Seq};
-use portcullis_core::auth::{Principal, Role, Scope};
+use portcullis_core::auth::{Principal, Role, Scope, Whose};
 use portcullis_core::codes;
 use portcullis_core::ids::{AgentId, DeviceId, RunId};
 use portcullis_core::time::Millis;
@@ -35,10 +35,8 @@ struct Live {
     agent: AgentId,
     connection: String,
     principal: String,
-    device: Option<DeviceId>,
-    generation: u64,
+    who: Principal,
     kept: bool,
-    own_agent: Option<AgentId>,
     key: String,
     only_asks: bool,
     handle: RunHandle,
@@ -113,8 +111,8 @@ impl Room for Exec {
                 self.cancel(&run, &by, &connection, reply).await;
                 Ok(())
             }
-            ExecMsg::EndOf(device, generation, reply) => {
-                self.end_of(&device, generation, reply).await;
+            ExecMsg::EndOf(whose, reply) => {
+                self.end_of(&whose, reply).await;
                 Ok(())
             }
             ExecMsg::Keep(device, on, reply) => {
@@ -191,10 +189,8 @@ impl Exec {
                 agent: request.agent.clone(),
                 connection: request.connection.clone(),
                 principal: request.principal.name(),
-                device: request.principal.device().cloned(),
-                generation: request.principal.generation,
+                who: request.principal.clone(),
                 kept: false,
-                own_agent: request.principal.agent.clone(),
                 key: request.idempotency_key.clone(),
                 only_asks: begin.only_ask.is_some(),
                 handle: handle.clone(),
@@ -292,16 +288,10 @@ impl Exec {
         }
     }
 
-    async fn end_of(
-        &mut self,
-        device: &DeviceId,
-        generation: Option<u64>,
-        reply: Reply<usize, Infallible>,
-    ) {
+    async fn end_of(&mut self, whose: &Whose, reply: Reply<usize, Infallible>) {
         let mut left = BTreeSet::new();
         for (key, live) in &self.live {
-            let ended = live.device.as_ref() == Some(device) && Some(live.generation) != generation;
-            if ended && !live.kept {
+            if whose.is(&live.who) && !live.kept {
                 // One that is not reached any more has just ended.
                 live.handle.cancel().await;
                 left.insert(*key);
@@ -320,7 +310,7 @@ impl Exec {
         self.listen();
         let mut count = 0;
         for live in self.live.values_mut() {
-            if live.device.as_ref() == Some(device) && live.intent.is_some() && live.kept != on {
+            if live.who.device() == Some(device) && live.intent.is_some() && live.kept != on {
                 live.kept = on;
                 live.handle.keep(on).await;
                 count += 1;
@@ -409,8 +399,8 @@ fn unknown(run: RunId, intent: Option<Seq>) -> RunResult {
 
 /// Who began it (the same device for the same agent, or the same connection), or an administrator. A shared token alone is nobody.
 fn may_cancel(live: &Live, by: &Principal, connection: &str) -> bool {
-    let same = live.principal == by.name() && live.own_agent == by.agent;
+    let same = live.principal == by.name() && live.who.agent == by.agent;
     let place = live.connection == connection
-        || (live.device.is_some() && live.device.as_ref() == by.device());
+        || (live.who.device().is_some() && live.who.device() == by.device());
     (same && place) || (by.role == Role::Operator && by.scopes.allows(Scope::Admin))
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use portcullis_core::auth::Principal;
+use portcullis_core::auth::{Principal, Whose};
 use portcullis_core::ids::{DeviceId, RunId};
 use tokio::sync::mpsc;
 
@@ -100,21 +100,15 @@ impl ExecHandle {
             .map_err(|error| ExecRefusal::of_call(error, |refusal| refusal))
     }
 
-    /// Ends what runs, or waits to run, for a device under another generation than this one, and answers when it is
-    /// over: how many. What is kept goes on.
+    /// Ends what runs, or waits to run, for those that are over, and answers when it has ended: how many. What is kept
+    /// goes on.
     ///
     /// # Errors
     /// `DEADLINE`, `ROOM_DOWN`: not all of it was seen to end.
-    pub async fn end_of(
-        &self,
-        device: &DeviceId,
-        generation: Option<u64>,
-    ) -> Result<usize, ExecRefusal> {
-        let device = device.clone();
+    pub async fn end_of(&self, whose: &Whose) -> Result<usize, ExecRefusal> {
+        let whose = whose.clone();
         self.0
-            .call(END_WITHIN, |reply| {
-                ExecMsg::EndOf(device, generation, reply)
-            })
+            .call(END_WITHIN, |reply| ExecMsg::EndOf(whose, reply))
             .await
             .map_err(|error| ExecRefusal::of_call(error, |never| match never {}))
     }

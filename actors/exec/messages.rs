@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use portcullis_cell::Stream;
 use portcullis_core::audit::Seq;
-use portcullis_core::auth::Principal;
+use portcullis_core::auth::{Principal, Whose};
 use portcullis_core::codes::{self, Code};
 use portcullis_core::ids::{AgentId, ApprovalId, DeviceId, Hash32, RunId};
 use portcullis_core::plan::Target;
@@ -261,9 +261,8 @@ pub enum ExecMsg {
         /// The answer.
         reply: Reply<(), ExecRefusal>,
     },
-    /// Ends what runs, or waits to run, for this device under another generation than this; answers how many ended,
-    /// when they have. Kept ones go on.
-    EndOf(DeviceId, Option<u64>, Reply<usize, Infallible>),
+    /// Ends what runs, or waits to run, for these; answers how many ended, when they have. Kept ones go on.
+    EndOf(Whose, Reply<usize, Infallible>),
     /// Runs of this device that have begun outlive its connections, or do so no more; answers how many.
     Keep(DeviceId, bool, Reply<usize, Infallible>),
     /// A test breaks a run's actor.

@@ -114,6 +114,7 @@ fn operator() -> Principal {
         scopes: [Scope::Admin].into_iter().collect(),
         agent: None,
         generation: 0,
+        secret: None,
     }
 }
 
@@ -442,6 +443,7 @@ async fn a_nodes_surface_waits_for_a_second_word_and_both_are_on_record_and_on_t
         scopes: ScopeSet::empty(),
         agent: None,
         generation,
+        secret: None,
     };
     let declared = Declared {
         surface: Surface {

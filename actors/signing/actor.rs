@@ -428,6 +428,7 @@ impl Signing {
                     scopes: kept.scopes,
                     agent: None,
                     generation: kept.generation,
+                    secret: None,
                 }),
             };
             reply.send(result);

@@ -119,6 +119,7 @@ async fn device(house: &House) -> Principal {
         scopes,
         agent: None,
         generation,
+        secret: None,
     }
 }
 
@@ -130,6 +131,7 @@ fn operator() -> Principal {
         scopes: [Scope::Admin].into_iter().collect(),
         agent: None,
         generation: 0,
+        secret: None,
     }
 }
 

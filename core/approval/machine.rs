@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::{
-    Credential, Grant, Limits, Put, Record, Refusal, Requester, Resolution, Status, Step, Subject,
+    Basis, Grant, Limits, Put, Record, Refusal, Requester, Resolution, Status, Step, Subject,
 };
 use crate::auth::{Principal, Role};
 use crate::codes::Code;
@@ -152,39 +152,37 @@ impl Machine {
         step
     }
 
-    /// The credentials on which something rests that is not over: who asked, who answered, who granted.
-    pub fn credentials(&self) -> BTreeSet<Credential> {
+    /// On what that rests which is not over: on who asked, who answered, who granted.
+    pub fn rests_on(&self) -> BTreeSet<Basis> {
         let open = self.records.values().filter(|r| !r.status.is_final());
-        let of_records = open.flat_map(Record::credentials);
-        let of_grants = self.grants.values().filter_map(|g| g.credential.as_ref());
-        of_records.chain(of_grants).cloned().collect()
+        let of_grants = self.grants.values().flat_map(Grant::rests_on);
+        open.flat_map(Record::rests_on).chain(of_grants).collect()
     }
 
-    /// Ends what rests on credentials that have ended: their questions, their answers that nobody used, their grants.
-    pub fn void(&self, dead: &BTreeSet<Credential>, now: Millis) -> Step {
+    /// Ends what rests on what has ended: questions, answers that nobody used, grants.
+    pub fn void(&self, dead: &BTreeSet<Basis>, now: Millis) -> Step {
         let records = self
             .records
             .values()
-            .filter(|r| !r.status.is_final() && r.credentials().any(|c| dead.contains(c)))
+            .filter(|r| !r.status.is_final() && r.rests_on().any(|basis| dead.contains(&basis)))
             .map(|r| ended(r, Status::Cancelled, "revoked", now));
-        let grants = self.grants.values().filter(|g| {
-            g.credential
-                .as_ref()
-                .is_some_and(|credential| dead.contains(credential))
-        });
-        let grants = grants.map(|g| Put::DropGrant(g.id.clone()));
+        let grants = self
+            .grants
+            .values()
+            .filter(|g| g.rests_on().any(|basis| dead.contains(&basis)))
+            .map(|g| Put::DropGrant(g.id.clone()));
         Step {
             puts: records.chain(grants).collect(),
         }
     }
 
     /// On whose word this plan would run without a question: to be looked at before [`Self::ask`].
-    pub fn granted_under(&self, plan: &ExecPlan) -> BTreeSet<Credential> {
+    pub fn granted_under(&self, plan: &ExecPlan) -> BTreeSet<Basis> {
         let subject_hash = plan.subject_hash();
         self.grants
             .values()
             .filter(|g| g.subject_hash == subject_hash && g.agent == plan.agent)
-            .filter_map(|g| g.credential.clone())
+            .flat_map(Grant::rests_on)
             .collect()
     }
 
@@ -513,6 +511,7 @@ pub(super) fn ended(record: &Record, status: Status, why: &str, now: Millis) -> 
         why: why.to_owned(),
         note: None,
         credential: None,
+        secret: None,
         at: now.max(record.newest()),
     });
     Put::Record(Box::new(record))

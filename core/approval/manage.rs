@@ -60,6 +60,7 @@ impl Machine {
             why: "user".to_owned(),
             note: None,
             credential: Credential::of(by),
+            secret: by.secret.clone(),
             at: now,
         });
         done.status = if word == Word::Deny {
@@ -86,6 +87,7 @@ impl Machine {
                     approval_id: record.id.clone(),
                     by: by.name(),
                     credential: Credential::of(by),
+                    secret: by.secret.clone(),
                     created: now,
                     expires: now.plus(self.limits.grant_ms),
                 })));

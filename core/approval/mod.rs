@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::auth::{Principal, Role};
+use crate::auth::{Holder, Principal, Role, SecretStanding};
 use crate::codes::{self, Code};
 use crate::ids::{AgentId, ApprovalId, DeviceId, Hash32};
 use crate::plan::{ExecPlan, V1};
@@ -102,6 +102,34 @@ pub struct Credential {
     pub generation: u64,
 }
 
+/// What a question, an answer or a grant rests on: when it ends, they end.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Basis {
+    /// A device's pairing.
+    Device(Credential),
+    /// A secret with which somebody came in.
+    Secret(SecretStanding),
+}
+
+impl Basis {
+    /// What it is a generation of.
+    pub fn holder(&self) -> Holder {
+        match self {
+            Self::Device(credential) => Holder::Device(credential.device.clone()),
+            Self::Secret(standing) => Holder::Secret(standing.secret.clone()),
+        }
+    }
+
+    fn of(
+        credential: Option<&Credential>,
+        secret: Option<&SecretStanding>,
+    ) -> impl Iterator<Item = Self> + use<> {
+        let device = credential.cloned().map(Self::Device);
+        let secret = secret.cloned().map(Self::Secret);
+        device.into_iter().chain(secret)
+    }
+}
+
 impl Credential {
     /// Of who comes with a device; others have none that could end by itself.
     pub fn of(principal: &Principal) -> Option<Self> {
@@ -132,6 +160,9 @@ pub struct Requester {
     /// What it asked under.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credential: Option<Credential>,
+    /// The secret with which it had come in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<SecretStanding>,
 }
 
 impl Requester {
@@ -145,6 +176,7 @@ impl Requester {
             connection: connection.to_owned(),
             door: principal.door.as_str().to_owned(),
             credential: Credential::of(principal),
+            secret: principal.secret.clone(),
         }
     }
 }
@@ -192,6 +224,9 @@ pub struct Resolution {
     /// What it was said under.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credential: Option<Credential>,
+    /// The secret with which who said it had come in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<SecretStanding>,
     /// When.
     pub at: Millis,
 }
@@ -248,13 +283,11 @@ impl Record {
     }
 
     /// On whose standing it rests: who asked, and who has answered.
-    pub fn credentials(&self) -> impl Iterator<Item = &Credential> {
-        let answered = self.resolution.as_ref().and_then(|r| r.credential.as_ref());
-        self.requester
-            .credential
-            .as_ref()
-            .into_iter()
-            .chain(answered)
+    pub fn rests_on(&self) -> impl Iterator<Item = Basis> {
+        let asked = &self.requester;
+        let answered = self.resolution.iter();
+        let answered = answered.flat_map(|r| Basis::of(r.credential.as_ref(), r.secret.as_ref()));
+        Basis::of(asked.credential.as_ref(), asked.secret.as_ref()).chain(answered)
     }
 
     /// The newest moment it knows of.
@@ -298,10 +331,20 @@ pub struct Grant {
     /// What it was granted under.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credential: Option<Credential>,
+    /// The secret with which who granted had come in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<SecretStanding>,
     /// When.
     pub created: Millis,
     /// Until when.
     pub expires: Millis,
+}
+
+impl Grant {
+    /// On whose standing it rests.
+    pub fn rests_on(&self) -> impl Iterator<Item = Basis> {
+        Basis::of(self.credential.as_ref(), self.secret.as_ref())
+    }
 }
 
 /// One durable change, to be written and then settled.

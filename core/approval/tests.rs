@@ -18,6 +18,7 @@ fn principal(proof: Proof, role: Role, agent: Option<&str>) -> Principal {
         scopes: [Scope::Admin].into_iter().collect(),
         agent: agent.map(|a| AgentId::new(a).unwrap()),
         generation: 1,
+        secret: None,
     }
 }
 

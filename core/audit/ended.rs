@@ -9,6 +9,8 @@ use std::collections::{BTreeMap, VecDeque};
 const KEPT: usize = 8_192;
 /// Key in an entry's detail: the generation under which somebody acts.
 pub(super) const GENERATION: &str = "generation";
+/// Key in an entry's detail: the secret, `@`, and the generation of it under which somebody acts.
+pub(super) const SECRET: &str = "secret";
 /// Key in an entry's detail: the name whose generations end with this record.
 pub(super) const ENDS: &str = "ends";
 
@@ -17,6 +19,12 @@ impl Entry {
     #[must_use]
     pub fn under(self, generation: u64) -> Self {
         self.with(GENERATION, generation.to_string())
+    }
+
+    /// Done by who came in with this generation of a secret. Once that has ended, the log refuses the entry.
+    #[must_use]
+    pub fn by_secret(self, name: impl std::fmt::Display, generation: u64) -> Self {
+        self.with(SECRET, format!("{name}@{generation}"))
     }
 
     /// The act ends every generation of this principal that is older than its own sequence.
@@ -30,10 +38,17 @@ impl Entry {
         self.detail.get(ENDS).map(String::as_str)
     }
 
-    /// Principal and generation, where it is done under one.
-    pub fn standing(&self) -> Option<(&str, u64)> {
-        let generation = self.detail.get(GENERATION)?.parse().ok()?;
-        Some((self.principal.as_deref()?, generation))
+    /// What it rests on, each with its generation: its principal, where that has one, and a secret.
+    pub fn standings(&self) -> impl Iterator<Item = (&str, u64)> {
+        let principal = self
+            .detail
+            .get(GENERATION)
+            .and_then(|generation| Some((self.principal.as_deref()?, generation.parse().ok()?)));
+        let secret = self.detail.get(SECRET).and_then(|secret| {
+            let (name, generation) = secret.rsplit_once('@')?;
+            Some((name, generation.parse().ok()?))
+        });
+        principal.into_iter().chain(secret)
     }
 }
 
@@ -105,6 +120,21 @@ mod tests {
         ended.begin("device:a", Seq(30));
         ended.undone(Seq(29));
         assert!(ended.has("device:a", 29));
+    }
+
+    #[test]
+    fn an_entry_rests_on_its_device_and_on_its_secret() {
+        let entry = Entry {
+            principal: Some("device:a".to_owned()),
+            ..Entry::new("vault.set")
+        };
+        let entry = entry.under(7).by_secret("password:ann@example.org", 9);
+        let standings: Vec<_> = entry.standings().collect();
+        assert_eq!(
+            standings,
+            [("device:a", 7), ("password:ann@example.org", 9)]
+        );
+        assert_eq!(Entry::new("vault.set").standings().count(), 0);
     }
 
     #[test]

@@ -339,6 +339,7 @@ fn record(status: Status, device: Option<&str>) -> Record {
             connection: "c1".into(),
             door: "control.sock".into(),
             credential: None,
+            secret: None,
         },
         idempotency_key: Some("a1".into()),
         plan_hash: plan.plan_hash(),

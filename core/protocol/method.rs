@@ -191,6 +191,7 @@ mod tests {
             scopes: scopes.iter().copied().collect::<ScopeSet>(),
             agent: None,
             generation: 0,
+            secret: None,
         }
     }
 

@@ -80,6 +80,7 @@ impl Visitor {
             scopes: self.session.scopes.clone(),
             agent: None,
             generation: 0,
+            secret: None,
         }
     }
 }

@@ -8,13 +8,13 @@ use std::time::Duration;
 use portcullis_actors::auth::{AuthNews, Peer};
 use portcullis_actors::connection::{
     Accepted, CAPACITY, Connection, ConnectionHandle, ConnectionNews, ConnectionWiring,
-    EndSessions, Io, Stream, Whose,
+    EndSessions, Io, Stream,
 };
 use portcullis_actors::pairing::PairingHandle;
 use portcullis_actors::supervision::{
     ChildEnd, Crash, Ctx, Feed, FeedItem, Flag, Reply, Room, Snapshot, TaskEnd, TaskHandle,
 };
-use portcullis_core::auth::{Door, Principal};
+use portcullis_core::auth::{Door, Holder, Principal, Whose};
 use portcullis_core::ids::DeviceId;
 use portcullis_core::pairing::News;
 use tokio::sync::mpsc;
@@ -465,8 +465,11 @@ impl Edge {
         generation: Option<u64>,
         reason: &'static str,
     ) {
-        self.close_all(&Whose::Device(device.clone(), generation), reason)
-            .await;
+        let whose = Whose {
+            holder: Holder::Device(device.clone()),
+            lives: generation,
+        };
+        self.close_all(&whose, reason).await;
     }
 
     /// Tells these sessions to end; returns them.

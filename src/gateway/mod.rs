@@ -345,6 +345,7 @@ fn myself() -> Principal {
             .collect(),
         agent: None,
         generation: 0,
+        secret: None,
     }
 }
 

@@ -3,6 +3,7 @@
 mod after;
 mod agents;
 mod before;
+mod changed;
 mod credentials;
 mod devices;
 mod encodings;

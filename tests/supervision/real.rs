@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use portcullis_actors::approval::{ApprovalConfig, ApprovalHandle, ApprovalWiring};
 use portcullis_actors::audit::{AuditConfig, AuditHandle, AuditWiring, verify_dir};
+use portcullis_actors::auth::{AuthConfig, AuthHandle, AuthWiring, Modes, SharedSecret};
 use portcullis_actors::clock::Clock;
 use portcullis_actors::nodes::{NodesConfig, NodesHandle, NodesWiring};
 use portcullis_actors::pairing::{PairingConfig, PairingHandle, PairingWiring};
@@ -19,11 +20,14 @@ use portcullis_actors::supervision::{
 use portcullis_actors::vault::{VaultConfig, VaultHandle, VaultWiring};
 use portcullis_core::approval::{Agents, PlanSealer};
 use portcullis_core::audit::{BootId, Entry};
-use portcullis_core::auth::{Door, Principal, Proof, Role, Scope};
+use portcullis_core::auth::secret::SharedHash;
+use portcullis_core::auth::{Door, Principal, Proof, Role, Scope, ScopeSet};
 use portcullis_core::identity::Identity;
 use portcullis_core::ids::AgentId;
 use portcullis_core::policy::{AgentPolicy, Elevated, ExecMode};
+use portcullis_core::seal::Secret;
 use portcullis_core::time::Millis;
+use portcullis_core::token::TokenHash;
 
 use super::support::eventually;
 
@@ -114,8 +118,33 @@ impl Ground {
         )
     }
 
+    fn auth(&mut self, pairing: &PairingHandle) -> AuthHandle {
+        AuthHandle::add(
+            &mut self.tree,
+            AuthWiring {
+                config: AuthConfig::default(),
+                modes: Modes::default(),
+                bcrypt_cost: 4,
+                pepper: Secret::new(vec![1; 32]),
+                token: SharedSecret {
+                    hash: SharedHash::Random(TokenHash::of("tests")),
+                    is_given: false,
+                },
+                shared_token_scopes: ScopeSet::empty(),
+                local_trust: false,
+                local_scopes: ScopeSet::empty(),
+                pairing: pairing.clone(),
+                store: self.store.clone(),
+                news: Feed::new(),
+                audit: self.audit.clone(),
+                clock: Clock::system(),
+            },
+        )
+    }
+
     pub fn approval(&mut self, trip: &Trip) -> ApprovalHandle {
         let pairing = self.pairing(&Trip::default());
+        let auth = self.auth(&pairing);
         let open = AgentPolicy {
             exec: ExecMode::Full,
             elevated: Elevated::Ask,
@@ -131,6 +160,7 @@ impl Ground {
                 store: self.store.clone(),
                 audit: self.audit.clone(),
                 pairing,
+                auth,
                 sealer: PlanSealer::of(&Identity::from_random([1; 32])),
                 clock: trip.clock(),
                 feed: Feed::new(),
@@ -256,6 +286,7 @@ pub fn operator() -> Principal {
             .collect(),
         agent: None,
         generation: 0,
+        secret: None,
     }
 }
 

@@ -96,6 +96,7 @@ async fn signing_that_crashes_takes_nothing_from_before_and_keeps_its_keys() {
         scopes,
         agent: None,
         generation,
+        secret: None,
     };
     let Minted { key_id, key } = mint(&signing, &session).await.unwrap();
     tokio::time::sleep(Duration::from_millis(1_100)).await;

@@ -1,6 +1,6 @@
 //! Agents: each by a token of its own, which names it.
 
-use portcullis_core::auth::{Principal, Proof, Role, Scope, ScopeSet};
+use portcullis_core::auth::{Principal, Proof, Role, Scope, ScopeSet, SecretName, SecretStanding};
 use portcullis_core::protocol::ConnectRefusal;
 use portcullis_core::token::{Token, TokenHash, TokenKind};
 
@@ -56,6 +56,10 @@ pub(super) fn by_token(
             scopes,
             agent: Some(row.agent.clone()),
             generation: row.generation,
+            secret: Some(SecretStanding {
+                secret: SecretName::Agent(row.agent.clone()),
+                generation: row.generation,
+            }),
         },
         device_token: None,
     })

@@ -78,6 +78,7 @@ pub(super) async fn by_device(
                 scopes,
                 agent: None,
                 generation,
+                secret: None,
             },
             device_token: token.map(|t| (t.token, t.issued_at_ms.0)),
         }),

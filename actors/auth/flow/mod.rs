@@ -59,17 +59,21 @@ async fn over_tcp(desk: &Desk, arrival: Arrival) -> Result<Admitted, ConnectRefu
         return if desk.wiring.modes.trusted_proxy {
             Err(proxy::needed())
         } else {
-            secret::alone(&desk.wiring, &arrival, proven).map_err(words)
+            secret::alone(desk, &arrival, proven).map_err(words)
         };
     }
-    let shared = proven.shared.is_some();
-    let mut admitted = device::by_device(&desk.wiring, &arrival, shared)
+    let is_shared = proven.shared.is_some();
+    let mut admitted = device::by_device(&desk.wiring, &arrival, is_shared)
         .await
         .map_err(words)?;
-    if let (Some(Shared::Password(name)), Proof::SharedTokenAndDevice(device)) =
-        (proven.shared, &admitted.principal.proof)
+    let principal = &mut admitted.principal;
+    // One that came in by a token of its own owes the shared secret nothing.
+    if let (Some(shared), Proof::SharedTokenAndDevice(device)) = (&proven.shared, &principal.proof)
     {
-        admitted.principal.proof = Proof::PasswordAndDevice(name, device.clone());
+        principal.secret = Some(shared.standing(&desk.credentials));
+        if let Shared::Password(name) = shared {
+            principal.proof = Proof::PasswordAndDevice(name.clone(), device.clone());
+        }
     }
     Ok(admitted)
 }

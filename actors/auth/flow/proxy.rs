@@ -29,6 +29,7 @@ pub(super) fn by_proxy(
             scopes: named.scopes.meet(&arrival.checked.asked),
             agent: None,
             generation: 0,
+            secret: None,
         },
         device_token: None,
     })

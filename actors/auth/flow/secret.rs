@@ -3,13 +3,14 @@
 use portcullis_core::auth::limits::{Class, Limited, Source};
 use portcullis_core::auth::password::{self, PasswordHash};
 use portcullis_core::auth::secret::SharedHash;
-use portcullis_core::auth::{Door, Principal, Proof, Role, ScopeSet};
+use portcullis_core::auth::{Door, Principal, Proof, Role, ScopeSet, SecretName, SecretStanding};
 use portcullis_core::protocol::ConnectRefusal;
 use portcullis_core::token::Token;
 use serde_json::json;
 
-use super::super::actor::{AuthWiring, Desk};
+use super::super::actor::Desk;
 use super::super::config::Modes;
+use super::super::credentials::Credentials;
 use super::super::messages::{Admitted, Arrival};
 use super::device;
 
@@ -22,6 +23,19 @@ pub(super) enum Shared {
     Token,
     /// Of this name.
     Password(String),
+}
+
+impl Shared {
+    /// What a session that it opens rests on.
+    pub(super) fn standing(&self, credentials: &Credentials) -> SecretStanding {
+        let secret = match self {
+            Self::Token => SecretName::Token,
+            Self::Password(name) => SecretName::Password(name.clone()),
+        };
+        // It was found in these very credentials.
+        let generation = credentials.generation(&secret).unwrap_or_default();
+        SecretStanding { secret, generation }
+    }
 }
 
 /// What the secrets of a `connect` came to.
@@ -159,11 +173,12 @@ pub(super) fn in_words_of(
 
 /// The secret without a device.
 pub(super) fn alone(
-    wiring: &AuthWiring,
+    desk: &Desk,
     arrival: &Arrival,
     proven: Proven,
 ) -> Result<Admitted, ConnectRefusal> {
     let Arrival { checked, peer, .. } = arrival;
+    let wiring = &desk.wiring;
     let Some(shared) = proven.shared else {
         return Err(no_secret(proven.given, false));
     };
@@ -181,6 +196,7 @@ pub(super) fn alone(
     } else {
         ScopeSet::empty()
     };
+    let secret = Some(shared.standing(&desk.credentials));
     Ok(Admitted {
         principal: Principal {
             proof: match shared {
@@ -192,6 +208,7 @@ pub(super) fn alone(
             scopes,
             agent: None,
             generation: 0,
+            secret,
         },
         device_token: None,
     })

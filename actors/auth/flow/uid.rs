@@ -28,6 +28,7 @@ pub(super) fn by_uid(wiring: &AuthWiring, arrival: &Arrival) -> Result<Admitted,
             scopes: wiring.local_scopes.meet(&arrival.checked.asked),
             agent: None,
             generation: 0,
+            secret: None,
         },
         device_token: None,
     })

@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 
 use crate::approval::{ApprovalConfig, ApprovalHandle, ApprovalWiring};
 use crate::audit::{AuditConfig, AuditHandle, AuditWiring, Found};
+use crate::auth::AuthHandle;
 use crate::clock::Clock;
 use crate::exec::{
     Accepted, ExecConfig, ExecEvent, ExecHandle, ExecRefusal, ExecWiring, RunRequest, RunResult,
@@ -125,10 +126,12 @@ pub async fn house_of(
             news: Feed::new(),
         },
     );
+    let auth = AuthHandle::bare(&mut tree, &store, &audit, &pairing);
     let approval = ApprovalHandle::add(
         &mut tree,
         ApprovalWiring {
             config,
+            auth,
             pairing,
             agents: Agents {
                 named: [(agent(), policy)].into(),
@@ -225,6 +228,7 @@ pub fn operator(uid: u32) -> Principal {
             .collect(),
         agent: None,
         generation: 0,
+        secret: None,
     }
 }
 

@@ -1,0 +1,317 @@
+//! What a changed secret opened is over when the answer says so: sockets, questions, unused answers, grants and runs; and
+//! no act of it follows in the log.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use serde_json::{Value, json};
+
+use crate::long::{figure, times};
+use crate::support::gateway::Gateway;
+use crate::support::ws::{Came, Client, Connect, Device, admin, hex, join, random};
+
+const ALL: &[&str] = &["operator.admin", "operator.approvals", "operator.act_as"];
+const FIRST: &str = "the first password of several words";
+
+/// A gateway that made its token itself, so that it may be changed; and that token's holder may do everything here.
+fn gateway() -> Gateway {
+    let mut gateway = Gateway::prepared(&[
+        ("gateway.auth.mode", "token+password"),
+        ("gateway.auth.bcrypt_cost", "10"),
+        (
+            "gateway.auth.shared_token_scopes",
+            r#"["operator.admin", "operator.approvals", "operator.act_as"]"#,
+        ),
+    ]);
+    gateway.unset("PORTCULLIS_GATEWAY_TOKEN");
+    gateway.launch();
+    gateway.vault_is_open();
+    gateway
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Token,
+    TokenAndDevice,
+    Password,
+    Agent,
+}
+
+/// What is changed, by whom, and what it opens.
+struct Secret<'a> {
+    kind: Kind,
+    text: String,
+    device: &'a Device,
+}
+
+impl<'a> Secret<'a> {
+    async fn new(kind: Kind, device: &'a Device, by: &mut Client) -> Self {
+        let text = String::new();
+        let mut secret = Self { kind, text, device };
+        secret.change(by).await;
+        secret
+    }
+
+    /// As the command line does it; answers the sequence of the change.
+    async fn change(&mut self, by: &mut Client) -> u64 {
+        let action = match self.kind {
+            Kind::Token | Kind::TokenAndDevice => {
+                let made = by.get("auth.token.rotate", json!({})).await;
+                made["token"].as_str().unwrap().clone_into(&mut self.text);
+                "auth.token.rotate"
+            }
+            Kind::Agent => {
+                let made = by.get("agent.token.mint", json!({"agentId": "demo"})).await;
+                made["token"].as_str().unwrap().clone_into(&mut self.text);
+                "auth.agent.mint"
+            }
+            Kind::Password => {
+                self.text = format!("{FIRST} {}", hex(&random::<8>()));
+                let text = base64::engine::general_purpose::STANDARD.encode(&self.text);
+                let new = json!({"name": "ann", "passwordBase64": text});
+                by.get("auth.password.set", new).await;
+                "auth.password.set"
+            }
+        };
+        seq_of(by, action).await
+    }
+
+    fn connect(&self) -> Connect<'a> {
+        let token = Connect::bare().auth(json!({ "token": self.text }));
+        match self.kind {
+            Kind::Token => token.scopes(ALL),
+            Kind::TokenAndDevice => token.scopes(ALL).device(self.device),
+            Kind::Agent => token.role("agent"),
+            Kind::Password => Connect::bare()
+                .auth(json!({ "password": self.text, "user": "ann" }))
+                .scopes(ALL),
+        }
+    }
+
+    fn principal(&self) -> String {
+        match self.kind {
+            Kind::Token => "token".to_owned(),
+            Kind::TokenAndDevice => format!("device:{}", self.device.id()),
+            Kind::Password => "password:ann".to_owned(),
+            Kind::Agent => "agent:demo".to_owned(),
+        }
+    }
+}
+
+/// The newest record of an action.
+async fn seq_of(by: &mut Client, action: &str) -> u64 {
+    let found = by
+        .get("audit.query", json!({"action": action, "limit": 1}))
+        .await;
+    found["records"][0]["record"]["seq"].as_u64().unwrap()
+}
+
+fn run(argv: &[&str]) -> Value {
+    json!({"agent": "demo", "target": "sandbox", "argv": argv, "idempotencyKey": hex(&random::<8>())})
+}
+
+/// After the answer of the change no frame is answered on this socket.
+async fn is_over(socket: &mut Client) {
+    let id = socket.ask("health", json!({})).await;
+    loop {
+        match socket.next().await {
+            Came::Frame(frame) => assert_ne!(frame["id"], id.as_str(), "{frame}"),
+            Came::Closed(code, _) => {
+                assert!([4001, 1008].contains(&code), "{code}");
+                return;
+            }
+            Came::Gone => return,
+        }
+    }
+}
+
+/// Rounds of a change against 32 requests in flight on four sockets, and two that connect meanwhile.
+async fn race(kind: Kind) {
+    let gateway = gateway();
+    let mut operator = admin(&gateway).await;
+    let device = Device::new();
+    let mut secret = Secret::new(kind, &device, &mut operator).await;
+    let (rounds, mut acts, mut late) = (times(5, 250), 0, 0);
+    for round in 0..rounds {
+        let before = seq_of(&mut operator, "auth.").await;
+        let connect = secret.connect();
+        let mut sockets = Vec::new();
+        for _ in 0..4 {
+            sockets.push(join(&gateway, &connect).await.0);
+        }
+        for n in 0..8 {
+            for (at, socket) in sockets.iter_mut().enumerate() {
+                let name = format!("C{round}_{at}_{n}");
+                if kind == Kind::Agent || n % 4 == 0 {
+                    socket.ask("exec.run", run(&["true"])).await;
+                } else {
+                    let set = json!({"name": name, "valueBase64": "eA=="});
+                    socket.ask("vault.set", set).await;
+                }
+            }
+        }
+        tokio::time::sleep(Duration::from_micros(u64::from(random::<1>()[0]) * 60)).await;
+        let mut newcomers = Vec::new();
+        for _ in 0..2 {
+            let mut newcomer = Client::dial(&gateway).await;
+            let params = connect.params(&newcomer.nonce, newcomer.ts);
+            newcomer.ask("connect", params).await;
+            newcomers.push(newcomer);
+        }
+        let changed = secret.change(&mut operator).await;
+        for socket in sockets.iter_mut().chain(&mut newcomers) {
+            is_over(socket).await;
+        }
+        let query = json!({"principal": secret.principal(), "sinceSeq": before, "limit": 1000});
+        let found = operator.get("audit.query", query).await;
+        let mut set = 0;
+        for one in found["records"].as_array().unwrap() {
+            let record = &one["record"];
+            let seq = record["seq"].as_u64().unwrap();
+            assert!(seq < changed, "{one} follows {changed}");
+            acts += u64::from(record["kind"] == "intent");
+            set += usize::from(record["action"] == "vault.set");
+        }
+        let names = operator.get("vault.list", json!({})).await["entries"].clone();
+        let kept = names.as_array().unwrap();
+        assert!(kept.len() <= set, "{} kept of {set}", kept.len());
+        late += 24 - kept.len();
+        for entry in kept {
+            let name = json!({"name": entry["name"]});
+            operator.get("vault.remove", name).await;
+        }
+    }
+    assert!(acts > 0 && late > 0, "{acts} before, {late} after");
+    figure(&format!(
+        "{rounds} changes of {kind:?} against 32 requests in flight: {acts} acts before, 0 after"
+    ));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_act_under_the_shared_token_follows_its_rotation() {
+    race(Kind::Token).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_act_of_a_device_that_came_with_the_shared_token_follows_its_rotation() {
+    race(Kind::TokenAndDevice).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_act_under_a_password_follows_its_change() {
+    race(Kind::Password).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_act_under_an_agents_token_follows_the_next() {
+    race(Kind::Agent).await;
+}
+
+async fn question(client: &mut Client, argv: &[&str]) -> String {
+    let params = json!({
+        "host": "gateway", "command": argv.join(" "), "commandArgv": argv, "agentId": "demo", "twoPhase": true,
+    });
+    let answer = client.call("exec.approval.request", params).await;
+    assert_eq!(answer["ok"], true, "{answer}");
+    answer["payload"]["id"].as_str().unwrap().to_owned()
+}
+
+async fn is_void(operator: &mut Client, id: &str) {
+    let shown = operator.call("exec.approval.get", json!({"id": id})).await;
+    assert!(
+        shown["ok"] == false || shown["payload"]["status"] == "cancelled",
+        "{shown}"
+    );
+}
+
+/// The run's outcome is there already.
+async fn has_ended(operator: &mut Client, run: &str) {
+    let found = operator
+        .get("audit.query", json!({"action": "exec.run", "object": run}))
+        .await;
+    let end = &found["records"][0]["outcome"];
+    assert!(end.to_string().contains("cancelled"), "{found}");
+}
+
+async fn started(client: &mut Client) -> String {
+    let id = client
+        .ask("exec.run", run(&["sh", "-c", "echo; sleep 600"]))
+        .await;
+    let first = client.answer(&id).await;
+    while client.frame().await["event"] != "exec.output" {}
+    first["payload"]["runId"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_secret_ends_questions_answers_grants_and_runs_under_it_and_under_no_other() {
+    let mut gateway = gateway();
+    let mut operator = admin(&gateway).await;
+    let mut asks = admin(&gateway).await;
+    let device = Device::new();
+    for kind in [Kind::Token, Kind::TokenAndDevice, Kind::Password] {
+        let mut secret = Secret::new(kind, &device, &mut operator).await;
+        let (mut theirs, _) = join(&gateway, &secret.connect()).await;
+        let running = started(&mut theirs).await;
+        let asked = question(&mut theirs, &["uname", "-a"]).await;
+        let allowed = question(&mut asks, &["uname", "-r"]).await;
+        let granted = question(&mut asks, &["uname", "-s"]).await;
+        let by_other = question(&mut asks, &["uname", "-m"]).await;
+        let word = |id: &str, decision| json!({"id": id, "decision": decision});
+        for (id, decision) in [(&allowed, "allow-once"), (&granted, "allow-always")] {
+            let word = word(id, decision);
+            theirs.get("exec.approval.resolve", word).await;
+        }
+        operator
+            .get("exec.approval.resolve", word(&by_other, "allow-once"))
+            .await;
+        secret.change(&mut operator).await;
+        has_ended(&mut operator, &running).await;
+        for id in [asked, allowed, granted] {
+            is_void(&mut operator, &id).await;
+        }
+        let grants = operator.get("exec.approval.grants.list", json!({})).await;
+        assert_eq!(grants["grants"], json!([]), "{kind:?}");
+        let shown = operator
+            .get("exec.approval.get", json!({"id": by_other}))
+            .await;
+        assert_ne!(shown["status"], "cancelled", "{shown}");
+        is_over(&mut theirs).await;
+    }
+    // An agent: its run, and its question.
+    let secret = Secret::new(Kind::Agent, &device, &mut operator).await;
+    let (mut theirs, _) = join(&gateway, &secret.connect()).await;
+    let running = started(&mut theirs).await;
+    theirs
+        .ask(
+            "exec.run",
+            json!({"target": "host", "argv": ["uname", "-v"], "idempotencyKey": "k"}),
+        )
+        .await;
+    let id = loop {
+        let listed = operator.get("exec.approval.list", json!({})).await;
+        if let Some(id) = listed[0]["id"].as_str() {
+            break id.to_owned();
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    operator
+        .get("agent.token.revoke", json!({"agentId": "demo"}))
+        .await;
+    has_ended(&mut operator, &running).await;
+    is_void(&mut operator, &id).await;
+    is_over(&mut theirs).await;
+    // A password that is taken away; and what was granted under it does not come back with the next start.
+    let secret = Secret::new(Kind::Password, &device, &mut operator).await;
+    let (mut theirs, _) = join(&gateway, &secret.connect()).await;
+    let granted = question(&mut asks, &["uname", "-o"]).await;
+    let yes = json!({"id": granted, "decision": "allow-always"});
+    theirs.get("exec.approval.resolve", yes).await;
+    operator
+        .get("auth.password.remove", json!({"name": "ann"}))
+        .await;
+    is_over(&mut theirs).await;
+    gateway.crash_and_start();
+    let mut operator = admin(&gateway).await;
+    let grants = operator.get("exec.approval.grants.list", json!({})).await;
+    assert_eq!(grants["grants"], json!([]));
+}
