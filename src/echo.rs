@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use portcullis_actors::clock::Clock;
 use portcullis_actors::connection::{Stream, echo};
 use portcullis_actors::supervision::Flag;
 use tokio::net::TcpListener;
@@ -28,6 +29,8 @@ pub async fn serve(listener: TcpListener, frame_max: usize) -> std::io::Result<(
             boxes: 0,
             host_user: String::new(),
         }),
+        proxies: Arc::default(),
+        clock: Clock::system(),
         tree: tree.reader(),
         site: site.reader(),
         tls: tls.reader(),

@@ -1,10 +1,11 @@
 //! HTTP on every door: probes, the page, and the upgrade to WebSocket, whose header rules (RFC 6455 4.2.1) no HTTP
 //! library checks.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use base64::Engine as _;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -13,8 +14,10 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use portcullis_actors::auth::Bearer;
+use portcullis_actors::clock::Clock;
 use portcullis_actors::connection::{Io, Stream};
 use portcullis_actors::supervision::{FlagReader, TreeWindow};
+use portcullis_core::auth::proxy::{Named, NotNamed, ProxyRules, Unattributable};
 use portcullis_core::protocol::Encoding;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -22,35 +25,60 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tracing::Instrument as _;
 
 use super::peer;
+use super::proxy::{self, Name};
 use super::rpc::{self, Rpc};
 use crate::methods::Site;
 
 /// A request's header, bytes.
 const HEADER_MAX: usize = 16 * 1024;
 
+/// A TCP socket.
+#[derive(Debug, Clone, Copy)]
+struct Tcp {
+    peer: SocketAddr,
+    own: SocketAddr,
+    /// Whose the other end is.
+    owner: peer::Owner,
+}
+
 /// Where a connection comes from.
 #[derive(Debug)]
 struct Ends {
     /// The other end of a TCP socket, and whose it is; none of a Unix socket, which has no page.
-    tcp: Option<(SocketAddr, peer::Owner)>,
+    tcp: Option<Tcp>,
     runs: Arc<peer::Runs>,
+    /// SHA-256 of the public key of its client certificate.
+    certificate: Option<[u8; 32]>,
     /// Looked up once: who is outside could only lend its socket to a run by its own wish.
     of_a_run: OnceLock<bool>,
 }
 
 impl Ends {
-    const fn new(runs: Arc<peer::Runs>, tcp: Option<(SocketAddr, peer::Owner)>) -> Self {
+    const fn new(runs: Arc<peer::Runs>, tcp: Option<Tcp>) -> Self {
         Self {
             tcp,
             runs,
+            certificate: None,
             of_a_run: OnceLock::new(),
         }
     }
 
+    fn proxied(
+        &self,
+        rules: &ProxyRules,
+        headers: &HeaderMap,
+        now_s: u64,
+    ) -> Result<Option<proxy::Proxied>, Unattributable> {
+        let is_of_a_run = || self.is_of_a_run();
+        let from = (self.tcp.map(|tcp| (tcp.peer, tcp.owner)), self.certificate);
+        proxy::look(rules, from, is_of_a_run, headers, now_s)
+    }
+
     /// Whether the other end is, or may be, one of our runs.
     fn is_of_a_run(&self) -> bool {
-        self.tcp.is_some_and(|(peer, owner)| {
-            let look = || peer::Holders::default().is_of_a_run(&self.runs, peer.ip(), owner);
+        self.tcp.is_some_and(|tcp| {
+            let mut holders = peer::Holders::default();
+            let look = || holders.is_of_a_run(&self.runs, tcp.peer.ip(), tcp.owner);
             *self.of_a_run.get_or_init(look)
         })
     }
@@ -62,10 +90,14 @@ type Answer = Response<Full<Bytes>>;
 pub struct Http {
     /// Milliseconds for a request's header.
     pub header_ms: u64,
-    /// Names besides `localhost` and addresses under which we may be reached.
+    /// Names besides loopback ones and the address dialled under which we may be reached.
     pub hosts: Arc<Vec<String>>,
     /// Which users the runs have.
     pub runs: Arc<peer::Runs>,
+    /// Whose word on a client counts.
+    pub proxies: Arc<ProxyRules>,
+    /// The time, for what a proxy signed.
+    pub clock: Clock,
     /// What TLS is spoken with, if it is.
     pub tls: FlagReader<crate::tls::Serving>,
     /// The tree, once it stands.
@@ -81,8 +113,12 @@ pub struct Http {
 pub struct Said {
     /// An `Origin` header: a browser.
     pub has_origin: bool,
-    /// A header that a proxy adds.
-    pub is_forwarded: bool,
+    /// It asked under a loopback name.
+    pub has_local_host: bool,
+    /// The client behind a trusted proxy.
+    pub client: Option<IpAddr>,
+    /// The user whom that proxy names.
+    pub named: Option<Result<Named, NotNamed>>,
     /// The token of an `Authorization: Bearer` header.
     pub bearer: Option<Bearer>,
     /// Agreed upon.
@@ -99,7 +135,8 @@ pub async fn serve(
     let runs = Arc::clone(&http.runs);
     match stream {
         Stream::Tcp(tcp) => {
-            let ends = Ends::new(runs, tcp.peer_addr().ok().map(|peer| (peer, owner)));
+            let ends = tcp.peer_addr().ok().zip(tcp.local_addr().ok());
+            let ends = Ends::new(runs, ends.map(|(peer, own)| Tcp { peer, own, owner }));
             let by = Instant::now() + Duration::from_millis(http.header_ms.max(1));
             match timeout_at(by.min(until), opened(&http, tcp)).await.ok()?? {
                 Stream::Tcp(tcp) => over(http, tcp, ends, Stream::Tcp, until).await,
@@ -141,21 +178,32 @@ async fn opened(http: &Http, tcp: TcpStream) -> Option<Stream> {
 
 trait Socket: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static {
     const TLS: bool = false;
+
+    /// SHA-256 of the public key of a client certificate that was verified.
+    fn certificate(&self) -> Option<[u8; 32]> {
+        None
+    }
 }
 impl Socket for TcpStream {}
 impl Socket for Box<tokio_rustls::server::TlsStream<TcpStream>> {
     const TLS: bool = true;
+
+    fn certificate(&self) -> Option<[u8; 32]> {
+        let (_, session) = self.get_ref();
+        crate::tls::spki_sha256(session.peer_certificates()?.first()?).ok()
+    }
 }
 impl Socket for UnixStream {}
 
 async fn over<S: Socket>(
     http: Http,
     socket: S,
-    ends: Ends,
+    mut ends: Ends,
     wrap: fn(S) -> Stream,
     until: Instant,
 ) -> Option<(Io, Said)> {
     let (tx, mut upgraded) = tokio::sync::mpsc::channel(1);
+    ends.certificate = socket.certificate();
     let (tls, ends) = (S::TLS, Arc::new(ends));
     let within = Duration::from_millis(http.header_ms.max(1));
     let service = service_fn(move |request: Request<Incoming>| {
@@ -233,16 +281,43 @@ async fn answer(
     if request.headers().get_all(header::HOST).iter().count() > 1 {
         return plain(StatusCode::BAD_REQUEST, "one Host header, please\n");
     }
-    if ends.tcp.is_some() && !host_is_ours(http, request.headers()) {
+    // The absolute form (RFC 9112 3.2.2): the two names are one, or it is not told for whom it is.
+    let host = request.headers().get(header::HOST);
+    if let Some(authority) = request.uri().authority()
+        && host.is_none_or(|host| {
+            !host
+                .as_bytes()
+                .eq_ignore_ascii_case(authority.as_str().as_bytes())
+        })
+    {
+        return plain(
+            StatusCode::BAD_REQUEST,
+            "the request line and the Host header name different hosts\n",
+        );
+    }
+    // No browser dials a Unix socket, and no DNS leads there.
+    let name = ends.tcp.map_or(Name::Local, |ends| {
+        proxy::name_of(request.headers(), (ends.peer, ends.own), &http.hosts)
+    });
+    if name == Name::Foreign {
         return plain(
             StatusCode::MISDIRECTED_REQUEST,
-            "this name is not ours: use an address or localhost, or add it to [dashboard] hosts\n",
+            "this name is not ours: use the address, or on this machine localhost, or add the name to [gateway] hosts\n",
         );
     }
     match request.uri().path() {
         "/healthz" | "/health" => {
             return probe(&request, StatusCode::OK, r#"{"ok":true,"status":"live"}"#);
         }
+        _ => {}
+    }
+    let now_s = http.clock.now().0 / 1000;
+    let looked = ends.proxied(&http.proxies, request.headers(), now_s);
+    let proxied = match looked {
+        Ok(proxied) => proxied,
+        Err(why) => return proxy::refused(why),
+    };
+    match request.uri().path() {
         "/readyz" | "/ready" => {
             let ready = http.tree.get().is_some_and(|tree| tree.look().all_up());
             return if ready {
@@ -273,6 +348,15 @@ async fn answer(
     if request.headers().contains_key(header::UPGRADE) {
         return match upgrade(&mut request) {
             Ok((answer, on_upgrade, said)) => {
+                let (client, named) =
+                    proxied.map_or((None, None), |by| (Some(by.client), by.named));
+                let has_local_host = name == Name::Local;
+                let said = Said {
+                    has_local_host,
+                    client,
+                    named,
+                    ..said
+                };
                 // One upgrade a connection, and the channel holds one.
                 let _ = upgraded.try_send((on_upgrade, said));
                 answer
@@ -329,7 +413,10 @@ fn upgrade(
     }
     let key = one(header::SEC_WEBSOCKET_KEY)
         .map(HeaderValue::as_bytes)
-        .filter(|key| key.len() == 24 && key.ends_with(b"=="))
+        .filter(|key| {
+            let decoded = base64::engine::general_purpose::STANDARD.decode(key);
+            decoded.is_ok_and(|nonce| nonce.len() == 16)
+        })
         .ok_or_else(|| bad("one Sec-WebSocket-Key of 16 bytes is needed\n"))?;
     let accept = derive_accept_key(key);
     let offers = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
@@ -339,10 +426,9 @@ fn upgrade(
         bearer: None,
         encoding,
         has_origin: headers.contains_key(header::ORIGIN),
-        is_forwarded: headers.contains_key(header::FORWARDED)
-            || headers
-                .keys()
-                .any(|k| k.as_str().starts_with("x-forwarded-") || k == "x-real-ip"),
+        has_local_host: false,
+        client: None,
+        named: None,
     };
     // Never out of the URL, which ends in logs and histories.
     let mut credentials = headers.get_all(header::AUTHORIZATION).iter();
@@ -384,28 +470,6 @@ fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool
         .filter_map(|v| v.to_str().ok())
         .flat_map(|v| v.split(','))
         .any(|t| t.trim().eq_ignore_ascii_case(token))
-}
-
-/// A name that somebody else's DNS may point at us is refused on every path (DNS rebinding); an address cannot be.
-fn host_is_ours(http: &Http, headers: &HeaderMap) -> bool {
-    let Some(host) = headers.get(header::HOST).and_then(|h| h.to_str().ok()) else {
-        return false;
-    };
-    let name = match host.strip_prefix('[') {
-        Some(rest) => match rest.split_once(']') {
-            Some((v6, port)) if port.is_empty() || port.starts_with(':') => {
-                return v6.parse::<std::net::Ipv6Addr>().is_ok();
-            }
-            _ => return false,
-        },
-        None => host.split_once(':').map_or(host, |(name, _)| name),
-    };
-    name.eq_ignore_ascii_case("localhost")
-        || name.parse::<std::net::Ipv4Addr>().is_ok()
-        || http
-            .hosts
-            .iter()
-            .any(|ours| ours.eq_ignore_ascii_case(name))
 }
 
 fn probe(request: &Request<Incoming>, status: StatusCode, body: &'static str) -> Answer {
