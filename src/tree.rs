@@ -214,6 +214,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
         NodesWiring {
             config: config.nodes,
             pairing: pairing.clone(),
+            audit: audit.clone(),
             clock: clock.clone(),
         },
     );

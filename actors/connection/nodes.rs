@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use futures_util::stream;
-use portcullis_core::audit::{Entry, Outcome};
+use portcullis_core::audit::Entry;
 use portcullis_core::auth::{Principal, Scope};
 use portcullis_core::codes;
 use portcullis_core::ids::DeviceId;
@@ -280,18 +280,8 @@ pub(super) async fn recorded(
         ..entry_of(by)
     }
     .with("command", question.call.command.clone());
-    let intent = methods.audit.intent(entry).await;
-    let intent = intent.map_err(|e| refused(e.code(), &e))?;
-    let answer = methods.nodes.ask(question).await;
-    let outcome = match &answer {
-        Ok(_) => Outcome::ok(),
-        Err(error) if error.dispatched() => Outcome::failed(error.code().name),
-        Err(error) => Outcome::refused(error.code().name),
-    };
-    if let Err(error) = methods.audit.outcome(intent, outcome).await {
-        // What the node did is not undone: the intent stays open, and the log says so.
-        tracing::error!(target: "portcullis", intent = intent.0, %error, "an outcome could not be recorded");
-    }
+    let answer = methods.nodes.ask_recorded(entry, question).await;
+    let answer = answer.map_err(|e| refused(e.code(), &e))?;
     answer.map_err(|error| node_error(&error))
 }
 

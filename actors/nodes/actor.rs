@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use portcullis_core::audit::{Entry, Outcome};
+use portcullis_core::codes;
 use portcullis_core::ids::DeviceId;
 use portcullis_core::nodes::{Approved, Connected, Due, Machine, NodeResult, Refusal, Taken};
 use portcullis_core::time::Millis;
@@ -10,7 +12,9 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::messages::{NodesMsg, NodesWiring, Question, ToNode};
+use super::handle::NodesHandle;
+use super::messages::{NodesError, NodesMsg, NodesWiring, Question, ToNode};
+use crate::audit::{AuditError, AuditHandle};
 use crate::supervision::{Crash, Ctx, Reply, Room, Snapshot, TaskHandle};
 
 /// How often open questions are looked at: is their time over, has their caller gone?
@@ -19,6 +23,9 @@ const LOOK: Duration = Duration::from_millis(200);
 /// See the room's [`super`].
 pub struct Nodes {
     ctx: Ctx<Self>,
+    itself: NodesHandle,
+    audit: AuditHandle,
+    acts: u64,
     machine: Machine,
     started: Instant,
     /// To each connection of a node: by device and connection.
@@ -36,7 +43,11 @@ impl Room for Nodes {
     type Wiring = NodesWiring;
 
     async fn start(wiring: &NodesWiring, ctx: Ctx<Self>) -> Result<Self, Crash> {
+        let timeout = Duration::from_millis(wiring.config.timeout_ms);
         Ok(Self {
+            itself: NodesHandle::of(ctx.myself(), wiring.pairing.clone(), timeout),
+            audit: wiring.audit.clone(),
+            acts: 0,
             ctx,
             machine: Machine::new(wiring.config.limits()),
             started: Instant::now(),
@@ -54,6 +65,12 @@ impl Room for Nodes {
             NodesMsg::Attach(node, line, reply) => reply.send(self.attach(*node, line)),
             NodesMsg::Gone(node, conn) => self.gone(&node, &conn),
             NodesMsg::Ask(question, approved, reply) => self.ask(&question, &approved, reply),
+            NodesMsg::Act(entry, question, reply) => {
+                self.acts += 1;
+                let (nodes, audit) = (self.itself.clone(), self.audit.clone());
+                let act = act(nodes, audit, *entry, *question, reply);
+                self.ctx.task("act", self.acts, act).keep();
+            }
             NodesMsg::Result(node, conn, result, reply) => {
                 reply.send(self.result(&node, &conn, result));
             }
@@ -96,6 +113,48 @@ impl Room for Nodes {
             .with("connected", self.machine.nodes().count())
             .with("open", self.machine.open())
             .with("asked", self.asked)
+    }
+}
+
+/// Intent, question, outcome: a task of the room, so that it comes to its end whoever hangs up meanwhile.
+async fn act(
+    nodes: NodesHandle,
+    audit: AuditHandle,
+    entry: Entry,
+    question: Question,
+    reply: Reply<Result<Option<String>, NodesError>, AuditError>,
+) {
+    let intent = match audit.intent(entry).await {
+        Ok(intent) => intent,
+        Err(error) => return reply.refuse(error),
+    };
+    let mut asked = std::pin::pin!(nodes.ask(question));
+    let answer = loop {
+        match tokio::time::timeout(LOOK, asked.as_mut()).await {
+            Ok(answer) => break Some(answer),
+            // Who asked has gone: the question goes too, and the room tells the node so.
+            Err(_) if !reply.is_wanted() => break None,
+            Err(_) => {}
+        }
+    };
+    let outcome = match &answer {
+        None => Outcome::failed(codes::RUN_CANCELLED.name),
+        Some(answer) => end_of(answer),
+    };
+    if let Err(error) = audit.outcome(intent, outcome).await {
+        // What the node did is not undone: the intent stays open, and the log says so.
+        tracing::error!(target: "portcullis", intent = intent.0, %error, "an outcome could not be recorded");
+    }
+    if let Some(answer) = answer {
+        reply.ok(answer);
+    }
+}
+
+fn end_of(answer: &Result<Option<String>, NodesError>) -> Outcome {
+    match answer {
+        Ok(_) => Outcome::ok(),
+        Err(error) if error.dispatched() => Outcome::failed(error.code().name),
+        Err(error) => Outcome::refused(error.code().name),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use portcullis_core::audit::Entry;
 use portcullis_core::auth::Principal;
 use portcullis_core::ids::DeviceId;
 use portcullis_core::nodes::{Approved, Connected, NodeResult, Refusal, Standing, Stats};
@@ -10,6 +11,7 @@ use tokio::sync::mpsc;
 
 use super::actor::Nodes;
 use super::messages::{Line, NodesError, NodesMsg, NodesWiring, Question, ToNode};
+use crate::audit::AuditError;
 use crate::pairing::{PairingHandle, PairingRefusal};
 use crate::supervision::{CallError, Handle, Policy, Reply, TreeBuilder};
 
@@ -114,6 +116,42 @@ impl NodesHandle {
         let question = Box::new(question);
         self.call(within, |reply| NodesMsg::Ask(question, approved, reply))
             .await
+    }
+
+    /// Asks a node for what changes something there: the intent is durable before, the outcome after. Both are the room's:
+    /// whoever asked may have gone by then.
+    ///
+    /// # Errors
+    /// [`AuditError`]: it could not be recorded, so the node was not asked. Within: what became of the question.
+    pub async fn ask_recorded(
+        &self,
+        entry: Entry,
+        question: Question,
+    ) -> Result<Result<Option<String>, NodesError>, AuditError> {
+        let own = question.call.timeout_ms.map(Duration::from_millis);
+        let within = own.unwrap_or(self.timeout).saturating_add(GRACE * 3);
+        let (entry, question) = (Box::new(entry), Box::new(question));
+        let done = self
+            .room
+            .call(within, |reply| NodesMsg::Act(entry, question, reply))
+            .await;
+        match done {
+            Ok(answer) => Ok(answer),
+            Err(CallError::Refused(error)) => Err(error),
+            Err(CallError::Overloaded) => Ok(Err(NodesError::Overloaded)),
+            Err(CallError::Unavailable { may_have_run } | CallError::Deadline { may_have_run }) => {
+                Ok(Err(NodesError::Down { may_have_run }))
+            }
+        }
+    }
+
+    /// Of the room itself.
+    pub(super) fn of(room: Handle<NodesMsg>, pairing: PairingHandle, timeout: Duration) -> Self {
+        Self {
+            room,
+            pairing,
+            timeout,
+        }
     }
 
     /// A node's answer. `false`: of no open question.

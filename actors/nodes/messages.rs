@@ -1,5 +1,6 @@
 //! What may be asked of nodes, and how it is refused.
 
+use portcullis_core::audit::Entry;
 use portcullis_core::codes::{self, Code};
 use portcullis_core::ids::DeviceId;
 use portcullis_core::nodes::{Approved, Call, Connected, NodeResult, Refusal, Stats};
@@ -7,6 +8,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::config::NodesConfig;
+use crate::audit::{AuditError, AuditHandle};
 use crate::clock::Clock;
 use crate::pairing::PairingHandle;
 use crate::supervision::Reply;
@@ -18,6 +20,8 @@ pub struct NodesWiring {
     pub config: NodesConfig,
     /// Who knows what was approved.
     pub pairing: PairingHandle,
+    /// Where what changes a node is recorded.
+    pub audit: AuditHandle,
     /// The time.
     pub clock: Clock,
 }
@@ -92,6 +96,11 @@ pub enum NodesMsg {
     Gone(DeviceId, String),
     /// With the commands that a person approved.
     Ask(Box<Question>, Approved, Reply<Option<String>, Refusal>),
+    Act(
+        Box<Entry>,
+        Box<Question>,
+        Reply<Result<Option<String>, NodesError>, AuditError>,
+    ),
     /// `true`: it was of an open question.
     Result(DeviceId, String, NodeResult, Reply<bool, Refusal>),
     Progress {

@@ -463,3 +463,28 @@ async fn the_approvals_document_of_a_node_is_relayed_by_its_own_methods_only() {
         );
     }
 }
+
+/// The bug: intent, question and outcome were the connection's, and who hung up left an act without its outcome.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_hangs_up_leaves_the_outcome_of_what_the_node_did_in_the_log() {
+    let gateway = Gateway::start();
+    let mut operator = admin(&gateway).await;
+    let device = Device::new();
+    let mut host = node(&gateway, &device, DECLARED).await;
+    approve(&mut operator, &mut host, &device).await;
+    let mut leaves = admin(&gateway).await;
+    leaves.ask("node.invoke", which(&device, 15_000)).await;
+    let asked = event(&mut host, "node.invoke.request").await["payload"].clone();
+    drop(leaves);
+    let cancel = event(&mut host, "node.invoke.cancel").await;
+    assert_eq!(cancel["payload"]["invokeId"], asked["id"]);
+    let query = json!({ "action": "nodes.invoke", "limit": 1 });
+    for _ in 0..400 {
+        let found = operator.get("audit.query", query.clone()).await;
+        if found.to_string().contains("RUN_CANCELLED") {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(25)).await;
+    }
+    panic!("{}", operator.get("audit.query", query).await);
+}

@@ -184,6 +184,20 @@ fn an_upgrade_that_lacks_something_is_refused() {
     for (headers, code) in [
         (without("Sec-WebSocket-Key"), 400),
         (with("Sec-WebSocket-Key", "Sec-WebSocket-Key: short"), 400),
+        (
+            with(
+                "Sec-WebSocket-Key",
+                "Sec-WebSocket-Key: !!!!!!!!!!!!!!!!!!!!!!==",
+            ),
+            400,
+        ),
+        (
+            with(
+                "Sec-WebSocket-Key",
+                "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZR==",
+            ),
+            400,
+        ),
         (twice, 400),
         (without("Sec-WebSocket-Version"), 426),
         (
@@ -202,7 +216,17 @@ fn an_upgrade_that_lacks_something_is_refused() {
             .to_lowercase()
             .contains("sec-websocket-version: 13")
     );
-    for line in ["GET / HTTP/1.0", "POST / HTTP/1.1"] {
+    // The absolute form names the host as the header does, or nobody knows which is meant.
+    let same = head(
+        &gateway,
+        &request("GET http://localhost/ HTTP/1.1", UPGRADE),
+    );
+    assert_eq!(status(&same), 101, "{same}");
+    for line in [
+        "GET / HTTP/1.0",
+        "POST / HTTP/1.1",
+        "GET http://evil.example/ HTTP/1.1",
+    ] {
         let answer = head(&gateway, &request(line, UPGRADE));
         assert_eq!(status(&answer), 400, "{line}: {answer}");
     }

@@ -39,6 +39,7 @@ fn nodes(ground: &mut Ground, trip: &Trip) -> NodesHandle {
         NodesWiring {
             config: NodesConfig::default(),
             pairing,
+            audit: ground.audit.clone(),
             clock: trip.clock(),
         },
     )

@@ -195,6 +195,7 @@ impl Ground {
             NodesWiring {
                 config: NodesConfig::default(),
                 pairing,
+                audit: self.audit.clone(),
                 clock: Clock::system(),
             },
         )

@@ -160,6 +160,7 @@ pub async fn house_of(
         NodesWiring {
             config: NodesConfig::default(),
             pairing,
+            audit: audit.clone(),
             clock: Clock::system(),
         },
     );
