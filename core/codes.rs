@@ -62,6 +62,7 @@ codes! {
     SIGNATURE_INVALID, "FORBIDDEN", false, 4, "sign exactly what is sent, with the key of a device that is still paired";
     SIGNATURE_STALE, "FORBIDDEN", true, 1, "set the clock right and sign the request anew";
     SIGNATURE_REPLAYED, "FORBIDDEN", false, 5, "it was taken already: a new request needs a new nonce";
+    PROXY_ATTRIBUTION_REQUIRED, "FORBIDDEN", false, 4, "name the proxy's address in [gateway.auth.trusted_proxy] addresses, or let it add no Forwarded, X-Forwarded-* and X-Real-IP header";
     NEEDS_SOCKET, "INVALID_REQUEST", false, 2, "ask for it on a WebSocket connection: it streams, or waits for a person";
     SESSION_ENDED, "UNAVAILABLE", false, 4, "the credential of this connection was changed or revoked: connect again";
     AGENT_REQUIRED, "INVALID_REQUEST", false, 2, "name the agent: `--agent NAME`";

@@ -2,6 +2,7 @@
 
 mod folders;
 mod inherited;
+mod proxies;
 mod token;
 
 pub(crate) use inherited::close_all as close_inherited;
@@ -146,7 +147,7 @@ async fn serve(
     })?;
     let tls = {
         let gateway = &loaded.config.gateway;
-        let names = tls::names(gateway.bind, &loaded.config.dashboard.hosts);
+        let names = tls::names(gateway.bind, &gateway.hosts);
         Tls::open(gateway.tls.clone(), names, identity.clone(), &state).map_err(|e| {
             let code = match &e {
                 TlsError::Key(e) => codes::find(e.code()),
@@ -155,6 +156,7 @@ async fn serve(
             Failure::of(code.unwrap_or(codes::CONFIG_INVALID), e.to_string())
         })?
     };
+    let proxies = proxies::rules(&loaded.config.gateway.auth)?;
     let database = state.join("state.db");
     let store = tokio::task::spawn_blocking(move || Store::open(&database))
         .await
@@ -182,6 +184,7 @@ async fn serve(
         crate::end_now(EXIT_TREE);
     });
     let dashboard_config = loaded.config.dashboard.clone();
+    let hosts = loaded.config.gateway.hosts.clone();
     let config_view = loaded.for_clients();
     let owner = Hash32::of(state.as_os_str().as_encoded_bytes()).to_string()[..16].to_owned();
     let Planted {
@@ -203,6 +206,7 @@ async fn serve(
             boot,
             owner,
             doors,
+            proxies: Arc::new(proxies),
             tls: tls.serving(),
             tls_shown: tls.shown(),
             cell: CELL,
@@ -229,6 +233,7 @@ async fn serve(
         tree.window(),
         PageConfig {
             port: address.port(),
+            hosts,
             dashboard: dashboard_config,
         },
     );
