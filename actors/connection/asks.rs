@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use portcullis_core::approval::{Status, Word};
+use portcullis_core::auth::Scope;
 use portcullis_core::codes;
 use portcullis_core::ids::ApprovalId;
 use portcullis_core::plan::Target;
@@ -22,6 +23,8 @@ use crate::exec::{ExecEvent, OnlyAsk, RunRequest, RunResult};
 
 /// Ids that the wire keeps for others.
 const RESERVED: &str = "plugin:";
+/// Characters of an id of who may not see others' questions.
+const UNGUESSED: usize = 16;
 
 /// Its params. What the peer has for display and routing is taken and not used: nobody's word but the plan's is shown.
 #[derive(Deserialize)]
@@ -143,11 +146,16 @@ impl Request {
         Ok(plan.argv)
     }
 
-    fn id(&self) -> Result<ApprovalId, ErrorBody> {
+    fn id(&self, conn: &Conn) -> Result<ApprovalId, ErrorBody> {
         let fresh = || uuid::Uuid::new_v4().to_string();
         let id = self.id.clone().unwrap_or_else(fresh);
         if id.starts_with(RESERVED) {
             return Err(invalid("ids that begin with plugin: are reserved"));
+        }
+        // A clash tells that there is such a question. Whoever may not see the list cannot go through the beginnings of
+        // ids to find that out.
+        if id.len() < UNGUESSED && !conn.principal.scopes.allows(Scope::Approvals) {
+            return Err(invalid("id: take a UUID, or any 16 characters and more"));
         }
         ApprovalId::new(&id).map_err(|error| invalid(&format!("id: {error}")))
     }
@@ -168,7 +176,7 @@ impl Request {
 
 pub(super) async fn request(conn: &Conn, frame: &str, params: Request) -> Result<Value, ErrorBody> {
     params.check()?;
-    let (target, id) = (params.target()?, params.id()?);
+    let (target, id) = (params.target()?, params.id(conn)?);
     let argv = params.argv(&target)?;
     let request = RunRequest {
         principal: conn.principal.as_ref().clone(),

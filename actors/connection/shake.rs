@@ -131,11 +131,17 @@ async fn try_shake(
     wiring.news.send(speaks).await.map_err(|_| End::Gone)?;
     let caps = checked.params.caps.clone();
     // Keyed by the token as it came: what is kept of it is a hash, which signs nothing.
-    let signing = checked
-        .params
-        .frame_signing
-        .as_ref()
-        .map(|asked| Keys::derive(checked.params.signed_token(), &nonce, &asked.nonce));
+    let signing = match &checked.params.frame_signing {
+        None => None,
+        Some(asked) => {
+            let key = checked.params.frame_key().ok_or_else(|| {
+                refused(ConnectRefusal::invalid(
+                    "frameSigning needs one token in auth and no other secret: the frames are keyed by what is checked",
+                ))
+            })?;
+            Some(Keys::derive(key, &nonce, &asked.nonce))
+        }
+    };
     let declared = (checked.role == Role::Node).then(|| declared(&checked.params));
     let arrival = Arrival {
         checked,

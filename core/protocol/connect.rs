@@ -297,6 +297,17 @@ impl ConnectParams {
         Err(refusal)
     }
 
+    /// What signed frames are keyed by: the one token, if it is the only secret here. Of several, the one that let the
+    /// client in could be another than the one that keys, which nobody has checked.
+    pub fn frame_key(&self) -> Option<&str> {
+        let auth = self.auth.as_ref()?;
+        let tokens = [&auth.token, &auth.device_token, &auth.bootstrap_token];
+        let mut given = tokens.into_iter().flatten();
+        let first = given.next()?;
+        let is_only = auth.password.is_none() && given.all(|other| other == first);
+        is_only.then_some(first)
+    }
+
     /// The token that a device signs: the first of the three secrets, never the password.
     pub fn signed_token(&self) -> &str {
         self.auth
@@ -396,6 +407,27 @@ mod tests {
     }
 
     const CLI: &str = r#"{"minProtocol":4,"maxProtocol":4,"client":{"id":"cli","version":"2026.9.6","platform":"linux","deviceFamily":"Linux","mode":"cli","instanceId":"x"},"caps":[],"auth":{"token":"t"},"role":"operator","scopes":["operator.read"]}"#;
+
+    /// The bug: with a junk `token` beside a good `deviceToken` the frames' key was the junk.
+    #[test]
+    fn frames_are_keyed_by_the_one_secret_that_is_checked() {
+        let key = |auth: &str| {
+            let text = CLI.replace(r#"{"token":"t"}"#, auth);
+            params(&text).frame_key().map(str::to_owned)
+        };
+        assert_eq!(key(r#"{"token":"t"}"#).as_deref(), Some("t"));
+        assert_eq!(key(r#"{"deviceToken":"d"}"#).as_deref(), Some("d"));
+        let same = key(r#"{"token":"d","deviceToken":"d"}"#);
+        assert_eq!(same.as_deref(), Some("d"));
+        for none in [
+            "{}",
+            r#"{"token":"x","deviceToken":"d"}"#,
+            r#"{"password":"p"}"#,
+            r#"{"token":"x","password":"p"}"#,
+        ] {
+            assert_eq!(key(none), None, "{none}");
+        }
+    }
 
     #[test]
     fn the_recorded_cli_connect_is_taken() {

@@ -32,6 +32,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Between two warnings that all sockets are in use.
 const WARN_EVERY: Duration = Duration::from_mins(1);
 const HTTP: &str = "http";
+/// Of one agent, whoever holds its token: each may hold a message that has not come to its end.
+const SOCKETS_OF_AN_AGENT: usize = 64;
 
 /// What the room is given at each start.
 #[derive(Clone)]
@@ -199,7 +201,7 @@ impl Room for Edge {
             EdgeMsg::News(ConnectionNews::Speaks(key)) => self.budget.speaks(key),
             EdgeMsg::News(ConnectionNews::Refused(key)) => self.budget.refused(key),
             EdgeMsg::News(ConnectionNews::Admitted(key, principal, name, listed)) => {
-                self.admitted(key, Who { principal, name });
+                self.admitted(key, Who { principal, name }).await;
                 // Gone already is as good.
                 let _ = listed.send(());
             }
@@ -450,18 +452,30 @@ impl Edge {
         })
     }
 
-    fn admitted(&mut self, key: u64, newcomer: Who) {
+    async fn admitted(&mut self, key: u64, newcomer: Who) {
         self.budget.leave(key);
         let Some(socket) = self.sockets.get_mut(&key) else {
             return;
         };
-        let Stage::Open(_, who) = &mut socket.stage else {
+        let Stage::Open(handle, who) = &mut socket.stage else {
             return;
         };
         let has_device = newcomer.principal.device().is_some();
+        let agent = newcomer.principal.agent.clone();
+        let handle = handle.clone();
         *who = Some(newcomer);
         if has_device {
             self.publish_connected();
+        }
+        let Some(agent) = agent else { return };
+        let same = self.sockets.values().filter(|socket| {
+            matches!(&socket.stage, Stage::Open(_, Some(who)) if who.principal.agent.as_ref() == Some(&agent))
+        });
+        if same.count() > SOCKETS_OF_AN_AGENT {
+            // Gone already is as good.
+            let _ = handle
+                .close(1008, "too many connections of this agent")
+                .await;
         }
     }
 

@@ -142,9 +142,11 @@ async fn answer(rpc: &Rpc, request: Request<Incoming>) -> Result<(String, Value)
     if name == "health" {
         return Ok((id, json!({ "ok": true, "ts": rpc.clock.now() })));
     }
+    // Its requests are one connection, whoever else signs: nobody answers his own question, and anybody another's.
+    let connection = format!("http:{}", principal.name());
     let about = About {
         principal: &principal,
-        connection: "http",
+        connection: &connection,
     };
     let payload = rpc.methods.call(about, &name, &Params(&params)).await?;
     Ok((id, payload))

@@ -96,3 +96,36 @@ async fn a_message_that_stands_still_is_closed_though_its_sender_answers_pings()
     };
     assert_eq!(closed, told(1008, "a message takes too long"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_agent_has_so_many_connections_and_another_is_not_held_up_by_them() {
+    let gateway = Gateway::start();
+    let auth = |name: &str| {
+        let token = gateway.json(&["agents", "token", name]);
+        json!({ "token": token["token"] })
+    };
+    let (demo, other) = (auth("demo"), auth("other"));
+    let mut open = vec![];
+    for _ in 0..64 {
+        let mut agent = Client::agent(&gateway.state()).await;
+        let connect = Connect::bare().role("agent").auth(demo.clone());
+        agent.hello(&connect).await;
+        open.push(agent);
+    }
+    let mut one_more = Client::agent(&gateway.state()).await;
+    let connect = Connect::bare().role("agent").auth(demo);
+    let params = connect.params(&one_more.nonce, one_more.ts);
+    one_more.ask("connect", params).await;
+    assert_eq!(
+        one_more.closed().await,
+        told(1008, "too many connections of this agent")
+    );
+    let mut honest = Client::agent(&gateway.state()).await;
+    honest
+        .hello(&Connect::bare().role("agent").auth(other))
+        .await;
+    honest.get("health", json!({})).await;
+    for agent in &mut open {
+        agent.get("health", json!({})).await;
+    }
+}
