@@ -10,6 +10,7 @@
 //!   that are unsound or written under an intent that the log does not hold are left out: their devices pair anew.
 
 mod actor;
+mod codes;
 mod config;
 mod handle;
 mod messages;
@@ -19,7 +20,7 @@ mod tests;
 pub use actor::PairingRoom;
 pub use config::PairingConfig;
 pub use handle::PairingHandle;
-pub use messages::{PairingMsg, PairingRefusal, PairingWiring};
+pub use messages::{CodeVerdict, MadeCode, PairingMsg, PairingRefusal, PairingWiring, Presented};
 pub use portcullis_core::pairing::{
     Caller, Client, ConnectFacts, Declared, Effective, Invalidation, IssuedToken, News,
     PairingNeeded, Surface, SurfaceState, TokenRefusal, Verdict,

@@ -80,6 +80,17 @@ pub enum Refusal {
     /// Not connected as a node, or not under this generation any more.
     #[error("unknown nodeId")]
     UnknownNode,
+    /// A setup code is for an operator with scopes, or for a node without.
+    #[error(
+        "a setup code is for role operator with at least one scope, or for role node with none"
+    )]
+    RoleInvalid,
+    /// A setup code is for a device that is new.
+    #[error("this device is known already: a person decides what more it may")]
+    KnownDevice,
+    /// Used, over, or never there.
+    #[error("unknown setupId")]
+    UnknownSetup,
     /// Too many requests wait, from this address or in all.
     #[error("too many pairing requests are pending: decide on them first")]
     TooManyPending,
@@ -92,14 +103,15 @@ impl Refusal {
     /// Stable code.
     pub const fn code(&self) -> &'static str {
         match self {
-            Self::UnknownRequest => "REQUEST_NOT_FOUND",
+            Self::UnknownRequest | Self::UnknownSetup => "REQUEST_NOT_FOUND",
             Self::UnknownDevice | Self::UnknownNode => "DEVICE_NOT_FOUND",
             Self::MissingScope(_) => "MISSING_SCOPE",
             Self::ApprovalDenied
             | Self::RotationDenied
             | Self::RevocationDenied
-            | Self::RemovalDenied => "PAIRING_DENIED",
-            Self::LabelInvalid | Self::SurfaceInvalid => "INVALID_PARAMS",
+            | Self::RemovalDenied
+            | Self::KnownDevice => "PAIRING_DENIED",
+            Self::LabelInvalid | Self::SurfaceInvalid | Self::RoleInvalid => "INVALID_PARAMS",
             Self::TooManyPending | Self::TooManyDevices => "TOO_MANY_PENDING",
         }
     }

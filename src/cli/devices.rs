@@ -11,6 +11,7 @@ use super::args::Devices;
 use super::client::Client;
 use super::failure::Failure;
 use super::out::Out;
+use crate::show::qr;
 use crate::show::text::{clean, fingerprint, now_ms, span, table, utc};
 use crate::show::value::{field, joined, list, number};
 
@@ -54,6 +55,17 @@ pub async fn run(door: &Path, what: &Devices, out: Out) -> Result<u8, Failure> {
             out.both(&answer, || {
                 format!("approved {}\n{}", name(pending), shown(pending))
             })?;
+        }
+        Devices::SetupCode { role, scope, url } => {
+            let mut params = json!({ "role": role });
+            if !scope.is_empty() {
+                params["scopes"] = json!(scopes_of(scope)?);
+            }
+            if let Some(url) = url {
+                params["publicUrl"] = url.as_str().into();
+            }
+            let answer = client.call("device.pair.setupCode", params).await?;
+            out.both(&answer, || setup_code(&answer, role))?;
         }
         Devices::Reject { id } => {
             let pending = find(list(&all, "pending"), "requestId", id)?;
@@ -121,6 +133,19 @@ pub async fn run(door: &Path, what: &Devices, out: Out) -> Result<u8, Failure> {
     }
     client.close().await;
     Ok(0)
+}
+
+/// The code as text, and drawn for a camera.
+fn setup_code(answer: &Value, role: &str) -> String {
+    let code = field(answer, "setupCode");
+    let until = utc(number(answer, "expiresAtMs").unwrap_or_default());
+    format!(
+        "Setup code for one new device as {}, good once, until {until}:\n\n{code}\n\n{}\n\
+         It names {}. Whoever has it is let in: show it to that device only.\n",
+        clean(role),
+        qr::drawn(code).unwrap_or_default(),
+        clean(field(answer, "gatewayUrl")),
+    )
 }
 
 /// The one whose id begins so.

@@ -17,6 +17,7 @@ mod passwords;
 mod revocation;
 mod rfc6455;
 mod secrets;
+mod setup_codes;
 mod signed_frames;
 mod signed_http;
 mod tls;

@@ -3,6 +3,7 @@
 mod agent;
 mod device;
 mod secret;
+mod setup;
 mod uid;
 
 use portcullis_core::auth::{Door, Proof, Role};
@@ -45,6 +46,17 @@ async fn over_tcp(desk: &Desk, arrival: Arrival) -> Result<Admitted, ConnectRefu
     }
     if arrival.checked.role == Role::Agent {
         return agent::by_token(&desk.credentials, &arrival);
+    }
+    if let Some(code) = arrival.setup_code().filter(|_| {
+        // A code is one device's: without a device it is nothing.
+        arrival.checked.params.device.is_some()
+    }) {
+        match setup::by_code(desk, &arrival, code).await {
+            // It goes before the shared secret, and its failure matters only where nothing else is brought (wire.md 5).
+            Err(refusal) if !arrival.brings_more() => return Err(refusal),
+            Err(_) => {}
+            admitted => return admitted,
+        }
     }
     let proven = secret::shared(desk, &arrival).await?;
     let words = |refusal| secret::in_words_of(desk.wiring.modes, &arrival, refusal);
