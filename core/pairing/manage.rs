@@ -4,7 +4,7 @@ use super::decide::{Fresh, IssuedToken, grant, issue, words};
 use super::machine::{Change, Decision, Invalidation, News, Pairing, Record, resolved};
 use super::records::{ApprovedVia, Device, FORMAT, Pending};
 use super::surface::drop_surface;
-use crate::auth::{Principal, Proof, Role, Scope, ScopeSet};
+use crate::auth::{Principal, Role, Scope, ScopeSet};
 use crate::ids::DeviceId;
 use crate::time::Millis;
 use std::collections::BTreeMap;
@@ -17,8 +17,9 @@ pub struct Caller {
     pub scopes: ScopeSet,
     /// The device behind it.
     pub device: Option<DeviceId>,
-    /// The device token alone let it in: without admin it may act on itself only.
-    pub by_device_token: bool,
+    /// It comes with a device, whatever else it brought: without admin it may act on itself only. A shared secret beside
+    /// the device's signature is no word of a person on other devices, and a signed request is the device's as well.
+    pub is_device: bool,
 }
 
 impl Caller {
@@ -27,7 +28,7 @@ impl Caller {
         Self {
             scopes: principal.scopes.clone(),
             device: principal.device().cloned(),
-            by_device_token: matches!(principal.proof, Proof::DeviceToken(_)),
+            is_device: principal.device().is_some(),
         }
     }
 
@@ -41,7 +42,7 @@ impl Caller {
 
     /// May it change anything of that device?
     pub fn may_touch(&self, device: &DeviceId) -> bool {
-        !self.by_device_token || self.is_admin() || self.is(device)
+        !self.is_device || self.is_admin() || self.is(device)
     }
 }
 

@@ -260,7 +260,7 @@ mod tests {
         let caller = Caller {
             scopes: scopes.iter().copied().collect(),
             device: None,
-            by_device_token: false,
+            is_device: false,
         };
         (caller, maker)
     }
