@@ -1,7 +1,9 @@
 //! Who somebody is and what they may ask for: every way in ends in one [`Principal`].
 
+pub mod assertion;
 pub mod limits;
 pub mod password;
+pub mod proxy;
 pub mod secret;
 mod standing;
 

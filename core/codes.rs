@@ -62,6 +62,7 @@ codes! {
     SIGNATURE_INVALID, "FORBIDDEN", false, 4, "sign exactly what is sent, with the key of a device that is still paired";
     SIGNATURE_STALE, "FORBIDDEN", true, 1, "set the clock right and sign the request anew";
     SIGNATURE_REPLAYED, "FORBIDDEN", false, 5, "it was taken already: a new request needs a new nonce";
+    PROXY_ATTRIBUTION_REQUIRED, "FORBIDDEN", false, 4, "name the proxy's address in [gateway.auth.trusted_proxy] addresses, or let it add no Forwarded, X-Forwarded-* and X-Real-IP header";
     NEEDS_SOCKET, "INVALID_REQUEST", false, 2, "ask for it on a WebSocket connection: it streams, or waits for a person";
     SESSION_ENDED, "UNAVAILABLE", false, 4, "the credential of this connection was changed or revoked: connect again";
     AGENT_REQUIRED, "INVALID_REQUEST", false, 2, "name the agent: `--agent NAME`";
@@ -113,6 +114,8 @@ codes! {
     IDENTITY_INVALID, "UNAVAILABLE", false, 4, "the identity key must be a file of 0600 outside the state directory";
     PORT_IN_USE, "UNAVAILABLE", false, 1, "another program listens there: choose another with --port";
     DAEMON_UNREACHABLE, "UNAVAILABLE", true, 7, "start it: `portcullis gateway`";
+    SERVER_NOT_VERIFIED, "UNAVAILABLE", false, 4, "nothing was sent to it: compare --pin with what `portcullis status` of that gateway shows; without a pin its certificate must be one that this system trusts";
+    CREDENTIAL_NEEDED, "UNAVAILABLE", false, 4, "name a file of 0600 with that gateway's token: --token-file FILE; it is needed until this machine is paired there";
     CREDENTIAL_GIVEN, "INVALID_REQUEST", false, 1, "change it where it is given (PORTCULLIS_GATEWAY_TOKEN or [gateway.auth] token_file) and restart the gateway";
     CREDENTIAL_NOT_FOUND, "INVALID_REQUEST", false, 3, "`portcullis agents list` and `portcullis password list` show what there is";
     PASSWORD_INVALID, "INVALID_REQUEST", false, 2, "give 12 characters or more (`portcullis password set < file`), or a bcrypt hash of cost 10 to 14 (--hash)";

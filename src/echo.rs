@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use portcullis_actors::clock::Clock;
 use portcullis_actors::connection::{Stream, echo};
 use portcullis_actors::supervision::Flag;
 use tokio::net::TcpListener;
@@ -23,6 +24,8 @@ pub async fn serve(listener: TcpListener, frame_max: usize) -> std::io::Result<(
     let http = Http {
         header_ms: 10_000,
         hosts: Arc::new(vec![]),
+        proxies: Arc::default(),
+        clock: Clock::system(),
         tree: tree.reader(),
         site: site.reader(),
         tls: tls.reader(),

@@ -25,6 +25,7 @@ use portcullis_actors::supervision::{
 use portcullis_actors::vault::{VaultHandle, VaultWiring};
 use portcullis_core::approval::{Agents, PlanSealer};
 use portcullis_core::audit::BootId;
+use portcullis_core::auth::proxy::ProxyRules;
 use portcullis_core::identity::Identity;
 use portcullis_core::ids::AgentId;
 use portcullis_core::policy::AgentPolicy;
@@ -76,6 +77,8 @@ pub struct Ground {
     pub owner: String,
     /// The listening sockets.
     pub doors: Doors,
+    /// Whose word on a client counts.
+    pub proxies: Arc<ProxyRules>,
     /// What TLS is spoken with.
     pub tls: FlagReader<tls::Serving>,
     /// The same, for `status`.
@@ -305,7 +308,9 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             doors,
             http: Http {
                 header_ms: config.gateway.limits.header_ms,
-                hosts: Arc::new(config.dashboard.hosts.clone()),
+                hosts: Arc::new(config.gateway.hosts.clone()),
+                proxies: ground.proxies,
+                clock: clock.clone(),
                 tls: ground.tls,
                 tree: window.reader(),
                 site: site.reader(),

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use portcullis_core::audit::Entry;
 use portcullis_core::auth::limits::{Class, Limited, Source, Tried};
 use portcullis_core::auth::password::{PasswordError, PasswordHash};
+use portcullis_core::auth::proxy::{Named, NotNamed};
 use portcullis_core::auth::{Door, Holder, Principal, SecretName, Whose};
 use portcullis_core::ids::AgentId;
 use portcullis_core::protocol::ConnectRefusal;
@@ -22,7 +23,7 @@ use crate::supervision::{CallError, Reply};
 /// What the kernel and the edge know of the other end; nothing here is the client's word.
 #[derive(Debug, Clone)]
 pub struct Peer {
-    /// Of the socket; none on a Unix socket.
+    /// Of the socket, or of the client behind a trusted proxy; none on a Unix socket.
     pub ip: Option<IpAddr>,
     /// The uid that the kernel names.
     pub uid: Option<u32>,
@@ -34,6 +35,8 @@ pub struct Peer {
     pub is_local: bool,
     /// An `Origin` header was there: a browser.
     pub has_origin: bool,
+    /// Whom a trusted proxy names, where users come by one and the request came through it.
+    pub named: Option<Result<Named, NotNamed>>,
 }
 
 /// The secret of an `Authorization: Bearer` header. Wiped when dropped; cannot be printed.

@@ -9,8 +9,6 @@ use serde::{Deserialize, Serialize};
 pub struct DashboardConfig {
     /// Serve the page. Off: its paths answer 404 and `dashboard.code` refuses.
     pub enabled: bool,
-    /// Names besides localhost, 127.0.0.1 and [::1] under which a browser may reach the page.
-    pub hosts: Vec<String>,
     /// How long a one-time code works, in seconds.
     pub code_seconds: u64,
     /// A session ends after so many minutes without use.
@@ -25,7 +23,6 @@ impl Default for DashboardConfig {
     fn default() -> Self {
         Self {
             enabled: true,
-            hosts: Vec::new(),
             code_seconds: 60,
             idle_minutes: 30,
             session_hours: 12,

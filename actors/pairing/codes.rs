@@ -26,7 +26,11 @@ impl PairingRoom {
         let random = fresh()?;
         let token = Token::from_random(TokenKind::Setup, &random.token);
         let id = format!("set-{}", random.request_id);
-        let scopes: Vec<_> = code.scopes.iter().map(|scope| scope.as_str()).collect();
+        let scopes: Vec<_> = code
+            .scopes
+            .iter()
+            .map(portcullis_core::auth::Scope::as_str)
+            .collect();
         let entry = Entry {
             action: "pairing.setup_code".to_owned(),
             object: Some(id.clone()),

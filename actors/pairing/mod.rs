@@ -4,9 +4,8 @@
 //! - *Called by*: auth (`decide`, `generation`), the connection (list, approve, reject, remove, rename, rotate, revoke;
 //!   of nodes too), whoever asks a node something (`surface`).
 //! - *Calls*: the audit log and the store. Upwards it only tells news: [`PairingHandle::news`].
-//! - *On a crash* nothing is lost: every change is durable before it counts, and all of it is re-read. News told in
-//!   between may be missed; a session compares its generation again before it acts.
-//!   Setup codes are in memory and are lost.
+//! - *On a crash* nothing durable is lost: every change is durable before it counts, and all of it is re-read. News told in
+//!   between may be missed; a session compares its generation again before it acts. Setup codes are in memory and are lost.
 //! - *Refuses* as core's `Refusal` says; when a change cannot be recorded or stored, it is not made. At a start, rows
 //!   that are unsound or written under an intent that the log does not hold are left out: their devices pair anew.
 

@@ -275,8 +275,9 @@ mod tests {
 
     #[test]
     fn a_code_gives_no_more_than_its_maker_holds_and_only_an_administrator_makes_one() {
+        type Case<'a> = (&'a [Scope], (Role, ScopeSet), Option<Refusal>);
         let operator = |scopes: &[Scope]| (Role::Operator, scopes.iter().copied().collect());
-        let cases: [(&[Scope], (Role, ScopeSet), Option<Refusal>); 6] = [
+        let cases: [Case<'_>; 6] = [
             (&[Scope::Admin], operator(&[Scope::Read]), None),
             (&[Scope::Admin], (Role::Node, ScopeSet::empty()), None),
             (

@@ -5,6 +5,8 @@ use portcullis_core::approval::PlanSealer;
 use portcullis_core::audit::{
     Head, Scanner, SegmentHeader, Seq, Step, decode_leaf, encode_record, leaf_hash,
 };
+use portcullis_core::auth::Scope;
+use portcullis_core::auth::proxy::{Headers, Network, ProxyRules, SocketFacts, Way};
 use portcullis_core::device::{self, Claim, DeviceKey, SignedVersion};
 use portcullis_core::identity::{BootKey, Identity};
 use portcullis_core::ids::{AgentId, DeviceId, RunId};
@@ -31,6 +33,7 @@ pub const ALL: &[Target] = &[
     ("device", device),
     ("shown", shown),
     ("names", names),
+    ("forwarded", forwarded),
 ];
 
 fn text(data: &[u8]) -> Option<&str> {
@@ -331,5 +334,51 @@ pub fn names(data: &[u8]) {
     if let Ok(policy) = EnvPolicy::new([text]) {
         assert!(!plan::steers(text));
         let _ = policy.check(&plan::Target::Host, text);
+    }
+}
+
+/// Headers of proxies, one a line, `name:value`.
+pub fn forwarded(data: &[u8]) {
+    let listed: Network = "10.0.0.0/8".parse().unwrap();
+    let rules = ProxyRules {
+        addresses: vec![listed],
+        names_users: true,
+        user_header: "x-user".to_owned(),
+        allow_users: vec!["ada".to_owned()],
+        scopes_header: "x-scopes".to_owned(),
+        scopes: [Scope::Write].into_iter().collect(),
+        ..ProxyRules::default()
+    };
+    let lines: Vec<(&str, &[u8])> = data
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| {
+            let colon = line.iter().position(|byte| *byte == b':')?;
+            Some((text(&line[..colon])?, &line[colon + 1..]))
+        })
+        .collect();
+    let headers = Headers(&lines);
+    let from = |ip: [u8; 4]| SocketFacts {
+        source: Some(ip.into()),
+        is_this_machine: false,
+        uid: None,
+        certificate: None,
+    };
+    // A stranger is direct or refused, and a client behind a proxy is somebody else.
+    let stranger = rules.attribute(&from([192, 0, 2, 1]), headers);
+    assert_eq!(stranger.is_err(), headers.is_forwarded());
+    assert!(!matches!(stranger, Ok(Way::Proxied(_))));
+    if let Ok(Way::Proxied(client)) = rules.attribute(&from([10, 0, 0, 1]), headers) {
+        assert!(headers.is_forwarded() && !client.is_loopback() && !client.is_unspecified());
+    }
+    if let Ok(named) = rules.name(headers, 0) {
+        assert_eq!(named.user, "ada");
+        assert!(
+            Scope::ALL
+                .iter()
+                .all(|s| !named.scopes.allows(*s) || rules.scopes.allows(*s))
+        );
+    }
+    if let Some(Ok(network)) = text(data).map(str::parse::<Network>) {
+        assert_eq!(network.to_string().parse(), Ok(network));
     }
 }

@@ -8,9 +8,9 @@ use portcullis_core::codes;
 use serde_json::{Value, json};
 
 use super::args::Approvals;
-use super::client::Client;
 use super::failure::Failure;
 use super::out::Out;
+use crate::client::{Client, Door};
 use crate::show::card::{agent, card, line, target};
 use crate::show::text::{clean, left, table, utc};
 use crate::show::value::{field, list, number};
@@ -19,7 +19,7 @@ use crate::show::value::{field, list, number};
 ///
 /// # Errors
 /// [`Failure`].
-pub async fn run(door: &Path, what: &Approvals, out: Out) -> Result<u8, Failure> {
+pub async fn run(door: &Door, what: &Approvals, out: Out) -> Result<u8, Failure> {
     let scope = match what {
         Approvals::Policy { .. } => Scope::Admin,
         _ => Scope::Approvals,

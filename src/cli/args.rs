@@ -39,6 +39,18 @@ pub struct Global {
     /// Machine identity key, outside the state directory [default: $`PORTCULLIS_IDENTITY_FILE`]
     #[arg(long, global = true, value_name = "FILE")]
     pub identity: Option<PathBuf>,
+    /// A gateway elsewhere, as wss://HOST[:PORT], to which this machine is a paired device
+    #[arg(long, global = true, value_name = "URL", conflicts_with = "socket")]
+    pub url: Option<String>,
+    /// The key that gateway must have, as its `portcullis status` shows it; without it, this system's authorities vouch
+    #[arg(long, global = true, value_name = "sha256:HEX", requires = "url")]
+    pub pin: Option<String>,
+    /// File of 0600 with that gateway's token, for as long as this machine has none of its own
+    #[arg(long, global = true, value_name = "FILE", requires = "url")]
+    pub token_file: Option<PathBuf>,
+    /// Where this machine keeps its own key and tokens for gateways elsewhere [default: $`PORTCULLIS_CLIENT_DIR`, $`XDG_STATE_HOME/portcullis-client`]
+    #[arg(long, global = true, value_name = "DIR", requires = "url")]
+    pub client_keys: Option<PathBuf>,
     /// Answer for machines: JSON on stdout, errors too
     #[arg(long, global = true)]
     pub json: bool,
@@ -90,6 +102,20 @@ pub enum Command {
     Config(Config),
     /// Versions of this program and of the wire
     Version,
+}
+
+impl Command {
+    /// Works on this machine's files only: no gateway is spoken to.
+    pub const fn is_local(&self) -> bool {
+        matches!(
+            self,
+            Self::Gateway(_)
+                | Self::Up(_)
+                | Self::Version
+                | Self::Config(Config::Check)
+                | Self::Audit(Audit::Verify { offline: true })
+        )
+    }
 }
 
 /// For `gateway` and `up`.
@@ -227,7 +253,7 @@ pub enum Devices {
         scope: Vec<String>,
         /// The address that the code names, where the device does not dial this machine's own
         #[arg(long, value_name = "URL")]
-        url: Option<String>,
+        address: Option<String>,
     },
     /// Refuse a request
     Reject {

@@ -8,9 +8,9 @@ use portcullis_core::codes;
 use serde_json::{Map, Value, json};
 
 use super::args::{Audit, Query};
-use super::client::Client;
 use super::failure::Failure;
 use super::out::Out;
+use crate::client::{Client, Door};
 use crate::show::record::Shown;
 use crate::show::text::{clean, cleaned_table};
 use crate::show::value::{field, list, number};
@@ -20,7 +20,7 @@ use crate::show::value::{field, list, number};
 /// # Errors
 /// [`Failure`].
 pub async fn run(
-    door: impl FnOnce() -> Result<PathBuf, Failure>,
+    door: impl FnOnce() -> Result<Door, Failure>,
     state: impl FnOnce() -> Result<PathBuf, Failure>,
     what: &Audit,
     out: Out,

@@ -9,9 +9,9 @@ use serde_json::json;
 
 use super::approvals::pretty;
 use super::args::Config;
-use super::client::Client;
 use super::failure::Failure;
 use super::out::Out;
+use crate::client::{Client, Door};
 use crate::config::{self, LoadError};
 use crate::show::text::clean;
 
@@ -20,7 +20,7 @@ use crate::show::text::clean;
 /// # Errors
 /// [`Failure`].
 pub async fn run(
-    door: impl FnOnce() -> Result<PathBuf, Failure>,
+    door: impl FnOnce() -> Result<Door, Failure>,
     state: impl FnOnce() -> Result<PathBuf, Failure>,
     what: &Config,
     out: Out,

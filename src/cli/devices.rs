@@ -1,16 +1,15 @@
 //! `portcullis devices`: who may connect.
 
 use std::fmt::Write as _;
-use std::path::Path;
 
 use portcullis_core::auth::Scope;
 use portcullis_core::codes;
 use serde_json::{Value, json};
 
 use super::args::Devices;
-use super::client::Client;
 use super::failure::Failure;
 use super::out::Out;
+use crate::client::{Client, Door};
 use crate::show::qr;
 use crate::show::text::{clean, fingerprint, now_ms, span, table, utc};
 use crate::show::value::{field, joined, list, number};
@@ -19,7 +18,7 @@ use crate::show::value::{field, joined, list, number};
 ///
 /// # Errors
 /// [`Failure`].
-pub async fn run(door: &Path, what: &Devices, out: Out) -> Result<u8, Failure> {
+pub async fn run(door: &Door, what: &Devices, out: Out) -> Result<u8, Failure> {
     // Approving a device's scopes needs those scopes (wire.md 6), so admin is asked for; a lesser operator gets less.
     let scopes = match what {
         Devices::List | Devices::Show { .. } => [Scope::Pairing].as_slice(),
@@ -56,12 +55,16 @@ pub async fn run(door: &Path, what: &Devices, out: Out) -> Result<u8, Failure> {
                 format!("approved {}\n{}", name(pending), shown(pending))
             })?;
         }
-        Devices::SetupCode { role, scope, url } => {
+        Devices::SetupCode {
+            role,
+            scope,
+            address,
+        } => {
             let mut params = json!({ "role": role });
             if !scope.is_empty() {
                 params["scopes"] = json!(scopes_of(scope)?);
             }
-            if let Some(url) = url {
+            if let Some(url) = address {
                 params["publicUrl"] = url.as_str().into();
             }
             let answer = client.call("device.pair.setupCode", params).await?;

@@ -1,7 +1,6 @@
 //! `portcullis exec`: streams what the command writes, ends with its code.
 
 use std::io::{IsTerminal, Write as _};
-use std::path::Path;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -14,10 +13,10 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::args::ExecArgs;
-use super::client::{Client, Incoming};
 use super::failure::Failure;
 use super::out::{self, Out, note};
 use super::{EXEC_REFUSED, Interrupts};
+use crate::client::{Client, Door, Incoming};
 use crate::show::text::clean;
 use crate::show::value::{field, number};
 
@@ -33,7 +32,7 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// Every refusal: the caller ends with 125.
-pub async fn run(door: &Path, args: &ExecArgs, out: Out) -> Result<u8, Failure> {
+pub async fn run(door: &Door, args: &ExecArgs, out: Out) -> Result<u8, Failure> {
     let mut client = Client::connect(door, &[Scope::ActAs], &[]).await?;
     let request = client.send("exec.run", params(args)).await?;
     let writer = Writer::start(args.raw || out.json);

@@ -23,6 +23,8 @@ pub struct Failure {
     pub exit: u8,
     /// Lines to add somewhere, where the gateway knows them.
     pub fix: Option<String>,
+    /// Of what a person must decide first.
+    pub request_id: Option<Box<str>>,
     /// Nobody reads any more: end without a word.
     pub silent: bool,
 }
@@ -37,6 +39,7 @@ impl Failure {
             retryable: code.retryable,
             exit: code.exit,
             fix: None,
+            request_id: None,
             silent: false,
         }
     }
@@ -87,6 +90,7 @@ impl Failure {
             retryable: error.retryable.unwrap_or(false),
             exit,
             fix: detail("fix"),
+            request_id: detail("requestId").map(Into::into),
             silent: false,
         }
     }
@@ -108,6 +112,9 @@ impl Failure {
         });
         if let Some(fix) = &self.fix {
             error["fix"] = fix.as_str().into();
+        }
+        if let Some(id) = &self.request_id {
+            error["requestId"] = (**id).into();
         }
         json!({ "error": error })
     }

@@ -4,7 +4,6 @@
 mod approvals;
 pub mod args;
 mod audit;
-mod client;
 mod config;
 mod devices;
 mod exec;
@@ -24,9 +23,7 @@ use clap::{CommandFactory as _, Parser as _};
 use portcullis_core::codes;
 
 pub use args::{Cli, Command, GatewayArgs, Global};
-pub use client::{Client, Incoming};
 pub use failure::Failure;
-use state::control_socket;
 pub use state::{identity_file, state_dir};
 
 use out::Out;
@@ -42,6 +39,10 @@ const EXEC_REFUSED: u8 = 125;
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, u8> {
     let args: Vec<OsString> = args.into_iter().collect();
     let error = match Cli::try_parse_from(&args) {
+        Ok(cli) if cli.global.url.is_some() && cli.command.is_local() => Cli::command().error(
+            clap::error::ErrorKind::ArgumentConflict,
+            "--url names a gateway elsewhere, and this command works on this machine only",
+        ),
         Ok(cli) => return Ok(cli),
         Err(error) => error,
     };
@@ -113,7 +114,7 @@ pub fn report(failure: &Failure, out: Out) {
 
 async fn command(cli: &Cli, out: Out) -> Result<u8, Failure> {
     let state = || state_dir(cli.global.state.as_deref());
-    let door = || control_socket(cli.global.socket.as_deref(), cli.global.state.as_deref());
+    let door = || state::door(&cli.global);
     match &cli.command {
         Command::Gateway(_) | Command::Up(_) => Err(Failure::of(
             codes::INTERNAL,

@@ -1,15 +1,13 @@
 //! `portcullis nodes`: node hosts, and what each may be asked.
 
-use std::path::Path;
-
 use portcullis_core::auth::Scope;
 use serde_json::{Value, json};
 
 use super::args::Nodes;
-use super::client::Client;
 use super::devices::find;
 use super::failure::Failure;
 use super::out::Out;
+use crate::client::{Client, Door};
 use crate::show::text::{clean, table};
 use crate::show::value::{field, joined, list};
 
@@ -17,10 +15,10 @@ use crate::show::value::{field, joined, list};
 ///
 /// # Errors
 /// [`Failure`].
-pub async fn run(state: &Path, what: &Nodes, out: Out) -> Result<u8, Failure> {
+pub async fn run(door: &Door, what: &Nodes, out: Out) -> Result<u8, Failure> {
     // What runs commands is approved with admin (wire.md 6.1); a lesser operator gets less.
     let scopes = [Scope::Admin, Scope::Pairing, Scope::Read];
-    let mut client = Client::connect(state, &scopes, &[]).await?;
+    let mut client = Client::connect(door, &scopes, &[]).await?;
     match what {
         Nodes::List => {
             let nodes = client.call("node.list", json!({})).await?;

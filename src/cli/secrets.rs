@@ -2,7 +2,6 @@
 //! comes by stdin or unseen from the terminal, and never back.
 
 use std::io::{IsTerminal as _, Read as _, Write as _};
-use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -13,9 +12,9 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use super::args::{Agents, Password};
-use super::client::Client;
 use super::failure::Failure;
 use super::out::Out;
+use crate::client::{Client, Door};
 use crate::show::text::{clean, table, utc};
 use crate::show::value::{field, list, number};
 
@@ -23,7 +22,7 @@ use crate::show::value::{field, list, number};
 ///
 /// # Errors
 /// [`Failure`].
-pub async fn agents(door: &Path, what: &Agents, out: Out) -> Result<u8, Failure> {
+pub async fn agents(door: &Door, what: &Agents, out: Out) -> Result<u8, Failure> {
     let mut client = Client::connect(door, &[Scope::Admin], &[]).await?;
     match what {
         Agents::Token { name } => {
@@ -60,7 +59,7 @@ pub async fn agents(door: &Path, what: &Agents, out: Out) -> Result<u8, Failure>
 ///
 /// # Errors
 /// [`Failure`].
-pub async fn password(door: &Path, what: &Password, out: Out) -> Result<u8, Failure> {
+pub async fn password(door: &Door, what: &Password, out: Out) -> Result<u8, Failure> {
     // Read before dialling: the gateway's patience is not for typing.
     let text = match what {
         Password::Set { hash, .. } => Some(read(*hash)?),
@@ -106,7 +105,7 @@ pub async fn password(door: &Path, what: &Password, out: Out) -> Result<u8, Fail
 ///
 /// # Errors
 /// [`Failure`].
-pub async fn rotate(door: &Path, out: Out) -> Result<u8, Failure> {
+pub async fn rotate(door: &Door, out: Out) -> Result<u8, Failure> {
     let mut client = Client::connect(door, &[Scope::Admin], &[]).await?;
     let answer = client.call("auth.token.rotate", json!({})).await?;
     out.both(&answer, || {

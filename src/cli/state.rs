@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use portcullis_core::codes;
 
+use super::args::Global;
 use super::failure::Failure;
+use crate::client::{Address, Door, Place, Remote, TokenFile};
 
 /// `--state`, `PORTCULLIS_STATE_DIR`, `STATE_DIRECTORY` (systemd), `XDG_STATE_HOME/portcullis`,
 /// `~/.local/state/portcullis`, in this order; empty counts as unset.
@@ -39,6 +41,32 @@ pub fn control_socket(socket: Option<&Path>, state: Option<&Path>) -> Result<Pat
     } else {
         own
     })
+}
+
+/// The gateway that a command speaks to: the one at `--url`, else this machine's own.
+///
+/// # Errors
+/// `INVALID_PARAMS`.
+pub fn door(global: &Global) -> Result<Door, Failure> {
+    match remote(global)? {
+        Some(remote) => Ok(Door::Remote(Box::new(remote))),
+        None => control_socket(global.socket.as_deref(), global.state.as_deref()).map(Door::Socket),
+    }
+}
+
+/// The gateway at `--url`, if one is named.
+///
+/// # Errors
+/// `INVALID_PARAMS`.
+pub fn remote(global: &Global) -> Result<Option<Remote>, Failure> {
+    let Some(url) = &global.url else {
+        return Ok(None);
+    };
+    Ok(Some(Remote {
+        address: Address::parse(url, global.pin.as_deref())?,
+        place: Place::find(global.client_keys.as_deref())?,
+        token_file: global.token_file.clone().map(TokenFile),
+    }))
 }
 
 /// `--identity`, `PORTCULLIS_IDENTITY_FILE`, else none: the gateway has its own default.

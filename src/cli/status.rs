@@ -1,15 +1,14 @@
 //! `portcullis status`, `dashboard`, `version`.
 
 use std::fmt::Write as _;
-use std::path::Path;
 
 use portcullis_core::auth::Scope;
 use portcullis_core::protocol::limits::PROTOCOL;
 use serde_json::{Value, json};
 
-use super::client::Client;
 use super::failure::Failure;
 use super::out::{Out, note};
+use crate::client::{Client, Door};
 use crate::show::text::{clean, left, span, table};
 use crate::show::value::{field, list, number};
 
@@ -20,7 +19,7 @@ const DEGRADED: u8 = 8;
 ///
 /// # Errors
 /// [`Failure`].
-pub async fn run(door: &Path, out: Out) -> Result<u8, Failure> {
+pub async fn run(door: &Door, out: Out) -> Result<u8, Failure> {
     let mut client = Client::connect(door, &[Scope::Read], &[]).await?;
     let status = client.call("status", json!({})).await?;
     client.close().await;
@@ -139,7 +138,7 @@ fn room(room: &Value) -> Vec<String> {
 ///
 /// # Errors
 /// [`Failure`].
-pub async fn dashboard(door: &Path, open: bool, out: Out) -> Result<u8, Failure> {
+pub async fn dashboard(door: &Door, open: bool, out: Out) -> Result<u8, Failure> {
     let mut client = Client::connect(door, &[Scope::Admin], &[]).await?;
     let answer = client.call("dashboard.code", json!({})).await?;
     client.close().await;

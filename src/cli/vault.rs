@@ -1,7 +1,6 @@
 //! `portcullis vault`: a secret comes by stdin only, and no value ever comes back.
 
 use std::io::{IsTerminal as _, Read as _};
-use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -11,9 +10,9 @@ use serde_json::{Value, json};
 use zeroize::{Zeroize as _, Zeroizing};
 
 use super::args::Vault;
-use super::client::Client;
 use super::failure::Failure;
 use super::out::Out;
+use crate::client::{Client, Door};
 use crate::show::text::{clean, table, utc};
 use crate::show::value::{field, list, number};
 
@@ -24,7 +23,7 @@ const VALUE_MAX: u64 = 64 * 1024;
 ///
 /// # Errors
 /// [`Failure`].
-pub async fn run(door: &Path, what: &Vault, out: Out) -> Result<u8, Failure> {
+pub async fn run(door: &Door, what: &Vault, out: Out) -> Result<u8, Failure> {
     // Read before dialling: the gateway's patience is not for typing.
     let value = match what {
         Vault::Set { trim, .. } => Some(secret(*trim)?),

@@ -1,7 +1,6 @@
 //! `portcullis approvals watch`: each request as a card when it comes, decided by a key and Enter.
 
 use std::io::{BufRead as _, IsTerminal as _};
-use std::path::Path;
 
 use portcullis_core::auth::Scope;
 use portcullis_core::protocol::frame::ErrorBody;
@@ -9,9 +8,9 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::Interrupts;
-use super::client::{Client, Incoming};
 use super::failure::Failure;
 use super::out::{self, Out, note};
+use crate::client::{Client, Door, Incoming};
 use crate::show::card::card;
 use crate::show::text::{clean, now_ms};
 use crate::show::value::{field, number};
@@ -20,7 +19,7 @@ use crate::show::value::{field, number};
 ///
 /// # Errors
 /// [`Failure`]; a lost gateway too.
-pub async fn run(door: &Path, out: Out) -> Result<u8, Failure> {
+pub async fn run(door: &Door, out: Out) -> Result<u8, Failure> {
     let mut client = Client::connect(door, &[Scope::Approvals], &["exec-approvals"]).await?;
     let mut interrupts = Interrupts::listen();
     let mut keys = keys(!out.json && std::io::stdin().is_terminal());

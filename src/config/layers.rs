@@ -342,6 +342,18 @@ fn put(table: &mut Table, path: &[String], value: Value) {
     here.insert(leaf.clone(), value);
 }
 
+/// Keys of before, and what to do instead.
+const REMOVED: [(&str, &str); 2] = [
+    (
+        "gateway.dangerously_bind_without_tls",
+        "this key was removed: set gateway.tls.enabled = true, or stay on loopback and use a tunnel",
+    ),
+    (
+        "dashboard.hosts",
+        "this key is gateway.hosts now: it holds for every door",
+    ),
+];
+
 struct Refusal {
     message: String,
     nearest: Option<String>,
@@ -365,6 +377,9 @@ fn known<'a>(template: &'a Table, path: &[String]) -> Result<&'a Value, Refusal>
                 "a secret does not stand in the configuration: put it into the vault (`portcullis vault set NAME < file`), or give the gateway's token by PORTCULLIS_GATEWAY_TOKEN_FILE".to_owned(),
                 None,
             );
+        }
+        if let Some((_, why)) = REMOVED.iter().find(|(key, _)| *key == path.join(".")) {
+            return refusal((*why).to_owned(), None);
         }
         let near = nearest(name, template.keys().map(String::as_str)).map(|key| {
             let mut whole = path[..path.len() - 1].to_vec();

@@ -7,6 +7,7 @@
 mod file;
 mod layers;
 mod problem;
+mod proxies;
 mod sections;
 #[cfg(test)]
 mod tests;
@@ -20,6 +21,7 @@ pub use layers::Flag;
 pub use problem::{ConfigErrors, Place, Problem};
 pub use sections::{
     Agent, Agents, Elevated, ExecMode, Gateway, GatewayAuth, Limits, Local, Operator, Tls,
+    TrustedProxy,
 };
 pub use view::Leaf;
 
@@ -263,13 +265,13 @@ fn is_host(name: &str) -> bool {
 /// What no single key can say.
 fn rules(config: &Config, layers: &mut Layers) {
     let gateway = &config.gateway;
-    if !gateway.bind.is_loopback() && !gateway.tls.enabled && !gateway.dangerously_bind_without_tls
-    {
+    if !gateway.bind.is_loopback() && !gateway.tls.enabled {
         layers.reject(
             "gateway.bind",
-            "beyond loopback everything would be readable on the way; set gateway.tls.enabled = true, use a tunnel, or set gateway.dangerously_bind_without_tls = true",
+            "beyond loopback everything would be readable on the way; set gateway.tls.enabled = true, or stay on loopback and use a tunnel",
         );
     }
+    proxies::rules(gateway, layers);
     let tls = &gateway.tls;
     if tls.cert_file.as_os_str().is_empty() != tls.key_file.as_os_str().is_empty() {
         layers.reject(
@@ -277,9 +279,9 @@ fn rules(config: &Config, layers: &mut Layers) {
             "a certificate of your own is cert_file and key_file, both; neither: one is made",
         );
     }
-    for host in config.dashboard.hosts.iter().filter(|host| !is_host(host)) {
+    for host in gateway.hosts.iter().filter(|host| !is_host(host)) {
         layers.reject(
-            "dashboard.hosts",
+            "gateway.hosts",
             &format!("{host:?} is neither a DNS name (one beyond ASCII in its xn-- form), nor an IPv4 address, nor an IPv6 address in brackets; a port does not belong to it"),
         );
     }

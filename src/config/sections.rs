@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use portcullis_actors::auth::Modes;
+use portcullis_core::auth::proxy::Network;
 use portcullis_core::auth::{Scope, ScopeSet};
 use portcullis_core::ids::AgentId;
 pub use portcullis_core::policy::{Elevated, ExecMode};
@@ -19,8 +20,8 @@ pub struct Gateway {
     pub bind: IpAddr,
     /// Its port; 0 is a free one.
     pub port: u16,
-    /// Clear text beyond loopback.
-    pub dangerously_bind_without_tls: bool,
+    /// Names besides loopback ones and the address dialled under which it may be asked for.
+    pub hosts: Vec<String>,
     /// `[gateway.tls]`.
     pub tls: Tls,
     /// `[gateway.auth]`.
@@ -36,7 +37,7 @@ impl Default for Gateway {
         Self {
             bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
             port: 18789,
-            dangerously_bind_without_tls: false,
+            hosts: Vec::new(),
             tls: Tls::default(),
             auth: GatewayAuth::default(),
             local: Local::default(),
@@ -71,6 +72,8 @@ pub struct GatewayAuth {
     pub token_file: PathBuf,
     /// The ceiling of a connection with the token and without a device, where the kernel knows its uid for an operator's.
     pub shared_token_scopes: ScopeSet,
+    /// `[gateway.auth.trusted_proxy]`.
+    pub trusted_proxy: TrustedProxy,
 }
 
 impl Default for GatewayAuth {
@@ -82,6 +85,64 @@ impl Default for GatewayAuth {
             shared_token_scopes: [Scope::Read, Scope::Write, Scope::Approvals, Scope::Pairing]
                 .into_iter()
                 .collect(),
+            trusted_proxy: TrustedProxy::default(),
+        }
+    }
+}
+
+/// `[gateway.auth.trusted_proxy]`: proxies before the gateway, and the users whom they name.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrustedProxy {
+    /// Whose `Forwarded` and `X-Forwarded-For` count.
+    pub addresses: Vec<Network>,
+    /// Users that a proxy on this machine runs as; empty: none is on this machine.
+    pub loopback_uids: Vec<u32>,
+    /// SHA-256 of the public keys of its client certificates; empty: none is asked for.
+    pub certificates: Vec<String>,
+    /// The header with the user.
+    pub user_header: String,
+    /// Headers that must be there besides.
+    pub required_headers: Vec<String>,
+    /// Who is let in; `*`: everybody whom the proxy names.
+    pub allow_users: Vec<String>,
+    /// The header that may narrow what a request gets; empty: none may.
+    pub scopes_header: String,
+    /// The most that a user gets.
+    pub scopes: ScopeSet,
+    /// The key set of signed assertions; empty: none is asked for.
+    pub jwks_file: PathBuf,
+    /// The header with the assertion.
+    pub assertion_header: String,
+    /// Its `iss`.
+    pub issuer: String,
+    /// Its `aud`.
+    pub audience: String,
+    /// The claim with the user.
+    pub user_claim: String,
+    /// What may sign it.
+    pub algorithms: Vec<String>,
+}
+
+impl Default for TrustedProxy {
+    fn default() -> Self {
+        Self {
+            addresses: vec![],
+            loopback_uids: vec![],
+            certificates: vec![],
+            user_header: String::new(),
+            required_headers: vec![],
+            allow_users: vec![],
+            scopes_header: "x-openclaw-scopes".to_owned(),
+            scopes: [Scope::Read, Scope::Write, Scope::Approvals]
+                .into_iter()
+                .collect(),
+            jwks_file: PathBuf::new(),
+            assertion_header: String::new(),
+            issuer: String::new(),
+            audience: String::new(),
+            user_claim: "sub".to_owned(),
+            algorithms: ["ES256", "EdDSA", "RS256"].map(str::to_owned).to_vec(),
         }
     }
 }

@@ -345,7 +345,14 @@ fn what_loosens_by_accident_is_refused() {
         errors("[gateway]\nbind = \"0.0.0.0\"")[0]
             .starts_with("config.toml:2:1: gateway.bind: beyond loopback")
     );
-    assert!(file("[gateway]\nbind = \"0.0.0.0\"\ndangerously_bind_without_tls = true").is_ok());
+    assert_eq!(
+        errors("[gateway]\ndangerously_bind_without_tls = true")[0]
+            .lines()
+            .next()
+            .unwrap(),
+        "config.toml:2:1: gateway.dangerously_bind_without_tls: this key was removed: set gateway.tls.enabled = true, or stay on loopback and use a tunnel"
+    );
+    assert!(errors("[dashboard]\nhosts = []")[0].contains("this key is gateway.hosts now"));
     assert!(file("[gateway]\nbind = \"::1\"").is_ok());
     assert!(errors("[gateway.local]\noperators = [\"root\"]")[0].contains("is not \"self\""));
     assert!(
@@ -656,7 +663,7 @@ fn values_of_exec_and_of_questions_that_cannot_be_served_are_refused() {
 
 #[test]
 fn a_name_that_no_browser_can_bring_is_an_error_of_its_key() {
-    let hosts = |name: &str| format!("[dashboard]\nhosts = [{name:?}]\n");
+    let hosts = |name: &str| format!("[gateway]\nhosts = [{name:?}]\n");
     for good in [
         "gate.example",
         "box-1",
@@ -677,7 +684,7 @@ fn a_name_that_no_browser_can_bring_is_an_error_of_its_key() {
     ] {
         let said = errors(&hosts(bad));
         assert!(
-            said.len() == 1 && said[0].contains("dashboard.hosts"),
+            said.len() == 1 && said[0].contains("gateway.hosts"),
             "{bad}: {said:?}"
         );
     }

@@ -50,6 +50,8 @@ pub trait Calls: Send + Sync + 'static {
 pub struct PageConfig {
     /// The port that browsers use.
     pub port: u16,
+    /// `[gateway] hosts`.
+    pub hosts: Vec<String>,
     /// `[dashboard]`.
     pub dashboard: DashboardConfig,
 }
@@ -91,7 +93,7 @@ impl<C: Calls> Page<C> {
         let names = ["localhost", "127.0.0.1", "[::1]"]
             .into_iter()
             .map(str::to_owned)
-            .chain(config.dashboard.hosts.iter().cloned())
+            .chain(config.hosts.iter().cloned())
             .collect();
         Self {
             calls,

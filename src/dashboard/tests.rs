@@ -88,6 +88,7 @@ async fn setup() -> Setup {
     let calls = Scripted::default();
     let config = PageConfig {
         port: 18789,
+        hosts: vec![],
         dashboard: DashboardConfig::default(),
     };
     let page = Page::new(calls.clone(), handle.clone(), tree.window(), config);

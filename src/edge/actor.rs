@@ -382,6 +382,7 @@ impl Edge {
                     is_of_a_run: !is_outside,
                     is_local: true,
                     has_origin: said.has_origin,
+                    named: None,
                 };
                 (Door::Control, peer)
             }
@@ -394,8 +395,22 @@ impl Edge {
                     is_of_a_run: false,
                     is_local: true,
                     has_origin: said.has_origin,
+                    named: None,
                 };
                 (Door::AgentSock, peer)
+            }
+            // Whose process holds a proxy's socket says nothing of the client behind it.
+            From::Tcp { .. } if said.client.is_some() => {
+                let peer = Peer {
+                    ip: said.client,
+                    uid: None,
+                    is_operator: false,
+                    is_of_a_run: false,
+                    is_local: false,
+                    has_origin: said.has_origin,
+                    named: said.named.clone(),
+                };
+                (Door::Tcp, peer)
             }
             From::Tcp { peer, own } => {
                 let is_loopback = peer.ip().to_canonical().is_loopback();
@@ -420,8 +435,9 @@ impl Edge {
                     uid: owner.filter(|_| is_loopback).map(|(uid, _)| uid),
                     is_operator,
                     is_of_a_run,
-                    is_local: is_loopback && !said.is_forwarded && !said.has_origin,
+                    is_local: is_loopback && said.has_local_host && !said.has_origin,
                     has_origin: said.has_origin,
+                    named: None,
                 };
                 (Door::Tcp, peer)
             }

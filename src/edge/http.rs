@@ -1,7 +1,7 @@
 //! HTTP on every door: probes, the page, and the upgrade to WebSocket, whose header rules (RFC 6455 4.2.1) no HTTP
 //! library checks.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -13,8 +13,10 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use portcullis_actors::auth::Bearer;
+use portcullis_actors::clock::Clock;
 use portcullis_actors::connection::{Io, Stream};
 use portcullis_actors::supervision::{FlagReader, TreeWindow};
+use portcullis_core::auth::proxy::{Named, NotNamed, ProxyRules, Unattributable};
 use portcullis_core::protocol::Encoding;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -22,6 +24,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tracing::Instrument as _;
 
 use super::peer;
+use super::proxy::{self, Name};
 use super::rpc::{self, Rpc};
 use crate::methods::Site;
 
@@ -33,6 +36,8 @@ const HEADER_MAX: usize = 16 * 1024;
 struct Ends {
     /// The two ends of a TCP socket; none of a Unix socket, which has no page.
     tcp: Option<(SocketAddr, SocketAddr)>,
+    /// SHA-256 of the public key of its client certificate.
+    certificate: Option<[u8; 32]>,
     /// Looked up once: who is outside could only lend its socket to a run by its own wish.
     of_a_run: OnceLock<bool>,
 }
@@ -41,8 +46,20 @@ impl Ends {
     const fn new(tcp: Option<(SocketAddr, SocketAddr)>) -> Self {
         Self {
             tcp,
+            certificate: None,
             of_a_run: OnceLock::new(),
         }
+    }
+
+    fn proxied(
+        &self,
+        rules: &ProxyRules,
+        headers: &HeaderMap,
+        now_s: u64,
+    ) -> Result<Option<proxy::Proxied>, Unattributable> {
+        let is_of_a_run = || self.is_of_a_run();
+        let from = (self.tcp, self.certificate);
+        proxy::look(rules, from, is_of_a_run, headers, now_s)
     }
 
     /// Whether the other end is, or may be, one of our runs.
@@ -61,8 +78,12 @@ type Answer = Response<Full<Bytes>>;
 pub struct Http {
     /// Milliseconds for a request's header.
     pub header_ms: u64,
-    /// Names besides `localhost` and addresses under which we may be reached.
+    /// Names besides loopback ones and the address dialled under which we may be reached.
     pub hosts: Arc<Vec<String>>,
+    /// Whose word on a client counts.
+    pub proxies: Arc<ProxyRules>,
+    /// The time, for what a proxy signed.
+    pub clock: Clock,
     /// What TLS is spoken with, if it is.
     pub tls: FlagReader<crate::tls::Serving>,
     /// The tree, once it stands.
@@ -78,8 +99,12 @@ pub struct Http {
 pub struct Said {
     /// An `Origin` header: a browser.
     pub has_origin: bool,
-    /// A header that a proxy adds.
-    pub is_forwarded: bool,
+    /// It asked under a loopback name.
+    pub has_local_host: bool,
+    /// The client behind a trusted proxy.
+    pub client: Option<IpAddr>,
+    /// The user whom that proxy names.
+    pub named: Option<Result<Named, NotNamed>>,
     /// The token of an `Authorization: Bearer` header.
     pub bearer: Option<Bearer>,
     /// Agreed upon.
@@ -132,21 +157,32 @@ async fn opened(http: &Http, tcp: TcpStream) -> Option<Stream> {
 
 trait Socket: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static {
     const TLS: bool = false;
+
+    /// SHA-256 of the public key of a client certificate that was verified.
+    fn certificate(&self) -> Option<[u8; 32]> {
+        None
+    }
 }
 impl Socket for TcpStream {}
 impl Socket for Box<tokio_rustls::server::TlsStream<TcpStream>> {
     const TLS: bool = true;
+
+    fn certificate(&self) -> Option<[u8; 32]> {
+        let (_, session) = self.get_ref();
+        crate::tls::spki_sha256(session.peer_certificates()?.first()?).ok()
+    }
 }
 impl Socket for UnixStream {}
 
 async fn over<S: Socket>(
     http: Http,
     socket: S,
-    ends: Ends,
+    mut ends: Ends,
     wrap: fn(S) -> Stream,
     until: Instant,
 ) -> Option<(Io, Said)> {
     let (tx, mut upgraded) = tokio::sync::mpsc::channel(1);
+    ends.certificate = socket.certificate();
     let (tls, ends) = (S::TLS, Arc::new(ends));
     let within = Duration::from_millis(http.header_ms.max(1));
     let service = service_fn(move |request: Request<Incoming>| {
@@ -224,16 +260,29 @@ async fn answer(
     if request.headers().get_all(header::HOST).iter().count() > 1 {
         return plain(StatusCode::BAD_REQUEST, "one Host header, please\n");
     }
-    if ends.tcp.is_some() && !host_is_ours(http, request.headers()) {
+    // No browser dials a Unix socket, and no DNS leads there.
+    let name = ends.tcp.map_or(Name::Local, |ends| {
+        proxy::name_of(request.headers(), ends, &http.hosts)
+    });
+    if name == Name::Foreign {
         return plain(
             StatusCode::MISDIRECTED_REQUEST,
-            "this name is not ours: use an address or localhost, or add it to [dashboard] hosts\n",
+            "this name is not ours: use the address, or on this machine localhost, or add the name to [gateway] hosts\n",
         );
     }
     match request.uri().path() {
         "/healthz" | "/health" => {
             return probe(&request, StatusCode::OK, r#"{"ok":true,"status":"live"}"#);
         }
+        _ => {}
+    }
+    let now_s = http.clock.now().0 / 1000;
+    let looked = ends.proxied(&http.proxies, request.headers(), now_s);
+    let proxied = match looked {
+        Ok(proxied) => proxied,
+        Err(why) => return proxy::refused(why),
+    };
+    match request.uri().path() {
         "/readyz" | "/ready" => {
             let ready = http.tree.get().is_some_and(|tree| tree.look().all_up());
             return if ready {
@@ -264,6 +313,15 @@ async fn answer(
     if request.headers().contains_key(header::UPGRADE) {
         return match upgrade(&mut request) {
             Ok((answer, on_upgrade, said)) => {
+                let (client, named) =
+                    proxied.map_or((None, None), |by| (Some(by.client), by.named));
+                let has_local_host = name == Name::Local;
+                let said = Said {
+                    has_local_host,
+                    client,
+                    named,
+                    ..said
+                };
                 // One upgrade a connection, and the channel holds one.
                 let _ = upgraded.try_send((on_upgrade, said));
                 answer
@@ -330,10 +388,9 @@ fn upgrade(
         bearer: None,
         encoding,
         has_origin: headers.contains_key(header::ORIGIN),
-        is_forwarded: headers.contains_key(header::FORWARDED)
-            || headers
-                .keys()
-                .any(|k| k.as_str().starts_with("x-forwarded-") || k == "x-real-ip"),
+        has_local_host: false,
+        client: None,
+        named: None,
     };
     // Never out of the URL, which ends in logs and histories.
     let mut credentials = headers.get_all(header::AUTHORIZATION).iter();
@@ -375,28 +432,6 @@ fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool
         .filter_map(|v| v.to_str().ok())
         .flat_map(|v| v.split(','))
         .any(|t| t.trim().eq_ignore_ascii_case(token))
-}
-
-/// A name that somebody else's DNS may point at us is refused on every path (DNS rebinding); an address cannot be.
-fn host_is_ours(http: &Http, headers: &HeaderMap) -> bool {
-    let Some(host) = headers.get(header::HOST).and_then(|h| h.to_str().ok()) else {
-        return false;
-    };
-    let name = match host.strip_prefix('[') {
-        Some(rest) => match rest.split_once(']') {
-            Some((v6, port)) if port.is_empty() || port.starts_with(':') => {
-                return v6.parse::<std::net::Ipv6Addr>().is_ok();
-            }
-            _ => return false,
-        },
-        None => host.split_once(':').map_or(host, |(name, _)| name),
-    };
-    name.eq_ignore_ascii_case("localhost")
-        || name.parse::<std::net::Ipv4Addr>().is_ok()
-        || http
-            .hosts
-            .iter()
-            .any(|ours| ours.eq_ignore_ascii_case(name))
 }
 
 fn probe(request: &Request<Incoming>, status: StatusCode, body: &'static str) -> Answer {

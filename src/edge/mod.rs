@@ -14,6 +14,7 @@ mod handle;
 mod http;
 mod listen;
 mod peer;
+mod proxy;
 mod rpc;
 
 pub use actor::{Edge, EdgeWiring};

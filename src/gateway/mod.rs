@@ -2,6 +2,7 @@
 
 mod folders;
 mod inherited;
+mod proxies;
 mod token;
 
 use std::io::{IsTerminal as _, Write as _};
@@ -144,7 +145,7 @@ async fn serve(
     })?;
     let tls = {
         let gateway = &loaded.config.gateway;
-        let names = tls::names(gateway.bind, &loaded.config.dashboard.hosts);
+        let names = tls::names(gateway.bind, &gateway.hosts);
         Tls::open(gateway.tls.clone(), names, identity.clone(), &state).map_err(|e| {
             let code = match &e {
                 TlsError::Key(e) => codes::find(e.code()),
@@ -153,6 +154,7 @@ async fn serve(
             Failure::of(code.unwrap_or(codes::CONFIG_INVALID), e.to_string())
         })?
     };
+    let proxies = proxies::rules(&loaded.config.gateway.auth)?;
     let database = state.join("state.db");
     let store = tokio::task::spawn_blocking(move || Store::open(&database))
         .await
@@ -180,6 +182,7 @@ async fn serve(
         crate::end_now(EXIT_TREE);
     });
     let dashboard_config = loaded.config.dashboard.clone();
+    let hosts = loaded.config.gateway.hosts.clone();
     let config_view = loaded.for_clients();
     let owner = Hash32::of(state.as_os_str().as_encoded_bytes()).to_string()[..16].to_owned();
     let Planted {
@@ -201,6 +204,7 @@ async fn serve(
             boot,
             owner,
             doors,
+            proxies: Arc::new(proxies),
             tls: tls.serving(),
             tls_shown: tls.shown(),
             cell: CELL,
@@ -227,6 +231,7 @@ async fn serve(
         tree.window(),
         PageConfig {
             port: address.port(),
+            hosts,
             dashboard: dashboard_config,
         },
     );

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
@@ -12,20 +11,15 @@ use rustls::{
 
 use super::{ALPN, provider, spki_sha256};
 
-/// Where Linux systems keep the authorities that they trust.
-const SYSTEM_ROOTS: [&str; 3] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/cert.pem",
-];
-
 /// SHA-256 of the public key that a server must have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pin([u8; 32]);
 
-/// A pin is 64 hexadecimal digits.
+/// A pin is 64 hexadecimal digits, with or without `sha256:` before them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a pin is the 64 hexadecimal digits that `portcullis status` of that gateway shows")]
+#[error(
+    "a pin is sha256: and the 64 hexadecimal digits that `portcullis status` of that gateway shows"
+)]
 pub struct PinError;
 
 impl std::str::FromStr for Pin {
@@ -37,6 +31,7 @@ impl std::str::FromStr for Pin {
                 .to_digit(16)
                 .and_then(|d| u8::try_from(d).ok())
         };
+        let text = text.strip_prefix("sha256:").unwrap_or(text);
         if text.len() != 64 {
             return Err(PinError);
         }
@@ -46,6 +41,12 @@ impl std::str::FromStr for Pin {
             *to = high.zip(low).map(|(h, l)| h << 4 | l).ok_or(PinError)?;
         }
         Ok(Self(pin))
+    }
+}
+
+impl std::fmt::Display for Pin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "sha256:{}", portcullis_core::encoding::hex(&self.0))
     }
 }
 
@@ -76,17 +77,14 @@ pub fn client_config(pin: Option<Pin>) -> Result<Arc<ClientConfig>, std::io::Err
     Ok(Arc::new(config))
 }
 
+/// The authorities that this system trusts, or the file or folder named by `SSL_CERT_FILE` or `SSL_CERT_DIR`.
 fn system_roots() -> Result<RootCertStore, std::io::Error> {
     let mut roots = RootCertStore::empty();
-    for path in SYSTEM_ROOTS {
-        let Ok(all) = CertificateDer::pem_file_iter(path) else {
-            continue;
-        };
-        // A system's file holds some that are too old to parse; the others count.
-        let (added, _) = roots.add_parsable_certificates(all.filter_map(Result::ok));
-        if added > 0 {
-            return Ok(roots);
-        }
+    // A system holds some that are too old to parse; the others count.
+    let (added, _) =
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if added > 0 {
+        return Ok(roots);
     }
     Err(std::io::Error::new(
         std::io::ErrorKind::NotFound,
@@ -156,8 +154,16 @@ mod tests {
     fn a_pin_is_64_hexadecimal_digits_and_nothing_else() {
         let pin = "0123456789abcdefABCDEF0123456789abcdef0123456789abcdef0123456789";
         assert!(pin.parse::<Pin>().is_ok());
+        let named: Pin = format!("sha256:{pin}").parse().unwrap();
+        assert_eq!(
+            named.to_string().to_uppercase(),
+            format!("sha256:{pin}").to_uppercase()
+        );
         for bad in [
             "",
+            "sha256:",
+            &format!("sha256:sha256:{pin}"),
+            &format!("sha512:{pin}"),
             &pin[1..],
             &format!("{pin}0"),
             &pin.replace('a', "g"),

@@ -13,6 +13,7 @@ mod page;
 mod peer_cli;
 mod peer_node;
 mod reach;
+mod remote_cli;
 mod starts;
 mod trace;
 mod walk;

@@ -82,6 +82,7 @@ impl House {
                 boot: BootId(random()),
                 owner: crate::support::ws::hex(&random::<8>()),
                 doors,
+                proxies: Arc::default(),
                 tls: Flag::new(None).reader(),
                 tls_shown: Flag::new(serde_json::Value::Null).reader(),
                 cell: CELL,

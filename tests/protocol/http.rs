@@ -106,7 +106,7 @@ fn a_foreign_host_is_refused_on_every_path_and_on_the_upgrade() {
         "",
     ] {
         let host = format!("Host: {host}");
-        for path in ["/", "/healthz", "/nothing"] {
+        for path in ["/", "/healthz", "/readyz", "/rpc/health", "/nothing"] {
             let answer = gateway.http(&request(
                 &format!("GET {path} HTTP/1.1"),
                 &[&host, "Connection: close"],

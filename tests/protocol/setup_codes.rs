@@ -51,6 +51,8 @@ async fn denied(gateway: &Gateway, connect: &Connect<'_>) -> String {
     error["details"]["code"].as_str().unwrap().to_owned()
 }
 
+/// Pixels of a module.
+const SCALE: usize = 4;
 const INVALID: &str = "AUTH_BOOTSTRAP_TOKEN_INVALID";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -309,11 +311,11 @@ fn the_code_in_the_terminal_is_read_back_by_another_hand() {
         "setup-code",
         "--role",
         "node",
-        "--url",
+        "--address",
         "wss://gate.example:443",
     ]);
+    assert!(output.status.success(), "{output:?}");
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{text}");
     let code = text.lines().nth(2).unwrap();
     let rows: Vec<Vec<char>> = text
         .lines()
@@ -321,7 +323,6 @@ fn the_code_in_the_terminal_is_read_back_by_another_hand() {
         .map(|line| line.chars().collect())
         .collect();
     let (width, height) = (rows[0].len(), rows.len() * 2);
-    const SCALE: usize = 4;
     let mut image =
         rqrr::PreparedImage::prepare_from_greyscale(width * SCALE, height * SCALE, |x, y| {
             let (x, y) = (x / SCALE, y / SCALE);

@@ -36,6 +36,7 @@ fn arrival(door: Door, more: &[(&str, Value)]) -> Arrival {
             is_operator: true,
             is_local: true,
             has_origin: false,
+            named: None,
         },
     }
 }

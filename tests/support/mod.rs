@@ -3,6 +3,7 @@ pub mod browser;
 pub mod collector;
 pub mod engine;
 pub mod gateway;
+pub mod net;
 pub mod npm;
 pub mod protobuf;
 pub mod ws;

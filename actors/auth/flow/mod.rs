@@ -2,6 +2,7 @@
 
 mod agent;
 mod device;
+mod proxy;
 mod secret;
 mod setup;
 mod uid;
@@ -47,6 +48,12 @@ async fn over_tcp(desk: &Desk, arrival: Arrival) -> Result<Admitted, ConnectRefu
     if arrival.checked.role == Role::Agent {
         return agent::by_token(&desk.credentials, &arrival);
     }
+    if desk.wiring.modes.trusted_proxy
+        && arrival.checked.role == Role::Operator
+        && let Some(named) = &arrival.peer.named
+    {
+        return proxy::by_proxy(&desk.wiring, &arrival, named);
+    }
     if let Some(code) = arrival.setup_code().filter(|_| {
         // A code is one device's: without a device it is nothing.
         arrival.checked.params.device.is_some()
@@ -61,7 +68,11 @@ async fn over_tcp(desk: &Desk, arrival: Arrival) -> Result<Admitted, ConnectRefu
     let proven = secret::shared(desk, &arrival).await?;
     let words = |refusal| secret::in_words_of(desk.wiring.modes, &arrival, refusal);
     if arrival.checked.params.device.is_none() {
-        return secret::alone(desk, &arrival, proven).map_err(words);
+        return if desk.wiring.modes.trusted_proxy {
+            Err(proxy::needed())
+        } else {
+            secret::alone(desk, &arrival, proven).map_err(words)
+        };
     }
     let is_shared = proven.shared.is_some();
     let mut admitted = device::by_device(&desk.wiring, &arrival, is_shared)

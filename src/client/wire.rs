@@ -1,23 +1,27 @@
-//! The gateway's own protocol over `control.sock`: the same frames and the same checks as every other door.
+//! The gateway's own protocol, over `control.sock` or to a gateway elsewhere: the same frames and the same checks as at every
+//! other door.
 
 use std::os::fd::AsRawFd as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use portcullis_core::auth::Scope;
+use portcullis_core::auth::{Role, Scope};
 use portcullis_core::codes;
 use portcullis_core::protocol::frame::ErrorBody;
-use portcullis_core::protocol::limits::{FRAME, PROTOCOL};
+use portcullis_core::protocol::limits::FRAME;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
-use super::failure::Failure;
+use super::address::{Address, Stream};
+use super::device::Who;
+use super::remote::Remote;
+use crate::cli::Failure;
 use crate::show::text::clean;
 
 /// To a hello-ok.
@@ -27,9 +31,18 @@ const ANSWER_WITHIN: Duration = Duration::from_mins(1);
 /// `sun_path` less its NUL (unix(7)).
 const SUN_PATH: usize = 107;
 
+/// The way to a gateway.
+#[derive(Debug, Clone)]
+pub enum Door {
+    /// Of this machine: the kernel says who we are.
+    Socket(PathBuf),
+    /// Elsewhere: we are a device there.
+    Remote(Box<Remote>),
+}
+
 /// One authenticated connection.
 pub struct Client {
-    socket: WebSocketStream<UnixStream>,
+    socket: WebSocketStream<Box<dyn Stream>>,
     next_id: u64,
     /// Of the last event.
     seq: u64,
@@ -77,61 +90,100 @@ enum Frame {
 }
 
 impl Client {
-    /// Dials a control socket and connects as an operator with these scopes.
+    /// Connects as an operator with these scopes.
     ///
     /// # Errors
-    /// `DAEMON_UNREACHABLE`, or the gateway's own refusal.
-    pub async fn connect(door: &Path, scopes: &[Scope], caps: &[&str]) -> Result<Self, Failure> {
-        match timeout(CONNECT_WITHIN, Self::shake(door, scopes, caps)).await {
-            Ok(result) => result,
-            Err(_) => Err(unreachable(door, "it does not answer")),
+    /// `DAEMON_UNREACHABLE`, `PAIRING_REQUIRED`, or the gateway's own refusal.
+    pub async fn connect(door: &Door, scopes: &[Scope], caps: &[&str]) -> Result<Self, Failure> {
+        let who = Who {
+            id: "cli",
+            mode: "cli",
+            role: Role::Operator,
+            scopes: scopes.iter().map(|s| s.as_str().to_owned()).collect(),
+            caps: caps.iter().map(|&c| c.to_owned()).collect(),
+            name: None,
+            more: Map::new(),
+        };
+        match door {
+            Door::Socket(path) => {
+                let whole = async {
+                    let stream = control(path).await?;
+                    let lost = |why: &str| unreachable(path, why);
+                    Self::shake("ws://localhost/", stream, &lost, |_, _| who.params()).await
+                };
+                match timeout(CONNECT_WITHIN, whole).await {
+                    Ok(result) => result,
+                    Err(_) => Err(unreachable(path, "it does not answer")),
+                }
+            }
+            Door::Remote(remote) => {
+                let session = remote.as_ref().clone().open(Role::Operator).await?;
+                session.connect(&who).await
+            }
         }
     }
 
-    async fn shake(path: &Path, scopes: &[Scope], caps: &[&str]) -> Result<Self, Failure> {
-        let stream = dial(path).await.map_err(|e| match e.kind() {
-            std::io::ErrorKind::PermissionDenied => unreachable(path, "your user may not open it").hint(
-                "run this as the gateway's user, or let yours in with [gateway.local] operators and socket in config.toml",
-            ),
-            std::io::ErrorKind::NotFound => unreachable(path, "no gateway runs there"),
-            std::io::ErrorKind::ConnectionRefused => unreachable(path, "its gateway has ended"),
-            _ => unreachable(path, &e.to_string()),
-        })?;
+    /// Connects to a gateway elsewhere; `params` of `connect` are made from its challenge's nonce and time.
+    ///
+    /// # Errors
+    /// `DAEMON_UNREACHABLE`, `SERVER_NOT_VERIFIED`, or the gateway's own refusal.
+    pub async fn over(
+        address: &Address,
+        params: impl FnOnce(&str, u64) -> Value,
+    ) -> Result<Self, Failure> {
+        let url = address.url();
+        let lost = |why: &str| {
+            Failure::of(codes::DAEMON_UNREACHABLE, format!("{}: {why}", clean(&url)))
+                .hint("look at the address, and whether that gateway runs and lets this machine in")
+        };
+        let whole = async {
+            let stream = address.dial().await?;
+            Self::shake(&url, stream, &lost, params).await
+        };
+        match timeout(CONNECT_WITHIN, whole).await {
+            Ok(result) => result,
+            Err(_) => Err(lost("it does not answer")),
+        }
+    }
+
+    async fn shake(
+        url: &str,
+        stream: Box<dyn Stream>,
+        lost: &dyn Fn(&str) -> Failure,
+        params: impl FnOnce(&str, u64) -> Value,
+    ) -> Result<Self, Failure> {
         let mut config = WebSocketConfig::default();
         config.max_frame_size = Some(2 * FRAME);
-        let (socket, _) = client_async_with_config("ws://localhost/", stream, Some(config))
+        config.max_message_size = Some(2 * FRAME);
+        let (socket, _) = client_async_with_config(url, stream, Some(config))
             .await
-            .map_err(|e| unreachable(path, &format!("it does not speak our protocol ({e})")))?;
+            .map_err(|e| lost(&clean(&format!("it does not speak our protocol ({e})"))))?;
         let mut client = Self {
             socket,
             next_id: 0,
             seq: 0,
             hello: Value::Null,
         };
-        loop {
+        let (nonce, ts) = loop {
             match client.next().await? {
-                Incoming::Event { event, .. } if event == "connect.challenge" => break,
+                Incoming::Event { event, payload, .. } if event == "connect.challenge" => {
+                    let nonce = payload["nonce"].as_str().unwrap_or_default().to_owned();
+                    break (nonce, payload["ts"].as_u64().unwrap_or_default());
+                }
                 _ => {}
             }
-        }
-        let scopes: Vec<&str> = scopes.iter().map(|s| s.as_str()).collect();
-        let params = json!({
-            "minProtocol": PROTOCOL, "maxProtocol": PROTOCOL,
-            "client": {
-                "id": "cli", "mode": "cli", "version": env!("CARGO_PKG_VERSION"), "platform": std::env::consts::OS,
-            },
-            "role": "operator", "scopes": scopes, "caps": caps,
-        });
-        client.hello = client
-            .call("connect", params)
-            .await
-            .map_err(|mut failure| {
-                // A door that does not open is a matter of permission, whatever it says.
-                if failure.exit == 1 && !failure.retryable {
-                    failure.exit = 4;
-                }
-                failure
-            })?;
+        };
+        client.hello =
+            client
+                .call("connect", params(&nonce, ts))
+                .await
+                .map_err(|mut failure| {
+                    // A door that does not open is a matter of permission, whatever it says.
+                    if failure.exit == 1 && !failure.retryable {
+                        failure.exit = 4;
+                    }
+                    failure
+                })?;
         Ok(client)
     }
 
@@ -243,6 +295,19 @@ impl Client {
         // What was to be done is done: how the goodbye goes changes nothing.
         let _ = timeout(Duration::from_millis(500), self.socket.close(None)).await;
     }
+}
+
+/// The control socket, and why it does not open.
+async fn control(path: &Path) -> Result<Box<dyn Stream>, Failure> {
+    let stream = dial(path).await.map_err(|e| match e.kind() {
+        std::io::ErrorKind::PermissionDenied => unreachable(path, "your user may not open it").hint(
+            "run this as the gateway's user, or let yours in with [gateway.local] operators and socket in config.toml",
+        ),
+        std::io::ErrorKind::NotFound => unreachable(path, "no gateway runs there"),
+        std::io::ErrorKind::ConnectionRefused => unreachable(path, "its gateway has ended"),
+        _ => unreachable(path, &e.to_string()),
+    })?;
+    Ok(Box::new(stream))
 }
 
 /// Connects; a path too long for a socket address goes through the descriptor of its folder.

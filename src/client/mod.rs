@@ -1,0 +1,13 @@
+//! Our own clients' side of the wire: where a gateway is, who it must be, and what this machine proves itself with.
+
+mod address;
+mod device;
+mod keys;
+mod remote;
+mod wire;
+
+pub use address::Address;
+pub use device::Who;
+pub use keys::{Keys, Place};
+pub use remote::{Remote, Session, TokenFile};
+pub use wire::{Client, Door, Incoming};
