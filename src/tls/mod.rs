@@ -24,7 +24,7 @@ use sha2::{Digest as _, Sha256};
 use crate::config::Tls as Config;
 use crate::identity::{self, KeyFileError};
 
-pub use client::{Pin, PinError, client_config};
+pub use client::{Pin, PinError, client_config, trusting_nobody, verified};
 
 /// The only protocol spoken inside (RFC 7301).
 const ALPN: &[u8] = b"http/1.1";
