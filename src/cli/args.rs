@@ -144,6 +144,9 @@ pub struct ExecArgs {
     /// Outside the sandbox; a person is asked
     #[arg(long)]
     pub host: bool,
+    /// On this node host (`portcullis nodes list`); a person is asked
+    #[arg(long, value_name = "ID", conflicts_with = "host")]
+    pub node: Option<String>,
     /// Set a variable; secrets belong into the vault
     #[arg(long, short, value_name = "NAME=VALUE", value_parser = variable)]
     pub env: Vec<(String, String)>,
