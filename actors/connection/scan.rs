@@ -321,9 +321,9 @@ mod tests {
         let mut scan = trusted();
         assert!(scan.pass(&frame((1 << 20) + 1)).is_err());
         let mut scan = trusted();
-        scan.pass(&whole(0x02, &[0; 60_000])).unwrap();
+        scan.pass(&whole(0x02, &vec![0; 60_000])).unwrap();
         let passed = (0..100)
-            .take_while(|_| scan.pass(&whole(0x00, &[0; 60_000])).is_ok())
+            .take_while(|_| scan.pass(&whole(0x00, &vec![0; 60_000])).is_ok())
             .count();
         assert_eq!(passed + 1, (1 << 20) / 60_000);
     }
