@@ -267,6 +267,23 @@ pub enum Devices {
         #[arg(long, value_name = "HEX")]
         fingerprint: Option<String>,
     },
+    /// Make a code that pairs one new device without a question: once, within ten minutes
+    SetupCode {
+        /// operator or node
+        #[arg(long, default_value = "operator")]
+        role: String,
+        /// What an operator's device may do; without it: read
+        #[arg(
+            long,
+            visible_alias = "scopes",
+            value_name = "SCOPE",
+            value_delimiter = ','
+        )]
+        scope: Vec<String>,
+        /// The address that the code names, where the device does not dial this machine's own
+        #[arg(long, value_name = "URL")]
+        address: Option<String>,
+    },
     /// Refuse a request
     Reject {
         /// Of the request, or the beginning of it
