@@ -25,6 +25,7 @@ mod scan;
 mod secrets;
 mod serve;
 mod shake;
+mod tls;
 
 pub use actor::{Connection, ConnectionWiring};
 pub use answer::Params;
@@ -32,5 +33,7 @@ pub use config::ConnectionConfig;
 pub use echo::echo;
 pub use handle::{CAPACITY, ConnectionHandle};
 pub use io::{Io, Stream};
-pub use messages::{Accepted, CloseOrder, ConnectionMsg, ConnectionNews, EndSessions, Sessions};
+pub use messages::{
+    Accepted, Certificate, CloseOrder, ConnectionMsg, ConnectionNews, EndSessions, Sessions,
+};
 pub use methods::{About, Methods};
