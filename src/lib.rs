@@ -12,6 +12,7 @@ pub mod edge;
 pub mod gateway;
 pub mod identity;
 pub mod methods;
+pub mod node;
 pub mod show;
 pub mod telemetry;
 pub mod tls;

@@ -18,12 +18,15 @@ use tokio::sync::mpsc;
 
 use super::nodes::{check_text, node_id, payload, question, recorded};
 use super::runs::refusal;
-use super::serve::Conn;
+use super::serve::{Conn, Out};
 use crate::exec::{ExecEvent, RunRequest};
 use crate::nodes::Question;
 
 /// Pieces of output that wait to be put together.
 const PIECES: usize = 8;
+
+/// Pieces of a node's progress that wait for the caller's socket.
+const PROGRESS: usize = 16;
 
 /// `node.invoke`'s params.
 #[derive(Deserialize)]
@@ -70,13 +73,31 @@ pub(super) async fn invoke(conn: &Conn, p: Invoke) -> Result<Value, ErrorBody> {
         run_id: None,
         by_gateway: false,
     };
+    let (tx, mut pieces) = mpsc::channel(PROGRESS);
+    let key = p.idempotency_key.clone();
     let question = Question {
         idempotency_key: Some(p.idempotency_key),
         session_key: p.session_key,
+        progress: Some(tx),
         ..question(call, params.map(|params| params.to_string()))
     };
     let methods = &conn.wiring.methods;
-    let text = recorded(methods, &conn.principal, question).await?;
+    // Ends with the question: the room drops its end when it is answered or over.
+    let forward = async {
+        while let Some((seq, chunk)) = pieces.recv().await {
+            let said = json!({
+                "idempotencyKey": key, "nodeId": node, "command": p.command, "seq": seq, "chunk": chunk,
+            });
+            // The receiver lives as long as the connection, and so does this future.
+            let _ = conn
+                .out
+                .send(Out::Event("node.invoke.progress", said))
+                .await;
+        }
+    };
+    let asked = recorded(methods, &conn.principal, question);
+    let (text, ()) = tokio::join!(asked, forward);
+    let text = text?;
     Ok(json!({
         "ok": true, "nodeId": node, "command": p.command,
         "payload": payload(text.as_deref()), "payloadJSON": text,

@@ -241,6 +241,7 @@ pub(super) fn question(call: Call, params: Option<String>) -> Question {
         params,
         idempotency_key: None,
         session_key: None,
+        progress: None,
     }
 }
 

@@ -14,6 +14,7 @@ mod config;
 pub mod descent;
 mod handle;
 mod host;
+mod hosted;
 mod messages;
 mod open;
 mod operands;
@@ -24,6 +25,7 @@ pub use actor::Exec;
 pub use config::{ExecConfig, HostConfig};
 pub use descent::is_descendant_of_daemon;
 pub use handle::ExecHandle;
+pub use hosted::{Hosted, HostedNews, HostedPlan, HostedRequest, HostedRun};
 pub use messages::{
     Accepted, AgentLimits, ExecEvent, ExecMsg, ExecRefusal, ExecWiring, OnlyAsk, RunRequest,
     RunResult,

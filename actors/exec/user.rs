@@ -5,7 +5,8 @@ use std::fs;
 use portcullis_core::codes;
 use rustix::process::{getegid, geteuid};
 
-use super::messages::{ExecRefusal, ExecWiring};
+use super::config::HostConfig;
+use super::messages::ExecRefusal;
 
 /// A user of this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,7 +24,11 @@ impl User {
     ///
     /// # Errors
     /// `HOST_USER_INVALID`.
-    pub fn find(wiring: &ExecWiring) -> Result<Self, ExecRefusal> {
+    pub fn find(
+        config: &HostConfig,
+        operator_uids: &[u32],
+        operator_gids: &[u32],
+    ) -> Result<Self, ExecRefusal> {
         let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
         let invalid = |text: String| ExecRefusal::new(codes::HOST_USER_INVALID, text);
         if !geteuid().is_root() {
@@ -44,15 +49,13 @@ impl User {
                 Ok(user)
             };
         }
-        let wanted = &wiring.config.host.user;
+        let wanted = &config.user;
         let mut user = by_name(&passwd, wanted)
             .ok_or_else(|| invalid(format!("[exec.host] user {wanted:?} is not in /etc/passwd")))?;
         user.switched = true;
         let refused = if user.uid == 0 || user.gid == 0 {
             Some("is root, or of root's group")
-        } else if wiring.operator_uids.contains(&user.uid)
-            || wiring.operator_gids.contains(&user.gid)
-        {
+        } else if operator_uids.contains(&user.uid) || operator_gids.contains(&user.gid) {
             Some("is an operator: what runs as it could approve")
         } else {
             None

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::messages::{NodesMsg, NodesWiring, Question, ToNode};
+use super::messages::{NodesMsg, NodesWiring, Piece, Question, ToNode};
 use crate::supervision::{Crash, Ctx, Reply, Room, Snapshot, TaskHandle};
 
 /// How often open questions are looked at: is their time over, has their caller gone?
@@ -23,11 +23,17 @@ pub struct Nodes {
     started: Instant,
     /// To each connection of a node: by device and connection.
     lines: BTreeMap<(DeviceId, String), mpsc::Sender<ToNode>>,
-    waiting: BTreeMap<String, Reply<Option<String>, Refusal>>,
+    waiting: BTreeMap<String, Waiting>,
     wall: crate::clock::Clock,
     look: Option<TaskHandle>,
     attached: u64,
     asked: u64,
+}
+
+/// Who waits for an answer.
+struct Waiting {
+    reply: Reply<Option<String>, Refusal>,
+    progress: Option<mpsc::Sender<Piece>>,
 }
 
 impl Room for Nodes {
@@ -66,10 +72,15 @@ impl Room for Nodes {
                 chunk,
                 reply,
             } => {
-                reply.send(
-                    self.machine
-                        .progress(&node, &conn, &named, &id, seq, &chunk),
-                );
+                let taken = self
+                    .machine
+                    .progress(&node, &conn, &named, &id, seq, &chunk);
+                let waiting = self.waiting.get(&id).filter(|_| taken == Ok(true));
+                if let Some(to) = waiting.and_then(|waiting| waiting.progress.as_ref()) {
+                    // A caller that does not read misses it: the room waits for nobody.
+                    let _ = to.try_send((seq, chunk));
+                }
+                reply.send(taken);
             }
             NodesMsg::KnowsRun(node, conn, run, reply) => {
                 reply.ok(self.machine.knows_run(&node, &conn, &run));
@@ -147,8 +158,8 @@ impl Nodes {
 
     fn end(&mut self, questions: Vec<String>, why: impl Fn() -> Refusal) {
         for id in questions {
-            if let Some(reply) = self.waiting.remove(&id) {
-                reply.refuse(why());
+            if let Some(waiting) = self.waiting.remove(&id) {
+                waiting.reply.refuse(why());
             }
         }
     }
@@ -185,7 +196,8 @@ impl Nodes {
         match told {
             Some(Ok(())) => {
                 self.asked += 1;
-                self.waiting.insert(id, reply);
+                let progress = question.progress.clone();
+                self.waiting.insert(id, Waiting { reply, progress });
             }
             Some(Err(mpsc::error::TrySendError::Full(_))) => {
                 self.machine.close(&id);
@@ -202,8 +214,8 @@ impl Nodes {
         let id = result.id.clone();
         match self.machine.result(node, conn, result)? {
             Taken::Answer(answer) => {
-                if let Some(reply) = self.waiting.remove(&id) {
-                    reply.send(answer);
+                if let Some(waiting) = self.waiting.remove(&id) {
+                    waiting.reply.send(answer);
                 }
                 Ok(true)
             }
@@ -221,7 +233,7 @@ impl Nodes {
         let left: Vec<String> = self
             .waiting
             .iter()
-            .filter(|(_, reply)| !reply.is_wanted())
+            .filter(|(_, waiting)| !waiting.reply.is_wanted())
             .map(|(id, _)| id.clone())
             .collect();
         for id in left {

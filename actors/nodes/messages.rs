@@ -34,8 +34,11 @@ pub enum ToNode {
 /// The connection's end of what goes to its node. It ends with a life of the room: then attach again.
 pub type Line = mpsc::Receiver<ToNode>;
 
+/// A piece of what a node says before its answer: its number and its text.
+pub type Piece = (u64, String);
+
 /// A question to a node.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Question {
     /// Whom, what, how long.
     pub call: Call,
@@ -45,6 +48,8 @@ pub struct Question {
     pub idempotency_key: Option<String>,
     /// The caller's session, passed on unchanged.
     pub session_key: Option<String>,
+    /// Where progress goes. What does not fit is dropped, and its number is missing.
+    pub progress: Option<mpsc::Sender<Piece>>,
 }
 
 /// Why there is no answer.

@@ -18,4 +18,4 @@ mod messages;
 pub use actor::Nodes;
 pub use config::NodesConfig;
 pub use handle::NodesHandle;
-pub use messages::{Line, NodesError, NodesMsg, NodesWiring, Question, ToNode};
+pub use messages::{Line, NodesError, NodesMsg, NodesWiring, Piece, Question, ToNode};

@@ -102,6 +102,7 @@ pub const EVENTS: &[&str] = &[
     "exec.approval.requested",
     "exec.approval.resolved",
     "exec.output",
+    "node.invoke.progress",
     "node.invoke.request",
     "node.invoke.cancel",
 ];

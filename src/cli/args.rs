@@ -74,6 +74,9 @@ pub enum Command {
     /// Node hosts, and what each may be asked
     #[command(subcommand)]
     Nodes(Nodes),
+    /// This machine as a node host of a gateway elsewhere
+    #[command(subcommand)]
+    Node(Node),
     /// Tokens of agents, each for one agent
     #[command(subcommand)]
     Agents(Agents),
@@ -204,11 +207,34 @@ pub enum Approvals {
     },
 }
 
+/// `node …`
+#[derive(Debug, Subcommand)]
+pub enum Node {
+    /// Offer to run commands here, each after a person's word at the gateway (--url, --pin, --token-file)
+    Run(NodeRun),
+}
+
+/// For `node run`.
+#[derive(Debug, Clone, Args)]
+pub struct NodeRun {
+    /// What people see it as [default: this machine's name]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// As whom commands run where this program is root [default: nobody]
+    #[arg(long, value_name = "USER")]
+    pub user: Option<String>,
+}
+
 /// `nodes …`
 #[derive(Debug, Subcommand)]
 pub enum Nodes {
     /// Connected nodes, and approved ones that are away
     List,
+    /// One node, whole
+    Show {
+        /// Its id, or the beginning of it
+        id: String,
+    },
     /// What waits for a person: commands that a node offers
     Pending,
     /// Let a node be asked what it offers

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::show::text::clean;
 
 /// Why a command did not do what was asked.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Failure {
     /// As in the registry, or as the gateway sent it.
     pub code: String,

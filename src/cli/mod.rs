@@ -23,9 +23,9 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser as _};
 use portcullis_core::codes;
 
-pub use args::{Cli, Command, GatewayArgs, Global};
+pub use args::{Cli, Command, GatewayArgs, Global, Node, NodeRun};
 pub use failure::Failure;
-pub use state::{identity_file, state_dir};
+pub use state::{identity_file, remote, state_dir};
 
 use out::Out;
 
@@ -117,9 +117,9 @@ async fn command(cli: &Cli, out: Out) -> Result<u8, Failure> {
     let state = || state_dir(cli.global.state.as_deref());
     let door = || state::door(&cli.global);
     match &cli.command {
-        Command::Gateway(_) | Command::Up(_) => Err(Failure::of(
+        Command::Gateway(_) | Command::Up(_) | Command::Node(_) => Err(Failure::of(
             codes::INTERNAL,
-            "the gateway is not a client's command",
+            "what serves is not a client's command",
         )),
         Command::Exec(args) => exec::run(&door()?, args, out).await,
         Command::Approvals(args::Approvals::Watch) => watch::run(&door()?, out).await,

@@ -24,6 +24,14 @@ pub async fn run(door: &Door, what: &Nodes, out: Out) -> Result<u8, Failure> {
             let nodes = client.call("node.list", json!({})).await?;
             out.both(&nodes, || listing(list(&nodes, "nodes")))?;
         }
+        Nodes::Show { id } => {
+            let nodes = client.call("node.list", json!({})).await?;
+            let node = field(find(list(&nodes, "nodes"), "nodeId", id)?, "nodeId").to_owned();
+            let node = client
+                .call("node.describe", json!({ "nodeId": node }))
+                .await?;
+            out.both(&node, || shown(&node))?;
+        }
         Nodes::Pending => {
             let all = client.call("node.pair.list", json!({})).await?;
             out.both(&all["pending"], || pending(list(&all, "pending")))?;
@@ -78,6 +86,22 @@ fn listing(nodes: &[Value]) -> String {
     });
     let rows: Vec<Vec<String>> = rows.collect();
     table(&["NODE", "STATE", "APPROVAL", "COMMANDS"], &rows)
+}
+
+fn shown(node: &Value) -> String {
+    let here = node["connected"] == true;
+    let commands = joined(node, "commands");
+    let fields = [
+        ("node", field(node, "nodeId")),
+        ("name", field(node, "displayName")),
+        ("state", if here { "connected" } else { "away" }),
+        ("approval", field(node, "approvalState")),
+        ("version", field(node, "version")),
+        ("platform", field(node, "platform")),
+        ("commands", &commands),
+    ];
+    let line = |(name, value): (&str, &str)| format!("{name:<10} {}\n", clean(value));
+    fields.map(line).concat()
 }
 
 fn pending(requests: &[Value]) -> String {

@@ -149,7 +149,7 @@ impl Client {
     async fn shake(
         url: &str,
         stream: Box<dyn Stream>,
-        lost: &dyn Fn(&str) -> Failure,
+        lost: &(dyn Fn(&str) -> Failure + Sync),
         params: impl FnOnce(&str, u64) -> Value,
     ) -> Result<Self, Failure> {
         let mut config = WebSocketConfig::default();

@@ -378,14 +378,10 @@ fn rules(config: &Config, layers: &mut Layers) {
     if !(0.0..=1.0).contains(&otlp.ratio) {
         layers.reject("telemetry.otlp.ratio", "a share is between 0.0 and 1.0");
     }
-    let has_host = otlp
-        .endpoint
-        .parse::<hyper::Uri>()
-        .is_ok_and(|uri| uri.host().is_some_and(|host| !host.is_empty()));
-    if !otlp.endpoint.starts_with("http://") || !has_host {
+    if crate::telemetry::endpoint_is_secure(&otlp.endpoint).is_none() {
         layers.reject(
             "telemetry.otlp.endpoint",
-            "it must be http://HOST:PORT/v1/traces; for TLS, send to a collector on this machine",
+            "it must be https://HOST:PORT/v1/traces without a user; plain http:// is for 127.0.0.1, [::1] and localhost only",
         );
     }
 }

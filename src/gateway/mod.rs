@@ -5,6 +5,8 @@ mod inherited;
 mod proxies;
 mod token;
 
+pub(crate) use inherited::close_all as close_inherited;
+
 use std::io::{IsTerminal as _, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -37,7 +39,7 @@ use crate::tls::{self, Keeper, Tls, TlsError};
 use crate::tree::{Ground, Planted, plant};
 
 /// The supervisor of every box, built by build.rs.
-const CELL: &[u8] = include_bytes!(env!("PORTCULLIS_CELL"));
+pub(crate) const CELL: &[u8] = include_bytes!(env!("PORTCULLIS_CELL"));
 /// Between two looks whether a made certificate is to be made anew.
 const RENEW_LOOK: Duration = Duration::from_hours(1);
 /// A tree that does not stop in this time is left behind.
@@ -329,7 +331,7 @@ fn random<const N: usize>() -> Result<[u8; N], Failure> {
 }
 
 /// Outside the state directory, so that a copy of the one is not a copy of both.
-fn default_identity() -> Result<PathBuf, Failure> {
+pub(crate) fn default_identity() -> Result<PathBuf, Failure> {
     let folder = |name: &str| {
         std::env::var_os(name)
             .filter(|v| !v.is_empty())

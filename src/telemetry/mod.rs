@@ -12,6 +12,7 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper_util::client::legacy::connect::HttpConnector;
 use opentelemetry::KeyValue;
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_http::hyper::HyperClient;
@@ -77,7 +78,7 @@ impl Default for TelemetryConfig {
 pub struct OtlpConfig {
     /// Off: nothing is collected and nothing is sent.
     pub enabled: bool,
-    /// Where to, whole: `http://127.0.0.1:4318/v1/traces`. Plain HTTP only: let a collector on this machine speak TLS.
+    /// Where to, whole: `https://collector.example:4318/v1/traces`, or plain to this machine: `http://127.0.0.1:4318/v1/traces`.
     pub endpoint: String,
     /// For one batch, in milliseconds.
     pub timeout_ms: u64,
@@ -104,9 +105,12 @@ impl Default for OtlpConfig {
 pub enum TelemetryError {
     /// The endpoint is none.
     #[error(
-        "CONFIG_INVALID: [telemetry.otlp] endpoint {0}: it must be http://HOST:PORT/v1/traces; for TLS, send to a collector on this machine"
+        "CONFIG_INVALID: [telemetry.otlp] endpoint: it must be https://HOST:PORT/v1/traces without a user; plain http:// is for 127.0.0.1, [::1] and localhost only"
     )]
-    Endpoint(String),
+    Endpoint,
+    /// Nobody could vouch for the collector.
+    #[error("CONFIG_INVALID: [telemetry.otlp] endpoint: {0}")]
+    Authorities(String),
     /// The ratio is none.
     #[error("CONFIG_INVALID: [telemetry.otlp] ratio must be from 0 to 1")]
     Ratio,
@@ -178,20 +182,14 @@ impl Telemetry {
         if !config.enabled {
             return Ok((Self { export: None }, None));
         }
-        let uri: hyper::Uri = config
-            .endpoint
-            .parse()
-            .map_err(|_| TelemetryError::Endpoint(config.endpoint.clone()))?;
-        if uri.scheme_str() != Some("http") || uri.host().is_none() {
-            return Err(TelemetryError::Endpoint(config.endpoint.clone()));
-        }
+        let secure = endpoint_is_secure(&config.endpoint).ok_or(TelemetryError::Endpoint)?;
         if !(0.0..=1.0).contains(&config.ratio) {
             return Err(TelemetryError::Ratio);
         }
         let within = Duration::from_millis(config.timeout_ms.max(1));
         let mut exporter = opentelemetry_otlp::SpanExporter::builder()
             .with_http()
-            .with_http_client(HyperClient::with_default_connector(within, None))
+            .with_http_client(HyperClient::new(connector(secure)?, within, None))
             .with_protocol(Protocol::HttpBinary)
             .with_endpoint(&config.endpoint)
             .with_timeout(within)
@@ -252,6 +250,43 @@ impl Telemetry {
         }
         view
     }
+}
+
+/// TLS 1.3 to who is verified, or plain to this machine; `None`: neither.
+pub(crate) fn endpoint_is_secure(endpoint: &str) -> Option<bool> {
+    let uri: hyper::Uri = endpoint.parse().ok()?;
+    let authority = uri.authority()?.as_str();
+    let host = uri.host().filter(|host| !host.is_empty())?;
+    if authority.contains('@') {
+        return None;
+    }
+    let literal = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+    let is_here = host.eq_ignore_ascii_case("localhost")
+        || literal.is_ok_and(|ip| ip.to_canonical().is_loopback());
+    match uri.scheme_str()? {
+        "https" => Some(true),
+        "http" if is_here => Some(false),
+        _ => None,
+    }
+}
+
+/// The system's authorities are read only where they are needed.
+fn connector(secure: bool) -> Result<hyper_rustls::HttpsConnector<HttpConnector>, TelemetryError> {
+    let tls = if secure {
+        crate::tls::verified(None)
+            .map_err(|error| TelemetryError::Authorities(error.to_string()))?
+    } else {
+        crate::tls::trusting_nobody()
+            .map_err(|error| TelemetryError::Authorities(error.to_string()))?
+    };
+    let builder = hyper_rustls::HttpsConnectorBuilder::new().with_tls_config(tls);
+    // The endpoint's scheme was judged; nothing else is dialled, and no redirect is followed.
+    let builder = if secure {
+        builder.https_only()
+    } else {
+        builder.https_or_http()
+    };
+    Ok(builder.enable_http1().build())
 }
 
 fn provider(sender: Sender, resource: Resource, ratio: f64) -> SdkTracerProvider {

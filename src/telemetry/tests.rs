@@ -196,7 +196,11 @@ async fn off_is_off_and_a_wrong_endpoint_is_named() {
             .to_string()
     };
     for endpoint in [
-        "https://127.0.0.1/v1/traces",
+        "http://192.0.2.1:4318/v1/traces",
+        "http://collector.example/v1/traces",
+        "http://127.0.0.1.collector.example/v1/traces",
+        "https://user:secret@collector.example/v1/traces",
+        "https:///v1/traces",
         "127.0.0.1:4318",
         "file:///etc/passwd",
         "http://",

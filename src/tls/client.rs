@@ -56,10 +56,20 @@ impl std::fmt::Display for Pin {
 /// # Errors
 /// This system has no file of authorities that we know.
 pub fn client_config(pin: Option<Pin>) -> Result<Arc<ClientConfig>, std::io::Error> {
+    let mut config = verified(pin)?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// The same, without a word on what is spoken inside: the HTTP client of the exporter says that itself.
+///
+/// # Errors
+/// As [`client_config`].
+pub fn verified(pin: Option<Pin>) -> Result<ClientConfig, std::io::Error> {
     let builder = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(std::io::Error::other)?;
-    let mut config = if let Some(pin) = pin {
+    let config = if let Some(pin) = pin {
         let verifier = Pinned {
             pin,
             provider: provider(),
@@ -73,8 +83,20 @@ pub fn client_config(pin: Option<Pin>) -> Result<Arc<ClientConfig>, std::io::Err
             .with_root_certificates(system_roots()?)
             .with_no_client_auth()
     };
-    config.alpn_protocols = vec![ALPN.to_vec()];
-    Ok(Arc::new(config))
+    Ok(config)
+}
+
+/// Verifies nobody: for a client that speaks plain to this machine, and could not be led to TLS.
+///
+/// # Errors
+/// As [`client_config`].
+pub fn trusting_nobody() -> Result<ClientConfig, std::io::Error> {
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(std::io::Error::other)?;
+    Ok(builder
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth())
 }
 
 /// The authorities that this system trusts, or the file or folder named by `SSL_CERT_FILE` or `SSL_CERT_DIR`.

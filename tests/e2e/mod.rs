@@ -6,6 +6,7 @@ mod host_asks;
 mod host_runs;
 mod inherited;
 mod kills;
+mod node_host;
 mod node_runs;
 mod nodes;
 mod npm_client;

@@ -463,3 +463,71 @@ async fn the_approvals_document_of_a_node_is_relayed_by_its_own_methods_only() {
         );
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_node_says_before_its_answer_reaches_who_asked_in_order_and_nobody_else() {
+    let gateway = Gateway::start();
+    let (mut operator, mut other) = (admin(&gateway).await, admin(&gateway).await);
+    let device = Device::new();
+    let mut host = node(&gateway, &device, DECLARED).await;
+    approve(&mut operator, &mut host, &device).await;
+    let frame = operator.ask("node.invoke", which(&device, 30_000)).await;
+    let asked = event(&mut host, "node.invoke.request").await["payload"]["id"].clone();
+    let piece = |id: &Value, seq: u64, chunk: &str| json!({ "invokeId": id, "nodeId": device.id(), "seq": seq, "chunk": chunk });
+    let (taken, late) = (
+        json!({ "ok": true }),
+        json!({ "ok": true, "ignored": true }),
+    );
+    for (seq, chunk, answer) in [
+        (0, "one\n", &taken),
+        (0, "again", &late),
+        (1, "two", &taken),
+    ] {
+        let said = host
+            .get("node.invoke.progress", piece(&asked, seq, chunk))
+            .await;
+        assert_eq!(&said, answer);
+    }
+    let long = "x".repeat(16_385);
+    host.refused("node.invoke.progress", piece(&asked, 2, &long))
+        .await;
+    let never = json!("never-asked");
+    assert_eq!(
+        host.get("node.invoke.progress", piece(&never, 0, "x"))
+            .await,
+        late
+    );
+    for (seq, chunk) in [(0, "one\n"), (1, "two")] {
+        let told = event(&mut operator, "node.invoke.progress").await;
+        assert_eq!(
+            told["payload"],
+            json!({ "idempotencyKey": "key-1", "nodeId": device.id(), "command": "system.which", "seq": seq, "chunk": chunk })
+        );
+    }
+    // A caller that reads nothing costs the others nothing: what does not fit is dropped.
+    for seq in 2..60 {
+        host.get(
+            "node.invoke.progress",
+            piece(&asked, seq, &"y".repeat(16_000)),
+        )
+        .await;
+    }
+    let result = json!({ "id": asked, "nodeId": device.id(), "ok": true, "payloadJSON": "{}" });
+    host.get("node.invoke.result", result).await;
+    let answer = operator.answer(&frame).await;
+    assert_eq!(answer["payload"]["ok"], true, "{answer}");
+    assert_eq!(
+        host.get("node.invoke.progress", piece(&asked, 99, "late"))
+            .await,
+        late
+    );
+    // Nobody else heard of it: the next frame of the other is its own answer.
+    let frame = other.ask("health", json!({})).await;
+    loop {
+        let came = other.frame().await;
+        assert_ne!(came["event"], "node.invoke.progress", "{came}");
+        if came["id"] == frame.as_str() {
+            break;
+        }
+    }
+}

@@ -1,7 +1,11 @@
 //! One command outside the sandbox, from the socket to the record, as one trace at a collector.
 
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::pki_types::PrivatePkcs8KeyDer;
 
 use crate::support::collector::Collector;
 use crate::support::gateway::Gateway;
@@ -150,4 +154,73 @@ fn without_the_setting_nothing_is_sent() {
     let mut gateway = Gateway::with(&[("telemetry.otlp.endpoint", collector.endpoint())]);
     run_and_stop(&mut gateway);
     assert_eq!(collector.requests(), 0);
+}
+
+/// An authority, its certificate's file, and a server's settings under it.
+fn authority(gateway: &Gateway) -> (std::path::PathBuf, Arc<rustls::ServerConfig>) {
+    let ca_key = KeyPair::generate().unwrap();
+    let mut ca = CertificateParams::new(vec![]).unwrap();
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let file = gateway.home().join("ca.pem");
+    std::fs::write(&file, ca.self_signed(&ca_key).unwrap().pem()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let leaf = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    let leaf = leaf.signed_by(&key, &Issuer::new(ca, ca_key)).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let key = PrivatePkcs8KeyDer::from(key.serialize_der());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![leaf.der().clone()], key.into())
+        .unwrap();
+    (file, Arc::new(config))
+}
+
+#[test]
+fn spans_go_over_tls_to_a_collector_that_is_verified_and_to_no_other() {
+    for is_trusted in [true, false] {
+        let mut gateway = Gateway::prepared(&[("telemetry.otlp.enabled", "true")]);
+        let (file, config) = authority(&gateway);
+        let collector = Collector::start_tls(config);
+        gateway.set("telemetry.otlp.endpoint", collector.endpoint());
+        if is_trusted {
+            gateway.set("SSL_CERT_FILE", file.to_str().unwrap());
+        }
+        gateway.launch();
+        let ran = gateway.cli(&["exec", "--agent", "demo", "--", "true"]);
+        assert!(ran.status.success(), "{ran:?}");
+        assert_eq!(gateway.stop(), 0);
+        let names: Vec<_> = collector.spans().into_iter().map(|s| s.name).collect();
+        assert_eq!(
+            names.iter().any(|n| n == "exec.run"),
+            is_trusted,
+            "{names:?}"
+        );
+        assert_eq!(collector.requests() > 0, is_trusted);
+        if !is_trusted {
+            assert!(
+                gateway.log().contains("spans were not exported"),
+                "{}",
+                gateway.log()
+            );
+        }
+    }
+}
+
+#[test]
+fn a_plain_collector_on_another_machine_starts_nothing() {
+    let mut gateway = Gateway::prepared(&[("telemetry.otlp.enabled", "true")]);
+    for endpoint in [
+        "http://192.0.2.1:4318/v1/traces",
+        "https://me:secret@collector.example/v1/traces",
+    ] {
+        gateway.set("telemetry.otlp.endpoint", endpoint);
+        let (code, log) = gateway.refused();
+        assert_eq!(code, 2, "{log}");
+        assert!(
+            log.contains("telemetry.otlp.endpoint") && !log.contains("secret"),
+            "{log}"
+        );
+    }
 }

@@ -1,7 +1,7 @@
 //! A collector of spans that knows nothing of OpenTelemetry's crates: a socket, HTTP by hand, protobuf by hand.
 
-use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 
 use super::protobuf::{Span, spans};
@@ -23,6 +23,25 @@ impl Collector {
             for socket in listener.incoming().map_while(Result::ok) {
                 let kept = kept.clone();
                 std::thread::spawn(move || take(socket, &kept));
+            }
+        });
+        Self { endpoint, bodies }
+    }
+
+    /// The same over TLS, as `localhost`.
+    pub fn start_tls(config: Arc<rustls::ServerConfig>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let endpoint = format!("https://localhost:{port}/v1/traces");
+        let bodies = Arc::<Mutex<Vec<_>>>::default();
+        let kept = bodies.clone();
+        std::thread::spawn(move || {
+            for socket in listener.incoming().map_while(Result::ok) {
+                let (kept, config) = (kept.clone(), config.clone());
+                std::thread::spawn(move || {
+                    let tls = rustls::ServerConnection::new(config).unwrap();
+                    take(rustls::StreamOwned::new(tls, socket), &kept);
+                });
             }
         });
         Self { endpoint, bodies }
@@ -54,7 +73,7 @@ impl Collector {
     }
 }
 
-fn take(mut socket: TcpStream, kept: &Mutex<Vec<Vec<u8>>>) {
+fn take(mut socket: impl Read + Write, kept: &Mutex<Vec<Vec<u8>>>) {
     let mut all = Vec::new();
     let mut piece = [0; 16 * 1024];
     loop {

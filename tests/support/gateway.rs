@@ -100,6 +100,13 @@ impl Gateway {
         self
     }
 
+    /// The next start listens where the last one did.
+    pub fn keep_port(&mut self) {
+        let port = self.port.to_string();
+        self.set("gateway.port", &port);
+        self.words.truncate(1);
+    }
+
     /// What it wrote to stdout so far.
     pub fn said(&self) -> String {
         self.said.lock().unwrap().clone()

@@ -1,7 +1,7 @@
 //! From a request to a frozen plan: everything that will happen, said once, with what was opened for it.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 
 use super::actor::RunRoom;
 use super::node::{NodeMeans, OUTPUT_CAP, prepare};
+use crate::exec::config::HostConfig;
 use crate::exec::host::bubblewrap;
 use crate::exec::messages::{ExecRefusal, ExecWiring, RunRequest};
 use crate::exec::open::{Folder, Place, Program};
@@ -109,6 +110,29 @@ fn invalid(error: impl std::fmt::Display) -> ExecRefusal {
     ExecRefusal::new(codes::INVALID_PARAMS, error)
 }
 
+/// What no target takes.
+///
+/// # Errors
+/// `INVALID_PARAMS`.
+pub fn check_request(
+    argv: &[String],
+    env: &BTreeMap<String, String>,
+    timeout_ms: Option<u64>,
+) -> Result<(), ExecRefusal> {
+    let texts = argv.iter().map(String::len);
+    let vars = env.iter().map(|(name, value)| name.len() + value.len());
+    if texts.chain(vars).map(|len| len + 8).sum::<usize>() > MOST_TEXT {
+        return Err(invalid("argv and env together must be at most 60 KiB"));
+    }
+    if argv.first().is_none_or(String::is_empty) {
+        return Err(invalid("argv must name a command"));
+    }
+    if timeout_ms == Some(0) {
+        return Err(invalid("timeoutMs must be at least 1"));
+    }
+    Ok(())
+}
+
 /// Freezes the request.
 ///
 /// # Errors
@@ -119,20 +143,7 @@ pub async fn freeze(
     request: &RunRequest,
     seal: Seal,
 ) -> Result<Frozen, ExecRefusal> {
-    let texts = request.argv.iter().map(String::len);
-    let vars = request
-        .env
-        .iter()
-        .map(|(name, value)| name.len() + value.len());
-    if texts.chain(vars).map(|len| len + 8).sum::<usize>() > MOST_TEXT {
-        return Err(invalid("argv and env together must be at most 60 KiB"));
-    }
-    if request.argv.first().is_none_or(String::is_empty) {
-        return Err(invalid("argv must name a command"));
-    }
-    if request.timeout_ms == Some(0) {
-        return Err(invalid("timeoutMs must be at least 1"));
-    }
+    check_request(&request.argv, &request.env, request.timeout_ms)?;
     let policy = EnvPolicy::new(&wiring.config.host.env)
         .map_err(|error| ExecRefusal::new(codes::CONFIG_INVALID, error))?;
     // Before anything is opened: what may not be set is refused by name.
@@ -261,7 +272,16 @@ async fn on_host(
     let job_wiring = wiring.clone();
     ctx.blocking("freeze", 0, move || {
         // Nobody waits any more: the run has ended.
-        let _ = reply.send(open(&job_wiring, &argv, cwd));
+        let ground = HostGround {
+            config: &job_wiring.config.host,
+            operator_uids: &job_wiring.operator_uids,
+            operator_gids: &job_wiring.operator_gids,
+            masked: std::iter::once(&job_wiring.state)
+                .chain(&job_wiring.forbidden)
+                .cloned()
+                .collect(),
+        };
+        let _ = reply.send(open_on_host(&ground, &argv, cwd));
     })
     .map_err(|error| ExecRefusal::new(codes::OVERLOADED, error))?;
     let means = opened
@@ -269,17 +289,7 @@ async fn on_host(
         .map_err(|_| ExecRefusal::new(codes::INTERNAL, "opening the program failed"))??;
     let host = &wiring.config.host;
     let user = &means.opened.place.user;
-    let mut env = plain(&request.env);
-    for (name, value) in [
-        ("PATH", HOST_PATH),
-        ("HOME", user.home.as_str()),
-        ("USER", user.name.as_str()),
-        ("LOGNAME", user.name.as_str()),
-        ("LANG", "C.UTF-8"),
-    ] {
-        env.entry(name.to_owned())
-            .or_insert_with(|| EnvValue::Plain(value.to_owned()));
-    }
+    let env = host_env(&request.env, user);
     let plan = ExecPlan {
         executable: means.opened.program.executable(),
         operands: means.opened.operands.list.clone(),
@@ -294,7 +304,7 @@ async fn on_host(
             cpu_millis: None,
             pids: None,
         },
-        profile_digest: host_profile(wiring, user),
+        profile_digest: host_profile(host, &wiring.cell, user),
         ..blank(request, seal)
     };
     Ok(Frozen {
@@ -303,12 +313,42 @@ async fn on_host(
     })
 }
 
-fn open(
-    wiring: &ExecWiring,
+/// The variables of every host command, and what was asked for beside them.
+pub fn host_env(asked: &BTreeMap<String, String>, user: &User) -> BTreeMap<String, EnvValue> {
+    let mut env = plain(asked);
+    for (name, value) in [
+        ("PATH", HOST_PATH),
+        ("HOME", user.home.as_str()),
+        ("USER", user.name.as_str()),
+        ("LOGNAME", user.name.as_str()),
+        ("LANG", "C.UTF-8"),
+    ] {
+        env.entry(name.to_owned())
+            .or_insert_with(|| EnvValue::Plain(value.to_owned()));
+    }
+    env
+}
+
+/// What host commands stand on.
+pub struct HostGround<'a> {
+    pub config: &'a HostConfig,
+    /// Users and groups that no command runs as.
+    pub operator_uids: &'a [u32],
+    pub operator_gids: &'a [u32],
+    /// Out of every command's reach.
+    pub masked: Vec<PathBuf>,
+}
+
+/// Opens what a command of the host would run. Blocks.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn open_on_host(
+    ground: &HostGround<'_>,
     argv: &[String],
     cwd: Option<String>,
 ) -> Result<HostMeans, ExecRefusal> {
-    let user = User::find(wiring)?;
+    let user = User::find(ground.config, ground.operator_uids, ground.operator_gids)?;
     if !user.switched && bubblewrap().is_none() {
         return Err(ExecRefusal::new(
             codes::HOST_USER_INVALID,
@@ -316,10 +356,8 @@ fn open(
         )
         .with("fix", "run: apt-get install bubblewrap"));
     }
-    let masked: Vec<PathBuf> = std::iter::once(&wiring.state)
-        .chain(&wiring.forbidden)
-        .filter_map(|path| path.canonicalize().ok())
-        .collect();
+    let masked = ground.masked.iter();
+    let masked: Vec<PathBuf> = masked.filter_map(|path| path.canonicalize().ok()).collect();
     let place = Place { user, masked };
     let cwd = match cwd {
         Some(cwd) => Folder::open(&place, &cwd)?,
@@ -345,19 +383,14 @@ fn open(
 }
 
 /// Digest of how host runs are held: two plans with the same one are held alike.
-fn host_profile(wiring: &ExecWiring, user: &User) -> Hash32 {
-    let host = &wiring.config.host;
+pub fn host_profile(host: &HostConfig, cell: &Path, user: &User) -> Hash32 {
     let text = format!(
         "portcullis-host-v1\nuser {} {} {} switched {}\ncell {}\noutput {} files {} bytes {}\n",
         user.name,
         user.uid,
         user.gid,
         user.switched,
-        wiring
-            .cell
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy(),
+        cell.file_name().unwrap_or_default().to_string_lossy(),
         host.output_cap_bytes,
         host.open_files,
         host.file_bytes,

@@ -17,6 +17,8 @@ mod messages;
 mod node;
 
 pub(super) use actor::RunRoom;
-pub(super) use freeze::HostMeans;
+pub(super) use freeze::{
+    HostGround, HostMeans, check_request, host_env, host_profile, open_on_host,
+};
 pub(super) use handle::RunHandle;
 pub(super) use messages::RunWiring;

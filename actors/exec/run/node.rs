@@ -150,6 +150,7 @@ fn question(call: Call, params: &Value, key: Option<String>) -> Question {
         params: Some(params.to_string()),
         idempotency_key: key,
         session_key: None,
+        progress: None,
     }
 }
 

@@ -1,0 +1,276 @@
+//! What this node may be asked. A run is looked at again here, whatever the gateway says of it: a person's word, the very
+//! plan, and the very bytes.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use portcullis_actors::exec::{ExecRefusal, Hosted, HostedNews, HostedPlan, HostedRequest, Stream};
+use portcullis_core::display::visible;
+use portcullis_core::ids::AgentId;
+use portcullis_core::plan::HOST_PATH;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::messages::Asked;
+
+/// Runs a command.
+pub const RUN: &str = "system.run";
+const PREPARE: &str = "system.run.prepare";
+const WHICH: &str = "system.which";
+/// What is offered to the gateway.
+pub const OFFERED: [&str; 3] = [RUN, PREPARE, WHICH];
+/// Names in one question.
+const MOST_BINS: usize = 64;
+/// Of the output that goes into the news of a run, characters.
+const TAIL: usize = 20_000;
+/// Of an agent that is not named.
+const AGENT: &str = "main";
+
+/// What the gateway hears.
+pub struct Answer {
+    outcome: Result<Value, (&'static str, String)>,
+    /// Of a run.
+    ran: bool,
+}
+
+impl Answer {
+    /// A no.
+    pub const fn refused(code: &'static str, why: String) -> Self {
+        Self {
+            outcome: Err((code, why)),
+            ran: false,
+        }
+    }
+
+    /// The news that go before the result, as the peer's node host sends them.
+    pub fn events(&self, asked: &Asked) -> Vec<Value> {
+        if asked.command != RUN {
+            return vec![];
+        }
+        let text = |key: &str| asked.params.get(key).and_then(Value::as_str);
+        let mut news = json!({
+            "sessionKey": text("sessionKey").unwrap_or("node"), "runId": text("runId").unwrap_or_default(),
+            "host": "node", "command": text("rawCommand").unwrap_or_default(), "suppressNotifyOnExit": false,
+        });
+        let event = match &self.outcome {
+            Ok(ran) if self.ran => {
+                for key in ["exitCode", "timedOut", "success"] {
+                    news[key] = ran[key].clone();
+                }
+                let out = ran["stdout"].as_str().unwrap_or_default();
+                let from = out
+                    .char_indices()
+                    .rev()
+                    .nth(TAIL - 1)
+                    .map_or(0, |(at, _)| at);
+                news["output"] = out[from..].into();
+                "exec.finished"
+            }
+            Err(("SYSTEM_RUN_DENIED", _)) => {
+                news["reason"] = "approval-required".into();
+                "exec.denied"
+            }
+            _ => return vec![],
+        };
+        vec![json!({ "event": event, "payloadJSON": news.to_string() })]
+    }
+
+    /// `node.invoke.result`'s params.
+    pub fn result(&self, node: &str, id: &str) -> Value {
+        match &self.outcome {
+            Ok(value) => json!({
+                "id": id, "nodeId": node, "ok": true, "payloadJSON": value.to_string(),
+            }),
+            Err((code, why)) => json!({
+                "id": id, "nodeId": node, "ok": false,
+                "error": { "code": code, "message": format!("{code}: {why}") },
+            }),
+        }
+    }
+}
+
+/// Answers one question.
+pub async fn answer(hosted: &Hosted, asked: &Asked) -> Answer {
+    let outcome = match asked.command.as_str() {
+        WHICH => which(asked),
+        PREPARE => prepare(hosted, asked).await,
+        RUN => run(hosted, asked).await,
+        other => Err((
+            "UNAVAILABLE",
+            format!("command not supported: {}", visible(other)),
+        )),
+    };
+    Answer {
+        ran: asked.command == RUN && outcome.is_ok(),
+        outcome,
+    }
+}
+
+type Outcome = Result<Value, (&'static str, String)>;
+
+#[derive(Deserialize)]
+struct Which {
+    bins: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Command {
+    #[serde(rename = "command")]
+    argv: Vec<String>,
+    #[serde(default)]
+    cwd: Option<String>,
+    #[serde(default)]
+    env: Option<BTreeMap<String, String>>,
+    #[serde(default)]
+    agent_id: Option<String>,
+    #[serde(default)]
+    timeout_ms: Option<u64>,
+    #[serde(default)]
+    system_run_plan: Option<Value>,
+    #[serde(default)]
+    approved: bool,
+    #[serde(default)]
+    approval_decision: Option<String>,
+}
+
+impl Command {
+    fn request(&self) -> Result<HostedRequest, (&'static str, String)> {
+        let agent = self.agent_id.as_deref().unwrap_or(AGENT);
+        Ok(HostedRequest {
+            agent: AgentId::new(agent).map_err(|e| ("INVALID_REQUEST", e.to_string()))?,
+            argv: self.argv.clone(),
+            cwd: self.cwd.clone(),
+            env: self.env.clone().unwrap_or_default(),
+        })
+    }
+}
+
+fn read<T: serde::de::DeserializeOwned>(asked: &Asked) -> Result<T, (&'static str, String)> {
+    serde_json::from_value(asked.params.clone()).map_err(|error| {
+        let why = format!("invalid {} params: {error}", asked.command);
+        ("INVALID_REQUEST", visible(&why).into_owned())
+    })
+}
+
+/// In the fixed path only, as a run would look.
+fn which(asked: &Asked) -> Outcome {
+    let Which { bins } = read(asked)?;
+    if bins.len() > MOST_BINS {
+        return Err(("INVALID_REQUEST", format!("at most {MOST_BINS} names")));
+    }
+    let is_name =
+        |name: &&String| !name.is_empty() && name.len() <= 255 && !name.contains(['/', '\0']);
+    let mut found = Map::new();
+    for name in bins.iter().filter(is_name) {
+        let path = HOST_PATH
+            .split(':')
+            .map(|folder| Path::new(folder).join(name))
+            .find(|path| {
+                path.metadata()
+                    .is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
+            });
+        if let Some(path) = path.and_then(|path| path.to_str().map(str::to_owned)) {
+            found.insert(name.clone(), path.into());
+        }
+    }
+    Ok(json!({ "bins": found }))
+}
+
+async fn open(
+    hosted: &Hosted,
+    request: HostedRequest,
+) -> Result<HostedPlan, (&'static str, String)> {
+    let hosted = hosted.clone();
+    let opened = tokio::task::spawn_blocking(move || hosted.open(&request)).await;
+    opened
+        .map_err(|e| ("UNAVAILABLE", e.to_string()))?
+        .map_err(|refusal| refused(&refusal))
+}
+
+fn refused(refusal: &ExecRefusal) -> (&'static str, String) {
+    let code = match refusal.code.name {
+        "INVALID_PARAMS" | "COMMAND_NOT_FOUND" => "INVALID_REQUEST",
+        "PLAN_CHANGED" => "SYSTEM_RUN_DENIED",
+        _ => "UNAVAILABLE",
+    };
+    (code, visible(&refusal.to_string()).into_owned())
+}
+
+/// What would run. `portcullisDigest` is of all of it, so that one changed byte is another plan.
+fn said(plan: &HostedPlan, agent: Option<&str>) -> Value {
+    let operand = plan.program().map_or(
+        Value::Null,
+        |(path, sha256)| json!({ "argvIndex": 0, "path": path, "sha256": sha256 }),
+    );
+    json!({
+        "argv": plan.argv(), "cwd": plan.cwd(), "commandText": plan.text(), "commandPreview": null,
+        "agentId": agent, "sessionKey": null, "mutableFileOperand": operand,
+        "policySnapshot": { "security": "full", "ask": "always", "askFallback": "deny", "autoAllowSkills": false },
+        "portcullisDigest": plan.digest(),
+    })
+}
+
+async fn prepare(hosted: &Hosted, asked: &Asked) -> Outcome {
+    let command: Command = read(asked)?;
+    let plan = open(hosted, command.request()?).await?;
+    Ok(json!({
+        "plan": said(&plan, command.agent_id.as_deref()),
+        "execPolicy": { "security": "full", "ask": "always" },
+        "allowAlwaysCoverage": { "complete": false, "patterns": [] },
+    }))
+}
+
+async fn run(hosted: &Hosted, asked: &Asked) -> Outcome {
+    let command: Command = read(asked)?;
+    let is_allowed = matches!(
+        command.approval_decision.as_deref(),
+        Some("allow-once" | "allow-always")
+    );
+    if !command.approved || !is_allowed {
+        return Err(("SYSTEM_RUN_DENIED", "approval required".to_owned()));
+    }
+    let Some(approved) = &command.system_run_plan else {
+        return Err(("SYSTEM_RUN_DENIED", "no plan was approved".to_owned()));
+    };
+    let plan = open(hosted, command.request()?).await?;
+    if said(&plan, command.agent_id.as_deref()) != *approved {
+        return Err((
+            "SYSTEM_RUN_DENIED",
+            "what would run is not the plan that was approved".to_owned(),
+        ));
+    }
+    let most = usize::try_from(hosted.config.output_cap_bytes).unwrap_or(usize::MAX);
+    let started = plan.start(hosted, command.timeout_ms);
+    let mut run = started.map_err(|refusal| refused(&refusal))?;
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let exited = loop {
+        match run.next().await {
+            HostedNews::Output(stream, data) => {
+                let to = if stream == Stream::Out {
+                    &mut out
+                } else {
+                    &mut err
+                };
+                // The cell keeps the cap; this is so that nothing depends on it.
+                let room = most.saturating_sub(to.len()).min(data.len());
+                to.extend_from_slice(&data[..room]);
+            }
+            HostedNews::Exited(exited) => break exited,
+            HostedNews::Lost(why) => return Err(("UNAVAILABLE", why)),
+        }
+    };
+    let timed_out = exited.timed_out();
+    // As a shell says it.
+    let code = exited
+        .code
+        .or_else(|| exited.signal.map(|signal| signal.saturating_add(128)));
+    let dropped = exited.dropped_stdout.saturating_add(exited.dropped_stderr);
+    let error =
+        (dropped > 0).then(|| format!("{dropped} bytes of output over the cap were dropped"));
+    Ok(json!({
+        "exitCode": code, "timedOut": timed_out, "success": code == Some(0) && !timed_out,
+        "stdout": String::from_utf8_lossy(&out), "stderr": String::from_utf8_lossy(&err), "error": error,
+    }))
+}

@@ -1,0 +1,64 @@
+//! What reaches the room: from its link, its runs, and nobody else.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use portcullis_actors::exec::Hosted;
+use portcullis_actors::supervision::Flag;
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::cli::Failure;
+use crate::client::Session;
+
+/// What the room is given at each start.
+#[derive(Clone)]
+pub struct NodeWiring {
+    /// Where it connects, and with what.
+    pub session: Arc<Session>,
+    /// Shown to people.
+    pub name: String,
+    /// How its commands are held.
+    pub hosted: Hosted,
+    /// A folder whose disk is reported on.
+    pub disk: PathBuf,
+    /// Set once: why this node host ends by itself.
+    pub over: Arc<Flag<Option<Arc<Failure>>>>,
+}
+
+/// A question of the gateway.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// Of the question.
+    pub id: String,
+    /// What.
+    pub command: String,
+    /// Read from its JSON text.
+    pub params: Value,
+}
+
+/// To the link.
+pub enum Out {
+    /// A request whose answer is not waited for.
+    Request(&'static str, Value),
+    /// The end: a close frame, then the sender is dropped.
+    Close(oneshot::Sender<()>),
+}
+
+/// To the room.
+pub enum NodeMsg {
+    /// The link is up: what goes out goes here.
+    Up(mpsc::Sender<Out>),
+    /// It is down; another try comes by itself.
+    Down,
+    /// The gateway asks.
+    Asked(Box<Asked>),
+    /// Nobody waits for this answer any more.
+    Cancelled(String),
+    /// A question was answered.
+    Answered(String),
+    /// It is time to report on the machine.
+    Report,
+    /// There is no use in another try.
+    Over(Box<Failure>),
+}
