@@ -21,11 +21,13 @@ pub enum TokenKind {
     Gateway,
     /// One agent (`pc_agt_`).
     Agent,
+    /// A setup code (`pc_set_`).
+    Setup,
 }
 
 impl TokenKind {
     /// Every kind.
-    pub const ALL: [Self; 3] = [Self::Device, Self::Gateway, Self::Agent];
+    pub const ALL: [Self; 4] = [Self::Device, Self::Gateway, Self::Agent, Self::Setup];
 
     /// What the token starts with.
     pub const fn prefix(self) -> &'static str {
@@ -33,6 +35,7 @@ impl TokenKind {
             Self::Device => "pc_dev_",
             Self::Gateway => "pc_gw_",
             Self::Agent => "pc_agt_",
+            Self::Setup => "pc_set_",
         }
     }
 }
@@ -44,7 +47,9 @@ pub struct Token(Zeroizing<String>);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum TokenError {
     /// No prefix of ours, or not 48 base64url characters after it.
-    #[error("not a Portcullis token: expected pc_dev_, pc_gw_ or pc_agt_ and 48 characters")]
+    #[error(
+        "not a Portcullis token: expected pc_dev_, pc_gw_, pc_agt_ or pc_set_ and 48 characters"
+    )]
     Shape,
     /// The last characters do not fit the rest.
     #[error("the token's checksum is wrong: it was cut or mistyped; copy it again")]

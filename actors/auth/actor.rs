@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use portcullis_core::audit::Entry;
-use portcullis_core::auth::limits::{Class, Limited, Source};
+use portcullis_core::auth::limits::{Class, Limited, Source, Tried};
 use portcullis_core::auth::password::PasswordHash;
 use portcullis_core::auth::{Door, Holder, ScopeSet, Whose};
 use portcullis_core::protocol::ConnectRefusal;
@@ -125,6 +125,19 @@ impl Room for Auth {
                 self.hashing.ask(*look, now);
                 self.look();
             }
+            AuthMsg::Count(class, source, answer) => {
+                let now = self.now();
+                let counted = self.hashing.count(class, &source, now);
+                let may = counted.is_ok();
+                // Who is gone never looked.
+                if answer.send(counted).is_err() && may {
+                    self.hashing.counted(class, &source, Tried::Not, now);
+                }
+            }
+            AuthMsg::Counted(class, source, tried) => {
+                let now = self.now();
+                self.hashing.counted(class, &source, tried, now);
+            }
             AuthMsg::Looked(key, right) => {
                 let now = self.now();
                 self.hashing.ended(key, Some(right), now);
@@ -200,6 +213,23 @@ impl Desk {
         answered.await.unwrap_or(Err(Limited {
             retry_after_ms: 500,
         }))
+    }
+}
+
+impl Desk {
+    /// Counts a guess that is looked at elsewhere, before it is; [`Self::counted`] must follow.
+    pub async fn count(&self, class: Class, source: &Source) -> Result<(), Limited> {
+        let (answer, answered) = oneshot::channel();
+        self.ctx
+            .notify(AuthMsg::Count(class, source.clone(), answer));
+        answered.await.unwrap_or(Err(Limited {
+            retry_after_ms: 500,
+        }))
+    }
+
+    /// What it came to.
+    pub fn counted(&self, class: Class, source: Source, tried: Tried) {
+        self.ctx.notify(AuthMsg::Counted(class, source, tried));
     }
 }
 

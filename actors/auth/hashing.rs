@@ -140,6 +140,16 @@ impl Hashing {
         let _ = look.answer.send(Err(full));
     }
 
+    /// Counts a guess that is looked at elsewhere, before it is; [`Self::counted`] must follow.
+    pub fn count(&mut self, class: Class, source: &Source, now: Millis) -> Result<(), Limited> {
+        self.limiter.begin(class, source, now)
+    }
+
+    /// What a counted guess came to.
+    pub fn counted(&mut self, class: Class, source: &Source, tried: Tried, now: Millis) {
+        self.limiter.end(class, source, tried, now);
+    }
+
     /// Guessers remembered.
     pub fn sources(&self) -> usize {
         self.limiter.len()

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use portcullis_core::audit::Entry;
+use portcullis_core::auth::limits::{Class, Limited, Source, Tried};
 use portcullis_core::auth::password::{PasswordError, PasswordHash};
 use portcullis_core::auth::proxy::{Named, NotNamed};
 use portcullis_core::auth::{Door, Holder, Principal, SecretName, Whose};
@@ -13,6 +14,7 @@ use portcullis_core::seal::Secret;
 use portcullis_core::time::Millis;
 use portcullis_core::token::Token;
 use thiserror::Error;
+use tokio::sync::oneshot;
 
 use super::hashing::Look;
 use crate::act::ActError;
@@ -80,6 +82,20 @@ impl Arrival {
         let auth = self.checked.params.auth.as_ref();
         auth.and_then(|auth| auth.token.as_deref())
             .or(self.bearer.as_ref().map(Bearer::expose))
+    }
+
+    /// The setup code.
+    pub fn setup_code(&self) -> Option<&str> {
+        let auth = self.checked.params.auth.as_ref();
+        auth.and_then(|auth| auth.bootstrap_token.as_deref())
+    }
+
+    /// Is there more than a setup code?
+    pub fn brings_more(&self) -> bool {
+        let auth = self.checked.params.auth.as_ref();
+        self.token().is_some()
+            || self.password().is_some()
+            || auth.is_some_and(|auth| auth.device_token.is_some())
     }
 
     /// The password.
@@ -254,6 +270,10 @@ pub enum AuthMsg {
     Passwords(Reply<Vec<Listed>, AuthRefusal>),
     /// From a connect's flow: a slow look.
     Look(Box<Look>),
+    /// From a connect's flow: a guess that is looked at elsewhere.
+    Count(Class, Source, oneshot::Sender<Result<(), Limited>>),
+    /// From the same: what it came to.
+    Counted(Class, Source, Tried),
     /// From a look's thread: whether it was right.
     Looked(u64, bool),
     /// From the room's own flow: somebody was refused, for this reason.

@@ -2,13 +2,16 @@
 
 use std::future::Future;
 
-use portcullis_core::auth::{Holder, Role, ScopeSet, Whose};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use portcullis_core::auth::{Holder, Principal, Role, Scope, ScopeSet, Whose};
 use portcullis_core::codes;
 use portcullis_core::ids::DeviceId;
 use portcullis_core::pairing::{Caller, Invalidation, Refusal};
 use portcullis_core::protocol::frame::ErrorBody;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use zeroize::Zeroizing;
 
 use super::answer::Params;
 use super::messages::EndSessions;
@@ -57,6 +60,11 @@ impl Methods {
                 let p: Rename = params.read(method)?;
                 pairing.rename(by, &p.device_id, &p.label).await
             }
+            "device.pair.setupCode" => return self.setup_code(by, params).await,
+            "device.pair.setupStatus" => {
+                let p: SetupId = params.read(method)?;
+                pairing.code_status(&p.setup_id).await
+            }
             "device.token.rotate" => {
                 let p: Rotate = params.read(method)?;
                 let act = pairing.rotate(by, &p.device_id, p.role, p.scopes);
@@ -72,6 +80,55 @@ impl Methods {
             _ => return unknown(method),
         };
         done.map_err(pairing_refusal)
+    }
+
+    async fn setup_code(&self, by: &Principal, params: &Params<'_>) -> Answer {
+        let p: SetupCode = params.read("device.pair.setupCode")?;
+        let bad = |what: &str| {
+            let text = format!("invalid device.pair.setupCode params: {what}");
+            ErrorBody::of(codes::INVALID_PARAMS, text)
+        };
+        let profile = match (p.bootstrap_profile.as_deref(), p.role) {
+            (None, role) => role.unwrap_or(Role::Operator),
+            (Some("limited"), None) => Role::Operator,
+            (Some("node"), None) => Role::Node,
+            _ => {
+                return Err(bad(
+                    "bootstrapProfile is \"limited\" or \"node\", and stands instead of a role",
+                ));
+            }
+        };
+        // The least that is something, unless more is said.
+        let least = match profile {
+            Role::Operator => [Scope::Read].into_iter().collect(),
+            _ => ScopeSet::empty(),
+        };
+        let (url, source) = match p.public_url {
+            Some(url) if is_gateway_url(&url) => (url, "publicUrl"),
+            Some(_) => {
+                return Err(bad(
+                    "publicUrl is ws:// or wss:// and a host, 256 characters at most",
+                ));
+            }
+            None => (
+                self.listeners.first().cloned().unwrap_or_default(),
+                "listener",
+            ),
+        };
+        let made = self
+            .pairing
+            .make_code(by, profile, p.scopes.unwrap_or(least));
+        let made = made.await.map_err(pairing_refusal)?;
+        let token = Zeroizing::new(format!("{}.{}", made.id, made.token.expose()));
+        let payload = json!({ "url": url, "bootstrapToken": &*token }).to_string();
+        Ok(json!({
+            "setupId": made.id,
+            "setupCode": URL_SAFE_NO_PAD.encode(&*Zeroizing::new(payload)),
+            "gatewayUrl": url,
+            "urlSource": source,
+            "auth": "token",
+            "expiresAtMs": made.expires_at,
+        }))
     }
 
     pub(super) async fn node_pairing(
@@ -189,6 +246,17 @@ impl Methods {
     }
 }
 
+/// A WebSocket address that a QR code may carry.
+fn is_gateway_url(url: &str) -> bool {
+    let rest = url
+        .strip_prefix("wss://")
+        .or_else(|| url.strip_prefix("ws://"));
+    url.len() <= 256
+        && rest.is_some_and(|rest| {
+            !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_graphic() && b != b'@')
+        })
+}
+
 fn run_refusal(refusal: ExecRefusal) -> ErrorBody {
     ErrorBody::of(refusal.code, refusal.message)
 }
@@ -234,6 +302,26 @@ struct Device {
     /// Spare what runs for it now.
     #[serde(default)]
     keep_running: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct SetupId {
+    setup_id: String,
+}
+
+/// The wire's own, and `role` and `scopes`, which are ours. Who shows the code draws it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct SetupCode {
+    #[serde(default)]
+    public_url: Option<String>,
+    #[serde(default)]
+    bootstrap_profile: Option<String>,
+    #[serde(default)]
+    role: Option<Role>,
+    #[serde(default)]
+    scopes: Option<ScopeSet>,
 }
 
 #[derive(Deserialize)]

@@ -125,6 +125,8 @@ impl Methods {
             | "device.pair.reject"
             | "device.pair.remove"
             | "device.pair.rename"
+            | "device.pair.setupCode"
+            | "device.pair.setupStatus"
             | "device.token.rotate"
             | "device.token.revoke" => Box::pin(self.devices(about, method, params)).await,
             "node.pair.list" | "node.pair.approve" | "node.pair.reject" | "node.pair.remove"

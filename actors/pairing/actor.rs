@@ -8,7 +8,8 @@ use crate::supervision::{Crash, Ctx, Reply, Room, Snapshot, TaskHandle};
 use portcullis_core::audit::Entry;
 use portcullis_core::ids::DeviceId;
 use portcullis_core::pairing::{
-    Change, ConnectFacts, Declared, Device, Effective, Fresh, Pairing, Pending, Record, Verdict,
+    Change, ConnectFacts, Declared, Device, Effective, Fresh, Pairing, Pending, Record, Refusal,
+    SetupCodes, Verdict,
 };
 use portcullis_core::time::Millis;
 use serde::Serialize;
@@ -23,12 +24,13 @@ const EXPIRE_EVERY: Duration = Duration::from_secs(30);
 
 /// Pairing's actor.
 pub struct PairingRoom {
-    wiring: PairingWiring,
+    pub(super) wiring: PairingWiring,
     ctx: Ctx<Self>,
-    machine: Pairing,
+    pub(super) machine: Pairing,
     /// Runs with the machine, whatever the wall clock is set to.
     steady: Clock,
     rows: Rows,
+    pub(super) codes: SetupCodes,
     left_out: usize,
     _expire: TaskHandle,
 }
@@ -73,6 +75,7 @@ impl Room for PairingRoom {
             wiring: wiring.clone(),
             ctx,
             rows,
+            codes: SetupCodes::default(),
             left_out,
             _expire: expire,
         })
@@ -109,6 +112,19 @@ impl Room for PairingRoom {
                 Ok(())
             }
             PairingMsg::Manage(by, what, reply) => self.manage(*by, what, reply).await,
+            PairingMsg::MakeCode(by, code, reply) => self.make_code(*by, *code, reply).await,
+            PairingMsg::CodeMaker(id, reply) => {
+                reply.ok(self.codes.maker(&id, self.now()).cloned());
+                Ok(())
+            }
+            PairingMsg::UseCode(facts, presented, reply) => {
+                self.use_code(*facts, &presented, reply).await
+            }
+            PairingMsg::CodeStatus(id, reply) => {
+                let status = self.codes.status(&id, self.now());
+                reply.send(status.ok_or(Refusal::UnknownSetup.into()));
+                Ok(())
+            }
             PairingMsg::Expire => self.expire().await,
         }
     }
@@ -118,6 +134,7 @@ impl Room for PairingRoom {
         Snapshot::default()
             .with("devices", devices)
             .with("pending", pending)
+            .with("setup codes", self.codes.len(self.now()))
             .with("left_out", self.left_out)
     }
 }
@@ -142,7 +159,7 @@ fn read<T: DeserializeOwned>(
 
 impl PairingRoom {
     /// The wall clock, but never behind what has passed since the start: a clock set back lets nothing wait longer.
-    fn now(&self) -> Millis {
+    pub(super) fn now(&self) -> Millis {
         self.wiring.clock.now().max(self.steady.now())
     }
 
@@ -320,7 +337,11 @@ impl PairingRoom {
     }
 
     /// Record, store, settle, tell: in this order.
-    async fn make(&mut self, mut change: Change, entry: Entry) -> Result<(), PairingRefusal> {
+    pub(super) async fn make(
+        &mut self,
+        mut change: Change,
+        entry: Entry,
+    ) -> Result<(), PairingRefusal> {
         let PairingWiring {
             audit, store, news, ..
         } = &self.wiring;
@@ -442,7 +463,7 @@ fn ops(change: &Change, rows: &Rows, intent: u64) -> Result<Vec<Op>, &'static st
         .collect()
 }
 
-fn fresh() -> Result<Fresh, Crash> {
+pub(super) fn fresh() -> Result<Fresh, Crash> {
     let mut token = [0; 32];
     getrandom::fill(&mut token).map_err(|error| Crash::new(format!("no random bytes: {error}")))?;
     Ok(Fresh {
@@ -452,7 +473,7 @@ fn fresh() -> Result<Fresh, Crash> {
 }
 
 /// Answers, and crashes the room where only re-reading helps.
-fn answer<T>(
+pub(super) fn answer<T>(
     reply: Reply<T, PairingRefusal>,
     result: Result<T, PairingRefusal>,
 ) -> Result<(), Crash> {

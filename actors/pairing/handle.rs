@@ -1,13 +1,16 @@
 //! The way to pairing for other rooms.
 
 use super::actor::PairingRoom;
-use super::messages::{By, Manage, PairingMsg, PairingRefusal, PairingWiring};
+use super::messages::{
+    By, CodeVerdict, MadeCode, Manage, NewCode, PairingMsg, PairingRefusal, PairingWiring,
+    Presented,
+};
 use crate::act::entry_of;
 use crate::supervision::{CallError, Feed, FeedReader, Handle, Policy, Reply, TreeBuilder};
 use portcullis_core::auth::{Principal, Role, ScopeSet};
 use portcullis_core::ids::DeviceId;
 use portcullis_core::pairing::{
-    Caller, ConnectFacts, Declared, Effective, News, SurfaceState, Verdict,
+    Caller, ConnectFacts, Declared, Effective, Maker, News, SurfaceState, Verdict,
 };
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -192,6 +195,61 @@ impl PairingHandle {
         let (generation, declared) = (node.generation, Box::new(declared));
         self.ask(|reply| PairingMsg::Declare(device, generation, declared, reply))
             .await
+    }
+
+    /// Makes a setup code: once, ten minutes, for this role and these scopes. A restart of the room ends it.
+    ///
+    /// # Errors
+    /// [`PairingRefusal`].
+    pub async fn make_code(
+        &self,
+        by: &Principal,
+        role: Role,
+        scopes: ScopeSet,
+    ) -> Result<MadeCode, PairingRefusal> {
+        let who = Box::new(By {
+            caller: Caller::of(by),
+            entry: entry_of(by),
+        });
+        let code = Box::new(NewCode {
+            maker: Maker::of(by),
+            role,
+            scopes,
+        });
+        self.ask(|reply| PairingMsg::MakeCode(who, code, reply))
+            .await
+    }
+
+    /// Who made a code that is good.
+    ///
+    /// # Errors
+    /// [`PairingRefusal`].
+    pub async fn code_maker(&self, id: &str) -> Result<Option<Maker>, PairingRefusal> {
+        let id = id.to_owned();
+        self.ask(|reply| PairingMsg::CodeMaker(id, reply)).await
+    }
+
+    /// A device whose signature has been verified brings a setup code. A wrong try counts against the code.
+    ///
+    /// # Errors
+    /// [`PairingRefusal`].
+    pub async fn use_code(
+        &self,
+        facts: ConnectFacts,
+        presented: Presented,
+    ) -> Result<CodeVerdict, PairingRefusal> {
+        let facts = Box::new(facts);
+        self.ask(|reply| PairingMsg::UseCode(facts, presented, reply))
+            .await
+    }
+
+    /// `device.pair.setupStatus`.
+    ///
+    /// # Errors
+    /// [`PairingRefusal`]: no such code is known.
+    pub async fn code_status(&self, id: &str) -> Result<Value, PairingRefusal> {
+        let id = id.to_owned();
+        self.ask(|reply| PairingMsg::CodeStatus(id, reply)).await
     }
 
     /// `node.pair.list`.

@@ -10,8 +10,11 @@ use portcullis_core::audit::Entry;
 use portcullis_core::auth::{Role, ScopeSet};
 use portcullis_core::ids::DeviceId;
 use portcullis_core::pairing::{
-    Caller, ConnectFacts, Declared, Effective, News, Refusal, SurfaceState, Verdict,
+    Caller, ConnectFacts, Declared, Effective, IssuedToken, Maker, News, Refusal, SurfaceState,
+    Verdict,
 };
+use portcullis_core::time::Millis;
+use portcullis_core::token::{Token, TokenHash};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use thiserror::Error;
@@ -94,8 +97,56 @@ pub enum PairingMsg {
     Nodes(Caller, Reply<Value, PairingRefusal>),
     /// `device.pair.*`, `device.token.*` and `node.pair.*`.
     Manage(Box<By>, Manage, Reply<Value, PairingRefusal>),
+    /// Makes a setup code.
+    MakeCode(Box<By>, Box<NewCode>, Reply<MadeCode, PairingRefusal>),
+    /// Who made a code that is good.
+    CodeMaker(String, Reply<Option<Maker>, PairingRefusal>),
+    /// A proven device that is not known brings a setup code.
+    UseCode(
+        Box<ConnectFacts>,
+        Presented,
+        Reply<CodeVerdict, PairingRefusal>,
+    ),
+    /// `device.pair.setupStatus`.
+    CodeStatus(String, Reply<Value, PairingRefusal>),
     /// From the room's own timer.
     Expire,
+}
+
+/// A setup code to be.
+pub struct NewCode {
+    /// By whom.
+    pub maker: Maker,
+    /// For this role.
+    pub role: Role,
+    /// For these scopes.
+    pub scopes: ScopeSet,
+}
+
+/// A setup code on its only way out.
+pub struct MadeCode {
+    /// Its name: no secret.
+    pub id: String,
+    /// Its secret, shown this once.
+    pub token: Token,
+    /// Until when it is good.
+    pub expires_at: Millis,
+}
+
+/// A setup code as somebody brings it.
+pub struct Presented {
+    /// Which.
+    pub id: String,
+    /// What it should be.
+    pub hash: TokenHash,
+}
+
+/// What came of it.
+pub enum CodeVerdict {
+    /// Paired: asked ∩ given, the device's token, and its generation.
+    Paired(ScopeSet, IssuedToken, u64),
+    /// Not by this code, or not for this device: which of these, only the log is told.
+    Refused,
 }
 
 /// What an operator does.

@@ -11,6 +11,8 @@ const KEPT: usize = 8_192;
 pub(super) const GENERATION: &str = "generation";
 /// Key in an entry's detail: the secret, `@`, and the generation of it under which somebody acts.
 pub(super) const SECRET: &str = "secret";
+/// Key in an entry's detail: who gave the word for it ahead, `@`, and under which generation.
+pub(super) const GIVEN_BY: &str = "given_by";
 /// Key in an entry's detail: the name whose generations end with this record.
 pub(super) const ENDS: &str = "ends";
 
@@ -25,6 +27,12 @@ impl Entry {
     #[must_use]
     pub fn by_secret(self, name: impl std::fmt::Display, generation: u64) -> Self {
         self.with(SECRET, format!("{name}@{generation}"))
+    }
+
+    /// Done on the word that this one gave ahead, under this generation. Once that has ended, the log refuses the entry.
+    #[must_use]
+    pub fn given_by(self, name: impl std::fmt::Display, generation: u64) -> Self {
+        self.with(GIVEN_BY, format!("{name}@{generation}"))
     }
 
     /// The act ends every generation of this principal that is older than its own sequence.
@@ -44,11 +52,11 @@ impl Entry {
             .detail
             .get(GENERATION)
             .and_then(|generation| Some((self.principal.as_deref()?, generation.parse().ok()?)));
-        let secret = self.detail.get(SECRET).and_then(|secret| {
-            let (name, generation) = secret.rsplit_once('@')?;
+        let named = [SECRET, GIVEN_BY].into_iter().filter_map(|key| {
+            let (name, generation) = self.detail.get(key)?.rsplit_once('@')?;
             Some((name, generation.parse().ok()?))
         });
-        principal.into_iter().chain(secret)
+        principal.into_iter().chain(named)
     }
 }
 

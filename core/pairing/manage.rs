@@ -4,7 +4,7 @@ use super::decide::{Fresh, IssuedToken, grant, issue, words};
 use super::machine::{Change, Decision, Invalidation, News, Pairing, Record, resolved};
 use super::records::{ApprovedVia, Device, FORMAT, Pending};
 use super::surface::drop_surface;
-use crate::auth::{Principal, Proof, Role, Scope, ScopeSet};
+use crate::auth::{Principal, Role, Scope, ScopeSet};
 use crate::ids::DeviceId;
 use crate::time::Millis;
 use std::collections::BTreeMap;
@@ -17,8 +17,9 @@ pub struct Caller {
     pub scopes: ScopeSet,
     /// The device behind it.
     pub device: Option<DeviceId>,
-    /// The device token alone let it in: without admin it may act on itself only.
-    pub by_device_token: bool,
+    /// It comes with a device, whatever else it brought: without admin it may act on itself only. A shared secret beside
+    /// the device's signature is no word of a person on other devices, and a signed request is the device's as well.
+    pub is_device: bool,
 }
 
 impl Caller {
@@ -27,7 +28,7 @@ impl Caller {
         Self {
             scopes: principal.scopes.clone(),
             device: principal.device().cloned(),
-            by_device_token: matches!(principal.proof, Proof::DeviceToken(_)),
+            is_device: principal.device().is_some(),
         }
     }
 
@@ -41,7 +42,7 @@ impl Caller {
 
     /// May it change anything of that device?
     pub fn may_touch(&self, device: &DeviceId) -> bool {
-        !self.by_device_token || self.is_admin() || self.is(device)
+        !self.is_device || self.is_admin() || self.is(device)
     }
 }
 
@@ -80,6 +81,17 @@ pub enum Refusal {
     /// Not connected as a node, or not under this generation any more.
     #[error("unknown nodeId")]
     UnknownNode,
+    /// A setup code is for an operator with scopes, or for a node without.
+    #[error(
+        "a setup code is for role operator with at least one scope, or for role node with none"
+    )]
+    RoleInvalid,
+    /// A setup code is for a device that is new.
+    #[error("this device is known already: a person decides what more it may")]
+    KnownDevice,
+    /// Used, over, or never there.
+    #[error("unknown setupId")]
+    UnknownSetup,
     /// Too many requests wait, from this address or in all.
     #[error("too many pairing requests are pending: decide on them first")]
     TooManyPending,
@@ -92,14 +104,15 @@ impl Refusal {
     /// Stable code.
     pub const fn code(&self) -> &'static str {
         match self {
-            Self::UnknownRequest => "REQUEST_NOT_FOUND",
+            Self::UnknownRequest | Self::UnknownSetup => "REQUEST_NOT_FOUND",
             Self::UnknownDevice | Self::UnknownNode => "DEVICE_NOT_FOUND",
             Self::MissingScope(_) => "MISSING_SCOPE",
             Self::ApprovalDenied
             | Self::RotationDenied
             | Self::RevocationDenied
-            | Self::RemovalDenied => "PAIRING_DENIED",
-            Self::LabelInvalid | Self::SurfaceInvalid => "INVALID_PARAMS",
+            | Self::RemovalDenied
+            | Self::KnownDevice => "PAIRING_DENIED",
+            Self::LabelInvalid | Self::SurfaceInvalid | Self::RoleInvalid => "INVALID_PARAMS",
             Self::TooManyPending | Self::TooManyDevices => "TOO_MANY_PENDING",
         }
     }

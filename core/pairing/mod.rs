@@ -9,12 +9,14 @@
 //! - nothing is stored for somebody who has not proven a credential and a key;
 //! - one address cannot displace another's request, however many it makes;
 //! - a node may be asked only what a person approved of what it offers; device approval alone gives it no command;
+//! - a setup code is a person's word given ahead: once, for a device that is not known, and no more than its maker holds;
 //! - every rotate, revoke, remove and re-approval gives the device a new generation, which ends its live sockets.
 
 mod decide;
 mod machine;
 mod manage;
 mod records;
+mod setup;
 mod surface;
 mod view;
 
@@ -22,6 +24,7 @@ pub use decide::{ConnectFacts, Fresh, IssuedToken, PairingNeeded, Reason, TokenR
 pub use machine::{Change, Decision, Invalidation, Limits, News, Pairing, Record};
 pub use manage::{Caller, Refusal, Rotated};
 pub use records::{ApprovedVia, Client, Device, Grant, KeptToken, Pending};
+pub use setup::{CODE_LIFE_MS, Maker, SetupCodes, Try};
 pub use surface::{ApprovedSurface, Declared, Effective, PendingSurface, Surface, SurfaceState};
 
 #[cfg(test)]

@@ -49,6 +49,8 @@ pub enum ApprovedVia {
     Owner,
     /// Local trust: the kernel named an operator's uid.
     Silent,
+    /// A setup code, which a person had made.
+    Bootstrap,
 }
 
 /// A token of which only the hash is kept.

@@ -33,6 +33,8 @@ pub const METHODS: &[(&str, Access)] = {
         ("device.pair.reject", Operator(Pairing)),
         ("device.pair.remove", Operator(Pairing)),
         ("device.pair.rename", Operator(Pairing)),
+        ("device.pair.setupCode", Operator(Admin)),
+        ("device.pair.setupStatus", Operator(Admin)),
         ("device.token.rotate", Operator(Pairing)),
         ("device.token.revoke", Operator(Pairing)),
         ("node.pair.list", Operator(Pairing)),

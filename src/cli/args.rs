@@ -147,6 +147,9 @@ pub struct ExecArgs {
     /// Outside the sandbox; a person is asked
     #[arg(long)]
     pub host: bool,
+    /// On this node host (`portcullis nodes list`); a person is asked
+    #[arg(long, value_name = "ID", conflicts_with = "host")]
+    pub node: Option<String>,
     /// Set a variable; secrets belong into the vault
     #[arg(long, short, value_name = "NAME=VALUE", value_parser = variable)]
     pub env: Vec<(String, String)>,
@@ -266,6 +269,23 @@ pub enum Devices {
         /// Refuse unless the device's fingerprint is this one
         #[arg(long, value_name = "HEX")]
         fingerprint: Option<String>,
+    },
+    /// Make a code that pairs one new device without a question: once, within ten minutes
+    SetupCode {
+        /// operator or node
+        #[arg(long, default_value = "operator")]
+        role: String,
+        /// What an operator's device may do; without it: read
+        #[arg(
+            long,
+            visible_alias = "scopes",
+            value_name = "SCOPE",
+            value_delimiter = ','
+        )]
+        scope: Vec<String>,
+        /// The address that the code names, where the device does not dial this machine's own
+        #[arg(long, value_name = "URL")]
+        address: Option<String>,
     },
     /// Refuse a request
     Reject {

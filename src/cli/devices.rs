@@ -10,6 +10,7 @@ use super::args::Devices;
 use super::failure::Failure;
 use super::out::Out;
 use crate::client::{Client, Door};
+use crate::show::qr;
 use crate::show::text::{clean, fingerprint, now_ms, span, table, utc};
 use crate::show::value::{field, joined, list, number};
 
@@ -53,6 +54,21 @@ pub async fn run(door: &Door, what: &Devices, out: Out) -> Result<u8, Failure> {
             out.both(&answer, || {
                 format!("approved {}\n{}", name(pending), shown(pending))
             })?;
+        }
+        Devices::SetupCode {
+            role,
+            scope,
+            address,
+        } => {
+            let mut params = json!({ "role": role });
+            if !scope.is_empty() {
+                params["scopes"] = json!(scopes_of(scope)?);
+            }
+            if let Some(url) = address {
+                params["publicUrl"] = url.as_str().into();
+            }
+            let answer = client.call("device.pair.setupCode", params).await?;
+            out.both(&answer, || setup_code(&answer, role))?;
         }
         Devices::Reject { id } => {
             let pending = find(list(&all, "pending"), "requestId", id)?;
@@ -120,6 +136,19 @@ pub async fn run(door: &Door, what: &Devices, out: Out) -> Result<u8, Failure> {
     }
     client.close().await;
     Ok(0)
+}
+
+/// The code as text, and drawn for a camera.
+fn setup_code(answer: &Value, role: &str) -> String {
+    let code = field(answer, "setupCode");
+    let until = utc(number(answer, "expiresAtMs").unwrap_or_default());
+    format!(
+        "Setup code for one new device as {}, good once, until {until}:\n\n{code}\n\n{}\n\
+         It names {}. Whoever has it is let in: show it to that device only.\n",
+        clean(role),
+        qr::drawn(code).unwrap_or_default(),
+        clean(field(answer, "gatewayUrl")),
+    )
 }
 
 /// The one whose id begins so.

@@ -13,12 +13,13 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::args::ExecArgs;
+use super::devices::find;
 use super::failure::Failure;
 use super::out::{self, Out, note};
 use super::{EXEC_REFUSED, Interrupts};
 use crate::client::{Client, Door, Incoming};
 use crate::show::text::clean;
-use crate::show::value::{field, number};
+use crate::show::value::{field, list, number};
 
 /// Pieces of output (32 KiB each at most) between the socket and a slow reader of ours; beyond, we stop reading the
 /// socket, and the gateway's flow control holds the command.
@@ -33,8 +34,17 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(2);
 /// # Errors
 /// Every refusal: the caller ends with 125.
 pub async fn run(door: &Door, args: &ExecArgs, out: Out) -> Result<u8, Failure> {
-    let mut client = Client::connect(door, &[Scope::ActAs], &[]).await?;
-    let request = client.send("exec.run", params(args)).await?;
+    let mut scopes = vec![Scope::ActAs];
+    // To find it by the beginning of its id.
+    scopes.extend(args.node.as_ref().map(|_| Scope::Read));
+    let mut client = Client::connect(door, &scopes, &[]).await?;
+    let mut params = params(args);
+    if let Some(id) = &args.node {
+        let nodes = client.call("node.list", json!({})).await?;
+        let node = find(list(&nodes, "nodes"), "nodeId", id)?;
+        params["target"] = format!("node:{}", field(node, "nodeId")).into();
+    }
+    let request = client.send("exec.run", params).await?;
     let writer = Writer::start(args.raw || out.json);
     let mut run = Run {
         id: None,

@@ -17,6 +17,9 @@ use crate::identity;
 /// What the gateway says of a device token that is void.
 const VOID: [&str; 2] = ["AUTH_DEVICE_TOKEN_MISMATCH", "AUTH_SCOPE_MISMATCH"];
 
+/// Longest token that is kept.
+const TOKEN_MAX: usize = 512;
+
 /// A private file that holds a gateway's shared token.
 #[derive(Debug, Clone)]
 pub struct TokenFile(pub PathBuf);
@@ -135,7 +138,13 @@ impl Session {
         .await;
         let mut client = client.map_err(|f| self.explained(f))?;
         let given = client.hello["auth"]["deviceToken"].take();
-        if let Some(token) = given.as_str() {
+        // What is no token would only fill the file.
+        let is_token = |text: &&str| {
+            !text.is_empty()
+                && text.len() <= TOKEN_MAX
+                && text.bytes().all(|b| b.is_ascii_graphic())
+        };
+        if let Some(token) = given.as_str().filter(is_token) {
             let token = Secret::new(token.as_bytes().to_vec());
             self.keys.put(&self.token_name(), &token)?;
         }
@@ -147,7 +156,15 @@ impl Session {
         if failure.code != "PAIRING_REQUIRED" {
             return failure;
         }
-        let id = failure.request_id.clone().unwrap_or_default();
+        // To be typed into a shell: nothing else than an id.
+        let is_id = |id: &&str| {
+            id.len() <= 128
+                && id
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b"._:-".contains(&b))
+        };
+        let id = failure.request_id.as_deref().filter(is_id);
+        let id = id.unwrap_or("ID").to_owned();
         let mut told = failure.hint(format!(
             "an operator of that gateway runs `portcullis devices approve {id}`, then run this again"
         ));

@@ -108,8 +108,8 @@ impl NodeHost {
     }
 
     fn asked(&mut self, asked: Asked) {
-        // The first question of an id stands.
-        if self.open.contains_key(&asked.id) {
+        // The first question of an id stands; who asks far more than is answered is not even told.
+        if self.open.contains_key(&asked.id) || self.open.len() >= 4 * MOST {
             return;
         }
         let Some(line) = self.line.clone() else {

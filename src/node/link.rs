@@ -13,6 +13,7 @@ use super::commands;
 use super::messages::{Asked, NodeMsg, Out};
 use crate::cli::Failure;
 use crate::client::{Client, Incoming, Session, Who};
+use crate::show::text::clean;
 
 /// First wait before another try; doubles to the last.
 const FIRST: Duration = Duration::from_secs(1);
@@ -98,7 +99,7 @@ pub async fn keep(session: Arc<Session>, name: String, tell: impl Fn(NodeMsg) + 
         if began.elapsed() >= GOOD {
             wait = FIRST;
         }
-        tracing::warn!(target: "portcullis", again_ms = u64::try_from(wait.as_millis()).unwrap_or(0), "{}", failure.message);
+        tracing::warn!(target: "portcullis", again_ms = u64::try_from(wait.as_millis()).unwrap_or(0), "{}", clean(&failure.message));
         tokio::time::sleep(jittered(wait)).await;
         wait = (wait * 2).min(LAST);
     }
@@ -203,7 +204,7 @@ fn heard(event: &str, payload: &Value, tell: &impl Fn(NodeMsg)) {
             }
         }
         "node.pair.resolved" => {
-            tracing::info!(target: "portcullis", decision = text("decision").unwrap_or("?"), "a person decided on what this node offers");
+            tracing::info!(target: "portcullis", decision = %clean(text("decision").unwrap_or("?")), "a person decided on what this node offers");
         }
         _ => {}
     }

@@ -253,6 +253,42 @@ async fn our_node_host_waits_for_a_person_twice_runs_what_was_allowed_and_comes_
         .output();
     assert!(alive.unwrap().stdout.is_empty(), "something is left");
 
+    // The same from the command line.
+    let mut command = gateway.command(&[
+        "exec",
+        "--agent",
+        "demo",
+        "--node",
+        &id[..12],
+        "--",
+        "sh",
+        "-c",
+        "echo cli; exit 3",
+    ]);
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let end = Instant::now() + PATIENCE;
+    let question = loop {
+        let list = gateway.json(&["approvals", "list"]);
+        if let Some(id) = list[0]["id"].as_str() {
+            break id.to_owned();
+        }
+        assert!(Instant::now() < end, "no question");
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    gateway.json(&["approvals", "allow", &question]);
+    let ran = child.wait_with_output().unwrap();
+    assert_eq!(
+        (ran.status.code(), ran.stdout.as_slice()),
+        (Some(3), &b"cli\n"[..]),
+        "{ran:?}"
+    );
+    let none = gateway.cli(&["exec", "--agent", "demo", "--node", "ffff", "--", "true"]);
+    assert_eq!(none.status.code(), Some(125), "{none:?}");
+
     // The gateway goes and comes: the node is there again, and runs.
     drop((asks, decides));
     assert_eq!(gateway.stop(), 0);

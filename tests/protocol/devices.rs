@@ -265,6 +265,88 @@ async fn an_approved_device_comes_in_with_its_own_token_in_either_field() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_told_once_and_another_only_after_a_person_made_the_old_one_void() {
+    let gateway = strict();
+    for role in ["operator", "node"] {
+        let device = Device::new();
+        let scopes = if role == "node" { &[][..] } else { READ };
+        let shared = Connect::token().role(role).scopes(scopes).device(&device);
+        let (error, _) = Client::dial(&gateway).await.denied(&shared).await;
+        let id = error["details"]["requestId"].as_str().unwrap();
+        gateway.json(&["devices", "approve", id]);
+        let (_, first) = join(&gateway, &shared).await;
+        let token = first["auth"]["deviceToken"].as_str().unwrap();
+        let own = |token: &str| {
+            let auth = json!({ "deviceToken": token });
+            Connect::bare().role(role).scopes(scopes).auth(auth)
+        };
+        // It comes again with the shared token: it is let in, and its token stays what it was.
+        for _ in 0..2 {
+            let (_, again) = join(&gateway, &shared).await;
+            assert_eq!(again["auth"]["method"], "token");
+            assert!(again["auth"].get("deviceToken").is_none(), "{again}");
+            join(&gateway, &own(token).device(&device)).await;
+        }
+        // It lost it: a person makes it void, and the next hello has another.
+        gateway.json(&["devices", "rotate", &device.id()]);
+        Client::dial(&gateway)
+            .await
+            .denied(&own(token).device(&device))
+            .await;
+        let (_, hello) = join(&gateway, &shared).await;
+        let new = hello["auth"]["deviceToken"].as_str().unwrap();
+        assert_ne!(new, token);
+        join(&gateway, &own(new).device(&device)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_with_the_shared_token_beside_it_manages_itself_and_no_other() {
+    let gateway = strict();
+    let (device, other) = (Device::new(), Device::new());
+    let scopes = &["operator.pairing", "operator.write"];
+    for device in [&device, &other] {
+        let connect = Connect::token().scopes(scopes).device(device);
+        let (error, _) = Client::dial(&gateway).await.denied(&connect).await;
+        let id = error["details"]["requestId"].as_str().unwrap();
+        gateway.json(&["devices", "approve", id]);
+    }
+    let stranger = Device::new();
+    let request = request(&gateway, &stranger).await;
+    let (mut client, hello) =
+        join(&gateway, &Connect::token().scopes(scopes).device(&device)).await;
+    assert_eq!(hello["auth"]["method"], "token");
+    let list = client.get("device.pair.list", json!({})).await;
+    assert_eq!(list["pending"], json!([]));
+    assert_eq!(list["paired"].as_array().unwrap().len(), 1, "{list}");
+    let id = other.id();
+    for (method, params) in [
+        ("device.pair.approve", json!({"requestId": request})),
+        ("device.pair.reject", json!({"requestId": request})),
+        ("device.pair.remove", json!({"deviceId": id})),
+        ("device.pair.rename", json!({"deviceId": id, "label": "x"})),
+        (
+            "device.token.rotate",
+            json!({"deviceId": id, "role": "operator"}),
+        ),
+        (
+            "device.token.revoke",
+            json!({"deviceId": id, "role": "operator"}),
+        ),
+    ] {
+        let error = client.refused(method, params).await;
+        // Of another device it is not even told that there is one.
+        let code = error["details"]["code"].as_str().unwrap();
+        assert!(
+            ["PAIRING_DENIED", "DEVICE_NOT_FOUND"].contains(&code),
+            "{method}: {error}"
+        );
+    }
+    let own = json!({"deviceId": device.id(), "label": "mine"});
+    client.get("device.pair.rename", own).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_device_that_asks_for_more_than_it_was_given_waits_again() {
     let gateway = strict();
     let device = Device::new();

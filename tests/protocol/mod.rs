@@ -19,6 +19,7 @@ mod proxies;
 mod revocation;
 mod rfc6455;
 mod secrets;
+mod setup_codes;
 mod signed_frames;
 mod signed_http;
 mod tls;

@@ -418,6 +418,7 @@ impl<'a> Connect<'a> {
             let secret = |key: &str| self.auth.get(key).and_then(Value::as_str);
             let token = secret("token")
                 .or_else(|| secret("deviceToken"))
+                .or_else(|| secret("bootstrapToken"))
                 .unwrap_or_default();
             let mut text = format!(
                 "v{version}|{}|{}|{}|{}|{}|{signed_at}|{token}|{nonce}",

@@ -16,6 +16,7 @@ const PARTS: &[(&str, &[&str])] = &[
         "faults",
         &["long::faults::", "nth_failing", "failure_while_mending"],
     ),
+    ("race", &["revocation::no_act_", "changed::no_act_"]),
     ("fuzz", &["long::fuzz::"]),
     ("sockets", &["long::soak::idle"]),
     ("soak", &["long::soak::under"]),

@@ -22,7 +22,6 @@ pub(super) async fn by_device(
     let Arrival {
         checked,
         nonce,
-        peer,
         door,
         ..
     } = arrival;
@@ -34,25 +33,10 @@ pub(super) async fn by_device(
     if !shared && presented.is_none() {
         return Err(no_secret(false, true));
     }
-    let client = &checked.params.client;
     let facts = ConnectFacts {
-        device_id: device_id.clone(),
-        public_key,
-        client: Client {
-            id: client.id.clone(),
-            mode: client.mode.clone(),
-            display_name: client.display_name.clone(),
-            platform: Some(client.platform.clone()),
-            device_family: client.device_family.clone(),
-            remote_ip: peer.ip,
-            remote_uid: peer.uid,
-        },
-        role: checked.role,
-        asked: checked.asked.clone(),
         authenticated: shared,
         device_token: presented.filter(|_| !shared).map(TokenHash::of),
-        local_operator: wiring.local_trust && peer.is_local && peer.is_operator,
-        local_scopes: wiring.local_scopes.clone(),
+        ..facts(wiring, arrival, device_id.clone(), public_key)
     };
     let verdict = wiring.pairing.decide(facts).await.map_err(|refusal| {
         let code = codes::find(refusal.code()).unwrap_or(codes::INTERNAL);
@@ -90,6 +74,36 @@ pub(super) async fn by_device(
             false,
         )),
         Verdict::TokenRefused(_) => Err(no_secret(true, true)),
+    }
+}
+
+/// What is known of a device that has signed; nothing else is proven yet.
+pub(super) fn facts(
+    wiring: &AuthWiring,
+    arrival: &Arrival,
+    device_id: DeviceId,
+    public_key: String,
+) -> ConnectFacts {
+    let Arrival { checked, peer, .. } = arrival;
+    let client = &checked.params.client;
+    ConnectFacts {
+        device_id,
+        public_key,
+        client: Client {
+            id: client.id.clone(),
+            mode: client.mode.clone(),
+            display_name: client.display_name.clone(),
+            platform: Some(client.platform.clone()),
+            device_family: client.device_family.clone(),
+            remote_ip: peer.ip,
+            remote_uid: peer.uid,
+        },
+        role: checked.role,
+        asked: checked.asked.clone(),
+        authenticated: false,
+        device_token: None,
+        local_operator: wiring.local_trust && peer.is_local && peer.is_operator,
+        local_scopes: wiring.local_scopes.clone(),
     }
 }
 

@@ -4,6 +4,7 @@ mod agent;
 mod device;
 mod proxy;
 mod secret;
+mod setup;
 mod uid;
 
 use portcullis_core::auth::{Door, Proof, Role};
@@ -52,6 +53,17 @@ async fn over_tcp(desk: &Desk, arrival: Arrival) -> Result<Admitted, ConnectRefu
         && let Some(named) = &arrival.peer.named
     {
         return proxy::by_proxy(&desk.wiring, &arrival, named);
+    }
+    if let Some(code) = arrival.setup_code().filter(|_| {
+        // A code is one device's: without a device it is nothing.
+        arrival.checked.params.device.is_some()
+    }) {
+        match setup::by_code(desk, &arrival, code).await {
+            // It goes before the shared secret, and its failure matters only where nothing else is brought (wire.md 5).
+            Err(refusal) if !arrival.brings_more() => return Err(refusal),
+            Err(_) => {}
+            admitted => return admitted,
+        }
     }
     let proven = secret::shared(desk, &arrival).await?;
     let words = |refusal| secret::in_words_of(desk.wiring.modes, &arrival, refusal);

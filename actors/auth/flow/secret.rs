@@ -117,7 +117,10 @@ pub(super) async fn shared(desk: &Desk, arrival: &Arrival) -> Result<Proven, Con
 }
 
 /// Who guesses: a device that has signed and is paired counts alone, and is not held up by strangers.
-async fn source(desk: &Desk, arrival: &Arrival) -> Result<(Source, bool), ConnectRefusal> {
+pub(super) async fn source(
+    desk: &Desk,
+    arrival: &Arrival,
+) -> Result<(Source, bool), ConnectRefusal> {
     if arrival.checked.params.device.is_some() {
         let (id, _) = device::verify(&desk.wiring, &arrival.checked, &arrival.nonce)?;
         let held = desk
@@ -132,7 +135,7 @@ async fn source(desk: &Desk, arrival: &Arrival) -> Result<(Source, bool), Connec
     Ok((Source::of(arrival.peer.ip, arrival.peer.uid), false))
 }
 
-fn too_many(limited: Limited) -> ConnectRefusal {
+pub(super) fn too_many(limited: Limited) -> ConnectRefusal {
     let mut refusal = ConnectRefusal::detailed(
         "INVALID_REQUEST",
         "unauthorized: too many failed authentication attempts (retry later)",

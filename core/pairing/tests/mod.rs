@@ -4,7 +4,7 @@ mod random;
 mod surface;
 
 use super::*;
-use crate::auth::{Role, Scope, ScopeSet};
+use crate::auth::{Door, Principal, Proof, Role, Scope, ScopeSet};
 use crate::ids::DeviceId;
 use crate::time::Millis;
 use crate::token::{Token, TokenHash, TokenKind};
@@ -25,7 +25,7 @@ fn operator(scopes: &[Scope]) -> Caller {
     Caller {
         scopes: set(scopes),
         device: None,
-        by_device_token: false,
+        is_device: false,
     }
 }
 
@@ -278,7 +278,7 @@ fn an_approver_gives_what_it_has() {
     let device = Caller {
         scopes: set(&[Scope::Pairing]),
         device: Some(id(9)),
-        by_device_token: true,
+        is_device: true,
     };
     assert_eq!(
         bench.approve(&request, &device),
@@ -390,7 +390,7 @@ fn rotation_gives_no_more_than_was_approved_and_than_the_caller_holds() {
     let own = Caller {
         scopes: set(&[Scope::Write]),
         device: Some(id(1)),
-        by_device_token: true,
+        is_device: true,
     };
     let other = Caller {
         device: Some(id(2)),
@@ -540,11 +540,11 @@ fn who_asks_to_be_paired_cannot_answer() {
     let (wider, reason) = bench.request(&facts(1, Role::Operator, &[Scope::Pairing, Scope::Write]));
     assert_eq!(reason, Reason::ScopeUpgrade);
     for scopes in [&[Scope::Pairing][..], &[Scope::Admin]] {
-        for by_device_token in [false, true] {
+        for is_device in [false, true] {
             let own = Caller {
                 scopes: set(scopes),
                 device: Some(id(1)),
-                by_device_token,
+                is_device,
             };
             for narrow in [false, true] {
                 let answer = bench.machine.approve(&wider, &own, narrow, bench.now);
@@ -556,7 +556,7 @@ fn who_asks_to_be_paired_cannot_answer() {
     let own = Caller {
         scopes: set(&[Scope::Pairing]),
         device: Some(id(1)),
-        by_device_token: true,
+        is_device: true,
     };
     assert!(bench.machine.reject(&wider, &own, bench.now).is_ok());
 }
@@ -681,4 +681,33 @@ fn a_request_under_other_metadata_gets_what_it_shows_and_keeps_nothing() {
         moved.asked = set(&[Scope::Admin]);
         assert_eq!(bench.request(&moved).1, Reason::ScopeUpgrade);
     }
+}
+
+#[test]
+fn a_device_acts_on_itself_alone_without_admin_whatever_else_it_brought() {
+    let proofs = [
+        Proof::DeviceToken(id(1)),
+        Proof::SharedTokenAndDevice(id(1)),
+        Proof::PasswordAndDevice("ann".into(), id(1)),
+        Proof::SetupCode(id(1)),
+        Proof::Signature(id(1), "key".into()),
+    ];
+    let principal = |proof: Proof, scopes: &[Scope]| Principal {
+        proof,
+        door: Door::Tcp,
+        role: Role::Operator,
+        scopes: set(scopes),
+        agent: None,
+        generation: 1,
+        secret: None,
+    };
+    for proof in proofs {
+        let lesser = Caller::of(&principal(proof.clone(), &[Scope::Pairing, Scope::Write]));
+        assert!(lesser.may_touch(&id(1)) && !lesser.may_touch(&id(2)));
+        let admin = Caller::of(&principal(proof, &[Scope::Admin]));
+        assert!(admin.may_touch(&id(2)));
+    }
+    // A person without a device is no device.
+    let person = Caller::of(&principal(Proof::PeerUid(0), &[Scope::Pairing]));
+    assert!(person.may_touch(&id(2)));
 }

@@ -230,7 +230,7 @@ fn run(bench: &mut Bench, ledger: &mut Ledger, step: Step) -> Result<(), TestCas
             let caller = Caller {
                 scopes: set(&caller),
                 device: own.then(|| id(device)),
-                by_device_token: own,
+                is_device: own,
             };
             let generation = bench.machine.generation(&id(device), role);
             let rotated = bench.machine.rotate(

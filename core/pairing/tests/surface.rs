@@ -173,7 +173,7 @@ fn a_node_cannot_approve_itself_and_a_stranger_to_it_neither() {
     for device in [node, id(2)] {
         let caller = Caller {
             device: Some(device.clone()),
-            by_device_token: true,
+            is_device: true,
             ..operator(&[Scope::Pairing, Scope::Write])
         };
         let result = bench.machine.approve_surface(&request, &caller, bench.now);
