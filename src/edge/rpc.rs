@@ -28,7 +28,8 @@ const BODY_MAX: usize = 1024 * 1024;
 /// For all of a body to arrive.
 const BODY_WITHIN: Duration = Duration::from_secs(10);
 /// What streams, or waits for longer than an HTTP request stays.
-const SOCKET_ONLY: [&str; 4] = [
+const SOCKET_ONLY: [&str; 5] = [
+    "node.invoke",
     "exec.run",
     "exec.cancel",
     "exec.approval.request",

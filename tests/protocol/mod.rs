@@ -21,5 +21,5 @@ mod rfc6455;
 mod secrets;
 mod setup_codes;
 mod signed_frames;
-mod signed_http;
+pub mod signed_http;
 mod tls;

@@ -11,14 +11,14 @@ use crate::support::gateway::Gateway;
 use crate::support::ws::{Client, Connect, Device, admin};
 
 /// A device's key for signed requests.
-struct Signer {
+pub struct Signer {
     key_id: String,
     key: SigningKey,
     device: Device,
 }
 
 /// What a client sends; a test changes it after it was signed.
-struct Sent {
+pub struct Sent {
     line: String,
     headers: Vec<(&'static str, String)>,
     body: String,
@@ -32,7 +32,7 @@ impl Sent {
         &mut found.unwrap().1
     }
 
-    fn go(&self, gateway: &Gateway) -> (u16, Value) {
+    pub fn go(&self, gateway: &Gateway) -> (u16, Value) {
         Self::read(&gateway.http(&self.text()))
     }
 
@@ -71,7 +71,7 @@ fn seconds() -> u64 {
 
 impl Signer {
     /// Pairs, asks for a key until the vault is open, and waits for a second that began after the gateway did.
-    async fn new(gateway: &Gateway, scopes: &[&str]) -> Self {
+    pub async fn new(gateway: &Gateway, scopes: &[&str]) -> Self {
         gateway.vault_is_open();
         let device = Device::new();
         let connect = Connect::token().scopes(scopes).device(&device);
@@ -115,7 +115,7 @@ impl Signer {
         }
     }
 
-    fn now(&self, gateway: &Gateway, method: &str, body: &str) -> Sent {
+    pub fn now(&self, gateway: &Gateway, method: &str, body: &str) -> Sent {
         self.at(gateway, method, body, seconds())
     }
 }

@@ -7,6 +7,7 @@ use portcullis_core::auth::Scope;
 use portcullis_core::protocol::method::{Access, METHODS};
 use serde_json::{Value, json};
 
+use crate::protocol::signed_http::Signer;
 use crate::support::gateway::Gateway;
 use crate::support::ws::{Client, Connect, Device, join};
 
@@ -90,6 +91,10 @@ fn expected(access: Option<Access>, role: &str, scope: Option<&str>) -> Verdict 
 /// Asked with params that no method takes, so that nothing is done.
 async fn verdict(client: &mut Client, method: &str) -> Verdict {
     let answer = client.call(method, json!({ "no such param": [] })).await;
+    verdict_of(&answer, method)
+}
+
+fn verdict_of(answer: &Value, method: &str) -> Verdict {
     let error = &answer["error"];
     let message = error["message"].as_str().unwrap_or_default();
     if let Some(scope) = message.strip_prefix("missing scope: ") {
@@ -228,6 +233,64 @@ async fn every_method_gets_its_verdict_through_every_door_in_every_role_with_eve
         "FIGURE: conformance matrix: {cells} cells, {} methods",
         METHODS.len()
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_passwords_and_signed_requests_get_the_same_verdicts_as_the_table_says() {
+    let all = list();
+    let gateway = Gateway::with(&[
+        ("gateway.auth.mode", "token+password"),
+        ("gateway.auth.bcrypt_cost", "10"),
+        ("gateway.auth.shared_token_scopes", all.as_str()),
+        ("gateway.local.local_scopes", all.as_str()),
+    ]);
+    let mut cells = 0;
+    // An agent, through both of its doors, whatever it asks for.
+    let minted = gateway.json(&["agents", "token", "demo"]);
+    for door in ["tcp", "agent.sock"] {
+        let mut client = match door {
+            "tcp" => Client::dial(&gateway).await,
+            _ => Client::agent(&gateway.state()).await,
+        };
+        let token = json!({ "token": minted["token"] });
+        let connect = Connect::bare().role("agent").auth(token);
+        client
+            .hello(&connect.scopes(&["exec", "operator.admin"]))
+            .await;
+        cells += walk(&mut client, door, "agent", Some("exec")).await;
+    }
+    // Nobody else comes in there.
+    for role in ["operator", "node", "worker"] {
+        let mut client = Client::agent(&gateway.state()).await;
+        let params = Connect::token().role(role).params(&client.nonce, client.ts);
+        let answer = client.try_call("connect", params).await;
+        assert!(answer.is_none_or(|answer| answer["ok"] == false), "{role}");
+        cells += 1;
+    }
+    let secret = b"a password of several words";
+    assert_eq!(gateway.feed(&["password", "set"], secret), 0);
+    for scope in SCOPES.iter().map(|(name, _)| Some(*name)).chain([None]) {
+        let scopes: Vec<&str> = scope.into_iter().collect();
+        let auth = json!({ "password": "a password of several words" });
+        let connect = Connect::bare().auth(auth).scopes(&scopes);
+        let (mut client, hello) = join(&gateway, &connect).await;
+        assert_eq!(hello["auth"]["scopes"], json!(scopes), "{scope:?}");
+        cells += walk(&mut client, "tcp by password", "operator", scope).await;
+        // And over HTTP, signed with a key of a device that holds this scope.
+        let signer = Signer::new(&gateway, &scopes).await;
+        for (method, access) in METHODS {
+            let body = r#"{"no such param": []}"#;
+            let (_, answer) = signer.now(&gateway, method, body).go(&gateway);
+            assert_eq!(
+                verdict_of(&answer, method),
+                expected(Some(*access), "operator", scope),
+                "http {scope:?} {method}: {answer}"
+            );
+            cells += 1;
+        }
+    }
+    assert!(cells >= 25 * METHODS.len(), "{cells}");
+    println!("FIGURE: conformance matrix, further doors: {cells} cells");
 }
 
 #[tokio::test(flavor = "multi_thread")]
