@@ -63,6 +63,8 @@ codes! {
     SIGNATURE_STALE, "FORBIDDEN", true, 1, "set the clock right and sign the request anew";
     SIGNATURE_REPLAYED, "FORBIDDEN", false, 5, "it was taken already: a new request needs a new nonce";
     PROXY_ATTRIBUTION_REQUIRED, "FORBIDDEN", false, 4, "name the proxy's address in [gateway.auth.trusted_proxy] addresses, or let it add no Forwarded, X-Forwarded-* and X-Real-IP header";
+    TLS_OFF, "INVALID_REQUEST", false, 3, "set [gateway.tls] enabled = true and restart the gateway";
+    CERTIFICATE_INVALID, "UNAVAILABLE", false, 1, "the old certificate is still served: mend the file that is named, then `portcullis tls reload`";
     NEEDS_SOCKET, "INVALID_REQUEST", false, 2, "ask for it on a WebSocket connection: it streams, or waits for a person";
     SESSION_ENDED, "UNAVAILABLE", false, 4, "the credential of this connection was changed or revoked: connect again";
     AGENT_REQUIRED, "INVALID_REQUEST", false, 2, "name the agent: `--agent NAME`";

@@ -11,7 +11,7 @@ use portcullis_actors::approval::{ApprovalHandle, ApprovalWiring};
 use portcullis_actors::audit::{AuditHandle, AuditWiring};
 use portcullis_actors::auth::{AuthHandle, AuthWiring, SharedSecret};
 use portcullis_actors::clock::Clock;
-use portcullis_actors::connection::{ConnectionWiring, Methods, Sessions};
+use portcullis_actors::connection::{Certificate, ConnectionWiring, Methods, Sessions};
 use portcullis_actors::dashboard::{Dashboard, DashboardHandle};
 use portcullis_actors::exec::{AgentLimits, ExecHandle, ExecWiring};
 use portcullis_actors::nodes::{NodesHandle, NodesWiring};
@@ -81,6 +81,8 @@ pub struct Ground {
     pub proxies: Arc<ProxyRules>,
     /// What TLS is spoken with.
     pub tls: FlagReader<tls::Serving>,
+    /// The certificate, once it can be recorded.
+    pub certificate: FlagReader<Option<Arc<dyn Certificate>>>,
     /// The same, for `status`.
     pub tls_shown: FlagReader<Value>,
     /// The cell's binary.
@@ -291,6 +293,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             "control.sock".to_owned(),
             "agent.sock".to_owned(),
         ],
+        certificate: ground.certificate,
         tls: ground.tls_shown,
         page_url: format!(
             "{}://localhost:{}",

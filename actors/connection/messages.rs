@@ -4,8 +4,11 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use portcullis_core::audit::Entry;
 use portcullis_core::auth::{Door, Principal, Whose};
 use portcullis_core::protocol::Encoding;
+use portcullis_core::protocol::frame::ErrorBody;
+use serde_json::Value;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -70,6 +73,16 @@ pub struct EndSessions {
     pub reason: &'static str,
     /// The connection that asks: told to end after its answer, and not waited for.
     pub but: String,
+}
+
+/// The certificate that TLS is spoken with: its files are the process's own, and no room's.
+pub trait Certificate: Send + Sync {
+    /// What it is; null where TLS is not spoken.
+    fn facts(&self) -> Value;
+
+    /// Reads it again, recorded as this entry says. An error is the answer; what was served is served on.
+    fn reload(&self, by: Entry)
+    -> Pin<Box<dyn Future<Output = Result<(), ErrorBody>> + Send + '_>>;
 }
 
 /// The list of all connections, for the methods: it lies in the edge, below them.

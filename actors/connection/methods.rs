@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::answer::Params;
-use super::messages::Sessions;
+use super::messages::{Certificate, Sessions};
 use super::peer::status_keys;
 use crate::act::entry_of;
 use crate::approval::{ApprovalEvent, ApprovalHandle, ApprovalRefusal, PolicyChange};
@@ -68,7 +68,9 @@ pub struct Methods {
     pub sessions: FlagReader<Option<Arc<dyn Sessions>>>,
     /// Where it listens.
     pub listeners: Vec<String>,
-    /// The certificate that TLS is spoken with; null where it is not.
+    /// The certificate, once the tree is planted.
+    pub certificate: FlagReader<Option<Arc<dyn Certificate>>>,
+    /// Its pin, for `status`; null where no TLS is spoken.
     pub tls: FlagReader<Value>,
     /// Of the page, without a trailing slash.
     pub page_url: String,
@@ -116,6 +118,7 @@ impl Methods {
                 params.read::<Nothing>(method)?;
                 Ok(json!([]))
             }
+            "tls.show" | "tls.reload" => self.certificate(by, method, params).await,
             "config.get" => Ok(self.config.clone()),
             "device.pair.list"
             | "device.pair.approve"

@@ -26,6 +26,7 @@ mod scan;
 mod secrets;
 mod serve;
 mod shake;
+mod tls;
 
 pub use actor::{Connection, ConnectionWiring};
 pub use answer::Params;
@@ -33,5 +34,7 @@ pub use config::ConnectionConfig;
 pub use echo::echo;
 pub use handle::{CAPACITY, ConnectionHandle};
 pub use io::{Io, Stream};
-pub use messages::{Accepted, CloseOrder, ConnectionMsg, ConnectionNews, EndSessions, Sessions};
+pub use messages::{
+    Accepted, Certificate, CloseOrder, ConnectionMsg, ConnectionNews, EndSessions, Sessions,
+};
 pub use methods::{About, Methods};

@@ -380,6 +380,7 @@ impl Signing {
         let target = Target {
             method: &claim.method,
             authority: &claim.authority,
+            tls: claim.tls,
             path: &claim.path,
             query: &claim.query,
             content_digest: &claim.content_digest,

@@ -50,6 +50,8 @@ pub struct Claim {
     pub signature: String,
     pub method: String,
     pub authority: String,
+    /// It came over TLS.
+    pub tls: bool,
     pub path: String,
     pub query: String,
     pub content_digest: String,

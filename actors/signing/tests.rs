@@ -174,6 +174,7 @@ fn claim(key: &SigningKey, key_id: &str, nonce: &str, created: Millis) -> Claim 
         signature: format!("sig=:{mac}:"),
         method: "POST".into(),
         authority: "localhost".into(),
+        tls: false,
         path: "/rpc/health".into(),
         query: String::new(),
         content_digest: digest,

@@ -87,6 +87,8 @@ pub const METHODS: &[(&str, Access)] = {
         ("audit.query", Operator(Admin)),
         ("audit.verify", Operator(Admin)),
         ("dashboard.code", Operator(Admin)),
+        ("tls.show", Operator(Admin)),
+        ("tls.reload", Operator(Admin)),
     ]
 };
 

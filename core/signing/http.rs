@@ -69,6 +69,8 @@ pub struct Target<'a> {
     pub method: &'a str,
     /// The `Host` header.
     pub authority: &'a str,
+    /// The request came over TLS: its default port is 443, and 80 without (RFC 9421 2.2.3).
+    pub tls: bool,
     /// As sent.
     pub path: &'a str,
     /// As sent, without `?`.
@@ -198,7 +200,9 @@ impl<'a> Signature<'a> {
     fn base(&self, target: &Target<'_>) -> String {
         let query = format!("?{}", target.query);
         let authority = target.authority.to_ascii_lowercase();
-        let authority = authority.strip_suffix(":80").unwrap_or(&authority);
+        let authority = authority
+            .strip_suffix(if target.tls { ":443" } else { ":80" })
+            .unwrap_or(&authority);
         let values = [
             target.method,
             authority,

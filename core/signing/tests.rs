@@ -66,6 +66,7 @@ const BODY: &[u8] = br#"{"limit":1}"#;
 struct Request {
     method: String,
     authority: String,
+    tls: bool,
     path: String,
     query: String,
     digest: String,
@@ -81,6 +82,7 @@ impl Request {
         let mut request = Self {
             method: "POST".into(),
             authority: "localhost:18789".into(),
+            tls: false,
             path: "/rpc/audit.query".into(),
             query: String::new(),
             digest: content_digest(BODY),
@@ -108,6 +110,7 @@ impl Request {
         let target = Target {
             method: &self.method,
             authority: &self.authority,
+            tls: self.tls,
             path: &self.path,
             query: &self.query,
             content_digest: &self.digest,
@@ -371,6 +374,7 @@ fn vectors_of_another_implementation_are_taken() {
     let target = Target {
         method: "POST",
         authority: "localhost:18789",
+        tls: false,
         path: "/rpc/audit.query",
         query: "",
         content_digest: digest,
@@ -436,4 +440,29 @@ fn a_frame_is_good_once_in_its_place_on_its_connection_and_in_its_direction() {
     }
     let answer = gateway.to_client.sign(NOW, b"answer");
     assert_eq!(client.to_client.open(NOW, &answer), Ok(&b"answer"[..]));
+}
+
+#[test]
+fn the_default_port_of_its_scheme_and_no_other_is_left_out_of_the_authority() {
+    let now = NOW.0 / 1000;
+    for (tls, signed, sent, is_right) in [
+        (false, "localhost", "localhost:80", true),
+        (true, "localhost", "localhost:443", true),
+        (true, "localhost", "LOCALHOST:443", true),
+        (true, "localhost", "localhost:80", false),
+        (false, "localhost", "localhost:443", false),
+        (true, "localhost:80", "localhost:80", true),
+        (false, "localhost:443", "localhost:443", true),
+    ] {
+        let mut request = Request::new(&key(1), now, NONCE);
+        request.authority = signed.to_owned();
+        request.sign(&key(1));
+        (request.tls, request.authority) = (tls, sent.to_owned());
+        let checked = request.check(Some(&key(1)));
+        assert_eq!(
+            checked.is_ok(),
+            is_right,
+            "{tls} {signed} {sent}: {checked:?}"
+        );
+    }
 }

@@ -92,6 +92,9 @@ pub enum Command {
     /// The record of what happened
     #[command(subcommand)]
     Audit(Audit),
+    /// The certificate of the TCP port
+    #[command(subcommand)]
+    Tls(Tls),
     /// Rooms, sandbox driver, what is pending
     Status,
     /// A one-time code for the page
@@ -424,6 +427,15 @@ pub enum Audit {
         #[arg(long)]
         offline: bool,
     },
+}
+
+/// `tls …`
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum Tls {
+    /// What is served: pin, fingerprint, names, validity, from which file
+    Show,
+    /// Read its files again, or make it anew; sockets that are open stay
+    Reload,
 }
 
 /// For `audit query`.

@@ -13,6 +13,7 @@ mod out;
 mod secrets;
 mod state;
 mod status;
+mod tls;
 mod vault;
 mod watch;
 
@@ -132,6 +133,7 @@ async fn command(cli: &Cli, out: Out) -> Result<u8, Failure> {
         }
         Command::Vault(what) => vault::run(&door()?, what, out).await,
         Command::Audit(what) => audit::run(door, state, what, out).await,
+        Command::Tls(what) => tls::run(&door()?, *what, out).await,
         Command::Status => status::run(&door()?, out).await,
         Command::Dashboard { open } => status::dashboard(&door()?, *open, out).await,
         Command::Config(what) => config::run(door, state, what, out).await,

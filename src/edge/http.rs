@@ -343,7 +343,7 @@ async fn answer(
                 "this door is not for what the gateway runs\n",
             );
         }
-        return rpc::serve(rpc, request).await;
+        return rpc::serve(rpc, request, tls).await;
     }
     if request.headers().contains_key(header::UPGRADE) {
         return match upgrade(&mut request) {

@@ -90,8 +90,8 @@ impl From<ErrorBody> for Refused {
 }
 
 /// Answers one request.
-pub async fn serve(rpc: &Rpc, request: Request<Incoming>) -> Answer {
-    let (status, frame) = match answer(rpc, request).await {
+pub async fn serve(rpc: &Rpc, request: Request<Incoming>, tls: bool) -> Answer {
+    let (status, frame) = match answer(rpc, request, tls).await {
         Ok((id, payload)) => (StatusCode::OK, Encoding::Json.ok(&id, &payload)),
         Err(Refused(status, error)) => (status, Encoding::Json.error("invalid", &error)),
     };
@@ -115,8 +115,12 @@ pub async fn serve(rpc: &Rpc, request: Request<Incoming>) -> Answer {
     answer
 }
 
-async fn answer(rpc: &Rpc, request: Request<Incoming>) -> Result<(String, Value), Refused> {
-    let claim = claim(&request)?;
+async fn answer(
+    rpc: &Rpc,
+    request: Request<Incoming>,
+    tls: bool,
+) -> Result<(String, Value), Refused> {
+    let claim = claim(&request, tls)?;
     rpc.signing.check(&claim).await?;
     let body = body(request).await?;
     check_body(&claim.content_digest, &body)?;
@@ -154,7 +158,7 @@ async fn answer(rpc: &Rpc, request: Request<Incoming>) -> Result<(String, Value)
 }
 
 /// What can be refused without looking at a key.
-fn claim(request: &Request<Incoming>) -> Result<Claim, Refused> {
+fn claim(request: &Request<Incoming>, tls: bool) -> Result<Claim, Refused> {
     let headers = request.headers();
     let bad = |why| Refused::new(StatusCode::BAD_REQUEST, codes::INVALID_FRAME, why);
     if request.method() != Method::POST {
@@ -205,6 +209,7 @@ fn claim(request: &Request<Incoming>) -> Result<Claim, Refused> {
         content_digest: signed("content-digest")?,
         method: request.method().as_str().to_owned(),
         authority: signed("host")?,
+        tls,
         path: request.uri().path().to_owned(),
         query: request.uri().query().unwrap_or_default().to_owned(),
     })

@@ -14,11 +14,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portcullis_actors::connection::Methods;
+use portcullis_actors::clock::Clock;
+use portcullis_actors::connection::{Certificate, Methods};
 use portcullis_actors::sandbox_pool::cell_file;
 use portcullis_actors::store::Store;
-use portcullis_actors::supervision::{EXIT_TREE, OnFatal};
-use portcullis_core::audit::BootId;
+use portcullis_actors::supervision::{self, EXIT_TREE, OnFatal};
+use portcullis_core::audit::{BootId, Entry};
 use portcullis_core::auth::{Door, Principal, Proof, Role, Scope};
 use portcullis_core::codes;
 use portcullis_core::identity::BootKey;
@@ -34,11 +35,13 @@ use crate::edge::{Doors, ListenError};
 use crate::identity;
 use crate::methods::{Local, Site};
 use crate::telemetry::Telemetry;
-use crate::tls::{self, Tls, TlsError};
+use crate::tls::{self, Keeper, Tls, TlsError};
 use crate::tree::{Ground, Planted, plant};
 
 /// The supervisor of every box, built by build.rs.
 pub(crate) const CELL: &[u8] = include_bytes!(env!("PORTCULLIS_CELL"));
+/// Between two looks whether a made certificate is to be made anew.
+const RENEW_LOOK: Duration = Duration::from_hours(1);
 /// A tree that does not stop in this time is left behind.
 const STOP_WITHIN: Duration = Duration::from_secs(30);
 
@@ -148,7 +151,14 @@ async fn serve(
     let tls = {
         let gateway = &loaded.config.gateway;
         let names = tls::names(gateway.bind, &gateway.hosts);
-        Tls::open(gateway.tls.clone(), names, identity.clone(), &state).map_err(|e| {
+        Tls::open(
+            gateway.tls.clone(),
+            names,
+            identity.clone(),
+            &state,
+            Clock::system(),
+        )
+        .map_err(|e| {
             let code = match &e {
                 TlsError::Key(e) => codes::find(e.code()),
                 _ => None,
@@ -178,6 +188,7 @@ async fn serve(
     // Told to the log before it is opened: once opened it has grown.
     loaded.config.audit.at_least = highest;
     let address = doors.address();
+    let certificate: supervision::Flag<Option<Arc<dyn Certificate>>> = supervision::Flag::new(None);
     let on_fatal: OnFatal = Arc::new(|room, why| {
         eprintln!("portcullis: {room}: {why}; the process ends (exit {EXIT_TREE})");
         // Not through the runtime: it may be what is stuck.
@@ -208,6 +219,7 @@ async fn serve(
             doors,
             proxies: Arc::new(proxies),
             tls: tls.serving(),
+            certificate: certificate.reader(),
             tls_shown: tls.shown(),
             cell: CELL,
             cell_file,
@@ -220,6 +232,8 @@ async fn serve(
         },
         on_fatal,
     );
+    let keeper = Arc::new(Keeper::new(Arc::new(tls), methods.audit.clone()));
+    certificate.set(Some(keeper.clone()));
     // Before the first room starts: from here on an end is an end in order.
     let mut ends = Ends::listen();
     let tree = tree.start().await.map_err(|e| {
@@ -244,13 +258,20 @@ async fn serve(
     }
     let serving = async {
         if greet {
-            greeting(address, tls.pin().as_deref(), &pool, &methods, &state).await;
+            greeting(
+                address,
+                keeper.tls().pin().as_deref(),
+                &pool,
+                &methods,
+                &state,
+            )
+            .await;
         }
-        std::future::pending::<()>().await;
+        keeper.renew(RENEW_LOOK).await;
     };
     let mut lost_store = Box::pin(store.stopped());
     let lost = tokio::select! {
-        () = ends.wait(&tls) => false,
+        () = ends.wait(&keeper) => false,
         () = &mut lost_store => true,
         () = serving => false,
     };
@@ -413,7 +434,7 @@ impl Ends {
         Self(Some((term, int, hup)))
     }
 
-    async fn wait(&mut self, tls: &Tls) {
+    async fn wait(&mut self, keeper: &Keeper) {
         let Some((term, int, hup)) = &mut self.0 else {
             return std::future::pending().await;
         };
@@ -421,13 +442,14 @@ impl Ends {
             tokio::select! {
                 _ = term.recv() => return,
                 _ = int.recv() => return,
-                // A few small files, in the process' first thread: no room waits for it.
                 // Without a certificate of ours there is nothing to read again: a terminal that is gone ends us.
-                _ = hup.recv() => match tls.reload() {
-                    Ok(()) if tls.pin().is_none() => return,
-                    Ok(()) => tracing::info!(target: "portcullis", pin = tls.pin(), "certificate read again"),
-                    Err(error) => tracing::error!(target: "portcullis", %error, "the new certificate cannot be used: the old one is kept"),
-                },
+                _ = hup.recv() => {
+                    if keeper.tls().pin().is_none() {
+                        return;
+                    }
+                    // Told in the log and, where it is refused, by `status`.
+                    let _ = keeper.read_again("SIGHUP", Entry::default()).await;
+                }
             }
         }
     }

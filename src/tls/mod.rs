@@ -4,11 +4,13 @@
 //! takes the place of a certificate that works.
 
 mod client;
+mod keeper;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use portcullis_actors::clock::Clock;
 use portcullis_actors::supervision::{Flag, FlagReader};
 use portcullis_core::identity::{BootKey, Identity};
 use portcullis_core::seal::Secret;
@@ -20,16 +22,20 @@ use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
+use x509_parser::extensions::GeneralName;
 
 use crate::config::Tls as Config;
 use crate::identity::{self, KeyFileError};
 
 pub use client::{Pin, PinError, client_config, trusting_nobody, verified};
+pub use keeper::Keeper;
 
 /// The only protocol spoken inside (RFC 7301).
 const ALPN: &[u8] = b"http/1.1";
 /// Of a certificate that we make; a start or a reload makes it anew from the same key, so its pin stays.
-const YEAR_DAYS: i64 = 365;
+const YEAR_DAYS: u32 = 365;
+/// A made certificate is made anew when so many days are left.
+const RENEW_DAYS: u32 = 30;
 
 /// Why there is no certificate to serve with. `Display` says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +69,8 @@ pub struct Tls {
     keys: PathBuf,
     serving: Flag<Serving>,
     shown: Flag<Value>,
+    facts: Flag<Value>,
+    clock: Clock,
 }
 
 impl Tls {
@@ -75,6 +83,7 @@ impl Tls {
         names: Vec<String>,
         identity: Identity,
         state: &Path,
+        clock: Clock,
     ) -> Result<Self, TlsError> {
         let tls = Self {
             config,
@@ -83,6 +92,8 @@ impl Tls {
             keys: state.join("keys"),
             serving: Flag::new(None),
             shown: Flag::new(Value::Null),
+            facts: Flag::new(Value::Null),
+            clock,
         };
         if tls.config.enabled {
             tls.load()?;
@@ -105,6 +116,21 @@ impl Tls {
         Some(self.shown.get().get("spkiSha256")?.as_str()?.to_owned())
     }
 
+    /// The certificate served: names, validity, fingerprint, pin, and from where; null where TLS is not spoken.
+    pub fn facts(&self) -> Value {
+        self.facts.get()
+    }
+
+    /// Whether a made certificate is to be made anew.
+    pub fn is_due(&self) -> bool {
+        let facts = self.facts.get();
+        let left_ms = u64::from(RENEW_DAYS) * 86_400_000;
+        self.config.cert_file.as_os_str().is_empty()
+            && facts["notAfterMs"]
+                .as_u64()
+                .is_some_and(|end| self.clock.now().0.saturating_add(left_ms) >= end)
+    }
+
     /// Reads the files again. Sockets that are open stay; a failure keeps what was served, and `status` says so.
     ///
     /// # Errors
@@ -117,6 +143,9 @@ impl Tls {
             let mut shown = self.shown.get();
             shown["reloadError"] = json!(error.to_string());
             self.shown.set(shown);
+            let mut facts = self.facts.get();
+            facts["reloadError"] = json!(error.to_string());
+            self.facts.set(facts);
         })
     }
 
@@ -127,10 +156,16 @@ impl Tls {
         } else {
             self.generated()?
         };
-        let pin = chain
+        let leaf = chain
             .first()
-            .ok_or_else(|| TlsError::Unusable("there is none".to_owned()))
-            .and_then(|leaf| spki_sha256(leaf).map_err(unusable))?;
+            .ok_or_else(|| TlsError::Unusable("there is none".to_owned()))?;
+        let pin = spki_sha256(leaf).map_err(unusable)?;
+        let mut facts = facts_of(leaf)?;
+        facts["spkiSha256"] = json!(portcullis_core::encoding::hex(&pin));
+        facts["certificate"] = json!(if own { "file" } else { "generated" });
+        if own {
+            facts["certFile"] = json!(self.config.cert_file.display().to_string());
+        }
         let builder = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(unusable)?;
@@ -150,6 +185,7 @@ impl Tls {
         server.send_tls13_tickets = 0;
         server.max_early_data_size = 0;
         self.serving.set(Some(Arc::new(server)));
+        self.facts.set(facts);
         self.shown.set(json!({
             "spkiSha256": portcullis_core::encoding::hex(&pin),
             "certificate": if own { "file" } else { "generated" },
@@ -205,12 +241,12 @@ impl Tls {
             .push(DnType::CommonName, "Portcullis gateway");
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let spki = pair.subject_public_key_info();
-        let now = portcullis_actors::clock::Clock::system().now();
+        let now = self.clock.now();
         let now = std::time::UNIX_EPOCH + std::time::Duration::from_millis(now.0);
         let day = std::time::Duration::from_hours(24);
         // A client whose clock is a little behind is served too.
         params.not_before = (now - day).into();
-        params.not_after = (now + day * u32::try_from(YEAR_DAYS).unwrap_or(365)).into();
+        params.not_after = (now + day * YEAR_DAYS).into();
         params.serial_number = Some(rcgen::SerialNumber::from_slice(
             &Sha256::digest(&spki)[..16],
         ));
@@ -245,6 +281,34 @@ pub fn names(bind: IpAddr, hosts: &[String]) -> Vec<String> {
 pub fn spki_sha256(certificate: &CertificateDer<'_>) -> Result<[u8; 32], rustls::Error> {
     let parsed = ParsedCertificate::try_from(certificate)?;
     Ok(Sha256::digest(parsed.subject_public_key_info()).into())
+}
+
+/// What a person compares: names, validity, fingerprint.
+fn facts_of(leaf: &CertificateDer<'_>) -> Result<Value, TlsError> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(leaf).map_err(unusable)?;
+    let names = parsed.subject_alternative_name().map_err(unusable)?;
+    let names = names.map_or(&[][..], |names| &names.value.general_names);
+    let names = names.iter().filter_map(|name| match name {
+        GeneralName::DNSName(name) => Some((*name).to_owned()),
+        GeneralName::IPAddress(bytes) => {
+            let v4 = <[u8; 4]>::try_from(*bytes).ok().map(IpAddr::from);
+            let v6 = || <[u8; 16]>::try_from(*bytes).ok().map(IpAddr::from);
+            v4.or_else(v6).map(|ip| ip.to_string())
+        }
+        _ => None,
+    });
+    let ms = |at: &x509_parser::time::ASN1Time| {
+        u64::try_from(at.timestamp())
+            .unwrap_or(0)
+            .saturating_mul(1000)
+    };
+    Ok(json!({
+        "names": names.collect::<Vec<_>>(),
+        "notBeforeMs": ms(&parsed.validity().not_before),
+        "notAfterMs": ms(&parsed.validity().not_after),
+        "sha256": portcullis_core::encoding::hex(&Sha256::digest(leaf)),
+        "reloadError": null,
+    }))
 }
 
 /// The one provider. Named in each builder: a default of the process could be another's.

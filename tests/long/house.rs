@@ -84,6 +84,7 @@ impl House {
                 doors,
                 proxies: Arc::default(),
                 tls: Flag::new(None).reader(),
+                certificate: Flag::new(None).reader(),
                 tls_shown: Flag::new(serde_json::Value::Null).reader(),
                 cell: CELL,
                 cell_file,

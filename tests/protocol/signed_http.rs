@@ -33,12 +33,28 @@ impl Sent {
     }
 
     pub fn go(&self, gateway: &Gateway) -> (u16, Value) {
+        Self::read(&gateway.http(&self.text()))
+    }
+
+    fn go_over_tls(&self, gateway: &Gateway) -> (u16, Value) {
+        use std::io::{Read as _, Write as _};
+        let mut stream = super::tls::session(gateway, super::tls::pinned(gateway)).unwrap();
+        stream.write_all(self.text().as_bytes()).unwrap();
+        let mut answer = vec![];
+        let _ = stream.read_to_end(&mut answer);
+        Self::read(&String::from_utf8_lossy(&answer))
+    }
+
+    fn text(&self) -> String {
         let mut text = format!("{}\r\n", self.line);
         for (name, value) in &self.headers {
             write!(text, "{name}: {value}\r\n").unwrap();
         }
         write!(text, "Connection: close\r\n\r\n{}", self.body).unwrap();
-        let answer = gateway.http(&text);
+        text
+    }
+
+    fn read(answer: &str) -> (u16, Value) {
         let status = answer.split(' ').nth(1).and_then(|word| word.parse().ok());
         let body = answer.split("\r\n\r\n").nth(1).unwrap_or_default();
         (
@@ -309,4 +325,20 @@ async fn a_revoked_device_signs_no_more_and_a_key_is_given_once() {
     gateway.json(&["devices", "revoke", &signer.device.id()]);
     let answer = signer.now(&gateway, "device.pair.list", "{}").go(&gateway);
     assert_eq!(code(&answer), (401, "SIGNATURE_INVALID"), "{}", answer.1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signed_request_is_taken_over_tls_and_counts_there_once_as_everywhere() {
+    let gateway = Gateway::with(&[("gateway.tls.enabled", "true")]);
+    let signer = Signer::new(&gateway, &["operator.read"]).await;
+    let sent = signer.now(&gateway, "health", "{}");
+    assert_eq!(sent.go_over_tls(&gateway).0, 200);
+    assert_eq!(
+        code(&sent.go_over_tls(&gateway)),
+        (401, "SIGNATURE_REPLAYED")
+    );
+    assert_eq!(code(&sent.go(&gateway)), (401, "SIGNATURE_REPLAYED"));
+    let mut altered = signer.now(&gateway, "health", "{}");
+    altered.line = "POST /rpc/status HTTP/1.1".to_owned();
+    assert_eq!(altered.go_over_tls(&gateway).0, 401);
 }

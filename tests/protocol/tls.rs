@@ -347,3 +347,70 @@ fn without_tls_a_hang_up_ends_the_gateway_in_order() {
     hang_up(&gateway);
     assert_eq!(gateway.ends(Duration::from_mins(1)), Some(0));
 }
+
+#[test]
+fn the_certificate_is_shown_and_read_again_by_command_and_each_reload_is_recorded() {
+    let mut gateway = Gateway::prepared(&[ON]);
+    let (cert, key) = write(&gateway, &KeyPair::generate().unwrap());
+    gateway.set("gateway.tls.cert_file", cert.to_str().unwrap());
+    gateway.set("gateway.tls.key_file", key.to_str().unwrap());
+    gateway.launch();
+    let show = || gateway.json(&["tls", "show"]);
+    let first = show();
+    assert_eq!(first["spkiSha256"], shown(&gateway)["spkiSha256"]);
+    assert_eq!(first["names"], json!(["localhost"]));
+    assert_eq!(first["certFile"], cert.to_str().unwrap());
+    let now = std::time::SystemTime::now();
+    let now = now
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_millis();
+    let at = |name: &str| u128::from(first[name].as_u64().unwrap());
+    assert!(at("notBeforeMs") < now && now < at("notAfterMs"), "{first}");
+    let mut open = session(&gateway, pinned(&gateway)).unwrap();
+    std::fs::write(&cert, "-----BEGIN CERTIFICATE-----\nbroken\n").unwrap();
+    let output = gateway.cli(&["tls", "reload"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("CERTIFICATE_INVALID") && said.contains("gateway.tls.cert_file"),
+        "{said}"
+    );
+    let kept = show();
+    assert_eq!(kept["spkiSha256"], first["spkiSha256"]);
+    assert!(kept["reloadError"].is_string());
+    write(&gateway, &KeyPair::generate().unwrap());
+    let second = gateway.json(&["tls", "reload"]);
+    assert_ne!(second["spkiSha256"], first["spkiSha256"]);
+    assert_eq!(second["reloadError"], json!(null));
+    let wanted = second["spkiSha256"].as_str().unwrap().parse().unwrap();
+    session(&gateway, client_config(Some(wanted)).unwrap()).unwrap();
+    assert!(ask(&mut open).ends_with(r#"{"ok":true,"status":"live"}"#));
+    hang_up(&gateway);
+    let end = Instant::now() + Duration::from_mins(1);
+    let records = loop {
+        let records = gateway
+            .json(&["audit", "query", "--action", "tls.reload"])
+            .to_string();
+        if records.contains("SIGHUP") || Instant::now() > end {
+            break records;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    for word in [
+        "command",
+        "SIGHUP",
+        "CERTIFICATE_INVALID",
+        "gateway.tls.cert_file",
+    ] {
+        assert!(records.contains(word), "{word}: {records}");
+    }
+}
+
+#[test]
+fn without_tls_there_is_no_certificate_to_show() {
+    let gateway = Gateway::start();
+    let output = gateway.cli(&["tls", "show"]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("TLS_OFF"));
+}

@@ -5,6 +5,7 @@ mod audit;
 mod auth;
 mod boot;
 mod calls;
+mod certificate;
 mod children;
 mod connection;
 mod crash;

@@ -45,6 +45,7 @@ fn claim(key: &SigningKey, key_id: &str, nonce: &str) -> Claim {
         ),
         method: "POST".into(),
         authority: "localhost".into(),
+        tls: false,
         path: "/rpc/health".into(),
         query: String::new(),
         content_digest: digest,
