@@ -6,7 +6,7 @@ use portcullis_core::audit::Entry;
 use portcullis_core::auth::limits::{Class, Limited, Source, Tried};
 use portcullis_core::auth::password::{PasswordError, PasswordHash};
 use portcullis_core::auth::proxy::{Named, NotNamed};
-use portcullis_core::auth::{Door, Holder, Principal, SecretName, Whose};
+use portcullis_core::auth::{Door, Holder, Principal, ScopeSet, SecretName, Whose};
 use portcullis_core::ids::AgentId;
 use portcullis_core::protocol::ConnectRefusal;
 use portcullis_core::protocol::connect::Checked;
@@ -109,6 +109,8 @@ impl Arrival {
 pub struct Admitted {
     /// As whom.
     pub principal: Principal,
+    /// What a key of this device's own may do, where local trust gives this session more.
+    pub own_scopes: Option<ScopeSet>,
     /// A device's new token, shown this once, and when it was issued (Unix ms).
     pub device_token: Option<(Token, u64)>,
 }

@@ -163,7 +163,14 @@ async fn try_shake(
     };
     let admitted = decision.map_err(|refusal| End::Refused(id.clone(), Box::new(refusal)))?;
     let conn_id = uuid::Uuid::new_v4().to_string();
-    let minted = key_for(wiring, &admitted.principal, &caps).await;
+    let holds = Principal {
+        scopes: admitted
+            .own_scopes
+            .clone()
+            .unwrap_or_else(|| admitted.principal.scopes.clone()),
+        ..admitted.principal.clone()
+    };
+    let minted = key_for(wiring, &holds, &caps).await;
     let hello = Hello {
         conn_id: &conn_id,
         boot_id: &wiring.boot_id,

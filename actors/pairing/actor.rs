@@ -191,6 +191,7 @@ impl PairingRoom {
         reply.ok(match verdict {
             Verdict::Paired {
                 scopes,
+                own,
                 token,
                 by_device_token,
                 ..
@@ -200,6 +201,7 @@ impl PairingRoom {
                 let generation = generation.ok_or_else(|| Crash::new("let in, but not held"))?;
                 Verdict::Paired {
                     scopes,
+                    own,
                     token,
                     generation,
                     by_device_token,

@@ -323,7 +323,9 @@ impl Signing {
             object: Some(kept.key_id.clone()),
             detail: [("role".to_owned(), kept.role.to_string())].into(),
             ..Entry::default()
-        };
+        }
+        // Not after that device's revocation.
+        .under(kept.generation);
         let (sealing, mut to_store) = (key.clone(), kept.clone());
         let ops = |intent| {
             let scopes = to_store.scope_words();

@@ -60,6 +60,8 @@ pub enum Verdict {
     Paired {
         /// Asked ∩ granted.
         scopes: ScopeSet,
+        /// Of these, what the device has for good: local trust may give this session more.
+        own: ScopeSet,
         /// Shown this once.
         token: Option<IssuedToken>,
         /// The session lives as long as this is the device's generation.
@@ -255,6 +257,7 @@ impl Pairing {
         device.approved_at_ms = now;
         change.put_devices.push(device);
         let verdict = Verdict::Paired {
+            own: scopes.clone(),
             scopes,
             token,
             generation,
@@ -430,7 +433,16 @@ fn let_in(
         change.put_devices.push(device.clone());
         change
     });
+    let own = device.held(facts.role).map(|grant| {
+        let ceiling = if facts.authenticated {
+            &grant.scopes
+        } else {
+            &grant.token_scopes
+        };
+        ceiling.narrow(&asked)
+    });
     let verdict = Verdict::Paired {
+        own: own.unwrap_or_default(),
         scopes: asked,
         token,
         generation: device.generation,

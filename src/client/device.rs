@@ -38,19 +38,20 @@ pub enum Credential {
     Shared(Secret),
 }
 
-/// The key of one role. Cannot be printed.
+/// The key of one role at one gateway. Cannot be printed.
 pub struct Device {
     key: SigningKey,
     public: DeviceKey,
 }
 
 impl Device {
-    /// The key of this role, made at its first use.
+    /// The key of this role at this gateway, made at its first use. At each gateway it is another one: a gateway that
+    /// passes the challenge of another on gets a signature that is worth nothing there.
     ///
     /// # Errors
     /// As [`Keys::get_or_make`].
-    pub fn of(keys: &Keys, role: Role) -> Result<Self, Failure> {
-        let name = format!("KEY_{}", role.as_str().to_ascii_uppercase());
+    pub fn of(keys: &Keys, role: Role, gateway: &str) -> Result<Self, Failure> {
+        let name = format!("KEY_{}_{gateway}", role.as_str().to_ascii_uppercase());
         let seed = keys.get_or_make(&name, || Ok(Secret::new(random::<32>()?.to_vec())))?;
         let unusable = || {
             Failure::of(

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use portcullis_core::auth::Role;
 use portcullis_core::codes;
 use portcullis_core::seal::Secret;
+use portcullis_core::token::{Token, TokenKind};
 
 use super::address::Address;
 use super::device::{Credential, Device, Who};
@@ -16,9 +17,6 @@ use crate::identity;
 
 /// What the gateway says of a device token that is void.
 const VOID: [&str; 2] = ["AUTH_DEVICE_TOKEN_MISMATCH", "AUTH_SCOPE_MISMATCH"];
-
-/// Longest token that is kept.
-const TOKEN_MAX: usize = 512;
 
 /// A private file that holds a gateway's shared token.
 #[derive(Debug, Clone)]
@@ -67,15 +65,15 @@ impl TokenFile {
 }
 
 impl Remote {
-    /// Opens the keys of this role; its device key is made at the first use.
+    /// Opens the keys of this role at this gateway; its device key is made at the first use.
     ///
     /// # Errors
     /// As [`Keys::open`].
     pub async fn open(self, role: Role) -> Result<Session, Failure> {
-        let place = self.place.clone();
+        let (place, gateway) = (self.place.clone(), self.address.id());
         let opened = tokio::task::spawn_blocking(move || {
             let keys = Keys::open(place)?;
-            let device = Device::of(&keys, role)?;
+            let device = Device::of(&keys, role, &gateway)?;
             Ok((keys, device))
         });
         let (keys, device) = opened
@@ -138,12 +136,8 @@ impl Session {
         .await;
         let mut client = client.map_err(|f| self.explained(f))?;
         let given = client.hello["auth"]["deviceToken"].take();
-        // What is no token would only fill the file.
-        let is_token = |text: &&str| {
-            !text.is_empty()
-                && text.len() <= TOKEN_MAX
-                && text.bytes().all(|b| b.is_ascii_graphic())
-        };
+        // A device's and no other: a shared token of somewhere else, planted here, would be signed and sent.
+        let is_token = |text: &&str| matches!(Token::parse(text), Ok((TokenKind::Device, _)));
         if let Some(token) = given.as_str().filter(is_token) {
             let token = Secret::new(token.as_bytes().to_vec());
             self.keys.put(&self.token_name(), &token)?;

@@ -423,9 +423,7 @@ impl Edge {
             }
             From::Tcp { peer, owner } => {
                 let is_loopback = peer.ip().to_canonical().is_loopback();
-                let is_of_a_run =
-                    self.holders
-                        .is_of_a_run(&self.wiring.http.runs, peer.ip(), owner);
+                let is_of_a_run = said.is_of_a_run;
                 let peer = Peer {
                     ip: Some(peer.ip().to_canonical()),
                     uid: owner.filter(|_| is_loopback).map(|(uid, _)| uid),

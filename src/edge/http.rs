@@ -20,6 +20,7 @@ use portcullis_actors::supervision::{FlagReader, TreeWindow};
 use portcullis_core::auth::proxy::{Named, NotNamed, ProxyRules, Unattributable};
 use portcullis_core::protocol::Encoding;
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tracing::Instrument as _;
@@ -74,6 +75,18 @@ impl Ends {
         proxy::look(rules, from, is_of_a_run, headers, now_s)
     }
 
+    /// Before [`Self::is_of_a_run`] is asked.
+    async fn look(&self, looks: &Semaphore) {
+        let Some(tcp) = self.tcp else { return };
+        if self.of_a_run.get().is_none() && self.runs.told(tcp.peer.ip(), tcp.owner).is_none() {
+            // It is never closed.
+            let _one = looks.acquire().await;
+            self.is_of_a_run();
+            // Whoever else waits for this thread comes in between.
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Whether the other end is, or may be, one of our runs.
     fn is_of_a_run(&self) -> bool {
         self.tcp.is_some_and(|tcp| {
@@ -94,6 +107,8 @@ pub struct Http {
     pub hosts: Arc<Vec<String>>,
     /// Which users the runs have.
     pub runs: Arc<peer::Runs>,
+    /// One look at descriptors at a time: who makes us look again and again takes no more than one thread by it.
+    pub looks: Arc<Semaphore>,
     /// Whose word on a client counts.
     pub proxies: Arc<ProxyRules>,
     /// The time, for what a proxy signed.
@@ -115,6 +130,8 @@ pub struct Said {
     pub has_origin: bool,
     /// It asked under a loopback name.
     pub has_local_host: bool,
+    /// It is, or may be, one of our runs.
+    pub is_of_a_run: bool,
     /// The client behind a trusted proxy.
     pub client: Option<IpAddr>,
     /// The user whom that proxy names.
@@ -239,6 +256,9 @@ async fn over<S: Socket>(
     Some((Io::new(wrap(parts.io.into_inner()), parts.read_buf), said))
 }
 
+/// Answered to everybody who may ask at all.
+const PROBES: [&str; 4] = ["/healthz", "/health", "/readyz", "/ready"];
+
 /// Paths that are ours, so that no stranger's words become a span's name.
 const ROUTES: [&str; 14] = [
     "/",
@@ -312,6 +332,9 @@ async fn answer(
         _ => {}
     }
     let now_s = http.clock.now().0 / 1000;
+    if !PROBES.contains(&request.uri().path()) {
+        ends.look(&http.looks).await;
+    }
     let looked = ends.proxied(&http.proxies, request.headers(), now_s);
     let proxied = match looked {
         Ok(proxied) => proxied,
@@ -352,6 +375,7 @@ async fn answer(
                     proxied.map_or((None, None), |by| (Some(by.client), by.named));
                 let has_local_host = name == Name::Local;
                 let said = Said {
+                    is_of_a_run: ends.is_of_a_run(),
                     has_local_host,
                     client,
                     named,
@@ -427,6 +451,7 @@ fn upgrade(
         encoding,
         has_origin: headers.contains_key(header::ORIGIN),
         has_local_host: false,
+        is_of_a_run: false,
         client: None,
         named: None,
     };

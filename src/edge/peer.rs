@@ -151,16 +151,28 @@ impl Holders {
     ///
     /// Asked of every address, not of loopback's alone: a run of the host can dial any address of this machine.
     pub fn is_of_a_run(&mut self, runs: &Runs, ip: IpAddr, owner: Owner) -> bool {
-        if is_childless() {
-            return false;
-        }
-        match owner {
-            Some((uid, _)) if !runs.may_have(uid) => false,
-            Some((uid, inode)) => !matches!(self.look(uid, inode), Holder::Outside(_)),
-            // Of another machine; or of this one, and closed before it was looked at.
-            None => ip.to_canonical().is_loopback(),
-        }
+        runs.told(ip, owner).unwrap_or_else(|| {
+            owner.is_none_or(|(uid, inode)| !matches!(self.look(uid, inode), Holder::Outside(_)))
+        })
     }
+}
+
+/// Loopback, or an address of one of our interfaces: any process here can send from it.
+pub fn is_of_this_machine(ip: IpAddr) -> bool {
+    let ip = ip.to_canonical();
+    if ip.is_loopback() {
+        return true;
+    }
+    // Nobody can say: then it may be.
+    let Ok(interfaces) = nix::ifaddrs::getifaddrs() else {
+        return true;
+    };
+    let own = interfaces.filter_map(|interface| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+    });
+    own.map(|own| own.to_canonical()).any(|own| own == ip)
 }
 
 /// Which users a run may have. It can take no other: it has no privilege, and none to gain (no-new-privileges).
@@ -173,6 +185,19 @@ pub struct Runs {
 }
 
 impl Runs {
+    /// Whether that is one of our runs, where it is told without a look at descriptors.
+    pub fn told(&self, ip: IpAddr, owner: Owner) -> Option<bool> {
+        if is_childless() {
+            return Some(false);
+        }
+        match owner {
+            Some((uid, _)) if !self.may_have(uid) => Some(false),
+            Some(_) => None,
+            // Of another machine; or of this one, and closed before it was looked at. A run may send from any address here.
+            None => Some(is_of_this_machine(ip)),
+        }
+    }
+
     /// May a socket of this user be a run's?
     pub fn may_have(&self, uid: u32) -> bool {
         let own = rustix::process::geteuid();

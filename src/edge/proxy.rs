@@ -53,36 +53,20 @@ pub fn look(
         && rules.lists(peer.ip())
         && !is_of_a_run()
     {
-        socket.is_this_machine = is_of_this_machine(peer.ip());
+        socket.is_this_machine = peer::is_of_this_machine(peer.ip());
         if socket.is_this_machine {
             socket.uid = owner.map(|(uid, _)| uid);
         }
     }
     match rules.attribute(&socket, headers)? {
         Way::Direct => Ok(None),
+        // Any process here can send from any address here, and a proxy passes its word on.
+        Way::Proxied(client) if peer::is_of_this_machine(client) => Err(Unattributable::NoClient),
         Way::Proxied(client) => Ok(Some(Proxied {
             client,
             named: rules.names_users.then(|| rules.name(headers, now_s)),
         })),
     }
-}
-
-/// Loopback, or an address of one of our interfaces: any process here can send from it.
-fn is_of_this_machine(ip: IpAddr) -> bool {
-    let ip = ip.to_canonical();
-    if ip.is_loopback() {
-        return true;
-    }
-    // Nobody can say: then it may be.
-    let Ok(interfaces) = nix::ifaddrs::getifaddrs() else {
-        return true;
-    };
-    let own = interfaces.filter_map(|interface| {
-        let address = interface.address?;
-        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
-        v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
-    });
-    own.map(|own| own.to_canonical()).any(|own| own == ip)
 }
 
 /// 403, before anything is looked at (wire.md 1).
@@ -214,8 +198,10 @@ mod tests {
 
     #[test]
     fn own_addresses_are_of_this_machine() {
-        assert!(is_of_this_machine("127.0.0.1".parse().unwrap()));
-        assert!(is_of_this_machine("::ffff:127.0.0.9".parse().unwrap()));
-        assert!(!is_of_this_machine("203.0.113.1".parse().unwrap()));
+        assert!(peer::is_of_this_machine("127.0.0.1".parse().unwrap()));
+        assert!(peer::is_of_this_machine(
+            "::ffff:127.0.0.9".parse().unwrap()
+        ));
+        assert!(!peer::is_of_this_machine("203.0.113.1".parse().unwrap()));
     }
 }

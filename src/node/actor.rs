@@ -16,7 +16,7 @@ use super::stats;
 /// Questions at once.
 const MOST: usize = 16;
 /// Runs that are remembered, so that none is begun twice.
-const RECENT: usize = 1_024;
+const RECENT: usize = 16_384;
 const REPORT_EVERY: Duration = Duration::from_mins(1);
 /// For the goodbye.
 const LEAVE_WITHIN: Duration = Duration::from_secs(1);

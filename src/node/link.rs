@@ -26,6 +26,8 @@ const ASK_AGAIN: Duration = Duration::from_secs(5);
 const LINE: usize = 64;
 /// Longest text of a question's params.
 const PARAMS_MAX: usize = 256 << 10;
+/// For a frame to be taken.
+const SEND_WITHIN: Duration = Duration::from_secs(20);
 /// A gateway from which nothing came for so long is gone: it ticks.
 const SILENT: Duration = Duration::from_millis(3 * TICK_MS);
 
@@ -153,8 +155,17 @@ async fn serve(mut client: Client, tell: &impl Fn(NodeMsg)) -> Failure {
         tokio::select! {
             wanted = out.recv() => match wanted {
                 Some(Out::Request(method, params)) => {
-                    if let Err(failure) = client.send(method, params).await {
-                        return failure;
+                    // A gateway that reads nothing is as good as gone.
+                    let sent = tokio::time::timeout(SEND_WITHIN, client.send(method, params)).await;
+                    match sent {
+                        Ok(Ok(_)) => {}
+                        Ok(Err(failure)) => return failure,
+                        Err(_) => {
+                            return Failure::of(
+                                portcullis_core::codes::ROOM_DOWN,
+                                "the gateway takes nothing any more",
+                            );
+                        }
                     }
                 }
                 Some(Out::Close(gone)) => {

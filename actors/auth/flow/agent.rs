@@ -61,6 +61,7 @@ pub(super) fn by_token(
                 generation: row.generation,
             }),
         },
+        own_scopes: None,
         device_token: None,
     })
 }

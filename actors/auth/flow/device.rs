@@ -47,6 +47,7 @@ pub(super) async fn by_device(
     match verdict {
         Verdict::Paired {
             scopes,
+            own,
             token,
             generation,
             by_device_token,
@@ -64,6 +65,7 @@ pub(super) async fn by_device(
                 generation,
                 secret: None,
             },
+            own_scopes: Some(own),
             device_token: token.map(|t| (t.token, t.issued_at_ms.0)),
         }),
         Verdict::Pending(needed) => Err(pairing_required(&needed)),

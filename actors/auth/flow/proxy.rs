@@ -31,6 +31,7 @@ pub(super) fn by_proxy(
             generation: 0,
             secret: None,
         },
+        own_scopes: None,
         device_token: None,
     })
 }

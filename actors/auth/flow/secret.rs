@@ -213,6 +213,7 @@ pub(super) fn alone(
             generation: 0,
             secret,
         },
+        own_scopes: None,
         device_token: None,
     })
 }

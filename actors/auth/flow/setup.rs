@@ -40,6 +40,7 @@ pub(super) async fn by_code(
                 generation,
                 secret: None,
             },
+            own_scopes: None,
             device_token: Some((token.token, token.issued_at_ms.0)),
         }),
         // One answer, whatever was wrong with it.

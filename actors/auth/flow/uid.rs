@@ -30,6 +30,7 @@ pub(super) fn by_uid(wiring: &AuthWiring, arrival: &Arrival) -> Result<Admitted,
             generation: 0,
             secret: None,
         },
+        own_scopes: None,
         device_token: None,
     })
 }

@@ -378,6 +378,13 @@ fn local_trust_never_widens_a_device_that_is_known() {
     // The session has it; the device, from elsewhere or by its token alone, has not.
     let (scopes, _) = bench.paired(&local(&[Scope::Read, Scope::Write, Scope::Admin]));
     assert_eq!(scopes, set(&[Scope::Read, Scope::Write]));
+    // Nor has a key that is made in such a session.
+    let again = local(&[Scope::Read, Scope::Write]);
+    let Ok(Verdict::Paired { scopes, own, .. }) = bench.connect(&again) else {
+        panic!("not let in");
+    };
+    assert_eq!(scopes, set(&[Scope::Read, Scope::Write]));
+    assert_eq!(own, set(&[Scope::Read]));
     let held = bench
         .machine
         .device(&id(1))
