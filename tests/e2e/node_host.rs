@@ -26,6 +26,10 @@ struct Host {
 
 impl Host {
     fn start(gateway: &Gateway, url: &str, token: &str) -> Self {
+        Self::start_with(gateway, url, token, &[])
+    }
+
+    fn start_with(gateway: &Gateway, url: &str, token: &str, more: &[&str]) -> Self {
         let args = [
             "node",
             "run",
@@ -37,7 +41,7 @@ impl Host {
             "far",
         ];
         let mut child = gateway
-            .command(&args)
+            .command(&[&args, more].concat())
             .env("PLANTED_IN_THE_NODE", "hunter2")
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -536,4 +540,97 @@ async fn believes_no_rogue(gateway: Gateway) {
     let mut host = Host::start(&gateway, &url, "/nonexistent");
     assert_ne!(host.ends(), 0);
     assert!(!host.log().contains("given-by-the-server"));
+}
+
+/// Does a command that begins so run?
+fn runs(start: &str) -> bool {
+    let found = std::process::Command::new("pgrep")
+        .args(["-f", &format!("^{start}")])
+        .output()
+        .unwrap();
+    !found.stdout.is_empty()
+}
+
+fn until(what: &str, is: impl Fn() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !is() {
+        assert!(Instant::now() < end, "{what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Begins a long run there, has it allowed, and waits until it runs.
+async fn long(asks: &mut Client, decides: &mut Client, node: &str, mark: &str) -> String {
+    let frame = asks
+        .ask(
+            "exec.run",
+            json!({
+                "agent": "demo", "target": format!("node:{node}"), "idempotencyKey": mark,
+                "argv": ["sh", "-c", format!("sleep {mark} & sleep {mark}; true")],
+            }),
+        )
+        .await;
+    let first = asks.answer(&frame).await;
+    let decision = json!({ "id": first["payload"]["approvalId"], "decision": "allow-once" });
+    decides.get("exec.approval.resolve", decision).await;
+    until("it never runs", || runs(&format!("sleep {mark}")));
+    frame
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_our_node_host_runs_ends_with_its_caller_and_with_the_node_itself_however_it_ends() {
+    let gateway = Gateway::with(&[("gateway.tls.enabled", "true")]);
+    let token = token_file(&gateway);
+    let pin = gateway.json(&["status"])["portcullis"]["tls"]["spkiSha256"].clone();
+    let pin = format!("sha256:{}", pin.as_str().unwrap());
+    let url = format!("wss://localhost:{}", gateway.port());
+    // Another key: it does not even try again.
+    let wrong = format!(
+        "{}{}",
+        &pin[..pin.len() - 1],
+        if pin.ends_with('0') { '1' } else { '0' }
+    );
+    let mut stranger = Host::start_with(&gateway, &url, &token, &["--pin", &wrong]);
+    assert_eq!(stranger.ends(), 4, "{}", stranger.log());
+    assert!(
+        stranger.log().contains("SERVER_NOT_VERIFIED"),
+        "{}",
+        stranger.log()
+    );
+
+    let mut host = Host::start_with(&gateway, &url, &token, &["--pin", &pin]);
+    let id = let_in(&gateway);
+    let mut decides = admin(&gateway).await;
+    let mark = |n: u32| format!("32{:05}", (std::process::id() * 10 + n) % 100_000);
+    // Who asked goes away.
+    let mut asks = admin(&gateway).await;
+    long(&mut asks, &mut decides, &id, &mark(1)).await;
+    asks.ws.close(None).await.unwrap();
+    until("it runs on without its caller", || {
+        !runs(&format!("sleep {}", mark(1)))
+    });
+    // The node is asked to end.
+    let mut asks = admin(&gateway).await;
+    let frame = long(&mut asks, &mut decides, &id, &mark(2)).await;
+    assert_eq!(host.stop(), 0);
+    until("it runs on without its node", || {
+        !runs(&format!("sleep {}", mark(2)))
+    });
+    let last = asks.answer(&frame).await;
+    assert_ne!(last["payload"]["status"], "exited", "{last}");
+    // The node is killed.
+    let mut host = Host::start_with(&gateway, &url, &token, &["--pin", &pin]);
+    node(&gateway, |n| n["connected"] == true);
+    let frame = long(&mut asks, &mut decides, &id, &mark(3)).await;
+    host.child.kill().unwrap();
+    host.child.wait().unwrap();
+    until("it runs on without its node", || {
+        !runs(&format!("sleep {}", mark(3)))
+    });
+    let last = asks.answer(&frame).await;
+    assert_ne!(last["payload"]["status"], "exited", "{last}");
+    assert_eq!(
+        gateway.json(&["nodes", "list"])["nodes"][0]["connected"],
+        false
+    );
 }
