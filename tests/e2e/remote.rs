@@ -169,6 +169,10 @@ fn a_tunnel_that_does_not_stand_is_told_by_its_reason() {
         assert_eq!(check["ok"], false, "{check}");
         let error = &check["error"];
         assert!(!error["hint"].as_str().unwrap().is_empty(), "{error}");
+        assert!(
+            !error["message"].as_str().unwrap().contains("ssh: ssh: "),
+            "{error}"
+        );
         (error["code"].as_str().unwrap().to_owned(), exit)
     };
     let is = |code: &str, exit: i32| (code.to_owned(), exit);

@@ -130,7 +130,9 @@ impl Tunnel {
                 let mut stderr = BufReader::new(stderr.take(LONGEST));
                 let mut line = vec![];
                 while matches!(stderr.read_until(b'\n', &mut line).await, Ok(read) if read > 0) {
-                    let text = String::from_utf8_lossy(&line).trim().to_owned();
+                    let text = String::from_utf8_lossy(&line);
+                    // It names itself in some of its lines, and we in all of ours.
+                    let text = text.trim().trim_start_matches("ssh: ").to_owned();
                     line.clear();
                     if tell.send(text).is_err() {
                         break;
