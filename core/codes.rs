@@ -117,6 +117,16 @@ codes! {
     PORT_IN_USE, "UNAVAILABLE", false, 1, "another program listens there: choose another with --port";
     DAEMON_UNREACHABLE, "UNAVAILABLE", true, 7, "start it: `portcullis gateway`";
     SERVER_NOT_VERIFIED, "UNAVAILABLE", false, 4, "nothing was sent to it: compare --pin with what `portcullis status` of that gateway shows; without a pin its certificate must be one that this system trusts";
+    NAME_NOT_OURS, "UNAVAILABLE", false, 4, "add the name to [gateway] hosts in that gateway's config.toml, then restart it";
+    NOT_ON_LOOPBACK, "UNAVAILABLE", false, 1, "set [gateway] bind = \"127.0.0.1\" and restart the gateway: tunnels end there, and no network reaches it";
+    SSH_MISSING, "UNAVAILABLE", false, 3, "install the OpenSSH client (Debian: openssh-client)";
+    SSH_HOST_UNKNOWN, "UNAVAILABLE", false, 4, "log in once by hand (`ssh USER@HOST`) and compare the host's key with the one that its administrator tells";
+    SSH_REFUSED, "UNAVAILABLE", false, 4, "a check types no password: put a key of yours into that user's authorized_keys, or into your agent";
+    SSH_UNREACHABLE, "UNAVAILABLE", true, 1, "look at the name, the port and whether sshd runs there: `ssh USER@HOST` tells more";
+    FORWARD_FAILED, "UNAVAILABLE", true, 1, "sshd there must allow it (AllowTcpForwarding, PermitOpen), and it must be the machine that the gateway runs on";
+    TAILSCALE_UNREACHABLE, "UNAVAILABLE", true, 3, "start tailscaled on this machine, or name its socket: --tailscale-socket FILE";
+    TAILSCALE_NOT_SERVING, "UNAVAILABLE", false, 1, "run the `tailscale serve` command that is printed, on the gateway's machine";
+    TAILSCALE_FUNNEL, "UNAVAILABLE", false, 5, "Funnel opens the gateway to the whole internet: end it with `tailscale funnel reset`, then serve it anew";
     CREDENTIAL_NEEDED, "UNAVAILABLE", false, 4, "name a file of 0600 with that gateway's token: --token-file FILE; it is needed until this machine is paired there";
     CREDENTIAL_GIVEN, "INVALID_REQUEST", false, 1, "change it where it is given (PORTCULLIS_GATEWAY_TOKEN or [gateway.auth] token_file) and restart the gateway";
     CREDENTIAL_NOT_FOUND, "INVALID_REQUEST", false, 3, "`portcullis agents list` and `portcullis password list` show what there is";

@@ -95,6 +95,8 @@ pub enum Command {
     /// The certificate of the TCP port
     #[command(subcommand)]
     Tls(Tls),
+    /// How to reach this gateway from elsewhere, over SSH or Tailscale; nothing is opened to a network
+    Remote(RemoteArgs),
     /// Rooms, sandbox driver, what is pending
     Status,
     /// A one-time code for the page
@@ -438,6 +440,27 @@ pub enum Tls {
     Reload,
 }
 
+/// For `remote`.
+#[derive(Debug, Clone, Args)]
+pub struct RemoteArgs {
+    /// Try them: a tunnel to --ssh up to the gateway's greeting, and what Tailscale serves on this machine
+    #[arg(long)]
+    pub check: bool,
+    /// Who logs in where, as ssh is told: USER@HOST, or ssh://USER@HOST:PORT
+    #[arg(long, value_name = "USER@HOST", value_parser = destination)]
+    pub ssh: Option<String>,
+    /// Configuration of ssh, in place of its own files
+    #[arg(long, value_name = "FILE", requires = "ssh")]
+    pub ssh_config: Option<PathBuf>,
+    /// Tailscale's local API
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/var/run/tailscale/tailscaled.sock"
+    )]
+    pub tailscale_socket: PathBuf,
+}
+
 /// For `audit query`.
 #[derive(Debug, Clone, Args)]
 pub struct Query {
@@ -507,6 +530,22 @@ fn moment(text: &str) -> Result<u64, String> {
     Ok(crate::show::text::now_ms().saturating_sub(ago))
 }
 
+/// What can be read as nothing but a destination, by ssh and by the shell that the line is pasted into.
+fn destination(text: &str) -> Result<String, String> {
+    let bare = text.strip_prefix("ssh://").unwrap_or(text);
+    let host = bare.rsplit('@').next().unwrap_or_default();
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"._-@:%+".contains(&b);
+    if host.is_empty()
+        || bare.starts_with(['-', '@'])
+        || host.starts_with('-')
+        || text.len() > 255
+        || !bare.bytes().all(is_plain)
+    {
+        return Err("USER@HOST, or ssh://USER@HOST:PORT".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
 fn variable(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
@@ -540,6 +579,35 @@ mod tests {
             assert!(duration(bad).is_err(), "{bad}");
         }
         assert_eq!(moment("1700000000000"), Ok(1_700_000_000_000));
+    }
+
+    #[test]
+    fn a_destination_is_no_option_and_no_word_of_a_shell() {
+        for good in [
+            "host",
+            "me@gate.example",
+            "me@::1",
+            "ssh://me@gate.example:2222",
+        ] {
+            assert_eq!(destination(good).as_deref(), Ok(good));
+        }
+        for bad in [
+            "",
+            "-oProxyCommand=x",
+            "me@-oProxyCommand=x",
+            "a b",
+            "a;b",
+            "$(id)",
+            "a`id`",
+            "a'b",
+            "me@",
+            "@host",
+            "ssh://-x",
+            "ssh://a/b",
+            "a\nb",
+        ] {
+            assert!(destination(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

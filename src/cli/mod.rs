@@ -14,6 +14,7 @@ mod secrets;
 mod state;
 mod status;
 mod tls;
+mod tunnels;
 mod vault;
 mod watch;
 
@@ -134,6 +135,7 @@ async fn command(cli: &Cli, out: Out) -> Result<u8, Failure> {
         Command::Vault(what) => vault::run(&door()?, what, out).await,
         Command::Audit(what) => audit::run(door, state, what, out).await,
         Command::Tls(what) => tls::run(&door()?, *what, out).await,
+        Command::Remote(args) => tunnels::run(&door()?, args, out).await,
         Command::Status => status::run(&door()?, out).await,
         Command::Dashboard { open } => status::dashboard(&door()?, *open, out).await,
         Command::Config(what) => config::run(door, state, what, out).await,

@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::http::StatusCode;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
@@ -28,6 +29,8 @@ use crate::show::text::clean;
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 /// To the answer of a plain request; `exec.run` and `approvals watch` wait without end.
 const ANSWER_WITHIN: Duration = Duration::from_mins(1);
+/// What a gateway says under a name that is none of its own.
+const MISDIRECTED: StatusCode = StatusCode::MISDIRECTED_REQUEST;
 /// `sun_path` less its NUL (unix(7)).
 const SUN_PATH: usize = 107;
 
@@ -146,33 +149,67 @@ impl Client {
         }
     }
 
-    async fn shake(
+    /// Goes as far as a gateway's greeting under the name in `url`, and hangs up: no credential is sent.
+    ///
+    /// # Errors
+    /// As [`Self::over`], and `NAME_NOT_OURS`.
+    pub async fn greeted(address: &Address, url: &str) -> Result<(), Failure> {
+        let lost = |why: &str| Failure::of(codes::DAEMON_UNREACHABLE, why);
+        let whole = async {
+            let stream = address.dial().await?;
+            let (client, _) = Self::greet(url, stream, &lost).await?;
+            client.close().await;
+            Ok(())
+        };
+        match timeout(CONNECT_WITHIN, whole).await {
+            Ok(result) => result,
+            Err(_) => Err(lost("nothing answers there")),
+        }
+    }
+
+    /// Upgrades, and waits for the challenge: its nonce and time.
+    async fn greet(
         url: &str,
         stream: Box<dyn Stream>,
         lost: &(dyn Fn(&str) -> Failure + Sync),
-        params: impl FnOnce(&str, u64) -> Value,
-    ) -> Result<Self, Failure> {
+    ) -> Result<(Self, (String, u64)), Failure> {
         let mut config = WebSocketConfig::default();
         config.max_frame_size = Some(2 * FRAME);
         config.max_message_size = Some(2 * FRAME);
         let (socket, _) = client_async_with_config(url, stream, Some(config))
             .await
-            .map_err(|e| lost(&clean(&format!("it does not speak our protocol ({e})"))))?;
+            .map_err(|e| match e {
+                WsError::Http(answer) if answer.status() == MISDIRECTED => Failure::of(
+                    codes::NAME_NOT_OURS,
+                    format!("the gateway is asked for as {}", clean(url)),
+                ),
+                e => lost(&clean(&format!("it does not speak our protocol ({e})"))),
+            })?;
         let mut client = Self {
             socket,
             next_id: 0,
             seq: 0,
             hello: Value::Null,
         };
-        let (nonce, ts) = loop {
+        loop {
             match client.next().await? {
                 Incoming::Event { event, payload, .. } if event == "connect.challenge" => {
                     let nonce = payload["nonce"].as_str().unwrap_or_default().to_owned();
-                    break (nonce, payload["ts"].as_u64().unwrap_or_default());
+                    let ts = payload["ts"].as_u64().unwrap_or_default();
+                    return Ok((client, (nonce, ts)));
                 }
                 _ => {}
             }
-        };
+        }
+    }
+
+    async fn shake(
+        url: &str,
+        stream: Box<dyn Stream>,
+        lost: &(dyn Fn(&str) -> Failure + Sync),
+        params: impl FnOnce(&str, u64) -> Value,
+    ) -> Result<Self, Failure> {
+        let (mut client, (nonce, ts)) = Self::greet(url, stream, lost).await?;
         client.hello =
             client
                 .call("connect", params(&nonce, ts))

@@ -14,6 +14,7 @@ mod page;
 mod peer_cli;
 mod peer_node;
 mod reach;
+mod remote;
 mod remote_cli;
 mod starts;
 mod trace;

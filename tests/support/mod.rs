@@ -6,4 +6,5 @@ pub mod gateway;
 pub mod net;
 pub mod npm;
 pub mod protobuf;
+pub mod sshd;
 pub mod ws;

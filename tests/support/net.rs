@@ -88,6 +88,16 @@ impl Far {
         Self { holder, net }
     }
 
+    /// A shell's line, typed at the far end.
+    pub fn typed(&self, line: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .args(["-t", &self.holder.id().to_string(), "-n", "--"])
+            .args(["sh", "-c", &format!("exec {line}")])
+            .stdin(Stdio::null());
+        command
+    }
+
     /// A socket from this address of the far end; it stays one of the far end wherever it is used.
     pub fn dial(&self, from: &str, port: u16) -> TcpStream {
         let net = self.net.try_clone().unwrap();

@@ -61,6 +61,16 @@ pub const NODE: Need = Need {
     there: || machine::program("node").is_some() && machine::program("npm").is_some(),
 };
 
+pub const OPENSSH: Need = Need {
+    what: "OpenSSH (Debian starts its sshd)",
+    packages: &["openssh-server", "openssh-client"],
+    serves: "the tests of the way over SSH",
+    there: || {
+        ["sshd", "ssh", "ssh-keygen"]
+            .iter()
+            .all(|name| machine::program(name).is_some())
+    },
+};
 pub const PYTHON: Need = Need {
     what: "python3",
     packages: &["python3-minimal"],

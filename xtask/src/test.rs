@@ -16,6 +16,7 @@ const NEEDS: &[&Need] = &[
     &setup::CHROMIUM,
     &setup::NODE,
     &setup::PYTHON,
+    &setup::OPENSSH,
 ];
 
 pub fn run(options: &Options) -> Result<u8> {
