@@ -327,6 +327,22 @@ mod tests {
         result.err().map(|f| f.code).unwrap_or_default()
     }
 
+    /// The bug: with one key for all, a gateway that passed on the challenge of another had this client's proof for it.
+    #[test]
+    fn at_each_gateway_and_in_each_role_a_client_is_another_device() {
+        use portcullis_core::auth::Role;
+        let folder = tempfile::tempdir().unwrap();
+        let keys = Keys::open(place(&folder)).unwrap();
+        let id = |role, gateway: &str| {
+            let device = super::super::device::Device::of(&keys, role, gateway);
+            device.unwrap().id()
+        };
+        let one = id(Role::Operator, "A");
+        assert_eq!(id(Role::Operator, "A"), one);
+        assert_ne!(id(Role::Operator, "B"), one);
+        assert_ne!(id(Role::Node, "A"), one);
+    }
+
     #[test]
     fn what_a_client_keeps_is_sealed_private_made_once_and_opens_for_its_identity_alone() {
         let folder = tempfile::tempdir().unwrap();
