@@ -88,6 +88,11 @@ impl Place {
         }
     }
 
+    /// What no command may reach.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        vec![self.folder.clone(), self.identity.clone()]
+    }
+
     fn file(&self) -> PathBuf {
         self.folder.join("keys.json")
     }

@@ -113,7 +113,6 @@ pub struct Edge {
     sockets: HashMap<u64, Socket>,
     endings: Vec<Ending>,
     news: mpsc::Sender<ConnectionNews>,
-    holders: peer::Holders,
     accepted: u64,
     evicted: u64,
     turned_away: u64,
@@ -183,7 +182,6 @@ impl Room for Edge {
             sockets: HashMap::new(),
             endings: Vec::new(),
             news,
-            holders: peer::Holders::default(),
             accepted: 0,
             evicted: 0,
             turned_away: 0,
@@ -423,11 +421,16 @@ impl Edge {
             }
             From::Tcp { peer, owner } => {
                 let is_loopback = peer.ip().to_canonical().is_loopback();
+                let own = rustix::process::geteuid().as_raw();
+                let operator =
+                    |uid: u32, groups: &[u32]| self.wiring.local.is_operator(uid, groups, own);
                 let is_of_a_run = said.is_of_a_run;
                 let peer = Peer {
                     ip: Some(peer.ip().to_canonical()),
                     uid: owner.filter(|_| is_loopback).map(|(uid, _)| uid),
-                    is_operator: is_loopback && !is_of_a_run && self.is_operators(owner),
+                    is_operator: is_loopback
+                        && !is_of_a_run
+                        && owner.is_some_and(|(uid, _)| operator(uid, &said.groups)),
                     is_of_a_run,
                     is_local: is_loopback && said.has_local_host && !said.has_origin,
                     has_origin: said.has_origin,
@@ -436,18 +439,6 @@ impl Edge {
                 (Door::Tcp, peer)
             }
         }
-    }
-
-    /// By its user, else by the groups of the process that holds the socket.
-    fn is_operators(&mut self, owner: peer::Owner) -> bool {
-        let own = rustix::process::geteuid().as_raw();
-        let local = &self.wiring.local;
-        owner.is_some_and(|(uid, inode)| {
-            local.is_operator(uid, &[], own)
-                || !local.gids().is_empty()
-                    && matches!(self.holders.look(uid, inode), peer::Holder::Outside(pid)
-                        if local.is_operator(uid, &peer::groups(pid, uid), own))
-        })
     }
 
     async fn admitted(&mut self, key: u64, newcomer: Who) {

@@ -17,7 +17,7 @@ use portcullis_actors::auth::Bearer;
 use portcullis_actors::clock::Clock;
 use portcullis_actors::connection::{Io, Stream};
 use portcullis_actors::supervision::{FlagReader, TreeWindow};
-use portcullis_core::auth::proxy::{Named, NotNamed, ProxyRules, Unattributable};
+use portcullis_core::auth::proxy::{Named, NotNamed, ProxyRules, Unattributable, is_forwarding};
 use portcullis_core::protocol::Encoding;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
@@ -87,6 +87,18 @@ impl Ends {
         }
     }
 
+    /// The groups of the process that holds the other end, and is none of our runs.
+    async fn groups(&self, looks: &Semaphore) -> Vec<u32> {
+        let Some((uid, inode)) = self.tcp.and_then(|tcp| tcp.owner) else {
+            return Vec::new();
+        };
+        let _one = looks.acquire().await;
+        match peer::Holders::default().look(uid, inode) {
+            peer::Holder::Outside(pid) => peer::groups(pid, uid),
+            peer::Holder::Run | peer::Holder::Unseen => Vec::new(),
+        }
+    }
+
     /// Whether the other end is, or may be, one of our runs.
     fn is_of_a_run(&self) -> bool {
         self.tcp.is_some_and(|tcp| {
@@ -107,6 +119,8 @@ pub struct Http {
     pub hosts: Arc<Vec<String>>,
     /// Which users the runs have.
     pub runs: Arc<peer::Runs>,
+    /// Operators are told by groups too: then who holds a socket is looked for.
+    pub by_groups: bool,
     /// One look at descriptors at a time: who makes us look again and again takes no more than one thread by it.
     pub looks: Arc<Semaphore>,
     /// Whose word on a client counts.
@@ -132,6 +146,8 @@ pub struct Said {
     pub has_local_host: bool,
     /// It is, or may be, one of our runs.
     pub is_of_a_run: bool,
+    /// Of the process that holds it, where operators are told by groups.
+    pub groups: Vec<u32>,
     /// The client behind a trusted proxy.
     pub client: Option<IpAddr>,
     /// The user whom that proxy names.
@@ -332,7 +348,12 @@ async fn answer(
         _ => {}
     }
     let now_s = http.clock.now().0 / 1000;
-    if !PROBES.contains(&request.uri().path()) {
+    let is_plain_probe = PROBES.contains(&request.uri().path())
+        && !request
+            .headers()
+            .keys()
+            .any(|name| is_forwarding(name.as_str()));
+    if !is_plain_probe {
         ends.look(&http.looks).await;
     }
     let looked = ends.proxied(&http.proxies, request.headers(), now_s);
@@ -374,8 +395,14 @@ async fn answer(
                 let (client, named) =
                     proxied.map_or((None, None), |by| (Some(by.client), by.named));
                 let has_local_host = name == Name::Local;
+                let groups = if http.by_groups && !ends.is_of_a_run() {
+                    ends.groups(&http.looks).await
+                } else {
+                    Vec::new()
+                };
                 let said = Said {
                     is_of_a_run: ends.is_of_a_run(),
+                    groups,
                     has_local_host,
                     client,
                     named,
@@ -452,6 +479,7 @@ fn upgrade(
         has_origin: headers.contains_key(header::ORIGIN),
         has_local_host: false,
         is_of_a_run: false,
+        groups: Vec::new(),
         client: None,
         named: None,
     };

@@ -18,7 +18,12 @@ pub type Owner = Option<(u32, u64)>;
 /// Asked by sock_diag(7); where that cannot be asked, read from `/proc/net/tcp` and `tcp6` (proc(5)). `None` where the
 /// kernel does not say.
 pub fn tcp_owner(peer: SocketAddr, own: SocketAddr) -> Owner {
-    let owner = super::diag::owner(peer, own).unwrap_or_else(|_| listed_owner(peer, own));
+    let owner = match super::diag::owner(peer, own) {
+        // The one question misses a socket that is bound to a device (SO_BINDTODEVICE); the list has it.
+        Ok(None) if is_of_this_machine(peer.ip()) => listed_owner(peer, own),
+        Ok(owner) => owner,
+        Err(_) => listed_owner(peer, own),
+    };
     // One that is closed already has no inode, and root's uid, whoever made it.
     owner.filter(|(_, inode)| *inode != 0)
 }
@@ -454,6 +459,30 @@ mod tests {
             listed_owner(peer, server.local_addr().unwrap()).filter(|(_, inode)| *inode != 0),
             None
         );
+    }
+
+    /// The bug: a command bound its socket to a device, was not found, and so was of another machine.
+    #[test]
+    fn a_socket_that_is_bound_to_a_device_has_its_owner_all_the_same() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        let bound = rustix::net::socket(
+            rustix::net::AddressFamily::INET,
+            rustix::net::SocketType::STREAM,
+            None,
+        )
+        .unwrap();
+        nix::sys::socket::setsockopt(
+            &bound,
+            nix::sys::socket::sockopt::BindToDevice,
+            &std::ffi::OsString::from("lo"),
+        )
+        .unwrap();
+        rustix::net::connect(&bound, &at).unwrap();
+        let (server, peer) = listener.accept().unwrap();
+        let own = server.local_addr().unwrap();
+        let uid = rustix::process::geteuid().as_raw();
+        assert_eq!(tcp_owner(peer, own).map(|(uid, _)| uid), Some(uid));
     }
 
     #[test]

@@ -29,6 +29,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
 use crate::cli::{Failure, GatewayArgs, Global, identity_file, state_dir};
+use crate::client::Place;
 use crate::config::{self, Flag};
 use crate::dashboard::{Page, PageConfig};
 use crate::edge::{Doors, ListenError};
@@ -227,6 +228,12 @@ async fn serve(
                 .parent()
                 .map(Path::to_path_buf)
                 .into_iter()
+                // This user's keys for gateways elsewhere.
+                .chain(
+                    Place::find(None)
+                        .into_iter()
+                        .flat_map(|place| place.paths()),
+                )
                 .collect(),
             began: Instant::from_std(began),
         },

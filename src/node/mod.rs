@@ -27,7 +27,7 @@ use portcullis_core::codes;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::{Failure, Global, NodeRun, remote, state_dir};
-use crate::client::Remote;
+use crate::client::{Place, Remote};
 use crate::gateway::{CELL, close_inherited, default_identity};
 use crate::telemetry::{Telemetry, TelemetryConfig};
 use actor::NodeHost;
@@ -130,8 +130,13 @@ async fn serve(global: &Global, args: &NodeRun) -> Result<(), Failure> {
 
 /// What no command reaches: this client's keys, and what a gateway of this machine would have.
 fn masked(global: &Global, remote: &Remote) -> Vec<PathBuf> {
-    let mut all = vec![remote.place.folder.clone()];
-    all.push(remote.place.identity.clone());
+    let mut all = remote.place.paths();
+    // Another client of this user: what it may, a command would.
+    all.extend(
+        Place::find(None)
+            .into_iter()
+            .flat_map(|place| place.paths()),
+    );
     all.extend(remote.token_file.as_ref().map(|file| file.0.clone()));
     all.extend(state_dir(global.state.as_deref()).ok());
     let identity = crate::cli::identity_file(global.identity.as_deref());
