@@ -19,3 +19,4 @@ mod remote_cli;
 mod starts;
 mod trace;
 mod walk;
+mod watch;
