@@ -110,10 +110,15 @@ impl Methods {
                     "publicUrl is ws:// or wss:// and a host, 256 characters at most",
                 ));
             }
-            None => (
-                self.listeners.first().cloned().unwrap_or_default(),
-                "listener",
-            ),
+            None => match self.listeners.first() {
+                Some(url) if !is_everywhere(url) => (url.clone(), "listener"),
+                // Nobody can dial "every address".
+                _ => {
+                    return Err(bad(
+                        "publicUrl is needed: this gateway listens on every address, and only you know the one to dial",
+                    ));
+                }
+            },
         };
         let made = self
             .pairing
@@ -257,6 +262,12 @@ fn is_gateway_url(url: &str) -> bool {
         })
 }
 
+/// An address that is listened on and cannot be dialled.
+fn is_everywhere(url: &str) -> bool {
+    let host = url.split_once("://").map_or(url, |(_, host)| host);
+    host.starts_with("0.0.0.0") || host.starts_with("[::]")
+}
+
 fn run_refusal(refusal: ExecRefusal) -> ErrorBody {
     ErrorBody::of(refusal.code, refusal.message)
 }
@@ -362,4 +373,19 @@ struct Node {
 struct RenameNode {
     node_id: DeviceId,
     display_name: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_nobody_can_dial_is_in_no_setup_code() {
+        for url in ["wss://0.0.0.0:18789", "ws://[::]:1"] {
+            assert!(is_everywhere(url), "{url}");
+        }
+        for url in ["ws://127.0.0.1:18789", "wss://[::1]:1", "wss://10.0.0.0:1"] {
+            assert!(!is_everywhere(url), "{url}");
+        }
+    }
 }

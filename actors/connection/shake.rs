@@ -163,6 +163,21 @@ async fn try_shake(
     };
     let admitted = decision.map_err(|refusal| End::Refused(id.clone(), Box::new(refusal)))?;
     let conn_id = uuid::Uuid::new_v4().to_string();
+    // On the list before the hello goes out: a revocation from now on finds this socket. One from before is found here.
+    let principal = admitted.principal.clone();
+    let (listed, is_listed) = oneshot::channel();
+    let (who, name) = (Box::new(principal.clone()), conn_id.as_str().into());
+    let news = ConnectionNews::Admitted(wiring.key, who, name, listed);
+    wiring.news.send(news).await.map_err(|_| End::Gone)?;
+    is_listed.await.map_err(|_| End::Gone)?;
+    still_stands(wiring, &principal)
+        .await
+        .map_err(|refusal| End::Refused(id.clone(), Box::new(refusal)))?;
+    // Its secret may have changed while it was let in: then it was not yet on the list of those to be closed.
+    if !matches!(wiring.auth.holds(&principal).await, Ok(true)) {
+        return Err(End::Close(4001, SECRET_CHANGED));
+    }
+    // Last of all: it is told once, and a handshake that is lost before would take it along.
     let holds = Principal {
         scopes: admitted
             .own_scopes
@@ -194,20 +209,6 @@ async fn try_shake(
     };
     let frame = encoding.ok(&id, &hello.payload());
     let frame = frame.map_err(|_| End::Gone)?;
-    // On the list before the hello goes out: a revocation from now on finds this socket. One from before is found here.
-    let principal = admitted.principal;
-    let (listed, is_listed) = oneshot::channel();
-    let (who, name) = (Box::new(principal.clone()), conn_id.as_str().into());
-    let news = ConnectionNews::Admitted(wiring.key, who, name, listed);
-    wiring.news.send(news).await.map_err(|_| End::Gone)?;
-    is_listed.await.map_err(|_| End::Gone)?;
-    still_stands(wiring, &principal)
-        .await
-        .map_err(|refusal| End::Refused(id.clone(), Box::new(refusal)))?;
-    // Its secret may have changed while it was let in: then it was not yet on the list of those to be closed.
-    if !matches!(wiring.auth.holds(&principal).await, Ok(true)) {
-        return Err(End::Close(4001, SECRET_CHANGED));
-    }
     ws.send(message(frame)).await.map_err(|_| End::Gone)?;
     ws.get_mut().trust(frame_max(principal.role));
     let node = declared.and_then(|declared| {
