@@ -52,7 +52,7 @@ impl Terminal {
 
     /// Reads on until this is on the screen; what came before it is forgotten.
     fn until(&mut self, text: &str) -> String {
-        let end = Instant::now() + Duration::from_secs(60);
+        let end = Instant::now() + Duration::from_mins(1);
         loop {
             if let Some(at) = self.shown.find(text) {
                 let rest = self.shown.split_off(at + text.len());
