@@ -90,13 +90,16 @@ pub(super) async fn serve(
     let connect = tracing::info_span!(
         target: "portcullis", parent: None, "connect", otel.kind = "server", room = "connection", door = door.as_str(),
     );
+    // Boxed: its room is needed for a moment, and this task lives as long as the socket.
+    let shaking = shake(&wiring, &mut ws, encoding, door, (&peer, bearer), until);
+    let shaking = Box::pin(shaking.instrument(connect));
     let shaken = tokio::select! {
         biased;
         Some(Some(order)) = closing.changed() => {
             close(&mut ws, order.code, &order.reason).await;
             return;
         }
-        shaken = shake(&wiring, &mut ws, encoding, door, (&peer, bearer), until).instrument(connect) => shaken,
+        shaken = shaking => shaken,
     };
     let Some(mut shaken) = shaken else { return };
     let early = std::mem::take(&mut shaken.early);
