@@ -32,7 +32,7 @@ pub async fn serve(listener: TcpListener, frame_max: usize) -> std::io::Result<(
         proxies: Arc::default(),
         clock: Clock::system(),
         by_groups: false,
-        looks: Arc::new(tokio::sync::Semaphore::new(1)),
+        holders: Arc::default(),
         tree: tree.reader(),
         site: site.reader(),
         tls: tls.reader(),

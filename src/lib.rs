@@ -13,6 +13,7 @@ pub mod gateway;
 pub mod identity;
 pub mod methods;
 pub mod node;
+mod random;
 pub mod show;
 pub mod telemetry;
 pub mod tls;

@@ -318,7 +318,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
                 header_ms: config.gateway.limits.header_ms,
                 runs,
                 by_groups: !config.gateway.local.gids().is_empty(),
-                looks: Arc::new(tokio::sync::Semaphore::new(1)),
+                holders: Arc::default(),
                 hosts: Arc::new(config.gateway.hosts.clone()),
                 proxies: ground.proxies,
                 clock: clock.clone(),

@@ -205,6 +205,9 @@ impl Audit {
             let Some(looked) = self.line.remove(first) else {
                 return;
             };
+            if !looked.want.is_wanted() {
+                continue;
+            }
             if let Err(looked) = self.read(looked) {
                 if self.reading == 0 {
                     // The threads are busy for a life before this one: nobody would call us again.
@@ -250,6 +253,15 @@ impl Audit {
 }
 
 impl Want {
+    /// Nobody reads a whole log for who has gone.
+    fn is_wanted(&self) -> bool {
+        match self {
+            Self::Tail(_, reply) => reply.is_wanted(),
+            Self::Query(_, reply) => reply.is_wanted(),
+            Self::Verify(reply) => reply.is_wanted(),
+        }
+    }
+
     fn refuse(self, error: AuditError) {
         match self {
             Self::Tail(_, reply) => reply.refuse(error),

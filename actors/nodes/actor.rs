@@ -12,9 +12,12 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::handle::NodesHandle;
-use super::messages::{NodesError, NodesMsg, NodesWiring, Piece, Question, ToNode};
-use crate::audit::{AuditError, AuditHandle};
+use super::handle::approved;
+use super::messages::{
+    ActRefusal, NodesError, NodesMsg, NodesWiring, Piece, Question, Recorded, ToNode,
+};
+use crate::audit::AuditHandle;
+use crate::pairing::PairingHandle;
 use crate::supervision::{Crash, Ctx, Reply, Room, Snapshot, TaskHandle};
 
 /// How often open questions are looked at: is their time over, has their caller gone?
@@ -23,8 +26,8 @@ const LOOK: Duration = Duration::from_millis(200);
 /// See the room's [`super`].
 pub struct Nodes {
     ctx: Ctx<Self>,
-    itself: NodesHandle,
     audit: AuditHandle,
+    pairing: PairingHandle,
     acts: u64,
     machine: Machine,
     started: Instant,
@@ -39,7 +42,7 @@ pub struct Nodes {
 
 /// Who waits for an answer.
 struct Waiting {
-    reply: Reply<Option<String>, Refusal>,
+    asker: Asker,
     progress: Option<mpsc::Sender<Piece>>,
 }
 
@@ -49,10 +52,9 @@ impl Room for Nodes {
     type Wiring = NodesWiring;
 
     async fn start(wiring: &NodesWiring, ctx: Ctx<Self>) -> Result<Self, Crash> {
-        let timeout = Duration::from_millis(wiring.config.timeout_ms);
         Ok(Self {
-            itself: NodesHandle::of(ctx.myself(), wiring.pairing.clone(), timeout),
             audit: wiring.audit.clone(),
+            pairing: wiring.pairing.clone(),
             acts: 0,
             ctx,
             machine: Machine::new(wiring.config.limits()),
@@ -70,12 +72,12 @@ impl Room for Nodes {
         match msg {
             NodesMsg::Attach(node, line, reply) => reply.send(self.attach(*node, line)),
             NodesMsg::Gone(node, conn) => self.gone(&node, &conn),
-            NodesMsg::Ask(question, approved, reply) => self.ask(&question, &approved, reply),
-            NodesMsg::Act(entry, question, reply) => {
-                self.acts += 1;
-                let (nodes, audit) = (self.itself.clone(), self.audit.clone());
-                let act = act(nodes, audit, *entry, *question, reply);
-                self.ctx.task("act", self.acts, act).keep();
+            NodesMsg::Ask(question, approved, reply) => {
+                self.ask(&question, &approved, Asker::Plain(reply));
+            }
+            NodesMsg::Act(entry, question, reply) => self.record(*entry, question, reply),
+            NodesMsg::Recorded(question, approved, recorded) => {
+                self.ask(&question, &approved, Asker::Recorded(recorded));
             }
             NodesMsg::Result(node, conn, result, reply) => {
                 reply.send(self.result(&node, &conn, result));
@@ -127,46 +129,37 @@ impl Room for Nodes {
     }
 }
 
-/// Intent, question, outcome: a task of the room, so that it comes to its end whoever hangs up meanwhile.
-async fn act(
-    nodes: NodesHandle,
-    audit: AuditHandle,
-    entry: Entry,
-    question: Question,
-    reply: Reply<Result<Option<String>, NodesError>, AuditError>,
-) {
-    let intent = match audit.intent(entry).await {
-        Ok(intent) => intent,
-        Err(error) => return reply.refuse(error),
-    };
-    let mut asked = std::pin::pin!(nodes.ask(question));
-    let answer = loop {
-        match tokio::time::timeout(LOOK, asked.as_mut()).await {
-            Ok(answer) => break Some(answer),
-            // Who asked has gone: the question goes too, and the room tells the node so.
-            Err(_) if !reply.is_wanted() => break None,
-            Err(_) => {}
+/// Who asked.
+enum Asker {
+    Plain(Reply<Option<String>, Refusal>),
+    /// With an intent on record, whose outcome is written before the answer goes out.
+    Recorded(Recorded),
+}
+
+impl Asker {
+    fn is_wanted(&self) -> bool {
+        match self {
+            Self::Plain(reply) => reply.is_wanted(),
+            Self::Recorded(recorded) => recorded.reply.is_wanted(),
         }
-    };
-    let outcome = match &answer {
-        None => Outcome::failed(codes::RUN_CANCELLED.name),
-        Some(answer) => end_of(answer),
-    };
-    if let Err(error) = audit.outcome(intent, outcome).await {
-        // What the node did is not undone: the intent stays open, and the log says so.
-        tracing::error!(target: "portcullis", intent = intent.0, %error, "an outcome could not be recorded");
-    }
-    if let Some(answer) = answer {
-        reply.ok(answer);
     }
 }
 
-fn end_of(answer: &Result<Option<String>, NodesError>) -> Outcome {
-    match answer {
+/// The outcome of a question on record, and then its answer.
+async fn close(audit: AuditHandle, recorded: Recorded, answer: Result<Option<String>, NodesError>) {
+    let cancelled = codes::RUN_CANCELLED.name;
+    let outcome = match &answer {
         Ok(_) => Outcome::ok(),
+        Err(NodesError::Refused(Refusal::NotAsked)) => Outcome::refused(cancelled),
+        Err(NodesError::Refused(Refusal::Aborted)) => Outcome::failed(cancelled),
         Err(error) if error.dispatched() => Outcome::failed(error.code().name),
         Err(error) => Outcome::refused(error.code().name),
+    };
+    if let Err(error) = audit.outcome(recorded.intent, outcome).await {
+        // What the node did is not undone: the intent stays open, and the log says so.
+        tracing::error!(target: "portcullis", intent = recorded.intent.0, %error, "an outcome could not be recorded");
     }
+    recorded.reply.send(answer.map_err(ActRefusal::Node));
 }
 
 impl Nodes {
@@ -218,25 +211,60 @@ impl Nodes {
     fn end(&mut self, questions: Vec<String>, why: impl Fn() -> Refusal) {
         for id in questions {
             if let Some(waiting) = self.waiting.remove(&id) {
-                waiting.reply.refuse(why());
+                self.answer(waiting.asker, Err(why()));
             }
         }
     }
 
-    fn ask(
+    /// The intent first. A task of the room: it comes to its end whoever hangs up meanwhile.
+    fn record(
         &mut self,
-        question: &Question,
-        approved: &Approved,
-        reply: Reply<Option<String>, Refusal>,
+        entry: Entry,
+        question: Box<Question>,
+        reply: Reply<Option<String>, ActRefusal>,
     ) {
         if !reply.is_wanted() {
             return;
+        }
+        let (audit, pairing, ctx) = (self.audit.clone(), self.pairing.clone(), self.ctx.clone());
+        self.acts += 1;
+        let record = async move {
+            let intent = match audit.intent(entry).await {
+                Ok(intent) => intent,
+                Err(error) => return reply.refuse(ActRefusal::Log(error)),
+            };
+            let recorded = Recorded { intent, reply };
+            match approved(&pairing, &question).await {
+                Ok(approved) => ctx.notify(NodesMsg::Recorded(question, approved, recorded)),
+                Err(error) => close(audit, recorded, Err(error)).await,
+            }
+        };
+        self.ctx.task("intent", self.acts, record).keep();
+    }
+
+    /// The answer; before it the outcome, where there is an intent.
+    fn answer(&mut self, asker: Asker, answer: Result<Option<String>, Refusal>) {
+        match asker {
+            Asker::Plain(reply) => reply.send(answer),
+            Asker::Recorded(recorded) => {
+                self.acts += 1;
+                let answer = answer.map_err(NodesError::Refused);
+                let end = close(self.audit.clone(), recorded, answer);
+                self.ctx.task("outcome", self.acts, end).keep();
+            }
+        }
+    }
+
+    fn ask(&mut self, question: &Question, approved: &Approved, asker: Asker) {
+        // Who has gone, or was closed since the intent, asks nothing any more.
+        if !asker.is_wanted() {
+            return self.answer(asker, Err(Refusal::NotAsked));
         }
         let id = uuid::Uuid::new_v4().to_string();
         let now = self.now();
         let sent = match self.machine.ask(&id, &question.call, approved, now) {
             Ok(sent) => sent,
-            Err(refusal) => return reply.refuse(refusal),
+            Err(refusal) => return self.answer(asker, Err(refusal)),
         };
         let node = &question.call.node;
         let mut payload = json!({
@@ -256,15 +284,15 @@ impl Nodes {
             Some(Ok(())) => {
                 self.asked += 1;
                 let progress = question.progress.clone();
-                self.waiting.insert(id, Waiting { reply, progress });
+                self.waiting.insert(id, Waiting { asker, progress });
             }
             Some(Err(mpsc::error::TrySendError::Full(_))) => {
                 self.machine.close(&id);
-                reply.refuse(Refusal::TooMany);
+                self.answer(asker, Err(Refusal::TooMany));
             }
             Some(Err(mpsc::error::TrySendError::Closed(_))) | None => {
                 self.machine.close(&id);
-                reply.refuse(Refusal::NotConnected);
+                self.answer(asker, Err(Refusal::NotConnected));
             }
         }
     }
@@ -274,7 +302,7 @@ impl Nodes {
         match self.machine.result(node, conn, result)? {
             Taken::Answer(answer) => {
                 if let Some(waiting) = self.waiting.remove(&id) {
-                    waiting.reply.send(answer);
+                    self.answer(waiting.asker, answer);
                 }
                 Ok(true)
             }
@@ -292,7 +320,7 @@ impl Nodes {
         let left: Vec<String> = self
             .waiting
             .iter()
-            .filter(|(_, waiting)| !waiting.reply.is_wanted())
+            .filter(|(_, waiting)| !waiting.asker.is_wanted())
             .map(|(id, _)| id.clone())
             .collect();
         for id in left {

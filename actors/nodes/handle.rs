@@ -10,7 +10,7 @@ use portcullis_core::pairing::{self, Surface};
 use tokio::sync::mpsc;
 
 use super::actor::Nodes;
-use super::messages::{Line, NodesError, NodesMsg, NodesWiring, Question, ToNode};
+use super::messages::{ActRefusal, Line, NodesError, NodesMsg, NodesWiring, Question, ToNode};
 use crate::audit::AuditError;
 use crate::pairing::{PairingHandle, PairingRefusal};
 use crate::supervision::{CallError, Handle, Policy, Reply, TreeBuilder};
@@ -102,17 +102,8 @@ impl NodesHandle {
     /// # Errors
     /// [`NodesError`].
     pub async fn ask(&self, question: Question) -> Result<Option<String>, NodesError> {
-        let known = self.pairing.surface(&question.call.node).await;
-        let known = known.map_err(of_pairing)?;
-        let approved = Approved {
-            commands: known
-                .approved
-                .map(|a| a.surface.commands)
-                .unwrap_or_default(),
-            generation: known.generation,
-        };
-        let own = question.call.timeout_ms.map(Duration::from_millis);
-        let within = own.unwrap_or(self.timeout).saturating_add(GRACE);
+        let approved = approved(&self.pairing, &question).await?;
+        let within = self.within(&question);
         let question = Box::new(question);
         self.call(within, |reply| NodesMsg::Ask(question, approved, reply))
             .await
@@ -128,16 +119,17 @@ impl NodesHandle {
         entry: Entry,
         question: Question,
     ) -> Result<Result<Option<String>, NodesError>, AuditError> {
-        let own = question.call.timeout_ms.map(Duration::from_millis);
-        let within = own.unwrap_or(self.timeout).saturating_add(GRACE * 3);
+        // The log's time comes before the question's own and after it.
+        let within = self.within(&question).saturating_add(GRACE * 2);
         let (entry, question) = (Box::new(entry), Box::new(question));
         let done = self
             .room
             .call(within, |reply| NodesMsg::Act(entry, question, reply))
             .await;
         match done {
-            Ok(answer) => Ok(answer),
-            Err(CallError::Refused(error)) => Err(error),
+            Ok(answer) => Ok(Ok(answer)),
+            Err(CallError::Refused(ActRefusal::Log(error))) => Err(error),
+            Err(CallError::Refused(ActRefusal::Node(error))) => Ok(Err(error)),
             Err(CallError::Overloaded) => Ok(Err(NodesError::Overloaded)),
             Err(CallError::Unavailable { may_have_run } | CallError::Deadline { may_have_run }) => {
                 Ok(Err(NodesError::Down { may_have_run }))
@@ -145,13 +137,9 @@ impl NodesHandle {
         }
     }
 
-    /// Of the room itself.
-    pub(super) fn of(room: Handle<NodesMsg>, pairing: PairingHandle, timeout: Duration) -> Self {
-        Self {
-            room,
-            pairing,
-            timeout,
-        }
+    fn within(&self, question: &Question) -> Duration {
+        let own = question.call.timeout_ms.map(Duration::from_millis);
+        own.unwrap_or(self.timeout).saturating_add(GRACE)
     }
 
     /// A node's answer. `false`: of no open question.
@@ -275,4 +263,20 @@ fn of_pairing(refusal: PairingRefusal) -> NodesError {
             may_have_run: false,
         },
     }
+}
+
+/// What a node may be asked, by pairing's word of now.
+pub(super) async fn approved(
+    pairing: &PairingHandle,
+    question: &Question,
+) -> Result<Approved, NodesError> {
+    let known = pairing.surface(&question.call.node).await;
+    let known = known.map_err(of_pairing)?;
+    Ok(Approved {
+        commands: known
+            .approved
+            .map(|a| a.surface.commands)
+            .unwrap_or_default(),
+        generation: known.generation,
+    })
 }

@@ -1,6 +1,6 @@
 //! What may be asked of nodes, and how it is refused.
 
-use portcullis_core::audit::Entry;
+use portcullis_core::audit::{Entry, Seq};
 use portcullis_core::codes::{self, Code};
 use portcullis_core::ids::DeviceId;
 use portcullis_core::nodes::{Approved, Call, Connected, NodeResult, Refusal, Stats};
@@ -93,6 +93,21 @@ impl NodesError {
     }
 }
 
+/// Why a recorded question has no answer.
+#[derive(Debug, Clone)]
+pub enum ActRefusal {
+    /// It could not be recorded, so it was not asked.
+    Log(AuditError),
+    /// It was recorded.
+    Node(NodesError),
+}
+
+/// A question on record.
+pub struct Recorded {
+    pub(super) intent: Seq,
+    pub(super) reply: Reply<Option<String>, ActRefusal>,
+}
+
 /// See [`super::NodesHandle`], whose methods they are.
 #[allow(missing_docs, reason = "the handle's methods say what each is")]
 pub enum NodesMsg {
@@ -101,11 +116,9 @@ pub enum NodesMsg {
     Gone(DeviceId, String),
     /// With the commands that a person approved.
     Ask(Box<Question>, Approved, Reply<Option<String>, Refusal>),
-    Act(
-        Box<Entry>,
-        Box<Question>,
-        Reply<Result<Option<String>, NodesError>, AuditError>,
-    ),
+    Act(Box<Entry>, Box<Question>, Reply<Option<String>, ActRefusal>),
+    /// From the room itself: the intent is durable, now it is asked.
+    Recorded(Box<Question>, Approved, Recorded),
     /// `true`: it was of an open question.
     Result(DeviceId, String, NodeResult, Reply<bool, Refusal>),
     Progress {

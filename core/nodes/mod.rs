@@ -224,6 +224,8 @@ pub enum Refusal {
     Disconnected,
     #[error("ABORTED: who asked has gone")]
     Aborted,
+    #[error("who asked had gone before the node was asked")]
+    NotAsked,
     #[error("too many nodes are connected")]
     Full,
     /// The node's own word, made visible and bounded where it enters.
@@ -241,9 +243,11 @@ impl Refusal {
             Self::NodeMismatch => codes::NODE_ID_MISMATCH,
             Self::ChunkTooLarge => codes::INVALID_PARAMS,
             Self::TooMany | Self::Full => codes::OVERLOADED,
-            Self::TimedOut | Self::Disconnected | Self::Aborted | Self::Node { .. } => {
-                codes::NODE_ERROR
-            }
+            Self::NotAsked
+            | Self::TimedOut
+            | Self::Disconnected
+            | Self::Aborted
+            | Self::Node { .. } => codes::NODE_ERROR,
         }
     }
 

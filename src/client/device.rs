@@ -8,8 +8,9 @@ use portcullis_core::protocol::limits::PROTOCOL;
 use portcullis_core::seal::Secret;
 use serde_json::{Map, Value, json};
 
-use super::keys::{Keys, random};
+use super::keys::Keys;
 use crate::cli::Failure;
+use crate::random::random;
 
 /// As what a client of ours connects.
 #[derive(Debug, Clone)]

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::Failure;
 use crate::identity;
+use crate::random::random;
 use crate::show::text::now_ms;
 
 const FORMAT: u8 = 1;
@@ -302,18 +303,6 @@ fn of_file(error: &identity::KeyFileError) -> Failure {
 
 fn flags(flags: rustix::fs::OFlags) -> i32 {
     i32::try_from(flags.bits()).unwrap_or(0)
-}
-
-/// Bytes of the operating system.
-pub fn random<const N: usize>() -> Result<[u8; N], Failure> {
-    let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).map_err(|e| {
-        Failure::of(
-            codes::INTERNAL,
-            format!("the machine has no randomness: {e}"),
-        )
-    })?;
-    Ok(bytes)
 }
 
 #[cfg(test)]

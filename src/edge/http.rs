@@ -20,12 +20,12 @@ use portcullis_actors::supervision::{FlagReader, TreeWindow};
 use portcullis_core::auth::proxy::{Named, NotNamed, ProxyRules, Unattributable, is_forwarding};
 use portcullis_core::protocol::Encoding;
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tracing::Instrument as _;
 
-use super::peer;
+use super::peer::{self, Holders};
 use super::proxy::{self, Name};
 use super::rpc::{self, Rpc};
 use crate::methods::Site;
@@ -76,24 +76,21 @@ impl Ends {
     }
 
     /// Before [`Self::is_of_a_run`] is asked.
-    async fn look(&self, looks: &Semaphore) {
+    async fn look(&self, holders: &Mutex<Holders>) {
         let Some(tcp) = self.tcp else { return };
         if self.of_a_run.get().is_none() && self.runs.told(tcp.peer.ip(), tcp.owner).is_none() {
-            // It is never closed.
-            let _one = looks.acquire().await;
-            self.is_of_a_run();
+            self.looked(&mut *holders.lock().await);
             // Whoever else waits for this thread comes in between.
             tokio::task::yield_now().await;
         }
     }
 
     /// The groups of the process that holds the other end, and is none of our runs.
-    async fn groups(&self, looks: &Semaphore) -> Vec<u32> {
+    async fn groups(&self, holders: &Mutex<Holders>) -> Vec<u32> {
         let Some((uid, inode)) = self.tcp.and_then(|tcp| tcp.owner) else {
             return Vec::new();
         };
-        let _one = looks.acquire().await;
-        match peer::Holders::default().look(uid, inode) {
+        match holders.lock().await.look(uid, inode) {
             peer::Holder::Outside(pid) => peer::groups(pid, uid),
             peer::Holder::Run | peer::Holder::Unseen => Vec::new(),
         }
@@ -101,8 +98,12 @@ impl Ends {
 
     /// Whether the other end is, or may be, one of our runs.
     fn is_of_a_run(&self) -> bool {
+        // Where it was not looked for, it is told without.
+        self.looked(&mut Holders::default())
+    }
+
+    fn looked(&self, holders: &mut Holders) -> bool {
         self.tcp.is_some_and(|tcp| {
-            let mut holders = peer::Holders::default();
             let look = || holders.is_of_a_run(&self.runs, tcp.peer.ip(), tcp.owner);
             *self.of_a_run.get_or_init(look)
         })
@@ -121,8 +122,9 @@ pub struct Http {
     pub runs: Arc<peer::Runs>,
     /// Operators are told by groups too: then who holds a socket is looked for.
     pub by_groups: bool,
-    /// One look at descriptors at a time: who makes us look again and again takes no more than one thread by it.
-    pub looks: Arc<Semaphore>,
+    /// Who was last seen to hold a socket. One look at descriptors at a time: who makes us look again and again takes no
+    /// more than one thread by it.
+    pub holders: Arc<Mutex<Holders>>,
     /// Whose word on a client counts.
     pub proxies: Arc<ProxyRules>,
     /// The time, for what a proxy signed.
@@ -354,7 +356,7 @@ async fn answer(
             .keys()
             .any(|name| is_forwarding(name.as_str()));
     if !is_plain_probe {
-        ends.look(&http.looks).await;
+        ends.look(&http.holders).await;
     }
     let looked = ends.proxied(&http.proxies, request.headers(), now_s);
     let proxied = match looked {
@@ -396,7 +398,7 @@ async fn answer(
                     proxied.map_or((None, None), |by| (Some(by.client), by.named));
                 let has_local_host = name == Name::Local;
                 let groups = if http.by_groups && !ends.is_of_a_run() {
-                    ends.groups(&http.looks).await
+                    ends.groups(&http.holders).await
                 } else {
                     Vec::new()
                 };

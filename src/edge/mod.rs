@@ -21,5 +21,5 @@ pub use actor::{Edge, EdgeWiring};
 pub use handle::EdgeHandle;
 pub use http::{Http, serve as serve_http};
 pub use listen::{Doors, ListenError};
-pub use peer::Runs;
+pub use peer::{Holders, Runs};
 pub use rpc::Rpc;

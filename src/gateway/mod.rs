@@ -35,6 +35,7 @@ use crate::dashboard::{Page, PageConfig};
 use crate::edge::{Doors, ListenError};
 use crate::identity;
 use crate::methods::{Local, Site};
+use crate::random::random;
 use crate::telemetry::Telemetry;
 use crate::tls::{self, Keeper, Tls, TlsError};
 use crate::tree::{Ground, Planted, plant};
@@ -324,17 +325,6 @@ fn flags(args: &GatewayArgs) -> Vec<Flag> {
         });
     }
     flags
-}
-
-fn random<const N: usize>() -> Result<[u8; N], Failure> {
-    let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).map_err(|e| {
-        Failure::of(
-            codes::INTERNAL,
-            format!("the machine has no randomness: {e}"),
-        )
-    })?;
-    Ok(bytes)
 }
 
 /// Outside the state directory, so that a copy of the one is not a copy of both.

@@ -16,6 +16,7 @@ use portcullis_core::token::{Token, TokenHash, TokenKind};
 use zeroize::Zeroizing;
 
 use crate::cli::Failure;
+use crate::random::random;
 
 /// A token that somebody chose.
 pub struct Given(Zeroizing<String>);
@@ -120,8 +121,7 @@ pub fn settle(
         let hash = match secret::check(&token).map_err(|why| unfit(&why))? {
             Strength::Random => SharedHash::Random(TokenHash::of(&token)),
             Strength::Chosen => {
-                let hash =
-                    PasswordHash::make(token.as_bytes(), pepper, cost, super::random::<16>()?);
+                let hash = PasswordHash::make(token.as_bytes(), pepper, cost, random::<16>()?);
                 SharedHash::Chosen(hash.map_err(|why| unfit(&why))?)
             }
         };
@@ -144,8 +144,8 @@ pub fn settle(
                 .hint("remove the file: a new token is made at the next start")
             }),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            let random = super::random::<32>()?;
-            let token = Token::from_random(TokenKind::Gateway, &random);
+            let bytes = random::<32>()?;
+            let token = Token::from_random(TokenKind::Gateway, &bytes);
             keep(&kept, &token).map_err(|e| Failure::io(codes::STATE_MODE, kept.display(), &e))?;
             Ok((ours(token.hash()), Some(token)))
         }

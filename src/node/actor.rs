@@ -120,11 +120,11 @@ impl NodeHost {
         let node = self.wiring.session.device_id();
         let id = asked.id.clone();
         let refused = self.refusal(&asked);
-        let (hosted, news) = (self.wiring.hosted.clone(), self.ctx.clone());
+        let (wiring, news) = (self.wiring.clone(), self.ctx.clone());
         let task = self.ctx.task("question", key, async move {
             let answer = match refused {
                 Some((code, why)) => Answer::refused(code, why),
-                None => commands::answer(&hosted, &asked).await,
+                None => commands::answer(&wiring, &asked).await,
             };
             for event in answer.events(&asked) {
                 // A link that is gone takes nothing: the gateway knows by itself.

@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use portcullis_actors::exec::{ExecRefusal, Hosted, HostedNews, HostedPlan, HostedRequest, Stream};
+use portcullis_actors::exec::{ExecRefusal, HostedNews, HostedPlan, HostedRequest, Stream};
 use portcullis_core::display::visible;
 use portcullis_core::ids::AgentId;
 use portcullis_core::plan::HOST_PATH;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::messages::Asked;
+use super::messages::{Asked, NodeWiring};
 
 /// Runs a command.
 pub const RUN: &str = "system.run";
@@ -91,11 +91,11 @@ impl Answer {
 }
 
 /// Answers one question.
-pub async fn answer(hosted: &Hosted, asked: &Asked) -> Answer {
+pub async fn answer(means: &NodeWiring, asked: &Asked) -> Answer {
     let outcome = match asked.command.as_str() {
         WHICH => which(asked),
-        PREPARE => prepare(hosted, asked).await,
-        RUN => run(hosted, asked).await,
+        PREPARE => prepare(means, asked).await,
+        RUN => run(means, asked).await,
         other => Err((
             "UNAVAILABLE",
             format!("command not supported: {}", visible(other)),
@@ -179,11 +179,19 @@ fn which(asked: &Asked) -> Outcome {
 }
 
 async fn open(
-    hosted: &Hosted,
+    means: &NodeWiring,
     request: HostedRequest,
 ) -> Result<HostedPlan, (&'static str, String)> {
-    let hosted = hosted.clone();
-    let opened = tokio::task::spawn_blocking(move || hosted.open(&request)).await;
+    let one = means.openings.clone().acquire_owned().await;
+    let one = one.map_err(|e| ("UNAVAILABLE", e.to_string()))?;
+    let hosted = means.hosted.clone();
+    // The place is held until it is done, also where nobody waits for it any more.
+    let opened = tokio::task::spawn_blocking(move || {
+        let opened = hosted.open(&request);
+        drop(one);
+        opened
+    })
+    .await;
     opened
         .map_err(|e| ("UNAVAILABLE", e.to_string()))?
         .map_err(|refusal| refused(&refusal))
@@ -212,9 +220,9 @@ fn said(plan: &HostedPlan, agent: Option<&str>) -> Value {
     })
 }
 
-async fn prepare(hosted: &Hosted, asked: &Asked) -> Outcome {
+async fn prepare(means: &NodeWiring, asked: &Asked) -> Outcome {
     let command: Command = read(asked)?;
-    let plan = open(hosted, command.request()?).await?;
+    let plan = open(means, command.request()?).await?;
     Ok(json!({
         "plan": said(&plan, command.agent_id.as_deref()),
         "execPolicy": { "security": "full", "ask": "always" },
@@ -222,7 +230,7 @@ async fn prepare(hosted: &Hosted, asked: &Asked) -> Outcome {
     }))
 }
 
-async fn run(hosted: &Hosted, asked: &Asked) -> Outcome {
+async fn run(means: &NodeWiring, asked: &Asked) -> Outcome {
     let command: Command = read(asked)?;
     let is_allowed = matches!(
         command.approval_decision.as_deref(),
@@ -234,13 +242,14 @@ async fn run(hosted: &Hosted, asked: &Asked) -> Outcome {
     let Some(approved) = &command.system_run_plan else {
         return Err(("SYSTEM_RUN_DENIED", "no plan was approved".to_owned()));
     };
-    let plan = open(hosted, command.request()?).await?;
+    let plan = open(means, command.request()?).await?;
     if said(&plan, command.agent_id.as_deref()) != *approved {
         return Err((
             "SYSTEM_RUN_DENIED",
             "what would run is not the plan that was approved".to_owned(),
         ));
     }
+    let hosted = &means.hosted;
     let most = usize::try_from(hosted.config.output_cap_bytes).unwrap_or(usize::MAX);
     let started = plan.start(hosted, command.timeout_ms);
     let mut run = started.map_err(|refusal| refused(&refusal))?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use portcullis_actors::exec::Hosted;
 use portcullis_actors::supervision::Flag;
 use serde_json::Value;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::cli::Failure;
 use crate::client::Session;
@@ -20,6 +20,8 @@ pub struct NodeWiring {
     pub name: String,
     /// How its commands are held.
     pub hosted: Hosted,
+    /// Commands that may be opened at once: reading and hashing goes on where its question was taken back.
+    pub openings: Arc<Semaphore>,
     /// A folder whose disk is reported on.
     pub disk: PathBuf,
     /// Set once: why this node host ends by itself.

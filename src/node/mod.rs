@@ -38,6 +38,8 @@ const CAPACITY: usize = 256;
 /// What a node gives back of each stream at the most (the wire's figure).
 const OUTPUT_CAP: u64 = 200_000;
 const STOP_WITHIN: Duration = Duration::from_secs(10);
+/// Commands that are read and hashed at once.
+const OPENINGS: usize = 4;
 
 /// Runs it until a signal ends it, or the gateway wants it no more.
 pub fn run(global: &Global, args: &NodeRun) -> ExitCode {
@@ -95,6 +97,7 @@ async fn serve(global: &Global, args: &NodeRun) -> Result<(), Failure> {
     let wiring = NodeWiring {
         session,
         name: args.name.clone().unwrap_or_else(hostname),
+        openings: Arc::new(tokio::sync::Semaphore::new(OPENINGS)),
         hosted: Hosted {
             config,
             cell,

@@ -556,3 +556,49 @@ async fn what_a_node_says_before_its_answer_reaches_who_asked_in_order_and_nobod
         }
     }
 }
+
+/// However early somebody hangs up, the node was asked where the log says so and nowhere else, and no act stays open.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_says_of_each_question_whether_the_node_was_asked() {
+    const ROUNDS: usize = 40;
+    let gateway = Gateway::start();
+    let mut operator = admin(&gateway).await;
+    let device = Device::new();
+    let mut host = node(&gateway, &device, DECLARED).await;
+    approve(&mut operator, &mut host, &device).await;
+    for _ in 0..ROUNDS {
+        let mut leaves = admin(&gateway).await;
+        leaves.ask("node.invoke", which(&device, 15_000)).await;
+        let wait = u64::from(crate::support::ws::random::<1>()[0]) * 20;
+        tokio::time::sleep(std::time::Duration::from_micros(wait)).await;
+        drop(leaves);
+    }
+    let query = json!({ "action": "nodes.invoke", "limit": 1_000 });
+    let mut outcomes = vec![];
+    for _ in 0..400 {
+        let found = operator.get("audit.query", query.clone()).await;
+        let records = found["records"].as_array().unwrap();
+        outcomes = records.iter().map(|r| r["outcome"].clone()).collect();
+        if !outcomes.iter().any(Value::is_null) {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(25)).await;
+    }
+    assert!(!outcomes.iter().any(Value::is_null), "{outcomes:?}");
+    let asked_by_log = outcomes
+        .iter()
+        .filter(|outcome| !outcome.to_string().contains("refused"))
+        .count();
+    // Its own request comes after all that it was asked.
+    let stats = json!({ "event": "node.host.stats", "payloadJSON": "{}" });
+    let id = host.ask("node.event", stats).await;
+    let mut asked = 0;
+    loop {
+        let frame = host.frame().await;
+        asked += usize::from(frame["event"] == "node.invoke.request");
+        if frame["id"] == id.as_str() {
+            break;
+        }
+    }
+    assert_eq!(asked, asked_by_log, "{outcomes:?}");
+}

@@ -1,6 +1,7 @@
 //! What a command needs on the machine: found, listed, asked about, installed. Nothing is installed that was not listed first.
 
 use std::io::{BufRead as _, Write as _};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
@@ -62,7 +63,7 @@ pub const NODE: Need = Need {
 };
 
 pub const OPENSSH: Need = Need {
-    what: "OpenSSH (Debian starts its sshd)",
+    what: "OpenSSH (its sshd is not started)",
     packages: &["openssh-server", "openssh-client"],
     serves: "the tests of the way over SSH",
     there: || {
@@ -139,35 +140,62 @@ fn install(lacking: &[&Need]) -> Result<()> {
         println!("No apt-get here, or neither root nor sudo: install the packages above by hand.");
         return Ok(());
     };
-    let apt = |words: &[&str]| -> Result<bool> {
+    let root = |words: &[&str]| -> Result<bool> {
         let mut line: Vec<&str> = before.clone();
         // Through env, because sudo drops the caller's environment.
-        line.extend(["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]);
+        line.extend(["env", "DEBIAN_FRONTEND=noninteractive"]);
         line.extend(words);
         println!("$ {}", line.join(" "));
         let status = Command::new(line[0])
             .args(&line[1..])
             .status()
-            .context("apt-get could not be started")?;
+            .with_context(|| format!("{} could not be started", line[0]))?;
         Ok(status.success())
     };
-    if !apt(&["update", "-qq"])? {
+    let get = |needs: &[&Need]| -> Result<bool> {
+        let mut words = vec!["apt-get", "install", "-y", "-qq", "--no-install-recommends"];
+        words.extend(needs.iter().flat_map(|need| need.packages).copied());
+        root(&words)
+    };
+    if !root(&["apt-get", "update", "-qq"])? {
         println!("The package lists could not be refreshed; trying with those that are here.");
     }
-    let flags = ["install", "-y", "-qq", "--no-install-recommends"];
-    let all = lacking.iter().flat_map(|need| need.packages).copied();
-    if apt(&flags.into_iter().chain(all).collect::<Vec<_>>())? {
+    // A test is no reason to open this machine's port 22: sshd is installed under a policy that starts nothing.
+    let (doors, rest): (Vec<&Need>, Vec<&Need>) = lacking
+        .iter()
+        .copied()
+        .partition(|need| need.packages == OPENSSH.packages);
+    if !rest.is_empty() && !get(&rest)? {
+        // One package that cannot be had must not cost the others.
+        for need in rest {
+            if !get(&[need])? {
+                println!("Could not install {}.", need.packages.join(" "));
+            }
+        }
+    }
+    if doors.is_empty() {
         return Ok(());
     }
-    // One package that cannot be had must not cost the others.
-    for need in lacking {
-        if !apt(&flags
-            .into_iter()
-            .chain(need.packages.iter().copied())
-            .collect::<Vec<_>>())?
-        {
-            println!("Could not install {}.", need.packages.join(" "));
-        }
+    let has_policy = Path::new(POLICY).exists();
+    if !has_policy && !root(&["sh", "-c", START_NOTHING])? {
+        println!("Could not keep sshd from being started, so it is not installed.");
+        return Ok(());
+    }
+    let installed = get(&doors);
+    if !has_policy {
+        root(&["rm", "-f", POLICY])?;
+    }
+    if !installed? {
+        println!("Could not install {}.", OPENSSH.packages.join(" "));
+    } else if !root(&["update-rc.d", "ssh", "disable"])? {
+        println!(
+            "sshd is installed and may start with the machine: `systemctl disable ssh` keeps it from that."
+        );
     }
     Ok(())
 }
+
+/// Asked by Debian's packages before they start a service (invoke-rc.d(8)).
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+const START_NOTHING: &str =
+    "printf '#!/bin/sh\\nexit 101\\n' > /usr/sbin/policy-rc.d && chmod 755 /usr/sbin/policy-rc.d";
