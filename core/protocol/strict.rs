@@ -295,6 +295,17 @@ pub(super) fn of_msgpack(error: &rmp_serde::decode::Error) -> Unsound {
     }
 }
 
+/// Takes no value at all.
+struct End;
+
+impl Visitor<'_> for End {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the end")
+    }
+}
+
 pub(super) type Unpack<'a> = rmp_serde::Deserializer<rmp_serde::decode::ReadRefReader<'a, [u8]>>;
 
 /// Runs a reader over bytes that must end where it ends.
@@ -302,13 +313,12 @@ pub(super) fn whole<'a, T>(
     bytes: &'a [u8],
     read: impl FnOnce(&mut Unpack<'a>) -> Result<T, rmp_serde::decode::Error>,
 ) -> Result<T, rmp_serde::decode::Error> {
-    use serde::Deserialize as _;
     let mut reader = rmp_serde::Deserializer::from_read_ref(bytes);
     // What is passed over is read by recursion: the frame itself, our own limit, and some more.
     reader.set_max_depth(JSON_DEPTH * 2);
     let value = read(&mut reader)?;
-    match IgnoredAny::deserialize(&mut reader) {
-        // No byte is left to tell a type.
+    match reader.deserialize_any(End) {
+        // No byte is left to tell a type. Nothing is read further: a list that only begins would end the same way.
         Err(rmp_serde::decode::Error::InvalidMarkerRead(_)) => Ok(value),
         _ => Err(rmp_serde::decode::Error::custom(
             "bytes follow after the end",

@@ -211,6 +211,10 @@ fn both_encodings_refuse_what_does_not_round_trip() {
         // More follows, or less is there than announced.
         b"\xc0\xc0",
         b"\x90\xc1",
+        // What follows only begins.
+        b"\xc0\x91",
+        b"\x90\x81\xa1a",
+        b"\xc0\xde\x00\xa1\x61\xc0",
         b"\x92\x01",
         b"\xdd\xff\xff\xff\xff\x01",
         b"\xdf\xff\xff\xff\xff",

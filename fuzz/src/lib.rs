@@ -4,3 +4,4 @@
 #[cfg(feature = "gateway")]
 pub mod gateway;
 pub mod parsers;
+pub mod wire;

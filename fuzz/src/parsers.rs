@@ -1,18 +1,16 @@
-//! One function for each parser of core and cell: no bytes make it panic, and what it takes has one form only.
+//! One function for each parser of core and cell but those of the wire ([`super::wire`]): no bytes make it panic, and what
+//! it takes has one form only.
 
 use portcullis_cell::Decoder;
 use portcullis_core::approval::PlanSealer;
 use portcullis_core::audit::{
     Head, Scanner, SegmentHeader, Seq, Step, decode_leaf, encode_record, leaf_hash,
 };
-use portcullis_core::auth::Scope;
-use portcullis_core::auth::proxy::{Headers, Network, ProxyRules, SocketFacts, Way};
 use portcullis_core::device::{self, Claim, DeviceKey, SignedVersion};
 use portcullis_core::identity::{BootKey, Identity};
 use portcullis_core::ids::{AgentId, DeviceId, RunId};
 use portcullis_core::plan::{self, EnvPolicy, ExecPlan};
 use portcullis_core::policy::{Document, kind_of, may_always};
-use portcullis_core::protocol::{ConnectParams, Encoding, frame, method, strict};
 use portcullis_core::token::Token;
 use portcullis_core::{display, encoding, vault};
 use serde_json::Value;
@@ -22,9 +20,6 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// Each of them.
 pub const ALL: &[Target] = &[
-    ("frame", frame),
-    ("frame_packed", frame_packed),
-    ("connect", connect),
     ("cell", cell),
     ("record", record),
     ("segment", segment),
@@ -33,60 +28,16 @@ pub const ALL: &[Target] = &[
     ("device", device),
     ("shown", shown),
     ("names", names),
-    ("forwarded", forwarded),
 ];
 
-fn text(data: &[u8]) -> Option<&str> {
+pub(crate) fn text(data: &[u8]) -> Option<&str> {
     std::str::from_utf8(data).ok()
 }
 
 /// Nothing that hides, reorders or steers.
-fn is_clean(text: &str) {
+pub(crate) fn is_clean(text: &str) {
     assert!(!display::has_hidden(text), "{text:?}");
     assert!(!text.chars().any(char::is_control), "{text:?}");
-}
-
-/// A frame of the wire.
-pub fn frame(data: &[u8]) {
-    read(Encoding::Json, data);
-}
-
-/// The same as MessagePack.
-pub fn frame_packed(data: &[u8]) {
-    read(Encoding::MsgPack, data);
-}
-
-/// What is taken comes back the same, over either encoding; what is refused has an answer.
-fn read(encoding: Encoding, data: &[u8]) {
-    let Ok(request) = encoding.read(data) else {
-        return;
-    };
-    assert!(!request.id.is_empty() && !request.method.is_empty());
-    let _ = method::names().find(|name| *name == request.method);
-    let (Ok(params), id) = (&request.params, &request.id) else {
-        return;
-    };
-    let again = serde_json::json!({
-        "type": "req", "id": id, "method": request.method, "params": params,
-        "traceparent": request.traceparent,
-    });
-    for encoding in [Encoding::Json, Encoding::MsgPack] {
-        let written = encoding.write(&again).unwrap();
-        assert_eq!(encoding.read(written.as_bytes()).unwrap(), request);
-        encoding.ok(id, params).unwrap();
-    }
-}
-
-/// The params of `connect`.
-pub fn connect(data: &[u8]) {
-    let Ok(params) = strict::json(data) else {
-        return;
-    };
-    let Ok(params) = frame::read_params::<ConnectParams>(&params, "connect") else {
-        return;
-    };
-    let _ = params.signed_token().len();
-    let _ = params.check();
 }
 
 /// The cell's frames, whole and in two pieces.
@@ -334,51 +285,5 @@ pub fn names(data: &[u8]) {
     if let Ok(policy) = EnvPolicy::new([text]) {
         assert!(!plan::steers(text));
         let _ = policy.check(&plan::Target::Host, text);
-    }
-}
-
-/// Headers of proxies, one a line, `name:value`.
-pub fn forwarded(data: &[u8]) {
-    let listed: Network = "10.0.0.0/8".parse().unwrap();
-    let rules = ProxyRules {
-        addresses: vec![listed],
-        names_users: true,
-        user_header: "x-user".to_owned(),
-        allow_users: vec!["ada".to_owned()],
-        scopes_header: "x-scopes".to_owned(),
-        scopes: [Scope::Write].into_iter().collect(),
-        ..ProxyRules::default()
-    };
-    let lines: Vec<(&str, &[u8])> = data
-        .split(|byte| *byte == b'\n')
-        .filter_map(|line| {
-            let colon = line.iter().position(|byte| *byte == b':')?;
-            Some((text(&line[..colon])?, &line[colon + 1..]))
-        })
-        .collect();
-    let headers = Headers(&lines);
-    let from = |ip: [u8; 4]| SocketFacts {
-        source: Some(ip.into()),
-        is_this_machine: false,
-        uid: None,
-        certificate: None,
-    };
-    // A stranger is direct or refused, and a client behind a proxy is somebody else.
-    let stranger = rules.attribute(&from([192, 0, 2, 1]), headers);
-    assert_eq!(stranger.is_err(), headers.is_forwarded());
-    assert!(!matches!(stranger, Ok(Way::Proxied(_))));
-    if let Ok(Way::Proxied(client)) = rules.attribute(&from([10, 0, 0, 1]), headers) {
-        assert!(headers.is_forwarded() && !client.is_loopback() && !client.is_unspecified());
-    }
-    if let Ok(named) = rules.name(headers, 0) {
-        assert_eq!(named.user, "ada");
-        assert!(
-            Scope::ALL
-                .iter()
-                .all(|s| !named.scopes.allows(*s) || rules.scopes.allows(*s))
-        );
-    }
-    if let Some(Ok(network)) = text(data).map(str::parse::<Network>) {
-        assert_eq!(network.to_string().parse(), Ok(network));
     }
 }

@@ -1,2 +1,2 @@
 #![no_main]
-libfuzzer_sys::fuzz_target!(|data: &[u8]| portcullis_fuzz::parsers::frame_packed(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| portcullis_fuzz::wire::frame_packed(data));

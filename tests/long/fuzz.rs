@@ -6,6 +6,12 @@ use std::path::{Path, PathBuf};
 mod gateway;
 #[path = "../../fuzz/src/parsers.rs"]
 mod parsers;
+#[path = "../../fuzz/src/wire.rs"]
+mod wire;
+
+fn all() -> impl Iterator<Item = &'static parsers::Target> {
+    parsers::ALL.iter().chain(wire::ALL).chain(gateway::ALL)
+}
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz")
@@ -23,7 +29,7 @@ fn names(folder: &Path) -> Vec<String> {
 #[test]
 fn every_fuzz_seed_passes_its_target() {
     let mut tried = 0;
-    for (name, target) in parsers::ALL.iter().chain(gateway::ALL) {
+    for (name, target) in all() {
         let seeds = folder().join("corpus").join(name);
         let files = names(&seeds);
         assert!(!files.is_empty(), "{name} has no seed");
@@ -48,11 +54,7 @@ fn every_fuzz_seed_passes_its_target() {
 
 #[test]
 fn every_fuzz_target_has_its_program_and_its_seeds() {
-    let mut known: Vec<String> = parsers::ALL
-        .iter()
-        .chain(gateway::ALL)
-        .map(|(name, _)| (*name).to_owned())
-        .collect();
+    let mut known: Vec<String> = all().map(|(name, _)| (*name).to_owned()).collect();
     known.sort();
     assert_eq!(names(&folder().join("corpus")), known);
     let manifest = std::fs::read_to_string(folder().join("Cargo.toml")).unwrap();
@@ -84,5 +86,19 @@ fn the_seeds_of_plan_policy_and_connect_are_taken_by_their_parsers() {
     }
     for name in ["connect/token", "connect/device"] {
         serde_json::from_slice::<portcullis_core::protocol::ConnectParams>(&read(name)).unwrap();
+    }
+}
+
+/// Those that must be taken are, and no other: the target goes on from there.
+#[test]
+fn a_signed_seed_is_taken_where_its_name_says_so_and_nowhere_else() {
+    let folder = folder().join("corpus/signed");
+    let (taken, refused): (Vec<String>, Vec<String>) = names(&folder)
+        .into_iter()
+        .partition(|name| name.starts_with("taken"));
+    assert!(taken.len() >= 4 && refused.len() >= 6);
+    for name in taken.iter().chain(&refused) {
+        let seed = std::fs::read(folder.join(name)).unwrap();
+        assert_eq!(wire::is_taken(&seed), taken.contains(name), "{name}");
     }
 }
