@@ -31,7 +31,7 @@ pub enum Notice {
 /// All that the page shows.
 pub struct Content<'a> {
     /// Read off the gauges: a stuck room is shown, not waited for.
-    pub tree: TreeView,
+    pub tree: Result<TreeView, ErrorBody>,
     /// `exec.approval.list`
     pub approvals: Result<Value, ErrorBody>,
     /// `device.pair.list`
@@ -196,7 +196,7 @@ fn gateway(content: &Content<'_>) -> Markup {
             dt { "Gateway" }
             dd {
                 (clean(field(status, "runtimeVersion"))) ", up " (span(number(ours, "uptimeMs").unwrap_or_default())) ", "
-                @if content.tree.all_up() { span.up { "all rooms serve" } } @else { span.down { "degraded" } }
+                @if content.tree.as_ref().is_ok_and(TreeView::all_up) { span.up { "all rooms serve" } } @else { span.down { "degraded" } }
             }
             dt { "Sandbox" }
             dd { (clean(name)) " " (clean(field(driver, "detail"))) }
@@ -373,7 +373,11 @@ fn device_row(device: &Value) -> Markup {
     }
 }
 
-fn tree(tree: &TreeView) -> Markup {
+fn tree(tree: &Result<TreeView, ErrorBody>) -> Markup {
+    let tree = match tree {
+        Ok(tree) => tree,
+        Err(error) => return refused(error),
+    };
     html! {
         div.wide {
             table {

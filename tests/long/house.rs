@@ -5,10 +5,14 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use portcullis::dashboard::{Page, PageConfig};
 use portcullis::edge::Doors;
+use portcullis::methods::{Local, Site};
 use portcullis::tree::{Ground, plant};
 use portcullis_actors::audit::verify_dir;
 use portcullis_actors::auth::SharedSecret;
+use portcullis_actors::connection::Methods;
+use portcullis_actors::dashboard::DashboardHandle;
 use portcullis_actors::sandbox_pool::cell_file;
 use portcullis_actors::store::Store;
 use portcullis_actors::supervision::{Flag, OnFatal, RoomView, Tree, TreeWindow};
@@ -30,6 +34,10 @@ pub struct House {
     store: Store,
     tree: Tree,
     address: SocketAddr,
+    /// The page's sessions.
+    pub page: DashboardHandle,
+    /// What every door asks.
+    pub methods: Arc<Methods>,
     fatal: Arc<Mutex<Vec<String>>>,
 }
 
@@ -67,6 +75,11 @@ impl House {
         let on_fatal: OnFatal =
             Arc::new(move |room, why| told.lock().unwrap().push(format!("{room}: {why}")));
         let config_view = loaded.for_clients();
+        let page = PageConfig {
+            port: address.port(),
+            hosts: vec![],
+            dashboard: loaded.config.dashboard.clone(),
+        };
         let planted = plant(
             Ground {
                 config: loaded.config,
@@ -95,11 +108,16 @@ impl House {
         );
         let tree = planted.tree.start().await.unwrap();
         planted.window.set(Some(tree.window()));
+        let calls = Local(planted.methods.clone());
+        let page = Page::new(calls, planted.dashboard.clone(), tree.window(), page);
+        planted.site.set(Some(Site::new(page)));
         Self {
             folder,
             store,
             tree,
             address,
+            page: planted.dashboard,
+            methods: planted.methods,
             fatal,
         }
     }

@@ -4,7 +4,7 @@ mod abuse;
 mod disk;
 mod faults;
 mod fuzz;
-mod house;
+pub mod house;
 mod load;
 pub mod mixed;
 mod panics;

@@ -12,7 +12,7 @@ use crate::support::gateway::Gateway;
 use crate::support::ws::{Client, Connect, Device, join};
 
 /// The scopes of the wire's closed list that an operator may hold, and what each gives besides itself.
-const SCOPES: &[(&str, &[&str])] = &[
+pub const SCOPES: &[(&str, &[&str])] = &[
     (
         "operator.admin",
         &[
@@ -50,7 +50,7 @@ const SCOPES: &[(&str, &[&str])] = &[
 
 /// What a request gets.
 #[derive(Debug, PartialEq, Eq)]
-enum Verdict {
+pub enum Verdict {
     /// It reaches the method, which may dislike its params.
     Reached,
     /// `missing scope: …`
@@ -62,7 +62,7 @@ enum Verdict {
 }
 
 /// By the table's row, in words of this file.
-fn expected(access: Option<Access>, role: &str, scope: Option<&str>) -> Verdict {
+pub fn expected(access: Option<Access>, role: &str, scope: Option<&str>) -> Verdict {
     let holds = |wanted: &str| {
         scope.is_some_and(|held| {
             held == wanted
@@ -145,7 +145,7 @@ async fn walk(client: &mut Client, door: &str, role: &str, scope: Option<&str>) 
     cells
 }
 
-fn list() -> String {
+pub fn list() -> String {
     let names: Vec<&str> = SCOPES.iter().map(|(name, _)| *name).collect();
     Value::from(names).to_string()
 }

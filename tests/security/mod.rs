@@ -6,4 +6,5 @@ mod borrowed; // what a client says of itself, its headers, its neighbours: none
 mod floods; // pings, fragments, messages that never end
 mod lifetimes; // credentials that end, are rotated, are asked for again
 mod matrix; // door x role x scopes x method, against the one table
+mod page; // the same for the page: what it shows, each of its forms, and forged ones
 mod sizes; // what is too much
