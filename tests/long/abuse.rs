@@ -1,20 +1,26 @@
-//! Honest clients at work while others do their worst, one kind after the other, and guessers all the time: nobody honest
-//! is lost or kept waiting, the daemon does not grow, and the abusers are gone soon after.
+//! Honest clients at work while others do their worst, one kind after the other, and guessers of each kind all the time:
+//! nobody honest is lost or kept waiting, the daemon does not grow, and the abusers are gone soon after.
+//!
+//! What the abusers cost the machine, and not the daemon, is told by a second gateway beside it, which none of them dials:
+//! its own honest clients wait for the processors too.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use portcullis_core::token::{Token, TokenKind};
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::runtime::Runtime;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::sleep;
 
 use super::load::percentile;
 use super::soak::{Sample, raise_descriptors};
 use super::{figure, is_long, times};
 use crate::support::gateway::{Gateway, TOKEN};
-use crate::support::ws::{Client, Connect, by_token};
+use crate::support::ws::{Client, Connect, Device, admin, random};
 
 /// What an abuser does with each of its sockets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,10 +31,16 @@ enum Kind {
     HalfHeader,
     /// An upgrade, and nothing more.
     Upgraded,
+    /// An upgrade, and half of the socket's end: it says no more, and waits.
+    HalfClosed,
     /// A first frame of 60 KiB, of which little comes.
     Announced,
+    /// A first frame of 25 MiB, of which all comes that is taken.
+    TooBig,
     /// A first message in fragments without an end.
     Fragments,
+    /// Let in with the token: a message in fragments without an end.
+    FragmentsInside,
     /// Frames that are none, and again.
     Garbage,
     /// Let in with the token: asks, and reads no answer.
@@ -37,17 +49,42 @@ enum Kind {
     Pings,
 }
 
-const KINDS: [Kind; 8] = [
+const KINDS: [Kind; 11] = [
     Kind::Silent,
     Kind::HalfHeader,
     Kind::Upgraded,
+    Kind::HalfClosed,
     Kind::Announced,
+    Kind::TooBig,
     Kind::Fragments,
+    Kind::FragmentsInside,
     Kind::Garbage,
     Kind::Unread,
     Kind::Pings,
 ];
 
+/// What a guesser tries: each has its own way into the daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Guess {
+    /// Random tokens.
+    Token,
+    /// A person's password.
+    Password,
+    /// The secret of a setup code that is there.
+    SetupCode,
+    /// The right token, and a device that another key signed for.
+    Device,
+}
+
+const GUESSES: [Guess; 4] = [
+    Guess::Token,
+    Guess::Password,
+    Guess::SetupCode,
+    Guess::Device,
+];
+
+/// What honest clients wait for, at most, of a hundred calls the slowest left out.
+const WAIT_MAX: Duration = Duration::from_millis(250);
 /// What the daemon may grow by while they are at it.
 const GROWTH_MAX: u64 = 64 * 1024 * 1024;
 /// They are gone by then.
@@ -108,7 +145,7 @@ async fn once(kind: Kind, socket: &mut TcpStream, orders: &Orders) -> std::io::R
     let (first, again, pause): (Vec<u8>, Vec<u8>, u64) = match kind {
         Kind::Silent => (vec![], vec![], 100),
         Kind::HalfHeader => (UPGRADE.as_bytes()[..40].to_vec(), b"x".to_vec(), 200),
-        Kind::Upgraded => (UPGRADE.into(), vec![], 100),
+        Kind::Upgraded | Kind::HalfClosed => (UPGRADE.into(), vec![], 100),
         Kind::Announced => {
             let announced = [&[0x81, 0x80 | 0x7e][..], &60_000_u16.to_be_bytes(), &[0; 4]].concat();
             (
@@ -116,6 +153,23 @@ async fn once(kind: Kind, socket: &mut TcpStream, orders: &Orders) -> std::io::R
                 b"x".to_vec(),
                 200,
             )
+        }
+        Kind::TooBig => {
+            let announced = [
+                &[0x81, 0x80 | 0x7f][..],
+                &(25_u64 << 20).to_be_bytes(),
+                &[0; 4],
+            ];
+            let announced = announced.concat();
+            (
+                [UPGRADE.as_bytes(), &announced].concat(),
+                vec![b' '; 16 * 1024],
+                1,
+            )
+        }
+        Kind::FragmentsInside => {
+            let begun = [UPGRADE.as_bytes(), &connect(TOKEN), &frame(0x01, b"{")].concat();
+            (begun, frame(0x00, b" "), 20)
         }
         Kind::Fragments => {
             let begun = frame(0x01, b"{");
@@ -137,6 +191,9 @@ async fn once(kind: Kind, socket: &mut TcpStream, orders: &Orders) -> std::io::R
         }
     };
     socket.write_all(&first).await?;
+    if kind == Kind::HalfClosed {
+        socket.shutdown().await?;
+    }
     let reads = !matches!(kind, Kind::Unread | Kind::Pings);
     let mut heard = [0; 1024];
     loop {
@@ -162,19 +219,37 @@ async fn once(kind: Kind, socket: &mut TcpStream, orders: &Orders) -> std::io::R
     }
 }
 
-/// Wrong tokens, one socket after the other.
-async fn guess(port: u16, orders: Arc<Orders>, n: usize) -> u64 {
+/// Wrong in its own way, one socket after the other.
+async fn guess(port: u16, orders: Arc<Orders>, n: usize, setup: Arc<str>) -> u64 {
+    let kind = GUESSES[n % GUESSES.len()];
+    let (device, other) = (Device::new(), Device::new());
     let mut let_in = 0;
     for round in 0_u64.. {
         if orders.over.load(Relaxed) {
             break;
         }
-        let guess = json!({ "token": format!("{n:08x}-0000-4000-8000-{round:012x}") });
+        let connect = match kind {
+            Guess::Token => {
+                let guess = format!("{n:08x}-0000-4000-8000-{round:012x}");
+                Connect::bare().auth(json!({ "token": guess }))
+            }
+            Guess::Password => {
+                let guess = format!("a wrong password of {n} and {round}");
+                Connect::bare().auth(json!({ "password": guess, "user": "ann" }))
+            }
+            Guess::SetupCode => {
+                let guess = Token::from_random(TokenKind::Setup, &random::<32>());
+                let guess = format!("{setup}.{}", guess.expose());
+                Connect::bare()
+                    .auth(json!({ "bootstrapToken": guess }))
+                    .device(&device)
+            }
+            Guess::Device => Connect::token()
+                .device(&device)
+                .lie("signature", other.sign("another text")),
+        };
         if let Ok(mut client) = Client::dial_port(port).await
-            && client
-                .try_hello(&Connect::bare().auth(guess))
-                .await
-                .is_some()
+            && client.try_hello(&connect).await.is_some()
         {
             let_in += 1;
         }
@@ -188,42 +263,101 @@ async fn guess(port: u16, orders: Arc<Orders>, n: usize) -> u64 {
 struct Seen {
     calls: Vec<Duration>,
     entries: Vec<Duration>,
+    /// Newcomers that had to come once more.
+    again: usize,
     errors: usize,
 }
 
 impl Seen {
-    fn line(&mut self) -> String {
-        self.calls.sort();
-        self.entries.sort();
+    fn line(&self) -> String {
         format!(
-            "{} calls p50 {:.1?} p99 {:.1?}, {} entries p50 {:.1?} p99 {:.1?}, {} errors",
+            "{} calls p50 {:.1?} p99 {:.1?}, {} entries p50 {:.1?} p99 {:.1?} ({} came again), {} errors",
             self.calls.len(),
             percentile(&self.calls, 50),
             percentile(&self.calls, 99),
             self.entries.len(),
             percentile(&self.entries, 50),
             percentile(&self.entries, 99),
+            self.again,
             self.errors,
         )
     }
 }
 
+/// Honest clients on a thread and a runtime of their own, so that their figures do not wait for the abusers' tasks.
+struct Honest {
+    runtime: Runtime,
+    port: u16,
+    clients: Vec<Client>,
+}
+
+impl Honest {
+    async fn come(gateway: &Gateway, count: usize) -> Self {
+        let port = gateway.port();
+        let come = move || {
+            let mut builder = tokio::runtime::Builder::new_current_thread();
+            let runtime = builder.enable_all().build().unwrap();
+            let clients = runtime.block_on(async {
+                let mut clients = vec![];
+                for _ in 0..count {
+                    let mut client = Client::dial_port(port).await.unwrap();
+                    let connect = Connect::token().scopes(&["operator.read"]);
+                    client.hello(&connect).await;
+                    clients.push(client);
+                }
+                clients
+            });
+            Self {
+                runtime,
+                port,
+                clients,
+            }
+        };
+        spawn_blocking(come).await.unwrap()
+    }
+
+    /// Until it is over.
+    fn work(mut self, over: &Arc<AtomicBool>) -> JoinHandle<(Self, Seen)> {
+        let over = over.clone();
+        spawn_blocking(move || {
+            let work = honest(self.port, &mut self.clients, &over);
+            let seen = self.runtime.block_on(work);
+            (self, seen)
+        })
+    }
+}
+
+/// Both at once, for so long as this takes.
+async fn while_at_work<T>(
+    honest: [Honest; 2],
+    meanwhile: impl Future<Output = T>,
+) -> ([Honest; 2], [Seen; 2], T) {
+    let over = Arc::default();
+    let [attacked, calm] = honest.map(|one| one.work(&over));
+    let made = meanwhile.await;
+    over.store(true, Relaxed);
+    let ((attacked, seen), (calm, beside)) = (attacked.await.unwrap(), calm.await.unwrap());
+    ([attacked, calm], [seen, beside], made)
+}
+
 /// Sockets that are there already ask; one in ten of their turns a newcomer comes in with the token.
-async fn honest(port: u16, clients: &mut [Client], lasts: Duration) -> Seen {
-    let until = Instant::now() + lasts;
+async fn honest(port: u16, clients: &mut [Client], over: &AtomicBool) -> Seen {
     let each = clients
         .iter_mut()
         .enumerate()
         .map(|(n, client)| async move {
             let mut seen = Seen::default();
             for turn in n.. {
-                if Instant::now() > until && !seen.calls.is_empty() && !seen.entries.is_empty() {
+                if over.load(Relaxed) && !seen.calls.is_empty() && !seen.entries.is_empty() {
                     break;
                 }
                 let began = Instant::now();
                 match client.try_call("status", json!({})).await {
                     Some(answer) if answer["ok"] == true => seen.calls.push(began.elapsed()),
-                    _ => seen.errors += 1,
+                    _ => {
+                        seen.errors += 1;
+                        break;
+                    }
                 }
                 if turn % 10 == 0 || seen.entries.is_empty() {
                     let began = Instant::now();
@@ -235,9 +369,10 @@ async fn honest(port: u16, clients: &mut [Client], lasts: Duration) -> Seen {
                             seen.entries.push(began.elapsed());
                             break;
                         }
+                        seen.again += 1;
                         if Instant::now() > end {
                             seen.errors += 1;
-                            break;
+                            return seen;
                         }
                     }
                 }
@@ -249,9 +384,29 @@ async fn honest(port: u16, clients: &mut [Client], lasts: Duration) -> Seen {
     for seen in futures_util::future::join_all(each).await {
         all.calls.extend(seen.calls);
         all.entries.extend(seen.entries);
+        all.again += seen.again;
         all.errors += seen.errors;
     }
+    all.calls.sort();
+    all.entries.sort();
     all
+}
+
+/// Everything that is guessed at exists here.
+async fn attacked(settings: &[(&str, &str)]) -> (Gateway, Arc<str>) {
+    let mode = [
+        ("gateway.auth.mode", "token+password"),
+        ("gateway.auth.bcrypt_cost", "10"),
+    ];
+    let gateway = Gateway::with(&[&mode, settings].concat());
+    gateway.vault_is_open();
+    let secret = b"a password of several words";
+    assert_eq!(gateway.feed(&["password", "set", "ann"], secret), 0);
+    let mut by = admin(&gateway).await;
+    let gives = json!({ "role": "operator", "scopes": ["operator.read"] });
+    let made: Value = by.get("device.pair.setupCode", gives).await;
+    let setup = made["setupId"].as_str().unwrap().into();
+    (gateway, setup)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -267,14 +422,17 @@ async fn honest_clients_are_served_while_abusers_of_every_kind_and_guessers_try(
         ("gateway.limits.header_ms", "2000"),
         ("connection.write_timeout_ms", "3000"),
     ];
-    let gateway = Gateway::with(if is_long() { &[] } else { quick });
-    gateway.vault_is_open();
+    let (gateway, setup) = attacked(if is_long() { &[] } else { quick }).await;
+    let calm = Gateway::start();
+    calm.vault_is_open();
     let port = gateway.port();
-    let mut clients = vec![];
-    for _ in 0..count {
-        clients.push(by_token(&gateway, &["operator.read"]).await);
-    }
-    let mut alone = honest(port, &mut clients, lasts).await;
+    let beside = (count / 4).max(4);
+    let mut at_work = [
+        Honest::come(&gateway, count).await,
+        Honest::come(&calm, beside).await,
+    ];
+    let (back, [alone, _], ()) = while_at_work(at_work, sleep(lasts)).await;
+    at_work = back;
     figure(&format!(
         "abuse: {count} honest clients alone: {}",
         alone.line()
@@ -288,50 +446,63 @@ async fn honest_clients_are_served_while_abusers_of_every_kind_and_guessers_try(
             .map(|_| tokio::spawn(abuse(kind, port, orders.clone())))
             .collect();
         let guess: Vec<_> = (0..guessers)
-            .map(|n| tokio::spawn(guess(port, orders.clone(), n)))
+            .map(|n| tokio::spawn(guess(port, orders.clone(), n, setup.clone())))
             .collect();
-        let mut seen = honest(port, &mut clients, lasts).await;
-        let during = Sample::take(gateway.pid(), Instant::now());
-        orders.over.store(true, Relaxed);
-        let began = Instant::now();
-        let mut kept = vec![];
-        for one in at_it {
-            kept.extend(one.await.unwrap());
-        }
-        for one in guess {
-            assert_eq!(one.await.unwrap(), 0, "a guess was let in");
-        }
-        if !is_long() {
-            // An unread ping's end is 50 seconds away.
-            kept.clear();
-        }
-        let gone = loop {
-            let now = Sample::take(gateway.pid(), Instant::now());
-            if now.descriptors <= before.descriptors + 16 {
-                break began.elapsed();
+        let (back, [seen, calm], during) = while_at_work(at_work, async {
+            sleep(lasts).await;
+            Sample::take(gateway.pid(), Instant::now())
+        })
+        .await;
+        let leave = async {
+            orders.over.store(true, Relaxed);
+            let began = Instant::now();
+            let mut kept = vec![];
+            for one in at_it {
+                kept.extend(one.await.unwrap());
             }
-            assert!(
-                began.elapsed() < GONE + Duration::from_secs(20),
-                "{kind:?}: {} descriptors, {} before",
-                now.descriptors,
-                before.descriptors
-            );
-            sleep(Duration::from_millis(100)).await;
+            for one in guess {
+                assert_eq!(one.await.unwrap(), 0, "a guess was let in");
+            }
+            if !is_long() {
+                // An unread ping's end is 50 seconds away.
+                kept.clear();
+            }
+            // Newcomers of the honest come and go meanwhile.
+            while Sample::take(gateway.pid(), Instant::now()).descriptors
+                > before.descriptors + 16 + count
+            {
+                assert!(began.elapsed() < GONE, "{kind:?}: they are still there");
+                sleep(Duration::from_millis(100)).await;
+            }
+            drop(kept);
+            began.elapsed()
         };
-        drop(kept);
+        // They go on asking: who reads nothing for a minute is taken for gone.
+        let (back, [after, _], gone) = while_at_work(back, leave).await;
+        at_work = back;
         let grown = during.resident.saturating_sub(before.resident);
         figure(&format!(
-            "abuse: {abusers} x {kind:?} ({} dials) and {guessers} guessers: {}; grown {} KiB; gone after {gone:.1?}",
+            "abuse: {abusers} x {kind:?} ({} dials) and {guessers} guessers: {}; at a gateway beside: {}; grown {} KiB; gone after {gone:.1?}",
             orders.dials.load(Relaxed),
             seen.line(),
+            calm.line(),
             grown / 1024,
         ));
-        assert_eq!(seen.errors, 0, "{kind:?}");
+        assert_eq!((seen.errors, after.errors), (0, 0), "{kind:?}");
         assert!(grown < GROWTH_MAX, "{kind:?}: {grown} bytes");
         let worst = percentile(&seen.calls, 99);
+        // Where the processors are taken by the abusers themselves, nobody is served sooner: then it is no more than
+        // twice what the gateway beside it needs. A short run has few calls, unoptimised: there it is no more than a guard.
+        let limit = if is_long() {
+            WAIT_MAX.max(2 * percentile(&calm.calls, 99))
+        } else {
+            slow * 60
+        };
         assert!(
-            worst < slow * 60,
-            "{kind:?}: {worst:?} beside {slow:?} alone"
+            worst < limit,
+            "{kind:?}: {worst:?}, and {slow:?} alone, limit {limit:?}"
         );
     }
+    // A runtime must not end within another.
+    spawn_blocking(move || drop(at_work)).await.unwrap();
 }

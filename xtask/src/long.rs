@@ -18,6 +18,8 @@ const PARTS: &[(&str, &[&str])] = &[
     ),
     ("race", &["revocation::no_act_", "changed::no_act_"]),
     ("fuzz", &["long::fuzz::"]),
+    ("guards", &["security::advisories::"]),
+    ("abuse", &["long::abuse::"]),
     ("sockets", &["long::soak::idle"]),
     ("soak", &["long::soak::under"]),
 ];
