@@ -66,9 +66,19 @@ pub fn run(global: &Global, args: &NodeRun) -> ExitCode {
     }
 }
 
-async fn serve(global: &Global, args: &NodeRun) -> Result<(), Failure> {
-    let _telemetry = Telemetry::init(&TelemetryConfig::default(), "node")
-        .map_err(|e| Failure::of(codes::INTERNAL, e.to_string()))?;
+/// A node host that is not started yet.
+pub struct Planted {
+    /// To be started.
+    pub tree: TreeBuilder,
+    /// Set once: why it ends by itself.
+    pub over: Arc<Flag<Option<Arc<Failure>>>>,
+}
+
+/// Opens this machine's keys, and plants the tree.
+///
+/// # Errors
+/// No address, keys that cannot be read, no place for the cell.
+pub async fn plant(global: &Global, args: &NodeRun, on_fatal: OnFatal) -> Result<Planted, Failure> {
     let remote = remote(global)?.ok_or_else(|| {
         Failure::of(codes::INVALID_PARAMS, "a node needs its gateway's address")
             .hint("name it: `portcullis node run --url wss://HOST[:PORT] --pin sha256:HEX`")
@@ -86,11 +96,6 @@ async fn serve(global: &Global, args: &NodeRun) -> Result<(), Failure> {
         config.user.clone_from(user);
     }
     let over = Arc::new(Flag::new(None));
-    let mut ended = over.reader();
-    let on_fatal: OnFatal = Arc::new(|room, why| {
-        eprintln!("portcullis: {room}: {why}; the process ends (exit {EXIT_TREE})");
-        crate::end_now(EXIT_TREE);
-    });
     let mut tree = TreeBuilder::new(Intensity::default(), on_fatal);
     // Without it there is nothing to serve.
     let policy = Policy::new(CAPACITY).critical();
@@ -104,9 +109,21 @@ async fn serve(global: &Global, args: &NodeRun) -> Result<(), Failure> {
             masked,
         },
         disk: folder,
-        over,
+        over: over.clone(),
     };
     drop(tree.room::<NodeHost>(policy, wiring));
+    Ok(Planted { tree, over })
+}
+
+async fn serve(global: &Global, args: &NodeRun) -> Result<(), Failure> {
+    let _telemetry = Telemetry::init(&TelemetryConfig::default(), "node")
+        .map_err(|e| Failure::of(codes::INTERNAL, e.to_string()))?;
+    let on_fatal: OnFatal = Arc::new(|room, why| {
+        eprintln!("portcullis: {room}: {why}; the process ends (exit {EXIT_TREE})");
+        crate::end_now(EXIT_TREE);
+    });
+    let Planted { tree, over } = plant(global, args, on_fatal).await?;
+    let mut ended = over.reader();
     let failed = |e: std::io::Error| Failure::of(codes::INTERNAL, e.to_string());
     let mut term = signal(SignalKind::terminate()).map_err(failed)?;
     let mut int = signal(SignalKind::interrupt()).map_err(failed)?;

@@ -61,7 +61,32 @@ fn findings(tree: &[Source]) -> Vec<String> {
             lacks("no row in the //! page of actors/lib.rs");
         }
     }
+    findings.extend(untested_elsewhere(tree));
     findings
+}
+
+/// Rooms of the binary itself (`src/`): each is crashed by a test too, in a file of its name or by its name.
+fn untested_elsewhere(tree: &[Source]) -> Vec<String> {
+    let rooms = tree.iter().filter(|source| {
+        let words = rust::code(&source.text);
+        source.path.starts_with("src/") && words.contains("impl Room for ")
+    });
+    let names = rooms.filter_map(|source| {
+        let name = source.text.split("const NAME: &'static str = \"").nth(1)?;
+        name.split('"').next()
+    });
+    names
+        .filter(|name| {
+            let crash = format!("panic(\"{name}\"");
+            file(tree, &format!("tests/supervision/{name}.rs")).is_none()
+                && !tree.iter().any(|source| {
+                    source.path.starts_with("tests/")
+                        && !source.path.starts_with("tests/house/")
+                        && source.text.contains(&crash)
+                })
+        })
+        .map(|name| format!("src: the room {name} is crashed by no test"))
+        .collect()
 }
 
 fn declares(code: &str, name: &str) -> bool {
@@ -129,4 +154,18 @@ fn a_room_that_lacks_one_thing_is_found() {
         &findings(&silent("actors/lib.rs", "//! | vault |")),
         "no mod",
     );
+}
+
+#[test]
+fn a_room_of_the_binary_that_no_test_crashes_is_found() {
+    let room = Source::new(
+        "src/far/actor.rs",
+        "impl Room for Far {\n    const NAME: &'static str = \"far\";\n}",
+    );
+    let with =
+        |path: &str, text: &str| untested_elsewhere(&[room.clone(), Source::new(path, text)]);
+    none(&with("tests/supervision/far.rs", ""));
+    none(&with("tests/long/x.rs", "window.panic(\"far\", At)"));
+    found(&with("tests/long/x.rs", "panic(\"farther\", At)"), "far");
+    found(&with("tests/house/x.rs", "panic(\"far\", At)"), "far");
 }

@@ -14,6 +14,7 @@ mod exec;
 mod feed;
 mod flood;
 mod intensity;
+mod node_host;
 mod nodes;
 mod pairing;
 mod real;
