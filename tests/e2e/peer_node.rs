@@ -18,19 +18,15 @@ struct Host(Child);
 impl Host {
     fn start(npm: &Npm, gateway: &Gateway) -> Self {
         let port = gateway.port().to_string();
-        let words = [
-            "node",
-            "run",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            &port,
-            "--display-name",
-            "peer",
-        ];
+        let at = ["--host", "127.0.0.1", "--port", &port];
+        Self::with(npm, gateway, &at, Some(TOKEN))
+    }
+
+    fn with(npm: &Npm, gateway: &Gateway, words: &[&str], token: Option<&str>) -> Self {
+        let words = [&["node", "run", "--display-name", "peer"], words].concat();
         let mut command = npm.openclaw(gateway, &words);
         command
-            .env("OPENCLAW_GATEWAY_TOKEN", TOKEN)
+            .envs(token.map(|token| ("OPENCLAW_GATEWAY_TOKEN", token)))
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         Self(command.spawn().unwrap())
@@ -220,4 +216,45 @@ async fn the_unmodified_node_host_connects_is_approved_and_runs_what_a_person_al
     let last = asks.answer(&frame).await;
     assert_eq!(last["payload"]["status"], "exited", "{last}");
     assert_eq!(last["payload"]["exitCode"], 3, "{last}");
+}
+
+/// It has nothing but the code: no token, and nobody is trusted for being on this machine.
+#[tokio::test(flavor = "multi_thread")]
+async fn our_setup_code_pairs_the_unmodified_node_host_which_comes_back_by_a_token_of_its_own() {
+    let Some(npm) = Npm::find() else { return };
+    let gateway = Gateway::with(&[("gateway.local.local_trust", "false")]);
+    let made = gateway.json(&["devices", "setup-code", "--role", "node"]);
+    let code = made["setupCode"].as_str().unwrap();
+    let mut operator = admin(&gateway).await;
+    let host = Host::with(&npm, &gateway, &["--pair", code], None);
+    let waits = |node: &Value| node["approvalState"] == "pending-approval";
+    let id = listed(&mut operator, waits).await["nodeId"].clone();
+    let setup = json!({ "setupId": made["setupId"] });
+    let status = operator.get("device.pair.setupStatus", setup).await;
+    assert_eq!(status["completion"]["deviceId"], id, "{status}");
+    let devices = operator.get("device.pair.list", json!({})).await;
+    assert_eq!(devices["pending"], json!([]), "nobody was asked: {devices}");
+    let paired = &devices["paired"][0];
+    assert_eq!(
+        (&paired["deviceId"], &paired["approvedVia"]),
+        (&id, &json!("bootstrap")),
+        "{paired}"
+    );
+    // What it may be asked is a person's word all the same.
+    let pending = operator.get("node.pair.list", json!({})).await;
+    let request = json!({ "requestId": pending["pending"][0]["requestId"] });
+    operator.get("node.pair.approve", request).await;
+    let bins = json!({ "bins": ["sh"] });
+    let which = |key| invoke(&id, "system.which", &bins, key);
+    let found = operator.get("node.invoke", which("k1")).await;
+    assert!(found["payload"]["bins"]["sh"].is_string(), "{found}");
+
+    drop(host);
+    listed(&mut operator, |node| node["connected"] == false).await;
+    let port = gateway.port().to_string();
+    let at = ["--host", "127.0.0.1", "--port", &port];
+    let _host = Host::with(&npm, &gateway, &at, None);
+    listed(&mut operator, |node| node["connected"] == true).await;
+    let found = operator.get("node.invoke", which("k2")).await;
+    assert!(found["payload"]["bins"]["sh"].is_string(), "{found}");
 }
