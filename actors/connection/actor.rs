@@ -104,10 +104,13 @@ impl Room for Connection {
     }
 
     async fn stop(mut self) {
-        self.order.set(Some(CloseOrder {
-            code: 1012,
-            reason: "service restart".to_owned(),
-        }));
+        // What it was told to say stands: this stop may be its own, and its task may be in the middle of a frame still.
+        if self.told_at.is_none() {
+            self.order.set(Some(CloseOrder {
+                code: 1012,
+                reason: "service restart".to_owned(),
+            }));
+        }
         if let Some(ended) = self.io_ended.take() {
             // Ended, or the other end does not read: both are the end.
             let _ = tokio::time::timeout(STOP_GRACE, ended).await;

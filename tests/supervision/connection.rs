@@ -1,14 +1,36 @@
 //! Connections: each dies alone, however it dies; the rooms and the other sockets do not notice.
 
-use serde_json::json;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use portcullis_actors::auth::Peer;
+use portcullis_actors::clock::Clock;
+use portcullis_actors::connection::{
+    Accepted, CAPACITY, Connection, ConnectionConfig, ConnectionHandle, ConnectionNews,
+    ConnectionWiring, Io, Stream,
+};
+use portcullis_actors::signing::{SigningConfig, SigningHandle, SigningWiring};
+use portcullis_actors::supervision::Policy;
+use portcullis_core::auth::Door;
+use portcullis_core::protocol::Encoding;
+use portcullis_core::time::Millis;
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_tungstenite::tungstenite::{Bytes, Message};
 
+use super::real::{Ground, Trip};
+use crate::long::house::House;
 use crate::support::gateway::Gateway;
-use crate::support::ws::{self, Came, Client};
+use crate::support::ws::{self, Came, Client, Connect};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_twenty_live_sockets_one_that_dies_takes_no_other_with_it() {
-    use futures_util::SinkExt as _;
     let gateway = Gateway::start();
     let mut clients: Vec<Client> = vec![];
     for _ in 0..20 {
@@ -40,4 +62,139 @@ async fn of_twenty_live_sockets_one_that_dies_takes_no_other_with_it() {
     for room in status["portcullis"]["rooms"].as_array().unwrap() {
         assert_eq!(room["restarts"], 0, "{room}");
     }
+}
+
+/// A clock that holds whoever reads it next, thread and all: so a busy machine holds a task in the middle of a frame.
+#[derive(Clone, Default)]
+struct Hold {
+    armed: Arc<AtomicBool>,
+    holds: Arc<AtomicBool>,
+}
+
+impl Hold {
+    fn clock(&self) -> Clock {
+        let hold = self.clone();
+        Clock::of(move || {
+            if hold.armed.swap(false, SeqCst) {
+                hold.holds.store(true, SeqCst);
+                std::thread::sleep(Duration::from_millis(400));
+            }
+            let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+            Millis(since.as_millis().try_into().unwrap())
+        })
+    }
+}
+
+/// One connection room on its own, of the real rooms below it; its handle, and the other end of its socket.
+async fn one(house: &House, clock: Clock) -> (ConnectionHandle, WebSocketStream<UnixStream>) {
+    let (mut ground, calm) = (Ground::new(), Trip::default());
+    let signing = SigningWiring {
+        config: SigningConfig::default(),
+        store: ground.store.clone(),
+        audit: ground.audit.clone(),
+        vault: ground.vault(&calm),
+        pairing: ground.pairing(&calm),
+        clock: calm.clock(),
+    };
+    let signing = SigningHandle::add(&mut ground.tree, signing);
+    let (news, mut told) = mpsc::channel(16);
+    let wiring = ConnectionWiring {
+        key: 1,
+        config: ConnectionConfig::default(),
+        auth: house.methods.auth.clone(),
+        signing,
+        exec: house.methods.exec.clone(),
+        methods: house.methods.clone(),
+        news,
+        clock,
+        boot_id: "boot".into(),
+        version: "test",
+        began: Instant::now(),
+    };
+    let room = ground
+        .tree
+        .room::<Connection>(Policy::new(CAPACITY), wiring);
+    let handle = ConnectionHandle::new(room);
+    let standing = ground.start().await;
+    // As the edge does it: whoever is in is put on the list.
+    tokio::spawn(async move {
+        let _kept = standing;
+        while let Some(news) = told.recv().await {
+            if let ConnectionNews::Admitted(_, _, _, listed) = news {
+                listed.send(()).unwrap();
+            }
+        }
+    });
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let accepted = Accepted {
+        io: Io::new(Stream::Unix(ours), Bytes::new()),
+        door: Door::Control,
+        peer: Peer {
+            ip: None,
+            uid: Some(0),
+            is_operator: true,
+            is_of_a_run: false,
+            is_local: true,
+            has_origin: false,
+            named: None,
+        },
+        bearer: None,
+        encoding: Encoding::Json,
+        until: Instant::now() + Duration::from_secs(30),
+    };
+    handle.adopt(accepted).await.unwrap();
+    let socket = WebSocketStream::from_raw_socket(theirs, Role::Client, None).await;
+    (handle, socket)
+}
+
+async fn frame(socket: &mut WebSocketStream<UnixStream>) -> Value {
+    loop {
+        let next = tokio::time::timeout(ws::PATIENCE, socket.next()).await;
+        if let Message::Text(text) = next.unwrap().unwrap().unwrap() {
+            return serde_json::from_str(&text).unwrap();
+        }
+    }
+}
+
+/// The room gives up on its task after a grace, and ends itself: what it says then must not be what a stop says.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_socket_whose_task_is_held_past_the_grace_still_hears_why_it_ends_and_no_restart() {
+    let house = House::stand(&[("sandbox.driver", "native")]).await;
+    let hold = Hold::default();
+    let (handle, mut socket) = one(&house, hold.clock()).await;
+    let challenge = frame(&mut socket).await["payload"].take();
+    let nonce = challenge["nonce"].as_str().unwrap();
+    let params = Connect::bare().params(nonce, challenge["ts"].as_u64().unwrap());
+    let connect = json!({ "type": "req", "id": "1", "method": "connect", "params": params });
+    socket
+        .send(Message::text(connect.to_string()))
+        .await
+        .unwrap();
+    let hello = frame(&mut socket).await;
+    assert_eq!(hello["ok"], true, "{hello}");
+
+    hold.armed.store(true, SeqCst);
+    let health = json!({ "type": "req", "id": "2", "method": "health" });
+    socket
+        .send(Message::text(health.to_string()))
+        .await
+        .unwrap();
+    // Not by a timer: the thread that is held may be the one that minds them.
+    while !hold.holds.load(SeqCst) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    handle.close(4001, "gateway auth changed").await.unwrap();
+    let closed = loop {
+        let next = tokio::time::timeout(ws::PATIENCE, socket.next()).await;
+        match next.unwrap() {
+            Some(Ok(Message::Close(Some(close)))) => {
+                break Some((u16::from(close.code), close.reason.to_string()));
+            }
+            Some(Ok(Message::Text(text))) => assert!(!text.contains("shutdown"), "{text}"),
+            Some(Ok(_)) => {}
+            Some(Err(_)) | None => break None,
+        }
+    };
+    assert_eq!(closed, Some((4001, "gateway auth changed".to_owned())));
+    house.end().await;
 }
