@@ -11,7 +11,7 @@ use portcullis_actors::approval::{ApprovalHandle, ApprovalWiring};
 use portcullis_actors::audit::{AuditHandle, AuditWiring};
 use portcullis_actors::auth::{AuthHandle, AuthWiring, SharedSecret};
 use portcullis_actors::clock::Clock;
-use portcullis_actors::connection::{Certificate, ConnectionWiring, Methods, Sessions};
+use portcullis_actors::connection::{Certificate, ConnectionShared, Methods, Sessions};
 use portcullis_actors::dashboard::{Dashboard, DashboardHandle};
 use portcullis_actors::exec::{AgentLimits, ExecHandle, ExecWiring};
 use portcullis_actors::nodes::{NodesHandle, NodesWiring};
@@ -333,8 +333,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             },
             limits: config.gateway.limits.clone(),
             local: config.gateway.local.clone(),
-            connection: ConnectionWiring {
-                key: 0,
+            connection: ConnectionShared {
                 config: config.connection,
                 auth,
                 signing,

@@ -25,11 +25,18 @@ const LINGER: Duration = Duration::from_secs(30);
 const STOP_GRACE: Duration = Duration::from_millis(500);
 const IO: &str = "io";
 
-/// What every connection of a process shares.
+/// What one connection is given.
 #[derive(Clone)]
 pub struct ConnectionWiring {
     /// Its number at the edge.
     pub key: u64,
+    /// The same for all: one pointer, because there are ten thousand of them.
+    pub shared: Arc<ConnectionShared>,
+}
+
+/// What every connection of a process shares.
+#[derive(Clone)]
+pub struct ConnectionShared {
     /// Limits.
     pub config: ConnectionConfig,
     /// Who comes in.

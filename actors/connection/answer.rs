@@ -1,5 +1,7 @@
 //! From a request to its answer.
 
+use std::sync::Arc;
+
 use portcullis_core::codes;
 use portcullis_core::protocol::frame::{ErrorBody, read_params, unsound_params};
 use portcullis_core::protocol::{Encoding, Request, Wire, method, strict};
@@ -78,7 +80,7 @@ impl Health {
 }
 
 /// Role and scope are looked at before the params are read; then the request is under way.
-pub(super) fn begin(conn: &Conn, request: Request<'_>) -> Result<Pending, ErrorBody> {
+pub(super) fn begin(conn: &Arc<Conn>, request: Request<'_>) -> Result<Pending, ErrorBody> {
     method::admit(&conn.principal, &request.method)?;
     let params = Held(params_of(&request.method, request.params)?);
     let span = tracing::info_span!(
@@ -115,7 +117,7 @@ pub(super) fn begin(conn: &Conn, request: Request<'_>) -> Result<Pending, ErrorB
                     principal: &conn.principal,
                     connection: &conn.conn_id,
                 };
-                conn.wiring.methods.call(about, &name, &params).await
+                conn.wiring.shared.methods.call(about, &name, &params).await
             }
         };
         let frame = frame_of(conn.encoding, &id, &result);

@@ -195,7 +195,7 @@ pub(super) async fn request(conn: &Conn, frame: &str, params: Request) -> Result
     };
     // Its end is the only event.
     let (tx, mut events) = mpsc::channel(1);
-    let asked = match conn.wiring.exec.ask(request, how, tx).await {
+    let asked = match conn.wiring.shared.exec.ask(request, how, tx).await {
         Ok(asked) => asked,
         // It was asked before and answered: the answer stands.
         Err(refused) if refused.details.contains_key("approvalId") => {
@@ -204,14 +204,14 @@ pub(super) async fn request(conn: &Conn, frame: &str, params: Request) -> Result
         Err(refused) => return Err(refusal(refused)),
     };
     if asked.approval_id.is_none() {
-        let now = conn.wiring.clock.now();
+        let now = conn.wiring.shared.clock.now();
         // Policy allows it, and is asked again when it runs: there is nothing to keep.
         return Ok(json!({
             "id": id, "decision": Word::AllowOnce, "createdAtMs": now, "expiresAtMs": now,
         }));
     }
     if params.two_phase {
-        let record = conn.wiring.methods.approval.get(id.as_str()).await;
+        let record = conn.wiring.shared.methods.approval.get(id.as_str()).await;
         let record = record.map_err(approval)?;
         let first = json!({
             "status": "accepted", "id": id, "planHash": asked.plan_hash,
@@ -231,7 +231,7 @@ pub(super) async fn request(conn: &Conn, frame: &str, params: Request) -> Result
 
 /// What became of the question. One that is still open has lost who waited for its answer.
 async fn decided(conn: &Conn, id: &ApprovalId, end: Option<RunResult>) -> Result<Value, ErrorBody> {
-    let record = conn.wiring.methods.approval.get(id.as_str()).await;
+    let record = conn.wiring.shared.methods.approval.get(id.as_str()).await;
     let record = record.map_err(approval)?;
     if record.status != Status::Pending {
         return Ok(record.answer_json());

@@ -81,7 +81,7 @@ pub(super) async fn invoke(conn: &Conn, p: Invoke) -> Result<Value, ErrorBody> {
         progress: Some(tx),
         ..question(call, params.map(|params| params.to_string()))
     };
-    let methods = &conn.wiring.methods;
+    let methods = &conn.wiring.shared.methods;
     // Ends with the question: the room drops its end when it is answered or over.
     let forward = async {
         while let Some((seq, chunk)) = pieces.recv().await {
@@ -182,7 +182,7 @@ async fn run(conn: &Conn, node: &DeviceId, params: Value) -> Result<Value, Error
         timeout_ms: p.timeout_ms,
     };
     let record = match asked.run_id {
-        Some(id) => conn.wiring.methods.approval.get(id).await.ok(),
+        Some(id) => conn.wiring.shared.methods.approval.get(id).await.ok(),
         None => None,
     };
     // By its whole id: a beginning is for people.
@@ -212,7 +212,7 @@ async fn run(conn: &Conn, node: &DeviceId, params: Value) -> Result<Value, Error
     };
     let run_id = asked.run_id.map(str::to_owned);
     let (tx, mut events) = mpsc::channel(PIECES);
-    if let Err(refused) = conn.wiring.exec.run(request, tx).await {
+    if let Err(refused) = conn.wiring.shared.exec.run(request, tx).await {
         // Used meanwhile by another call under the same answer.
         if refused.code == codes::KEY_USED {
             return Err(gate(

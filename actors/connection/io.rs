@@ -36,11 +36,12 @@ pub struct Io {
 }
 
 impl Io {
-    /// After the upgrade; `early` came with it.
-    pub fn new(stream: Stream, early: Bytes) -> Self {
+    /// After the upgrade; `early` came with it. Copied: even an empty one is a slice of the HTTP reader's buffer and
+    /// would keep its 8 KiB for as long as the socket lives.
+    pub fn new(stream: Stream, early: &[u8]) -> Self {
         Self {
             stream,
-            early,
+            early: Bytes::copy_from_slice(early),
             scan: Scan::new(),
             deaf: false,
         }

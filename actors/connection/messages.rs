@@ -61,7 +61,7 @@ pub enum ConnectionNews {
     /// It is turned away; its goodbye is still to come.
     Refused(u64),
     /// It is in: who, the connection's name, and whom to tell that it is on the list.
-    Admitted(u64, Box<Principal>, Arc<str>, oneshot::Sender<()>),
+    Admitted(u64, Arc<Principal>, Arc<str>, oneshot::Sender<()>),
 }
 
 /// An order to end sessions.

@@ -399,6 +399,11 @@ pub(super) enum Heard {
 }
 
 impl News {
+    /// Is there nothing to hear?
+    pub fn is_silent(&self) -> bool {
+        self.pairing.is_none() && self.approval.is_none()
+    }
+
     /// The next one. What has no more news is silent.
     pub async fn next(&mut self) -> Heard {
         loop {

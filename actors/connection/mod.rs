@@ -28,7 +28,7 @@ mod serve;
 mod shake;
 mod tls;
 
-pub use actor::{Connection, ConnectionWiring};
+pub use actor::{Connection, ConnectionShared, ConnectionWiring};
 pub use answer::Params;
 pub use config::ConnectionConfig;
 pub use echo::echo;

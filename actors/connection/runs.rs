@@ -88,7 +88,13 @@ pub(super) async fn run(conn: &Conn, id: &str, params: Run) -> Result<Value, Err
         session: conn.session.clone(),
     };
     let (tx, mut events) = mpsc::channel(PIECES);
-    let accepted = conn.wiring.exec.run(request, tx).await.map_err(refusal)?;
+    let accepted = conn
+        .wiring
+        .shared
+        .exec
+        .run(request, tx)
+        .await
+        .map_err(refusal)?;
     let run_id = accepted.run_id.clone();
     let mut first = json!({
         "runId": accepted.run_id, "planHash": accepted.plan_hash, "status": accepted.status,
@@ -134,6 +140,7 @@ pub(super) async fn run(conn: &Conn, id: &str, params: Run) -> Result<Value, Err
 pub(super) async fn cancel(conn: &Conn, params: Cancel) -> Result<Value, ErrorBody> {
     let cancelled = conn
         .wiring
+        .shared
         .exec
         .cancel(params.run_id.clone(), &conn.principal, &conn.conn_id)
         .await;

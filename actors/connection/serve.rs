@@ -48,7 +48,6 @@ pub(super) const LAST_WORDS: Duration = Duration::from_secs(30);
 pub(super) type Pending = Pin<Box<dyn Future<Output = (String, Option<Wire>)> + Send>>;
 
 /// What a request may use of its connection.
-#[derive(Clone)]
 #[expect(clippy::struct_field_names, reason = "the protocol's own name: connId")]
 pub(super) struct Conn {
     pub wiring: ConnectionWiring,
@@ -103,9 +102,9 @@ pub(super) async fn serve(
     };
     let Some(mut shaken) = shaken else { return };
     let early = std::mem::take(&mut shaken.early);
-    let news = wiring.methods.news(&shaken.principal, &shaken.caps);
+    let news = wiring.shared.methods.news(&shaken.principal, &shaken.caps);
     let node = shaken.node.clone();
-    let methods = wiring.methods.clone();
+    let methods = wiring.shared.methods.clone();
     let mut session = Session::new(wiring, shaken, encoding, session_ended, has_last_words);
     if let Some(order) = order.get() {
         close(&mut ws, order.code, &order.reason).await;
@@ -133,8 +132,8 @@ pub(super) async fn serve(
 /// The socket's end of the protocol, for messages up to a size.
 pub(super) async fn open(io: Io, frame_max: usize) -> Ws {
     let mut config = WebSocketConfig::default();
-    // Default read buffer: 131 KB a socket.
-    config.read_buffer_size = 4096;
+    // Default read buffer: 131 KB a socket. Two KiB hold a burst of sixteen requests.
+    config.read_buffer_size = 2048;
     config.write_buffer_size = 16 * 1024;
     config.max_message_size = Some(frame_max);
     config.max_frame_size = Some(frame_max);
@@ -178,13 +177,16 @@ fn sides(closing: FlagReader<Option<CloseOrder>>, news: News) -> Sides {
         let order = closing.changed().await;
         Some((Side::Order, order.map(|_| closing)))
     });
+    let hears = !news.is_silent();
     let news = stream::unfold(news, |mut news| async {
         let heard = news.next().await;
         Some((Side::News(heard), news))
     });
     let mut sides = Sides::new();
     sides.push(Box::pin(orders));
-    sides.push(Box::pin(news));
+    if hears {
+        sides.push(Box::pin(news));
+    }
     sides.push(Box::pin(every(TICK_MS).map(|()| Side::Tick)));
     sides.push(Box::pin(every(PING_MS).map(|()| Side::Ping)));
     sides
@@ -200,7 +202,8 @@ fn every(ms: u64) -> impl Stream<Item = ()> + Send {
 }
 
 struct Session {
-    conn: Conn,
+    /// Shared with the requests under way.
+    conn: Arc<Conn>,
     under_way: FuturesUnordered<Pending>,
     ids: Vec<String>,
     /// Requests under way that may end this very session: their answers, which may hold its new token, go out before.
@@ -238,16 +241,16 @@ impl Session {
         has_last_words: Arc<Flag<bool>>,
     ) -> Self {
         let (out_tx, out) = mpsc::channel(OUT_DEPTH);
-        let write_within = Duration::from_millis(wiring.config.write_timeout_ms.max(1));
+        let write_within = Duration::from_millis(wiring.shared.config.write_timeout_ms.max(1));
         Self {
-            conn: Conn {
-                principal: Arc::new(shaken.principal),
-                conn_id: shaken.conn_id.into(),
+            conn: Arc::new(Conn {
+                principal: shaken.principal,
+                conn_id: shaken.conn_id,
                 encoding,
                 out: out_tx,
                 session,
                 wiring,
-            },
+            }),
             under_way: FuturesUnordered::new(),
             ids: Vec::new(),
             last: Vec::new(),
@@ -317,7 +320,7 @@ impl Session {
                     }
                     Side::Node(ToNode::Replaced) => end(1008, "replaced by a newer connection"),
                     Side::Tick => {
-                        let payload = json!({ "ts": self.conn.wiring.clock.now() });
+                        let payload = json!({ "ts": self.conn.wiring.shared.clock.now() });
                         self.event(ws, "tick", &payload).await
                     }
                     Side::Ping if unanswered_pings > 0 => return None,
@@ -367,7 +370,7 @@ impl Session {
         if let Some(keys) = &mut self.signing
             && let Some(Ok(message @ (Message::Text(_) | Message::Binary(_)))) = &frame
         {
-            let now = self.conn.wiring.clock.now();
+            let now = self.conn.wiring.shared.clock.now();
             let opened = match message {
                 Message::Binary(bytes) => keys.to_server.open(now, bytes),
                 _ => Err(FrameRefusal::Unsigned),
@@ -422,11 +425,11 @@ impl Session {
             if let Err(error) = answer::params_of("health", request.params) {
                 return self.error(ws, &request.id, &error).await;
             }
-            let now = self.conn.wiring.clock.now();
+            let now = self.conn.wiring.shared.clock.now();
             let frame = answer::health(self.conn.encoding, &request.id, now);
             return self.send(ws, frame).await;
         }
-        if self.ids.len() >= self.conn.wiring.config.in_flight {
+        if self.ids.len() >= self.conn.wiring.shared.config.in_flight {
             let error = ErrorBody::of(codes::TOO_MANY_IN_FLIGHT, "too many requests under way");
             return self.error(ws, &request.id, &error).await;
         }
@@ -541,7 +544,7 @@ impl Session {
         let message = match &mut self.signing {
             None => message(frame),
             Some(keys) => {
-                let now = self.conn.wiring.clock.now();
+                let now = self.conn.wiring.shared.clock.now();
                 Message::Binary(keys.to_client.sign(now, frame.as_bytes()).into())
             }
         };

@@ -1,6 +1,7 @@
 //! The handshake: challenge, `connect`, `hello-ok` (wire.md section 4).
 
 use std::pin::pin;
+use std::sync::Arc;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use portcullis_core::auth::{Principal, Role, Scope};
@@ -33,9 +34,9 @@ pub(super) const SECRET_CHANGED: &str = "gateway auth changed";
 
 /// Who came in, and what it can take.
 pub(super) struct Shaken {
-    pub principal: Principal,
+    pub principal: Arc<Principal>,
     pub caps: Vec<String>,
-    pub conn_id: String,
+    pub conn_id: Arc<str>,
     /// Of every frame after the hello, where that was asked for.
     pub signing: Option<Keys>,
     /// Frames that came behind `connect`, to be answered first.
@@ -60,7 +61,7 @@ pub(super) async fn shake(
     };
     // Before the goodbye, which takes as long as the other end likes: it keeps nobody's place meanwhile.
     let refused = ConnectionNews::Refused(wiring.key);
-    wiring.news.send(refused).await.ok()?;
+    wiring.shared.news.send(refused).await.ok()?;
     end.tell(ws, encoding).await;
     None
 }
@@ -99,7 +100,7 @@ async fn try_shake(
     (peer, bearer): (&Peer, Option<Bearer>),
 ) -> Result<Shaken, End> {
     let nonce = uuid::Uuid::new_v4().to_string();
-    let challenge = json!({ "nonce": nonce, "ts": wiring.clock.now() });
+    let challenge = json!({ "nonce": nonce, "ts": wiring.shared.clock.now() });
     let frame = encoding.event("connect.challenge", &challenge, None);
     let frame = frame.map_err(|_| End::Gone)?;
     ws.send(message(frame)).await.map_err(|_| End::Gone)?;
@@ -128,7 +129,12 @@ async fn try_shake(
     let checked = params.check().map_err(refused)?;
     // It is a `connect` and has arrived whole: this socket is not closed to make room while it is decided.
     let speaks = ConnectionNews::Speaks(wiring.key);
-    wiring.news.send(speaks).await.map_err(|_| End::Gone)?;
+    wiring
+        .shared
+        .news
+        .send(speaks)
+        .await
+        .map_err(|_| End::Gone)?;
     let caps = checked.params.caps.clone();
     // Keyed by the token as it came: what is kept of it is a hash, which signs nothing.
     let signing = match &checked.params.frame_signing {
@@ -152,7 +158,7 @@ async fn try_shake(
     };
     let mut early = Vec::new();
     let decision = {
-        let mut decision = pin!(wiring.auth.connect(arrival));
+        let mut decision = pin!(wiring.shared.auth.connect(arrival));
         loop {
             tokio::select! {
                 biased;
@@ -162,19 +168,18 @@ async fn try_shake(
         }
     };
     let admitted = decision.map_err(|refusal| End::Refused(id.clone(), Box::new(refusal)))?;
-    let conn_id = uuid::Uuid::new_v4().to_string();
+    let conn_id: Arc<str> = uuid::Uuid::new_v4().to_string().into();
     // On the list before the hello goes out: a revocation from now on finds this socket. One from before is found here.
-    let principal = admitted.principal.clone();
+    let principal = Arc::new(admitted.principal);
     let (listed, is_listed) = oneshot::channel();
-    let (who, name) = (Box::new(principal.clone()), conn_id.as_str().into());
-    let news = ConnectionNews::Admitted(wiring.key, who, name, listed);
-    wiring.news.send(news).await.map_err(|_| End::Gone)?;
+    let news = ConnectionNews::Admitted(wiring.key, principal.clone(), conn_id.clone(), listed);
+    wiring.shared.news.send(news).await.map_err(|_| End::Gone)?;
     is_listed.await.map_err(|_| End::Gone)?;
     still_stands(wiring, &principal)
         .await
         .map_err(|refusal| End::Refused(id.clone(), Box::new(refusal)))?;
     // Its secret may have changed while it was let in: then it was not yet on the list of those to be closed.
-    if !matches!(wiring.auth.holds(&principal).await, Ok(true)) {
+    if !matches!(wiring.shared.auth.holds(&principal).await, Ok(true)) {
         return Err(End::Close(4001, SECRET_CHANGED));
     }
     // Last of all: it is told once, and a handshake that is lost before would take it along.
@@ -182,21 +187,21 @@ async fn try_shake(
         scopes: admitted
             .own_scopes
             .clone()
-            .unwrap_or_else(|| admitted.principal.scopes.clone()),
-        ..admitted.principal.clone()
+            .unwrap_or_else(|| principal.scopes.clone()),
+        ..(*principal).clone()
     };
     let minted = key_for(wiring, &holds, &caps).await;
     let hello = Hello {
         conn_id: &conn_id,
-        boot_id: &wiring.boot_id,
-        version: wiring.version,
-        uptime_ms: u64::try_from(wiring.began.elapsed().as_millis()).unwrap_or(u64::MAX),
-        method: admitted.principal.proof.method(),
-        role: admitted.principal.role,
-        scopes: &admitted.principal.scopes,
-        presence: match admitted.principal.role {
-            Role::Operator if admitted.principal.scopes.allows(Scope::Read) => {
-                wiring.methods.presence()
+        boot_id: &wiring.shared.boot_id,
+        version: wiring.shared.version,
+        uptime_ms: u64::try_from(wiring.shared.began.elapsed().as_millis()).unwrap_or(u64::MAX),
+        method: principal.proof.method(),
+        role: principal.role,
+        scopes: &principal.scopes,
+        presence: match principal.role {
+            Role::Operator if principal.scopes.allows(Scope::Read) => {
+                wiring.shared.methods.presence()
             }
             _ => json!([]),
         },
@@ -214,10 +219,10 @@ async fn try_shake(
     let node = declared.and_then(|declared| {
         Some(Connected {
             node: principal.device()?.clone(),
-            conn: conn_id.clone(),
+            conn: conn_id.to_string(),
             generation: principal.generation,
             declared,
-            since: wiring.clock.now(),
+            since: wiring.shared.clock.now(),
             stats: None,
             worker_host: None,
         })
@@ -240,7 +245,7 @@ async fn still_stands(
     let Some(device) = principal.device() else {
         return Ok(());
     };
-    let pairing = &wiring.methods.pairing;
+    let pairing = &wiring.shared.methods.pairing;
     let now = pairing.current_generation(device, principal.role).await;
     match now {
         Ok(now) if now == Some(principal.generation) => Ok(()),
@@ -322,7 +327,7 @@ async fn key_for(
     if !caps.iter().any(|cap| cap == CAPABILITY) {
         return None;
     }
-    match wiring.signing.mint(principal).await {
+    match wiring.shared.signing.mint(principal).await {
         Ok(minted) => minted.map(|minted| (minted.key_id, minted.key.to_text())),
         Err(error) => {
             tracing::warn!(target: "portcullis", code = error.code(), %error, "no signing key was given");

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use portcullis_actors::auth::{AuthNews, Peer};
 use portcullis_actors::connection::{
-    Accepted, CAPACITY, Connection, ConnectionHandle, ConnectionNews, ConnectionWiring,
-    EndSessions, Io, Stream,
+    Accepted, CAPACITY, Connection, ConnectionHandle, ConnectionNews, ConnectionShared,
+    ConnectionWiring, EndSessions, Io, Stream,
 };
 use portcullis_actors::pairing::PairingHandle;
 use portcullis_actors::supervision::{
@@ -47,7 +47,7 @@ pub struct EdgeWiring {
     /// Who on this machine is an operator.
     pub local: Local,
     /// Everything a connection needs but its key and its news.
-    pub connection: ConnectionWiring,
+    pub connection: ConnectionShared,
     /// Devices.
     pub pairing: PairingHandle,
     /// Secrets that open nothing any more.
@@ -112,7 +112,8 @@ pub struct Edge {
     budget: Budget,
     sockets: HashMap<u64, Socket>,
     endings: Vec<Ending>,
-    news: mpsc::Sender<ConnectionNews>,
+    /// For every connection of this life, with the way back to this life.
+    shared: Arc<ConnectionShared>,
     accepted: u64,
     evicted: u64,
     turned_away: u64,
@@ -128,7 +129,7 @@ struct Socket {
 
 /// Who is on a connection, and its name.
 struct Who {
-    principal: Box<Principal>,
+    principal: Arc<Principal>,
     name: Arc<str>,
 }
 
@@ -174,6 +175,10 @@ impl Room for Edge {
         }
         accept_agent(wiring, &ctx)?;
         listen_to_auth(wiring, &ctx);
+        let shared = Arc::new(ConnectionShared {
+            news,
+            ..wiring.connection.clone()
+        });
         Ok(Self {
             wiring: wiring.clone(),
             ctx,
@@ -181,7 +186,7 @@ impl Room for Edge {
             budget,
             sockets: HashMap::new(),
             endings: Vec::new(),
-            news,
+            shared,
             accepted: 0,
             evicted: 0,
             turned_away: 0,
@@ -346,8 +351,7 @@ impl Edge {
         let (door, peer) = self.who(socket.from, &said);
         let wiring = ConnectionWiring {
             key,
-            news: self.news.clone(),
-            ..self.wiring.connection.clone()
+            shared: self.shared.clone(),
         };
         let child = self.ctx.child::<Connection>(key, wiring, CAPACITY).await;
         let handle = match child {

@@ -271,7 +271,7 @@ async fn over<S: Socket>(
     }
     let (on_upgrade, said): (hyper::upgrade::OnUpgrade, Said) = upgraded.try_recv().ok()?;
     let parts = on_upgrade.await.ok()?.downcast::<TokioIo<S>>().ok()?;
-    Some((Io::new(wrap(parts.io.into_inner()), parts.read_buf), said))
+    Some((Io::new(wrap(parts.io.into_inner()), &parts.read_buf), said))
 }
 
 /// Answered to everybody who may ask at all.

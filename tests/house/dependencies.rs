@@ -30,6 +30,7 @@ const OURS: &[&str] = &[
 /// The only crates that the deciding core may be built of: what computes, nothing that acts.
 const CORE_MAY_USE: &[&str] = &[
     "aes-gcm",
+    "aws-lc-rs",
     "base64",
     "bcrypt",
     "ed25519-dalek",

@@ -52,6 +52,8 @@ pub struct Mix {
     pub acts: Mutex<Vec<Act>>,
     pub over: AtomicBool,
     clients: AtomicU64,
+    /// Runs that were asked for again. Once each: the log is searched for their ends, and 50 kills leave hundreds.
+    asked_again: Mutex<BTreeSet<String>>,
 }
 
 impl Mix {
@@ -323,7 +325,7 @@ impl Mix {
         found
     }
 
-    /// After a restart: every unanswered run is asked for again under its key, and none runs twice.
+    /// After a restart: every unanswered run is asked for again under its key, once, and none runs twice.
     pub async fn again(&self, gateway: &Gateway) {
         let mut client = self.admin(gateway).await.expect("it serves");
         let open: Vec<String> = self
@@ -337,7 +339,9 @@ impl Mix {
             })
             .collect();
         for key in open {
-            self.run(&mut client, key).await.expect("it serves");
+            if self.asked_again.lock().unwrap().insert(key.clone()) {
+                self.run(&mut client, key).await.expect("it serves");
+            }
         }
         self.check_runs(gateway);
     }
