@@ -10,6 +10,10 @@ use crate::house;
 
 const IDS: &str = include_str!("ids.txt");
 const ADVISORIES: &str = include_str!("advisories.toml");
+/// Tests that were seen to fail without their guard: `cargo xtask long guards` sees it again.
+const GUARDS: &str = include_str!("guards.txt");
+/// As many must be shown to find what they are for.
+const SHOWN: usize = 20;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -70,6 +74,74 @@ fn findings(ids: &str, list: &str, tests: &BTreeSet<String>) -> Vec<String> {
         findings.push(format!("{class} {id} is in no list"));
     }
     findings
+}
+
+/// What is wrong with the list of guards, given the advisories' and what stands in a file.
+fn stale(guards: &str, list: &str, file: impl Fn(&str) -> Option<String>) -> Vec<String> {
+    let list: Advisories = toml::from_str(list).expect("checked elsewhere");
+    let tried: BTreeSet<&str> = (list.advisory.iter())
+        .flat_map(|advisory| advisory.tests.iter().map(String::as_str))
+        .collect();
+    let mut seen = BTreeSet::new();
+    let mut findings = vec![];
+    for block in guards.split("\n\n").skip(1) {
+        let word = |name: &str| {
+            let mut lines = block.lines();
+            let found = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+            found.unwrap_or_default()
+        };
+        let (test, on) = (word("test"), word("on"));
+        let text = file(word("file")).unwrap_or_default();
+        if !tried.contains(test) || !seen.insert(test) {
+            findings.push(format!("{test}: tries no advisory, or stands twice"));
+        }
+        if on.is_empty() || word("off") == on || text.matches(on).count() != 1 {
+            findings.push(format!(
+                "{test}: its guard does not stand once where the list says"
+            ));
+        }
+    }
+    if seen.len() < SHOWN {
+        findings.push(format!(
+            "{} tests are shown to fail, of {SHOWN}",
+            seen.len()
+        ));
+    }
+    findings
+}
+
+#[test]
+fn twenty_tests_of_advisories_have_a_guard_without_which_they_were_seen_to_fail() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let file = |name: &str| std::fs::read_to_string(root.join(name)).ok();
+    let findings = stale(GUARDS, ADVISORIES, file);
+    assert!(findings.is_empty(), "{findings:#?}");
+}
+
+#[test]
+fn a_guard_that_has_moved_and_a_test_of_nothing_are_found() {
+    let list = |tests: &[String]| {
+        format!("[[advisory]]\nclass = \"A\"\nids = [\"X\"]\nwas = \"w\"\ntests = {tests:?}\n")
+    };
+    let names: Vec<String> = (0..SHOWN).map(|n| format!("test_{n}")).collect();
+    let block = |name: &String| format!("\n\ntest: {name}\nfile: f\non: if x {{\noff: if y {{");
+    let guards: String = names.iter().map(block).collect();
+    let whole = |name: &str| (name == "f").then(|| "a if x { b".to_owned());
+    let found = |guards: &str, tests: &[String], text: &str| {
+        stale(guards, &list(tests), |_| Some(text.to_owned()))
+    };
+    assert!(stale(&guards, &list(&names), whole).is_empty());
+    assert_eq!(stale(&guards, &list(&names), |_| None).len(), SHOWN);
+    assert_eq!(found(&guards, &names, "if x { if x {").len(), SHOWN);
+    assert_eq!(found(&guards, &names[1..], "if x {").len(), 2);
+    assert_eq!(
+        found(&guards[guards.len() / 2..], &names, "if x {").len(),
+        1
+    );
+    assert_eq!(
+        found(&guards.replace("if y", "if x"), &names, "if x {").len(),
+        SHOWN
+    );
 }
 
 #[test]

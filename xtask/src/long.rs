@@ -5,7 +5,7 @@ use anyhow::Result;
 
 use crate::options::Options;
 use crate::steps::Steps;
-use crate::{fuzz, test};
+use crate::{fuzz, guards, test};
 
 /// Part, and what its tests have in their names.
 const PARTS: &[(&str, &[&str])] = &[
@@ -52,6 +52,9 @@ pub fn run(options: &Options) -> Result<u8> {
         }
         if *part == "fuzz" {
             fuzz::run(&mut steps, seconds)?;
+        }
+        if *part == "guards" {
+            guards::run(&mut steps)?;
         }
     }
     Ok(steps.finish())

@@ -7,6 +7,7 @@ mod bench;
 mod cargo;
 mod clients;
 mod fuzz;
+mod guards;
 mod lint;
 mod long;
 mod machine;
@@ -29,8 +30,8 @@ cargo xtask COMMAND [OPTIONS] [-- ARGUMENTS]
   test    set up what is missing, then format, lints, licences and every test
           (cargo xtask test -- FILTER runs only the tests whose name holds FILTER)
   lint    format, clippy, cargo deny
-  long    the full counts: kills, power, panics, faults, fuzz, sockets, soak (cargo xtask long [PART];
-          cargo xtask long fuzz -- --seconds N)
+  long    the full counts: kills, power, panics, faults, race, fuzz, guards, abuse, sockets, soak
+          (cargo xtask long [PART]; cargo xtask long fuzz -- --seconds N)
   bench   the figures, as ratios against a limit measured in the same run (cargo xtask bench [NAME])
   deny    licences, bans, sources, and advisories where the database can be reached
   help    this text
