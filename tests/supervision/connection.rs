@@ -9,7 +9,7 @@ use portcullis_actors::auth::Peer;
 use portcullis_actors::clock::Clock;
 use portcullis_actors::connection::{
     Accepted, CAPACITY, Connection, ConnectionConfig, ConnectionHandle, ConnectionNews,
-    ConnectionWiring, Io, Stream,
+    ConnectionShared, ConnectionWiring, Io, Stream,
 };
 use portcullis_actors::signing::{SigningConfig, SigningHandle, SigningWiring};
 use portcullis_actors::supervision::Policy;
@@ -98,8 +98,7 @@ async fn one(house: &House, clock: Clock) -> (ConnectionHandle, WebSocketStream<
     };
     let signing = SigningHandle::add(&mut ground.tree, signing);
     let (news, mut told) = mpsc::channel(16);
-    let wiring = ConnectionWiring {
-        key: 1,
+    let shared = ConnectionShared {
         config: ConnectionConfig::default(),
         auth: house.methods.auth.clone(),
         signing,
@@ -110,6 +109,10 @@ async fn one(house: &House, clock: Clock) -> (ConnectionHandle, WebSocketStream<
         boot_id: "boot".into(),
         version: "test",
         began: Instant::now(),
+    };
+    let wiring = ConnectionWiring {
+        key: 1,
+        shared: Arc::new(shared),
     };
     let room = ground
         .tree
@@ -127,7 +130,7 @@ async fn one(house: &House, clock: Clock) -> (ConnectionHandle, WebSocketStream<
     });
     let (ours, theirs) = UnixStream::pair().unwrap();
     let accepted = Accepted {
-        io: Io::new(Stream::Unix(ours), Bytes::new()),
+        io: Io::new(Stream::Unix(ours), &[]),
         door: Door::Control,
         peer: Peer {
             ip: None,
