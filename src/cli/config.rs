@@ -68,7 +68,7 @@ pub fn failure(error: &LoadError) -> Failure {
         LoadError::File(error) => Failure::of(error.code(), error.to_string()),
         LoadError::Invalid(errors) => {
             let mut failure = Failure::of(codes::CONFIG_INVALID, errors.summary());
-            failure.fix = Some(errors.details());
+            failure.fix = Some(errors.details().into());
             failure
         }
     }

@@ -18,7 +18,7 @@ use super::failure::Failure;
 use super::out::{self, Out, note};
 use super::{EXEC_REFUSED, Interrupts};
 use crate::client::{Client, Door, Incoming};
-use crate::show::text::clean;
+use crate::show::text::{clean, typed};
 use crate::show::value::{field, list, number};
 
 /// Pieces of output (32 KiB each at most) between the socket and a slow reader of ours; beyond, we stop reading the
@@ -131,14 +131,14 @@ impl Run {
                     }
                 }
                 Incoming::Answer { id, result } if id == request => {
-                    let payload = result.map_err(|e| Failure::from_wire(&e))?;
+                    let payload = result.map_err(|e| client.refusal(&e))?;
                     if let Some(end) = self.answer(&payload)? {
                         if let Some((error, _)) = leave {
                             return Err(error);
                         }
                         drop(pieces);
                         writer.finish().await?;
-                        self.end(&payload, end)?;
+                        self.end(client, &payload, end)?;
                         return Ok(end);
                     }
                 }
@@ -193,7 +193,7 @@ impl Run {
         match status {
             "accepted" | "approval-pending" => {
                 if status == "approval-pending" {
-                    let id = clean(field(payload, "approvalId"));
+                    let id = typed(field(payload, "approvalId"));
                     note(&format!(
                         "waiting for a person to decide on {id}: portcullis approvals show {id}"
                     ));
@@ -225,7 +225,7 @@ impl Run {
     }
 
     /// Says how it ended, where that is not the command's own end.
-    fn end(&self, payload: &Value, exit: u8) -> Result<(), Failure> {
+    fn end(&self, client: &Client, payload: &Value, exit: u8) -> Result<(), Failure> {
         if self.out.json {
             let mut line = payload.clone();
             line["type"] = "end".into();
@@ -248,7 +248,7 @@ impl Run {
             "denied" if payload.pointer("/error/message").is_some() => {
                 let error = &payload["error"];
                 let code = codes::find(field(error, "code")).unwrap_or(codes::APPROVAL_DENIED);
-                Failure::of(code, clean(field(error, "message")))
+                client.said(Failure::of(code, clean(field(error, "message"))))
             }
             "denied" => match field(payload, "reason") {
                 "" => Failure::of(codes::APPROVAL_DENIED, codes::APPROVAL_DENIED.next)
@@ -277,7 +277,7 @@ impl Run {
                 let code = codes::find(field(error, "code")).unwrap_or(code);
                 match field(error, "message") {
                     "" => Failure::of(code, text),
-                    message => Failure::of(code, clean(message)),
+                    message => client.said(Failure::of(code, clean(message))),
                 }
             }
             other => Failure::of(codes::INTERNAL, format!("the run ended as {other:?}")),

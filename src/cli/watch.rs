@@ -3,7 +3,6 @@
 use std::io::{BufRead as _, IsTerminal as _};
 
 use portcullis_core::auth::Scope;
-use portcullis_core::protocol::frame::ErrorBody;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -48,10 +47,12 @@ pub async fn run(door: &Door, out: Out) -> Result<u8, Failure> {
                     }
                 }
                 Incoming::Answer { id, result } if id == listed => {
-                    let Value::Array(pending) = result.map_err(|e| Failure::from_wire(&e))? else { continue };
+                    let Value::Array(pending) = result.map_err(|e| client.refusal(&e))? else { continue };
                     queue.is_now(pending)?;
                 }
-                Incoming::Answer { id, result } => queue.answered(&id, result),
+                Incoming::Answer { id, result } => {
+                    queue.answered(&id, result.map_err(|e| client.refusal(&e)));
+                }
             },
             Some(key) = keys.recv() => {
                 if let Some((id, decision)) = queue.key(&key) {
@@ -141,15 +142,15 @@ impl Queue {
         }
     }
 
-    fn answered(&mut self, request: &str, result: Result<Value, ErrorBody>) {
+    fn answered(&mut self, request: &str, result: Result<Value, Failure>) {
         let Some((_, id)) = self.sent.take_if(|(sent, _)| sent == request) else {
             return;
         };
         match result {
             // The `resolved` event takes the card away and says who decided.
             Ok(_) => {}
-            Err(error) => {
-                note(Failure::from_wire(&error).lines().trim_end());
+            Err(failure) => {
+                note(failure.lines().trim_end());
                 self.drop(&id);
             }
         }

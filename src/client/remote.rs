@@ -14,6 +14,7 @@ use super::keys::{Keys, Place};
 use super::wire::Client;
 use crate::cli::Failure;
 use crate::identity;
+use crate::show::text::typed;
 
 /// What the gateway says of a device token that is void.
 const VOID: [&str; 2] = ["AUTH_DEVICE_TOKEN_MISMATCH", "AUTH_SCOPE_MISMATCH"];
@@ -150,22 +151,17 @@ impl Session {
         if failure.code != "PAIRING_REQUIRED" {
             return failure;
         }
-        // To be typed into a shell: nothing else than an id.
-        let is_id = |id: &&str| {
-            id.len() <= 128
-                && id
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || b"._:-".contains(&b))
-        };
-        let id = failure.request_id.as_deref().filter(is_id);
-        let id = id.unwrap_or("ID").to_owned();
+        let id = typed(failure.request_id.as_deref().unwrap_or_default()).to_owned();
         let mut told = failure.hint(format!(
             "an operator of that gateway runs `portcullis devices approve {id}`, then run this again"
         ));
-        told.fix = Some(format!(
+        let lines = format!(
             "request {id}\nfingerprint of this device {}",
             self.device.id()
-        ));
+        );
+        told.fix = Some(lines.into());
+        // What it advises itself is said above in our words.
+        told.said = Some(Box::default());
         told
     }
 

@@ -51,6 +51,8 @@ pub struct Client {
     seq: u64,
     /// `hello-ok`'s payload.
     pub hello: Value,
+    /// Another machine's gateway, or another user's: what it says is not ours.
+    elsewhere: bool,
 }
 
 /// What comes in after the hello.
@@ -112,7 +114,8 @@ impl Client {
                 let whole = async {
                     let stream = control(path).await?;
                     let lost = |why: &str| unreachable(path, why);
-                    Self::shake("ws://localhost/", stream, &lost, |_, _| who.params()).await
+                    let place = (false, "ws://localhost/");
+                    Self::shake(place, stream, &lost, |_, _| who.params()).await
                 };
                 match timeout(CONNECT_WITHIN, whole).await {
                     Ok(result) => result,
@@ -141,7 +144,7 @@ impl Client {
         };
         let whole = async {
             let stream = address.dial().await?;
-            Self::shake(&url, stream, &lost, params).await
+            Self::shake((true, &url), stream, &lost, params).await
         };
         match timeout(CONNECT_WITHIN, whole).await {
             Ok(result) => result,
@@ -157,7 +160,7 @@ impl Client {
         let lost = |why: &str| Failure::of(codes::DAEMON_UNREACHABLE, why);
         let whole = async {
             let stream = address.dial().await?;
-            let (client, _) = Self::greet(url, stream, &lost).await?;
+            let (client, _) = Self::greet((true, url), stream, &lost).await?;
             client.close().await;
             Ok(())
         };
@@ -169,7 +172,7 @@ impl Client {
 
     /// Upgrades, and waits for the challenge: its nonce and time.
     async fn greet(
-        url: &str,
+        (elsewhere, url): (bool, &str),
         stream: Box<dyn Stream>,
         lost: &(dyn Fn(&str) -> Failure + Sync),
     ) -> Result<(Self, (String, u64)), Failure> {
@@ -190,6 +193,7 @@ impl Client {
             next_id: 0,
             seq: 0,
             hello: Value::Null,
+            elsewhere,
         };
         loop {
             match client.next().await? {
@@ -204,12 +208,12 @@ impl Client {
     }
 
     async fn shake(
-        url: &str,
+        place: (bool, &str),
         stream: Box<dyn Stream>,
         lost: &(dyn Fn(&str) -> Failure + Sync),
         params: impl FnOnce(&str, u64) -> Value,
     ) -> Result<Self, Failure> {
-        let (mut client, (nonce, ts)) = Self::greet(url, stream, lost).await?;
+        let (mut client, (nonce, ts)) = Self::greet(place, stream, lost).await?;
         client.hello =
             client
                 .call("connect", params(&nonce, ts))
@@ -311,7 +315,7 @@ impl Client {
                 if let Incoming::Answer { id: of, result } = self.next().await?
                     && of == id
                 {
-                    return result.map_err(|e| Failure::from_wire(&e));
+                    return result.map_err(|e| self.refusal(&e));
                 }
             }
         };
@@ -325,6 +329,24 @@ impl Client {
             )
             .hint("`portcullis status` and `portcullis audit tail` show what happened"))
         })
+    }
+
+    /// A refusal of this gateway: its own words, or, of one elsewhere, what it says.
+    pub fn refusal(&self, error: &ErrorBody) -> Failure {
+        if self.elsewhere {
+            Failure::from_elsewhere(error)
+        } else {
+            Failure::from_wire(error)
+        }
+    }
+
+    /// Marks a message of this gateway as its own, where it is one elsewhere.
+    pub fn said(&self, failure: Failure) -> Failure {
+        if self.elsewhere {
+            failure.said_elsewhere(vec![])
+        } else {
+            failure
+        }
     }
 
     /// Ends the connection in order.

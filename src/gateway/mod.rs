@@ -304,7 +304,7 @@ fn config_failure(error: &config::LoadError) -> Failure {
     let text = error.to_string();
     let (first, rest) = text.split_once('\n').unwrap_or((&text, ""));
     let mut failure = Failure::of(error.code(), first);
-    failure.fix = Some(rest.to_owned()).filter(|rest| !rest.is_empty());
+    failure.fix = (!rest.is_empty()).then(|| rest.into());
     failure
 }
 

@@ -25,6 +25,22 @@ pub fn clean(text: &str) -> String {
     out
 }
 
+/// At most so many characters, and a mark where there were more.
+pub fn cut(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        None => text.to_owned(),
+        Some((at, _)) => format!("{}…", &text[..at]),
+    }
+}
+
+/// What may stand in a command that a person is to type: an id, and nothing that a shell reads as more than a word. What
+/// comes from elsewhere and is none is shown as `ID`.
+pub fn typed(id: &str) -> &str {
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"._:-".contains(&b);
+    let is_id = (1..=128).contains(&id.len()) && id.bytes().all(is_plain) && !id.starts_with('-');
+    if is_id { id } else { "ID" }
+}
+
 /// `2026-11-24T00:48:46Z`.
 pub fn utc(ms: u64) -> String {
     let secs = ms / 1000;

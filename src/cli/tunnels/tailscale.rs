@@ -80,7 +80,7 @@ impl Net {
             .await
             .map_err(|mut failure| {
                 if failure.code == codes::NAME_NOT_OURS.name {
-                    failure.fix = Some(format!("[gateway]\nhosts = [\"{}\"]", self.name));
+                    failure.fix = Some(format!("[gateway]\nhosts = [\"{}\"]", self.name).into());
                 }
                 failure
             })
