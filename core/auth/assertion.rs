@@ -4,7 +4,9 @@
 
 use std::fmt;
 
-use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, JwkSet};
+use jsonwebtoken::jwk::{
+    AlgorithmParameters, CommonParameters, EllipticCurve, JwkSet, KeyOperations, PublicKeyUse,
+};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
 use serde_json::Value;
 use thiserror::Error;
@@ -29,8 +31,8 @@ pub enum KeySetError {
     /// Not RFC 7517.
     #[error("is no JSON Web Key Set")]
     Form,
-    /// None of its keys is for an algorithm of the list.
-    #[error("has no public key for any of the algorithms")]
+    /// None of its keys is for signatures of an algorithm of the list.
+    #[error("has no public key for signatures of any of the algorithms")]
     NoKey,
     /// Two keys with one name, or two without.
     #[error("has two keys with the same kid, or several of which one has none")]
@@ -120,6 +122,9 @@ impl Assertion {
                 allowed.contains(alg) && own.as_ref().is_none_or(|own| *own == format!("{alg:?}"))
             };
             let algorithms: Vec<_> = kind.iter().copied().filter(fits).collect();
+            if !verifies(&jwk.common) {
+                continue;
+            }
             let Ok(public) = DecodingKey::from_jwk(jwk) else {
                 continue;
             };
@@ -194,11 +199,19 @@ impl Assertion {
             return Err(AssertionError::Time);
         }
         let user = claims.get(&self.claim).and_then(Value::as_str);
-        user.map(str::trim)
-            .filter(|user| !user.is_empty())
+        // Word for word: another spelling is another user.
+        user.filter(|user| !user.trim().is_empty())
             .map(str::to_owned)
             .ok_or(AssertionError::User)
     }
+}
+
+/// Does the key itself say that it is for verifying signatures, or nothing about it? (RFC 7517 4.2 and 4.3)
+fn verifies(key: &CommonParameters) -> bool {
+    let is_to_sign = |it: &PublicKeyUse| *it == PublicKeyUse::Signature;
+    let may_verify = |all: &Vec<KeyOperations>| all.contains(&KeyOperations::Verify);
+    key.public_key_use.as_ref().is_none_or(is_to_sign)
+        && key.key_operations.as_ref().is_none_or(may_verify)
 }
 
 #[cfg(test)]
@@ -357,5 +370,51 @@ mod tests {
             open(&json!("x"), &["EdDSA"]).unwrap_err(),
             KeySetError::Form
         );
+    }
+
+    /// The bug: `use` and `key_ops` were passed over, and a key for encryption verified.
+    #[test]
+    fn a_key_that_says_it_is_for_something_else_verifies_nothing() {
+        let said = |name: &str, value: &Value| {
+            let mut key = jwk(1, "a");
+            key[name] = value.clone();
+            key
+        };
+        let token = token(&header(), &claims(), 1);
+        for (name, value) in [
+            ("use", json!("enc")),
+            ("use", json!("sign")),
+            ("use", json!("")),
+            ("key_ops", json!([])),
+            ("key_ops", json!(["sign"])),
+            ("key_ops", json!(["encrypt", "Verify"])),
+            ("alg", json!("ES256")),
+            ("alg", json!("RSA-OAEP")),
+            ("alg", json!("something")),
+        ] {
+            let key = said(name, &value);
+            let alone = open(&json!([key]), &["EdDSA", "ES256"]).unwrap_err();
+            assert_eq!(alone, KeySetError::NoKey, "{name} {value}");
+            let beside = open(&json!([key, jwk(2, "b")]), &["EdDSA"]).unwrap();
+            let got = beside.user(&token, NOW);
+            assert_eq!(got, Err(AssertionError::Key), "{name} {value}");
+        }
+        for (name, value) in [
+            ("use", json!("sig")),
+            ("key_ops", json!(["verify"])),
+            ("key_ops", json!(["sign", "verify"])),
+            ("alg", json!("EdDSA")),
+        ] {
+            let assertion = open(&json!([said(name, &value)]), &["EdDSA"]).unwrap();
+            assert!(assertion.user(&token, NOW).is_ok(), "{name} {value}");
+        }
+        // Both must say so, where both are there.
+        let mut both = said("use", &json!("sig"));
+        both["key_ops"] = json!(["wrapKey"]);
+        assert!(open(&json!([both]), &["EdDSA"]).is_err());
+        // One name for two purposes is no confusion: only one of them is for us.
+        let twins = json!([said("use", &json!("enc")), jwk(1, "a")]);
+        let assertion = open(&twins, &["EdDSA"]).unwrap();
+        assert!(assertion.user(&token, NOW).is_ok());
     }
 }

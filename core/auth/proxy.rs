@@ -12,6 +12,7 @@ use thiserror::Error;
 
 use super::assertion::{Assertion, AssertionError};
 use super::{Scope, ScopeSet};
+use crate::display::has_hidden;
 
 /// Proxies in a row that one request may name.
 const HOPS: usize = 32;
@@ -147,11 +148,13 @@ impl<'a> Headers<'a> {
         self.0.iter().filter(same).map(|(_, value)| *value)
     }
 
-    /// Stands once, is text, and is not blank.
+    /// Stands once, is text, and is not blank. Nothing is taken off but the blanks and tabs around it that are HTTP's own
+    /// (RFC 9110 5.5).
     fn one(self, name: &'a str) -> Option<&'a str> {
         let mut all = self.all(name);
-        let text = std::str::from_utf8(all.next()?).ok()?.trim();
-        (all.next().is_none() && !text.is_empty()).then_some(text)
+        let text = std::str::from_utf8(all.next()?).ok()?;
+        let text = text.trim_matches([' ', '\t']);
+        (all.next().is_none() && !text.trim().is_empty()).then_some(text)
     }
 
     /// Is there one that only a proxy adds?
@@ -321,7 +324,8 @@ impl ProxyRules {
             (Some(said), Some(proven)) if said != proven => return Err(NotNamed::TwoUsers),
             (said, proven) => proven.or(said).ok_or_else(|| header("a user"))?,
         };
-        let is_name = user.len() <= USER_MAX && !user.chars().any(char::is_control);
+        // Names are compared as they are: `ada` with a blank of another kind before it looks like ada and is not.
+        let is_name = user.len() <= USER_MAX && user.trim() == user && !has_hidden(&user);
         let is_allowed = |known: &String| known == EVERYBODY || *known == user;
         if !is_name || !self.allow_users.iter().any(is_allowed) {
             return Err(NotNamed::NotAllowed);
@@ -617,6 +621,21 @@ mod tests {
             (&[("x-user", "ada,bo"), ok[1]], "AUTH_UNAUTHORIZED"),
         ] {
             assert_eq!(named(headers).unwrap_err().word(), code, "{headers:?}");
+        }
+        // Blanks and tabs around a value are HTTP's; the others are part of the name.
+        assert_eq!(named(&[("x-user", " \tada "), ok[1]]).unwrap().user, "ada");
+        let everybody = ProxyRules {
+            allow_users: vec![EVERYBODY.into()],
+            ..rules()
+        };
+        for blank in ["\u{a0}", "\u{3000}", "\u{2003}", "\u{85}", "\u{200b}"] {
+            for user in [format!("{blank}ada"), format!("ada{blank}")] {
+                let headers = [("x-user", user.as_bytes()), ("x-authenticated", &b"yes"[..])];
+                for rules in [&rules(), &everybody] {
+                    let got = rules.name(Headers(&headers), 0);
+                    assert_eq!(got, Err(NotNamed::NotAllowed), "{user:?}");
+                }
+            }
         }
         let scopes = |value: &str| {
             named(&[ok[0], ok[1], ("X-OpenClaw-Scopes", value)])
