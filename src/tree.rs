@@ -179,6 +179,10 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
         },
     );
     let auth_news = Feed::new();
+    let proxy_users: Arc<[String]> = match &ground.proxies {
+        rules if rules.names_users => rules.allow_users.as_slice().into(),
+        _ => Arc::new([]),
+    };
     let auth = AuthHandle::add(
         &mut tree,
         AuthWiring {
@@ -187,6 +191,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             bcrypt_cost: config.gateway.auth.bcrypt_cost,
             pepper: ground.pepper,
             token: ground.token,
+            proxy_users,
             shared_token_scopes: config.gateway.auth.shared_token_scopes.clone(),
             local_trust: config.gateway.local.local_trust,
             local_scopes: config.gateway.local.local_scopes.clone(),

@@ -46,6 +46,8 @@ pub struct AuthWiring {
     pub pepper: Secret,
     /// The shared token that the gateway was started with.
     pub token: SharedSecret,
+    /// Whom a trusted proxy may name; nobody in any other mode.
+    pub proxy_users: Arc<[String]>,
     /// The ceiling of the shared token without a device.
     pub shared_token_scopes: ScopeSet,
     /// Loopback devices of operators are paired without a question.
@@ -86,7 +88,8 @@ impl Room for Auth {
 
     async fn start(wiring: &AuthWiring, ctx: Ctx<Self>) -> Result<Self, Crash> {
         let head = wiring.audit.head().await?.seq.0;
-        let credentials = Credentials::read(&wiring.store, &wiring.token, head).await?;
+        let credentials =
+            Credentials::read(&wiring.store, &wiring.token, &wiring.proxy_users, head).await?;
         if credentials.left_out > 0 {
             tracing::error!(
                 left_out = credentials.left_out,

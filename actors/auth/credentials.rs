@@ -1,8 +1,10 @@
 //! What the room knows of secrets: rows of the store, read at each start and changed under an audit intent.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use portcullis_core::auth::password::PasswordHash;
+use portcullis_core::auth::proxy::lets_in;
 use portcullis_core::auth::secret::SharedHash;
 use portcullis_core::auth::{Principal, SecretName};
 use portcullis_core::ids::AgentId;
@@ -72,6 +74,8 @@ pub(super) struct Credentials {
     pub is_given: bool,
     pub agents: BTreeMap<AgentId, AgentRow>,
     pub passwords: BTreeMap<String, PasswordRow>,
+    /// Whom a trusted proxy may name, as the configuration has it.
+    proxy_users: Arc<[String]>,
     /// Of the shared token: the sequence of the intent of its last rotation.
     shared_generation: u64,
     /// Revision of each row, by kind and id: for conditional writes.
@@ -84,10 +88,12 @@ impl Credentials {
     pub async fn read(
         store: &Store,
         started_with: &SharedSecret,
+        proxy_users: &Arc<[String]>,
         head: u64,
     ) -> Result<Self, StoreError> {
         let mut all = Self {
             is_given: started_with.is_given,
+            proxy_users: proxy_users.clone(),
             ..Self::default()
         };
         let shared = store.list_all(SHARED).await?;
@@ -232,6 +238,8 @@ impl Credentials {
             SecretName::Token => self.shared.as_ref().map(|_| self.shared_generation),
             SecretName::Agent(agent) => self.agents.get(agent).map(|row| row.generation),
             SecretName::Password(name) => self.passwords.get(name).map(|row| row.generation),
+            // The list is read at start: who leaves it has none from then on, and what rested on it is void.
+            SecretName::ProxyUser(user) => lets_in(&self.proxy_users, user).then_some(0),
         }
     }
 

@@ -54,6 +54,7 @@ impl AuthHandle {
                 hash: portcullis_core::auth::secret::SharedHash::Random(hash),
                 is_given: false,
             },
+            proxy_users: std::sync::Arc::new([]),
             shared_token_scopes: none(),
             local_trust: false,
             local_scopes: none(),

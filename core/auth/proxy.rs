@@ -21,6 +21,13 @@ const USER_MAX: usize = 256;
 /// In `allow_users`: whomever the proxy names.
 pub const EVERYBODY: &str = "*";
 
+/// Is that user on the list? Word for word.
+pub fn lets_in(allow_users: &[String], user: &str) -> bool {
+    allow_users
+        .iter()
+        .any(|known| known == EVERYBODY || known == user)
+}
+
 /// An address or a network, `10.1.0.0/16`. A v4-mapped one is the IPv4 one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
@@ -326,8 +333,7 @@ impl ProxyRules {
         };
         // Names are compared as they are: `ada` with a blank of another kind before it looks like ada and is not.
         let is_name = user.len() <= USER_MAX && user.trim() == user && !has_hidden(&user);
-        let is_allowed = |known: &String| known == EVERYBODY || *known == user;
-        if !is_name || !self.allow_users.iter().any(is_allowed) {
+        if !is_name || !lets_in(&self.allow_users, &user) {
             return Err(NotNamed::NotAllowed);
         }
         Ok(Named {

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::Principal;
 use crate::ids::{AgentId, DeviceId};
 
-/// A secret that opens a door, by the name under which it is kept and recorded. Never the secret itself.
+/// What opens a door, by the name under which it is kept and recorded: a secret, never the secret itself, or the
+/// configuration's word that a proxy's user may come in.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum SecretName {
@@ -17,6 +18,8 @@ pub enum SecretName {
     Agent(AgentId),
     /// The password of this name.
     Password(String),
+    /// This user is let in where a trusted proxy names it.
+    ProxyUser(String),
 }
 
 impl fmt::Display for SecretName {
@@ -25,6 +28,7 @@ impl fmt::Display for SecretName {
             Self::Token => f.write_str("token"),
             Self::Agent(agent) => write!(f, "agent:{agent}"),
             Self::Password(name) => write!(f, "password:{name}"),
+            Self::ProxyUser(user) => write!(f, "proxy:{user}"),
         }
     }
 }
@@ -44,6 +48,7 @@ impl TryFrom<String> for SecretName {
             None if text == "token" => Ok(Self::Token),
             Some(("agent", agent)) => AgentId::new(agent).map(Self::Agent).map_err(|_| UNKNOWN),
             Some(("password", name)) => Ok(Self::Password(name.to_owned())),
+            Some(("proxy", user)) => Ok(Self::ProxyUser(user.to_owned())),
             _ => Err(UNKNOWN),
         }
     }
@@ -112,6 +117,7 @@ mod tests {
             SecretName::Agent(agent),
             SecretName::Password("ann@example.org".to_owned()),
             SecretName::Password("a:b".to_owned()),
+            SecretName::ProxyUser("ann@example.org".to_owned()),
         ] {
             assert_eq!(SecretName::try_from(String::from(name.clone())), Ok(name));
         }

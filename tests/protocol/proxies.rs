@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::Error as WsError;
 
 use super::tls::{certified, session};
 use crate::support::gateway::{Gateway, TOKEN};
-use crate::support::ws::{Client, Connect, Device, hex};
+use crate::support::ws::{Client, Connect, Device, admin, hex};
 
 const FORWARDED: (&str, &str) = ("x-forwarded-for", "203.0.113.9");
 const ADA: (&str, &str) = ("x-user", "ada");
@@ -380,4 +380,69 @@ fn a_proxys_client_certificate_is_asked_for_where_configured() {
     assert!(
         get(&gateway, "/readyz", "X-Forwarded-For: 203.0.113.9\r\n").starts_with("HTTP/1.1 403")
     );
+}
+
+async fn question(client: &mut Client, argv: &[&str]) -> String {
+    let params = json!({
+        "host": "gateway", "command": argv.join(" "), "commandArgv": argv, "agentId": "demo", "twoPhase": true,
+    });
+    let asked = client.get("exec.approval.request", params).await;
+    asked["id"].as_str().unwrap().to_owned()
+}
+
+/// The bug: `allow_users` is read at start, and what a user had asked, answered and granted held on after leaving it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_rests_on_a_proxys_user_is_void_once_the_user_may_not_come_in_any_more() {
+    let scopes = ["operator.approvals", "operator.act_as"];
+    let both = ("allow_users", r#"["ada", "bo"]"#);
+    let mut gateway = trusting(&[both, ("scopes", &json!(scopes).to_string())]);
+    let mut local = admin(&gateway).await;
+    let joined = async |user| {
+        let headers = [FORWARDED, ("x-user", user)];
+        let mut client = Client::dial_with(&gateway, &headers).await.unwrap();
+        client.hello(&Connect::bare().scopes(&scopes)).await;
+        client
+    };
+    let (mut ada, mut bo) = (joined("ada").await, joined("bo").await);
+    let asked = question(&mut ada, &["uname", "-a"]).await;
+    let [allowed, granted, by_bo, of_bo] = [
+        question(&mut local, &["uname", "-r"]).await,
+        question(&mut local, &["uname", "-s"]).await,
+        question(&mut local, &["uname", "-m"]).await,
+        question(&mut bo, &["uname", "-n"]).await,
+    ];
+    for (who, id, decision) in [
+        (&mut ada, &allowed, "allow-once"),
+        (&mut ada, &granted, "allow-always"),
+        (&mut bo, &by_bo, "allow-always"),
+    ] {
+        let word = json!({"id": id, "decision": decision});
+        who.get("exec.approval.resolve", word).await;
+    }
+    let grants = async |client: &mut Client| {
+        let listed = client.get("exec.approval.grants.list", json!({})).await;
+        listed["grants"].as_array().unwrap().len()
+    };
+    // The same list: nothing ends with a start.
+    gateway.crash_and_start();
+    let mut operator = admin(&gateway).await;
+    assert_eq!(grants(&mut operator).await, 2);
+    gateway.set("gateway.auth.trusted_proxy.allow_users", r#"["bo"]"#);
+    gateway.crash_and_start();
+    let mut operator = admin(&gateway).await;
+    for id in [&asked, &allowed, &granted] {
+        let shown = operator.call("exec.approval.get", json!({"id": id})).await;
+        assert!(
+            shown["ok"] == false || shown["payload"]["status"] == "cancelled",
+            "{shown}"
+        );
+    }
+    assert_eq!(grants(&mut operator).await, 1);
+    let shown = operator.get("exec.approval.get", json!({"id": of_bo})).await;
+    assert_eq!(shown["status"], "pending", "{shown}");
+    // Nor does it come back with the user.
+    gateway.set("gateway.auth.trusted_proxy.allow_users", both.1);
+    gateway.crash_and_start();
+    let mut operator = admin(&gateway).await;
+    assert_eq!(grants(&mut operator).await, 1);
 }

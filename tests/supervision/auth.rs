@@ -64,6 +64,7 @@ async fn house(concurrent: usize) -> (Arc<AuthHandle>, Trip, Standing) {
             },
             store: ground.store.clone(),
             news: Feed::new(),
+            proxy_users: Arc::new([]),
             shared_token_scopes: [Scope::Admin].into_iter().collect(),
             local_trust: true,
             local_scopes: [Scope::Admin].into_iter().collect(),

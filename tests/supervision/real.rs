@@ -130,6 +130,7 @@ impl Ground {
                     hash: SharedHash::Random(TokenHash::of("tests")),
                     is_given: false,
                 },
+                proxy_users: Arc::new([]),
                 shared_token_scopes: ScopeSet::empty(),
                 local_trust: false,
                 local_scopes: ScopeSet::empty(),

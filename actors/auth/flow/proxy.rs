@@ -2,7 +2,7 @@
 //! address and the headers of that one request.
 
 use portcullis_core::auth::proxy::{Named, NotNamed};
-use portcullis_core::auth::{Principal, Proof, Role};
+use portcullis_core::auth::{Principal, Proof, Role, SecretName, SecretStanding};
 use portcullis_core::protocol::ConnectRefusal;
 
 use super::super::actor::AuthWiring;
@@ -29,7 +29,11 @@ pub(super) fn by_proxy(
             scopes: named.scopes.meet(&arrival.checked.asked),
             agent: None,
             generation: 0,
-            secret: None,
+            // Who leaves the list of users takes along what rests on this.
+            secret: Some(SecretStanding {
+                secret: SecretName::ProxyUser(named.user.clone()),
+                generation: 0,
+            }),
         },
         own_scopes: None,
         device_token: None,
