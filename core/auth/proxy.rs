@@ -250,10 +250,14 @@ impl ProxyRules {
             || socket
                 .certificate
                 .is_some_and(|key| self.certificates.contains(&key));
+        self.may_be_one(socket) && certified
+    }
+
+    /// Does it come from where a proxy is, as far as the socket alone tells? A certificate comes later.
+    pub fn may_be_one(&self, socket: &SocketFacts) -> bool {
         let is_local_proxy = || socket.uid.is_some_and(|uid| self.local_uids.contains(&uid));
         socket.source.is_some_and(|ip| self.lists(ip))
             && (!socket.is_this_machine || is_local_proxy())
-            && certified
     }
 
     /// Whom a request is from.
@@ -636,7 +640,10 @@ mod tests {
         };
         for blank in ["\u{a0}", "\u{3000}", "\u{2003}", "\u{85}", "\u{200b}"] {
             for user in [format!("{blank}ada"), format!("ada{blank}")] {
-                let headers = [("x-user", user.as_bytes()), ("x-authenticated", &b"yes"[..])];
+                let headers = [
+                    ("x-user", user.as_bytes()),
+                    ("x-authenticated", &b"yes"[..]),
+                ];
                 for rules in [&rules(), &everybody] {
                     let got = rules.name(Headers(&headers), 0);
                     assert_eq!(got, Err(NotNamed::NotAllowed), "{user:?}");

@@ -1,7 +1,7 @@
 //! The actor.
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use portcullis_actors::pairing::PairingHandle;
 use portcullis_actors::supervision::{
     ChildEnd, Crash, Ctx, Feed, FeedItem, Flag, Reply, Room, Snapshot, TaskEnd, TaskHandle,
 };
+use portcullis_core::auth::proxy::SocketFacts;
 use portcullis_core::auth::{Door, Holder, Principal, Whose};
 use portcullis_core::ids::DeviceId;
 use portcullis_core::pairing::News;
@@ -22,7 +23,7 @@ use tokio::time::Instant;
 
 use super::budget::{Budget, Limits, Origin};
 use super::handle::EdgeHandle;
-use super::http::{self, Http, Said};
+use super::http::{self, Http, Said, Tell, Told};
 use super::listen::Doors;
 use super::peer;
 use crate::config::Local;
@@ -60,6 +61,8 @@ pub struct EdgeWiring {
 pub enum EdgeMsg {
     /// A new socket.
     Accepted(Stream, From, Reply<(), std::convert::Infallible>),
+    /// From its HTTP.
+    Told(u64, Told),
     /// Its request asked for a WebSocket.
     Upgraded(u64, Box<Io>, Said),
     /// From a connection.
@@ -200,6 +203,7 @@ impl Room for Edge {
                 self.enter(stream, from).await;
                 reply.ok(());
             }
+            EdgeMsg::Told(key, Told::Behind(client)) => self.behind(key, client).await,
             EdgeMsg::Upgraded(key, io, said) => self.upgraded(key, *io, said).await,
             EdgeMsg::News(ConnectionNews::Speaks(key)) => self.budget.speaks(key),
             EdgeMsg::News(ConnectionNews::Refused(key)) => self.budget.refused(key),
@@ -273,10 +277,9 @@ impl Edge {
         }
         self.next += 1;
         let key = self.next;
-        if let Some(victim) = self.budget.enter(key, from.origin()) {
-            self.evicted += 1;
-            self.evict(victim).await;
-        }
+        let is_proxy = self.may_be_a_proxy(from);
+        let victim = self.budget.enter(key, from.origin(), is_proxy);
+        self.make_room(victim).await;
         // From its first moment: HTTP and the handshake share it.
         let until = Instant::now() + Duration::from_millis(self.wiring.limits.handshake_ms);
         let (http, ctx) = (self.wiring.http.clone(), self.ctx.clone());
@@ -284,8 +287,10 @@ impl Edge {
             From::Tcp { owner, .. } => owner,
             From::Control { .. } | From::Agent { .. } => None,
         };
+        let told = self.ctx.clone();
+        let tell: Tell = Arc::new(move |what| told.notify(EdgeMsg::Told(key, what)));
         let task = self.ctx.task(HTTP, key, async move {
-            if let Some((io, said)) = http::serve(http, stream, owner, until).await {
+            if let Some((io, said)) = http::serve(http, stream, owner, until, tell).await {
                 ctx.notify(EdgeMsg::Upgraded(key, Box::new(io), said));
             }
         });
@@ -329,6 +334,35 @@ impl Edge {
                 target: "portcullis", so_far = self.turned_away,
                 "newcomers are turned away: all of [gateway.limits] sockets are in use",
             );
+        }
+    }
+
+    /// Do a trusted proxy's sockets come from there, as far as the kernel tells?
+    fn may_be_a_proxy(&self, from: From) -> bool {
+        let From::Tcp { peer, owner } = from else {
+            return false;
+        };
+        let rules = &self.wiring.http.proxies;
+        // Most addresses are none's: then nothing is asked of the kernel.
+        rules.lists(peer.ip())
+            && rules.may_be_one(&SocketFacts {
+                source: Some(peer.ip().to_canonical()),
+                is_this_machine: peer::is_of_this_machine(peer.ip()),
+                uid: owner.map(|(uid, _)| uid),
+                certificate: None,
+            })
+    }
+
+    /// A proxy whose word counts has named the client: who guesses behind it takes nothing from the others there.
+    async fn behind(&mut self, key: u64, client: IpAddr) {
+        let victim = self.budget.behind(key, client);
+        self.make_room(victim).await;
+    }
+
+    async fn make_room(&mut self, victim: Option<u64>) {
+        if let Some(victim) = victim {
+            self.evicted += 1;
+            self.evict(victim).await;
         }
     }
 

@@ -10,6 +10,8 @@ pub enum Origin {
     Address(IpAddr),
     /// Over loopback, by the user that the kernel names: one user's flood is not another's.
     User(u32),
+    /// Behind a trusted proxy, by the address that it names. What comes from there without the proxy is another's.
+    Behind(IpAddr),
     /// Over `run/control.sock`: a budget of its own.
     Unix,
     /// Over the control socket that every user may dial: another.
@@ -24,17 +26,21 @@ impl Origin {
         if let Some(user) = user.filter(|_| ip.to_canonical().is_loopback()) {
             return Self::User(user);
         }
-        Self::Address(match ip.to_canonical() {
-            IpAddr::V6(v6) => {
-                let [a, b, c, d, ..] = v6.segments();
-                IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
-            }
-            v4 @ IpAddr::V4(_) => v4,
-        })
+        Self::Address(network(ip))
     }
 
     const fn is_tcp(self) -> bool {
-        matches!(self, Self::Address(_) | Self::User(_))
+        matches!(self, Self::Address(_) | Self::User(_) | Self::Behind(_))
+    }
+}
+
+fn network(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+        }
+        v4 @ IpAddr::V4(_) => v4,
     }
 }
 
@@ -60,12 +66,21 @@ enum Standing {
     Speaks,
 }
 
+#[derive(Debug, Clone, Copy)]
+struct Stranger {
+    /// The other end of its socket.
+    gate: Origin,
+    /// That, or the client behind it.
+    origin: Origin,
+    standing: Standing,
+}
+
 /// Sockets that have not said who they are.
 #[derive(Debug)]
 pub struct Budget {
     limits: Limits,
     /// By key, which grows: the first is the oldest.
-    strangers: BTreeMap<u64, (Origin, Standing)>,
+    strangers: BTreeMap<u64, Stranger>,
     counts: HashMap<Origin, usize>,
 }
 
@@ -84,23 +99,67 @@ impl Budget {
     ///
     /// Nobody where all others have a `connect` that is being decided: the newcomer comes in beside them. They are no
     /// more than authentication decides at once, and each is in or refused within its time.
-    pub fn enter(&mut self, key: u64, origin: Origin) -> Option<u64> {
-        let victim = self.victim(origin);
+    ///
+    /// `is_proxy`: it is a trusted proxy's. Each client behind that has the budget of an address, and all of them together
+    /// half of the total; over that, the fullest of them makes room.
+    pub fn enter(&mut self, key: u64, origin: Origin, is_proxy: bool) -> Option<u64> {
+        let victim = if is_proxy && self.through(origin).count() >= self.limits.total / 2 {
+            self.of_the_proxy(origin)
+        } else {
+            self.victim(origin, is_proxy)
+        };
         if let Some(victim) = victim {
             self.leave(victim);
         }
-        self.strangers.insert(key, (origin, Standing::Silent));
-        *self.counts.entry(origin).or_default() += 1;
+        self.back(key, origin);
         victim
     }
 
-    fn victim(&self, newcomer: Origin) -> Option<u64> {
+    /// It has done what was proven to be somebody's, and is a stranger again. Nobody makes room for it at once.
+    pub fn back(&mut self, key: u64, origin: Origin) {
+        let stranger = Stranger {
+            gate: origin,
+            origin,
+            standing: Standing::Silent,
+        };
+        self.put(key, stranger);
+    }
+
+    /// The proxy names the client whose request this is: from here on it counts there. Returns who makes room for it.
+    pub fn behind(&mut self, key: u64, client: IpAddr) -> Option<u64> {
+        let stranger = *self.strangers.get(&key)?;
+        let origin = Origin::Behind(network(client));
+        if stranger.origin == origin {
+            return None;
+        }
+        // Not itself.
+        self.leave(key);
+        let is_full = self.count(origin) >= self.limits.per_address;
+        let victim = is_full.then(|| self.first(|s| s.origin == origin));
+        let victim = victim.flatten();
+        if let Some(victim) = victim {
+            self.leave(victim);
+        }
+        self.put(key, Stranger { origin, ..stranger });
+        victim
+    }
+
+    fn put(&mut self, key: u64, stranger: Stranger) {
+        // In twice it would count twice.
+        self.leave(key);
+        self.strangers.insert(key, stranger);
+        *self.counts.entry(stranger.origin).or_default() += 1;
+    }
+
+    fn victim(&self, newcomer: Origin, is_proxy: bool) -> Option<u64> {
         let own = match newcomer {
             Origin::Unix | Origin::Shared | Origin::Agents => self.limits.unix,
-            Origin::Address(_) | Origin::User(_) => self.limits.per_address,
+            // How many of them say for whom they come is not known yet.
+            _ if is_proxy => usize::MAX,
+            Origin::Address(_) | Origin::User(_) | Origin::Behind(_) => self.limits.per_address,
         };
         if self.count(newcomer) >= own {
-            return self.first(|origin| origin == newcomer);
+            return self.first(|s| s.origin == newcomer);
         }
         let local: usize = [Origin::Unix, Origin::Shared, Origin::Agents]
             .map(|door| self.count(door))
@@ -110,15 +169,30 @@ impl Budget {
             return None;
         }
         let fullest = self.fullest();
-        self.first(|origin| Some(origin) == fullest)
-            .or_else(|| self.first(Origin::is_tcp))
+        self.first(|s| Some(s.origin) == fullest)
+            .or_else(|| self.first(|s| s.origin.is_tcp()))
     }
 
-    fn first(&self, is_wanted: impl Fn(Origin) -> bool) -> Option<u64> {
+    /// Those whose sockets are this one's.
+    fn through(&self, gate: Origin) -> impl Iterator<Item = &Stranger> {
+        self.strangers.values().filter(move |s| s.gate == gate)
+    }
+
+    fn of_the_proxy(&self, gate: Origin) -> Option<u64> {
+        let mut counts: HashMap<Origin, usize> = HashMap::new();
+        for stranger in self.through(gate) {
+            *counts.entry(stranger.origin).or_default() += 1;
+        }
+        let fullest = counts.into_iter().max_by_key(|(_, n)| *n).map(|(o, _)| o);
+        self.first(|s| s.gate == gate && Some(s.origin) == fullest)
+            .or_else(|| self.first(|s| s.gate == gate))
+    }
+
+    fn first(&self, is_wanted: impl Fn(&Stranger) -> bool) -> Option<u64> {
         self.strangers
             .iter()
-            .filter(|(_, (origin, standing))| is_wanted(*origin) && *standing != Standing::Speaks)
-            .min_by_key(|(key, (_, standing))| (*standing, **key))
+            .filter(|(_, s)| is_wanted(s) && s.standing != Standing::Speaks)
+            .min_by_key(|(key, s)| (s.standing, **key))
             .map(|(key, _)| *key)
     }
 
@@ -133,14 +207,14 @@ impl Budget {
     }
 
     fn stands(&mut self, key: u64, now: Standing) {
-        if let Some((_, standing)) = self.strangers.get_mut(&key) {
-            *standing = now;
+        if let Some(stranger) = self.strangers.get_mut(&key) {
+            stranger.standing = now;
         }
     }
 
     /// It is in, or gone.
     pub fn leave(&mut self, key: u64) {
-        if let Some((origin, _)) = self.strangers.remove(&key)
+        if let Some(Stranger { origin, .. }) = self.strangers.remove(&key)
             && let Some(count) = self.counts.get_mut(&origin)
         {
             *count -= 1;
@@ -188,19 +262,19 @@ mod tests {
     fn the_oldest_silent_socket_of_the_same_address_makes_room() {
         let mut b = budget();
         for key in 0..3 {
-            assert_eq!(b.enter(key, ip("10.0.0.1")), None);
+            assert_eq!(b.enter(key, ip("10.0.0.1"), false), None);
         }
         b.speaks(0);
-        assert_eq!(b.enter(3, ip("::ffff:10.0.0.1")), Some(1));
-        assert_eq!(b.enter(4, ip("10.0.0.1")), Some(2));
+        assert_eq!(b.enter(3, ip("::ffff:10.0.0.1"), false), Some(1));
+        assert_eq!(b.enter(4, ip("10.0.0.1"), false), Some(2));
         b.speaks(3);
         b.speaks(4);
         assert_eq!(
-            b.enter(5, ip("10.0.0.1")),
+            b.enter(5, ip("10.0.0.1"), false),
             None,
             "all others are being decided: the newcomer comes in beside them"
         );
-        assert_eq!(b.enter(6, ip("10.0.0.1")), Some(5));
+        assert_eq!(b.enter(6, ip("10.0.0.1"), false), Some(5));
         assert_eq!(b.len(), 4);
     }
 
@@ -211,9 +285,9 @@ mod tests {
         let ip: IpAddr = "127.0.0.1".parse().unwrap();
         let (honest, other) = (Origin::of(ip, Some(1000)), Origin::of(ip, Some(65_534)));
         assert_ne!(honest, other);
-        assert_eq!(budget.enter(1, honest), None);
+        assert_eq!(budget.enter(1, honest, false), None);
         let closed: Vec<u64> = (2..200)
-            .filter_map(|key| budget.enter(key, other))
+            .filter_map(|key| budget.enter(key, other, false))
             .collect();
         assert!(!closed.is_empty() && !closed.contains(&1), "{closed:?}");
         // Elsewhere an address is all that is known.
@@ -225,16 +299,16 @@ mod tests {
     fn who_was_refused_makes_room_before_who_is_silent() {
         let mut b = budget();
         for key in 0..3 {
-            b.enter(key, ip("10.0.0.1"));
+            b.enter(key, ip("10.0.0.1"), false);
         }
         b.speaks(1);
         b.speaks(2);
         b.refused(2);
-        assert_eq!(b.enter(3, ip("10.0.0.1")), Some(2));
-        assert_eq!(b.enter(4, ip("10.0.0.1")), Some(0));
+        assert_eq!(b.enter(3, ip("10.0.0.1"), false), Some(2));
+        assert_eq!(b.enter(4, ip("10.0.0.1"), false), Some(0));
         b.refused(1);
         assert_eq!(
-            b.enter(5, ip("10.0.0.1")),
+            b.enter(5, ip("10.0.0.1"), false),
             Some(1),
             "not protected any more"
         );
@@ -244,26 +318,26 @@ mod tests {
     #[test]
     fn over_the_total_any_silent_socket_makes_room_where_the_fullest_address_has_none() {
         let mut b = budget();
-        b.enter(0, Origin::Unix);
+        b.enter(0, Origin::Unix, false);
         for key in 1..4 {
-            b.enter(key, ip("10.0.0.1"));
+            b.enter(key, ip("10.0.0.1"), false);
             b.speaks(key);
         }
-        b.enter(4, ip("10.0.0.2"));
-        b.enter(5, ip("10.0.0.3"));
-        assert_eq!(b.enter(6, ip("10.0.0.4")), Some(4));
-        assert_eq!(b.enter(7, ip("10.0.0.4")), Some(5));
+        b.enter(4, ip("10.0.0.2"), false);
+        b.enter(5, ip("10.0.0.3"), false);
+        assert_eq!(b.enter(6, ip("10.0.0.4"), false), Some(4));
+        assert_eq!(b.enter(7, ip("10.0.0.4"), false), Some(5));
     }
 
     #[test]
     fn over_the_total_the_fullest_address_pays_and_not_the_honest_one() {
         let mut b = budget();
         for key in 0..3 {
-            b.enter(key, ip("10.0.0.1"));
+            b.enter(key, ip("10.0.0.1"), false);
         }
-        b.enter(3, ip("10.0.0.2"));
-        b.enter(4, ip("10.0.0.3"));
-        assert_eq!(b.enter(5, ip("10.0.0.4")), Some(0));
+        b.enter(3, ip("10.0.0.2"), false);
+        b.enter(4, ip("10.0.0.3"), false);
+        assert_eq!(b.enter(5, ip("10.0.0.4"), false), Some(0));
     }
 
     #[test]
@@ -282,27 +356,99 @@ mod tests {
             } else {
                 "::ffff:192.0.2.7"
             };
-            b.enter(key, ip(spelled));
+            b.enter(key, ip(spelled), false);
         }
-        assert_eq!(b.enter(3, ip("::ffff:192.0.2.7")), Some(0));
+        assert_eq!(b.enter(3, ip("::ffff:192.0.2.7"), false), Some(0));
     }
 
     #[test]
     fn an_ipv6_network_is_one_address_and_unix_has_its_own_budget() {
         let mut b = budget();
         for key in 0..3 {
-            b.enter(key, ip(&format!("2001:db8::{key}")));
+            b.enter(key, ip(&format!("2001:db8::{key}")), false);
         }
-        assert_eq!(b.enter(3, ip("2001:db8::ffff")), Some(0));
-        assert_eq!(b.enter(4, Origin::Unix), None);
-        assert_eq!(b.enter(5, Origin::Unix), None);
-        assert_eq!(b.enter(6, Origin::Unix), Some(4));
+        assert_eq!(b.enter(3, ip("2001:db8::ffff"), false), Some(0));
+        assert_eq!(b.enter(4, Origin::Unix, false), None);
+        assert_eq!(b.enter(5, Origin::Unix, false), None);
+        assert_eq!(b.enter(6, Origin::Unix, false), Some(4));
         // Nor do those who may dial the shared socket take anything from the other.
         for key in 7..9 {
-            assert_eq!(b.enter(key, Origin::Shared), None);
+            assert_eq!(b.enter(key, Origin::Shared, false), None);
         }
-        assert_eq!(b.enter(9, Origin::Shared), Some(7));
-        assert_eq!(b.enter(11, Origin::Agents), None, "and so have agents");
-        assert_eq!(b.enter(10, ip("10.0.0.1")), None);
+        assert_eq!(b.enter(9, Origin::Shared, false), Some(7));
+        assert_eq!(b.enter(11, Origin::Agents, false), None, "and so have agents");
+        assert_eq!(b.enter(10, ip("10.0.0.1"), false), None);
+    }
+
+    /// The bug: all clients of a proxy had one address' budget, and one of them shut out the others.
+    #[test]
+    fn clients_behind_one_proxy_make_room_each_among_its_own() {
+        let mut b = Budget::new(Limits {
+            per_address: 3,
+            total: 20,
+            unix: 2,
+        });
+        let proxy = ip("10.1.0.1");
+        let client = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert_eq!(b.enter(1, proxy, true), None);
+        assert_eq!(b.behind(1, client("198.51.100.7")), None);
+        let mut closed = vec![];
+        for key in 2..100 {
+            closed.extend(b.enter(key, proxy, true));
+            closed.extend(b.behind(key, client("203.0.113.9")));
+        }
+        assert_eq!(closed, (2..97).collect::<Vec<u64>>(), "its own, oldest first");
+        assert_eq!(b.len(), 4);
+        // The same again changes nothing, and who has left is not there.
+        assert_eq!(b.behind(99, client("::ffff:203.0.113.9")), None);
+        b.leave(99);
+        assert_eq!(b.behind(99, client("203.0.113.9")), None);
+        assert_eq!(b.len(), 3);
+        // One that comes without the proxy is somebody else.
+        for key in 200..203 {
+            assert_eq!(b.enter(key, ip("203.0.113.9"), false), None);
+        }
+    }
+
+    #[test]
+    fn all_behind_one_proxy_have_half_of_the_total_and_the_fullest_of_them_pays() {
+        let mut b = Budget::new(Limits {
+            per_address: 3,
+            total: 20,
+            unix: 2,
+        });
+        let proxy = ip("10.1.0.1");
+        assert_eq!(b.enter(1, ip("192.0.2.1"), false), None);
+        let mut closed = vec![];
+        for key in 2..100_u64 {
+            closed.extend(b.enter(key, proxy, true));
+            let of = if key < 5 { 0 } else { key };
+            let of = u16::try_from(of).unwrap();
+            let client = IpAddr::from(Ipv6Addr::new(0x2001, 0xdb8, 0, of, 0, 0, 0, 1));
+            closed.extend(b.behind(key, client));
+        }
+        // Ten of the proxy, and the one from elsewhere.
+        assert_eq!(b.len(), 11);
+        assert_eq!(closed[0], 2, "of the one with three");
+        assert!(!closed.contains(&1));
+        // Its silent sockets, before they say for whom they come, are bounded so too.
+        let closed = (200..300).filter_map(|key| b.enter(key, proxy, true));
+        assert!(!closed.collect::<Vec<_>>().contains(&1));
+        assert_eq!(b.len(), 11);
+    }
+
+    /// What has proven itself is no stranger, and is one again when it is done.
+    #[test]
+    fn who_has_left_and_comes_back_counts_once() {
+        let mut b = budget();
+        for key in 0..3 {
+            b.enter(key, ip("10.0.0.1"), false);
+        }
+        b.leave(0);
+        assert_eq!(b.enter(3, ip("10.0.0.1"), false), None);
+        b.back(0, ip("10.0.0.1"));
+        b.back(0, ip("10.0.0.1"));
+        assert_eq!(b.len(), 4);
+        assert_eq!(b.enter(4, ip("10.0.0.1"), false), Some(0));
     }
 }

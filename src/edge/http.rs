@@ -43,7 +43,6 @@ struct Tcp {
 }
 
 /// Where a connection comes from.
-#[derive(Debug)]
 struct Ends {
     /// The other end of a TCP socket, and whose it is; none of a Unix socket, which has no page.
     tcp: Option<Tcp>,
@@ -52,15 +51,23 @@ struct Ends {
     certificate: Option<[u8; 32]>,
     /// Looked up once: who is outside could only lend its socket to a run by its own wish.
     of_a_run: OnceLock<bool>,
+    tell: Tell,
+}
+
+impl std::fmt::Debug for Ends {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ends").field("tcp", &self.tcp).finish_non_exhaustive()
+    }
 }
 
 impl Ends {
-    const fn new(runs: Arc<peer::Runs>, tcp: Option<Tcp>) -> Self {
+    const fn new(runs: Arc<peer::Runs>, tcp: Option<Tcp>, tell: Tell) -> Self {
         Self {
             tcp,
             runs,
             certificate: None,
             of_a_run: OnceLock::new(),
+            tell,
         }
     }
 
@@ -139,6 +146,16 @@ pub struct Http {
     pub rpc: Option<Rpc>,
 }
 
+/// What a socket's HTTP tells of it before it is upgraded.
+#[derive(Debug)]
+pub enum Told {
+    /// A trusted proxy names this client for what it asks now.
+    Behind(IpAddr),
+}
+
+/// Where that is heard.
+pub type Tell = Arc<dyn Fn(Told) + Send + Sync>;
+
 /// What the upgrade request said that matters later.
 #[derive(Debug, Clone)]
 pub struct Said {
@@ -166,12 +183,14 @@ pub async fn serve(
     stream: Stream,
     owner: peer::Owner,
     until: Instant,
+    tell: Tell,
 ) -> Option<(Io, Said)> {
     let runs = Arc::clone(&http.runs);
     match stream {
         Stream::Tcp(tcp) => {
             let ends = tcp.peer_addr().ok().zip(tcp.local_addr().ok());
-            let ends = Ends::new(runs, ends.map(|(peer, own)| Tcp { peer, own, owner }));
+            let tcp_ends = ends.map(|(peer, own)| Tcp { peer, own, owner });
+            let ends = Ends::new(runs, tcp_ends, tell);
             let by = Instant::now() + Duration::from_millis(http.header_ms.max(1));
             match timeout_at(by.min(until), opened(&http, tcp)).await.ok()?? {
                 Stream::Tcp(tcp) => over(http, tcp, ends, Stream::Tcp, until).await,
@@ -181,7 +200,10 @@ pub async fn serve(
         }
         // Sockets come as the kernel gives them.
         Stream::Tls(_) => None,
-        Stream::Unix(unix) => over(http, unix, Ends::new(runs, None), Stream::Unix, until).await,
+        Stream::Unix(unix) => {
+            let ends = Ends::new(runs, None, tell);
+            over(http, unix, ends, Stream::Unix, until).await
+        }
     }
 }
 
@@ -363,6 +385,9 @@ async fn answer(
         Ok(proxied) => proxied,
         Err(why) => return proxy::refused(why),
     };
+    if let Some(by) = &proxied {
+        (ends.tell)(Told::Behind(by.client));
+    }
     match request.uri().path() {
         "/readyz" | "/ready" => {
             let ready = http.tree.get().is_some_and(|tree| tree.look().all_up());

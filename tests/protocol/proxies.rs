@@ -446,3 +446,24 @@ async fn what_rests_on_a_proxys_user_is_void_once_the_user_may_not_come_in_any_m
     let mut operator = admin(&gateway).await;
     assert_eq!(grants(&mut operator).await, 1);
 }
+
+/// The bug: all clients of a proxy had one address' budget before they say who they are, and one guesser shut out the rest.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guesser_behind_a_proxy_shuts_out_nobody_else_there() {
+    let mut gateway = prepared(own_uid(), &[]);
+    gateway.set("gateway.limits.unauthenticated_per_address", "4");
+    gateway.launch();
+    let headers = |client| [("x-forwarded-for", client), ADA];
+    let honest = headers("198.51.100.7");
+    let mut honest = Client::dial_with(&gateway, &honest).await.unwrap();
+    let guesser = headers("203.0.113.9");
+    let mut guessers = vec![];
+    for _ in 0..40 {
+        guessers.push(Client::dial_with(&gateway, &guesser).await.unwrap());
+    }
+    // It pays for itself.
+    let (code, why) = guessers[0].closed().await;
+    assert_eq!((code, why.as_str()), (1008, "made room for a newcomer"));
+    honest.hello(&Connect::bare().scopes(READ)).await;
+    honest.get("status", json!({})).await;
+}
