@@ -1,7 +1,7 @@
 //! The actor.
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -203,7 +203,7 @@ impl Room for Edge {
                 self.enter(stream, from).await;
                 reply.ok(());
             }
-            EdgeMsg::Told(key, Told::Behind(client)) => self.behind(key, client).await,
+            EdgeMsg::Told(key, told) => self.told(key, told).await,
             EdgeMsg::Upgraded(key, io, said) => self.upgraded(key, *io, said).await,
             EdgeMsg::News(ConnectionNews::Speaks(key)) => self.budget.speaks(key),
             EdgeMsg::News(ConnectionNews::Refused(key)) => self.budget.refused(key),
@@ -353,10 +353,23 @@ impl Edge {
             })
     }
 
-    /// A proxy whose word counts has named the client: who guesses behind it takes nothing from the others there.
-    async fn behind(&mut self, key: u64, client: IpAddr) {
-        let victim = self.budget.behind(key, client);
-        self.make_room(victim).await;
+    async fn told(&mut self, key: u64, told: Told) {
+        let Some(socket) = self.sockets.get(&key) else {
+            return;
+        };
+        match told {
+            // Who guesses behind a proxy takes nothing from the others there.
+            Told::Behind(client) => {
+                let victim = self.budget.behind(key, client);
+                self.make_room(victim).await;
+            }
+            Told::Proven(heard) => {
+                self.budget.leave(key);
+                // Gone already is as good.
+                let _ = heard.send(());
+            }
+            Told::Answered => self.budget.back(key, socket.from.origin()),
+        }
     }
 
     async fn make_room(&mut self, victim: Option<u64>) {

@@ -115,8 +115,11 @@ impl Budget {
         victim
     }
 
-    /// It has done what was proven to be somebody's, and is a stranger again. Nobody makes room for it at once.
+    /// What was proven to be somebody's is done, and it is a stranger again. Nobody makes room for it at once.
     pub fn back(&mut self, key: u64, origin: Origin) {
+        if self.strangers.contains_key(&key) {
+            return;
+        }
         let stranger = Stranger {
             gate: origin,
             origin,
@@ -145,8 +148,6 @@ impl Budget {
     }
 
     fn put(&mut self, key: u64, stranger: Stranger) {
-        // In twice it would count twice.
-        self.leave(key);
         self.strangers.insert(key, stranger);
         *self.counts.entry(stranger.origin).or_default() += 1;
     }
@@ -376,7 +377,11 @@ mod tests {
             assert_eq!(b.enter(key, Origin::Shared, false), None);
         }
         assert_eq!(b.enter(9, Origin::Shared, false), Some(7));
-        assert_eq!(b.enter(11, Origin::Agents, false), None, "and so have agents");
+        assert_eq!(
+            b.enter(11, Origin::Agents, false),
+            None,
+            "and so have agents"
+        );
         assert_eq!(b.enter(10, ip("10.0.0.1"), false), None);
     }
 
@@ -397,7 +402,11 @@ mod tests {
             closed.extend(b.enter(key, proxy, true));
             closed.extend(b.behind(key, client("203.0.113.9")));
         }
-        assert_eq!(closed, (2..97).collect::<Vec<u64>>(), "its own, oldest first");
+        assert_eq!(
+            closed,
+            (2..97).collect::<Vec<u64>>(),
+            "its own, oldest first"
+        );
         assert_eq!(b.len(), 4);
         // The same again changes nothing, and who has left is not there.
         assert_eq!(b.behind(99, client("::ffff:203.0.113.9")), None);

@@ -20,7 +20,7 @@ use portcullis_actors::supervision::{FlagReader, TreeWindow};
 use portcullis_core::auth::proxy::{Named, NotNamed, ProxyRules, Unattributable, is_forwarding};
 use portcullis_core::protocol::Encoding;
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tracing::Instrument as _;
@@ -151,6 +151,11 @@ pub struct Http {
 pub enum Told {
     /// A trusted proxy names this client for what it asks now.
     Behind(IpAddr),
+    /// The signature of what it asks holds: nobody makes room with it before [`Self::Answered`]. Told when that is so;
+    /// dropped where it has made room already.
+    Proven(oneshot::Sender<()>),
+    /// What was proven is answered, or was no request after all.
+    Answered,
 }
 
 /// Where that is heard.
@@ -414,7 +419,7 @@ async fn answer(
                 "this door is not for what the gateway runs\n",
             );
         }
-        return rpc::serve(rpc, request, tls).await;
+        return rpc::serve(rpc, request, tls, &ends.tell).await;
     }
     if request.headers().contains_key(header::UPGRADE) {
         return match upgrade(&mut request) {

@@ -19,7 +19,10 @@ use portcullis_core::protocol::frame::{ErrorBody, unsound_params};
 use portcullis_core::protocol::{Encoding, Wire, method, strict};
 use portcullis_core::signing::http::{HttpRefusal, Signature, check_body};
 use serde_json::{Value, json};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
+
+use super::http::{Tell, Told};
 
 /// Where the methods are.
 pub const PATH: &str = "/rpc/";
@@ -90,8 +93,11 @@ impl From<ErrorBody> for Refused {
 }
 
 /// Answers one request.
-pub async fn serve(rpc: &Rpc, request: Request<Incoming>, tls: bool) -> Answer {
-    let (status, frame) = match answer(rpc, request, tls).await {
+pub async fn serve(rpc: &Rpc, request: Request<Incoming>, tls: bool, tell: &Tell) -> Answer {
+    let answered = answer(rpc, request, tls, tell).await;
+    // The next request on this socket is a stranger's, until it has proven itself too.
+    tell(Told::Answered);
+    let (status, frame) = match answered {
         Ok((id, payload)) => (StatusCode::OK, Encoding::Json.ok(&id, &payload)),
         Err(Refused(status, error)) => (status, Encoding::Json.error("invalid", &error)),
     };
@@ -119,6 +125,7 @@ async fn answer(
     rpc: &Rpc,
     request: Request<Incoming>,
     tls: bool,
+    tell: &Tell,
 ) -> Result<(String, Value), Refused> {
     let claim = claim(&request, tls)?;
     rpc.signing.check(&claim).await?;
@@ -129,6 +136,13 @@ async fn answer(
         .nonce
         .to_owned();
     let principal = rpc.signing.spend(claim).await?;
+    // Before anything is done: no newcomer ends it in the middle.
+    let (proven, told) = oneshot::channel();
+    tell(Told::Proven(proven));
+    if told.await.is_err() {
+        let why = "it had made room for a newcomer: nothing was done, sign it anew";
+        return Err(ErrorBody::of(codes::OVERLOADED, why).into());
+    }
     method::admit(&principal, &name)?;
     if SOCKET_ONLY.contains(&&*name) {
         return Err(ErrorBody::of(

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::protocol::signed_http::{Sent, Signer};
 use crate::support::gateway::Gateway;
 use crate::support::ws::{Client, Connect, Device, admin};
 
@@ -601,4 +602,36 @@ async fn the_log_says_of_each_question_whether_the_node_was_asked() {
         }
     }
     assert_eq!(asked, asked_by_log, "{outcomes:?}");
+}
+
+/// The bug: a signed request counted as silent until it was answered, and newcomers closed its socket in the middle of its
+/// act.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signed_request_makes_room_for_nobody_while_it_is_done() {
+    use std::io::{Read as _, Write as _};
+    let limit = ("gateway.limits.unauthenticated_per_address", "2");
+    let gateway = Gateway::with(&[limit]);
+    let mut operator = admin(&gateway).await;
+    let device = Device::new();
+    let mut host = node(&gateway, &device, DECLARED).await;
+    approve(&mut operator, &mut host, &device).await;
+    let signer = Signer::new(&gateway, &["operator.admin"]).await;
+    let body = json!({ "nodeId": device.id() }).to_string();
+    let sent = signer.now(&gateway, "exec.approvals.node.get", &body);
+    let mut socket = gateway.socket();
+    socket.write_all(sent.text().as_bytes()).unwrap();
+    // Its act waits for the node.
+    let asked = event(&mut host, "node.invoke.request").await;
+    let _newcomers: Vec<_> = (0..8).map(|_| gateway.socket()).collect();
+    // Answered, so all before it are in.
+    let probe = "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    assert!(gateway.http(probe).starts_with("HTTP/1.1 200"));
+    let answer = json!({
+        "id": asked["payload"]["id"], "nodeId": device.id(), "ok": true, "payloadJSON": "{}",
+    });
+    host.get("node.invoke.result", answer).await;
+    let mut answer = String::new();
+    let read = socket.read_to_string(&mut answer);
+    let (status, answer) = Sent::read(&answer);
+    assert_eq!(status, 200, "{read:?} {answer}");
 }

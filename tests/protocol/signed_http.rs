@@ -45,7 +45,7 @@ impl Sent {
         Self::read(&String::from_utf8_lossy(&answer))
     }
 
-    fn text(&self) -> String {
+    pub fn text(&self) -> String {
         let mut text = format!("{}\r\n", self.line);
         for (name, value) in &self.headers {
             write!(text, "{name}: {value}\r\n").unwrap();
@@ -54,7 +54,7 @@ impl Sent {
         text
     }
 
-    fn read(answer: &str) -> (u16, Value) {
+    pub fn read(answer: &str) -> (u16, Value) {
         let status = answer.split(' ').nth(1).and_then(|word| word.parse().ok());
         let body = answer.split("\r\n\r\n").nth(1).unwrap_or_default();
         (
