@@ -191,6 +191,10 @@ async fn try_shake(
         ..(*principal).clone()
     };
     let minted = key_for(wiring, &holds, &caps).await;
+    let log_at = match principal.role {
+        Role::Node => wiring.shared.methods.audit.head().await.ok(),
+        _ => None,
+    };
     let hello = Hello {
         conn_id: &conn_id,
         boot_id: &wiring.shared.boot_id,
@@ -210,6 +214,7 @@ async fn try_shake(
             .as_ref()
             .map(|(token, issued)| (token.expose(), *issued)),
         frame_signing: signing.is_some(),
+        log_at: log_at.map(|head| head.seq.0),
         signing_key: minted.as_ref().map(|(id, key)| (id.as_str(), key.as_str())),
     };
     let frame = encoding.ok(&id, &hello.payload());

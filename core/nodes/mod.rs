@@ -9,10 +9,12 @@ use crate::codes::{self, Code};
 use crate::ids::DeviceId;
 use crate::time::Millis;
 
+mod begun;
 mod forward;
 mod machine;
 mod view;
 
+pub use begun::{Begun, NotBegun};
 pub use forward::{Asked, Claim, GateRefusal, admit_run};
 pub use machine::{Call, Due, Machine, NodeResult, Sent, Taken};
 pub use view::{Standing, node_json};
@@ -27,6 +29,9 @@ pub const WHICH: &str = "system.which";
 pub const APPROVALS_GET: &str = "system.execApprovals.get";
 /// Replaces it.
 pub const APPROVALS_SET: &str = "system.execApprovals.set";
+/// In the params of a run and in a node's hello: the record of the run's intent in the gateway's log, and how far that log
+/// is. Ours; the peer's node hosts pass it over.
+pub const RUN_NUMBER: &str = "runSeq";
 /// Shows a notice to the node's user.
 pub const NOTIFY: &str = "system.notify";
 

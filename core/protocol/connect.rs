@@ -345,6 +345,8 @@ pub struct Hello<'a> {
     pub device_token: Option<(&'a str, u64)>,
     /// Every frame from now on is signed.
     pub frame_signing: bool,
+    /// How far the log is, for a node: what it is asked to run was begun later.
+    pub log_at: Option<u64>,
     /// Id and text of a device's new key for signed requests, shown this once.
     pub signing_key: Option<(&'a str, &'a str)>,
 }
@@ -393,6 +395,9 @@ impl Hello<'_> {
         });
         if self.frame_signing {
             hello["frameSigning"] = json!({ "v": 1 });
+        }
+        if let Some(seq) = self.log_at {
+            hello[crate::nodes::RUN_NUMBER] = seq.into();
         }
         hello
     }

@@ -1,10 +1,11 @@
 //! The room: one link to the gateway, and a task for each of its questions.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use portcullis_actors::supervision::{Crash, Ctx, Room, Snapshot, TaskHandle};
+use portcullis_core::nodes::{Begun, RUN_NUMBER};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
@@ -15,8 +16,8 @@ use super::stats;
 
 /// Questions at once.
 const MOST: usize = 16;
-/// Runs that are remembered, so that none is begun twice.
-const RECENT: usize = 16_384;
+/// Runs that are remembered, so that none is begun twice: 32 to 64 bytes each.
+const RECENT: usize = 131_072;
 const REPORT_EVERY: Duration = Duration::from_mins(1);
 /// For the goodbye.
 const LEAVE_WITHIN: Duration = Duration::from_secs(1);
@@ -28,7 +29,7 @@ pub struct NodeHost {
     line: Option<mpsc::Sender<Out>>,
     /// By question. Dropped, a task ends, and the command that it runs with it.
     open: BTreeMap<String, TaskHandle>,
-    recent: VecDeque<String>,
+    begun: Begun,
     asked: u64,
     _link: TaskHandle,
     _report: TaskHandle,
@@ -52,7 +53,7 @@ impl Room for NodeHost {
             ctx,
             line: None,
             open: BTreeMap::new(),
-            recent: VecDeque::new(),
+            begun: Begun::new(RECENT),
             asked: 0,
             _link: link,
             _report: report,
@@ -61,7 +62,8 @@ impl Room for NodeHost {
 
     async fn handle(&mut self, msg: NodeMsg) -> Result<(), Crash> {
         match msg {
-            NodeMsg::Up(line) => {
+            NodeMsg::Up(line, log_at) => {
+                self.begun.linked(log_at);
                 self.line = Some(line);
                 self.report();
             }
@@ -153,13 +155,8 @@ impl NodeHost {
         if run.is_empty() {
             return Some(("INVALID_REQUEST", "runId is missing".to_owned()));
         }
-        if self.recent.iter().any(|known| known == run) {
-            return Some(("SYSTEM_RUN_DENIED", "this run was begun before".to_owned()));
-        }
-        if self.recent.len() >= RECENT {
-            self.recent.pop_front();
-        }
-        self.recent.push_back(run.to_owned());
-        None
+        let number = asked.params.get(RUN_NUMBER).and_then(Value::as_u64);
+        let why = self.begun.begin(run, number).err()?;
+        Some(("SYSTEM_RUN_DENIED", why.to_string()))
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use portcullis_core::auth::Role;
+use portcullis_core::nodes::RUN_NUMBER;
 use portcullis_core::plan::HOST_PATH;
 use portcullis_core::protocol::limits::TICK_MS;
 use serde_json::{Map, Value, json};
@@ -150,7 +151,7 @@ fn hopeless(failure: &Failure) -> Option<Failure> {
 /// Until the link is lost: why.
 async fn serve(mut client: Client, tell: &impl Fn(NodeMsg)) -> Failure {
     let (line, mut out) = mpsc::channel(LINE);
-    tell(NodeMsg::Up(line));
+    tell(NodeMsg::Up(line, client.hello[RUN_NUMBER].as_u64()));
     loop {
         tokio::select! {
             wanted = out.recv() => match wanted {

@@ -49,8 +49,8 @@ pub enum Out {
 
 /// To the room.
 pub enum NodeMsg {
-    /// The link is up: what goes out goes here.
-    Up(mpsc::Sender<Out>),
+    /// The link is up: what goes out goes here; and how far the gateway's log is, where it numbers its runs.
+    Up(mpsc::Sender<Out>, Option<u64>),
     /// It is down; another try comes by itself.
     Down,
     /// The gateway asks.

@@ -4,7 +4,8 @@
 //! - *Called by*: nobody. The gateway asks over the link.
 //! - *Calls*: the host runs of `exec`, which are values here: opened, started, dropped.
 //! - *On a crash*: its runs end with it, the link is lost, and the gateway is told so by that; the next life connects again.
-//! - *Refuses when*: a run has no person's answer, is not the plan that was approved, or was begun before.
+//! - *Refuses when*: a run has no person's answer, is not the plan that was approved, was begun before, or is older than
+//!   what is remembered of that.
 //!
 //! It has a tree of its own, with this one room: a process that is a node is no gateway.
 

@@ -338,6 +338,11 @@ struct Rogue {
 
 impl Rogue {
     async fn accept(listener: &TcpListener) -> Self {
+        Self::accept_at(listener, Value::Null).await
+    }
+
+    /// With a log that is so far.
+    async fn accept_at(listener: &TcpListener, log_at: impl Into<Value>) -> Self {
         let (stream, _) = listener.accept().await.unwrap();
         let mut ws = tokio_tungstenite::accept_async(stream).await.unwrap();
         let challenge = json!({ "type": "event", "event": "connect.challenge", "payload": { "nonce": "n-1", "ts": 5 } });
@@ -355,10 +360,11 @@ impl Rogue {
         );
         assert_eq!(params["device"]["nonce"], "n-1");
         rogue.node = params["device"]["id"].as_str().unwrap().to_owned();
-        let hello = json!({
+        let mut hello = json!({
             "type": "res", "id": connect["id"], "ok": true,
             "payload": { "type": "hello-ok", "protocol": 4, "auth": { "role": "node", "scopes": [], "deviceToken": "given-by-the-server" } },
         });
+        hello["payload"]["runSeq"] = log_at.into();
         rogue
             .ws
             .send(Message::text(hello.to_string()))
@@ -633,4 +639,48 @@ async fn what_our_node_host_runs_ends_with_its_caller_and_with_the_node_itself_h
         gateway.json(&["nodes", "list"])["nodes"][0]["connected"],
         false
     );
+}
+
+/// The bug: a run was forgotten after many others, or with the process, and begun again when it was asked for again.
+#[tokio::test(flavor = "multi_thread")]
+async fn our_node_host_begins_no_run_that_is_older_than_its_link() {
+    let gateway = Gateway::prepared(&[]);
+    let token = token_file(&gateway);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("ws://{}", listener.local_addr().unwrap());
+    let host = Host::start(&gateway, &url, &token);
+    let mut rogue = Rogue::accept_at(&listener, 100).await;
+    let mut command = json!({ "command": ["echo", "x"], "cwd": "/", "agentId": "demo" });
+    let prepared = rogue.ask("p1", "system.run.prepare", &command).await;
+    let plan: Value = serde_json::from_str(prepared["payloadJSON"].as_str().unwrap()).unwrap();
+    command["systemRunPlan"] = plan["plan"].clone();
+    command["approved"] = true.into();
+    command["approvalDecision"] = "allow-once".into();
+    let mut asked = 0;
+    let mut run = async |rogue: &mut Rogue, run: &str, number: Value| {
+        asked += 1;
+        let mut params = command.clone();
+        params["runId"] = run.into();
+        params["runSeq"] = number;
+        let said = rogue.ask(&format!("q{asked}"), "system.run", &params).await;
+        match said["ok"].as_bool() {
+            Some(true) => "ran".to_owned(),
+            _ => said["error"]["message"].as_str().unwrap().to_owned(),
+        }
+    };
+    let old = "SYSTEM_RUN_DENIED: this run is older than";
+    let said = run(&mut rogue, "r0", json!(100)).await;
+    assert!(said.starts_with(old), "{said}");
+    let said = run(&mut rogue, "r0", Value::Null).await;
+    assert!(said.contains("has no number"), "{said}");
+    assert_eq!(run(&mut rogue, "r1", json!(101)).await, "ran");
+    let said = run(&mut rogue, "r1", json!(101)).await;
+    assert!(said.ends_with("this run was begun before"), "{said}");
+    // The next life knows no name, and is linked later than that run was begun.
+    drop((host, rogue));
+    let _host = Host::start(&gateway, &url, &token);
+    let mut rogue = Rogue::accept_at(&listener, 101).await;
+    let said = run(&mut rogue, "r1", json!(101)).await;
+    assert!(said.starts_with(old), "{said}");
+    assert_eq!(run(&mut rogue, "r2", json!(103)).await, "ran");
 }

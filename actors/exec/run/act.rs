@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use portcullis_cell::Cause;
+use portcullis_core::audit::Seq;
 use portcullis_core::codes;
 use portcullis_core::ids::{AgentId, RunId};
 use portcullis_core::plan::EnvValue;
@@ -50,7 +51,7 @@ enum News {
 
 impl Acting {
     /// Starts what the plan says, and nothing else.
-    pub async fn start(flow: &Flow, decided: &Decided) -> Result<Self, Over> {
+    pub async fn start(flow: &Flow, decided: &Decided, intent: Seq) -> Result<Self, Over> {
         let frozen = &decided.frozen;
         match &frozen.means {
             Means::Node(means) => {
@@ -58,7 +59,7 @@ impl Acting {
                 let run = run.map_or_else(|| flow.run.to_string(), ToString::to_string);
                 let approved = decided.approval.is_some();
                 let nodes = &flow.wiring.nodes;
-                let run = NodeRun::start(nodes, means, &frozen.plan, &run, approved);
+                let run = NodeRun::start(nodes, means, &frozen.plan, (&run, intent), approved);
                 Ok(Self::Node(Box::new(run)))
             }
             Means::Box(_) => Self::in_box(flow, frozen).await,

@@ -336,7 +336,7 @@ impl Flow {
         let span = self.act_span(&decided, intent);
         let started = match self.last_look(&decided, intent).await {
             Ok(()) => {
-                let start = Acting::start(self, &decided);
+                let start = Acting::start(self, &decided, intent);
                 start.instrument(span.clone()).await
             }
             Err(over) => Err(over),

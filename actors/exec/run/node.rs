@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use portcullis_cell::{Cause, Stream};
+use portcullis_core::audit::Seq;
 use portcullis_core::codes;
 use portcullis_core::display::visible;
 use portcullis_core::ids::{DeviceId, Hash32};
-use portcullis_core::nodes::{Call, PREPARE, RUN, Refusal};
+use portcullis_core::nodes::{Call, PREPARE, RUN, RUN_NUMBER, Refusal};
 use portcullis_core::plan::{EnvValue, ExecPlan, is_canonical_path};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -175,12 +176,12 @@ pub enum NodeNews {
 }
 
 impl NodeRun {
-    /// Sends exactly the plan. `approved`: a person's answer was used for it just now; nobody else's word says so.
+    /// Sends exactly the plan, under the run's name and the record of its intent. `approved`: a person's answer was used for it just now; nobody else's word says so.
     pub fn start(
         nodes: &NodesHandle,
         means: &NodeMeans,
         plan: &ExecPlan,
-        run: &str,
+        (run, intent): (&str, Seq),
         approved: bool,
     ) -> Self {
         let env: BTreeMap<&String, &String> = plan
@@ -195,6 +196,8 @@ impl NodeRun {
             "command": plan.argv, "cwd": plan.cwd, "timeoutMs": plan.limits.timeout_ms, "agentId": plan.agent,
             "runId": run, "systemRunPlan": means.plan,
         });
+        // So that the node refuses it when it is asked for again, however late.
+        params[RUN_NUMBER] = intent.0.into();
         if let Some(text) = means.plan.get("commandText").and_then(Value::as_str) {
             params["rawCommand"] = text.into();
         }
