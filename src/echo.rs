@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::edge::{Http, Runs, serve_http};
+use crate::edge::{Again, Http, Runs, serve_http};
 
 /// For the upgrade.
 const UPGRADE_WITHIN: Duration = Duration::from_secs(15);
@@ -21,6 +21,7 @@ const UPGRADE_WITHIN: Duration = Duration::from_secs(15);
 /// The listener's.
 pub async fn serve(listener: TcpListener, frame_max: usize) -> std::io::Result<()> {
     let (tree, site, tls) = (Flag::new(None), Flag::new(None), Flag::new(None));
+    let proxies = Flag::new(Arc::default());
     let http = Http {
         header_ms: 10_000,
         hosts: Arc::new(vec![]),
@@ -29,7 +30,8 @@ pub async fn serve(listener: TcpListener, frame_max: usize) -> std::io::Result<(
             boxes: 0,
             host_user: String::new(),
         }),
-        proxies: Arc::default(),
+        proxies: proxies.reader(),
+        again: Again::never(),
         clock: Clock::system(),
         by_groups: false,
         holders: Arc::default(),
@@ -45,7 +47,10 @@ pub async fn serve(listener: TcpListener, frame_max: usize) -> std::io::Result<(
         let http = http.clone();
         sockets.spawn(async move {
             let until = Instant::now() + UPGRADE_WITHIN;
-            if let Some((io, _)) = serve_http(http, Stream::Tcp(stream), None, until).await {
+            // It has no budget.
+            let nobody = Arc::new(|_| {});
+            if let Some((io, _)) = serve_http(http, Stream::Tcp(stream), None, until, nobody).await
+            {
                 echo(io, frame_max).await;
             }
         });

@@ -34,7 +34,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::config::Config;
-use crate::edge::{Doors, Edge, EdgeHandle, EdgeWiring, Http, Rpc, Runs};
+use crate::edge::{Again, Doors, Edge, EdgeHandle, EdgeWiring, Http, Rpc, Runs};
 use crate::methods::Site;
 use crate::tls;
 
@@ -78,7 +78,9 @@ pub struct Ground {
     /// The listening sockets.
     pub doors: Doors,
     /// Whose word on a client counts.
-    pub proxies: Arc<ProxyRules>,
+    pub proxies: FlagReader<Arc<ProxyRules>>,
+    /// Who reads a proxy's key set again.
+    pub again: Again,
     /// What TLS is spoken with.
     pub tls: FlagReader<tls::Serving>,
     /// The certificate, once it can be recorded.
@@ -179,7 +181,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
         },
     );
     let auth_news = Feed::new();
-    let proxy_users: Arc<[String]> = match &ground.proxies {
+    let proxy_users: Arc<[String]> = match ground.proxies.get() {
         rules if rules.names_users => rules.allow_users.as_slice().into(),
         _ => Arc::new([]),
     };
@@ -326,6 +328,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
                 holders: Arc::default(),
                 hosts: Arc::new(config.gateway.hosts.clone()),
                 proxies: ground.proxies,
+                again: ground.again,
                 clock: clock.clone(),
                 tls: ground.tls,
                 tree: window.reader(),

@@ -153,6 +153,12 @@ impl Assertion {
         })
     }
 
+    /// How many keys it may be signed with; never none.
+    #[allow(clippy::len_without_is_empty, reason = "there is always one")]
+    pub const fn len(&self) -> usize {
+        self.keys.len()
+    }
+
     /// The user that it names.
     ///
     /// # Errors

@@ -342,7 +342,7 @@ impl Edge {
         let From::Tcp { peer, owner } = from else {
             return false;
         };
-        let rules = &self.wiring.http.proxies;
+        let rules = self.wiring.http.proxies.get();
         // Most addresses are none's: then nothing is asked of the kernel.
         rules.lists(peer.ip())
             && rules.may_be_one(&SocketFacts {

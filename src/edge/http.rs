@@ -56,7 +56,9 @@ struct Ends {
 
 impl std::fmt::Debug for Ends {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ends").field("tcp", &self.tcp).finish_non_exhaustive()
+        f.debug_struct("Ends")
+            .field("tcp", &self.tcp)
+            .finish_non_exhaustive()
     }
 }
 
@@ -133,7 +135,9 @@ pub struct Http {
     /// more than one thread by it.
     pub holders: Arc<Mutex<Holders>>,
     /// Whose word on a client counts.
-    pub proxies: Arc<ProxyRules>,
+    pub proxies: FlagReader<Arc<ProxyRules>>,
+    /// Who reads that proxy's key set again.
+    pub again: proxy::Again,
     /// The time, for what a proxy signed.
     pub clock: Clock,
     /// What TLS is spoken with, if it is.
@@ -385,7 +389,11 @@ async fn answer(
     if !is_plain_probe {
         ends.look(&http.holders).await;
     }
-    let looked = ends.proxied(&http.proxies, request.headers(), now_s);
+    let mut looked = ends.proxied(&http.proxies.get(), request.headers(), now_s);
+    if matches!(&looked, Ok(Some(by)) if by.names_no_key()) {
+        http.again.look().await;
+        looked = ends.proxied(&http.proxies.get(), request.headers(), now_s);
+    }
     let proxied = match looked {
         Ok(proxied) => proxied,
         Err(why) => return proxy::refused(why),

@@ -22,4 +22,5 @@ pub use handle::EdgeHandle;
 pub use http::{Http, serve as serve_http};
 pub use listen::{Doors, ListenError};
 pub use peer::{Holders, Runs};
+pub use proxy::Again;
 pub use rpc::Rpc;

@@ -2,18 +2,25 @@
 //! The decision is core's (core/auth/proxy.rs); here are the facts for it.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Response, StatusCode};
+use portcullis_core::auth::assertion::AssertionError;
 use portcullis_core::auth::proxy::{
     Headers, Named, NotNamed, ProxyRules, SocketFacts, Unattributable, Way, is_forwarding,
 };
 use portcullis_core::codes;
 use serde_json::json;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 use super::peer;
+
+/// For a small file.
+const LOOK_WITHIN: Duration = Duration::from_secs(2);
 
 /// Whom a request came from, behind a proxy whose word counts.
 #[derive(Debug, Clone)]
@@ -22,6 +29,34 @@ pub struct Proxied {
     pub client: IpAddr,
     /// The user, where users come by proxies.
     pub named: Option<Result<Named, NotNamed>>,
+}
+
+/// The way to who keeps the proxy's key set.
+#[derive(Debug, Clone)]
+pub struct Again(pub mpsc::Sender<oneshot::Sender<()>>);
+
+impl Again {
+    /// There is no key set.
+    pub fn never() -> Self {
+        Self(mpsc::channel(1).0)
+    }
+
+    /// A key is named that nobody knows: is there a newer set? Returns when it was looked for, or there is no time for it.
+    pub async fn look(&self) {
+        let (asker, looked) = oneshot::channel();
+        if self.0.try_send(asker).is_ok() {
+            // The set that is there counts, whatever came of it.
+            let _ = timeout(LOOK_WITHIN, looked).await;
+        }
+    }
+}
+
+impl Proxied {
+    /// Is its assertion signed by a key that is not in the set?
+    pub fn names_no_key(&self) -> bool {
+        let unknown = NotNamed::Assertion(AssertionError::Key);
+        matches!(&self.named, Some(Err(why)) if *why == unknown)
+    }
 }
 
 /// `Ok(None)`: no proxy had a part in it. `ends` are the socket's other end and whose it is; none of a Unix socket.

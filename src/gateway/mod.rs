@@ -28,6 +28,7 @@ use portcullis_core::seal::Secret;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
+use self::proxies::Proxies;
 use crate::cli::{Failure, GatewayArgs, Global, identity_file, state_dir};
 use crate::client::Place;
 use crate::config::{self, Flag};
@@ -168,7 +169,7 @@ async fn serve(
             Failure::of(code.unwrap_or(codes::CONFIG_INVALID), e.to_string())
         })?
     };
-    let proxies = proxies::rules(&loaded.config.gateway.auth)?;
+    let proxies = Proxies::open(&loaded.config.gateway.auth)?;
     let database = state.join("state.db");
     let store = tokio::task::spawn_blocking(move || Store::open(&database))
         .await
@@ -219,7 +220,8 @@ async fn serve(
             boot,
             owner,
             doors,
-            proxies: Arc::new(proxies),
+            proxies: proxies.rules(),
+            again: proxies.again(),
             tls: tls.serving(),
             certificate: certificate.reader(),
             tls_shown: tls.shown(),
@@ -277,11 +279,13 @@ async fn serve(
         }
         keeper.renew(RENEW_LOOK).await;
     };
+    let keys = proxies.keep(methods.audit.clone());
     let mut lost_store = Box::pin(store.stopped());
     let lost = tokio::select! {
         () = ends.wait(&keeper) => false,
         () = &mut lost_store => true,
         () = serving => false,
+        never = keys => match never {},
     };
     tracing::info!(target: "portcullis", "gateway stops");
     if tokio::time::timeout(STOP_WITHIN, tree.stop())

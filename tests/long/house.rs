@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use portcullis::dashboard::{Page, PageConfig};
-use portcullis::edge::Doors;
+use portcullis::edge::{Again, Doors};
 use portcullis::methods::{Local, Site};
 use portcullis::tree::{Ground, plant};
 use portcullis_actors::audit::verify_dir;
@@ -95,7 +95,8 @@ impl House {
                 boot: BootId(random()),
                 owner: crate::support::ws::hex(&random::<8>()),
                 doors,
-                proxies: Arc::default(),
+                proxies: Flag::new(Arc::default()).reader(),
+                again: Again::never(),
                 tls: Flag::new(None).reader(),
                 certificate: Flag::new(None).reader(),
                 tls_shown: Flag::new(serde_json::Value::Null).reader(),

@@ -411,14 +411,12 @@ async fn what_rests_on_a_proxys_user_is_void_once_the_user_may_not_come_in_any_m
         question(&mut local, &["uname", "-m"]).await,
         question(&mut bo, &["uname", "-n"]).await,
     ];
-    for (who, id, decision) in [
-        (&mut ada, &allowed, "allow-once"),
-        (&mut ada, &granted, "allow-always"),
-        (&mut bo, &by_bo, "allow-always"),
-    ] {
-        let word = json!({"id": id, "decision": decision});
-        who.get("exec.approval.resolve", word).await;
+    let word = |id: &str, decision| json!({"id": id, "decision": decision});
+    for (id, decision) in [(&allowed, "allow-once"), (&granted, "allow-always")] {
+        ada.get("exec.approval.resolve", word(id, decision)).await;
     }
+    bo.get("exec.approval.resolve", word(&by_bo, "allow-always"))
+        .await;
     let grants = async |client: &mut Client| {
         let listed = client.get("exec.approval.grants.list", json!({})).await;
         listed["grants"].as_array().unwrap().len()
@@ -438,7 +436,9 @@ async fn what_rests_on_a_proxys_user_is_void_once_the_user_may_not_come_in_any_m
         );
     }
     assert_eq!(grants(&mut operator).await, 1);
-    let shown = operator.get("exec.approval.get", json!({"id": of_bo})).await;
+    let shown = operator
+        .get("exec.approval.get", json!({"id": of_bo}))
+        .await;
     assert_eq!(shown["status"], "pending", "{shown}");
     // Nor does it come back with the user.
     gateway.set("gateway.auth.trusted_proxy.allow_users", both.1);
@@ -466,4 +466,80 @@ async fn a_guesser_behind_a_proxy_shuts_out_nobody_else_there() {
     assert_eq!((code, why.as_str()), (1008, "made room for a newcomer"));
     honest.hello(&Connect::bare().scopes(READ)).await;
     honest.get("status", json!({})).await;
+}
+
+/// Assertions of this issuer, for the user and by the key.
+fn signed(kid: &str, by: &SigningKey) -> String {
+    let part = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_secs();
+    let claims =
+        json!({ "iss": "https://idp.example", "aud": "gate", "sub": "ada", "exp": now + 600 });
+    let header = part(json!({ "alg": "EdDSA", "kid": kid }));
+    let text = format!("{header}.{}", part(claims));
+    let signature = by.sign(text.as_bytes());
+    format!("{text}.{}", URL_SAFE_NO_PAD.encode(signature.to_bytes()))
+}
+
+/// The bug: the key set was read at start only, and an issuer that changed its key shut everybody out until the next.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_key_set_is_read_again_when_a_key_is_named_that_nobody_knows_and_a_broken_one_is_not_taken()
+ {
+    let keys = [5, 6, 7].map(|seed| SigningKey::from_bytes(&[seed; 32]));
+    let set = |of: &[usize]| {
+        let all = of.iter().map(|n| {
+            let x = URL_SAFE_NO_PAD.encode(keys[*n].verifying_key().as_bytes());
+            json!({ "kty": "OKP", "crv": "Ed25519", "kid": format!("k{n}"), "x": x })
+        });
+        json!({ "keys": all.collect::<Vec<_>>() }).to_string()
+    };
+    let mut gateway = prepared(own_uid(), &[]);
+    let file = gateway.home().join("jwks.json");
+    for (key, value) in [
+        ("jwks_file", file.to_str().unwrap()),
+        ("assertion_header", "x-jwt"),
+        ("issuer", "https://idp.example"),
+        ("audience", "gate"),
+    ] {
+        gateway.set(&format!("gateway.auth.trusted_proxy.{key}"), value);
+    }
+    std::fs::write(&file, set(&[0])).unwrap();
+    gateway.launch();
+    let comes_in = async |n: usize| {
+        let token = signed(&format!("k{n}"), &keys[n]);
+        let headers = [FORWARDED, ADA, ("x-jwt", token.as_str())];
+        let mut client = Client::dial_with(&gateway, &headers).await.unwrap();
+        let connect = Connect::bare().scopes(READ);
+        let answer = client
+            .call("connect", connect.params(&client.nonce, client.ts))
+            .await;
+        answer["ok"] == true
+    };
+    // Looks at the file are two seconds apart.
+    let later = || tokio::time::sleep(std::time::Duration::from_millis(2_200));
+    later().await;
+    assert!(comes_in(0).await && !comes_in(1).await);
+    // As issuers do it: a new file in the place of the old one.
+    let replace = |text: String| {
+        let new = file.with_extension("new");
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(new, &file).unwrap();
+    };
+    replace(set(&[0, 1]));
+    later().await;
+    assert!(comes_in(1).await && comes_in(0).await);
+    for broken in [r#"{"keys": [{"kty": "OKP"}]}"#, "", "{}"] {
+        replace(broken.to_owned());
+        later().await;
+        assert!(!comes_in(2).await && comes_in(1).await && comes_in(0).await);
+    }
+    assert!(gateway.log().contains("the old keys stay"));
+    // What was taken out is not there any more.
+    replace(set(&[2]));
+    later().await;
+    assert!(comes_in(2).await && !comes_in(0).await && !comes_in(1).await);
+    let log = gateway.json(&["audit", "query", "--action", "auth.proxy_keys"]);
+    assert!(log.to_string().contains("auth.proxy_keys"), "{log}");
 }
