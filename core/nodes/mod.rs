@@ -12,11 +12,13 @@ use crate::time::Millis;
 mod begun;
 mod forward;
 mod machine;
+mod own;
 mod view;
 
 pub use begun::{Begun, NotBegun};
 pub use forward::{Asked, Claim, GateRefusal, admit_run};
 pub use machine::{Call, Due, Machine, NodeResult, Sent, Taken};
+pub use own::{OwnPolicy, PolicyError};
 pub use view::{Standing, node_json};
 
 /// Runs a command.

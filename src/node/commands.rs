@@ -18,8 +18,11 @@ use super::messages::{Asked, NodeWiring};
 pub const RUN: &str = "system.run";
 const PREPARE: &str = "system.run.prepare";
 const WHICH: &str = "system.which";
+const POLICY_GET: &str = "system.execApprovals.get";
+/// Closes more.
+const POLICY_SET: &str = "system.execApprovals.set";
 /// What is offered to the gateway.
-pub const OFFERED: [&str; 3] = [RUN, PREPARE, WHICH];
+pub const OFFERED: [&str; 5] = [POLICY_GET, POLICY_SET, RUN, PREPARE, WHICH];
 /// Names in one question.
 const MOST_BINS: usize = 64;
 /// Of the output that goes into the news of a run, characters.
@@ -96,6 +99,8 @@ pub async fn answer(means: &NodeWiring, asked: &Asked) -> Answer {
         WHICH => which(asked),
         PREPARE => prepare(means, asked).await,
         RUN => run(means, asked).await,
+        POLICY_GET => Ok(means.kept.get().shown()),
+        POLICY_SET => policy_set(means, asked).await,
         other => Err((
             "UNAVAILABLE",
             format!("command not supported: {}", visible(other)),
@@ -220,9 +225,38 @@ fn said(plan: &HostedPlan, agent: Option<&str>) -> Value {
     })
 }
 
+async fn policy_set(means: &NodeWiring, asked: &Asked) -> Outcome {
+    // One at a time, each compared with what the one before it has made; and to its end, also where nobody waits for it.
+    let one = means.sets.clone().acquire_owned().await;
+    let one = one.map_err(|e| ("UNAVAILABLE", e.to_string()))?;
+    let (kept, params) = (means.kept.clone(), asked.params.clone());
+    let set = tokio::task::spawn_blocking(move || {
+        let next = kept.get().set(&params)?;
+        let shown = next.shown();
+        kept.set(next);
+        drop(one);
+        Ok::<_, (&str, String)>(shown)
+    });
+    let shown = set.await.map_err(|e| ("UNAVAILABLE", e.to_string()))??;
+    tracing::warn!(target: "portcullis", hash = %shown["hash"], "the gateway has closed more of what runs here");
+    Ok(shown)
+}
+
+/// Is it open here for this agent?
+fn is_open(means: &NodeWiring, request: &HostedRequest) -> Result<(), (&'static str, String)> {
+    if means.kept.get().policy().denies(&request.agent) {
+        let why =
+            "nothing runs here for this agent: the approvals document of this node host says deny";
+        return Err(("SYSTEM_RUN_DENIED", why.to_owned()));
+    }
+    Ok(())
+}
+
 async fn prepare(means: &NodeWiring, asked: &Asked) -> Outcome {
     let command: Command = read(asked)?;
-    let plan = open(means, command.request()?).await?;
+    let request = command.request()?;
+    is_open(means, &request)?;
+    let plan = open(means, request).await?;
     Ok(json!({
         "plan": said(&plan, command.agent_id.as_deref()),
         "execPolicy": { "security": "full", "ask": "always" },
@@ -249,6 +283,8 @@ async fn run(means: &NodeWiring, asked: &Asked) -> Outcome {
             "what would run is not the plan that was approved".to_owned(),
         ));
     }
+    // Last of all: it may have been closed meanwhile.
+    is_open(means, &command.request()?)?;
     let hosted = &means.hosted;
     let most = usize::try_from(hosted.config.output_cap_bytes).unwrap_or(usize::MAX);
     let started = plan.start(hosted, command.timeout_ms);

@@ -8,6 +8,7 @@ use portcullis_actors::supervision::Flag;
 use serde_json::Value;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use super::policy::Kept;
 use crate::cli::Failure;
 use crate::client::Session;
 
@@ -24,6 +25,10 @@ pub struct NodeWiring {
     pub openings: Arc<Semaphore>,
     /// A folder whose disk is reported on.
     pub disk: PathBuf,
+    /// What the gateway has closed here.
+    pub kept: Arc<Flag<Kept>>,
+    /// To change that: one at a time.
+    pub sets: Arc<Semaphore>,
     /// Set once: why this node host ends by itself.
     pub over: Arc<Flag<Option<Arc<Failure>>>>,
 }

@@ -13,6 +13,7 @@ mod actor;
 mod commands;
 mod link;
 mod messages;
+mod policy;
 mod stats;
 
 use std::path::PathBuf;
@@ -86,7 +87,9 @@ pub async fn plant(global: &Global, args: &NodeRun, on_fatal: OnFatal) -> Result
     })?;
     let masked = masked(global, &remote);
     let folder = remote.place.folder.clone();
+    let gateway = remote.address.id();
     let session = Arc::new(remote.open(Role::Node).await?);
+    let kept = policy::Kept::read(&folder, &gateway)?;
     let (cell, _) = cell_file::place(&folder, CELL)
         .map_err(|e| Failure::io(codes::STATE_MODE, folder.display(), &e))?;
     let mut config = HostConfig {
@@ -110,6 +113,8 @@ pub async fn plant(global: &Global, args: &NodeRun, on_fatal: OnFatal) -> Result
             masked,
         },
         disk: folder,
+        kept: Arc::new(Flag::new(kept)),
+        sets: Arc::new(tokio::sync::Semaphore::new(1)),
         over: over.clone(),
     };
     drop(tree.room::<NodeHost>(policy, wiring));

@@ -126,7 +126,13 @@ fn let_in(gateway: &Gateway) -> String {
     let id = pending[0]["requestId"].as_str().unwrap();
     assert_eq!(
         pending[0]["commands"],
-        json!(["system.run", "system.run.prepare", "system.which"])
+        json!([
+            "system.execApprovals.get",
+            "system.execApprovals.set",
+            "system.run",
+            "system.run.prepare",
+            "system.which"
+        ])
     );
     let text = String::from_utf8(gateway.cli(&["nodes", "pending"]).stdout).unwrap();
     assert!(
@@ -292,6 +298,49 @@ async fn our_node_host_waits_for_a_person_twice_runs_what_was_allowed_and_comes_
     );
     let none = gateway.cli(&["exec", "--agent", "demo", "--node", "ffff", "--", "true"]);
     assert_eq!(none.status.code(), Some(125), "{none:?}");
+
+    // Its approvals document: a gateway closes there, and opens nothing.
+    let of_node = json!({ "nodeId": id });
+    let shown = asks.get("exec.approvals.node.get", of_node.clone()).await;
+    assert_eq!(
+        (&shown["exists"], &shown["file"]["defaults"]["ask"]),
+        (&json!(false), &json!("always")),
+        "{shown}"
+    );
+    let set = |file: Value, hash: &Value| json!({ "nodeId": id, "file": file, "baseHash": hash });
+    let off = json!({ "version": 1, "defaults": { "ask": "off" } });
+    let error = asks
+        .refused("exec.approvals.node.set", set(off, &shown["hash"]))
+        .await;
+    assert!(
+        error.to_string().contains("each run waits for a person"),
+        "{error}"
+    );
+    let closes = json!({ "version": 1, "agents": { "closed": { "security": "deny" } } });
+    let shown = asks
+        .get("exec.approvals.node.set", set(closes, &shown["hash"]))
+        .await;
+    assert_eq!(shown["file"]["agents"]["closed"]["security"], "deny");
+    let opens = json!({ "version": 1 });
+    let error = asks
+        .refused("exec.approvals.node.set", set(opens, &shown["hash"]))
+        .await;
+    assert!(error.to_string().contains("not open it again"), "{error}");
+    let closed = [
+        "exec",
+        "--agent",
+        "closed",
+        "--node",
+        &id[..12],
+        "--",
+        "true",
+    ];
+    let refused = gateway.cli(&closed);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        refused.status.code() == Some(125) && said.contains("nothing runs here for this agent"),
+        "{refused:?}"
+    );
 
     // The gateway goes and comes: the node is there again, and runs.
     drop((asks, decides));
@@ -515,14 +564,9 @@ async fn believes_no_rogue(gateway: Gateway) {
         (&json!(1), &json!("")),
         "{peeked}"
     );
-    for (n, command) in [
-        "fs.listDir",
-        "system.execApprovals.set",
-        "terminal.upload",
-        "x",
-    ]
-    .iter()
-    .enumerate()
+    for (n, command) in ["fs.listDir", "system.notify", "terminal.upload", "x"]
+        .iter()
+        .enumerate()
     {
         let said = rogue.ask(&format!("u{n}"), command, &json!({})).await;
         assert_eq!(said["error"]["code"], "UNAVAILABLE", "{said}");
