@@ -64,6 +64,8 @@ pub fn main(arguments: impl Iterator<Item = String>) -> Result<(), String> {
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .map_err(|error| error.to_string())?;
     rustix::thread::set_no_new_privs(true).map_err(|error| error.to_string())?;
+    // Once, for everything in this box: the kernel compiles each filter anew, and a run has five of them.
+    crate::rules::seccomp()?;
     // The daemon's own mask would leave an agent's files unreadable to the agent's other tools.
     let _ = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let now = Instant::now();

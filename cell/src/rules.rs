@@ -1,5 +1,6 @@
-//! What the kernel refuses to a command: Landlock (files, signals, abstract sockets) and seccomp (calls). Both are set on one thread,
-//! which then starts the command: the supervisor around it stays free, and out of the command's reach.
+//! What the kernel refuses to a command: Landlock (files, signals, abstract sockets) and seccomp (calls). Landlock is set on one thread,
+//! which then starts the command: the supervisor around it stays free, and out of the command's reach. Seccomp holds for a box from its
+//! pid 1 on, which needs none of the refused calls; a command of the host gets it on that thread too.
 
 use landlock::{
     ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
@@ -99,7 +100,7 @@ const ENOSYS: u32 = 38;
 const EOPNOTSUPP: u32 = 95;
 const EAFNOSUPPORT: u32 = 97;
 
-/// Applies the seccomp filters to this thread. No-new-privileges must be set.
+/// Applies the seccomp filters to this thread and all that it starts. No-new-privileges must be set.
 pub fn seccomp() -> Result<(), String> {
     for program in programs(&[1, 2, 10])?
         .into_iter()
