@@ -359,9 +359,11 @@ impl Edge {
         };
         match told {
             // Who guesses behind a proxy takes nothing from the others there.
-            Told::Behind(client) => {
+            Told::Behind(client, heard) => {
                 let victim = self.budget.behind(key, client);
                 self.make_room(victim).await;
+                // Gone already is as good.
+                let _ = heard.send(());
             }
             Told::Proven(heard) => {
                 self.budget.leave(key);

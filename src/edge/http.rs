@@ -153,8 +153,8 @@ pub struct Http {
 /// What a socket's HTTP tells of it before it is upgraded.
 #[derive(Debug)]
 pub enum Told {
-    /// A trusted proxy names this client for what it asks now.
-    Behind(IpAddr),
+    /// A trusted proxy names this client for what it asks now. Told when that is counted.
+    Behind(IpAddr, oneshot::Sender<()>),
     /// The signature of what it asks holds: nobody makes room with it before [`Self::Answered`]. Told when that is so;
     /// dropped where it has made room already.
     Proven(oneshot::Sender<()>),
@@ -399,7 +399,11 @@ async fn answer(
         Err(why) => return proxy::refused(why),
     };
     if let Some(by) = &proxied {
-        (ends.tell)(Told::Behind(by.client));
+        // Heard before the next is read: a socket has one such message on its way, however many requests it holds.
+        let (heard, told) = oneshot::channel();
+        (ends.tell)(Told::Behind(by.client, heard));
+        // Gone already: its task ends with it.
+        let _ = told.await;
     }
     match request.uri().path() {
         "/readyz" | "/ready" => {

@@ -94,9 +94,13 @@ impl From<ErrorBody> for Refused {
 
 /// Answers one request.
 pub async fn serve(rpc: &Rpc, request: Request<Incoming>, tls: bool, tell: &Tell) -> Answer {
-    let answered = answer(rpc, request, tls, tell).await;
-    // The next request on this socket is a stranger's, until it has proven itself too.
-    tell(Told::Answered);
+    let mut is_proven = false;
+    let answered = answer(rpc, request, tls, tell, &mut is_proven).await;
+    // The next request on this socket is a stranger's, until it has proven itself too. Only what was told as proven: else
+    // a stranger's refused requests would fill the edge's mailbox.
+    if is_proven {
+        tell(Told::Answered);
+    }
     let (status, frame) = match answered {
         Ok((id, payload)) => (StatusCode::OK, Encoding::Json.ok(&id, &payload)),
         Err(Refused(status, error)) => (status, Encoding::Json.error("invalid", &error)),
@@ -126,6 +130,7 @@ async fn answer(
     request: Request<Incoming>,
     tls: bool,
     tell: &Tell,
+    is_proven: &mut bool,
 ) -> Result<(String, Value), Refused> {
     let claim = claim(&request, tls)?;
     rpc.signing.check(&claim).await?;
@@ -143,6 +148,7 @@ async fn answer(
         let why = "it had made room for a newcomer: nothing was done, sign it anew";
         return Err(ErrorBody::of(codes::OVERLOADED, why).into());
     }
+    *is_proven = true;
     method::admit(&principal, &name)?;
     if SOCKET_ONLY.contains(&&*name) {
         return Err(ErrorBody::of(

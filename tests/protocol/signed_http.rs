@@ -342,3 +342,50 @@ async fn a_signed_request_is_taken_over_tls_and_counts_there_once_as_everywhere(
     altered.line = "POST /rpc/status HTTP/1.1".to_owned();
     assert_eq!(altered.go_over_tls(&gateway).0, 401);
 }
+
+/// The bug: each refused request told the edge something without waiting, and two sockets of a stranger filled its
+/// mailbox: newcomers, `status` and revocations waited for 5 to 14 s.
+#[test]
+fn a_stranger_who_pipelines_refused_requests_stops_no_other_door() {
+    use std::io::{Read as _, Write as _};
+    let gateway = Gateway::start();
+    let over = std::sync::atomic::AtomicBool::new(false);
+    let slowest = std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let burst = b"GET /rpc/x HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(200);
+                while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                    let Ok(mut socket) =
+                        std::net::TcpStream::connect(("127.0.0.1", gateway.port()))
+                    else {
+                        continue;
+                    };
+                    let mut answers = socket.try_clone().unwrap();
+                    let reader = std::thread::spawn(move || {
+                        let mut scratch = [0; 65_536];
+                        while answers.read(&mut scratch).is_ok_and(|n| n > 0) {}
+                    });
+                    while !over.load(std::sync::atomic::Ordering::Relaxed)
+                        && socket.write_all(&burst).is_ok()
+                    {}
+                    let _ = socket.shutdown(std::net::Shutdown::Both);
+                    reader.join().unwrap();
+                }
+            });
+        }
+        std::thread::sleep(std::time::Duration::from_secs(2));
+        let mut slowest = std::time::Duration::ZERO;
+        for _ in 0..3 {
+            let began = std::time::Instant::now();
+            let status = gateway.cli(&["status", "--json"]);
+            slowest = slowest.max(began.elapsed());
+            if !status.status.success() {
+                over.store(true, std::sync::atomic::Ordering::Relaxed);
+                panic!("{status:?}");
+            }
+        }
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        slowest
+    });
+    assert!(slowest < std::time::Duration::from_secs(4), "{slowest:?}");
+}
