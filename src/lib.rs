@@ -9,6 +9,7 @@ pub mod dashboard;
 #[doc(hidden)]
 pub mod echo;
 pub mod edge;
+mod files;
 pub mod gateway;
 pub mod identity;
 pub mod methods;

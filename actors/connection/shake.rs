@@ -182,6 +182,9 @@ async fn try_shake(
     if !matches!(wiring.shared.auth.holds(&principal).await, Ok(true)) {
         return Err(End::Close(4001, SECRET_CHANGED));
     }
+    let log_at = log_at(wiring, principal.role)
+        .await
+        .map_err(|refusal| End::Refused(id.clone(), Box::new(refusal)))?;
     // Last of all: it is told once, and a handshake that is lost before would take it along.
     let holds = Principal {
         scopes: admitted
@@ -191,10 +194,6 @@ async fn try_shake(
         ..(*principal).clone()
     };
     let minted = key_for(wiring, &holds, &caps).await;
-    let log_at = match principal.role {
-        Role::Node => wiring.shared.methods.audit.head().await.ok(),
-        _ => None,
-    };
     let hello = Hello {
         conn_id: &conn_id,
         boot_id: &wiring.shared.boot_id,
@@ -214,7 +213,7 @@ async fn try_shake(
             .as_ref()
             .map(|(token, issued)| (token.expose(), *issued)),
         frame_signing: signing.is_some(),
-        log_at: log_at.map(|head| head.seq.0),
+        log_at,
         signing_key: minted.as_ref().map(|(id, key)| (id.as_str(), key.as_str())),
     };
     let frame = encoding.ok(&id, &hello.payload());
@@ -320,6 +319,21 @@ fn declared(params: &ConnectParams) -> Declared {
     };
     declared.cut();
     declared
+}
+
+/// For a node: how far the log is. A node that was not told would go by the names of runs alone, so without it there is no
+/// hello.
+async fn log_at(wiring: &ConnectionWiring, role: Role) -> Result<Option<u64>, ConnectRefusal> {
+    if role != Role::Node {
+        return Ok(None);
+    }
+    match wiring.shared.methods.audit.head().await {
+        Ok(head) => Ok(Some(head.seq.0)),
+        Err(error) => Err(ConnectRefusal::unavailable(
+            codes::find(error.code()).unwrap_or(codes::ROOM_DOWN),
+            &error.to_string(),
+        )),
+    }
 }
 
 /// A device that asks has its key with this hello, if it has none yet. Without one it is let in all the same: it asks

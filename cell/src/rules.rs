@@ -144,6 +144,14 @@ fn programs(families: &[u64]) -> Result<Vec<BpfProgram>, String> {
             .map(|&request| equal(1, request))
             .collect::<Result<_, _>>()?,
     );
+    // Another process' resource limits (its user may set them, and Landlock knows no such scope). Own ones go by pid 0.
+    let foreign_limits = SeccompRule::new(vec![
+        condition(0, SeccompCmpOp::Ne, 0)?,
+        // A pointer: all of it, or one at a whole multiple of 4 GiB would pass.
+        SeccompCondition::new(2, SeccompCmpArgLen::Qword, SeccompCmpOp::Ne, 0).map_err(text)?,
+    ])
+    .map_err(text)?;
+    denied.insert(calls::PRLIMIT64, vec![foreign_limits]);
     // Sockets by type that may exist, not by those that may not.
     let other = families
         .iter()
@@ -220,6 +228,7 @@ mod calls {
     pub const CLONE3: i64 = 435;
     pub const FALLOCATE: i64 = 285;
     pub const IOCTL: i64 = 16;
+    pub const PRLIMIT64: i64 = 302;
     pub const SOCKET: i64 = 41;
     pub const SOCKETPAIR: i64 = 53;
     pub const DENIED: [i64; 52] = [
@@ -244,6 +253,7 @@ mod calls {
     pub const CLONE3: i64 = 435;
     pub const FALLOCATE: i64 = 47;
     pub const IOCTL: i64 = 29;
+    pub const PRLIMIT64: i64 = 261;
     pub const SOCKET: i64 = 198;
     pub const SOCKETPAIR: i64 = 199;
     pub const DENIED: [i64; 50] = [

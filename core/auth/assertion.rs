@@ -5,7 +5,7 @@
 use std::fmt;
 
 use jsonwebtoken::jwk::{
-    AlgorithmParameters, CommonParameters, EllipticCurve, JwkSet, KeyOperations, PublicKeyUse,
+    AlgorithmParameters, CommonParameters, EllipticCurve, Jwk, JwkSet, KeyOperations, PublicKeyUse,
 };
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
 use serde_json::Value;
@@ -60,6 +60,21 @@ pub enum AssertionError {
     /// The claim with the user is missing or blank.
     #[error("it names no user")]
     User,
+}
+
+/// Does a key of a kind that is known lack what such a key has? That is a broken set, and not one without keys.
+fn has_broken(key_set: &[u8]) -> bool {
+    let all: Value = serde_json::from_slice(key_set).unwrap_or_default();
+    let keys = all["keys"].as_array().into_iter().flatten();
+    keys.filter(|key| {
+        ["EC", "OKP", "RSA", "oct"]
+            .iter()
+            .any(|kind| key["kty"] == *kind)
+    })
+    .any(|key| {
+        let read = serde_json::from_value::<Jwk>(key.clone());
+        !read.is_ok_and(|read| !matches!(read.algorithm, AlgorithmParameters::Other(_)))
+    })
 }
 
 /// How to check assertions.
@@ -138,7 +153,11 @@ impl Assertion {
             });
         }
         if keys.is_empty() {
-            return Err(KeySetError::NoKey);
+            return Err(if has_broken(key_set) {
+                KeySetError::Form
+            } else {
+                KeySetError::NoKey
+            });
         }
         let twice = |n: usize| keys[..n].iter().any(|before| before.id == keys[n].id);
         let nameless = keys.len() > 1 && keys.iter().any(|key| key.id.is_none());
@@ -153,8 +172,17 @@ impl Assertion {
         })
     }
 
-    /// How many keys it may be signed with; never none.
-    #[allow(clippy::len_without_is_empty, reason = "there is always one")]
+    /// The same, with no key: nothing verifies any more.
+    #[must_use]
+    pub fn without_keys(self) -> Self {
+        Self {
+            keys: vec![],
+            ..self
+        }
+    }
+
+    /// How many keys it may be signed with.
+    #[allow(clippy::len_without_is_empty, reason = "for the record alone")]
     pub const fn len(&self) -> usize {
         self.keys.len()
     }
@@ -361,6 +389,15 @@ mod tests {
         assert_eq!(
             open(&json!([jwk(1, "a")]), &["ES256"]).unwrap_err(),
             KeySetError::NoKey
+        );
+        // One of a kind of tomorrow is no key for us; one that lacks its half is a broken set.
+        assert_eq!(
+            open(&json!([{ "kty": "AKP", "pub": "AA" }]), &["EdDSA"]).unwrap_err(),
+            KeySetError::NoKey
+        );
+        assert_eq!(
+            open(&json!([{ "kty": "OKP", "kid": "a" }]), &["EdDSA"]).unwrap_err(),
+            KeySetError::Form
         );
         assert_eq!(
             open(&json!([]), &["EdDSA"]).unwrap_err(),

@@ -5,12 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use portcullis_core::codes;
-use portcullis_core::encoding::hex;
 use portcullis_core::identity::Identity;
 use portcullis_core::seal::{Key, NONCE, Secret};
 use portcullis_core::time::Millis;
@@ -20,6 +18,7 @@ use portcullis_core::vault::{
 use serde::{Deserialize, Serialize};
 
 use crate::cli::Failure;
+use crate::files;
 use crate::identity;
 use crate::random::random;
 use crate::show::text::now_ms;
@@ -159,23 +158,7 @@ impl Place {
     fn write(&self, kept: &Kept) -> Result<(), Failure> {
         let failed = |e: std::io::Error| Failure::io(codes::STATE_MODE, self.file().display(), &e);
         let text = serde_json::to_vec(kept).map_err(|e| failed(e.into()))?;
-        let part = self.folder.join(format!(".keys-{}", hex(&random::<8>()?)));
-        let written = (|| {
-            let mut file = File::options()
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(&part)?;
-            file.write_all(&text)?;
-            file.sync_all()?;
-            std::fs::rename(&part, self.file())?;
-            File::open(&self.folder)?.sync_all()
-        })();
-        if written.is_err() {
-            // It was never in its place.
-            drop(std::fs::remove_file(&part));
-        }
-        written.map_err(failed)
+        files::replace(&self.file(), &text).map_err(failed)
     }
 
     fn damaged(&self) -> Failure {

@@ -4,11 +4,15 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use portcullis_core::codes;
 use rustix::fs::FlockOperation;
 
 use crate::cli::Failure;
+
+/// How long a lock that is held is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_millis(300);
 
 /// Makes what is missing (0700; `run` 0750) and refuses what is too open or another's.
 pub fn make(state: &Path) -> Result<(), Failure> {
@@ -80,7 +84,7 @@ fn check(folder: &Path, mode: u32) -> Result<(), Failure> {
 }
 
 /// One process a state directory: held until the file is dropped, also by the kernel when the process dies.
-pub fn lock(state: &Path) -> Result<File, Failure> {
+pub async fn lock(state: &Path) -> Result<File, Failure> {
     let path = state.join("lock");
     let failed = |e: io::Error| Failure::io(codes::STATE_MODE, path.display(), &e);
     let mut file = OpenOptions::new()
@@ -92,7 +96,15 @@ pub fn lock(state: &Path) -> Result<File, Failure> {
         .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
         .open(&path)
         .map_err(failed)?;
-    if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+    // What a killed gateway was just starting holds its lock until that is executed: moments, and no other gateway.
+    let free = || rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
+    let until = Instant::now() + LOCK_PATIENCE;
+    let mut is_ours = free();
+    while !is_ours && Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        is_ours = free();
+    }
+    if !is_ours {
         let mut pid = String::new();
         // Who holds it is a courtesy: that it is held is the fact.
         let _ = file.read_to_string(&mut pid);

@@ -111,7 +111,7 @@ async fn serve(
 ) -> Result<(), Failure> {
     let state = state_dir(global.state.as_deref())?;
     folders::make(&state)?;
-    let _lock = folders::lock(&state)?;
+    let _lock = folders::lock(&state).await?;
     let config_file = state.join("config.toml");
     config::write_first(&config_file, &config::first_run())
         .map_err(|e| Failure::io(codes::STATE_MODE, config_file.display(), &e))?;

@@ -3,14 +3,14 @@
 use std::convert::Infallible;
 use std::fs::File;
 use std::io::Read as _;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::sync::Arc;
 use std::time::Duration;
 
 use portcullis_actors::audit::AuditHandle;
 use portcullis_actors::supervision::{Flag, FlagReader};
 use portcullis_core::audit::Entry;
-use portcullis_core::auth::assertion::Assertion;
+use portcullis_core::auth::assertion::{Assertion, KeySetError};
 use portcullis_core::auth::proxy::ProxyRules;
 use portcullis_core::codes;
 use portcullis_core::encoding;
@@ -64,7 +64,7 @@ impl Proxies {
                 Failure::of(codes::CONFIG_INVALID, text)
             };
             let (stamp, keys) = read(set, None).map_err(bad)?;
-            let keys = keys.transpose().map_err(bad)?;
+            let keys = keys.transpose().map_err(|why| bad(why.to_string()))?;
             assertion = keys.map(|keys| (set.assertion_header.clone(), keys));
             seen = Some(stamp);
         }
@@ -133,11 +133,19 @@ impl Proxies {
                 self.seen = Some(stamp);
                 keys
             }
-            Err(why) => Err(why),
+            Err(why) => Err(Unusable::Broken(why)),
         };
         let keys = match keys {
             Ok(keys) => keys,
-            Err(why) => {
+            // A set like another, whose keys were all taken out: they verify nothing any more.
+            Err(Unusable::NoKey) => {
+                tracing::error!(target: "portcullis", %file, "the new key set of the trusted proxy has no usable key: no assertion verifies");
+                let Some((_, old)) = self.rules.get().assertion.clone() else {
+                    return;
+                };
+                old.without_keys()
+            }
+            Err(Unusable::Broken(why)) => {
                 tracing::error!(target: "portcullis", %file, why, "the new key set of the trusted proxy cannot be used: the old keys stay");
                 return;
             }
@@ -156,15 +164,40 @@ impl Proxies {
     }
 }
 
-type Keys = Result<Assertion, String>;
+/// Why there are no keys.
+enum Unusable {
+    /// It has none.
+    NoKey,
+    /// It is no key set, or cannot be read.
+    Broken(String),
+}
+
+impl std::fmt::Display for Unusable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NoKey => KeySetError::NoKey.fmt(f),
+            Self::Broken(why) => f.write_str(why),
+        }
+    }
+}
+
+type Keys = Result<Assertion, Unusable>;
 
 /// The file's stamp, and its keys where it is another than the one seen. Blocks.
 ///
 /// # Errors
 /// It cannot be read.
 fn read(set: &TrustedProxy, seen: Option<Stamp>) -> Result<(Stamp, Option<Keys>), String> {
-    let file = File::open(&set.jwks_file).map_err(|e| e.to_string())?;
+    // A pipe would be waited for without end.
+    let file = File::options()
+        .read(true)
+        .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
+        .open(&set.jwks_file)
+        .map_err(|e| e.to_string())?;
     let data = file.metadata().map_err(|e| e.to_string())?;
+    if !data.is_file() {
+        return Err("is not a file".to_owned());
+    }
     let stamp = Stamp {
         file: (data.dev(), data.ino()),
         size: data.len(),
@@ -178,8 +211,10 @@ fn read(set: &TrustedProxy, seen: Option<Stamp>) -> Result<(Stamp, Option<Keys>)
     }
     let mut bytes = vec![];
     let keys = match file.take(LONGEST + 1).read_to_end(&mut bytes) {
-        Err(error) => Err(error.to_string()),
-        Ok(_) if bytes.len() as u64 > LONGEST => Err("is longer than 256 KiB".to_owned()),
+        Err(error) => Err(Unusable::Broken(error.to_string())),
+        Ok(_) if bytes.len() as u64 > LONGEST => {
+            Err(Unusable::Broken("is longer than 256 KiB".to_owned()))
+        }
         Ok(_) => Assertion::new(
             &bytes,
             &set.algorithms,
@@ -187,7 +222,10 @@ fn read(set: &TrustedProxy, seen: Option<Stamp>) -> Result<(Stamp, Option<Keys>)
             &set.audience,
             &set.user_claim,
         )
-        .map_err(|error| error.to_string()),
+        .map_err(|error| match error {
+            KeySetError::NoKey => Unusable::NoKey,
+            error => Unusable::Broken(error.to_string()),
+        }),
     };
     Ok((stamp, Some(keys)))
 }

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 
@@ -16,6 +16,7 @@ use portcullis_core::token::{Token, TokenHash, TokenKind};
 use zeroize::Zeroizing;
 
 use crate::cli::Failure;
+use crate::files;
 use crate::random::random;
 
 /// A token that somebody chose.
@@ -164,20 +165,7 @@ fn keep(path: &Path, token: &Token) -> io::Result<()> {
         v: 1,
         sha256: token.hash(),
     };
-    let draft = path.with_extension("new");
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&draft)?;
-    file.write_all(&serde_json::to_vec(&kept)?)?;
-    file.sync_all()?;
-    std::fs::rename(&draft, path)?;
-    match path.parent() {
-        Some(folder) => File::open(folder)?.sync_all(),
-        None => Ok(()),
-    }
+    files::replace(path, &serde_json::to_vec(&kept)?)
 }
 
 #[cfg(test)]

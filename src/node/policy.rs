@@ -1,8 +1,5 @@
 //! What the gateway has closed here, kept in a file beside this client's keys: one for each gateway.
 
-use std::fs::File;
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use portcullis_core::codes;
@@ -11,6 +8,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::cli::Failure;
+use crate::files;
 use crate::identity;
 
 /// The file, and what it says.
@@ -100,31 +98,10 @@ impl Kept {
             exists: true,
             policy,
         };
-        next.write()
+        let text = next.policy.document().to_string();
+        files::replace(&next.path, text.as_bytes())
             .map_err(|e| ("UNAVAILABLE", format!("it could not be kept: {e}")))?;
         Ok(next)
-    }
-
-    /// The whole file or none of it: beside it, synced, then in its place.
-    fn write(&self) -> std::io::Result<()> {
-        let part = self.path.with_extension("part");
-        // Of a write that a crash cut off; there is one writer.
-        match std::fs::remove_file(&part) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-        let mut file = File::options()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&part)?;
-        file.write_all(self.policy.document().to_string().as_bytes())?;
-        file.sync_all()?;
-        std::fs::rename(&part, &self.path)?;
-        match self.path.parent() {
-            Some(folder) => File::open(folder)?.sync_all(),
-            None => Ok(()),
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Our own node host, a real process, at a real gateway; and at a server of the test's own that asks what it should not.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, ErrorKind};
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -40,13 +40,20 @@ impl Host {
             "--name",
             "far",
         ];
-        let mut child = gateway
-            .command(&[&args, more].concat())
+        let mut command = gateway.command(&[&args, more].concat());
+        command
             .env("PLANTED_IN_THE_NODE", "hunter2")
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .stderr(Stdio::piped());
+        // A copy of the binary is busy while another test's fork, not yet executed, has it open for writing.
+        let mut child = loop {
+            match command.spawn() {
+                Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                spawned => break spawned.unwrap(),
+            }
+        };
         let lines = BufReader::new(child.stderr.take().unwrap());
         let log = Arc::<Mutex<String>>::default();
         let to = log.clone();

@@ -540,6 +540,28 @@ async fn a_changed_key_set_is_read_again_when_a_key_is_named_that_nobody_knows_a
     replace(set(&[2]));
     later().await;
     assert!(comes_in(2).await && !comes_in(0).await && !comes_in(1).await);
+    // The bug: a pipe in its place was waited for without end.
+    std::fs::remove_file(&file).unwrap();
+    let fifo = std::process::Command::new("mkfifo").arg(&file).status();
+    assert!(fifo.unwrap().success());
+    later().await;
+    assert!(!comes_in(0).await && comes_in(2).await);
+    // The bug: the last key went on verifying once it was withdrawn, by whatever set without a usable key.
+    for withdrawn in [
+        r#"{"keys": []}"#.to_owned(),
+        set(&[2]).replace("\"kty\"", "\"use\":\"enc\",\"kty\""),
+    ] {
+        replace(set(&[2]));
+        later().await;
+        assert!(!comes_in(0).await && comes_in(2).await);
+        replace(withdrawn);
+        later().await;
+        // Somebody names an unknown key, and the set is looked at.
+        assert!(!comes_in(0).await && !comes_in(2).await);
+    }
+    replace(set(&[2]));
+    later().await;
+    assert!(comes_in(2).await);
     let log = gateway.json(&["audit", "query", "--action", "auth.proxy_keys"]);
     assert!(log.to_string().contains("auth.proxy_keys"), "{log}");
 }

@@ -6,6 +6,11 @@ use portcullis_core::signing::SigningKey;
 use portcullis_core::signing::http::content_digest;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
+use std::io::Write as _;
+use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
 
 use crate::support::gateway::Gateway;
 use crate::support::ws::{Client, Connect, Device, admin};
@@ -347,45 +352,50 @@ async fn a_signed_request_is_taken_over_tls_and_counts_there_once_as_everywhere(
 /// mailbox: newcomers, `status` and revocations waited for 5 to 14 s.
 #[test]
 fn a_stranger_who_pipelines_refused_requests_stops_no_other_door() {
-    use std::io::{Read as _, Write as _};
     let gateway = Gateway::start();
-    let over = std::sync::atomic::AtomicBool::new(false);
-    let slowest = std::thread::scope(|scope| {
+    let over = AtomicBool::new(false);
+    let tries: Vec<_> = std::thread::scope(|scope| {
         for _ in 0..3 {
             scope.spawn(|| {
-                let burst = b"GET /rpc/x HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(200);
-                while !over.load(std::sync::atomic::Ordering::Relaxed) {
-                    let Ok(mut socket) =
-                        std::net::TcpStream::connect(("127.0.0.1", gateway.port()))
-                    else {
-                        continue;
-                    };
-                    let mut answers = socket.try_clone().unwrap();
-                    let reader = std::thread::spawn(move || {
-                        let mut scratch = [0; 65_536];
-                        while answers.read(&mut scratch).is_ok_and(|n| n > 0) {}
-                    });
-                    while !over.load(std::sync::atomic::Ordering::Relaxed)
-                        && socket.write_all(&burst).is_ok()
-                    {}
-                    let _ = socket.shutdown(std::net::Shutdown::Both);
-                    reader.join().unwrap();
+                while !over.load(Relaxed) {
+                    pipeline(gateway.port(), &over);
                 }
             });
         }
-        std::thread::sleep(std::time::Duration::from_secs(2));
-        let mut slowest = std::time::Duration::ZERO;
-        for _ in 0..3 {
-            let began = std::time::Instant::now();
+        std::thread::sleep(Duration::from_secs(2));
+        let ask = |_| {
+            let began = Instant::now();
             let status = gateway.cli(&["status", "--json"]);
-            slowest = slowest.max(began.elapsed());
-            if !status.status.success() {
-                over.store(true, std::sync::atomic::Ordering::Relaxed);
-                panic!("{status:?}");
-            }
-        }
-        over.store(true, std::sync::atomic::Ordering::Relaxed);
-        slowest
+            (status.status.success(), began.elapsed())
+        };
+        let tries = (0..3).map(ask).collect();
+        over.store(true, Relaxed);
+        tries
     });
-    assert!(slowest < std::time::Duration::from_secs(4), "{slowest:?}");
+    let most = Duration::from_secs(4);
+    assert!(
+        tries.iter().all(|(is_good, took)| *is_good && *took < most),
+        "{tries:?}"
+    );
+}
+
+/// One socket, full of requests that are refused, until the gateway closes it.
+fn pipeline(port: u16, over: &AtomicBool) {
+    let burst = b"GET /rpc/x HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(200);
+    let Ok(mut socket) = TcpStream::connect(("127.0.0.1", port)) else {
+        return;
+    };
+    let mut answers = socket.try_clone().unwrap();
+    let reader = std::thread::spawn(move || {
+        // An error is the end of it too.
+        let _ = std::io::copy(&mut answers, &mut std::io::sink());
+    });
+    while !over.load(Relaxed) {
+        if socket.write_all(&burst).is_err() {
+            break;
+        }
+    }
+    // Closed already is as good.
+    let _ = socket.shutdown(Shutdown::Both);
+    reader.join().unwrap();
 }

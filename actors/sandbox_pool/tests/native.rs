@@ -206,6 +206,29 @@ async fn a_gateway_that_ends_while_a_box_starts_leaves_no_process() {
     }
 }
 
+/// The bug: a run set the limits of others in its box, and so ended them, or left pid 1 no descriptor for the next.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_sets_nobody_elses_resource_limits() {
+    let state = State::new();
+    let mut live = harness::Live::start(&driver(&state), state.spec("limits")).await;
+    let ended = live.run("prlimit --pid 1 --nofile=3:3; sleep 60 & prlimit --pid $! --cpu=0:0; kill -0 $! && kill $!").await;
+    assert_eq!(
+        ended.err.matches("Operation not permitted").count(),
+        2,
+        "{ended:?}"
+    );
+    assert_eq!(ended.exit().code, Some(0), "{ended:?}");
+    // Its own it may lower, and read.
+    let ended = live
+        .run("prlimit --nofile=20:20 sh -c 'ulimit -n'; ulimit -n 30; ulimit -n")
+        .await;
+    assert_eq!(ended.out, "20\n30\n", "{ended:?}");
+    for _ in 0..3 {
+        assert_eq!(live.run("true").await.exit().code, Some(0));
+    }
+    live.stop().await;
+}
+
 /// What a box may take of the disk, it takes by writing, so that it is seen; a file has its ceiling, `/tmp` is memory of the box.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_box_cannot_take_room_at_a_stroke() {
