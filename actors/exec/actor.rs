@@ -268,13 +268,15 @@ impl Exec {
     }
 
     async fn cancel(
-        &self,
+        &mut self,
         run: &RunId,
         by: &Principal,
         connection: &str,
         reply: Reply<(), ExecRefusal>,
     ) {
-        let found = self.live.values().find(|live| live.run == *run);
+        // One that has told its end is over, though its actor is not gone yet.
+        self.listen();
+        let found = self.under_way().find(|live| live.run == *run);
         match found.filter(|live| may_cancel(live, by, connection)) {
             Some(live) => {
                 // One that is not reached any more has just ended.

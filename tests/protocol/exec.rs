@@ -124,6 +124,21 @@ async fn a_run_is_cancelled_by_its_own_principal_and_an_unknown_one_is_named() {
     assert_eq!(error["details"]["code"], "RUN_NOT_FOUND", "{error}");
 }
 
+/// The bug: until its actor was gone, a run whose end was told already was "cancelling".
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_has_told_its_end_is_not_there_to_be_cancelled() {
+    let gateway = Gateway::start();
+    let mut client = admin(&gateway).await;
+    for _ in 0..100 {
+        let id = client.ask("exec.run", run("sandbox", &["true"])).await;
+        let which = json!({"runId": client.answer(&id).await["payload"]["runId"]});
+        let ended = client.answer(&id).await;
+        assert_eq!(ended["payload"]["status"], "exited", "{ended}");
+        let error = client.refused("exec.cancel", which).await;
+        assert_eq!(error["details"]["code"], "RUN_NOT_FOUND", "{error}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_question_is_told_to_approvers_waited_for_and_answered_from_another_connection() {
     let gateway = Gateway::start();
