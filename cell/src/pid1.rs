@@ -1,4 +1,4 @@
-//! Pid 1 of a box: dials the host, starts a supervisor per run, passes frames on, kills what belongs to nobody.
+//! Pid 1 of a box: dials the host, gives each run a supervisor of its own, passes frames on, kills what belongs to nobody.
 //!
 //! No link, no runs: when the host goes away every run is ended at once, and pid 1 dials again until its dead-man time.
 
@@ -25,6 +25,9 @@ const PATROL: Duration = Duration::from_secs(1);
 const UNSENT: usize = 1024 * 1024;
 /// Most runs at once; the box's pids limit is the real one.
 const MOST_RUNS: usize = 256;
+/// Most supervisors that wait for a run, and how long all but one of them do.
+const MOST_IDLE: usize = 8;
+const IDLE: Duration = Duration::from_secs(10);
 
 struct Options {
     socket: String,
@@ -71,7 +74,7 @@ pub fn main(arguments: impl Iterator<Item = String>) -> Result<(), String> {
     let now = Instant::now();
     let mut pid1 = Pid1 {
         runs: Vec::new(),
-        spare: None,
+        idle: Vec::new(),
         supervisors: BTreeSet::new(),
         patrol_at: now,
         host: None,
@@ -99,19 +102,27 @@ pub fn main(arguments: impl Iterator<Item = String>) -> Result<(), String> {
 struct Supervisor {
     pid: Pid,
     channel: Channel,
+    /// Of the run that it had; a process cannot raise its own again.
+    limits: Option<Limits>,
+    since: Instant,
 }
+
+/// Open files, bytes of a file.
+type Limits = (u32, u64);
 
 struct Run {
     id: u32,
     supervisor: Supervisor,
     reported: bool,
+    /// Its supervisor takes another.
+    left: bool,
     gone: bool,
 }
 
 struct Pid1 {
     runs: Vec<Run>,
-    /// Started ahead, so that a run does not wait for it.
-    spare: Option<Supervisor>,
+    /// Started ahead or left by a run, so that the next does not wait for one. The last is taken first.
+    idle: Vec<Supervisor>,
     /// Every supervisor that has not been reaped, also those whose run is over.
     supervisors: BTreeSet<i32>,
     patrol_at: Instant,
@@ -143,14 +154,27 @@ impl Pid1 {
         });
         if channel.flush().is_ok() {
             self.host = Some(channel);
-            self.ready_spare();
+            self.ready_one();
         }
     }
 
-    fn ready_spare(&mut self) {
-        if self.spare.is_none() {
-            self.spare = self.supervisor().ok();
+    fn ready_one(&mut self) {
+        if self.idle.is_empty()
+            && let Ok(supervisor) = self.supervisor()
+        {
+            self.idle.push(supervisor);
         }
+    }
+
+    /// One that waits and may have these limits, or a new one.
+    fn take(&mut self, limits: Limits) -> io::Result<Supervisor> {
+        let fits = |one: &Supervisor| one.limits.is_none_or(|had| had == limits);
+        let mut taken = match self.idle.iter().rposition(fits) {
+            Some(at) => self.idle.remove(at),
+            None => self.supervisor()?,
+        };
+        taken.limits = Some(limits);
+        Ok(taken)
     }
 
     /// Waits for the host, any run, or the next thing that time brings.
@@ -205,7 +229,9 @@ impl Pid1 {
         while let Some(frame) = host.next_frame()? {
             self.heard = Instant::now();
             match frame {
-                Frame::Spawn { run, .. } => self.spawn(host, &frame, run),
+                Frame::Spawn { run, ref spawn } => {
+                    self.spawn(host, &frame, run, (spawn.open_files, spawn.file_bytes));
+                }
                 Frame::Signal { run, .. } | Frame::Window { run, .. } => {
                     if let Some(run) = self.runs.iter_mut().find(|known| known.id == run) {
                         run.supervisor.channel.queue(&frame);
@@ -227,14 +253,14 @@ impl Pid1 {
         }
     }
 
-    fn spawn(&mut self, host: &mut Channel, frame: &Frame, id: u32) {
+    fn spawn(&mut self, host: &mut Channel, frame: &Frame, id: u32, limits: Limits) {
         let refusal = if self.runs.iter().any(|run| run.id == id) {
             // A number of a run that is alive: answering would end that run for the host.
             return;
         } else if self.runs.len() >= MOST_RUNS {
             Some("too many runs in this box".to_owned())
         } else {
-            match self.spare.take().map_or_else(|| self.supervisor(), Ok) {
+            match self.take(limits) {
                 Ok(mut supervisor) => {
                     supervisor.channel.queue(frame);
                     // What does not go out now goes out after the next wait.
@@ -243,6 +269,7 @@ impl Pid1 {
                         id,
                         supervisor,
                         reported: false,
+                        left: false,
                         gone: false,
                     });
                     None
@@ -261,7 +288,7 @@ impl Pid1 {
                 exit: ended(Ended::Code(125), Cause::NotStarted),
             });
         } else {
-            self.ready_spare();
+            self.ready_one();
         }
     }
 
@@ -288,6 +315,15 @@ impl Pid1 {
             self.runs.clear();
         }
         self.runs.retain(|run| !run.gone);
+        let now = Instant::now();
+        for run in self.runs.extract_if(.., |run| run.left) {
+            let mut supervisor = run.supervisor;
+            supervisor.since = now;
+            // One too many goes when it sees its channel close.
+            if self.idle.len() < MOST_IDLE {
+                self.idle.push(supervisor);
+            }
+        }
     }
 
     /// Buries the dead and kills what hangs below pid 1 without belonging to a run.
@@ -297,14 +333,21 @@ impl Pid1 {
             // Orphans come only from a supervisor that died before it had swept its tree.
             look = true;
             self.supervisors.remove(&pid.as_raw_pid());
-            if self.spare.as_ref().is_some_and(|spare| spare.pid == pid) {
-                self.spare = None;
-            }
+            self.idle.retain(|idle| idle.pid != pid);
         }
         if !look {
             return;
         }
-        self.patrol_at = Instant::now() + PATROL;
+        let now = Instant::now();
+        self.patrol_at = now + PATROL;
+        // The one that was used last is the last, and stays.
+        let stale = |one: &Supervisor| now.duration_since(one.since) > IDLE;
+        let most = self.idle.len().saturating_sub(1);
+        let gone = self.idle[..most]
+            .iter()
+            .take_while(|one| stale(one))
+            .count();
+        self.idle.drain(..gone);
         for child in tree::children() {
             if !self.supervisors.contains(&child.as_raw_pid()) {
                 let _ = kill_process(child, Signal::KILL);
@@ -325,7 +368,12 @@ impl Pid1 {
             .spawn()?;
         let pid = Pid::from_child(&child);
         self.supervisors.insert(pid.as_raw_pid());
-        Ok(Supervisor { pid, channel })
+        Ok(Supervisor {
+            pid,
+            channel,
+            limits: None,
+            since: Instant::now(),
+        })
     }
 }
 
@@ -347,6 +395,7 @@ fn relay(run: &mut Run, host: &mut Channel) -> io::Result<()> {
                 run.reported = true;
                 host.queue(&Frame::Exit { run: run.id, exit });
             }
+            Frame::Hello { proto, .. } if proto == PROTO && run.reported => run.left = true,
             _ => return Err(io::ErrorKind::InvalidData.into()),
         }
     }

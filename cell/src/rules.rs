@@ -4,12 +4,13 @@
 
 use landlock::{
     ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
-    RulesetCreatedAttr, Scope,
+    RulesetCreated, RulesetCreatedAttr, Scope,
 };
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, TargetArch, sock_filter,
 };
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 
 /// Read and execute, where they exist.
@@ -28,12 +29,28 @@ const WRITE_FILES: [&str; 6] = [
     "/dev/tty",
 ];
 
-/// Applies Landlock to this thread as far as the kernel has it.
-pub fn landlock() -> Result<(), String> {
-    apply_landlock().map_err(|error| format!("landlock: {error}"))
+/// The rules on files for the runs of one supervisor, made for its first: in a box these paths stay what they are (its root is read-only).
+/// Each run gets a domain of its own from them, so that no signal passes from one to another.
+#[derive(Default)]
+pub struct Domain(OnceCell<RulesetCreated>);
+
+impl Domain {
+    /// Restricts the thread that calls what is returned, as far as the kernel has Landlock.
+    pub fn restrict(&self) -> Result<impl FnOnce() -> Result<(), String> + Send + use<>, String> {
+        let text = |error: &dyn std::fmt::Display| format!("landlock: {error}");
+        if self.0.get().is_none() {
+            let _ = self.0.set(ruleset().map_err(|error| text(&error))?);
+        }
+        let rules = self.0.get().ok_or("landlock: no rules")?;
+        let rules = rules.try_clone().map_err(|error| text(&error))?;
+        Ok(move || {
+            let done = rules.restrict_self();
+            done.map(|_| ()).map_err(|error| text(&error))
+        })
+    }
 }
 
-fn apply_landlock() -> Result<(), Box<dyn std::error::Error>> {
+fn ruleset() -> Result<RulesetCreated, Box<dyn std::error::Error>> {
     // ABI 6 brings the scopes: no signal and no abstract socket leaves the run. Older kernels take what they know.
     let abi = ABI::V6;
     let all = AccessFs::from_all(abi);
@@ -63,8 +80,7 @@ fn apply_landlock() -> Result<(), Box<dyn std::error::Error>> {
             rules = rules.add_rule(PathBeneath::new(opened, access))?;
         }
     }
-    rules.restrict_self()?;
-    Ok(())
+    Ok(rules)
 }
 
 /// What holds for a command of the host: no Landlock rule on files (its user has the rights it has), but no signal and no abstract socket

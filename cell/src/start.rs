@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use crate::host::Host;
-use crate::rules;
+use crate::rules::{self, Domain};
 
 /// Why a command was not started, with the exit code that a shell gives.
 pub struct NotStarted {
@@ -29,7 +29,7 @@ impl NotStarted {
 }
 
 /// Starts the command with pipes for its output and nothing as its input.
-pub fn start(spawn: &Spawn, host: Option<&Host>) -> Result<Child, NotStarted> {
+pub fn start(spawn: &Spawn, host: Option<&Host>, domain: &Domain) -> Result<Child, NotStarted> {
     let name = spawn.argv.first().cloned().unwrap_or_default();
     if let Some(host) = host {
         let program = host.prepare(&spawn.cwd)?;
@@ -46,7 +46,9 @@ pub fn start(spawn: &Spawn, host: Option<&Host>) -> Result<Child, NotStarted> {
     limit(spawn).map_err(|error| NotStarted::new(125, format!("resource limits: {error}")))?;
     let command = Command::new(&program);
     // The calls are refused to all of the box already, by its pid 1.
-    spawn_restricted(&spawn.argv, spawn, command, program, rules::landlock)
+    let restrict = domain.restrict();
+    let restrict = restrict.map_err(|text| NotStarted::new(125, text))?;
+    spawn_restricted(&spawn.argv, spawn, command, program, restrict)
 }
 
 /// `shown` is the program's name in an error.

@@ -35,6 +35,7 @@ macro_rules! promises {
 promises!(
     streams_and_codes,
     many_runs,
+    supervisors,
     walls,
     fork_bomb,
     memory,

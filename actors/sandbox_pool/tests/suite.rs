@@ -62,6 +62,57 @@ pub async fn many_runs(driver: &Driver, state: &State) {
     live.stop().await;
 }
 
+/// A supervisor takes one run after another. What a run used, and what it did to its supervisor, ends with it.
+pub async fn supervisors(driver: &Driver, state: &State) {
+    let mut live = Live::start(driver, state.spec("again")).await;
+    let first = live.run("echo $PPID").await.out;
+    assert_eq!(live.run("echo $PPID").await.out, first);
+    // Two at once have one each.
+    let (_, other) = live.begin("echo $PPID; sleep 0.3", |_| {}).await;
+    let second = live.run("echo $PPID").await.out;
+    assert_ne!(finish(other).await.out, second);
+    // Processor time is each run's own.
+    let busy = "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; echo $PPID";
+    let busy = live.run(busy).await;
+    let next = live.run("echo $PPID").await;
+    assert_eq!(next.out, busy.out);
+    assert!(
+        busy.exit().cpu_ms >= 50 && next.exit().cpu_ms < busy.exit().cpu_ms / 2,
+        "{busy:?} {next:?}"
+    );
+    // A process cannot raise its own limits again: others take another.
+    for files in [128, 256, 64, 256, 128] {
+        let ended = live.run_with("ulimit -Hn", |spawn| spawn.open_files = files);
+        assert_eq!(ended.await.out, format!("{files}\n"));
+    }
+    // A run may make its supervisor slow, which then serves nobody else.
+    let before = live.run("nice").await.out;
+    let slowed = live.run("renice -n 19 -p $PPID >&2 && echo $PPID").await;
+    assert_eq!(slowed.exit().code, Some(0), "{slowed:?}");
+    for _ in 0..12 {
+        let ended = live.run("echo $PPID; nice").await.out;
+        let (parent, nice) = ended.split_once('\n').unwrap();
+        assert_ne!(parent, slowed.out.trim());
+        assert_eq!(nice, before);
+    }
+    // Those that too many at once had do not wait for ever; pid 1 looks each second.
+    let mut many = Vec::new();
+    for _ in 0..6 {
+        many.push(live.begin("sleep 0.5", |_| {}).await.1);
+    }
+    for seen in many {
+        assert_eq!(finish(seen).await.exit().code, Some(0));
+    }
+    let began = Instant::now();
+    while below(live.started.init_pid).len() > 1 && began.elapsed().as_secs() < 30 {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let left = commands(live.started.init_pid, "portcullis-cell");
+    assert!(began.elapsed().as_secs() >= 5, "none of them waited");
+    assert!(below(live.started.init_pid).len() <= 1, "left: {left:?}");
+    live.stop().await;
+}
+
 /// No capability, no new privilege, filtered calls, no host root, no host file, no network, nothing writable but the agent's.
 pub async fn walls(driver: &Driver, state: &State) {
     let canary = state.folder.path().join("canary");
