@@ -1,7 +1,7 @@
 //! What others were attacked with, tried on the real gateway over real sockets; and the list of all of it, each with its
 //! test or the reason why it cannot be tried here.
 
-mod advisories; // the list itself: complete, and naming tests that exist
+pub mod advisories; // the list itself: complete, and naming tests that exist
 mod borrowed; // what a client says of itself, its headers, its neighbours: none of it gives anything
 mod floods; // pings, fragments, messages that never end
 mod lifetimes; // credentials that end, are rotated, are asked for again

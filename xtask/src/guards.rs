@@ -1,4 +1,5 @@
-//! Each test of an advisory is worth what it finds: its guard is switched off in a copy of this tree, and it must fail.
+//! A test is worth what it finds: the guard of an advisory, or what keeps a promise, is switched off in a copy of this tree, and its
+//! test must fail.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,8 +11,8 @@ use anyhow::{Context as _, Result, bail};
 use crate::cargo;
 use crate::steps::{Counts, Steps};
 
-/// The list, beside that of the advisories.
-const LIST: &str = "tests/security/guards.txt";
+/// The lists, beside those of the advisories and the promises.
+const LISTS: [&str; 2] = ["tests/security/guards.txt", "tests/house/promises.txt"];
 
 #[derive(Debug, PartialEq, Eq)]
 struct Guard<'a> {
@@ -55,8 +56,13 @@ impl Guard<'_> {
 
 pub fn run(steps: &mut Steps) -> Result<()> {
     let root = cargo::root()?;
-    let list = fs::read_to_string(root.join(LIST))?;
-    let guards = read(&list)?;
+    let lists = LISTS.map(|list| fs::read_to_string(root.join(list)));
+    let lists = lists.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let mut guards = vec![];
+    for list in &lists {
+        guards.extend(read(list)?);
+    }
+    guards.sort_by_key(|guard| guard.package);
     let work = cargo::target()?.join("guards");
     let tree = work.join("tree");
     copy(&root, &tree)?;
