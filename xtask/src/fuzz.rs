@@ -1,4 +1,5 @@
-//! The fuzz targets: built with the compiler's own coverage counters on any toolchain, each run for a while.
+//! The fuzz targets: built with the compiler's own coverage counters on any toolchain, each run for a while, as many at
+//! once as there are processors.
 //!
 //! All code is safe Rust, so there is no sanitizer and no nightly compiler: a finding is a panic, an overflow, a hang or
 //! too much memory.
@@ -6,6 +7,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -46,19 +48,37 @@ pub fn run(steps: &mut Steps, seconds: u64) -> Result<()> {
         return Ok(());
     }
     let seeds = cargo::root()?.join("fuzz/corpus");
-    for name in targets(&seeds)? {
-        let work = target.join("work").join(&name);
-        let found = target.join("found");
-        fs::create_dir_all(&work)?;
-        fs::create_dir_all(&found)?;
-        let mut fuzz = Command::new(target.join(&host).join("release").join(&name));
-        fuzz.arg(format!("-max_total_time={seconds}"))
-            .args(["-timeout=10", "-rss_limit_mb=2048", "-max_len=8192"])
-            .args(["-verbosity=0", "-print_final_stats=1"])
-            .arg(format!("-artifact_prefix={}/{name}-", found.display()))
-            .arg(&work)
-            .arg(seeds.join(&name));
-        steps.run(&format!("fuzz {name}"), &mut fuzz)?;
+    let names = targets(&seeds)?;
+    let at_once = std::thread::available_parallelism().map_or(1, usize::from);
+    for group in names.chunks(at_once) {
+        println!("\n== fuzz {}: {seconds} s", group.join(", "));
+        let began = Instant::now();
+        let mut running = vec![];
+        for name in group {
+            let work = target.join("work").join(name);
+            let found = target.join("found");
+            fs::create_dir_all(&work)?;
+            fs::create_dir_all(&found)?;
+            let said = fs::File::create(target.join(format!("{name}.log")))?;
+            let mut fuzz = Command::new(target.join(&host).join("release").join(name));
+            fuzz.arg(format!("-max_total_time={seconds}"))
+                .args(["-timeout=10", "-rss_limit_mb=2048", "-max_len=8192"])
+                .args(["-verbosity=0", "-print_final_stats=1"])
+                .arg(format!("-artifact_prefix={}/{name}-", found.display()))
+                .arg(&work)
+                .arg(seeds.join(name))
+                .stdout(said.try_clone()?)
+                .stderr(said);
+            running.push((name, fuzz.spawn().with_context(|| format!("fuzz {name}"))?));
+        }
+        for (name, mut fuzz) in running {
+            let is_good = fuzz.wait()?.success();
+            print!(
+                "{}",
+                fs::read_to_string(target.join(format!("{name}.log")))?
+            );
+            steps.note(&format!("fuzz {name}"), began, is_good);
+        }
     }
     Ok(())
 }
