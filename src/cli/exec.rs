@@ -18,7 +18,7 @@ use super::failure::Failure;
 use super::out::{self, Out, note};
 use super::{EXEC_REFUSED, Interrupts};
 use crate::client::{Client, Door, Incoming};
-use crate::show::text::{clean, typed};
+use crate::show::text::{clean, document, typed};
 use crate::show::value::{field, list, number};
 
 /// Pieces of output (32 KiB each at most) between the socket and a slow reader of ours; beyond, we stop reading the
@@ -167,7 +167,7 @@ impl Run {
             let mut line = payload.clone();
             line["type"] = "output".into();
             return writer
-                .write(Stream::Out, format!("{line}\n").into_bytes())
+                .write(Stream::Out, (document(&line) + "\n").into_bytes())
                 .await;
         }
         let data = STANDARD.decode(field(payload, "data")).map_err(|_| {
@@ -201,7 +201,7 @@ impl Run {
                 if self.out.json {
                     let mut line = payload.clone();
                     line["type"] = status.into();
-                    out::line(&line.to_string())?;
+                    out::line(&document(&line))?;
                 }
                 Ok(None)
             }
@@ -230,7 +230,7 @@ impl Run {
             let mut line = payload.clone();
             line["type"] = "end".into();
             line["exit"] = exit.into();
-            return out::line(&line.to_string());
+            return out::line(&document(&line));
         }
         let dropped: u64 = payload
             .get("dropped")

@@ -30,6 +30,8 @@ pub use state::{identity_file, remote, state_dir};
 
 use out::Out;
 
+use crate::show::text::document;
+
 /// The exit code of `exec` for everything that is not its command's own end (as Docker's).
 const EXEC_REFUSED: u8 = 125;
 
@@ -63,7 +65,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, u8> {
             .trim_start_matches("error: ");
         let failure =
             Failure::of(codes::INVALID_PARAMS, message).hint("`portcullis help` shows the words");
-        let _ = out::line(&failure.json().to_string());
+        let _ = out::line(&document(&failure.json()));
     } else {
         let _ = error.print();
     }
@@ -108,7 +110,7 @@ pub fn report(failure: &Failure, out: Out) {
         return;
     }
     if out.json {
-        let _ = out::line(&failure.json().to_string());
+        let _ = out::line(&document(&failure.json()));
     } else {
         out::note(failure.lines().trim_end());
     }

@@ -5,6 +5,7 @@ use std::io::Write as _;
 use serde_json::Value;
 
 use super::failure::Failure;
+use crate::show::text::document;
 
 /// Where answers go.
 #[derive(Debug, Clone, Copy)]
@@ -20,7 +21,7 @@ impl Out {
     /// Standard output is closed or full.
     pub fn both(self, value: &Value, text: impl FnOnce() -> String) -> Result<(), Failure> {
         if self.json {
-            line(&value.to_string())
+            line(&document(value))
         } else {
             write(&text())
         }

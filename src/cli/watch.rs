@@ -11,7 +11,7 @@ use super::failure::Failure;
 use super::out::{self, Out, note};
 use crate::client::{Client, Door, Incoming};
 use crate::show::card::card;
-use crate::show::text::{clean, now_ms};
+use crate::show::text::{clean, document, now_ms};
 use crate::show::value::{field, number};
 
 /// Watches until ctrl-C.
@@ -90,7 +90,7 @@ impl Queue {
             .collect();
         for id in gone {
             if self.out.json {
-                out::line(&json!({ "type": "gone", "id": id }).to_string())?;
+                out::line(&document(&json!({ "type": "gone", "id": id })))?;
             }
             self.drop(&id);
         }
@@ -109,7 +109,9 @@ impl Queue {
             return Ok(());
         }
         if self.out.json {
-            out::line(&json!({ "type": "requested", "approval": approval }).to_string())?;
+            out::line(&document(
+                &json!({ "type": "requested", "approval": approval }),
+            ))?;
         }
         self.waiting.push(approval);
         Ok(())
@@ -118,7 +120,9 @@ impl Queue {
     fn resolved(&mut self, payload: &Value) -> Result<(), Failure> {
         let id = field(payload, "id");
         if self.out.json {
-            out::line(&json!({ "type": "resolved", "approval": payload }).to_string())?;
+            out::line(&document(
+                &json!({ "type": "resolved", "approval": payload }),
+            ))?;
         } else if self.waiting.iter().any(|a| field(a, "id") == id) {
             let by = match field(payload, "resolvedBy") {
                 "" => "the gateway",

@@ -254,12 +254,10 @@ impl Client {
                 Some(Ok(Message::Close(frame))) => {
                     return Err(lost(&frame.map_or_else(
                         || "the gateway closed the connection".to_owned(),
+                        // Whoever is there chose these words: they stand as theirs.
                         |f| {
-                            format!(
-                                "the gateway closed the connection: {} {}",
-                                u16::from(f.code),
-                                f.reason
-                            )
+                            let (code, reason) = (u16::from(f.code), f.reason.replace('"', "'"));
+                            format!("the gateway closed the connection with {code} and said \"{reason}\"")
                         },
                     )));
                 }

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use portcullis_actors::clock::Clock;
 use portcullis_core::display::hides;
+use serde_json::Value;
 
 /// Unix milliseconds, for times shown to a person: nothing is decided by them.
 pub fn now_ms() -> u64 {
@@ -17,6 +18,23 @@ pub fn clean(text: &str) -> String {
         if hides(c) {
             for escaped in c.escape_default() {
                 out.push(escaped);
+            }
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+/// A JSON document of one line, for machines: what could steer or hide on a terminal stands as its escape, which says the same.
+pub fn document(value: &Value) -> String {
+    let text = value.to_string();
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if hides(c) {
+            // Only within strings: serde_json puts nothing of the kind between them.
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                let _ = write!(out, "\\u{unit:04x}");
             }
         } else {
             out.push(c);
@@ -160,6 +178,20 @@ mod tests {
             );
         }
         assert_eq!(clean("नमस्ते, ünïcode ✓"), "नमस्ते, ünïcode ✓");
+    }
+
+    #[test]
+    fn a_document_of_the_machines_steers_no_terminal_and_says_the_same() {
+        let value = serde_json::json!({
+            "a\u{9b}2J": ["a\u{202e}b", "\u{1b}]52;c;AAAA\u{7}", "\u{e0041}", "नमस्ते ✓", 1.5, null]
+        });
+        let text = document(&value);
+        assert!(!text.chars().any(hides), "{text}");
+        assert!(
+            text.contains("नमस्ते ✓") && text.contains("\\udb40\\udc41"),
+            "{text}"
+        );
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), value);
     }
 
     #[test]
