@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::edge::{Again, Http, Runs, serve_http};
+use crate::edge::{Again, Http, Looks, Runs, serve_http};
 
 /// For the upgrade.
 const UPGRADE_WITHIN: Duration = Duration::from_secs(15);
@@ -34,7 +34,7 @@ pub async fn serve(listener: TcpListener, frame_max: usize) -> std::io::Result<(
         again: Again::never(),
         clock: Clock::system(),
         by_groups: false,
-        holders: Arc::default(),
+        looks: Looks::default(),
         tree: tree.reader(),
         site: site.reader(),
         tls: tls.reader(),

@@ -34,7 +34,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::config::Config;
-use crate::edge::{Again, Doors, Edge, EdgeHandle, EdgeWiring, Http, Rpc, Runs};
+use crate::edge::{Again, Doors, Edge, EdgeHandle, EdgeWiring, Http, Looks, Rpc, Runs};
 use crate::methods::Site;
 use crate::tls;
 
@@ -325,7 +325,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
                 header_ms: config.gateway.limits.header_ms,
                 runs,
                 by_groups: !config.gateway.local.gids().is_empty(),
-                holders: Arc::default(),
+                looks: Looks::default(),
                 hosts: Arc::new(config.gateway.hosts.clone()),
                 proxies: ground.proxies,
                 again: ground.again,

@@ -17,7 +17,7 @@ use crate::signing::SigningHandle;
 use crate::supervision::{Crash, Ctx, Flag, Room, TaskEnd, TaskHandle};
 
 /// For the close frame to be taken; then the socket is dropped.
-const CLOSE_GRACE: Duration = Duration::from_millis(100);
+pub(super) const CLOSE_GRACE: Duration = Duration::from_millis(100);
 /// For an answer to what may have ended this session; the socket that asked for it has longer.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 const LINGER: Duration = Duration::from_secs(30);
@@ -64,6 +64,8 @@ pub struct Connection {
     wiring: ConnectionWiring,
     ctx: Ctx<Self>,
     order: Arc<Flag<Option<CloseOrder>>>,
+    /// A newcomer wants its place.
+    room: Flag<bool>,
     /// Why the credential behind this connection holds no more: runs look at it between intent and act.
     session: Arc<Flag<Option<String>>>,
     /// An answer that must still go out is under way.
@@ -87,6 +89,7 @@ impl Room for Connection {
             wiring: wiring.clone(),
             ctx,
             order: Arc::new(Flag::new(None)),
+            room: Flag::new(false),
             session: Arc::new(Flag::new(None)),
             has_last_words: Arc::new(Flag::new(false)),
             linger: false,
@@ -101,6 +104,8 @@ impl Room for Connection {
         match msg {
             ConnectionMsg::Adopt(accepted) => self.adopt(*accepted),
             ConnectionMsg::Close(order) => self.close(order),
+            // Its task alone knows what has come; there its time is bounded as any stranger's.
+            ConnectionMsg::MakeRoom => self.room.set(true),
             ConnectionMsg::Linger => self.linger = true,
             ConnectionMsg::Abort => self.abort(),
         }
@@ -147,6 +152,7 @@ impl Connection {
             self.wiring.clone(),
             accepted,
             self.order.clone(),
+            self.room.reader(),
             self.session.reader(),
             self.has_last_words.clone(),
         ));

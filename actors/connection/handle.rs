@@ -43,4 +43,13 @@ impl ConnectionHandle {
         };
         self.0.tell(ConnectionMsg::Close(order)).await
     }
+
+    /// Ends it so that a newcomer has its place, unless its `connect` has come already: then it says so in its news
+    /// ([`super::messages::ConnectionNews::Speaks`]) and stays.
+    ///
+    /// # Errors
+    /// As [`Self::close`].
+    pub async fn make_room(&self) -> Result<(), TellError> {
+        self.0.tell(ConnectionMsg::MakeRoom).await
+    }
 }

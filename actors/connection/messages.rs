@@ -47,6 +47,8 @@ pub enum ConnectionMsg {
     Adopt(Box<Accepted>),
     /// End, before the next frame is answered.
     Close(CloseOrder),
+    /// End for a newcomer's sake, unless its `connect` has come already.
+    MakeRoom,
     /// It asked for its own end: let the answer out first.
     Linger,
     /// From its own timer: the other end does not take the close frame.

@@ -23,6 +23,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role as WsRole, WebSo
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tracing::Instrument as _;
 
+use super::actor::CLOSE_GRACE;
 use super::actor::ConnectionWiring;
 use super::answer;
 use super::idle::Idle;
@@ -73,6 +74,7 @@ pub(super) async fn serve(
     wiring: ConnectionWiring,
     accepted: Accepted,
     order: Arc<Flag<Option<CloseOrder>>>,
+    mut room: FlagReader<bool>,
     session_ended: FlagReader<Option<String>>,
     has_last_words: Arc<Flag<bool>>,
 ) {
@@ -90,16 +92,39 @@ pub(super) async fn serve(
         target: "portcullis", parent: None, "connect", otel.kind = "server", room = "connection", door = door.as_str(),
     );
     // Boxed: its room is needed for a moment, and this task lives as long as the socket.
-    let shaking = shake(&wiring, &mut ws, encoding, door, (&peer, bearer), until);
-    let shaking = Box::pin(shaking.instrument(connect));
-    let shaken = tokio::select! {
-        biased;
-        Some(Some(order)) = closing.changed() => {
-            close(&mut ws, order.code, &order.reason).await;
-            return;
-        }
-        shaken = shaking => shaken,
+    let has_come = Flag::new(false);
+    let shaking = shake(
+        &wiring,
+        &mut ws,
+        encoding,
+        door,
+        (&peer, bearer),
+        (until, &has_come),
+    );
+    let mut shaking = Box::pin(shaking.instrument(connect));
+    let mut stays = false;
+    let shaken = loop {
+        let order = tokio::select! {
+            biased;
+            Some(Some(order)) = closing.changed() => order,
+            // Before what is wanted for a newcomer: what has come by now is read first.
+            shaken = &mut shaking => break shaken,
+            Some(true) = room.until(|wanted| *wanted), if !stays => {
+                stays = has_come.get();
+                if stays {
+                    continue;
+                }
+                let reason = "made room for a newcomer".to_owned();
+                CloseOrder { code: 1008, reason }
+            }
+        };
+        drop(shaking);
+        // Who does not take it has had its word.
+        let said = close(&mut ws, order.code, &order.reason);
+        let _ = tokio::time::timeout(CLOSE_GRACE, said).await;
+        return;
     };
+    drop(shaking);
     let Some(mut shaken) = shaken else { return };
     let early = std::mem::take(&mut shaken.early);
     let news = wiring.shared.methods.news(&shaken.principal, &shaken.caps);

@@ -24,6 +24,7 @@ use super::messages::ConnectionNews;
 use super::scan::TOO_LARGE;
 use super::serve::{WRONG_KIND, close, fault, message};
 use crate::auth::{Arrival, Bearer, Peer};
+use crate::supervision::Flag;
 use portcullis_core::auth::Door;
 
 /// Characters of a node's `PATH` that are kept to be shown.
@@ -52,9 +53,10 @@ pub(super) async fn shake(
     encoding: Encoding,
     door: Door,
     (peer, bearer): (&Peer, Option<Bearer>),
-    until: Instant,
+    (until, has_come): (Instant, &Flag<bool>),
 ) -> Option<Shaken> {
-    let end = match timeout_at(until, try_shake(wiring, ws, encoding, door, (peer, bearer))).await {
+    let shaking = try_shake(wiring, ws, encoding, door, (peer, bearer), has_come);
+    let end = match timeout_at(until, shaking).await {
         Ok(Ok(shaken)) => return Some(shaken),
         Ok(Err(end)) => end,
         Err(_late) => End::Close(1000, ""),
@@ -98,6 +100,7 @@ async fn try_shake(
     encoding: Encoding,
     door: Door,
     (peer, bearer): (&Peer, Option<Bearer>),
+    has_come: &Flag<bool>,
 ) -> Result<Shaken, End> {
     let nonce = uuid::Uuid::new_v4().to_string();
     let challenge = json!({ "nonce": nonce, "ts": wiring.shared.clock.now() });
@@ -128,6 +131,7 @@ async fn try_shake(
     let refused = |refusal| End::Refused(id.clone(), Box::new(refusal));
     let checked = params.check().map_err(refused)?;
     // It is a `connect` and has arrived whole: this socket is not closed to make room while it is decided.
+    has_come.set(true);
     let speaks = ConnectionNews::Speaks(wiring.key);
     wiring
         .shared

@@ -25,6 +25,7 @@ use super::budget::{Budget, Limits, Origin};
 use super::handle::EdgeHandle;
 use super::http::{self, Http, Said, Tell, Told};
 use super::listen::Doors;
+use super::looks::{self, Looks};
 use super::peer;
 use crate::config::Local;
 
@@ -182,8 +183,12 @@ impl Room for Edge {
             news,
             ..wiring.connection.clone()
         });
+        let (looks, asked) = Looks::new();
+        ctx.task("looks", 0, looks::answer(asked)).keep();
+        let mut wiring = wiring.clone();
+        wiring.http.looks = looks;
         Ok(Self {
-            wiring: wiring.clone(),
+            wiring,
             ctx,
             next: 0,
             budget,
@@ -205,7 +210,7 @@ impl Room for Edge {
             }
             EdgeMsg::Told(key, told) => self.told(key, told).await,
             EdgeMsg::Upgraded(key, io, said) => self.upgraded(key, *io, said).await,
-            EdgeMsg::News(ConnectionNews::Speaks(key)) => self.budget.speaks(key),
+            EdgeMsg::News(ConnectionNews::Speaks(key)) => self.speaks(key),
             EdgeMsg::News(ConnectionNews::Refused(key)) => self.budget.refused(key),
             EdgeMsg::News(ConnectionNews::Admitted(key, principal, name, listed)) => {
                 self.admitted(key, Who { principal, name }).await;
@@ -381,12 +386,21 @@ impl Edge {
         }
     }
 
+    /// Its `connect` has come. If it was told to make room just before, it stays all the same, beside the newcomer: it is
+    /// counted again.
+    fn speaks(&mut self, key: u64) {
+        if let Some(socket) = self.sockets.get(&key) {
+            self.budget.back(key, socket.from.origin());
+            self.budget.speaks(key);
+        }
+    }
+
     async fn evict(&mut self, key: u64) {
         match self.sockets.get(&key).map(|s| &s.stage) {
             Some(Stage::Http { .. }) => self.gone(key),
             Some(Stage::Open(handle, _)) => {
                 // Gone already is as good.
-                let _ = handle.clone().close(1008, "made room for a newcomer").await;
+                let _ = handle.clone().make_room().await;
             }
             None => {}
         }

@@ -20,11 +20,12 @@ use portcullis_actors::supervision::{FlagReader, TreeWindow};
 use portcullis_core::auth::proxy::{Named, NotNamed, ProxyRules, Unattributable, is_forwarding};
 use portcullis_core::protocol::Encoding;
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::{Mutex, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tracing::Instrument as _;
 
+use super::looks::Looks;
 use super::peer::{self, Holders};
 use super::proxy::{self, Name};
 use super::rpc::{self, Rpc};
@@ -85,21 +86,23 @@ impl Ends {
     }
 
     /// Before [`Self::is_of_a_run`] is asked.
-    async fn look(&self, holders: &Mutex<Holders>) {
+    async fn look(&self, looks: &Looks) {
         let Some(tcp) = self.tcp else { return };
-        if self.of_a_run.get().is_none() && self.runs.told(tcp.peer.ip(), tcp.owner).is_none() {
-            self.looked(&mut *holders.lock().await);
-            // Whoever else waits for this thread comes in between.
-            tokio::task::yield_now().await;
+        if self.of_a_run.get().is_some() || self.runs.told(tcp.peer.ip(), tcp.owner).is_some() {
+            return;
+        }
+        if let Some((uid, inode)) = tcp.owner {
+            let is_seen = matches!(looks.at(uid, inode).await, peer::Holder::Outside(_));
+            let _ = self.of_a_run.set(!is_seen);
         }
     }
 
     /// The groups of the process that holds the other end, and is none of our runs.
-    async fn groups(&self, holders: &Mutex<Holders>) -> Vec<u32> {
+    async fn groups(&self, looks: &Looks) -> Vec<u32> {
         let Some((uid, inode)) = self.tcp.and_then(|tcp| tcp.owner) else {
             return Vec::new();
         };
-        match holders.lock().await.look(uid, inode) {
+        match looks.at(uid, inode).await {
             peer::Holder::Outside(pid) => peer::groups(pid, uid),
             peer::Holder::Run | peer::Holder::Unseen => Vec::new(),
         }
@@ -131,9 +134,8 @@ pub struct Http {
     pub runs: Arc<peer::Runs>,
     /// Operators are told by groups too: then who holds a socket is looked for.
     pub by_groups: bool,
-    /// Who was last seen to hold a socket. One look at descriptors at a time: who makes us look again and again takes no
-    /// more than one thread by it.
-    pub holders: Arc<Mutex<Holders>>,
+    /// To ask who holds a socket; each life of the edge has its own.
+    pub looks: Looks,
     /// Whose word on a client counts.
     pub proxies: FlagReader<Arc<ProxyRules>>,
     /// Who reads that proxy's key set again.
@@ -387,7 +389,7 @@ async fn answer(
             .keys()
             .any(|name| is_forwarding(name.as_str()));
     if !is_plain_probe {
-        ends.look(&http.holders).await;
+        ends.look(&http.looks).await;
     }
     let mut looked = ends.proxied(&http.proxies.get(), request.headers(), now_s);
     if matches!(&looked, Ok(Some(by)) if by.names_no_key()) {
@@ -440,7 +442,7 @@ async fn answer(
                     proxied.map_or((None, None), |by| (Some(by.client), by.named));
                 let has_local_host = name == Name::Local;
                 let groups = if http.by_groups && !ends.is_of_a_run() {
-                    ends.groups(&http.holders).await
+                    ends.groups(&http.looks).await
                 } else {
                     Vec::new()
                 };

@@ -18,7 +18,7 @@ use portcullis_core::protocol::Encoding;
 use portcullis_core::time::Millis;
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::Role;
@@ -87,6 +87,16 @@ impl Hold {
 
 /// One connection room on its own, of the real rooms below it; its handle, and the other end of its socket.
 async fn one(house: &House, clock: Clock) -> (ConnectionHandle, WebSocketStream<UnixStream>) {
+    let (handle, socket, hears) = one_unheard(house, clock).await;
+    hears.notify_one();
+    (handle, socket)
+}
+
+/// As [`one`]; what the room has to tell the edge is heard from the notice on, so its `connect` is not decided before.
+async fn one_unheard(
+    house: &House,
+    clock: Clock,
+) -> (ConnectionHandle, WebSocketStream<UnixStream>, Arc<Notify>) {
     let (mut ground, calm) = (Ground::new(), Trip::default());
     let signing = SigningWiring {
         config: SigningConfig::default(),
@@ -97,7 +107,8 @@ async fn one(house: &House, clock: Clock) -> (ConnectionHandle, WebSocketStream<
         clock: calm.clock(),
     };
     let signing = SigningHandle::add(&mut ground.tree, signing);
-    let (news, mut told) = mpsc::channel(16);
+    let (news, mut told) = mpsc::channel(1);
+    news.try_send(ConnectionNews::Refused(0)).unwrap();
     let shared = ConnectionShared {
         config: ConnectionConfig::default(),
         auth: house.methods.auth.clone(),
@@ -120,8 +131,11 @@ async fn one(house: &House, clock: Clock) -> (ConnectionHandle, WebSocketStream<
     let handle = ConnectionHandle::new(room);
     let standing = ground.start().await;
     // As the edge does it: whoever is in is put on the list.
+    let hears = Arc::new(Notify::new());
+    let heard = hears.clone();
     tokio::spawn(async move {
         let _kept = standing;
+        heard.notified().await;
         while let Some(news) = told.recv().await {
             if let ConnectionNews::Admitted(_, _, _, listed) = news {
                 listed.send(()).unwrap();
@@ -147,7 +161,45 @@ async fn one(house: &House, clock: Clock) -> (ConnectionHandle, WebSocketStream<
     };
     handle.adopt(accepted).await.unwrap();
     let socket = WebSocketStream::from_raw_socket(theirs, Role::Client, None).await;
-    (handle, socket)
+    (handle, socket, hears)
+}
+
+/// The bug: the edge heard of a `connect` by a message of its own, and might choose that socket before it had read it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_socket_whose_connect_has_come_makes_no_room_and_a_silent_one_does() {
+    let house = House::stand(&[("sandbox.driver", "native")]).await;
+    let (handle, mut socket, hears) = one_unheard(&house, Clock::system()).await;
+    let challenge = frame(&mut socket).await["payload"].take();
+    let nonce = challenge["nonce"].as_str().unwrap();
+    let params = Connect::bare().params(nonce, challenge["ts"].as_u64().unwrap());
+    let connect = json!({ "type": "req", "id": "1", "method": "connect", "params": params });
+    let sent = socket.send(Message::text(connect.to_string()));
+    sent.await.unwrap();
+    // Read, and held where it tells the edge so.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    handle.make_room().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    hears.notify_one();
+    let hello = frame(&mut socket).await;
+    assert_eq!(hello["ok"], true, "{hello}");
+    // Nor later.
+    let health = json!({ "type": "req", "id": "2", "method": "health" });
+    let sent = socket.send(Message::text(health.to_string()));
+    sent.await.unwrap();
+    assert_eq!(frame(&mut socket).await["ok"], true);
+
+    let (handle, mut silent) = one(&house, Clock::system()).await;
+    assert_eq!(frame(&mut silent).await["event"], "connect.challenge");
+    handle.make_room().await.unwrap();
+    let next = tokio::time::timeout(ws::PATIENCE, silent.next()).await;
+    let Some(Ok(Message::Close(Some(close)))) = next.unwrap() else {
+        panic!("it is not closed");
+    };
+    assert_eq!(
+        (u16::from(close.code), close.reason.as_str()),
+        (1008, "made room for a newcomer")
+    );
+    house.end().await;
 }
 
 async fn frame(socket: &mut WebSocketStream<UnixStream>) -> Value {
