@@ -26,8 +26,8 @@ fn main() -> ExitCode {
     let _ = arguments.next();
     let result = match arguments.next().as_deref() {
         Some("box") => pid1::main(arguments),
-        Some("run") => runner::main(None),
-        Some("host") => host::options(arguments).and_then(|host| runner::main(Some(host))),
+        Some("run") => runner::main(None, arguments.next()),
+        Some("host") => host::options(arguments).and_then(|host| runner::main(Some(host), None)),
         Some("launch") => launch::main(arguments),
         Some("probe") => probe::main(arguments),
         _ => Err("usage: portcullis-cell box | run | host | probe | launch (started by portcullis, not by hand)".to_owned()),

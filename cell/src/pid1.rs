@@ -21,6 +21,8 @@ use crate::tree::{self, Reaped};
 const REDIAL: Duration = Duration::from_millis(100);
 /// Between two looks for strays while nothing happens.
 const PATROL: Duration = Duration::from_secs(1);
+/// After the end of a supervisor that had a run.
+const SOON: Duration = Duration::from_millis(5);
 /// A host that reads nothing makes the runs wait, not this process grow.
 const UNSENT: usize = 1024 * 1024;
 /// Most runs at once; the box's pids limit is the real one.
@@ -76,6 +78,7 @@ pub fn main(arguments: impl Iterator<Item = String>) -> Result<(), String> {
         runs: Vec::new(),
         idle: Vec::new(),
         supervisors: BTreeSet::new(),
+        standing: crate::runner::standing(),
         patrol_at: now,
         host: None,
         heard: now,
@@ -89,6 +92,8 @@ pub fn main(arguments: impl Iterator<Item = String>) -> Result<(), String> {
             return Ok(());
         }
         pid1.wait(&options);
+        // First: who is dead takes no run.
+        pid1.reap();
         pid1.hear();
         pid1.pass();
         pid1.reap();
@@ -125,6 +130,8 @@ struct Pid1 {
     idle: Vec<Supervisor>,
     /// Every supervisor that has not been reaped, also those whose run is over.
     supervisors: BTreeSet<i32>,
+    /// Before any run could change it.
+    standing: String,
     patrol_at: Instant,
     host: Option<Channel>,
     heard: Instant,
@@ -180,7 +187,7 @@ impl Pid1 {
     /// Waits for the host, any run, or the next thing that time brings.
     fn wait(&mut self, options: &Options) {
         let now = Instant::now();
-        let mut until = (self.heard + options.dead_man).min(now + PATROL);
+        let mut until = (self.heard + options.dead_man).min(self.patrol_at);
         if self.host.is_none() {
             until = until.min(self.dial_at);
         }
@@ -302,7 +309,8 @@ impl Pid1 {
             if relay(run, host).is_err() {
                 run.gone = true;
                 if !run.reported {
-                    // Its supervisor is gone without a word: out of memory, most likely.
+                    // Its supervisor is gone without a word: out of memory, most likely. What it leaves comes to us in a moment.
+                    self.patrol_at = self.patrol_at.min(Instant::now() + SOON);
                     host.queue(&Frame::Exit {
                         run: run.id,
                         exit: ended(Ended::Signal(9), Cause::Itself),
@@ -362,6 +370,7 @@ impl Pid1 {
         let child = Command::new("/proc/self/exe")
             .arg0("portcullis-run")
             .arg("run")
+            .arg(&self.standing)
             .env_clear()
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())

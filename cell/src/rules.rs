@@ -168,6 +168,20 @@ fn programs(families: &[u64]) -> Result<Vec<BpfProgram>, String> {
     ])
     .map_err(text)?;
     denied.insert(calls::PRLIMIT64, vec![foreign_limits]);
+    // Priorities of others, of groups and of users: a supervisor's would be its later runs'. Threads are moved between processors by the C
+    // library under their own numbers, so that stays; a supervisor looks at that itself.
+    let none_but = |process: u64| -> Result<Vec<SeccompRule>, String> {
+        [(0, process), (1, 0)]
+            .iter()
+            .map(|&(at, value)| {
+                SeccompRule::new(vec![condition(at, SeccompCmpOp::Ne, value)?]).map_err(text)
+            })
+            .collect()
+    };
+    denied.insert(calls::SETPRIORITY, none_but(0)?);
+    denied.insert(calls::IOPRIO_SET, none_but(1)?);
+    let foreign = SeccompRule::new(vec![condition(0, SeccompCmpOp::Ne, 0)?]).map_err(text)?;
+    denied.insert(calls::SCHED_SETATTR, vec![foreign]);
     // Sockets by type that may exist, not by those that may not.
     let other = families
         .iter()
@@ -244,7 +258,10 @@ mod calls {
     pub const CLONE3: i64 = 435;
     pub const FALLOCATE: i64 = 285;
     pub const IOCTL: i64 = 16;
+    pub const IOPRIO_SET: i64 = 251;
     pub const PRLIMIT64: i64 = 302;
+    pub const SCHED_SETATTR: i64 = 314;
+    pub const SETPRIORITY: i64 = 141;
     pub const SOCKET: i64 = 41;
     pub const SOCKETPAIR: i64 = 53;
     pub const DENIED: [i64; 52] = [
@@ -269,7 +286,10 @@ mod calls {
     pub const CLONE3: i64 = 435;
     pub const FALLOCATE: i64 = 47;
     pub const IOCTL: i64 = 29;
+    pub const IOPRIO_SET: i64 = 30;
     pub const PRLIMIT64: i64 = 261;
+    pub const SCHED_SETATTR: i64 = 274;
+    pub const SETPRIORITY: i64 = 140;
     pub const SOCKET: i64 = 198;
     pub const SOCKETPAIR: i64 = 199;
     pub const DENIED: [i64; 50] = [

@@ -30,8 +30,9 @@ const MOST_GRACE: Duration = Duration::from_secs(10);
 /// How long KILL is repeated. What outlives it (uninterruptible in the kernel) becomes pid 1's.
 const SWEEP: Duration = Duration::from_secs(2);
 
-/// Entry of `portcullis-cell run`, and of `portcullis-cell host`.
-pub fn main(mut host: Option<Host>) -> Result<(), String> {
+/// Entry of `portcullis-cell run [STANDING]`, and of `portcullis-cell host`: only a supervisor that stands as pid 1 did before its first run
+/// takes another.
+pub fn main(mut host: Option<Host>, first: Option<String>) -> Result<(), String> {
     let text = |error: std::io::Error| error.to_string();
     crate::sys::keep_inherited_from_commands().map_err(text)?;
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
@@ -49,7 +50,6 @@ pub fn main(mut host: Option<Host>) -> Result<(), String> {
         host.receive(&control)?;
     }
     let mut channel = Channel::new(UnixStream::from(control)).map_err(text)?;
-    let first = standing();
     let domain = Domain::default();
     loop {
         let Some((run, spawn)) = await_spawn(&mut channel).map_err(text)? else {
@@ -69,7 +69,8 @@ pub fn main(mut host: Option<Host>) -> Result<(), String> {
         };
         channel.queue(&Frame::Exit { run, exit });
         // The next command inherits from this process what a run of the same user could set on it.
-        let again = clean && host.is_none() && standing() == first;
+        let again =
+            clean && host.is_none() && first.as_ref().is_some_and(|first| *first == standing());
         if again {
             let nonce = String::new();
             channel.queue(&Frame::Hello {
@@ -416,10 +417,14 @@ fn usage() -> (u64, u64) {
 
 /// How the scheduler treats this process, which another of its user may change: priority, nice value, real-time priority and policy (fields
 /// 18, 19, 40 and 41), and where it may run.
-fn standing() -> (Vec<String>, Option<CpuSet>) {
+pub fn standing() -> String {
     let fields = stat();
     let of = [15, 16, 37, 38].map(|at| fields.get(at).cloned().unwrap_or_default());
-    (of.to_vec(), sched_getaffinity(None).ok())
+    let places = sched_getaffinity(None).map(|set| {
+        let places = (0..CpuSet::MAX_CPU).filter(|at| set.is_set(*at));
+        places.map(|at| at.to_string()).collect::<Vec<_>>()
+    });
+    format!("{} {}", of.join(" "), places.unwrap_or_default().join(","))
 }
 
 /// The fields of this process' stat, from the third on.
