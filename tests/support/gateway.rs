@@ -188,7 +188,11 @@ impl Gateway {
         self.launch_as(command)
     }
 
-    fn launch_as(&mut self, mut command: Command) -> Result<(), (i32, String)> {
+    /// The same by a command made from [`Self::daemon`].
+    ///
+    /// # Errors
+    /// It does not serve: its exit code and what it said.
+    pub fn launch_as(&mut self, mut command: Command) -> Result<(), (i32, String)> {
         assert!(self.child.is_none(), "it runs already");
         let mut child = command.spawn().unwrap();
         let lines = BufReader::new(child.stderr.take().unwrap());
