@@ -154,9 +154,13 @@ impl ConnectRefusal {
         }
     }
 
-    /// The same with `details` (a JSON object).
-    pub fn detailed(wire: &str, message: impl Into<String>, details: Value) -> Self {
+    /// The same with `details` (a JSON object); `details.next` is added by its code where it is not there.
+    pub fn detailed(wire: &str, message: impl Into<String>, mut details: Value) -> Self {
         let message = message.into();
+        if details.get("next").is_none() {
+            let code = details["code"].as_str().unwrap_or_default();
+            details["next"] = next_step(code).into();
+        }
         let mut error = ErrorBody::bare(wire, message.clone());
         error.details = Some(details);
         Self {
@@ -193,6 +197,46 @@ impl ConnectRefusal {
             error: Box::new(error),
             close: 1013,
             reason: message.to_owned(),
+        }
+    }
+}
+
+/// What to do about a code of the wire's own (wire.md section 3), which [`crate::codes`] does not list.
+fn next_step(code: &str) -> &'static str {
+    match code {
+        "AUTH_TOKEN_MISSING" => {
+            "send the token in auth.token, or pair this device with a code of `portcullis devices setup-code`"
+        }
+        "AUTH_TOKEN_MISMATCH" => {
+            "send the token that is valid now; a person makes a new one with `portcullis auth token rotate`, for an agent with \
+             `portcullis agents token NAME`"
+        }
+        "AUTH_PASSWORD_MISSING" => "send the password in auth.password",
+        "AUTH_PASSWORD_MISMATCH" => {
+            "send the right password; a person sets it with `portcullis password set`"
+        }
+        "AUTH_BOOTSTRAP_TOKEN_INVALID" => {
+            "ask for a new code: a person makes it with `portcullis devices setup-code`"
+        }
+        "AUTH_DEVICE_TOKEN_MISMATCH" => {
+            "connect with the device's key and no such token: it gets a new one, or a person is asked"
+        }
+        "AUTH_IDENTITY_HEADER_REQUIRED" => {
+            "connect through the proxy of [gateway.auth.trusted_proxy], or as a paired device"
+        }
+        "AUTH_RATE_LIMITED" => "wait as long as retryAfterMs says, then try again",
+        "CONTROL_UI_ORIGIN_NOT_ALLOWED" => {
+            "in a browser, open the page: `portcullis dashboard`; other clients send no Origin"
+        }
+        "DEVICE_IDENTITY_REQUIRED" => {
+            "sign the challenge with a device's key, in connect's `device`"
+        }
+        "PAIRING_REQUIRED" => {
+            "a person sees it with `portcullis devices list` and approves it with `portcullis devices approve`"
+        }
+        "PROTOCOL_MISMATCH" => "use a client that speaks the protocol in expectedProtocol",
+        _ => {
+            "come as a user whom [gateway.local] operators names, with the gateway's token, or as a paired device"
         }
     }
 }

@@ -162,9 +162,13 @@ impl Client {
                 }
             }
         };
-        tokio::time::timeout(PATIENCE, next)
+        let came = tokio::time::timeout(PATIENCE, next)
             .await
-            .expect("something comes")
+            .expect("something comes");
+        if let Came::Frame(frame) = &came {
+            names_a_next_step(frame);
+        }
+        came
     }
 
     /// The next frame; a close fails the test.
@@ -294,6 +298,15 @@ impl Client {
         let params = connect.params(&self.nonce, self.ts);
         let error = self.refused("connect", params).await;
         (error, self.closed().await)
+    }
+}
+
+/// Every refusal with a code of `details` says what to do about it.
+fn names_a_next_step(frame: &Value) {
+    let details = &frame["error"]["details"];
+    if frame["type"] == "res" && details.get("code").is_some() {
+        let next = details["next"].as_str().unwrap_or_default();
+        assert!(!next.trim().is_empty(), "no next step: {frame}");
     }
 }
 

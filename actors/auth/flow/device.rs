@@ -147,6 +147,10 @@ pub(super) fn verify(
 /// wire.md section 6: clients read the request id out of the close reason.
 fn pairing_required(needed: &PairingNeeded) -> ConnectRefusal {
     let requirement = needed.reason.requirement();
+    let next = format!(
+        "a person approves it with: portcullis devices approve {}",
+        needed.request_id
+    );
     let mut refusal = ConnectRefusal::detailed(
         "NOT_PAIRED",
         format!("pairing required: {requirement}"),
@@ -159,7 +163,8 @@ fn pairing_required(needed: &PairingNeeded) -> ConnectRefusal {
             "requestedScopes": needed.requested_scopes,
             "approvedRoles": needed.approved_roles,
             "approvedScopes": needed.approved_scopes,
-            "remediationHint": format!("a person approves it with: portcullis devices approve {}", needed.request_id),
+            "remediationHint": next,
+            "next": next,
             "recommendedNextStep": "wait_then_retry",
             "retryable": true,
             "pauseReconnect": false,
