@@ -1,11 +1,13 @@
 //! Whole paths, as a person walks them.
 
 mod cli;
+mod drivers;
 mod engine;
 mod host_asks;
 mod host_runs;
 mod inherited;
 mod kills;
+mod leaves;
 mod node_host;
 mod node_runs;
 mod nodes;

@@ -264,7 +264,11 @@ async fn without_a_driver_it_refuses_and_says_what_to_do() {
         matches!(&refused, CallError::Refused(error @ PoolError::NoDriver(_)) if error.code().name == "NO_DRIVER"),
         "{refused}"
     );
-    assert_eq!(pool.handle.status().await.unwrap().driver, None);
+    let fix = "run `apt-get install docker.io busybox-static` and `systemctl start docker`";
+    assert!(refused.to_string().contains(fix), "{refused}");
+    let status = pool.handle.status().await.unwrap();
+    assert_eq!(status.driver, None);
+    assert!(status.why.contains(fix), "{}", status.why);
     pool.tree.stop().await;
 }
 
