@@ -138,7 +138,8 @@ async fn another_protocol_is_closed_with_1002() {
     assert_eq!(
         error["details"],
         json!({"code": "PROTOCOL_MISMATCH", "clientMinProtocol": 5, "clientMaxProtocol": 6,
-            "expectedProtocol": 4, "minimumProbeProtocol": 3})
+            "expectedProtocol": 4, "minimumProbeProtocol": 3,
+            "next": "use a client that speaks the protocol in expectedProtocol"})
     );
     assert_eq!(
         client.closed().await,
