@@ -76,3 +76,38 @@ fn origin(path: &[String], places: &BTreeMap<Vec<String>, Place>) -> String {
         Some(Place::Flag(name)) => format!("flag {name}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_and_the_user_of_an_address_are_in_no_leaf() {
+        let table = "[a]\napi_key = 'hunter2'\nurl = 'http://me:hunter2@host/x'\nempty_token = ''\ntoken_file = '/x'\n[a.b]\nsecret = ['hunter2']\nurls = ['https://me:hunter2@host']\n";
+        let found: BTreeMap<String, serde_json::Value> =
+            leaves(&table.parse().unwrap(), &BTreeMap::new())
+                .into_iter()
+                .map(|leaf| (leaf.key, leaf.value))
+                .collect();
+        assert_eq!(
+            serde_json::json!(found),
+            serde_json::json!({
+                "a.api_key": "•••",
+                "a.url": "http://•••@host/x",
+                "a.empty_token": "",
+                "a.token_file": "/x",
+                "a.b.secret": ["•••"],
+                "a.b.urls": ["https://•••@host"],
+            })
+        );
+    }
+
+    #[test]
+    fn strangers_get_by_default_what_the_documents_promise() {
+        let limits = crate::config::sections::Limits::default();
+        assert_eq!(limits.handshake_ms, 15_000);
+        assert_eq!(limits.unauthenticated_total, 1_024);
+        assert_eq!(limits.unauthenticated_per_address, 32);
+        assert_eq!(portcullis_core::protocol::limits::PREAUTH_FRAME, 65_536);
+    }
+}

@@ -47,6 +47,52 @@ fn panics(manifest: &str) -> Vec<String> {
     findings
 }
 
+/// Nor may anything else of the build say otherwise: another manifest, cargo's own settings, a flag of a build script.
+fn aborts(tree: &[Source]) -> Vec<String> {
+    let mut findings = vec![];
+    for source in tree {
+        let name = source.path.rsplit('/').next().unwrap_or_default();
+        let is_manifest = name == "Cargo.toml";
+        let is_settings =
+            source.path.ends_with(".cargo/config.toml") || source.path.ends_with(".cargo/config");
+        if is_manifest || is_settings {
+            let Ok(table) = source.text.parse::<toml::Table>() else {
+                findings.push(format!("{}: not toml", source.path));
+                continue;
+            };
+            abort_within(&toml::Value::Table(table), &source.path, &mut findings);
+        }
+        let said = ["panic=", "panic-strategy", "PROFILE_DEV_PANIC", "_PANIC="];
+        if (is_settings || name == "build.rs") && said.iter().any(|word| source.text.contains(word))
+        {
+            findings.push(format!("{}: tells how a panic ends", source.path));
+        }
+    }
+    findings
+}
+
+fn abort_within(value: &toml::Value, path: &str, findings: &mut Vec<String>) {
+    match value {
+        toml::Value::Table(table) => {
+            for (key, value) in table {
+                if key.to_ascii_lowercase().ends_with("panic") && value.as_str().is_some() {
+                    if value.as_str() != Some("unwind") {
+                        findings.push(format!("{path}: {key} = {value}"));
+                    }
+                } else {
+                    abort_within(value, path, findings);
+                }
+            }
+        }
+        toml::Value::Array(items) => {
+            for item in items {
+                abort_within(item, path, findings);
+            }
+        }
+        _ => {}
+    }
+}
+
 fn lints(tree: &[Source]) -> Vec<String> {
     let mut findings = vec![];
     for source in tree
@@ -184,6 +230,26 @@ fn a_panic_unwinds_in_every_profile() {
             .expect("the workspace has a manifest")
             .text,
     ));
+    for path in ["fuzz/Cargo.toml", ".cargo/config.toml", "build.rs"] {
+        assert!(file(&tree, path).is_some(), "{path} is read too");
+    }
+    none(&aborts(&tree));
+}
+
+#[test]
+fn an_abort_elsewhere_than_in_the_root_manifest_is_found() {
+    let look = |path: &str, text: &str| aborts(&[Source::new(path, text)]);
+    let profile = "[profile.release]\npanic = \"abort\"";
+    for path in ["fuzz/Cargo.toml", "core/Cargo.toml", ".cargo/config.toml"] {
+        found(&look(path, profile), path);
+        none(&look(path, &profile.replace("abort", "unwind")));
+    }
+    let flags = "[build]\nrustflags = [\"-Cpanic=abort\"]";
+    found(&look(".cargo/config.toml", flags), "how a panic ends");
+    let variable = "[env]\nCARGO_PROFILE_DEV_PANIC = \"abort\"";
+    found(&look(".cargo/config.toml", variable), "PANIC");
+    let script = "println!(\"cargo::rustc-flags=-C panic=abort\")";
+    found(&look("cell/build.rs", script), "how a panic ends");
 }
 
 #[test]

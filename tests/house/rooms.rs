@@ -43,13 +43,15 @@ fn findings(tree: &[Source]) -> Vec<String> {
         if !defaults.get(section).is_some_and(toml::Value::is_table) {
             lacks(&format!("no section [{section}] in config/default.toml"));
         }
-        let tested = file(tree, &format!("tests/supervision/{room}.rs")).is_some()
+        let test = file(tree, &format!("tests/supervision/{room}.rs"));
+        // A connection is the edge's child: nothing breaks it by its own name.
+        let child = format!("YoungestChild(\"{room}\")");
+        let crashed = test.is_some_and(|source| crashes(&source.text, room))
             || tree.iter().any(|source| {
-                source.path.starts_with("tests/supervision/")
-                    && declares(&rust::code(&source.text), room)
+                source.path.starts_with("tests/long/") && source.text.contains(&child)
             });
-        if !tested {
-            lacks("no file or mod in tests/supervision/");
+        if !crashed {
+            lacks("no test in tests/supervision/ that crashes it");
         }
         if !declares(&rust::code(page), room) {
             lacks("no mod in actors/lib.rs");
@@ -78,15 +80,23 @@ fn untested_elsewhere(tree: &[Source]) -> Vec<String> {
     names
         .filter(|name| {
             let crash = format!("panic(\"{name}\"");
-            file(tree, &format!("tests/supervision/{name}.rs")).is_none()
-                && !tree.iter().any(|source| {
-                    source.path.starts_with("tests/")
-                        && !source.path.starts_with("tests/house/")
-                        && source.text.contains(&crash)
-                })
+            !tree.iter().any(|source| {
+                source.path.starts_with("tests/")
+                    && !source.path.starts_with("tests/house/")
+                    && source.text.contains(&crash)
+            })
         })
         .map(|name| format!("src: the room {name} is crashed by no test"))
         .collect()
+}
+
+/// It is broken by its name, or seen back after one crash at least.
+fn crashes(test: &str, room: &str) -> bool {
+    test.contains(&format!("panic(\"{room}\", "))
+        || test
+            .split(&format!("recovered(\"{room}\", "))
+            .skip(1)
+            .any(|rest| rest.starts_with(|c: char| matches!(c, '1'..='9')))
 }
 
 fn declares(code: &str, name: &str) -> bool {
@@ -109,7 +119,10 @@ fn a_room_that_lacks_one_thing_is_found() {
         ("actors/vault/config.rs", ""),
         ("src/tree.rs", "spec(\"vault\")"),
         ("config/default.toml", "[vault]\n"),
-        ("tests/supervision/vault.rs", ""),
+        (
+            "tests/supervision/vault.rs",
+            "house.recovered(\"vault\", 1)",
+        ),
         ("actors/lib.rs", "//! | vault | secrets |\npub mod vault;"),
     ]
     .into_iter()
@@ -142,6 +155,12 @@ fn a_room_that_lacks_one_thing_is_found() {
             })
             .collect()
     };
+    for idle in ["", "house.recovered(\"vault\", 0)", "panic(\"vaults\", At)"] {
+        found(
+            &findings(&silent("tests/supervision/vault.rs", idle)),
+            "that crashes it",
+        );
+    }
     found(
         &findings(&silent("actors/vault/mod.rs", "mod actor;")),
         "does not begin",
@@ -164,7 +183,7 @@ fn a_room_of_the_binary_that_no_test_crashes_is_found() {
     );
     let with =
         |path: &str, text: &str| untested_elsewhere(&[room.clone(), Source::new(path, text)]);
-    none(&with("tests/supervision/far.rs", ""));
+    found(&with("tests/supervision/far.rs", ""), "far");
     none(&with("tests/long/x.rs", "window.panic(\"far\", At)"));
     found(&with("tests/long/x.rs", "panic(\"farther\", At)"), "far");
     found(&with("tests/house/x.rs", "panic(\"far\", At)"), "far");

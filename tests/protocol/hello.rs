@@ -198,5 +198,6 @@ async fn answers_and_status_hold_no_path_and_no_token() {
     for method in ["health", "status", "config.get"] {
         let text = client.get(method, json!({})).await.to_string();
         assert!(!text.contains(crate::support::gateway::TOKEN), "{method}");
+        assert!(!text.contains(gateway.home().to_str().unwrap()), "{method}");
     }
 }

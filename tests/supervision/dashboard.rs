@@ -3,7 +3,7 @@
 use portcullis_actors::dashboard::{
     Dashboard, DashboardConfig, DashboardError, DashboardHandle, Secret,
 };
-use portcullis_actors::supervision::{Policy, Tree};
+use portcullis_actors::supervision::{PanicAt, Policy, RoomState, Tree};
 use portcullis_core::auth::{Scope, ScopeSet};
 use portcullis_core::codes;
 use portcullis_core::dashboard::SessionRefusal;
@@ -40,6 +40,24 @@ async fn a_new_life_knows_no_code_and_no_session_of_the_last_one() {
         page.redeem(unused).await.err(),
         Some(DashboardError::Refused(SessionRefusal::BadCode))
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_forgets_every_code_and_session_and_the_next_life_serves() {
+    let (page, tree) = life(8).await;
+    let unused = page.mint(admin(), "uid:0".into()).await.ok().unwrap().code;
+    assert!(tree.window().panic("dashboard", PanicAt::Now));
+    eventually("it serves again", || {
+        let room = &tree.window().look().rooms[0];
+        room.restarts == 1 && room.state == RoomState::Up
+    })
+    .await;
+    assert_eq!(
+        page.redeem(unused).await.err(),
+        Some(DashboardError::Refused(SessionRefusal::BadCode))
+    );
+    let code = page.mint(admin(), "uid:0".into()).await.ok().unwrap().code;
+    assert!(page.redeem(code).await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]

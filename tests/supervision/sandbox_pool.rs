@@ -5,7 +5,7 @@ use std::path::Path;
 use portcullis_actors::sandbox_pool::{
     PoolError, RunEvent, RunSpec, RunTicket, SandboxPoolHandle, Stream,
 };
-use portcullis_actors::supervision::CallError;
+use portcullis_actors::supervision::{CallError, PanicAt};
 use portcullis_core::ids::RunId;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::mpsc;
@@ -82,6 +82,26 @@ async fn a_box_that_is_killed_loses_its_own_runs_only_and_a_stop_leaves_no_box()
         let exe = format!("/proc/{}/exe", init.as_raw_nonzero());
         assert!(!Path::new(&exe).exists(), "a box outlived its pool");
     }
+    house.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_that_crashes_ends_its_boxes_and_the_next_life_runs_again() {
+    let mut ground = Ground::new();
+    let pool = ground.pool(256);
+    let house = ground.start().await;
+    let (lost, mut seen) = begin(&pool, "demo", "r1", "echo up; sleep 61")
+        .await
+        .unwrap();
+    assert!(matches!(seen.recv().await, Some(RunEvent::Output { .. })));
+    let old = format!("/proc/{}/exe", init(&house, &lost).as_raw_nonzero());
+    assert!(house.tree.window().panic("sandbox_pool", PanicAt::Now));
+    assert_eq!(output(&mut seen).await, "box lost");
+    house.recovered("sandbox_pool", 1).await;
+    let (again, mut seen) = begin(&pool, "demo", "r2", "echo back").await.unwrap();
+    assert_eq!(output(&mut seen).await, "back\n");
+    assert_ne!(again.box_id, lost.box_id);
+    assert!(!Path::new(&old).exists(), "a box outlived its pool");
     house.end().await;
 }
 
