@@ -2,6 +2,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use portcullis_core::auth::{Principal, Role, Scope};
@@ -29,6 +30,8 @@ use portcullis_core::auth::Door;
 
 /// Characters of a node's `PATH` that are kept to be shown.
 const PATH_SHOWN: usize = 1_024;
+/// For a refusal to be taken.
+const GOODBYE: Duration = Duration::from_secs(5);
 
 /// The close reason of a session whose secret is no more (wire.md section 5).
 pub(super) const SECRET_CHANGED: &str = "gateway auth changed";
@@ -64,7 +67,8 @@ pub(super) async fn shake(
     // Before the goodbye, which takes as long as the other end likes: it keeps nobody's place meanwhile.
     let refused = ConnectionNews::Refused(wiring.key);
     wiring.shared.news.send(refused).await.ok()?;
-    end.tell(ws, encoding).await;
+    // Nor its own for ever: who does not read it is dropped.
+    let _ = tokio::time::timeout(GOODBYE, end.tell(ws, encoding)).await;
     None
 }
 
