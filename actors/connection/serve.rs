@@ -23,8 +23,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role as WsRole, WebSo
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tracing::Instrument as _;
 
-use super::actor::CLOSE_GRACE;
-use super::actor::ConnectionWiring;
+use super::actor::{CLOSE_GRACE, ConnectionWiring};
 use super::answer;
 use super::idle::Idle;
 use super::io::Io;
@@ -91,7 +90,6 @@ pub(super) async fn serve(
     let connect = tracing::info_span!(
         target: "portcullis", parent: None, "connect", otel.kind = "server", room = "connection", door = door.as_str(),
     );
-    // Boxed: its room is needed for a moment, and this task lives as long as the socket.
     let has_come = Flag::new(false);
     let shaking = shake(
         &wiring,
@@ -101,6 +99,7 @@ pub(super) async fn serve(
         (&peer, bearer),
         (until, &has_come),
     );
+    // Boxed: its room is needed for a moment, and this task lives as long as the socket.
     let mut shaking = Box::pin(shaking.instrument(connect));
     let mut stays = false;
     let shaken = loop {

@@ -83,7 +83,12 @@ pub fn main(mut host: Option<Host>, first: Option<String>) -> Result<(), String>
             if channel.pending() == 0 {
                 break;
             }
-            wait(&channel, true, std::iter::empty(), None).map_err(text)?;
+            // Not for what comes: pid 1 may hold back for long, and what is not read here would wake this at once again.
+            let mut polled = [PollFd::new(&channel, PollFlags::OUT)];
+            match rustix::event::poll(&mut polled, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.to_string()),
+            }
         }
         if !again {
             // Nothing more is waited for: the other end keeps its own open until this process is gone.
