@@ -8,7 +8,8 @@ use super::offline::Horizon;
 use super::recover;
 use super::walk::{Buffer, Segment, SegmentEnd};
 use portcullis_core::audit::{
-    Body, BootId, HEADER_BYTES, Head, Ledger, Outcome, SegmentHeader, Seq, Stamp, encode_record,
+    Body, BootId, GROUP_BYTES, HEADER_BYTES, Head, Ledger, Outcome, SegmentHeader, Seq, Stamp,
+    encode_record,
 };
 use rustix::fs::{Advice, fadvise};
 use std::fs::File;
@@ -255,6 +256,11 @@ impl Log {
             lead: draft.lead,
             heads: draft.heads,
         })
+    }
+
+    /// Whether the group under way must be written before it takes another record.
+    pub(super) const fn is_full(&self) -> bool {
+        self.draft.is_some() && self.buf.len() >= GROUP_BYTES
     }
 
     /// Whether records wait for [`Self::commit`].

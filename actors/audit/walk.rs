@@ -3,7 +3,7 @@
 use super::error::{AuditError, Fault};
 use super::files;
 use portcullis_core::audit::{
-    HEADER_BYTES, Hash32, Head, LeafRef, MAX_RECORD, Scanner, SegmentHeader, Seq, Step,
+    HEADER_BYTES, Hash32, Head, LeafRef, MAX_TORN, Scanner, SegmentHeader, Seq, Step,
 };
 use std::fs::File;
 use std::io::{self, Read};
@@ -159,7 +159,7 @@ pub(super) struct Buffer {
 impl Buffer {
     pub(super) fn new() -> Self {
         Self {
-            bytes: vec![0; BUFFER.max(2 * MAX_RECORD)],
+            bytes: vec![0; BUFFER.max(MAX_TORN)],
             start: 0,
             end: 0,
             eof: false,

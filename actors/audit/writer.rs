@@ -1,6 +1,6 @@
 //! The one writer thread: collects what callers bring into groups, makes each group durable with one sync, answers all.
 //!
-//! A group is what is waiting when the disk is free, up to 64 records. Callers that were answered together tend to come
+//! A group is what is waiting when the disk is free, up to 64 records or 256 KiB. Callers that were answered together tend to come
 //! back together: the thread waits for as many as last time, but at most 2 ms and no longer than the last write took.
 //! A lone caller never waits. Records are encoded and hashed as they arrive, so that the last one to come is the only one
 //! that the disk waits for.
@@ -245,7 +245,11 @@ impl Thread {
     fn collect(&mut self, group: &mut Group) {
         self.drain(group);
         let until = Instant::now() + COLLECT.min(self.took);
-        while !group.bodies.is_empty() && group.close.is_none() && Instant::now() < until {
+        while !group.bodies.is_empty()
+            && group.close.is_none()
+            && !self.log.is_full()
+            && Instant::now() < until
+        {
             let missing = self.expect.min(GROUP).saturating_sub(group.bodies.len());
             let Ok(missing @ 1..) = u32::try_from(missing) else {
                 return;
@@ -258,7 +262,7 @@ impl Thread {
     }
 
     fn drain(&mut self, group: &mut Group) {
-        while group.bodies.len() < GROUP && group.close.is_none() {
+        while group.bodies.len() < GROUP && group.close.is_none() && !self.log.is_full() {
             match self.queue.try_recv() {
                 Ok(job) => self.stage(group, job),
                 Err(_) => break,

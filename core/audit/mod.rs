@@ -18,7 +18,8 @@
 //! # File
 //! A segment is a header ([`SegmentHeader`], under its own hash) and then, for each record,
 //! `leaf length u32 | leaf | leaf hash`. The length stands outside and inside the leaf: a bit flipped in either never
-//! passes for a torn end.
+//! passes for a torn end. Records that become durable by one sync carry one stamp, and are no more than [`MAX_TORN`] bytes:
+//! so the rest of a group that a power cut tore, whichever of its sectors arrived, is told from an altered log.
 //!
 //! # What the chain proves, and what not
 //! Whoever holds a later head finds every flip, cut, swap and insertion before it. Without an outside head, the end of
@@ -36,6 +37,7 @@ mod query;
 mod record;
 mod scan;
 mod segment;
+mod torn;
 
 pub use ended::Ended;
 pub use entry::{Entry, EntryError, Outcome, OutcomeResult, escape};
@@ -54,6 +56,10 @@ pub use segment::{HEADER_BYTES, HeaderError, SegmentHeader};
 pub const MAX_LEAF: usize = 64 * 1024;
 /// Largest record in a file: length, leaf, hash.
 pub const MAX_RECORD: usize = 4 + MAX_LEAF + 32;
+/// A group is written when it holds so many bytes: what a power cut can leave half done is no more than [`MAX_TORN`].
+pub const GROUP_BYTES: usize = 256 * 1024;
+/// The most bytes of a group: its last record may begin just below [`GROUP_BYTES`].
+pub const MAX_TORN: usize = GROUP_BYTES + MAX_RECORD;
 /// The most open intents one mark lists; with more it lists none, and a reader goes further back.
 pub const MAX_MARK_OPEN: usize = 4_096;
 

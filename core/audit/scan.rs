@@ -2,7 +2,7 @@
 
 use super::hash::{Hash32, Seq, leaf_hash};
 use super::record::{AT_BODY, AT_LEN, AT_PREV, AT_SEQ, DOMAIN, LeafRef, decode_leaf};
-use super::{Head, MAX_LEAF, MAX_RECORD};
+use super::{Head, MAX_LEAF, MAX_TORN, torn};
 
 /// A shorter run of zeros at the end of a file may be part of a hash and is no sign of a torn write.
 const MIN_ZEROS: usize = 8;
@@ -34,8 +34,9 @@ pub enum Step<'a> {
     More(usize),
     /// The file ends here, between two records.
     End,
-    /// The file ends inside a record, or from a point inside it on there are only zeros: the mark of a write that was
-    /// never acknowledged. Legal at the end of the last segment only.
+    /// The file ends inside a record, or from a point inside it on there are only zeros, or some sectors of the last
+    /// group are zeros and the others are right: the mark of a write that was never acknowledged. Legal at the end of the
+    /// last segment only.
     Torn(Break),
     /// Zeros to the end of the buffer, but the file goes on: [`Step::Torn`] if all the rest of the file is zeros too,
     /// else altered.
@@ -145,7 +146,7 @@ impl Scanner {
     }
 
     /// The record is wrong: torn if, from some point inside it to the end of the file, all is zero and what stands before
-    /// that point is the front of the right record; altered otherwise.
+    /// that point is the front of the right record, or if it is the rest of one group that lost sectors; altered otherwise.
     fn suspect<'a>(
         &self,
         buf: &[u8],
@@ -153,17 +154,24 @@ impl Scanner {
         len: Option<usize>,
         why: &'static str,
     ) -> Step<'a> {
-        if !eof && buf.len() < MAX_RECORD {
-            // Judged with the whole record in view only.
-            return Step::More(MAX_RECORD);
+        if !eof && buf.len() < MAX_TORN {
+            // Judged with the whole group in view only.
+            return Step::More(MAX_TORN);
         }
         let zeros = buf.iter().rev().take_while(|byte| **byte == 0).count();
         let front = &buf[..buf.len() - zeros];
-        let bytes = len.map_or(buf.len(), |len| 4 + len + 32);
-        if zeros < MIN_ZEROS || front.len() >= bytes || !self.front_fits(front, len) {
+        if front.len() > MAX_TORN || (!eof && zeros < MIN_ZEROS) {
             return Step::Altered(self.here(why));
         }
-        let here = self.here("from inside this record on the file is zeros");
+        let bytes = len.map_or(buf.len(), |len| 4 + len + 32);
+        let is_front = zeros >= MIN_ZEROS && front.len() < bytes && self.front_fits(front, len);
+        let here = if is_front {
+            self.here("from inside this record on the file is zeros")
+        } else if torn::is_group(self.head, self.offset, buf) {
+            self.here("of this group some sectors did not reach the disk")
+        } else {
+            return Step::Altered(self.here(why));
+        };
         if eof {
             Step::Torn(here)
         } else {

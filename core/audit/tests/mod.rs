@@ -2,6 +2,7 @@
 
 mod damage;
 mod format;
+mod torn;
 
 use super::*;
 use std::collections::BTreeMap;
