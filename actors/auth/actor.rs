@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::config::{AuthConfig, Modes};
 use super::credentials::{Credentials, SharedSecret};
 use super::flow;
-use super::hashing::{Hashing, Look};
+use super::hashing::{Found, Guess, Hashing, Look};
 use super::messages::{Admitted, Arrival, AuthMsg, AuthNews, AuthRefusal, Change, Listed, Made};
 use crate::act::act;
 use crate::audit::AuditHandle;
@@ -143,7 +143,7 @@ impl Room for Auth {
             }
             AuthMsg::Looked(key, right) => {
                 let now = self.now();
-                self.hashing.ended(key, Some(right), now);
+                self.hashing.ended(key, right, now);
             }
             AuthMsg::Refused { reason, door } => self.refused(reason, door),
         }
@@ -195,21 +195,17 @@ pub(super) struct Desk {
 }
 
 impl Desk {
-    /// Is `presented` what `hash` was made of? Counted first.
+    /// Is one of these right? Counted first.
     pub async fn look(
         &self,
-        class: Class,
         (source, is_known): (Source, bool),
-        presented: &str,
-        hash: PasswordHash,
-    ) -> Result<bool, Limited> {
+        guesses: Vec<Guess>,
+    ) -> Result<Found, Limited> {
         let (answer, answered) = oneshot::channel();
         self.ctx.notify(AuthMsg::Look(Box::new(Look {
-            class,
             source,
             is_known,
-            presented: Secret::new(presented.as_bytes().to_vec()),
-            hash,
+            guesses,
             answer,
         })));
         // The room went down: try again.
@@ -267,12 +263,15 @@ impl Auth {
         loop {
             self.next += 1;
             let (key, now) = (self.next, self.now());
-            let Some((presented, hash)) = self.hashing.next(key, now) else {
+            let Some(guesses) = self.hashing.next(key, now) else {
                 return;
             };
             let (ctx, pepper) = (self.ctx.clone(), self.wiring.pepper.clone());
             let job = move || {
-                let right = hash.is_of(presented.expose(), &pepper);
+                let right = guesses.iter().position(|guess| {
+                    let text = guess.presented.expose();
+                    guess.hash.is_of_in_time(text, &pepper, guess.cost)
+                });
                 ctx.notify(AuthMsg::Looked(key, right));
             };
             if self.ctx.blocking(LOOK, key, job).is_err() {

@@ -17,35 +17,61 @@ const WAITING: usize = 16;
 /// To somebody who finds the queue full.
 const FULL_MS: u64 = 1_000;
 
-/// A look that is asked for.
+/// A look that is asked for: at all that was presented in one `connect`.
 pub struct Look {
-    /// What is guessed at.
-    pub class: Class,
     /// By whom.
     pub source: Source,
     /// A paired device that has just signed.
     pub is_known: bool,
+    /// What it may be, in the order in which it is looked at.
+    pub guesses: Vec<Guess>,
+    /// Where the answer goes.
+    pub answer: oneshot::Sender<Result<Found, Limited>>,
+}
+
+/// One text beside one hash.
+pub struct Guess {
+    /// What is guessed at.
+    pub class: Class,
     /// What is presented.
     pub presented: Secret,
     /// What it should be.
     pub hash: PasswordHash,
-    /// Where the answer goes.
-    pub answer: oneshot::Sender<Result<bool, Limited>>,
+    /// It takes as long as a hash of this cost.
+    pub cost: u32,
+}
+
+/// What a look came to.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Found {
+    /// What was right.
+    pub right: Option<Class>,
+    /// Something was not looked at: there were too many tries before.
+    pub limited: Option<Limited>,
 }
 
 /// A look that runs.
 pub(super) struct Running {
-    class: Class,
+    counted: Vec<Class>,
+    /// All of it at one text: who gives one means one secret, and a right one is no wrong guess at another.
+    is_one_text: bool,
     source: Source,
     is_known: bool,
-    answer: oneshot::Sender<Result<bool, Limited>>,
+    limited: Option<Limited>,
+    answer: oneshot::Sender<Result<Found, Limited>>,
+}
+
+/// One that waits, counted.
+struct Waiting {
+    look: Look,
+    limited: Option<Limited>,
 }
 
 /// See the module.
 pub(super) struct Hashing {
     limiter: Limiter,
-    known: VecDeque<Look>,
-    strangers: VecDeque<Look>,
+    known: VecDeque<Waiting>,
+    strangers: VecDeque<Waiting>,
     running: BTreeMap<u64, Running>,
     /// Looks that were really made.
     pub made: u64,
@@ -63,8 +89,18 @@ impl Hashing {
     }
 
     /// Counts it and lets it wait, or refuses it.
-    pub fn ask(&mut self, look: Look, now: Millis) {
-        if let Err(limited) = self.limiter.begin(look.class, &look.source, now) {
+    pub fn ask(&mut self, mut look: Look, now: Millis) {
+        let mut limited = None;
+        let (limiter, source) = (&mut self.limiter, &look.source);
+        look.guesses
+            .retain(|guess| match limiter.begin(guess.class, source, now) {
+                Ok(()) => true,
+                Err(why) => {
+                    limited = Some(why);
+                    false
+                }
+            });
+        if let (Some(limited), []) = (limited, &look.guesses[..]) {
             // Who has gone need not know.
             let _ = look.answer.send(Err(limited));
             return;
@@ -75,56 +111,72 @@ impl Hashing {
             &mut self.strangers
         };
         if queue.len() < WAITING {
-            queue.push_back(look);
+            queue.push_back(Waiting { look, limited });
             return;
         }
-        self.limiter.end(look.class, &look.source, Tried::Not, now);
+        self.uncount(&look, now);
         let full = Limited {
             retry_after_ms: FULL_MS,
         };
         let _ = look.answer.send(Err(full));
     }
 
+    fn uncount(&mut self, look: &Look, now: Millis) {
+        for guess in &look.guesses {
+            self.limiter.end(guess.class, &look.source, Tried::Not, now);
+        }
+    }
+
     /// The next that may run, under this key.
-    pub fn next(&mut self, key: u64, now: Millis) -> Option<(Secret, PasswordHash)> {
+    pub fn next(&mut self, key: u64, now: Millis) -> Option<Vec<Guess>> {
         loop {
             if self.running.len() >= AT_ONCE {
                 return None;
             }
             let strangers = self.running.values().filter(|look| !look.is_known).count();
-            let look = match self.known.pop_front() {
-                Some(look) => look,
+            let Waiting { look, limited } = match self.known.pop_front() {
+                Some(waiting) => waiting,
                 None if strangers < STRANGERS => self.strangers.pop_front()?,
                 None => return None,
             };
             if look.answer.is_closed() {
-                self.limiter.end(look.class, &look.source, Tried::Not, now);
+                self.uncount(&look, now);
                 continue;
             }
             self.made += 1;
+            let mut texts = look.guesses.iter().map(|guess| guess.presented.expose());
+            let first = texts.next();
             let running = Running {
-                class: look.class,
+                counted: look.guesses.iter().map(|guess| guess.class).collect(),
+                is_one_text: texts.all(|text| Some(text) == first),
                 source: look.source,
                 is_known: look.is_known,
+                limited,
                 answer: look.answer,
             };
             self.running.insert(key, running);
-            return Some((look.presented, look.hash));
+            return Some(look.guesses);
         }
     }
 
-    /// It has run; `None`: nobody knows how it ended.
-    pub fn ended(&mut self, key: u64, right: Option<bool>, now: Millis) {
+    /// It has run, and this one of its guesses was right; `None`: none, or nobody knows.
+    pub fn ended(&mut self, key: u64, right: Option<usize>, now: Millis) {
         let Some(look) = self.running.remove(&key) else {
             return;
         };
-        let tried = if right == Some(true) {
-            Tried::Right
-        } else {
-            Tried::Wrong
-        };
-        self.limiter.end(look.class, &look.source, tried, now);
-        let _ = look.answer.send(Ok(right == Some(true)));
+        for (at, class) in look.counted.iter().enumerate() {
+            let tried = match right {
+                Some(right) if right == at => Tried::Right,
+                // Behind the right one nothing was looked at.
+                Some(right) if right < at || look.is_one_text => Tried::Not,
+                _ => Tried::Wrong,
+            };
+            self.limiter.end(*class, &look.source, tried, now);
+        }
+        let _ = look.answer.send(Ok(Found {
+            right: right.and_then(|at| look.counted.get(at).copied()),
+            limited: look.limited,
+        }));
     }
 
     /// No thread was free for it: nothing was looked at, and nothing is counted.
@@ -133,7 +185,9 @@ impl Hashing {
             return;
         };
         self.made -= 1;
-        self.limiter.end(look.class, &look.source, Tried::Not, now);
+        for class in look.counted {
+            self.limiter.end(class, &look.source, Tried::Not, now);
+        }
         let full = Limited {
             retry_after_ms: FULL_MS,
         };
@@ -160,17 +214,67 @@ impl Hashing {
 mod tests {
     use super::*;
 
-    fn look(who: u32, is_known: bool) -> (Look, oneshot::Receiver<Result<bool, Limited>>) {
+    type Answer = oneshot::Receiver<Result<Found, Limited>>;
+
+    fn look(who: u32, is_known: bool) -> (Look, Answer) {
+        guesses(who, is_known, &[(Class::Password, "a")])
+    }
+
+    fn guesses(who: u32, is_known: bool, guesses: &[(Class, &str)]) -> (Look, Answer) {
         let (answer, answered) = oneshot::channel();
+        let guess = |(class, text): &(Class, &str)| Guess {
+            class: *class,
+            presented: Secret::new(text.as_bytes().to_vec()),
+            hash: PasswordHash::nobodys(10),
+            cost: 10,
+        };
         let look = Look {
-            class: Class::Password,
             source: Source::User(who),
             is_known,
-            presented: Secret::new(vec![]),
-            hash: PasswordHash::nobodys(10),
+            guesses: guesses.iter().map(guess).collect(),
             answer,
         };
         (look, answered)
+    }
+
+    /// Asks, and lets it end so.
+    fn done(
+        hashing: &mut Hashing,
+        asked: &[(Class, &str)],
+        right: Option<usize>,
+    ) -> Result<Found, Limited> {
+        let (look, mut answered) = guesses(1, false, asked);
+        hashing.ask(look, Millis(0));
+        if hashing.next(1, Millis(0)).is_some() {
+            hashing.ended(1, right, Millis(0));
+        }
+        answered.try_recv().expect("answered")
+    }
+
+    #[test]
+    fn a_right_password_is_no_wrong_guess_at_the_token() {
+        let mut hashing = Hashing::new();
+        let one = [(Class::ChosenToken, "secret"), (Class::Password, "secret")];
+        for _ in 0..30 {
+            let found = done(&mut hashing, &one, Some(1)).expect("not limited");
+            assert_eq!((found.right, found.limited), (Some(Class::Password), None));
+        }
+        assert_eq!(hashing.sources(), 0);
+    }
+
+    #[test]
+    fn a_token_beside_a_right_password_is_a_guess_of_its_own() {
+        let mut hashing = Hashing::new();
+        let two = [(Class::ChosenToken, "guess"), (Class::Password, "secret")];
+        for _ in 0..10 {
+            let found = done(&mut hashing, &two, Some(1)).expect("not limited");
+            assert_eq!(found.limited, None);
+        }
+        // The token is not looked at any more, the password is.
+        let found = done(&mut hashing, &two, Some(0)).expect("the password");
+        assert_eq!(found.right, Some(Class::Password));
+        assert!(found.limited.is_some());
+        assert!(done(&mut hashing, &two[..1], None).is_err());
     }
 
     #[test]
@@ -187,8 +291,9 @@ mod tests {
         let (known, mut answered) = look(100, true);
         hashing.ask(known, Millis(0));
         assert!(hashing.next(3, Millis(0)).is_some());
-        hashing.ended(3, Some(true), Millis(0));
-        assert_eq!(answered.try_recv(), Ok(Ok(true)));
+        hashing.ended(3, Some(0), Millis(0));
+        let found = answered.try_recv().expect("answered").expect("looked at");
+        assert_eq!(found.right, Some(Class::Password));
         assert_eq!(hashing.made, 2);
     }
 

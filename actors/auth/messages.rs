@@ -276,8 +276,8 @@ pub enum AuthMsg {
     Count(Class, Source, oneshot::Sender<Result<(), Limited>>),
     /// From the same: what it came to.
     Counted(Class, Source, Tried),
-    /// From a look's thread: whether it was right.
-    Looked(u64, bool),
+    /// From a look's thread: which of its guesses was right.
+    Looked(u64, Option<usize>),
     /// From the room's own flow: somebody was refused, for this reason.
     Refused {
         /// The stable word.

@@ -22,7 +22,7 @@ pub use actor::{Auth, AuthWiring};
 pub use config::{AuthConfig, Modes};
 pub use credentials::SharedSecret;
 pub use handle::AuthHandle;
-pub use hashing::Look;
+pub use hashing::{Found, Guess, Look};
 pub use messages::{
     Admitted, Arrival, AuthMsg, AuthNews, AuthRefusal, Bearer, Change, Listed, Made, NewPassword,
     Peer,

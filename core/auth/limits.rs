@@ -1,7 +1,8 @@
 //! How often somebody may guess: counted before the look, per kind of secret and place it comes from.
 //!
 //! Nobody else pays: a place that guesses is locked out of guessing, and what cannot be guessed (random tokens, device
-//! signatures, the kernel's word) never comes here.
+//! signatures, the kernel's word) never comes here. Each class has places of its own, and addresses, of which a stranger
+//! may have any number, share none with this machine's users and with paired devices.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
@@ -62,7 +63,7 @@ pub struct Limits {
     pub lock_ms: u64,
     /// Looks of one source under way at once.
     pub at_once: usize,
-    /// Sources remembered.
+    /// Addresses remembered for each class, and as many users and devices.
     pub sources: usize,
 }
 
@@ -98,6 +99,8 @@ pub enum Tried {
 
 /// A source that has tries of its own under way waits so long.
 const SOON_MS: u64 = 1_000;
+/// Of the places taken, one in so many is given up at once.
+const FEW: usize = 32;
 
 #[derive(Debug, Default)]
 struct Entry {
@@ -126,11 +129,14 @@ impl Entry {
     }
 }
 
+/// Whose places are taken: those of addresses, or those of users and devices.
+type Places = (Class, bool);
+
 /// Who has tried what, and how often.
 #[derive(Debug)]
 pub struct Limiter {
     limits: Limits,
-    table: BTreeMap<(Class, Source), Entry>,
+    tables: BTreeMap<Places, BTreeMap<Source, Entry>>,
 }
 
 impl Limiter {
@@ -138,7 +144,7 @@ impl Limiter {
     pub const fn new(limits: Limits) -> Self {
         Self {
             limits,
-            table: BTreeMap::new(),
+            tables: BTreeMap::new(),
         }
     }
 
@@ -147,12 +153,12 @@ impl Limiter {
     /// # Errors
     /// [`Limited`]: do not look.
     pub fn begin(&mut self, class: Class, source: &Source, now: Millis) -> Result<(), Limited> {
-        let key = (class, source.clone());
-        if !self.table.contains_key(&key) && self.table.len() >= self.limits.sources {
-            self.make_room(now)?;
-        }
         let limits = self.limits;
-        let entry = self.table.entry(key).or_default();
+        let table = self.tables.entry(places(class, source)).or_default();
+        if !table.contains_key(source) && table.len() >= limits.sources {
+            make_room(table, &limits, now)?;
+        }
+        let entry = table.entry(source.clone()).or_default();
         entry.forget(&limits, now);
         if let Some(until) = entry.locked_until {
             return Err(Limited {
@@ -171,8 +177,10 @@ impl Limiter {
 
     /// After it.
     pub fn end(&mut self, class: Class, source: &Source, tried: Tried, now: Millis) {
-        let key = (class, source.clone());
-        let Some(entry) = self.table.get_mut(&key) else {
+        let Some(table) = self.tables.get_mut(&places(class, source)) else {
+            return;
+        };
+        let Some(entry) = table.get_mut(source) else {
             return;
         };
         entry.under_way = entry.under_way.saturating_sub(1);
@@ -184,46 +192,57 @@ impl Limiter {
             }
         }
         if entry.is_idle() {
-            self.table.remove(&key);
+            table.remove(source);
         }
     }
 
     /// Sources remembered.
     pub fn len(&self) -> usize {
-        self.table.len()
+        self.tables.values().map(BTreeMap::len).sum()
     }
 
     /// Is none remembered?
     pub fn is_empty(&self) -> bool {
-        self.table.is_empty()
+        self.len() == 0
     }
+}
 
-    /// Forgets what is over; else the one that has been wrong least often. What is locked or under way stays.
-    fn make_room(&mut self, now: Millis) -> Result<(), Limited> {
-        let limits = self.limits;
-        self.table.retain(|_, entry| {
-            entry.forget(&limits, now);
-            !entry.is_idle()
-        });
-        if self.table.len() < limits.sources {
-            return Ok(());
-        }
-        let least = self
-            .table
-            .iter()
-            .filter(|(_, entry)| entry.under_way == 0 && entry.locked_until.is_none())
-            .min_by_key(|(_, entry)| entry.wrong.len())
-            .map(|(key, _)| key.clone());
-        match least {
-            Some(key) => {
-                self.table.remove(&key);
-                Ok(())
-            }
-            None => Err(Limited {
-                retry_after_ms: SOON_MS,
-            }),
-        }
+const fn places(class: Class, source: &Source) -> Places {
+    (class, matches!(source, Source::Address(_)))
+}
+
+/// Forgets what is over; else those that have been wrong least often; else, of those locked, the ones that are let go
+/// first. What is under way stays: there are never more than wait for a thread. Rejected: to refuse newcomers while all
+/// are locked, for then whoever has more addresses than places locks out everybody else. What he gains is nothing: so
+/// many addresses are more tries than the threads can make.
+fn make_room(
+    table: &mut BTreeMap<Source, Entry>,
+    limits: &Limits,
+    now: Millis,
+) -> Result<(), Limited> {
+    table.retain(|_, entry| {
+        entry.forget(limits, now);
+        !entry.is_idle()
+    });
+    if table.len() < limits.sources {
+        return Ok(());
     }
+    let mut idle: Vec<_> = table
+        .iter()
+        .filter(|(_, entry)| entry.under_way == 0)
+        .map(|(source, entry)| ((entry.locked_until, entry.wrong.len()), source.clone()))
+        .collect();
+    idle.sort_unstable();
+    // A few at a time: a flood of newcomers does not have the table searched for each.
+    for (_, source) in idle.iter().take((limits.sources / FEW).max(1)) {
+        table.remove(source);
+    }
+    if idle.is_empty() {
+        return Err(Limited {
+            retry_after_ms: SOON_MS,
+        });
+    }
+    Ok(())
 }
 
 /// Wrong tries of one setup code, kept with it.
@@ -317,6 +336,45 @@ mod tests {
         assert_eq!(limiter.begin(Class::Password, &source, Millis(0)), soon);
         limiter.end(Class::Password, &source, Tried::Not, Millis(0));
         assert_eq!(limiter.begin(Class::Password, &source, Millis(0)), Ok(()));
+    }
+
+    #[test]
+    fn more_guessers_than_there_are_places_lock_out_nobody_else() {
+        let limits = Limits {
+            sources: 50,
+            ..Limits::default()
+        };
+        let mut limiter = Limiter::new(limits);
+        let lock = |limiter: &mut Limiter, source: &Source, at: Millis| {
+            let mut looks = 0;
+            while limiter.begin(Class::SetupCode, source, at).is_ok() {
+                limiter.end(Class::SetupCode, source, Tried::Wrong, at);
+                looks += 1;
+            }
+            looks
+        };
+        let known = Source::Device(DeviceId::new(&"d".repeat(64)).expect("an id"));
+        assert_eq!(lock(&mut limiter, &known, Millis(0)), 10);
+        for n in 0..200_u16 {
+            let address = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, n, 0, 0, 0, 1));
+            let source = Source::of(Some(address), None);
+            assert_eq!(lock(&mut limiter, &source, Millis(u64::from(n))), 10);
+            // Whoever has just been locked stays so: the oldest lock makes room.
+            assert_eq!(lock(&mut limiter, &source, Millis(u64::from(n) + 1)), 0);
+        }
+        assert_eq!(limiter.len(), 51);
+        // A stranger, a user of this machine and another class go on; whom no stranger's place is, he cannot free.
+        let now = Millis(300);
+        assert_eq!(
+            limiter.begin(Class::SetupCode, &ip("10.0.0.1"), now),
+            Ok(())
+        );
+        assert_eq!(
+            limiter.begin(Class::SetupCode, &Source::User(1), now),
+            Ok(())
+        );
+        assert_eq!(limiter.begin(Class::Password, &ip("10.0.0.1"), now), Ok(()));
+        assert!(limiter.begin(Class::SetupCode, &known, now).is_err());
     }
 
     #[test]

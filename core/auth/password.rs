@@ -117,6 +117,16 @@ impl PasswordHash {
         self.cost
     }
 
+    /// [`Self::is_of`], in the time of a hash of this cost where that is the dearer one: names whose hashes cost
+    /// differently are not told apart by a clock. 2^c and then 2^c, 2^(c+1) and so on add up to 2^cost.
+    pub fn is_of_in_time(&self, password: &[u8], pepper: &Secret, cost: u32) -> bool {
+        let mut is_right = self.is_of(password, pepper);
+        for cost in self.cost..cost.min(COST_CEILING) {
+            is_right &= !Self::nobodys(cost).is_of(password, pepper);
+        }
+        is_right
+    }
+
     /// Is it this password's? Slow on purpose: never on an actor's loop. What bcrypt cannot hold is wrong, and takes as
     /// long.
     pub fn is_of(&self, password: &[u8], pepper: &Secret) -> bool {
@@ -183,6 +193,7 @@ impl<'de> Deserialize<'de> for PasswordHash {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::{Duration, Instant};
 
     /// Known answers of jBCrypt (ISC, Copyright (c) 2006 Damien Miller; see `tests/vectors/bcrypt/LICENSE`).
     const VECTORS: &str = include_str!("../../tests/vectors/bcrypt/bcrypt.json");
@@ -245,6 +256,43 @@ mod tests {
         let short =
             PasswordHash::parse(&short.format_for_version(bcrypt::Version::TwoA)).expect("parses");
         assert!(short.is_of(b"short", &pepper(1)) && !short.is_of(b"short\0", &pepper(1)));
+    }
+
+    #[test]
+    fn names_whose_hashes_cost_differently_are_not_told_apart_by_time() {
+        let (cheap, dear) = ([10, 13])
+            .map(|cost| {
+                PasswordHash::make(b"a long password", &pepper(1), cost, [7; 16]).expect("made")
+            })
+            .into();
+        let (mut took, plain) = (
+            [Duration::MAX; 4],
+            bcrypt::hash_with_salt("plain", 11, [3; 16]),
+        );
+        let plain = plain
+            .expect("made")
+            .format_for_version(bcrypt::Version::TwoB);
+        let plain = PasswordHash::parse(&plain).expect("parses");
+        for _ in 0..3 {
+            let nobodys = PasswordHash::nobodys(13);
+            for (at, hash) in [&cheap, &dear, &plain, &nobodys].into_iter().enumerate() {
+                let began = Instant::now();
+                assert!(!hash.is_of_in_time(b"another password", &pepper(1), 13));
+                took[at] = took[at].min(began.elapsed());
+            }
+        }
+        for one in took {
+            let ratio = one.as_secs_f64() / took[1].as_secs_f64();
+            // Cost 10 alone would be an eighth, cost 11 a quarter.
+            assert!((0.6..1.7).contains(&ratio), "{took:?}");
+        }
+        for (hash, right) in [
+            (&cheap, "a long password"),
+            (&dear, "a long password"),
+            (&plain, "plain"),
+        ] {
+            assert!(hash.is_of_in_time(right.as_bytes(), &pepper(1), 13));
+        }
     }
 
     #[test]

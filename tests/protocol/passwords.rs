@@ -159,6 +159,65 @@ async fn a_name_that_nobody_has_gets_the_same_answer_and_takes_as_long() {
     assert!((0.1..10.0).contains(&ratio), "{took:?}");
 }
 
+/// A look at each of a name's hashes takes as long as the dearest: a cheap one from elsewhere says no name.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_with_cheaper_hashes_take_as_long_as_the_dearest() {
+    let gateway = Gateway::with(&[
+        ("gateway.auth.mode", "password"),
+        ("gateway.auth.bcrypt_cost", "13"),
+    ]);
+    let cheap = b"$2a$10$fVH8e28OQRj9tqiDXs1e1uxpsjN0c7II7YPKXua2NAKYvM6iQk7dq";
+    let cheap = gateway.feed(&["password", "set", "cheap", "--hash"], cheap);
+    assert_eq!(cheap, 0);
+    assert_eq!(
+        gateway.feed(&["password", "set", "dear"], PASSWORD.as_bytes()),
+        0
+    );
+    let mut took = [Duration::MAX; 3];
+    for _ in 0..3 {
+        for (at, name) in ["dear", "cheap", "nobody"].into_iter().enumerate() {
+            let wrong = Connect::bare().auth(json!({ "password": "wrong", "user": name }));
+            let mut client = Client::dial(&gateway).await;
+            let began = Instant::now();
+            client.denied(&wrong).await;
+            took[at] = took[at].min(began.elapsed());
+        }
+    }
+    for one in took {
+        let ratio = one.as_secs_f64() / took[0].as_secs_f64();
+        // The cheap one alone would be an eighth.
+        assert!((0.5..2.0).contains(&ratio), "{took:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_right_password_costs_a_chosen_token_nothing_where_both_are_taken() {
+    let mut gateway = Gateway::prepared(&[
+        ("gateway.auth.mode", "token+password"),
+        ("gateway.auth.bcrypt_cost", "10"),
+    ]);
+    let chosen = "a-token-that-a-person-chose-himself";
+    gateway.set("PORTCULLIS_GATEWAY_TOKEN", chosen);
+    gateway.launch();
+    assert_eq!(gateway.feed(&["password", "set"], PASSWORD.as_bytes()), 0);
+    let token = Connect::bare().auth(json!({ "token": chosen }));
+    for _ in 0..12 {
+        let hello = Client::dial(&gateway).await.hello(&by(PASSWORD)).await;
+        assert_eq!(hello["auth"]["method"], "password");
+    }
+    Client::dial(&gateway).await.hello(&token).await;
+    // Beside a right password a token is a guess all the same: ten, and no more are looked at.
+    let both = Connect::bare()
+        .auth(json!({ "token": "some-other-token-of-a-person", "password": PASSWORD }));
+    for _ in 0..10 {
+        Client::dial(&gateway).await.hello(&both).await;
+    }
+    Client::dial(&gateway).await.hello(&both).await;
+    let (error, _) = Client::dial(&gateway).await.denied(&token).await;
+    assert_eq!(error["details"]["code"], "AUTH_RATE_LIMITED");
+    Client::dial(&gateway).await.hello(&by(PASSWORD)).await;
+}
+
 fn slow_looks(status: &Value) -> u64 {
     let rooms = status["portcullis"]["rooms"].as_array().unwrap();
     let auth = rooms.iter().find(|room| room["name"] == "auth").unwrap();

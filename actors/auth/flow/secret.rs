@@ -5,12 +5,14 @@ use portcullis_core::auth::password::{self, PasswordHash};
 use portcullis_core::auth::secret::SharedHash;
 use portcullis_core::auth::{Door, Principal, Proof, Role, ScopeSet, SecretName, SecretStanding};
 use portcullis_core::protocol::ConnectRefusal;
+use portcullis_core::seal::Secret;
 use portcullis_core::token::Token;
 use serde_json::json;
 
 use super::super::actor::Desk;
 use super::super::config::Modes;
 use super::super::credentials::Credentials;
+use super::super::hashing::Guess;
 use super::super::messages::{Admitted, Arrival};
 use super::device;
 
@@ -73,38 +75,31 @@ pub(super) async fn shared(desk: &Desk, arrival: &Arrival) -> Result<Proven, Con
         return Ok(found(None));
     }
     let from = source(desk, arrival).await?;
-    let mut limited = None;
+    let mut guesses = vec![];
     if let Some((text, hash)) = held {
-        match desk
-            .look(Class::ChosenToken, from.clone(), text, hash.clone())
-            .await
-        {
-            Ok(true) => return Ok(found(Some(Shared::Token))),
-            Ok(false) => {}
-            Err(why) => limited = Some(why),
-        }
+        guesses.push(guess(Class::ChosenToken, text, hash.clone(), hash.cost()));
     }
+    let auth = arrival.checked.params.auth.as_ref();
+    let name = auth.and_then(|a| a.user.as_deref()).unwrap_or(NAME);
+    let known = desk.credentials.passwords.get(name);
     if let Some(text) = person {
-        let auth = arrival.checked.params.auth.as_ref();
-        let name = auth.and_then(|a| a.user.as_deref()).unwrap_or(NAME);
-        let known = desk.credentials.passwords.get(name);
-        // Who is not known takes as long as who is.
-        let hash = known.map_or_else(
-            || {
-                let anybody = desk.credentials.passwords.values().next();
-                let cost = anybody.map_or(desk.wiring.bcrypt_cost, |row| row.hash.cost());
-                PasswordHash::nobodys(cost)
-            },
-            |row| row.hash.clone(),
-        );
-        match desk.look(Class::Password, from, text, hash).await {
-            Ok(true) if known.is_some() => {
+        // Who is not known takes as long as who is, and each name as long as the dearest.
+        let costs = desk.credentials.passwords.values();
+        let dearest = costs.map(|row| row.hash.cost()).max();
+        let cost = dearest.unwrap_or(desk.wiring.bcrypt_cost);
+        let hash = known.map_or_else(|| PasswordHash::nobodys(cost), |row| row.hash.clone());
+        guesses.push(guess(Class::Password, text, hash, cost));
+    }
+    let limited = match desk.look(from, guesses).await {
+        Ok(looked) => match looked.right {
+            Some(Class::Password) if known.is_some() => {
                 return Ok(found(Some(Shared::Password(name.to_owned()))));
             }
-            Ok(_) => {}
-            Err(why) => limited = Some(why),
-        }
-    }
+            Some(Class::ChosenToken) => return Ok(found(Some(Shared::Token))),
+            _ => looked.limited,
+        },
+        Err(limited) => Some(limited),
+    };
     // A device may have a token of its own beside it, which cannot be guessed.
     let has_token =
         |auth: &portcullis_core::protocol::connect::AuthClaim| auth.device_token.is_some();
@@ -113,6 +108,16 @@ pub(super) async fn shared(desk: &Desk, arrival: &Arrival) -> Result<Proven, Con
     match limited {
         Some(limited) if !other_way => Err(too_many(limited)),
         _ => Ok(found(None)),
+    }
+}
+
+fn guess(class: Class, text: &str, hash: PasswordHash, cost: u32) -> Guess {
+    let presented = Secret::new(text.as_bytes().to_vec());
+    Guess {
+        class,
+        presented,
+        hash,
+        cost,
     }
 }
 
