@@ -348,3 +348,64 @@ fn the_first_lines_count_what_is_pending() {
         "pending   0 devices (portcullis devices list), 0 approvals (portcullis approvals list)\n";
     assert!(gateway.said().contains(pending), "{}", gateway.said());
 }
+
+/// How large a file the running daemon may write.
+fn file_size(gateway: &Gateway, bytes: Option<u64>) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(gateway.pid()).unwrap());
+    let limit = rustix::process::Rlimit {
+        current: bytes,
+        maximum: None,
+    };
+    rustix::process::prlimit(pid, rustix::process::Resource::Fsize, limit).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_altered_while_the_gateway_runs_ends_the_process_with_70_and_the_next_start_names_the_record()
+ {
+    let mut gateway = Gateway::prepared(&[]);
+    // Without the signal a write over the limit is an error, as on a full disk.
+    let started = gateway.launch_under(&["sh", "-c", "trap '' XFSZ; exec \"$@\"", "sh"]);
+    assert_eq!(started, Ok(()));
+    let mut admin = crate::support::ws::admin(&gateway).await;
+    let set = |name: &str| json!({ "name": name, "valueBase64": "eA==" });
+    admin.get("vault.set", set("BEFORE")).await;
+
+    file_size(&gateway, Some(0));
+    let full = admin.call("vault.set", set("FULL")).await;
+    let code = &full["error"]["details"]["code"];
+    assert!(code == "CANNOT_RECORD" || code == "DISK_FULL", "{full}");
+    // Meanwhile somebody changes what was recorded.
+    let segment = gateway.audit_segment();
+    let good = std::fs::read(&segment).unwrap();
+    let mut bad = good.clone();
+    bad[HEADER_BYTES + 60] ^= 1;
+    std::fs::write(&segment, &bad).unwrap();
+    file_size(&gateway, None);
+
+    // The log mends itself by reading what is there, and that is not what was written.
+    for _ in 0..100 {
+        let Some(answer) = admin.try_call("vault.set", set("AFTER")).await else {
+            break;
+        };
+        assert_eq!(answer["ok"], false, "{answer}");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    let ended = gateway.ends(std::time::Duration::from_secs(60));
+    assert_eq!(ended, Some(70), "{}", gateway.log());
+    assert!(
+        gateway.log().contains("AUDIT_ALTERED") && gateway.log().contains("the process ends"),
+        "{}",
+        gateway.log()
+    );
+    let text = refused(&gateway, "AUDIT_ALTERED", 10);
+    assert!(text.contains("record 1 "), "{text}");
+
+    std::fs::write(&segment, &good).unwrap();
+    gateway.launch();
+    let mut admin = crate::support::ws::admin(&gateway).await;
+    let names = admin.get("vault.list", json!({})).await.to_string();
+    assert!(
+        names.contains("BEFORE") && !names.contains("FULL") && !names.contains("AFTER"),
+        "{names}"
+    );
+}
