@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::house::House;
 use super::load::{Tally, percentile};
 use super::{figure, is_long, times};
+use crate::protocol::signed_http::Signer;
 use crate::support::ws::{Came, Client, Connect};
 
 /// The rooms, and the call that shows that one serves.
@@ -18,7 +19,7 @@ const ROOMS: &[(&str, &str)] = &[
     ("audit", "audit.tail"),
     ("vault", "vault.list"),
     ("pairing", "device.pair.list"),
-    ("signing", "connect"),
+    ("signing", "POST /rpc/health"),
     ("auth", "connect"),
     ("sandbox_pool", "exec.run"),
     ("nodes", "node.list"),
@@ -41,16 +42,10 @@ fn every_room_of_the_tree_is_among_those_that_break() {
 
 /// What `/readyz` says now. Asked again while the kernel cannot tell who asks (see [`by_token`]).
 async fn readyz(house: &House, wanted: &str, body: &str) {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let end = Instant::now() + PATIENCE;
     loop {
-        let mut socket = tokio::net::TcpStream::connect(("127.0.0.1", house.port()))
-            .await
-            .unwrap();
-        let ask = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-        let mut answer = String::new();
-        let _ = socket.write_all(ask).await;
-        let _ = socket.read_to_string(&mut answer).await;
+        let ask = "GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        let answer = http(house, ask).await;
         if answer.starts_with(&format!("HTTP/1.1 {wanted} ")) && answer.ends_with(body) {
             return;
         }
@@ -81,10 +76,61 @@ async fn house() -> House {
     house
 }
 
+/// Who asks the rooms.
+struct Asker {
+    admin: Client,
+    signer: Signer,
+    n: u64,
+}
+
+impl Asker {
+    async fn new(house: &House, n: u64) -> Self {
+        let end = Instant::now() + PATIENCE;
+        let signer = loop {
+            // As in [`by_token`]: the kernel may not know yet who asks.
+            if let Ok(client) = Client::dial_port(house.port()).await
+                && let Some(signer) = Signer::paired_by(client, &["operator.read"]).await
+            {
+                break signer;
+            }
+            assert!(Instant::now() < end, "no key for signed requests");
+        };
+        Self {
+            admin: house.admin().await,
+            signer,
+            n,
+        }
+    }
+}
+
+/// Whether the signed request is answered. What was signed before the room started is not, nor in that second.
+async fn signs(house: &House, signer: &Signer) -> bool {
+    let sent = signer.now_on(house.port(), "health", "").text();
+    let answer = http(house, &sent).await;
+    let is_answered = answer.starts_with("HTTP/1.1 200 ");
+    if !is_answered {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    is_answered
+}
+
+async fn http(house: &House, sent: &str) -> String {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut socket = tokio::net::TcpStream::connect(("127.0.0.1", house.port()))
+        .await
+        .unwrap();
+    let mut answer = String::new();
+    let _ = socket.write_all(sent.as_bytes()).await;
+    let _ = socket.read_to_string(&mut answer).await;
+    answer
+}
+
 /// Asks the room for something. `true`: it serves.
-async fn serves(house: &House, tally: &Tally, admin: &mut Client, call: &str, n: &mut u64) -> bool {
-    *n += 1;
+async fn serves(house: &House, tally: &Tally, asker: &mut Asker, call: &str) -> bool {
+    asker.n += 1;
+    let Asker { admin, signer, n } = asker;
     let params = match call {
+        "POST /rpc/health" => return signs(house, signer).await,
         "connect" => {
             let mut client = Client::try_control(&house.state()).await.unwrap();
             return client.try_hello(&Connect::bare()).await.is_some();
@@ -171,14 +217,12 @@ async fn breaks(
     (room, call): (&str, &str),
     count: usize,
 ) -> [Vec<Duration>; 2] {
-    let mut admin = house.admin().await;
-    let (mut up, mut served, mut n) = (vec![], vec![], 0u64);
+    let mut asker = Asker::new(house, 0).await;
+    let (mut up, mut served) = (vec![], vec![]);
     for round in 0..count {
         let before = house.room(room).restarts;
         let at = match round % 4 {
             0 | 2 => PanicAt::Now,
-            // No socket of these signs: nothing would ever come to its await.
-            _ if room == "signing" => PanicAt::Now,
             k => PanicAt::Await(u32::try_from(k / 2 + round / 4 % 3).unwrap()),
         };
         let began = Instant::now();
@@ -194,22 +238,23 @@ async fn breaks(
             })
             .await;
             up.push(began.elapsed());
-            while !serves(house, tally, &mut admin, call, &mut n).await {
+            while !serves(house, tally, &mut asker, call).await {
                 assert!(Instant::now() < end, "{room} does not serve again");
             }
             served.push(began.elapsed());
         } else {
             while house.room(room).restarts == before
-                || !serves(house, tally, &mut admin, call, &mut n).await
+                || !serves(house, tally, &mut asker, call).await
             {
                 assert!(Instant::now() < end, "{room} does not serve again");
                 if house.room(room).restarts == before {
                     // It breaks at the next message, whoever sends it: this may be the one.
-                    serves(house, tally, &mut admin, call, &mut n).await;
+                    serves(house, tally, &mut asker, call).await;
                 }
             }
         }
-        tally.keep_secret(&mut admin, &format!("AFTER_{n}")).await;
+        let name = format!("AFTER_{}", asker.n);
+        tally.keep_secret(&mut asker.admin, &name).await;
     }
     let broken = house.room(room).restarts;
     assert!(broken >= count as u64, "{room}: {broken} restarts");
@@ -280,6 +325,7 @@ async fn every_room_panics_again_and_again_and_no_foreign_socket_is_lost() {
 async fn children_break(house: &House, tally: &Tally, count: usize) {
     let restarts = |name| house.room(name).restarts;
     let before = ["edge", "sandbox_pool", "exec"].map(restarts);
+    let mut asker = Asker::new(house, 0).await;
     for round in 0..count {
         let mut victim = house.admin().await;
         assert!(
@@ -301,9 +347,10 @@ async fn children_break(house: &House, tally: &Tally, count: usize) {
             assert!(end.is_some(), "the socket lives");
         }
         // A socket of this round: one that does not read answers no pings, and is closed for it.
-        let mut admin = house.admin().await;
-        let (mut n, end) = (1_000_000 * (round as u64 + 1), Instant::now() + PATIENCE);
-        while !serves(house, tally, &mut admin, "exec.run", &mut n).await {
+        let end = Instant::now() + PATIENCE;
+        asker.admin = house.admin().await;
+        asker.n = 1_000_000 * (round as u64 + 1);
+        while !serves(house, tally, &mut asker, "exec.run").await {
             assert!(Instant::now() < end, "runs go on");
         }
     }

@@ -78,25 +78,34 @@ impl Signer {
     /// Pairs, asks for a key until the vault is open, and waits for a second that began after the gateway did.
     pub async fn new(gateway: &Gateway, scopes: &[&str]) -> Self {
         gateway.vault_is_open();
+        let client = Client::dial(gateway).await;
+        Self::paired_by(client, scopes).await.expect("a key")
+    }
+
+    /// The same by a socket that has not connected yet, of a gateway whose vault is open.
+    pub async fn paired_by(mut client: Client, scopes: &[&str]) -> Option<Self> {
         let device = Device::new();
         let connect = Connect::token().scopes(scopes).device(&device);
-        let mut client = Client::dial(gateway).await;
         let mut params = connect.params(&client.nonce, client.ts);
         params["caps"] = json!(["request-signing-v1"]);
-        let hello = client.get("connect", params).await;
-        let given = &hello["auth"]["signingKey"];
+        let answer = client.try_call("connect", params).await?;
+        let given = &answer["payload"]["auth"]["signingKey"];
         let signer = Self {
-            key_id: given["keyId"].as_str().unwrap().to_owned(),
-            key: SigningKey::parse(given["key"].as_str().unwrap()).unwrap(),
+            key_id: given["keyId"].as_str()?.to_owned(),
+            key: SigningKey::parse(given["key"].as_str()?).unwrap(),
             device,
         };
         tokio::time::sleep(std::time::Duration::from_millis(1_100)).await;
-        signer
+        Some(signer)
     }
 
     fn at(&self, gateway: &Gateway, method: &str, body: &str, created: u64) -> Sent {
+        self.on(gateway.port(), method, body, created)
+    }
+
+    fn on(&self, port: u16, method: &str, body: &str, created: u64) -> Sent {
         let nonce = uuid::Uuid::new_v4().simple().to_string();
-        let host = format!("localhost:{}", gateway.port());
+        let host = format!("localhost:{port}");
         let params = format!(
             r#"("@method" "@authority" "@path" "@query" "content-digest");created={created};nonce="{nonce}";keyid="{}";alg="hmac-sha256";tag="portcullis""#,
             self.key_id
@@ -121,7 +130,11 @@ impl Signer {
     }
 
     pub fn now(&self, gateway: &Gateway, method: &str, body: &str) -> Sent {
-        self.at(gateway, method, body, seconds())
+        self.now_on(gateway.port(), method, body)
+    }
+
+    pub fn now_on(&self, port: u16, method: &str, body: &str) -> Sent {
+        self.on(port, method, body, seconds())
     }
 }
 
