@@ -136,7 +136,7 @@ impl<'a> Tail<'a> {
         {
             return Found::Wrong;
         }
-        wanted.seq = Seq(wanted.seq.0 + 1);
+        wanted.seq = Seq(wanted.seq.0.saturating_add(1));
         let Some(len) = len else {
             wanted.is_exact = false;
             // Behind it is a record whose front arrived, or nothing that could be told.

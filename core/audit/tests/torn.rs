@@ -157,7 +157,34 @@ fn a_sector_that_holds_a_few_bytes_of_a_record_hides_no_flip_in_the_rest() {
     }
 }
 
+#[test]
+fn a_number_at_the_end_of_all_numbers_in_a_torn_group_does_not_panic() {
+    let (bytes, durable, at) = two_groups(1, 12);
+    let lost = durable / SECTOR + 1;
+    let mut torn = tear(&bytes, durable, |sector| sector != lost);
+    let next = at[at.partition_point(|start| *start < (lost + 1) * SECTOR)];
+    torn[next + 4 + 17 + 4..][..8].fill(0xff);
+    assert!(matches!(read(&torn), End::Altered(_)));
+}
+
 proptest! {
+    /// Sectors lost, and anything at all put in the place of others.
+    #[test]
+    fn nothing_in_a_torn_group_makes_the_scanner_panic(
+        lost in prop::collection::vec(0_usize..9, 1..5),
+        put in prop::collection::vec((any::<prop::sample::Index>(), any::<[u8; 4]>()), 0..20),
+        offset in 0_u64..2_000,
+    ) {
+        let (bytes, durable, _) = two_groups(2, 14);
+        let mut torn = tear(&bytes, durable, |sector| !lost.contains(&sector));
+        for (place, with) in put {
+            let at = place.index(torn.len() - 4);
+            torn[at..at + 4].copy_from_slice(&with);
+        }
+        let _ = read(&torn);
+        let _ = Scanner::new(Head::EMPTY, offset).step(&torn, true);
+    }
+
     #[test]
     fn groups_of_all_sizes_torn_anywhere_are_torn(
         first in 0_u64..20, second in 1_u64..64, seed in any::<u64>(), end in any::<prop::sample::Index>(),
