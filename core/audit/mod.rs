@@ -81,7 +81,7 @@ impl Head {
 
     /// The sequence of the record to come.
     pub const fn next(self) -> Seq {
-        Seq(self.seq.0 + 1)
+        Seq(self.seq.0.saturating_add(1))
     }
 }
 
