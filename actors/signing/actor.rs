@@ -116,7 +116,11 @@ impl Room for Signing {
         );
         ctx.every("sweep", SWEEP, || SigningMsg::Sweep).keep();
         Ok(Self {
-            replay: Replay::new(wiring.clock.now(), wiring.config.nonces_per_key),
+            replay: Replay::new(
+                wiring.clock.now(),
+                wiring.config.nonces_per_key,
+                wiring.config.nonces_max,
+            ),
             wiring: wiring.clone(),
             ctx,
             next: 0,

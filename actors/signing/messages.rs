@@ -73,7 +73,7 @@ pub enum SigningRefusal {
     #[error("this request was signed before the gateway was ready to take it: sign it anew")]
     BeforeStart,
     /// Too many within the window.
-    #[error("this key has used as many nonces as are kept: wait a minute")]
+    #[error("as many signed requests came within two minutes as are remembered: wait a minute")]
     Full,
     /// Its keys are sealed.
     #[error(transparent)]

@@ -262,7 +262,10 @@ async fn a_key_ends_with_the_credential_that_it_was_minted_under() {
 #[tokio::test]
 async fn a_full_store_of_nonces_refuses_and_other_keys_and_wrong_signatures_take_no_place() {
     let folder = tempfile::tempdir().unwrap();
-    let config = SigningConfig { nonces_per_key: 2 };
+    let config = SigningConfig {
+        nonces_per_key: 2,
+        ..SigningConfig::default()
+    };
     let house = house(folder.path(), 1, 7, config).await;
     let session = device(&house).await;
     let Minted { key_id, key } = mint(&house, &session).await.unwrap();

@@ -1,5 +1,5 @@
-//! Nonces that were used, for as long as their requests could come again. Bounded for each key; a full store refuses
-//! and forgets none that lives.
+//! Nonces that were used, for as long as their requests could come again. Bounded for each key and in all; a full store
+//! refuses and forgets none that lives.
 
 use std::collections::HashMap;
 
@@ -8,6 +8,10 @@ use crate::time::Millis;
 
 /// Nonces that one key may use within the window.
 pub const PER_KEY: usize = 10_000;
+/// Nonces of all keys within the window.
+pub const IN_ALL: usize = 100_000;
+/// A full store is looked through for what is over no more often than this, ms: it costs a look at all of it.
+const AGAIN_MS: u64 = 1_000;
 
 /// Why a request is not done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,7 +20,7 @@ pub enum ReplayRefusal {
     Stale,
     /// Came already.
     Repeated,
-    /// As many within the window as are kept.
+    /// As many within the window as are kept, of this key or in all.
     Full,
 }
 
@@ -32,16 +36,23 @@ struct Used {
 pub struct Replay {
     started: u64,
     per_key: usize,
+    in_all: usize,
     keys: HashMap<Box<str>, Used>,
+    /// Nonces of all keys.
+    kept: usize,
+    swept: u64,
 }
 
 impl Replay {
-    /// Empty, from now on.
-    pub fn new(now: Millis, per_key: usize) -> Self {
+    /// Empty, from now on, for so many nonces of one key and of all.
+    pub fn new(now: Millis, per_key: usize, in_all: usize) -> Self {
         Self {
             started: now.0,
             per_key,
+            in_all,
             keys: HashMap::new(),
+            kept: 0,
+            swept: now.0,
         }
     }
 
@@ -60,6 +71,31 @@ impl Replay {
         if created < self.started {
             return Err(ReplayRefusal::Stale);
         }
+        if let Some(used) = self.keys.get_mut(key) {
+            if created <= used.floor {
+                return Err(ReplayRefusal::Stale);
+            }
+            if used.nonces.contains_key(nonce) {
+                return Err(ReplayRefusal::Repeated);
+            }
+            if used.nonces.len() >= self.per_key {
+                self.kept -= used.forget(now);
+                if used.nonces.len() >= self.per_key {
+                    return Err(ReplayRefusal::Full);
+                }
+            }
+        }
+        if self.kept >= self.in_all {
+            if now.0.abs_diff(self.swept) >= AGAIN_MS {
+                self.sweep(now);
+            }
+            if self.kept >= self.in_all {
+                return Err(ReplayRefusal::Full);
+            }
+            if created < self.started {
+                return Err(ReplayRefusal::Stale);
+            }
+        }
         let used = match self.keys.get_mut(key) {
             Some(used) => used,
             None => self.keys.entry(key.into()).or_default(),
@@ -67,26 +103,16 @@ impl Replay {
         if created <= used.floor {
             return Err(ReplayRefusal::Stale);
         }
-        if used.nonces.contains_key(nonce) {
-            return Err(ReplayRefusal::Repeated);
-        }
-        if used.nonces.len() >= self.per_key {
-            used.forget(now);
-            if used.nonces.len() >= self.per_key {
-                return Err(ReplayRefusal::Full);
-            }
-            if created <= used.floor {
-                return Err(ReplayRefusal::Stale);
-            }
-        }
         used.nonces.insert(nonce.into(), created + SKEW_MS);
+        self.kept += 1;
         Ok(())
     }
 
     /// Forgets what could not be taken again anyway, and keys that have nothing left.
     pub fn sweep(&mut self, now: Millis) {
+        self.swept = now.0;
         for used in self.keys.values_mut() {
-            used.forget(now);
+            self.kept -= used.forget(now);
         }
         let started = &mut self.started;
         self.keys.retain(|_, used| {
@@ -100,19 +126,20 @@ impl Replay {
     }
 
     /// Nonces that are kept.
-    pub fn len(&self) -> usize {
-        self.keys.values().map(|used| used.nonces.len()).sum()
+    pub const fn len(&self) -> usize {
+        self.kept
     }
 
     /// None?
-    pub fn is_empty(&self) -> bool {
+    pub const fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
 impl Used {
-    /// The floor keeps a clock that is set back from making room for what was forgotten.
-    fn forget(&mut self, now: Millis) {
+    /// How many were forgotten. The floor keeps a clock that is set back from making room for them.
+    fn forget(&mut self, now: Millis) -> usize {
+        let before = self.nonces.len();
         let floor = &mut self.floor;
         self.nonces.retain(|_, until| {
             let lives = *until >= now.0;
@@ -121,5 +148,6 @@ impl Used {
             }
             lives
         });
+        before - self.nonces.len()
     }
 }

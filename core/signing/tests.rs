@@ -245,34 +245,66 @@ proptest! {
 
     #[test]
     fn of_any_order_of_requests_none_is_done_twice(
-        requests in proptest::collection::vec((0_u8..6, 0_u64..200, -90_i64..90, -400_i64..400), 1..200)
+        requests in proptest::collection::vec(((0_u8..3, 0_u8..6), 0_u64..200, -90_i64..90, -400_i64..400), 1..200)
     ) {
         let start = NOW.0;
-        let mut store = Replay::new(NOW, 5);
+        let mut store = Replay::new(NOW, 5, 8);
         let mut done = std::collections::HashSet::new();
-        for (nonce, at, age, set_back) in requests {
+        for ((key, nonce), at, age, set_back) in requests {
             // The clock is set forward and back between requests.
             let now = Millis(start.saturating_add_signed(i64::try_from(at).unwrap() * 1000 + set_back * 1000));
             let created = (now.0 / 1000).saturating_add_signed(age) * 1000;
             if now.0.abs_diff(created) > SKEW_MS {
                 continue;
             }
-            let nonce = format!("nonce-{nonce}");
-            if store.spend(now, "k", &nonce, created).is_ok() {
-                prop_assert!(done.insert((nonce, created)), "done twice");
+            let (key, nonce) = (format!("k{key}"), format!("nonce-{nonce}"));
+            if store.spend(now, &key, &nonce, created).is_ok() {
+                prop_assert!(done.insert((key, nonce, created)), "done twice");
                 prop_assert!(created >= start);
             }
             if age % 3 == 0 {
                 store.sweep(now);
             }
-            prop_assert!(store.len() <= 5);
+            prop_assert!(store.len() <= 8);
         }
     }
 }
 
 #[test]
+fn a_store_that_is_full_in_all_refuses_every_key_and_forgets_none_that_lives() {
+    let mut store = Replay::new(Millis(0), 3, 4);
+    let at = |s: u64| Millis(s * 1000);
+    for (key, nonce) in [("a", "0"), ("a", "1"), ("b", "0"), ("c", "0")] {
+        store.spend(at(100), key, nonce, 100_000).unwrap();
+    }
+    for key in ["a", "b", "new"] {
+        let refused = store.spend(at(100), key, "9", 100_000);
+        assert_eq!(refused, Err(ReplayRefusal::Full), "{key}");
+    }
+    assert_eq!(store.len(), 4);
+    // Full or not, what came already is called so, and at the last moment too.
+    for (now, key) in [(100, "a"), (160, "b"), (160, "c")] {
+        let again = store.spend(at(now), key, "0", 100_000);
+        assert_eq!(again, Err(ReplayRefusal::Repeated), "{key}");
+    }
+    let refused = store.spend(at(160), "new", "9", 160_000);
+    assert_eq!(refused, Err(ReplayRefusal::Full));
+    // What could come no more makes room by itself, for every key.
+    assert_eq!(store.spend(at(161), "new", "9", 161_000), Ok(()));
+    assert_eq!(store.len(), 1);
+    let set_back = store.spend(at(130), "c", "0", 100_000);
+    assert_eq!(set_back, Err(ReplayRefusal::Stale));
+    for n in 0..3 {
+        let key = format!("d{n}");
+        assert_eq!(store.spend(at(161), &key, "9", 161_000), Ok(()));
+    }
+    let refused = store.spend(at(161), "e", "9", 161_000);
+    assert_eq!(refused, Err(ReplayRefusal::Full));
+}
+
+#[test]
 fn a_full_store_refuses_and_forgets_none_that_lives() {
-    let mut store = Replay::new(Millis(0), 3);
+    let mut store = Replay::new(Millis(0), 3, 100);
     let at = |s: u64| Millis(s * 1000);
     for n in 0..3 {
         store.spend(at(100), "k", &n.to_string(), 100_000).unwrap();
@@ -302,7 +334,7 @@ fn a_full_store_refuses_and_forgets_none_that_lives() {
 
 #[test]
 fn a_new_life_takes_nothing_that_was_made_before_it() {
-    let mut store = Replay::new(Millis(100_500), 3);
+    let mut store = Replay::new(Millis(100_500), 3, 100);
     for (created, result) in [
         (99_000, Err(ReplayRefusal::Stale)),
         (100_000, Err(ReplayRefusal::Stale)),
