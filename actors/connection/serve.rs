@@ -41,6 +41,9 @@ const OUT_DEPTH: usize = 8;
 /// To a client that asked for MessagePack and sends text.
 pub(super) const WRONG_KIND: &str = "this connection speaks MessagePack: send binary messages";
 
+/// To a client that answered no ping: it may only be slow to read.
+const UNANSWERED: &str = "heartbeat timeout";
+
 /// For the answer to what ended this session.
 pub(super) const LAST_WORDS: Duration = Duration::from_secs(30);
 
@@ -347,7 +350,7 @@ impl Session {
                         let payload = json!({ "ts": self.conn.wiring.shared.clock.now() });
                         self.event(ws, "tick", &payload).await
                     }
-                    Side::Ping if unanswered_pings > 0 => return None,
+                    Side::Ping if unanswered_pings > 0 => end(1008, UNANSWERED),
                     Side::Ping if self.idle.stands_still(ws.get_ref().unfinished()) => {
                         end(1008, "a message takes too long")
                     }

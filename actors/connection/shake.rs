@@ -33,6 +33,9 @@ const PATH_SHOWN: usize = 1_024;
 /// For a refusal to be taken.
 const GOODBYE: Duration = Duration::from_secs(5);
 
+/// The close reason of a stranger whose time is over (with 1000, as the peer has it: wire.md section 1).
+const LATE: &str = "handshake timeout";
+
 /// The close reason of a session whose secret is no more (wire.md section 5).
 pub(super) const SECRET_CHANGED: &str = "gateway auth changed";
 
@@ -62,7 +65,7 @@ pub(super) async fn shake(
     let end = match timeout_at(until, shaking).await {
         Ok(Ok(shaken)) => return Some(shaken),
         Ok(Err(end)) => end,
-        Err(_late) => End::Close(1000, ""),
+        Err(_late) => End::Close(1000, LATE),
     };
     // Before the goodbye, which takes as long as the other end likes: it keeps nobody's place meanwhile.
     let refused = ConnectionNews::Refused(wiring.key);

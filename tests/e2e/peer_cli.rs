@@ -126,10 +126,12 @@ fn the_unmodified_command_line_finds_and_probes_the_gateway() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_unmodified_command_line_manages_devices() {
     let Some(npm) = Npm::find() else { return };
-    let gateway = Gateway::with(&[("gateway.local.local_trust", "false"), ALL_SCOPES]);
+    let gateway = Gateway::with(&[("gateway.hosts", r#"["gate.example"]"#), ALL_SCOPES]);
     let (one, other) = (Device::new(), Device::new());
     for device in [&one, &other] {
-        let mut client = Client::dial(&gateway).await;
+        // Under this name nobody is local.
+        let strange = [("host", "gate.example")];
+        let mut client = Client::dial_with(&gateway, &strange).await.unwrap();
         client.denied(&asks(device)).await;
     }
     let devices = |words: &[&str]| npm.json(&gateway, &[&["devices"], words].concat());

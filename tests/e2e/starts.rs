@@ -390,7 +390,7 @@ async fn a_log_altered_while_the_gateway_runs_ends_the_process_with_70_and_the_n
         assert_eq!(answer["ok"], false, "{answer}");
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
-    let ended = gateway.ends(std::time::Duration::from_secs(60));
+    let ended = gateway.ends(std::time::Duration::from_mins(1));
     assert_eq!(ended, Some(70), "{}", gateway.log());
     assert!(
         gateway.log().contains("AUDIT_ALTERED") && gateway.log().contains("the process ends"),

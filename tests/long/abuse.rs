@@ -85,6 +85,8 @@ const GUESSES: [Guess; 4] = [
 
 /// What honest clients wait for, at most, of a hundred calls the slowest left out.
 const WAIT_MAX: Duration = Duration::from_millis(250);
+/// What newcomers with the right token wait for, at most, from their first dial, of a hundred the slowest left out.
+const ENTRY_MAX: Duration = Duration::from_secs(1);
 /// What the daemon may grow by while they are at it.
 const GROWTH_MAX: u64 = 64 * 1024 * 1024;
 /// They are gone by then.
@@ -502,6 +504,9 @@ async fn honest_clients_are_served_while_abusers_of_every_kind_and_guessers_try(
             worst < limit,
             "{kind:?}: {worst:?}, and {slow:?} alone, limit {limit:?}"
         );
+        let entry = percentile(&seen.entries, 99);
+        let limit = ENTRY_MAX.max(2 * percentile(&calm.entries, 99));
+        assert!(entry < limit, "{kind:?}: {entry:?} to come in");
     }
     // A runtime must not end within another.
     spawn_blocking(move || drop(at_work)).await.unwrap();

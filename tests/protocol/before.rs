@@ -220,9 +220,10 @@ async fn a_frame_that_only_announces_its_size_is_closed_at_its_header() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_stranger_is_closed_with_1000_when_its_time_is_over() {
     let gateway = Gateway::with(&[("gateway.limits.handshake_ms", "1000")]);
+    let late = Came::Closed(1000, "handshake timeout".to_owned());
     let began = Instant::now();
     let mut client = Client::dial(&gateway).await;
-    assert_eq!(client.next().await, Came::Closed(1000, String::new()));
+    assert_eq!(client.next().await, late);
     let took = began.elapsed();
     assert!(
         took >= Duration::from_millis(990) && took < Duration::from_secs(10),
@@ -241,6 +242,23 @@ async fn a_silent_stranger_is_closed_with_1000_when_its_time_is_over() {
         began.elapsed() < Duration::from_secs(9),
         "pings keep a stranger alive"
     );
+    // Nor has one whose first message never ends: it is told the same.
+    let mut client = Client::dial(&gateway).await;
+    let piece = |kind| Message::Frame(Frame::message(vec![b' '], OpCode::Data(kind), false));
+    client.ws.send(piece(Data::Text)).await.unwrap();
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(10) {
+        // The close frame is read below.
+        if client.ws.send(piece(Data::Continue)).await.is_err() {
+            break;
+        }
+        if let Some(came) = client.next().now_or_never() {
+            assert_eq!(came, late);
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("fragments keep a stranger alive");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -205,6 +205,36 @@ async fn a_proxied_or_strange_named_connection_is_not_local() {
     assert_eq!(hello["auth"]["scopes"], json!([]));
 }
 
+/// The bug: with the switch off the far end of a tunnel still had `shared_token_scopes` without a device, the right to
+/// answer its own request to pair among them.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_local_trust_a_loopback_socket_is_worth_no_more_than_any_other() {
+    let gateway = strict();
+    let asks = Connect::token().scopes(&["operator.read", "operator.pairing"]);
+    let (mut client, hello) = join(&gateway, &asks).await;
+    assert_eq!(hello["auth"]["scopes"], json!([]), "{hello}");
+    client.get("health", json!({})).await;
+    for method in ["status", "device.pair.list", "exec.approval.list"] {
+        let error = client.refused(method, json!({})).await;
+        let said = error["message"].as_str().unwrap();
+        assert!(said.starts_with("missing scope: "), "{method}: {error}");
+    }
+    // Who knocks cannot open for himself.
+    let device = Device::new();
+    let (error, _) = Client::dial(&gateway)
+        .await
+        .denied(&asks.clone().device(&device))
+        .await;
+    let request = json!({ "requestId": error["details"]["requestId"] });
+    let error = client.refused("device.pair.approve", request).await;
+    assert_eq!(error["message"], "missing scope: operator.pairing");
+    // The socket of the machine's own people is no loopback socket.
+    let mut operator = Client::control(&gateway.state()).await;
+    let by_uid = Connect::bare().scopes(&["operator.pairing"]);
+    let hello = operator.hello(&by_uid).await;
+    assert_eq!(hello["auth"]["scopes"], json!(["operator.pairing"]));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn without_local_trust_a_device_waits_and_hears_its_request_in_details_and_close_reason() {
     let gateway = strict();

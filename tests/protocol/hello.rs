@@ -201,3 +201,52 @@ async fn answers_and_status_hold_no_path_and_no_token() {
         assert!(!text.contains(gateway.home().to_str().unwrap()), "{method}");
     }
 }
+
+/// CVE-2026-41335: the greeting told strangers, and clients without the scope, paths and settings of the host.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_no_scope_is_told_nothing_of_the_host() {
+    let gateway = Gateway::start();
+    let host = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
+    let home = gateway.home().to_str().unwrap().to_owned();
+    let is_quiet = |what: &str, text: &str| {
+        for told in [
+            &*home,
+            crate::support::gateway::TOKEN,
+            "gateway.auth",
+            "state_dir",
+        ] {
+            assert!(!text.contains(told), "{what} tells {told}: {text}");
+        }
+        assert!(
+            host.len() < 4 || !text.contains(&host),
+            "{what} tells {host}: {text}"
+        );
+    };
+    let (mut client, hello) = join(&gateway, &Connect::token()).await;
+    assert_eq!(hello["auth"]["scopes"], json!([]));
+    is_quiet("hello", &hello.to_string());
+    is_quiet("health", &client.get("health", json!({})).await.to_string());
+    for method in ["status", "config.get", "logs.tail", "vault.list", "no.such"] {
+        is_quiet(method, &client.call(method, json!({})).await.to_string());
+    }
+    let mut stranger = Client::dial(&gateway).await;
+    let (error, close) = stranger.denied(&Connect::bare()).await;
+    is_quiet("a refusal", &format!("{error} {close:?}"));
+    for path in [
+        "/",
+        "/healthz",
+        "/readyz",
+        "/login",
+        "/rpc/status",
+        "/nothing",
+    ] {
+        let asked = format!(
+            "GET {path} HTTP/1.1\r\nHost: localhost:{}\r\nConnection: close\r\n\r\n",
+            gateway.port()
+        );
+        is_quiet(path, &gateway.http(&asked));
+    }
+}

@@ -241,6 +241,15 @@ async fn a_browser_gets_no_websocket_session_whatever_it_knows() {
             .await
             .unwrap();
         let (error, close) = client.denied(&Connect::token()).await;
+        // A guess from a page learns nothing: the right secret and a wrong one are told the same, however often.
+        for n in 0..12 {
+            let mut client = Client::dial_with(&gateway, &[("Origin", origin)])
+                .await
+                .unwrap();
+            let auth = json!({ "token": format!("guess {n}"), "password": format!("guess {n}") });
+            let told = client.denied(&Connect::bare().auth(auth)).await;
+            assert_eq!(told, (error.clone(), close.clone()), "{origin}");
+        }
         assert_eq!(error["code"], "INVALID_REQUEST");
         assert_eq!(
             error["details"]["code"], "CONTROL_UI_ORIGIN_NOT_ALLOWED",

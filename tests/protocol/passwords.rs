@@ -3,6 +3,7 @@
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use portcullis_core::token::{Token, TokenKind};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
@@ -216,6 +217,82 @@ async fn a_right_password_costs_a_chosen_token_nothing_where_both_are_taken() {
     let (error, _) = Client::dial(&gateway).await.denied(&token).await;
     assert_eq!(error["details"]["code"], "AUTH_RATE_LIMITED");
     Client::dial(&gateway).await.hello(&by(PASSWORD)).await;
+}
+
+/// GHSA-w9f5-8q83-qwpx: with a made-up device token beside it a guess at the password was not counted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_made_up_device_token_beside_a_password_turns_no_limit_off() {
+    let gateway = gateway("password");
+    assert_eq!(gateway.feed(&["password", "set"], PASSWORD.as_bytes()), 0);
+    let (stranger, paired) = (Device::new(), Device::new());
+    let hello = Client::dial(&gateway)
+        .await
+        .hello(&by(PASSWORD).device(&paired))
+        .await;
+    let real = hello["auth"]["deviceToken"].as_str().unwrap().to_owned();
+    let made_up = |n: u8| Token::from_random(TokenKind::Device, &[n; 32]);
+    // A stranger's device counts by its address, a paired one for itself: each has ten looks.
+    for (device, most) in [(&stranger, 10), (&paired, 20)] {
+        let with = |password: &str, token: &str| {
+            Connect::bare()
+                .auth(json!({ "password": password, "deviceToken": token }))
+                .device(device)
+        };
+        for n in 0..30 {
+            let token = match n % 3 {
+                0 => made_up(n).expose().to_owned(),
+                1 => "x".to_owned(),
+                _ => format!("{real}x"),
+            };
+            let guess = with(&format!("guess number {n} and {most}"), &token);
+            Client::dial(&gateway).await.denied(&guess).await;
+        }
+        // What the room says of itself may be a moment old; the first look was the right one.
+        let mut operator = crate::support::ws::admin(&gateway).await;
+        let mut looks = 0;
+        for _ in 0..20 {
+            looks = slow_looks(&operator.get("status", json!({})).await);
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        assert_eq!(looks, 1 + most);
+        // The right one is not looked at either, with or without it.
+        let right = with(PASSWORD, made_up(99).expose());
+        Client::dial(&gateway).await.denied(&right).await;
+        let (error, _) = Client::dial(&gateway)
+            .await
+            .denied(&by(PASSWORD).device(device))
+            .await;
+        assert_eq!(error["details"]["code"], "AUTH_RATE_LIMITED", "{error}");
+    }
+    // A real one opens for its own device, whatever was guessed: nobody is locked out by it.
+    let own = Connect::bare()
+        .auth(json!({ "deviceToken": real }))
+        .device(&paired);
+    Client::dial(&gateway).await.hello(&own).await;
+}
+
+/// Nobody has set a cost: what is kept has the default's.
+#[test]
+fn a_kept_password_has_cost_12_by_default() {
+    let mut gateway = Gateway::with(&[("gateway.auth.mode", "password")]);
+    assert_eq!(
+        gateway.feed(&["password", "set", "ann"], PASSWORD.as_bytes()),
+        0
+    );
+    assert_eq!(gateway.stop(), 0);
+    let kept = rusqlite::Connection::open(gateway.state().join("state.db")).unwrap();
+    let mut rows = kept
+        .prepare("SELECT CAST(payload AS TEXT) FROM object WHERE kind = 'auth.password'")
+        .unwrap();
+    let rows = rows.query_map([], |row| row.get(0));
+    let rows: Vec<String> = rows.unwrap().map(Result::unwrap).collect();
+    assert_eq!(rows.len(), 1, "{rows:?}");
+    let row: Value = serde_json::from_str(&rows[0]).unwrap();
+    let hash = row["hash"].as_str().unwrap();
+    assert!(
+        row["name"] == "ann" && hash.starts_with("pc1:$2b$12$"),
+        "{row}"
+    );
 }
 
 fn slow_looks(status: &Value) -> u64 {

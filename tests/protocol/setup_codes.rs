@@ -196,6 +196,32 @@ async fn a_code_gives_no_more_than_its_maker_holds_and_widens_no_device_that_is_
     assert_eq!(refused["records"][0]["record"]["object"], id.as_str());
 }
 
+/// CVE-2026-53862: a code that had been used widened the request of another device, which then was approved as it stood.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_used_code_widens_no_request_that_waits() {
+    let gateway = strict();
+    let mut operator = admin(&gateway).await;
+    let (_, secret) = code(&mut operator, "operator", &["operator.admin"]).await;
+    let first = Device::new();
+    join(&gateway, &with(&secret, &first).scopes(&["operator.admin"])).await;
+    let waits = Device::new();
+    let reads = Connect::token().scopes(&["operator.read"]).device(&waits);
+    assert_eq!(denied(&gateway, &reads).await, "PAIRING_REQUIRED");
+    let pending = |list: &Value| list["pending"].clone();
+    let before = pending(&gateway.json(&["devices", "list"]));
+    let wide = with(&secret, &waits).scopes(&["operator.admin", "operator.read"]);
+    for again in [wide.clone(), wide.role("node")] {
+        assert_eq!(denied(&gateway, &again).await, INVALID);
+        assert_eq!(pending(&gateway.json(&["devices", "list"])), before);
+    }
+    let request = json!({ "requestId": before[0]["requestId"] });
+    operator.get("device.pair.approve", request).await;
+    let (_, hello) = join(&gateway, &reads).await;
+    assert_eq!(hello["auth"]["scopes"], json!(["operator.read"]));
+    let more = Connect::token().scopes(&["operator.admin"]).device(&waits);
+    assert_eq!(denied(&gateway, &more).await, "PAIRING_REQUIRED");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_code_dies_of_five_wrong_tries_and_guessers_are_held_up_for_themselves_alone() {
     let gateway = strict();
@@ -252,7 +278,7 @@ async fn of_many_who_bring_one_code_at_once_one_is_paired() {
 async fn a_code_ends_with_its_makers_device_or_secret_and_with_a_restart() {
     let all = r#"["operator.admin"]"#;
     let mut gateway = Gateway::prepared(&[
-        ("gateway.local.local_trust", "false"),
+        ("gateway.hosts", r#"["gate.example"]"#),
         ("gateway.auth.shared_token_scopes", all),
     ]);
     gateway.unset("PORTCULLIS_GATEWAY_TOKEN");
@@ -264,8 +290,10 @@ async fn a_code_ends_with_its_makers_device_or_secret_and_with_a_restart() {
         .scopes(&["operator.admin"]);
     // A device that may make codes, and one who came with the shared token alone.
     let maker = Device::new();
-    let (error, _) = Client::dial(&gateway)
+    // Under this name nobody is local.
+    let (error, _) = Client::dial_with(&gateway, &[("host", "gate.example")])
         .await
+        .unwrap()
         .denied(&by_token.clone().device(&maker))
         .await;
     let request = json!({ "requestId": error["details"]["requestId"] });

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::gateway::{Gateway, TOKEN};
-use crate::support::ws::{Client, Connect, PATIENCE};
+use crate::support::ws::{Client, Connect, Device, PATIENCE, join};
 
 const NONCE: &str = "q83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJA";
 
@@ -30,7 +30,7 @@ impl Signed {
             Encoding::Json => Client::dial(gateway).await,
             Encoding::MsgPack => Client::dial_packed(gateway).await,
         };
-        let connect = Connect::token().scopes(&["operator.read"]);
+        let connect = Connect::token().scopes(&["operator.read", "operator.pairing"]);
         let mut params = connect.params(&client.nonce, client.ts);
         params["frameSigning"] = json!({ "nonce": NONCE });
         let hello = client.get("connect", params).await;
@@ -146,6 +146,53 @@ async fn what_is_not_the_next_signed_frame_closes_the_connection_by_name() {
         assert_eq!(code, 1008);
         assert!(reason.contains("off by more than 60 s"), "{reason}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeated_frame_that_changes_something_is_not_done_twice() {
+    let gateway = Gateway::start();
+    let device = Device::new();
+    join(&gateway, &Connect::token().device(&device)).await;
+    let label = || gateway.json(&["devices", "list"])["paired"][0]["operatorLabel"].clone();
+    let rename = |id: &str, label: &str| {
+        let params = json!({ "deviceId": device.id(), "label": label });
+        let frame =
+            json!({"type": "req", "id": id, "method": "device.pair.rename", "params": params});
+        frame.to_string().into_bytes()
+    };
+    let mut signed = Signed::open(&gateway, Encoding::Json).await;
+    let mut recorded = None;
+    for (id, name) in [("1", "first"), ("2", "second")] {
+        let message = signed.keys.to_server.sign(now(), &rename(id, name));
+        let message = Message::binary(message);
+        recorded.get_or_insert_with(|| message.clone());
+        signed.send(message).await;
+        assert_eq!(signed.answer().await["ok"], true);
+        assert_eq!(label(), name);
+    }
+    let recorded = recorded.unwrap();
+    signed.send(recorded.clone()).await;
+    let (code, reason) = closed(&mut signed).await;
+    assert_eq!(
+        (code, reason.as_str()),
+        (1008, "frame signing: counter repeated")
+    );
+    assert_eq!(label(), "second");
+    // Nor on another connection of the same client with the same token and the same nonce of its own.
+    let mut other = Signed::open(&gateway, Encoding::Json).await;
+    other.send(recorded).await;
+    let (code, reason) = closed(&mut other).await;
+    assert_eq!(
+        (code, reason.as_str()),
+        (1008, "frame signing: wrong signature")
+    );
+    assert_eq!(label(), "second");
+    let renamed = gateway.json(&["audit", "query", "--action", "pairing.rename"]);
+    let records = renamed["records"].as_array().unwrap();
+    let intents = records
+        .iter()
+        .filter(|one| one["record"]["kind"] == "intent");
+    assert_eq!(intents.count(), 2, "{renamed}");
 }
 
 /// Answers before it are passed over, unread.

@@ -346,6 +346,30 @@ async fn a_revoked_device_signs_no_more_and_a_key_is_given_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn over_the_nonces_of_all_keys_nobodys_request_is_done_and_the_refusal_says_so() {
+    let gateway = Gateway::with(&[("signing.nonces_max", "4")]);
+    let one = Signer::new(&gateway, &["operator.pairing"]).await;
+    let other = Signer::new(&gateway, &["operator.pairing"]).await;
+    let ask = |signer: &Signer| signer.now(&gateway, "device.pair.list", "{}");
+    let first = ask(&one);
+    assert_eq!(first.go(&gateway).0, 200);
+    for signer in [&one, &other, &other] {
+        assert_eq!(ask(signer).go(&gateway).0, 200);
+    }
+    for signer in [&one, &other] {
+        let answer = ask(signer).go(&gateway);
+        assert_eq!(code(&answer), (429, "OVERLOADED"), "{}", answer.1);
+        assert!(
+            answer.1.to_string().contains("are remembered"),
+            "{}",
+            answer.1
+        );
+    }
+    // Nothing was forgotten to make room.
+    assert_eq!(code(&first.go(&gateway)), (401, "SIGNATURE_REPLAYED"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_signed_request_is_taken_over_tls_and_counts_there_once_as_everywhere() {
     let gateway = Gateway::with(&[("gateway.tls.enabled", "true")]);
     let signer = Signer::new(&gateway, &["operator.read"]).await;

@@ -1,5 +1,7 @@
 //! Credentials that end, are rotated, are asked for again: none comes back, none grows.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use portcullis_core::token::TokenHash;
 use serde_json::{Value, json};
 
@@ -98,14 +100,16 @@ async fn asking_again_with_less_or_more_keeps_what_was_approved() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_approver_gives_nothing_that_it_does_not_hold() {
     let gateway = Gateway::with(&[
-        ("gateway.local.local_trust", "false"),
+        ("gateway.hosts", r#"["gate.example"]"#),
         (
             "gateway.auth.shared_token_scopes",
             r#"["operator.pairing"]"#,
         ),
     ]);
+    // Under this name nobody is local.
+    let strange = [("host", "gate.example")];
     let device = Device::new();
-    let mut client = Client::dial(&gateway).await;
+    let mut client = Client::dial_with(&gateway, &strange).await.unwrap();
     let asks = Connect::token().device(&device).scopes(&["operator.admin"]);
     let (error, _) = client.denied(&asks).await;
     let id = &error["details"]["requestId"];
@@ -118,7 +122,7 @@ async fn an_approver_gives_nothing_that_it_does_not_hold() {
         json!([]),
         "{error}"
     );
-    let mut client = Client::dial(&gateway).await;
+    let mut client = Client::dial_with(&gateway, &strange).await.unwrap();
     client.denied(&asks).await;
 }
 
@@ -181,6 +185,97 @@ async fn a_rotation_mints_nothing_for_another_device_or_for_a_role_never_approve
     for device in [&one, &two] {
         join(&gateway, &asks(device)).await;
     }
+}
+
+/// CVE-2026-41402: a key was good for more than it was made for. Every secret that a gateway gives, in every field, in
+/// every role, with nobody's device and with a stranger's.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_secret_opens_only_what_it_was_made_for() {
+    let gateway = gateway();
+    gateway.vault_is_open();
+    let own = Device::new();
+    let reads = Connect::token().device(&own).scopes(&["operator.read"]);
+    paired(&gateway, &reads).await;
+    gateway.json(&["devices", "revoke", &own.id()]);
+    gateway.json(&["devices", "remove", &own.id()]);
+    // As `paired`, but with a key to sign requests, which comes with the first hello.
+    let (error, _) = Client::dial(&gateway).await.denied(&reads).await;
+    let id = error["details"]["requestId"].as_str().unwrap();
+    gateway.json(&["devices", "approve", id]);
+    let mut client = Client::dial(&gateway).await;
+    let mut params = reads.params(&client.nonce, client.ts);
+    params["caps"] = json!(["request-signing-v1"]);
+    let auth = client.get("connect", params).await["auth"].take();
+    let agent = gateway.json(&["agents", "token", "demo"])["token"].take();
+    let mut operator = admin(&gateway).await;
+    let code = async |operator: &mut Client| {
+        let node = json!({ "bootstrapProfile": "node" });
+        let made = operator.get("device.pair.setupCode", node).await;
+        let code = made["setupCode"].as_str().unwrap();
+        let code = URL_SAFE_NO_PAD.decode(code).unwrap();
+        let mut code: Value = serde_json::from_slice(&code).unwrap();
+        code["bootstrapToken"].take()
+    };
+    // The code of a node makes no operator, and then still makes a node.
+    let new = Device::new();
+    let by = Connect::bare()
+        .auth(json!({ "bootstrapToken": code(&mut operator).await }))
+        .device(&new);
+    for role in ["operator", "agent"] {
+        let mut client = Client::dial(&gateway).await;
+        client.denied(&by.clone().role(role)).await;
+    }
+    join(&gateway, &by.role("node")).await;
+    let secrets = [
+        ("shared token", json!(TOKEN)),
+        ("agent token", agent.clone()),
+        ("device token", auth["deviceToken"].clone()),
+        ("signing key", auth["signingKey"]["key"].clone()),
+        ("its id", auth["signingKey"]["keyId"].clone()),
+        ("setup code", code(&mut operator).await),
+    ];
+    for (name, secret) in &secrets {
+        assert!(secret.is_string(), "{name}");
+        for field in ["token", "password", "deviceToken", "bootstrapToken"] {
+            for role in ["operator", "node", "agent"] {
+                let is_its_own = match *name {
+                    "shared token" => role == "operator" && ["token", "password"].contains(&field),
+                    "agent token" => role == "agent" && field == "token",
+                    // Above.
+                    "setup code" => field == "bootstrapToken",
+                    _ => false,
+                };
+                let stranger = Device::new();
+                let auth = json!({ (field): secret });
+                let connect = Connect::bare().auth(auth).role(role);
+                for connect in [connect.clone(), connect.device(&stranger)] {
+                    if is_its_own && (connect.device.is_none() || *name != "shared token") {
+                        continue;
+                    }
+                    let mut client = Client::dial(&gateway).await;
+                    let (error, _) = client.denied(&connect).await;
+                    assert!(
+                        !error.to_string().contains(secret.as_str().unwrap()),
+                        "{name} in {field} as {role}: {error}"
+                    );
+                }
+            }
+        }
+    }
+    // The device's own token: of this device, in this role, and no further.
+    let token = json!({ "deviceToken": auth["deviceToken"] });
+    let by = Connect::bare().auth(token).device(&own);
+    for more in [
+        by.clone().role("node"),
+        by.clone().role("agent"),
+        by.clone().scopes(&["operator.admin"]),
+    ] {
+        Client::dial(&gateway).await.denied(&more).await;
+    }
+    join(&gateway, &by.scopes(&["operator.read"])).await;
+    let by = Connect::bare().auth(json!({ "token": agent }));
+    let (_, hello) = join(&gateway, &by.role("agent")).await;
+    assert_eq!(hello["auth"]["scopes"], json!(["exec"]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

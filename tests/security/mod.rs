@@ -2,9 +2,11 @@
 //! test or the reason why it cannot be tried here.
 
 pub mod advisories; // the list itself: complete, and naming tests that exist
+mod beset; // every way in within a second, beside all that strangers can do
 mod borrowed; // what a client says of itself, its headers, its neighbours: none of it gives anything
 mod floods; // pings, fragments, messages that never end
 mod lifetimes; // credentials that end, are rotated, are asked for again
 mod matrix; // door x role x scopes x method, against the one table
 mod page; // the same for the page: what it shows, each of its forms, and forged ones
+mod replays; // what comes again is not done again
 mod sizes; // what is too much

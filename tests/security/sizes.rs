@@ -1,9 +1,11 @@
 //! What is too much: bodies, values, trees; before and after somebody is known.
 
 use std::io::{Read as _, Write as _};
+use std::time::Duration;
 
 use serde_json::json;
 
+use crate::protocol::signed_http::Signer;
 use crate::support::gateway::Gateway;
 use crate::support::ws::{Client, admin};
 
@@ -38,6 +40,52 @@ fn a_body_is_not_read_from_who_has_no_session_and_a_login_no_further_than_a_form
     let alive =
         gateway.http("GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     assert!(alive.starts_with("HTTP/1.1 200"), "{alive}");
+}
+
+/// The first word of an answer to this, within a time.
+fn answered(gateway: &Gateway, sent: &str, within: Duration) -> Option<String> {
+    let mut socket = gateway.socket();
+    socket.set_read_timeout(Some(within)).unwrap();
+    socket.write_all(sent.as_bytes()).unwrap();
+    let mut word = [0; 12];
+    socket.read_exact(&mut word).ok()?;
+    Some(String::from_utf8_lossy(&word).into_owned())
+}
+
+/// Of the body nothing is ever sent: whoever is answered was judged without it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_signature_is_refused_before_a_byte_of_the_body_has_come() {
+    let gateway = Gateway::start();
+    let signer = Signer::new(&gateway, &["operator.pairing"]).await;
+    let body = format!("{{}}{}", " ".repeat(1024 * 1024 - 2));
+    let moment = Duration::from_secs(3);
+    let head = || {
+        let text = signer.now(&gateway, "device.pair.list", &body).text();
+        text[..text.len() - body.len()].to_owned()
+    };
+    let right = head();
+    assert!(right.ends_with("\r\n\r\n") && right.contains("Content-Length: 1048576\r\n"));
+    let refused = Some("HTTP/1.1 401".to_owned());
+    let other = uuid::Uuid::new_v4().simple().to_string();
+    for wrong in [
+        right.replace("Signature: sig=:", "Signature: sig=:AAAA"),
+        right.replace("device.pair.list", "device.pair.remove"),
+        right.replace("nonce=\"", &format!("nonce=\"{}", &other[..4])),
+        right.replace("keyid=\"", "keyid=\"x"),
+        right.replace("Content-Digest: sha-256=:", "Content-Digest: sha-256=:AAAA"),
+        right.replace("Signature: ", "X-Signature: "),
+    ] {
+        assert_ne!(wrong, right);
+        assert_eq!(answered(&gateway, &wrong, moment), refused, "{wrong}");
+    }
+    // The right one is not: its body is waited for.
+    assert_eq!(answered(&gateway, &right, moment), None);
+    // Nor did it use its nonce up: the very same, with its body, is done.
+    let whole = signer.now(&gateway, "device.pair.list", &body);
+    let text = whole.text();
+    let (head, _) = text.split_at(text.len() - body.len());
+    assert_eq!(answered(&gateway, head, Duration::from_millis(200)), None);
+    assert_eq!(whole.go(&gateway).0, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -197,8 +197,9 @@ pub(super) fn alone(
             json!({ "code": "DEVICE_IDENTITY_REQUIRED" }),
         ));
     }
-    // The peer keeps scopes for certain client ids; what a client calls itself gives nothing here.
-    let scopes = if peer.is_local && peer.is_operator {
+    // The peer keeps scopes for certain client ids; what a client calls itself gives nothing here. Without local trust a
+    // loopback socket is a stranger's: its far end may be a tunnel's.
+    let scopes = if wiring.local_trust && peer.is_local && peer.is_operator {
         // A client that asks for admin where it needs less gets what the configuration gives.
         wiring.shared_token_scopes.meet(&checked.asked)
     } else {
