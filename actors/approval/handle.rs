@@ -237,8 +237,9 @@ impl ApprovalHandle {
     ///
     /// # Errors
     /// [`ApprovalRefusal`].
-    pub async fn grants_json(&self) -> Result<Value, ApprovalRefusal> {
-        let grants: Vec<Value> = self.grants().await?.iter().map(Grant::to_json).collect();
+    pub async fn grants_json(&self, limit: usize) -> Result<Value, ApprovalRefusal> {
+        let grants = self.grants().await?;
+        let grants: Vec<Value> = grants.iter().take(limit).map(Grant::to_json).collect();
         Ok(json!({ "grants": grants }))
     }
 

@@ -535,7 +535,7 @@ async fn always_is_a_grant_that_can_be_taken_back() {
         Ok(Decision::Allow { rule })
     );
     assert_eq!(
-        second.approval.grants_json().await.unwrap()["grants"][0]["command"],
+        second.approval.grants_json(9).await.unwrap()["grants"][0]["command"],
         "uname"
     );
     second

@@ -231,8 +231,15 @@ impl Methods {
                 Ok(json!({ "ok": true }))
             }
             "exec.approval.grants.list" => {
-                params.read::<Nothing>(method)?;
-                self.approval.grants_json().await.map_err(approval)
+                let p: Tail = params.read(method)?;
+                let limit = p.limit.unwrap_or(usize::MAX);
+                if p.limit.is_some_and(|limit| !(1..=500).contains(&limit)) {
+                    return Err(ErrorBody::of(
+                        codes::INVALID_PARAMS,
+                        "invalid exec.approval.grants.list params: limit is 1 to 500",
+                    ));
+                }
+                self.approval.grants_json(limit).await.map_err(approval)
             }
             "exec.approval.grants.revoke" => {
                 let p: GrantId = params.read(method)?;

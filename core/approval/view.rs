@@ -349,7 +349,9 @@ impl Record {
 }
 
 impl Grant {
-    /// One element of `exec.approval.grants.list`.
+    /// One element of `exec.approval.grants.list`. The peer's command line writes its table from keys that may be null
+    /// and not absent: without `revokedAtMs` it calls a grant revoked, without a job's name it ends. What has a name
+    /// there is an automation; here it is the agent. Uses are in the log.
     pub fn to_json(&self) -> Value {
         json!({
             "grantId": self.id,
@@ -363,6 +365,13 @@ impl Grant {
             "grantedBy": visible(&self.by),
             "createdAtMs": self.created,
             "expiresAtMs": self.expires,
+            "mintedByApprovalId": self.approval_id,
+            "cronJobId": null,
+            "cronJobName": self.agent,
+            "useCount": null,
+            "lastUsedAtMs": null,
+            "revokedAtMs": null,
+            "revokedBy": null,
         })
     }
 }

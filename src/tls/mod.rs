@@ -5,6 +5,7 @@
 
 mod client;
 mod keeper;
+mod made;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -12,12 +13,10 @@ use std::sync::Arc;
 
 use portcullis_actors::clock::Clock;
 use portcullis_actors::supervision::{Flag, FlagReader};
-use portcullis_core::identity::{BootKey, Identity};
-use portcullis_core::seal::Secret;
-use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, PublicKeyData as _};
+use portcullis_core::identity::Identity;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 use serde_json::{Value, json};
@@ -32,8 +31,6 @@ pub use keeper::Keeper;
 
 /// The only protocol spoken inside (RFC 7301).
 const ALPN: &[u8] = b"http/1.1";
-/// Of a certificate that we make; a start or a reload makes it anew from the same key, so its pin stays.
-const YEAR_DAYS: u32 = 365;
 /// A made certificate is made anew when so many days are left.
 const RENEW_DAYS: u32 = 30;
 
@@ -96,7 +93,7 @@ impl Tls {
             clock,
         };
         if tls.config.enabled {
-            tls.load()?;
+            tls.load(true)?;
         }
         Ok(tls)
     }
@@ -123,12 +120,14 @@ impl Tls {
 
     /// Whether a made certificate is to be made anew.
     pub fn is_due(&self) -> bool {
-        let facts = self.facts.get();
+        self.config.cert_file.as_os_str().is_empty() && self.ends_soon(&self.facts.get())
+    }
+
+    fn ends_soon(&self, facts: &Value) -> bool {
         let left_ms = u64::from(RENEW_DAYS) * 86_400_000;
-        self.config.cert_file.as_os_str().is_empty()
-            && facts["notAfterMs"]
-                .as_u64()
-                .is_some_and(|end| self.clock.now().0.saturating_add(left_ms) >= end)
+        facts["notAfterMs"]
+            .as_u64()
+            .is_some_and(|end| self.clock.now().0.saturating_add(left_ms) >= end)
     }
 
     /// Reads the files again. Sockets that are open stay; a failure keeps what was served, and `status` says so.
@@ -139,7 +138,7 @@ impl Tls {
         if !self.config.enabled {
             return Ok(());
         }
-        self.load().inspect_err(|error| {
+        self.load(false).inspect_err(|error| {
             let mut shown = self.shown.get();
             shown["reloadError"] = json!(error.to_string());
             self.shown.set(shown);
@@ -149,13 +148,10 @@ impl Tls {
         })
     }
 
-    fn load(&self) -> Result<(), TlsError> {
+    /// With `keep` a made certificate is used again where it still fits.
+    fn load(&self, keep: bool) -> Result<(), TlsError> {
         let own = !self.config.cert_file.as_os_str().is_empty();
-        let (chain, key) = if own {
-            self.files()?
-        } else {
-            self.generated()?
-        };
+        let (chain, key) = if own { self.files()? } else { self.made(keep)? };
         let leaf = chain
             .first()
             .ok_or_else(|| TlsError::Unusable("there is none".to_owned()))?;
@@ -221,37 +217,6 @@ impl Tls {
             })?;
         }
         Ok(roots)
-    }
-
-    /// The key is made once and sealed; the certificate around it is made at each load.
-    fn generated(
-        &self,
-    ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
-        let fresh = || {
-            KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)
-                .map(|pair| Secret::new(pair.serialize_der()))
-                .map_err(std::io::Error::other)
-        };
-        let key = identity::boot_key(&self.identity, &self.keys, BootKey::Tls, fresh)?;
-        let der = PrivatePkcs8KeyDer::from(key.expose().to_vec());
-        let pair = KeyPair::try_from(&der).map_err(unusable)?;
-        let mut params = CertificateParams::new(self.names.clone()).map_err(unusable)?;
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "Portcullis gateway");
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        let spki = pair.subject_public_key_info();
-        let now = self.clock.now();
-        let now = std::time::UNIX_EPOCH + std::time::Duration::from_millis(now.0);
-        let day = std::time::Duration::from_hours(24);
-        // A client whose clock is a little behind is served too.
-        params.not_before = (now - day).into();
-        params.not_after = (now + day * YEAR_DAYS).into();
-        params.serial_number = Some(rcgen::SerialNumber::from_slice(
-            &Sha256::digest(&spki)[..16],
-        ));
-        let certificate = params.self_signed(&pair).map_err(unusable)?;
-        Ok((vec![certificate.der().clone()], der.into()))
     }
 }
 

@@ -14,6 +14,7 @@ mod nodes;
 mod npm_client;
 mod page;
 mod peer_cli;
+mod peer_far;
 mod peer_node;
 mod reach;
 mod remote;

@@ -75,10 +75,18 @@ fn the_unmodified_npm_client_connects_pairs_and_calls_health() {
     );
     assert_eq!(node.says("health")["answer"]["ok"], true);
     // It asks for methods that we do not have, and lives with the answer.
-    assert_eq!(
-        node.says("sessions")["refused"],
-        "unknown method: sessions.list"
-    );
+    for (what, method) in [
+        ("sessions", "sessions.list"),
+        ("agents", "agents.list"),
+        ("channels", "channels.status"),
+        ("chat", "agent"),
+        ("wait", "agent.wait"),
+    ] {
+        let refused = node.says(what)["refused"].clone();
+        assert_eq!(refused, format!("unknown method: {method}"));
+    }
+    let config = node.says("config");
+    assert_eq!(config["answer"]["valid"], true, "{config}");
     assert_eq!(node.says("end")["here"], true);
     let token = device_token(&gateway).expect("it keeps the device token");
 

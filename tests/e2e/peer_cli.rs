@@ -9,7 +9,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::gateway::{Gateway, TOKEN};
 use crate::support::npm::{Npm, ended};
-use crate::support::ws::{Client, Connect, Device, by_token, join};
+use crate::support::ws::{Client, Connect, Device, admin, by_token, join};
 
 /// What a person sets who wants that command line to do everything.
 const ALL_SCOPES: (&str, &str) = ("gateway.auth.shared_token_scopes", r#"["operator.admin"]"#);
@@ -20,12 +20,10 @@ fn text(bytes: &[u8]) -> String {
 
 /// Its own settings: where the gateway is, for the commands that take no `--url`.
 fn configured(npm: &Npm, gateway: &Gateway, words: &[&str]) -> Output {
-    let folder = gateway.home().join("peer/.openclaw");
-    std::fs::create_dir_all(&folder).unwrap();
     let settings = json!({ "gateway": {
         "mode": "local", "port": gateway.port(), "auth": { "mode": "token", "token": TOKEN },
     }});
-    std::fs::write(folder.join("openclaw.json"), settings.to_string()).unwrap();
+    Npm::settings(gateway, &settings);
     ended(npm.openclaw(gateway, words))
 }
 
@@ -99,6 +97,8 @@ fn the_unmodified_command_line_finds_and_probes_the_gateway() {
     };
     assert_eq!(json(&["health"])["ok"], true);
     assert_eq!(json(&["gateway", "health"])["ok"], true);
+    assert_eq!(json(&["nodes", "status"])["nodes"], json!([]));
+    assert_eq!(json(&["nodes", "pending"]), json!([]));
     let status = json(&["status"]);
     assert_eq!(status["gateway"]["reachable"], true, "{status}");
     let version = env!("CARGO_PKG_VERSION");
@@ -188,6 +188,56 @@ async fn the_unmodified_command_line_manages_devices() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_unmodified_command_line_clears_all_devices_and_what_waits() {
+    let Some(npm) = Npm::find() else { return };
+    let gateway = Gateway::with(&[("gateway.local.local_trust", "false"), ALL_SCOPES]);
+    let devices = [Device::new(), Device::new(), Device::new(), Device::new()];
+    for device in &devices {
+        let mut client = Client::dial(&gateway).await;
+        client.denied(&asks(device)).await;
+    }
+    let list = || gateway.json(&["devices", "list"]);
+    let request = |device: &Device| {
+        let list = list();
+        let pending = list["pending"].as_array().unwrap();
+        let found = pending.iter().find(|p| p["deviceId"] == device.id());
+        found.unwrap()["requestId"].clone()
+    };
+    let waiting = [request(&devices[2]), request(&devices[3])];
+    let mut sockets = vec![];
+    for device in &devices[..2] {
+        gateway.json(&["devices", "approve", request(device).as_str().unwrap()]);
+        sockets.push(stays(join(&gateway, &asks(device)).await.0));
+    }
+    // Not without the word.
+    fails(&npm, &gateway, &["devices", "clear"], "without --yes");
+    assert_eq!(list()["paired"].as_array().unwrap().len(), 2);
+    let cleared = npm.json(&gateway, &["devices", "clear", "--yes"]);
+    let set = |of: &Value| {
+        let of = of.as_array().unwrap().iter();
+        of.map(|id| id.as_str().unwrap().to_owned())
+            .collect::<std::collections::BTreeSet<_>>()
+    };
+    let gone = set(&json!([devices[0].id(), devices[1].id()]));
+    assert_eq!(set(&cleared["removedDevices"]), gone, "{cleared}");
+    assert_eq!(cleared["rejectedPending"], json!([]));
+    for socket in sockets {
+        assert_eq!(socket.await.unwrap(), 4001);
+    }
+    // What waits is left, until that is asked for too.
+    let left = list();
+    assert_eq!(left["paired"], json!([]), "{left}");
+    assert_eq!(left["pending"].as_array().unwrap().len(), 2, "{left}");
+    let cleared = npm.json(&gateway, &["devices", "clear", "--yes", "--pending"]);
+    assert_eq!(
+        set(&cleared["rejectedPending"]),
+        set(&json!(waiting)),
+        "{cleared}"
+    );
+    assert_eq!(list()["pending"], json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_unmodified_command_line_reads_and_decides_what_waits() {
     let Some(npm) = Npm::find() else { return };
     // With the settings as they come: what asks for admin here needs approvals only.
@@ -258,6 +308,53 @@ async fn the_unmodified_command_line_reads_and_decides_what_waits() {
     for method in ["plugin.approval.list", "openclaw.approval.list"] {
         assert_eq!(client.get(method, json!({})).await, json!([]));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_unmodified_command_line_lists_and_revokes_standing_grants() {
+    let Some(npm) = Npm::find() else { return };
+    let gateway = Gateway::start();
+    let grants = |words: &[&str]| {
+        let output = npm.run(&gateway, &[&["approvals", "grants"], words].concat());
+        assert!(output.status.success(), "{words:?}: {output:?}");
+        text(&output.stdout)
+    };
+    assert!(grants(&["list"]).contains("No standing grants"));
+    let mut asker = admin(&gateway).await;
+    for id in ["a-1", "b-2"] {
+        let ask = json!({ "id": id, "commandArgv": ["/bin/echo", id], "host": "gateway", "agentId": "demo", "twoPhase": true });
+        let asked = asker.ask("exec.approval.request", ask).await;
+        assert_eq!(asker.answer(&asked).await["payload"]["status"], "accepted");
+        npm.json(&gateway, &["approvals", "resolve", id, "allow-always"]);
+        let told = asker.answer(&asked).await;
+        assert_eq!(told["payload"]["decision"], "allow-always", "{told}");
+    }
+    let list = npm.json(&gateway, &["approvals", "grants", "list"]);
+    let newest = &list["grants"][0];
+    assert_eq!(
+        (&newest["mintedByApprovalId"], &newest["revokedAtMs"]),
+        (&json!("b-2"), &Value::Null),
+        "{list}"
+    );
+    let table = grants(&["list"]);
+    for says in ["Standing grants (2)", "demo", "echo a-1", "expires in"] {
+        assert!(table.contains(says), "{says}: {table}");
+    }
+    let id = newest["grantId"].as_str().unwrap();
+    assert!(!table.contains("revoked") && table.contains(id));
+    let table = grants(&["list", "--limit", "1"]);
+    assert!(
+        table.contains("echo b-2") && !table.contains("echo a-1"),
+        "{table}"
+    );
+    assert!(grants(&["revoke", id]).contains("revoked. The next occurrence prompts again"));
+    let table = grants(&["list"]);
+    assert!(
+        table.contains("echo a-1") && !table.contains("echo b-2"),
+        "{table}"
+    );
+    let words = ["approvals", "grants", "revoke", id];
+    fails(&npm, &gateway, &words, "no such grant");
 }
 
 #[test]

@@ -1,44 +1,16 @@
 //! The peer's own node host, `openclaw node run` from npm, unmodified, at the real gateway.
 
-use std::process::{Child, Stdio};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::gateway::{Gateway, TOKEN};
-use crate::support::npm::Npm;
+use crate::support::gateway::Gateway;
+use crate::support::npm::{Host, Npm};
 use crate::support::ws::{Client, admin};
 
 /// For a program that takes seconds to load, on a machine that builds something else.
 const PATIENCE: Duration = Duration::from_mins(4);
-
-/// It, until it is dropped.
-struct Host(Child);
-
-impl Host {
-    fn start(npm: &Npm, gateway: &Gateway) -> Self {
-        let port = gateway.port().to_string();
-        let at = ["--host", "127.0.0.1", "--port", &port];
-        Self::with(npm, gateway, &at, Some(TOKEN))
-    }
-
-    fn with(npm: &Npm, gateway: &Gateway, words: &[&str], token: Option<&str>) -> Self {
-        let words = [&["node", "run", "--display-name", "peer"], words].concat();
-        let mut command = npm.openclaw(gateway, &words);
-        command
-            .envs(token.map(|token| ("OPENCLAW_GATEWAY_TOKEN", token)))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        Self(command.spawn().unwrap())
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
 
 /// The one node in this state.
 async fn listed(operator: &mut Client, is: impl Fn(&Value) -> bool) -> Value {
@@ -55,6 +27,30 @@ async fn listed(operator: &mut Client, is: impl Fn(&Value) -> bool) -> Value {
     }
 }
 
+/// This, once it is there.
+async fn until<T>(mut is: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = is() {
+            return found;
+        }
+        assert!(Instant::now() < end, "never");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// The process of a `sleep` that was started in this folder.
+fn sleeper(folder: &Path) -> Option<PathBuf> {
+    let all = std::fs::read_dir("/proc").unwrap();
+    all.map(|entry| entry.unwrap().path()).find(|process| {
+        let words = std::fs::read_to_string(process.join("cmdline")).unwrap_or_default();
+        words
+            .split_once('\0')
+            .is_some_and(|(program, rest)| program.ends_with("sleep") && rest == "600\0")
+            && std::fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd == folder)
+    })
+}
+
 fn invoke(node: &Value, command: &str, params: &Value, key: &str) -> Value {
     json!({
         "nodeId": node, "command": command, "params": params, "idempotencyKey": key, "timeoutMs": 60_000,
@@ -66,7 +62,7 @@ async fn the_unmodified_node_host_connects_is_approved_and_runs_what_a_person_al
     let Some(npm) = Npm::find() else { return };
     let gateway = Gateway::start();
     let (mut asks, mut decides) = (admin(&gateway).await, admin(&gateway).await);
-    let _host = Host::start(&npm, &gateway);
+    let mut host = Host::start(&npm, &gateway);
     let node = listed(&mut asks, |node| {
         node["approvalState"] == "pending-approval"
     })
@@ -216,6 +212,29 @@ async fn the_unmodified_node_host_connects_is_approved_and_runs_what_a_person_al
     let last = asks.answer(&frame).await;
     assert_eq!(last["payload"]["status"], "exited", "{last}");
     assert_eq!(last["payload"]["exitCode"], 3, "{last}");
+
+    // One that is called back ends there too.
+    let params = json!({
+        "agent": "demo", "argv": ["/bin/sleep", "600"], "cwd": cwd, "target": format!("node:{}", id.as_str().unwrap()),
+        "idempotencyKey": "k8",
+    });
+    let frame = asks.ask("exec.run", params).await;
+    let first = asks.answer(&frame).await;
+    assert_eq!(first["payload"]["status"], "approval-pending", "{first}");
+    let word = json!({ "id": first["payload"]["approvalId"], "decision": "allow-once" });
+    decides.get("exec.approval.resolve", word).await;
+    let process = until(|| sleeper(&cwd)).await;
+    let which = json!({ "runId": first["payload"]["runId"] });
+    let cancel = asks.ask("exec.cancel", which).await;
+    let told = asks.answer(&cancel).await;
+    assert_eq!(told["ok"], true, "{told}");
+    let last = asks.answer(&frame).await;
+    // The wire has no word by which a node says what had been done by then.
+    assert_eq!(last["payload"]["status"], "unknown", "{last}");
+    until(|| (!process.exists()).then_some(())).await;
+    // Whatever it was told so far, it knew what to do with.
+    let said = host.said();
+    assert!(host.runs() && !said.contains("failed"), "{said}");
 }
 
 /// It has nothing but the code: no token, and nobody is trusted for being on this machine.
@@ -226,7 +245,7 @@ async fn our_setup_code_pairs_the_unmodified_node_host_which_comes_back_by_a_tok
     let made = gateway.json(&["devices", "setup-code", "--role", "node"]);
     let code = made["setupCode"].as_str().unwrap();
     let mut operator = admin(&gateway).await;
-    let host = Host::with(&npm, &gateway, &["--pair", code], None);
+    let host = Host::spawn(&gateway, npm.node_run(&gateway, &["--pair", code], None));
     let waits = |node: &Value| node["approvalState"] == "pending-approval";
     let id = listed(&mut operator, waits).await["nodeId"].clone();
     let setup = json!({ "setupId": made["setupId"] });
@@ -253,8 +272,154 @@ async fn our_setup_code_pairs_the_unmodified_node_host_which_comes_back_by_a_tok
     listed(&mut operator, |node| node["connected"] == false).await;
     let port = gateway.port().to_string();
     let at = ["--host", "127.0.0.1", "--port", &port];
-    let _host = Host::with(&npm, &gateway, &at, None);
+    let _host = Host::spawn(&gateway, npm.node_run(&gateway, &at, None));
     listed(&mut operator, |node| node["connected"] == true).await;
     let found = operator.get("node.invoke", which("k2")).await;
     assert!(found["payload"]["bins"]["sh"].is_string(), "{found}");
+}
+
+/// Nobody is trusted for being on this machine: it asks, goes on asking, and comes in once a person said so.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_unmodified_node_host_goes_on_asking_until_a_person_approves_it() {
+    let Some(npm) = Npm::find() else { return };
+    let gateway = Gateway::with(&[("gateway.local.local_trust", "false")]);
+    let mut operator = admin(&gateway).await;
+    let mut host = Host::start(&npm, &gateway);
+    let mut asked = vec![];
+    let end = Instant::now() + PATIENCE;
+    // It is told twice, under one id, before anybody decides.
+    while host
+        .said()
+        .matches("(1008): pairing required: device is not approved yet (requestId: ")
+        .count()
+        < 2
+    {
+        assert!(host.runs() && Instant::now() < end, "{}", host.said());
+        let list = operator.get("device.pair.list", json!({})).await;
+        asked = list["pending"].as_array().unwrap().clone();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert_eq!(asked.len(), 1, "{asked:?}");
+    let (id, request) = (&asked[0]["deviceId"], &asked[0]["requestId"]);
+    assert_eq!(
+        (&asked[0]["role"], &asked[0]["displayName"]),
+        (&json!("node"), &json!("peer"))
+    );
+    assert!(host.said().contains(request.as_str().unwrap()));
+    let nodes = operator.get("node.list", json!({})).await;
+    assert_eq!(nodes["nodes"], json!([]), "a stranger is no node");
+    operator
+        .get("device.pair.approve", json!({ "requestId": request }))
+        .await;
+    // By itself: nobody starts it again.
+    let node = listed(&mut operator, |node| node["connected"] == true).await;
+    assert_eq!((&node["nodeId"], host.runs()), (id, true));
+    assert_eq!(node["approvalState"], "pending-approval", "{node}");
+    let pending = operator.get("node.pair.list", json!({})).await;
+    let request = json!({ "requestId": pending["pending"][0]["requestId"] });
+    operator.get("node.pair.approve", request).await;
+    let bins = json!({ "bins": ["sh"] });
+    let found = operator
+        .get("node.invoke", invoke(id, "system.which", &bins, "k1"))
+        .await;
+    assert!(found["payload"]["bins"]["sh"].is_string(), "{found}");
+}
+
+/// Both programs of the peer: its command line rejects what its node host may do, then approves it and reads and writes
+/// the document that the node host keeps.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_unmodified_command_line_rejects_a_node_and_reads_and_sets_the_document_that_it_keeps()
+{
+    let Some(npm) = Npm::find() else { return };
+    let scopes = ("gateway.auth.shared_token_scopes", r#"["operator.admin"]"#);
+    let gateway = Gateway::with(&[scopes]);
+    let mut operator = admin(&gateway).await;
+    let run = |words: &[&str]| npm.json(&gateway, words);
+    let fails = |words: &[&str], says: &str| {
+        let output = npm.run(&gateway, words);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            !output.status.success() && said.contains(says),
+            "{words:?}: {output:?}"
+        );
+    };
+    let waits = |node: &Value| node["approvalState"] == "pending-approval";
+
+    let host = Host::start(&npm, &gateway);
+    let node = listed(&mut operator, waits).await;
+    let (id, request) = (&node["nodeId"], node["pendingRequestId"].as_str().unwrap());
+    let get = ["approvals", "get", "--node", "peer"];
+    fails(&get, "node command not allowed");
+    let rejected = run(&["nodes", "reject", request]);
+    assert_eq!(
+        rejected,
+        json!({ "nodeId": id, "requestId": request }),
+        "{rejected}"
+    );
+    fails(
+        &["nodes", "reject", request],
+        &format!("Unknown node pairing requestId: {request}"),
+    );
+    assert_eq!(run(&["nodes", "pending"]), json!([]));
+    // It stays, as a node that may be asked nothing.
+    let node = listed(&mut operator, |node| node["approvalState"] == "unapproved").await;
+    assert_eq!(
+        (&node["connected"], &node["commands"]),
+        (&json!(true), &json!([]))
+    );
+    fails(&get, "node command not allowed");
+    drop(host);
+
+    // The next time it asks anew.
+    let _host = Host::start(&npm, &gateway);
+    let node = listed(&mut operator, waits).await;
+    let anew = node["pendingRequestId"].as_str().unwrap();
+    assert_ne!(anew, request);
+    run(&["nodes", "approve", anew]);
+
+    let before = run(&get);
+    assert_eq!(before["file"]["version"], 1, "{before}");
+    assert_eq!(before["hash"].as_str().unwrap().len(), 64);
+    let add = ["approvals", "allowlist", "add", "--node", "peer"];
+    let entry = ["--agent", "demo", "/usr/bin/uptime"];
+    let added = run(&[&add[..], &entry].concat());
+    assert_ne!(added["hash"], before["hash"]);
+    let list = |document: &Value| document["file"]["agents"]["demo"]["allowlist"].clone();
+    assert_eq!(list(&added)[0]["pattern"], "/usr/bin/uptime", "{added}");
+    // What the node host itself has now, by another way. (Its own answer to a change has another hash than its next.)
+    let kept = operator
+        .get("exec.approvals.node.get", json!({ "nodeId": id }))
+        .await;
+    assert_eq!(list(&kept), list(&added), "{kept}");
+    let output = npm.run(&gateway, &[&add[..], &entry].concat());
+    assert!(
+        String::from_utf8_lossy(&output.stdout).contains("Already allowlisted"),
+        "{output:?}"
+    );
+    let mut remove = add;
+    remove[2] = "remove";
+    let removed = run(&[&remove[..], &entry].concat());
+    assert_eq!(list(&removed), Value::Null, "{removed}");
+
+    let strict = json!({ "version": 1, "defaults": { "security": "deny", "ask": "off" } });
+    let file = gateway.home().join("strict.json");
+    std::fs::write(&file, strict.to_string()).unwrap();
+    let file = file.to_str().unwrap();
+    let set = run(&["approvals", "set", "--node", "peer", "--file", file]);
+    assert_eq!(set["file"]["defaults"], strict["defaults"], "{set}");
+    assert_eq!(run(&get)["hash"], set["hash"]);
+    let output = npm.run(&gateway, &get);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && said.contains("security=deny, ask=off"),
+        "{output:?}"
+    );
+    // And its own gate holds to it: the operator's approval alone does not open it.
+    let echo = json!({ "command": ["/bin/echo", "hi"], "agentId": "demo" });
+    let prepare = invoke(id, "system.run.prepare", &echo, "k1");
+    let prepared = operator.get("node.invoke", prepare).await;
+    assert_eq!(
+        prepared["payload"]["execPolicy"]["security"], "deny",
+        "{prepared}"
+    );
 }

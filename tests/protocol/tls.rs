@@ -140,6 +140,39 @@ fn a_made_certificate_is_pinned_tls_is_1_3_and_ml_kem_is_agreed_upon() {
 }
 
 #[test]
+fn a_made_certificate_outlives_a_start_for_those_who_pin_it_whole_and_no_other_is_taken_for_it() {
+    let mut gateway = Gateway::with(&[ON]);
+    let leaf = |gateway: &Gateway| gateway.json(&["tls", "show"])["sha256"].clone();
+    let again = |gateway: &mut Gateway| {
+        assert_eq!(gateway.stop(), 0);
+        gateway.launch();
+        leaf(gateway)
+    };
+    let (first, key) = (leaf(&gateway), pin(&gateway));
+    assert_eq!(again(&mut gateway), first);
+    // A person's word makes it anew, and so do other names.
+    let second = gateway.json(&["tls", "reload"])["sha256"].clone();
+    assert_ne!(second, first);
+    assert_eq!(again(&mut gateway), second);
+    gateway.set("gateway.hosts", r#"["gate.example", "[0:0::7]"]"#);
+    let third = again(&mut gateway);
+    assert_ne!(third, second);
+    assert_eq!(again(&mut gateway), third);
+    // What lies in its place, of another key or none at all, is not served.
+    let file = gateway.state().join("keys/tls.crt");
+    let kept = std::fs::read(&file).unwrap();
+    let names = ["localhost", "127.0.0.1", "::1", "gate.example", "::7"];
+    let foreign = CertificateParams::new(names.map(str::to_owned)).unwrap();
+    let foreign = foreign.self_signed(&KeyPair::generate().unwrap()).unwrap();
+    for other in [&foreign.der()[..], &kept[..kept.len() / 2], b""] {
+        std::fs::write(&file, other).unwrap();
+        let made = again(&mut gateway);
+        assert_ne!(made, third);
+        assert_eq!((again(&mut gateway), pin(&gateway)), (made, key));
+    }
+}
+
+#[test]
 fn another_key_another_authority_and_an_older_version_are_refused() {
     let gateway = Gateway::with(&[ON]);
     let right = shown(&gateway)["spkiSha256"].as_str().unwrap().to_owned();

@@ -98,6 +98,22 @@ impl Far {
         command
     }
 
+    /// This program with its words, folder and variables, and no others, started at the far end.
+    pub fn moved(&self, command: &Command) -> Command {
+        let mut moved = Command::new("nsenter");
+        moved
+            .args(["-t", &self.holder.id().to_string(), "-n", "--"])
+            .arg(command.get_program())
+            .args(command.get_args())
+            .env_clear()
+            .envs(command.get_envs().filter_map(|(k, v)| Some((k, v?))))
+            .stdin(Stdio::null());
+        if let Some(folder) = command.get_current_dir() {
+            moved.current_dir(folder);
+        }
+        moved
+    }
+
     /// A socket from this address of the far end; it stays one of the far end wherever it is used.
     pub fn dial(&self, from: &str, port: u16) -> TcpStream {
         let net = self.net.try_clone().unwrap();

@@ -1,7 +1,7 @@
 //! The clients of other makers, as `cargo xtask test` installs them from their registry: unmodified.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -87,6 +87,21 @@ impl Npm {
         command
     }
 
+    /// Its own settings: where a gateway is, for the commands that take no `--url`.
+    pub fn settings(gateway: &Gateway, settings: &Value) {
+        let folder = gateway.home().join("peer/.openclaw");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("openclaw.json"), settings.to_string()).unwrap();
+    }
+
+    /// The peer's node host, named `peer`.
+    pub fn node_run(&self, gateway: &Gateway, words: &[&str], token: Option<&str>) -> Command {
+        let words = [&["node", "run", "--display-name", "peer"], words].concat();
+        let mut command = self.openclaw(gateway, &words);
+        command.envs(token.map(|token| ("OPENCLAW_GATEWAY_TOKEN", token)));
+        command
+    }
+
     /// The same, told where the gateway is and its token; what it did.
     pub fn run(&self, gateway: &Gateway, words: &[&str]) -> Output {
         let url = format!("ws://127.0.0.1:{}", gateway.port());
@@ -105,6 +120,47 @@ impl Npm {
         );
         serde_json::from_slice(&output.stdout)
             .unwrap_or_else(|error| panic!("{words:?}: {error}: {output:?}"))
+    }
+}
+
+/// A node host, until it is dropped.
+pub struct Host {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Host {
+    /// The peer's, on this machine and with the shared token.
+    pub fn start(npm: &Npm, gateway: &Gateway) -> Self {
+        let port = gateway.port().to_string();
+        let at = ["--host", "127.0.0.1", "--port", &port];
+        Self::spawn(gateway, npm.node_run(gateway, &at, Some(TOKEN)))
+    }
+
+    /// This one.
+    pub fn spawn(gateway: &Gateway, mut command: Command) -> Self {
+        let log = gateway.home().join("node.log");
+        let file = std::fs::File::create(&log).unwrap();
+        command.stdout(file.try_clone().unwrap()).stderr(file);
+        let child = command.spawn().unwrap();
+        Self { child, log }
+    }
+
+    /// What it said so far.
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// Whether it has not ended.
+    pub fn runs(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 }
 

@@ -32,10 +32,24 @@ if (!here && Number(patience) > 0) {
 if (here) {
   say("connected", { methods: client.availableMethods.length, knowsHealth: client.hasMethod("health") });
   say("health", { answer: await client.health() });
-  try {
-    say("sessions", { answer: await client.sessions.list() });
-  } catch (error) {
-    say("sessions", { refused: String(error?.message ?? error) });
+  const asks = {
+    sessions: () => client.sessions.list(),
+    agents: () => client.agents.list(),
+    channels: () => client.channels.status(),
+    chat: async () => {
+      for await (const { type, text } of client.chat("hello")) {
+        if (type === "error") throw new Error(text);
+      }
+    },
+    wait: () => client.agentWait("no-such-run"),
+    config: () => client.config.get(),
+  };
+  for (const [what, ask] of Object.entries(asks)) {
+    try {
+      say(what, { answer: await ask() });
+    } catch (error) {
+      say(what, { refused: String(error?.message ?? error) });
+    }
   }
 }
 await client.disconnect();
