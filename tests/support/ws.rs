@@ -132,6 +132,11 @@ impl Client {
         };
         assert_eq!(challenge["event"], "connect.challenge", "{challenge}");
         assert!(challenge.get("seq").is_none(), "{challenge}");
+        // Where there are some, the peer's clients send what needs them.
+        assert!(
+            challenge["payload"].get("capabilities").is_none(),
+            "{challenge}"
+        );
         client.nonce = challenge["payload"]["nonce"].as_str().unwrap().into();
         client.ts = challenge["payload"]["ts"].as_u64().unwrap();
         Ok(client)
