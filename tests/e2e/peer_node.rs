@@ -333,7 +333,6 @@ async fn the_unmodified_command_line_rejects_a_node_and_reads_and_sets_the_docum
     let Some(npm) = Npm::find() else { return };
     let scopes = ("gateway.auth.shared_token_scopes", r#"["operator.admin"]"#);
     let gateway = Gateway::with(&[scopes]);
-    let mut operator = admin(&gateway).await;
     let run = |words: &[&str]| npm.json(&gateway, words);
     let fails = |words: &[&str], says: &str| {
         let output = npm.run(&gateway, words);
@@ -346,7 +345,7 @@ async fn the_unmodified_command_line_rejects_a_node_and_reads_and_sets_the_docum
     let waits = |node: &Value| node["approvalState"] == "pending-approval";
 
     let host = Host::start(&npm, &gateway);
-    let node = listed(&mut operator, waits).await;
+    let node = listed(&mut admin(&gateway).await, waits).await;
     let (id, request) = (&node["nodeId"], node["pendingRequestId"].as_str().unwrap());
     let get = ["approvals", "get", "--node", "peer"];
     fails(&get, "node command not allowed");
@@ -362,7 +361,10 @@ async fn the_unmodified_command_line_rejects_a_node_and_reads_and_sets_the_docum
     );
     assert_eq!(run(&["nodes", "pending"]), json!([]));
     // It stays, as a node that may be asked nothing.
-    let node = listed(&mut operator, |node| node["approvalState"] == "unapproved").await;
+    let node = listed(&mut admin(&gateway).await, |node| {
+        node["approvalState"] == "unapproved"
+    })
+    .await;
     assert_eq!(
         (&node["connected"], &node["commands"]),
         (&json!(true), &json!([]))
@@ -372,7 +374,7 @@ async fn the_unmodified_command_line_rejects_a_node_and_reads_and_sets_the_docum
 
     // The next time it asks anew.
     let _host = Host::start(&npm, &gateway);
-    let node = listed(&mut operator, waits).await;
+    let node = listed(&mut admin(&gateway).await, waits).await;
     let anew = node["pendingRequestId"].as_str().unwrap();
     assert_ne!(anew, request);
     run(&["nodes", "approve", anew]);
@@ -387,7 +389,9 @@ async fn the_unmodified_command_line_rejects_a_node_and_reads_and_sets_the_docum
     let list = |document: &Value| document["file"]["agents"]["demo"]["allowlist"].clone();
     assert_eq!(list(&added)[0]["pattern"], "/usr/bin/uptime", "{added}");
     // What the node host itself has now, by another way. (Its own answer to a change has another hash than its next.)
-    let kept = operator
+    // A client that waits for that program meanwhile answers no ping: each is a new one.
+    let kept = admin(&gateway)
+        .await
         .get("exec.approvals.node.get", json!({ "nodeId": id }))
         .await;
     assert_eq!(list(&kept), list(&added), "{kept}");
@@ -414,10 +418,10 @@ async fn the_unmodified_command_line_rejects_a_node_and_reads_and_sets_the_docum
         output.status.success() && said.contains("security=deny, ask=off"),
         "{output:?}"
     );
-    // And its own gate holds to it: the operator's approval alone does not open it.
+    // What it would run by from now on.
     let echo = json!({ "command": ["/bin/echo", "hi"], "agentId": "demo" });
     let prepare = invoke(id, "system.run.prepare", &echo, "k1");
-    let prepared = operator.get("node.invoke", prepare).await;
+    let prepared = admin(&gateway).await.get("node.invoke", prepare).await;
     assert_eq!(
         prepared["payload"]["execPolicy"]["security"], "deny",
         "{prepared}"
