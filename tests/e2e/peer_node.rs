@@ -213,10 +213,10 @@ async fn the_unmodified_node_host_connects_is_approved_and_runs_what_a_person_al
     assert_eq!(last["payload"]["status"], "exited", "{last}");
     assert_eq!(last["payload"]["exitCode"], 3, "{last}");
 
-    // One that is called back ends there too.
+    // One that is called back ends there too, long before its time is over.
     let params = json!({
         "agent": "demo", "argv": ["/bin/sleep", "600"], "cwd": cwd, "target": format!("node:{}", id.as_str().unwrap()),
-        "idempotencyKey": "k8",
+        "idempotencyKey": "k8", "timeoutMs": 900_000,
     });
     let frame = asks.ask("exec.run", params).await;
     let first = asks.answer(&frame).await;
