@@ -190,10 +190,12 @@ async fn the_unmodified_command_line_manages_devices() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_unmodified_command_line_clears_all_devices_and_what_waits() {
     let Some(npm) = Npm::find() else { return };
-    let gateway = Gateway::with(&[("gateway.local.local_trust", "false"), ALL_SCOPES]);
+    let gateway = Gateway::with(&[("gateway.hosts", r#"["gate.example"]"#), ALL_SCOPES]);
     let devices = [Device::new(), Device::new(), Device::new(), Device::new()];
     for device in &devices {
-        let mut client = Client::dial(&gateway).await;
+        // Under this name nobody is local.
+        let strange = [("host", "gate.example")];
+        let mut client = Client::dial_with(&gateway, &strange).await.unwrap();
         client.denied(&asks(device)).await;
     }
     let list = || gateway.json(&["devices", "list"]);
