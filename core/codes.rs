@@ -57,6 +57,7 @@ codes! {
     MISSING_SCOPE, "FORBIDDEN", false, 4, "connect with the scope in details.missingScope";
     WRONG_ROLE, "INVALID_REQUEST", false, 4, "connect with the role that the method is for";
     TOO_MANY_IN_FLIGHT, "UNAVAILABLE", true, 1, "wait for answers: a connection may have 32 requests under way";
+    NODE_REPEATED, "INVALID_REQUEST", false, 8, "the node is not asked again under this key: the log has what became of it (`portcullis audit query`); a new key asks once more";
     DUPLICATE_ID, "INVALID_REQUEST", false, 2, "use a new id for each request under way on a connection";
     SIGNATURE_REQUIRED, "FORBIDDEN", false, 4, "sign the request: SECURITY.md has the profile, and a device gets its key with its hello";
     SIGNATURE_INVALID, "FORBIDDEN", false, 4, "sign exactly what is sent, with the key of a device that is still paired";

@@ -106,6 +106,7 @@ impl House {
             role: Role::Operator,
             asked: scopes.clone(),
             authenticated: true,
+            secret: None,
             device_token: None,
             local_operator: true,
             local_scopes: scopes.clone(),

@@ -209,9 +209,7 @@ impl Desk {
             answer,
         })));
         // The room went down: try again.
-        answered.await.unwrap_or(Err(Limited {
-            retry_after_ms: 500,
-        }))
+        answered.await.unwrap_or(Err(Limited::busy(500)))
     }
 }
 
@@ -221,9 +219,7 @@ impl Desk {
         let (answer, answered) = oneshot::channel();
         self.ctx
             .notify(AuthMsg::Count(class, source.clone(), answer));
-        answered.await.unwrap_or(Err(Limited {
-            retry_after_ms: 500,
-        }))
+        answered.await.unwrap_or(Err(Limited::busy(500)))
     }
 
     /// What it came to.

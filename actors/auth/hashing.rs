@@ -1,4 +1,9 @@
 //! Slow looks at secrets: counted first, a few at a time, off the loop, and never all of them a stranger's.
+//!
+//! Strangers take turns by network: next is whose network has been wrong least often of late, and where all places are
+//! taken, the one that has been most makes room. So whoever guesses from many addresses of his waits for himself, and a
+//! person who comes from elsewhere, or from this machine, waits for one look. Against guessers in more networks than there
+//! are looks in a minute this does not help; devices do, whose looks have a place of their own.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -16,6 +21,10 @@ const STRANGERS: usize = 1;
 const WAITING: usize = 16;
 /// To somebody who finds the queue full.
 const FULL_MS: u64 = 1_000;
+/// Who has waited for so long is told to try again: his connect waits ten seconds at the most.
+const PATIENCE_MS: u64 = 6_000;
+/// A network's wrong looks are held against it for so long.
+const LATELY_MS: u64 = 60_000;
 
 /// A look that is asked for: at all that was presented in one `connect`.
 pub struct Look {
@@ -65,13 +74,17 @@ pub(super) struct Running {
 struct Waiting {
     look: Look,
     limited: Option<Limited>,
+    since: Millis,
 }
 
 /// See the module.
 pub(super) struct Hashing {
     limiter: Limiter,
     known: VecDeque<Waiting>,
-    strangers: VecDeque<Waiting>,
+    /// In the order in which they came.
+    strangers: Vec<Waiting>,
+    /// When looks for a stranger's network were wrong: no more than are made in [`LATELY_MS`].
+    wrong: BTreeMap<Source, VecDeque<Millis>>,
     running: BTreeMap<u64, Running>,
     /// Looks that were really made.
     pub made: u64,
@@ -82,7 +95,8 @@ impl Hashing {
         Self {
             limiter: Limiter::new(Limits::default()),
             known: VecDeque::new(),
-            strangers: VecDeque::new(),
+            strangers: Vec::new(),
+            wrong: BTreeMap::new(),
             running: BTreeMap::new(),
             made: 0,
         }
@@ -105,20 +119,64 @@ impl Hashing {
             let _ = look.answer.send(Err(limited));
             return;
         }
-        let queue = if look.is_known {
-            &mut self.known
-        } else {
-            &mut self.strangers
+        let waiting = Waiting {
+            look,
+            limited,
+            since: now,
         };
-        if queue.len() < WAITING {
-            queue.push_back(Waiting { look, limited });
+        if waiting.look.is_known {
+            if self.known.len() < WAITING {
+                self.known.push_back(waiting);
+            } else {
+                self.turn_away(waiting, now);
+            }
             return;
         }
+        self.forget(now);
+        if self.strangers.len() >= WAITING {
+            let place = |waiting: &Waiting| self.wrong_of(&waiting.look.source);
+            let worst = self.strangers.iter().enumerate();
+            // Of the worst, the last to come.
+            let worst = worst.max_by_key(|(_, waiting)| place(waiting));
+            match worst {
+                Some((at, worst)) if place(worst) > place(&waiting) => {
+                    let worst = self.strangers.remove(at);
+                    self.turn_away(worst, now);
+                }
+                _ => {
+                    self.turn_away(waiting, now);
+                    return;
+                }
+            }
+        }
+        self.strangers.push(waiting);
+    }
+
+    fn turn_away(&mut self, Waiting { look, .. }: Waiting, now: Millis) {
         self.uncount(&look, now);
-        let full = Limited {
-            retry_after_ms: FULL_MS,
-        };
-        let _ = look.answer.send(Err(full));
+        let _ = look.answer.send(Err(Limited::busy(FULL_MS)));
+    }
+
+    fn wrong_of(&self, source: &Source) -> usize {
+        self.wrong.get(&source.network()).map_or(0, VecDeque::len)
+    }
+
+    fn forget(&mut self, now: Millis) {
+        self.wrong.retain(|_, times| {
+            while times.front().is_some_and(|at| now.since(*at) >= LATELY_MS) {
+                times.pop_front();
+            }
+            !times.is_empty()
+        });
+    }
+
+    /// Whose turn it is among the strangers.
+    fn stranger(&mut self, now: Millis) -> Option<Waiting> {
+        self.forget(now);
+        let each = self.strangers.iter().enumerate();
+        let (at, _) =
+            each.min_by_key(|(at, waiting)| (self.wrong_of(&waiting.look.source), *at))?;
+        Some(self.strangers.remove(at))
     }
 
     fn uncount(&mut self, look: &Look, now: Millis) {
@@ -134,15 +192,16 @@ impl Hashing {
                 return None;
             }
             let strangers = self.running.values().filter(|look| !look.is_known).count();
-            let Waiting { look, limited } = match self.known.pop_front() {
+            let waiting = match self.known.pop_front() {
                 Some(waiting) => waiting,
-                None if strangers < STRANGERS => self.strangers.pop_front()?,
+                None if strangers < STRANGERS => self.stranger(now)?,
                 None => return None,
             };
-            if look.answer.is_closed() {
-                self.uncount(&look, now);
+            if waiting.look.answer.is_closed() || now.since(waiting.since) >= PATIENCE_MS {
+                self.turn_away(waiting, now);
                 continue;
             }
+            let Waiting { look, limited, .. } = waiting;
             self.made += 1;
             let mut texts = look.guesses.iter().map(|guess| guess.presented.expose());
             let first = texts.next();
@@ -164,6 +223,10 @@ impl Hashing {
         let Some(look) = self.running.remove(&key) else {
             return;
         };
+        if right.is_none() && !look.is_known {
+            let wrong = self.wrong.entry(look.source.network()).or_default();
+            wrong.push_back(now);
+        }
         for (at, class) in look.counted.iter().enumerate() {
             let tried = match right {
                 Some(right) if right == at => Tried::Right,
@@ -188,10 +251,7 @@ impl Hashing {
         for class in look.counted {
             self.limiter.end(class, &look.source, Tried::Not, now);
         }
-        let full = Limited {
-            retry_after_ms: FULL_MS,
-        };
-        let _ = look.answer.send(Err(full));
+        let _ = look.answer.send(Err(Limited::busy(FULL_MS)));
     }
 
     /// Counts a guess that is looked at elsewhere, before it is; [`Self::counted`] must follow.
@@ -249,6 +309,74 @@ mod tests {
             hashing.ended(1, right, Millis(0));
         }
         answered.try_recv().expect("answered")
+    }
+
+    /// One look of a second after another, and each second these addresses ask again.
+    #[test]
+    fn guessers_with_many_addresses_hold_up_neither_a_person_from_elsewhere_nor_this_machine() {
+        let mut hashing = Hashing::new();
+        let mut key = 0;
+        let mut waits = vec![];
+        let from = |source: Source| {
+            let (mut look, answered) = look(0, false);
+            look.source = source;
+            (look, answered)
+        };
+        let address = |text: &str| Source::of(text.parse().ok(), None);
+        let mut guessers = vec![];
+        for second in 0..120_u64 {
+            let now = Millis(second * 1_000);
+            // A new address of its /48 each time: none is locked.
+            for n in 0..24 {
+                let (look, answered) =
+                    from(address(&format!("2001:db8:7:{:x}::1", second * 24 + n)));
+                hashing.ask(look, now);
+                guessers.push(answered);
+            }
+            let honest = match second % 20 {
+                10 => Some(from(address("2001:db8:8:1::1"))),
+                15 => Some(from(Source::User(0))),
+                _ => None,
+            };
+            if let Some((look, answered)) = honest {
+                hashing.ask(look, now);
+                waits.push((second, answered));
+            }
+            if key > 0 {
+                // Whose look it was: the honest are right.
+                let running = &hashing.running[&key];
+                let network = address("2001:db8:7::").network();
+                let right = (running.source.network() != network).then_some(0);
+                hashing.ended(key, right, now);
+            }
+            key += 1;
+            assert!(hashing.next(key, now).is_some());
+            waits.retain_mut(|(since, answered)| match answered.try_recv() {
+                Ok(found) => {
+                    assert_eq!(found.expect("looked at").right, Some(Class::Password));
+                    assert!(second - *since <= 2, "{since} {second}");
+                    false
+                }
+                Err(_) => true,
+            });
+        }
+        assert!(waits.is_empty(), "{waits:?}");
+        let busy = guessers.iter_mut().filter_map(|one| one.try_recv().ok());
+        assert!(busy.filter_map(Result::err).all(|limited| limited.is_busy));
+        assert!(hashing.wrong.len() < 5, "bounded");
+    }
+
+    #[test]
+    fn who_has_waited_too_long_is_told_so_before_his_connect_gives_up() {
+        let mut hashing = Hashing::new();
+        let (first, _first) = look(1, false);
+        let (second, mut waits) = look(2, false);
+        hashing.ask(first, Millis(0));
+        hashing.ask(second, Millis(0));
+        assert!(hashing.next(1, Millis(0)).is_some());
+        hashing.ended(1, None, Millis(7_000));
+        assert!(hashing.next(2, Millis(7_000)).is_none());
+        assert_eq!(waits.try_recv(), Ok(Err(Limited::busy(FULL_MS))));
     }
 
     #[test]

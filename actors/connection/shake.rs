@@ -230,7 +230,8 @@ async fn try_shake(
     let frame = encoding.ok(&id, &hello.payload());
     let frame = frame.map_err(|_| End::Gone)?;
     ws.send(message(frame)).await.map_err(|_| End::Gone)?;
-    ws.get_mut().trust(frame_max(principal.role));
+    ws.get_mut()
+        .trust(frame_max(principal.role, &principal.scopes));
     let node = declared.and_then(|declared| {
         Some(Connected {
             node: principal.device()?.clone(),

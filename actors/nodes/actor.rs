@@ -1,9 +1,9 @@
 //! The room around core's machine: lines to nodes, callers that wait, and the clock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use portcullis_core::audit::{Entry, Outcome};
+use portcullis_core::audit::{Entry, Once, Outcome, Seq};
 use portcullis_core::codes;
 use portcullis_core::ids::DeviceId;
 use portcullis_core::nodes::{Approved, Connected, Due, Machine, NodeResult, Refusal, Taken};
@@ -14,12 +14,18 @@ use tokio::time::Instant;
 
 use super::handle::approved;
 use super::messages::{
-    ActRefusal, NodesError, NodesMsg, NodesWiring, Piece, Question, Recorded, ToNode,
+    ActRefusal, Asked, NodesError, NodesMsg, NodesWiring, Piece, Question, Recorded, ToNode,
 };
 use crate::audit::AuditHandle;
 use crate::pairing::PairingHandle;
 use crate::supervision::{Crash, Ctx, Reply, Room, Snapshot, TaskHandle};
 
+/// Answers that are kept for who asks again under the same key (wire.md 3: five minutes), and the most bytes of one.
+const ANSWERS: usize = 128;
+/// See [`ANSWERS`].
+const ANSWER_MAX: usize = 64 * 1024;
+/// See [`ANSWERS`], milliseconds.
+const ANSWER_MS: u64 = 300_000;
 /// How often open questions are looked at: is their time over, has their caller gone?
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -34,10 +40,26 @@ pub struct Nodes {
     /// To each connection of a node: by device and connection.
     lines: BTreeMap<(DeviceId, String), mpsc::Sender<ToNode>>,
     waiting: BTreeMap<String, Waiting>,
+    /// The last answers, oldest first.
+    answers: VecDeque<Kept>,
     wall: crate::clock::Clock,
     look: Option<TaskHandle>,
     attached: u64,
     asked: u64,
+}
+
+/// A node's answer to a question on record.
+struct Kept {
+    intent: Seq,
+    asked: Asked,
+    at: Millis,
+    answer: Option<String>,
+}
+
+impl Kept {
+    const fn is_fresh(&self, now: Millis) -> bool {
+        now.since(self.at) < ANSWER_MS
+    }
 }
 
 /// Who waits for an answer.
@@ -61,6 +83,7 @@ impl Room for Nodes {
             started: Instant::now(),
             lines: BTreeMap::new(),
             waiting: BTreeMap::new(),
+            answers: VecDeque::new(),
             wall: wiring.clock.clone(),
             look: None,
             attached: 0,
@@ -78,6 +101,15 @@ impl Room for Nodes {
             NodesMsg::Act(entry, question, reply) => self.record(*entry, question, reply),
             NodesMsg::Recorded(question, approved, recorded) => {
                 self.ask(&question, &approved, Asker::Recorded(recorded));
+            }
+            NodesMsg::Again(seq, question, reply) => {
+                let (now, asked) = (self.now(), Asked::of(&question));
+                let kept = self.answers.iter().find(|kept| kept.intent == seq);
+                let kept = kept.filter(|kept| kept.is_fresh(now) && kept.asked == asked);
+                reply.send(match kept {
+                    Some(kept) => Ok(kept.answer.clone()),
+                    None => Err(ActRefusal::Node(Refusal::Repeated(seq.0).into())),
+                });
             }
             NodesMsg::Result(node, conn, result, reply) => {
                 reply.send(self.result(&node, &conn, result));
@@ -229,11 +261,18 @@ impl Nodes {
         let (audit, pairing, ctx) = (self.audit.clone(), self.pairing.clone(), self.ctx.clone());
         self.acts += 1;
         let record = async move {
-            let intent = match audit.intent(entry).await {
-                Ok(intent) => intent,
+            let intent = match audit.intent_once(entry).await {
+                Ok(Once::New { seq }) => seq,
+                Ok(Once::Seen { seq, .. }) => {
+                    return ctx.notify(NodesMsg::Again(seq, question, reply));
+                }
                 Err(error) => return reply.refuse(ActRefusal::Log(error)),
             };
-            let recorded = Recorded { intent, reply };
+            let recorded = Recorded {
+                intent,
+                asked: Asked::of(&question),
+                reply,
+            };
             match approved(&pairing, &question).await {
                 Ok(approved) => ctx.notify(NodesMsg::Recorded(question, approved, recorded)),
                 Err(error) => close(audit, recorded, Err(error)).await,
@@ -242,12 +281,32 @@ impl Nodes {
         self.ctx.task("intent", self.acts, record).keep();
     }
 
+    /// For who asks again under the same key because the answer was lost on its way.
+    fn keep(&mut self, recorded: &Recorded, answer: Option<&String>) {
+        let len = answer.map_or(0, String::len);
+        if len + recorded.asked.len() > ANSWER_MAX {
+            return;
+        }
+        if self.answers.len() == ANSWERS {
+            self.answers.pop_front();
+        }
+        self.answers.push_back(Kept {
+            intent: recorded.intent,
+            asked: recorded.asked.clone(),
+            at: self.now(),
+            answer: answer.cloned(),
+        });
+    }
+
     /// The answer; before it the outcome, where there is an intent.
     fn answer(&mut self, asker: Asker, answer: Result<Option<String>, Refusal>) {
         match asker {
             Asker::Plain(reply) => reply.send(answer),
             Asker::Recorded(recorded) => {
                 self.acts += 1;
+                if let Ok(answer) = &answer {
+                    self.keep(&recorded, answer.as_ref());
+                }
                 let answer = answer.map_err(NodesError::Refused);
                 let end = close(self.audit.clone(), recorded, answer);
                 self.ctx.task("outcome", self.acts, end).keep();

@@ -102,9 +102,32 @@ pub enum ActRefusal {
     Node(NodesError),
 }
 
+/// What was asked: the answer to one question is none to another with the same key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Asked {
+    node: DeviceId,
+    command: String,
+    params: Option<String>,
+}
+
+impl Asked {
+    pub fn of(question: &Question) -> Self {
+        Self {
+            node: question.call.node.clone(),
+            command: question.call.command.clone(),
+            params: question.params.clone(),
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.command.len() + self.params.as_ref().map_or(0, String::len)
+    }
+}
+
 /// A question on record.
 pub struct Recorded {
     pub(super) intent: Seq,
+    pub(super) asked: Asked,
     pub(super) reply: Reply<Option<String>, ActRefusal>,
 }
 
@@ -119,6 +142,8 @@ pub enum NodesMsg {
     Act(Box<Entry>, Box<Question>, Reply<Option<String>, ActRefusal>),
     /// From the room itself: the intent is durable, now it is asked.
     Recorded(Box<Question>, Approved, Recorded),
+    /// From the room itself: the log has this question already.
+    Again(Seq, Box<Question>, Reply<Option<String>, ActRefusal>),
     /// `true`: it was of an open question.
     Result(DeviceId, String, NodeResult, Reply<bool, Refusal>),
     Progress {

@@ -180,10 +180,14 @@ impl PairingRoom {
             }
         };
         if let Some(change) = change {
-            let entry = Entry {
+            let mut entry = Entry {
                 principal: Some(format!("device:{}", facts.device_id)),
                 ..Entry::default()
             };
+            // The log refuses it once that secret has been changed: nobody is paired under one that has ended.
+            if let Some(standing) = facts.secret {
+                entry = entry.by_secret(standing.secret, standing.generation);
+            }
             if let Err(error) = self.make(change, entry).await {
                 return answer(reply, Err(error));
             }

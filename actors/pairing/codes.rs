@@ -1,7 +1,7 @@
 //! Setup codes in the room: made and used in the order of every privileged act.
 
 use portcullis_core::audit::{Entry, Outcome};
-use portcullis_core::pairing::{ConnectFacts, Refusal, SetupCodes, Try};
+use portcullis_core::pairing::{ConnectFacts, Maker, Pairing, Refusal, SetupCodes, Try};
 use portcullis_core::token::{Token, TokenKind};
 
 use super::actor::{PairingRoom, answer, fresh};
@@ -47,6 +47,8 @@ impl PairingRoom {
             }
         };
         let now = self.now();
+        let machine = &self.machine;
+        self.codes.retain(|maker| !has_ended(machine, maker));
         let made = self.codes.make(
             &id,
             token.hash(),
@@ -108,13 +110,7 @@ impl PairingRoom {
             return Ok(());
         };
         // Worth what its maker is worth now.
-        let has_ended = maker
-            .device
-            .as_ref()
-            .is_some_and(|(device, role, generation)| {
-                self.machine.generation(device, *role) != Some(*generation)
-            });
-        if has_ended {
+        if has_ended(&self.machine, &maker) {
             self.codes.drop_code(id);
             self.tell_of(id, &facts, "its maker has ended").await;
             reply.ok(CodeVerdict::Refused);
@@ -176,4 +172,12 @@ impl PairingRoom {
             tracing::warn!(%error, "a refused setup code could not be recorded");
         }
     }
+}
+
+/// Whether the device that made it holds no more what it made it under.
+fn has_ended(machine: &Pairing, maker: &Maker) -> bool {
+    let device = maker.device.as_ref();
+    device.is_some_and(|(device, role, generation)| {
+        machine.generation(device, *role) != Some(*generation)
+    })
 }

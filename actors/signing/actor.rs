@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use portcullis_core::audit::Entry;
-use portcullis_core::auth::{Door, Principal, Proof, Role, Scope, ScopeSet};
+use portcullis_core::auth::{Door, Principal, Proof, Role, Scope, ScopeSet, SecretStanding};
 use portcullis_core::encoding::base64url;
 use portcullis_core::ids::DeviceId;
 use portcullis_core::pairing::News;
@@ -139,6 +139,7 @@ impl Room for Signing {
                 role,
                 scopes,
                 generation,
+                secret,
                 reply,
             } => {
                 let kept = Kept {
@@ -151,7 +152,7 @@ impl Room for Signing {
                     created_at_ms: self.wiring.clock.now(),
                     sealed: String::new(),
                 };
-                self.mint(kept, reply).await
+                self.mint(kept, secret, reply).await
             }
             SigningMsg::Check(claim, reply) => {
                 reply.send(self.check(&claim).map(drop));
@@ -291,6 +292,7 @@ impl Signing {
     async fn mint(
         &mut self,
         mut kept: Kept,
+        secret: Option<SecretStanding>,
         reply: Reply<Option<Minted>, SigningRefusal>,
     ) -> Result<(), Crash> {
         if !reply.is_wanted() {
@@ -315,13 +317,13 @@ impl Signing {
         let old = known.map(|known| known.key_id.clone());
         let rev = row.map(|row| row.rev);
         let (mut name, mut nonce) = ([0; 16], [0; NONCE]);
-        let mut secret = Zeroizing::new([0; 32]);
-        for bytes in [&mut name[..], &mut nonce, &mut *secret] {
+        let mut random = Zeroizing::new([0; 32]);
+        for bytes in [&mut name[..], &mut nonce, &mut *random] {
             getrandom::fill(bytes)?;
         }
-        let key = SigningKey::from_random(secret);
+        let key = SigningKey::from_random(random);
         kept.key_id = base64url(&name);
-        let entry = Entry {
+        let mut entry = Entry {
             action: "signing.mint".to_owned(),
             principal: Some(format!("device:{}", kept.device)),
             object: Some(kept.key_id.clone()),
@@ -330,6 +332,9 @@ impl Signing {
         }
         // Not after that device's revocation.
         .under(kept.generation);
+        if let Some(standing) = secret {
+            entry = entry.by_secret(standing.secret, standing.generation);
+        }
         let (sealing, mut to_store) = (key.clone(), kept.clone());
         let ops = |intent| {
             let scopes = to_store.scope_words();

@@ -32,12 +32,13 @@ impl SigningHandle {
             return Ok(None);
         };
         let (role, scopes) = (principal.role, principal.scopes.clone());
-        let generation = principal.generation;
+        let (generation, secret) = (principal.generation, principal.secret.clone());
         self.ask(|reply| SigningMsg::Mint {
             device,
             role,
             scopes,
             generation,
+            secret,
             reply,
         })
         .await

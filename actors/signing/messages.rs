@@ -1,6 +1,6 @@
 //! What the room may be asked, and how it refuses.
 
-use portcullis_core::auth::{Principal, Role, ScopeSet};
+use portcullis_core::auth::{Principal, Role, ScopeSet, SecretStanding};
 use portcullis_core::ids::DeviceId;
 use portcullis_core::seal::Key;
 use portcullis_core::signing::SigningKey;
@@ -129,6 +129,8 @@ pub enum SigningMsg {
         scopes: ScopeSet,
         /// Of its credential.
         generation: u64,
+        /// The shared secret that its session came in by.
+        secret: Option<SecretStanding>,
         /// `None`: it has one, and a key is given once.
         reply: Reply<Option<Minted>, SigningRefusal>,
     },

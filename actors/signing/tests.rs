@@ -105,6 +105,7 @@ async fn device(house: &House) -> Principal {
         role: Role::Operator,
         asked: scopes.clone(),
         authenticated: true,
+        secret: None,
         device_token: None,
         local_operator: true,
         local_scopes: scopes.clone(),

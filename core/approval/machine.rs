@@ -532,8 +532,9 @@ pub(super) fn ended(record: &Record, status: Status, why: &str, now: Millis) -> 
     Put::Record(Box::new(record))
 }
 
-/// May this principal on this connection answer that request? By role and connection: another operator, or the same
-/// person on another connection; never the device that asked, never an agent.
+/// May this principal on this connection answer that request? By role, name and connection: another operator, or who is at
+/// this machine's console (a uid, the shared token) on another connection; never the device that asked, nor the user of a
+/// proxy or a password on whatever connection, never an agent.
 pub(super) fn may_answer(
     requester: &Requester,
     by: &Principal,
@@ -548,7 +549,11 @@ pub(super) fn may_answer(
     let same_device = by
         .device()
         .is_some_and(|d| requester.device.as_deref() == Some(d.as_str()));
-    if connection.is_empty() || connection == requester.connection || same_device {
+    // By name: a page is opened by the code of a device or a user, too.
+    let name = by.name();
+    let is_console = name == "token" || name.starts_with("uid:");
+    let same_user = !is_console && name == requester.name;
+    if connection.is_empty() || connection == requester.connection || same_device || same_user {
         return Err(Refusal::SelfApproval);
     }
     Ok(())

@@ -171,6 +171,33 @@ fn who_asked_cannot_answer_and_agents_never_can() {
         say(&mut m, "a0001", Word::AllowOnce, &by, "c-2"),
         Err(Refusal::SelfApproval)
     );
+    // Its user's page is no way around, nor is another connection of a named user.
+    for proof in [
+        Proof::ProxyUser("ada".to_owned()),
+        Proof::Password("ann".to_owned()),
+        Proof::DeviceToken(device("a")),
+    ] {
+        let by = principal(proof, Role::Operator, None);
+        let mut m = machine();
+        let mut plan = host_plan(&["uname"]);
+        plan.principal = by.name();
+        let asked = m.ask(plan, Requester::new(&by, "c-1"), None, id(1), NOW);
+        let Asked::New(step) = asked.unwrap() else {
+            panic!()
+        };
+        m.settle(step);
+        let page = principal(Proof::PageSession(by.name()), Role::Operator, None);
+        for by in [&by, &page] {
+            assert_eq!(
+                say(&mut m, "a0001", Word::AllowOnce, by, "c-2"),
+                Err(Refusal::SelfApproval)
+            );
+        }
+        let other = principal(Proof::ProxyUser("bob".to_owned()), Role::Operator, None);
+        assert!(say(&mut m, "a0001", Word::AllowOnce, &other, "c-3").is_ok());
+    }
+    let mut m = machine();
+    asked(&mut m, 1, host_plan(&["uname"])).unwrap();
     let mut weak = operator();
     weak.scopes = [Scope::Write].into_iter().collect();
     assert!(matches!(

@@ -52,6 +52,24 @@ impl Source {
     }
 }
 
+impl Source {
+    /// The network it is of: an address' /24 or /48, of which one party has many addresses; everybody else is his own.
+    #[must_use]
+    pub fn network(&self) -> Self {
+        match self {
+            Self::Address(IpAddr::V4(v4)) => {
+                let [a, b, c, _] = v4.octets();
+                Self::Address(IpAddr::from([a, b, c, 0]))
+            }
+            Self::Address(IpAddr::V6(v6)) => {
+                let [a, b, c, ..] = v6.segments();
+                Self::Address(IpAddr::V6(Ipv6Addr::new(a, b, c, 0, 0, 0, 0, 0)))
+            }
+            other => other.clone(),
+        }
+    }
+}
+
 /// The figures.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -84,6 +102,18 @@ impl Default for Limits {
 pub struct Limited {
     /// Try again after so many milliseconds.
     pub retry_after_ms: u64,
+    /// Too many looks are asked for at once; else there were too many wrong tries.
+    pub is_busy: bool,
+}
+
+impl Limited {
+    /// Too many at once.
+    pub const fn busy(retry_after_ms: u64) -> Self {
+        Self {
+            retry_after_ms,
+            is_busy: true,
+        }
+    }
 }
 
 /// How a try ended.
@@ -163,13 +193,12 @@ impl Limiter {
         if let Some(until) = entry.locked_until {
             return Err(Limited {
                 retry_after_ms: until.since(now),
+                is_busy: false,
             });
         }
         if entry.under_way >= limits.at_once || entry.under_way + entry.wrong.len() >= limits.tries
         {
-            return Err(Limited {
-                retry_after_ms: SOON_MS,
-            });
+            return Err(Limited::busy(SOON_MS));
         }
         entry.under_way += 1;
         Ok(())
@@ -238,9 +267,7 @@ fn make_room(
         table.remove(source);
     }
     if idle.is_empty() {
-        return Err(Limited {
-            retry_after_ms: SOON_MS,
-        });
+        return Err(Limited::busy(SOON_MS));
     }
     Ok(())
 }
@@ -299,7 +326,8 @@ mod tests {
         assert_eq!(
             limited,
             Err(Limited {
-                retry_after_ms: 299_999
+                retry_after_ms: 299_999,
+                is_busy: false,
             })
         );
         assert_eq!(
@@ -330,9 +358,7 @@ mod tests {
         for _ in 0..4 {
             assert_eq!(limiter.begin(Class::Password, &source, Millis(0)), Ok(()));
         }
-        let soon = Err(Limited {
-            retry_after_ms: 1_000,
-        });
+        let soon = Err(Limited::busy(1_000));
         assert_eq!(limiter.begin(Class::Password, &source, Millis(0)), soon);
         limiter.end(Class::Password, &source, Tried::Not, Millis(0));
         assert_eq!(limiter.begin(Class::Password, &source, Millis(0)), Ok(()));

@@ -233,6 +233,10 @@ pub enum Refusal {
     Aborted,
     #[error("who asked had gone before the node was asked")]
     NotAsked,
+    #[error(
+        "a question with this key came before (record {0}), and its answer is not kept any more or not there yet"
+    )]
+    Repeated(u64),
     #[error("too many nodes are connected")]
     Full,
     /// The node's own word, made visible and bounded where it enters.
@@ -250,6 +254,7 @@ impl Refusal {
             Self::NodeMismatch => codes::NODE_ID_MISMATCH,
             Self::ChunkTooLarge => codes::INVALID_PARAMS,
             Self::TooMany | Self::Full => codes::OVERLOADED,
+            Self::Repeated(_) => codes::NODE_REPEATED,
             Self::NotAsked
             | Self::TimedOut
             | Self::Disconnected

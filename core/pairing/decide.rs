@@ -3,7 +3,7 @@
 use super::machine::{Change, Decision, Pairing, Record, Source, resolved, source};
 use super::manage::Refusal;
 use super::records::{ApprovedVia, Client, Device, FORMAT, Grant, KeptToken, Pending};
-use crate::auth::{Role, Scope, ScopeSet};
+use crate::auth::{Role, Scope, ScopeSet, SecretStanding};
 use crate::ids::DeviceId;
 use crate::time::Millis;
 use crate::token::{Token, TokenHash, TokenKind};
@@ -30,6 +30,8 @@ pub struct ConnectFacts {
     pub asked: ScopeSet,
     /// Another credential than a device token was proven: the shared token, or an operator's uid.
     pub authenticated: bool,
+    /// The shared secret that it was proven by. Nothing is recorded under it once it has been changed.
+    pub secret: Option<SecretStanding>,
     /// The device token that was presented, as its hash. Looked at only when nothing else was proven.
     pub device_token: Option<TokenHash>,
     /// The kernel says that the peer is on this machine and its uid maps to an operator.

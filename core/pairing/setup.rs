@@ -13,6 +13,7 @@ use crate::ids::DeviceId;
 use crate::time::Millis;
 use crate::token::TokenHash;
 use serde_json::{Value, json};
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 /// How long a code is good.
@@ -83,10 +84,11 @@ pub enum Try {
 pub struct SetupCodes(BTreeMap<String, Code>);
 
 impl SetupCodes {
-    /// Keeps a new code. Never for more than its maker holds.
+    /// Keeps a new code. Never for more than its maker holds. Where all places are taken, what is used makes room, else
+    /// the oldest code of whoever has most: nobody keeps others from theirs, and one whose makers have ended fades.
     ///
     /// # Errors
-    /// [`Refusal::MissingScope`], [`Refusal::RoleInvalid`], [`Refusal::TooManyPending`].
+    /// [`Refusal::MissingScope`], [`Refusal::RoleInvalid`].
     pub fn make(
         &mut self,
         id: &str,
@@ -98,7 +100,7 @@ impl SetupCodes {
         Self::may_make(role, &scopes, caller)?;
         self.forget(now);
         if self.0.len() >= MOST {
-            return Err(Refusal::TooManyPending);
+            self.make_room();
         }
         let code = Code {
             hash,
@@ -111,6 +113,26 @@ impl SetupCodes {
         };
         self.0.insert(id.to_owned(), code);
         Ok(now.plus(CODE_LIFE_MS))
+    }
+
+    fn make_room(&mut self) {
+        let mut held = BTreeMap::<&str, usize>::new();
+        for code in self.0.values() {
+            *held.entry(&code.maker.name).or_default() += 1;
+        }
+        let place = |code: &Code| {
+            let most = held.get(code.maker.name.as_str()).copied();
+            (code.used.is_some(), most, Reverse(code.made))
+        };
+        let first = self.0.iter().max_by_key(|(_, code)| place(code));
+        if let Some(id) = first.map(|(id, _)| id.clone()) {
+            self.0.remove(&id);
+        }
+    }
+
+    /// Keeps the codes whose maker this is true of.
+    pub fn retain(&mut self, mut holds: impl FnMut(&Maker) -> bool) {
+        self.0.retain(|_, code| holds(&code.maker));
     }
 
     /// Looked at before anything is recorded.
@@ -311,15 +333,51 @@ mod tests {
     #[test]
     fn there_are_only_so_many_codes_and_used_ones_are_told_of_for_a_while() {
         let mut codes = SetupCodes::default();
+        let (by, greedy) = caller(&[Scope::Admin]);
+        let other = Maker {
+            name: "uid:7".to_owned(),
+            ..greedy.clone()
+        };
+        let make = |codes: &mut SetupCodes, id: &str, maker: &Maker, at: u64| {
+            let gives = (Role::Node, ScopeSet::empty());
+            let made = codes.make(
+                id,
+                TokenHash::of(id),
+                gives,
+                (&by, maker.clone()),
+                Millis(at),
+            );
+            assert_eq!(made, Ok(Millis(at).plus(CODE_LIFE_MS)));
+        };
+        make(&mut codes, "other", &other, 1);
+        for n in 0..200 {
+            make(&mut codes, &format!("g{n}"), &greedy, 2 + n);
+        }
+        assert_eq!(codes.0.len(), MOST);
+        // Who makes most has the newest of his, and takes no other's.
+        let now = Millis(300);
+        for (id, is_good) in [
+            ("other", true),
+            ("g136", false),
+            ("g137", true),
+            ("g199", true),
+        ] {
+            assert_eq!(codes.maker(id, now).is_some(), is_good, "{id}");
+        }
+        // With those of a maker that has ended gone, the others stay.
+        codes.retain(|maker| *maker.name != *greedy.name);
+        assert_eq!(codes.len(now), 1);
+
+        let mut codes = SetupCodes::default();
         for n in 0..MOST {
             made(&mut codes, &format!("c{n}"), Millis(1));
         }
-        let (by, maker) = caller(&[Scope::Admin]);
-        let gives = (Role::Node, ScopeSet::empty());
-        let more = codes.make("more", TokenHash::of("x"), gives, (&by, maker), Millis(2));
-        assert_eq!(more, Err(Refusal::TooManyPending));
         let device = DeviceId::new(&"a".repeat(64)).unwrap();
-        codes.spend("c0", &device, Millis(3));
+        codes.spend("c1", &device, Millis(3));
+        // A used one makes room first.
+        make(&mut codes, "more", &other, 4);
+        assert!(codes.status("c1", Millis(4)).is_none() && codes.status("c0", Millis(4)).is_some());
+        codes.spend("c0", &device, Millis(5));
         let later = Millis(CODE_LIFE_MS + 10);
         made(&mut codes, "new", later);
         assert_eq!(codes.len(later), 1);

@@ -432,7 +432,7 @@ impl Hello<'_> {
             },
             "auth": auth,
             "policy": {
-                "maxPayload": super::limits::frame_max(self.role),
+                "maxPayload": super::limits::frame_max(self.role, self.scopes),
                 "maxBufferedBytes": super::limits::BUFFERED,
                 "tickIntervalMs": super::limits::TICK_MS,
             },

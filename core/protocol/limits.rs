@@ -1,6 +1,6 @@
 //! The numbers of the wire (wire.md section 1).
 
-use crate::auth::Role;
+use crate::auth::{Role, ScopeSet};
 
 /// A frame before authentication, bytes.
 pub const PREAUTH_FRAME: usize = 64 * 1024;
@@ -22,10 +22,12 @@ pub const SIGNATURE_SKEW_MS: u64 = 120_000;
 pub const IN_FLIGHT: usize = 32;
 /// A frame of an agent after authentication, bytes: agents are many and trusted least, and ask with few words.
 pub const AGENT_FRAME: usize = 1024 * 1024;
-/// The largest frame of this role after authentication, bytes.
-pub const fn frame_max(role: Role) -> usize {
+/// The largest frame of this role after authentication, bytes. Who may ask for nothing but `health` says no more than
+/// before: anybody on this machine with the token is that.
+pub fn frame_max(role: Role, scopes: &ScopeSet) -> usize {
     match role {
         Role::Agent => AGENT_FRAME,
+        Role::Operator if scopes.is_empty() => PREAUTH_FRAME,
         Role::Operator | Role::Node => FRAME,
     }
 }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::protocol::signed_http::{Sent, Signer};
 use crate::support::gateway::Gateway;
-use crate::support::ws::{Client, Connect, Device, admin};
+use crate::support::ws::{Client, Connect, Device, admin, hex, random};
 
 /// What the peer's own node host declares, and more.
 const DECLARED: &[&str] = &[
@@ -98,7 +98,7 @@ async fn a_node_is_listed_with_what_it_says_and_may_be_asked_nothing_before_a_pe
         .await;
     assert_eq!(one["hostStats"]["cpuCount"], 2, "{one}");
     assert_eq!(one["workerHost"]["enabled"], false, "{one}");
-    let ask = |command: &str| json!({ "nodeId": device.id(), "command": command, "params": {}, "idempotencyKey": "k" });
+    let ask = |command: &str| json!({ "nodeId": device.id(), "command": command, "params": {}, "idempotencyKey": key() });
     let error = operator.refused("node.invoke", ask("system.which")).await;
     assert_eq!(
         error["details"]["code"], "NODE_COMMAND_NOT_ALLOWED",
@@ -253,10 +253,15 @@ pub async fn event(client: &mut Client, name: &str) -> Value {
     }
 }
 
+/// Of one question.
+fn key() -> String {
+    hex(&random::<8>())
+}
+
 fn which(device: &Device, timeout_ms: u64) -> Value {
     json!({
         "nodeId": device.id(), "command": "system.which", "params": { "bins": ["sh"], "approved": true },
-        "idempotencyKey": "key-1", "timeoutMs": timeout_ms,
+        "idempotencyKey": key(), "timeoutMs": timeout_ms,
     })
 }
 
@@ -280,7 +285,8 @@ async fn an_approved_node_is_asked_and_its_answer_reaches_who_asked() {
         "what is on no list was dropped: {list}"
     );
     assert_eq!(list["nodes"][0]["approvalState"], "approved");
-    let id = operator.ask("node.invoke", which(&device, 15_000)).await;
+    let question = which(&device, 15_000);
+    let id = operator.ask("node.invoke", question.clone()).await;
     let asked = event(&mut host, "node.invoke.request").await;
     assert!(asked.get("seq").is_none(), "{asked}");
     let asked = &asked["payload"];
@@ -290,7 +296,7 @@ async fn an_approved_node_is_asked_and_its_answer_reaches_who_asked() {
         asked["paramsJSON"], r#"{"bins":["sh"]}"#,
         "only what is on the list"
     );
-    assert_eq!(asked["idempotencyKey"], "key-1");
+    assert_eq!(asked["idempotencyKey"], question["idempotencyKey"]);
     assert_eq!(asked["timeoutMs"], 15_000);
     let text = r#"{"bins":{"sh":"/bin/sh"}}"#;
     let result =
@@ -455,7 +461,7 @@ async fn the_approvals_document_of_a_node_is_relayed_by_its_own_methods_only() {
     assert_eq!(operator.answer(&id).await["payload"], document);
     for command in ["system.execApprovals.get", "system.execApprovals.set"] {
         let params = json!({
-            "nodeId": device.id(), "command": command, "params": {}, "idempotencyKey": "k",
+            "nodeId": device.id(), "command": command, "params": {}, "idempotencyKey": key(),
         });
         let error = operator.refused("node.invoke", params).await;
         assert_eq!(
@@ -497,7 +503,8 @@ async fn what_a_node_says_before_its_answer_reaches_who_asked_in_order_and_nobod
     let device = Device::new();
     let mut host = node(&gateway, &device, DECLARED).await;
     approve(&mut operator, &mut host, &device).await;
-    let frame = operator.ask("node.invoke", which(&device, 30_000)).await;
+    let question = which(&device, 30_000);
+    let frame = operator.ask("node.invoke", question.clone()).await;
     let asked = event(&mut host, "node.invoke.request").await["payload"]["id"].clone();
     let piece = |id: &Value, seq: u64, chunk: &str| json!({ "invokeId": id, "nodeId": device.id(), "seq": seq, "chunk": chunk });
     let (taken, late) = (
@@ -527,7 +534,7 @@ async fn what_a_node_says_before_its_answer_reaches_who_asked_in_order_and_nobod
         let told = event(&mut operator, "node.invoke.progress").await;
         assert_eq!(
             told["payload"],
-            json!({ "idempotencyKey": "key-1", "nodeId": device.id(), "command": "system.which", "seq": seq, "chunk": chunk })
+            json!({ "idempotencyKey": question["idempotencyKey"], "nodeId": device.id(), "command": "system.which", "seq": seq, "chunk": chunk })
         );
     }
     // A caller that reads nothing costs the others nothing: what does not fit is dropped.
@@ -634,4 +641,61 @@ async fn a_signed_request_makes_room_for_nobody_while_it_is_done() {
     let read = socket.read_to_string(&mut answer);
     let (status, answer) = Sent::read(&answer);
     assert_eq!(status, 200, "{read:?} {answer}");
+}
+
+/// wire.md 3: a request with the same key is done once; who lost the answer gets it again, for five minutes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_asked_once_under_one_key_and_who_asks_again_hears_the_same_answer() {
+    let gateway = Gateway::start();
+    let mut operator = admin(&gateway).await;
+    let device = Device::new();
+    let mut host = node(&gateway, &device, &["system.notify"]).await;
+    approve(&mut operator, &mut host, &device).await;
+    let ask = |key: &str, title: &str| {
+        json!({
+            "nodeId": device.id(), "command": "system.notify", "idempotencyKey": key,
+            "params": { "title": title },
+        })
+    };
+    let first = operator.ask("node.invoke", ask("once", "a")).await;
+    let asked = event(&mut host, "node.invoke.request").await;
+    // Under way still: it is not asked twice.
+    let mut other = admin(&gateway).await;
+    let again = other.call("node.invoke", ask("once", "a")).await;
+    assert_eq!(
+        again["error"]["details"]["code"], "NODE_REPEATED",
+        "{again}"
+    );
+    let answer = json!({
+        "id": asked["payload"]["id"], "nodeId": device.id(), "ok": true, "payloadJSON": "{\"shown\":1}",
+    });
+    host.get("node.invoke.result", answer).await;
+    let said = operator.answer(&first).await;
+    assert_eq!(said["payload"]["payload"]["shown"], 1, "{said}");
+    // Its answer was lost on the way: the same one comes again, on another connection too.
+    let again = other.call("node.invoke", ask("once", "a")).await;
+    assert_eq!(again["payload"], said["payload"], "{again}");
+    // Another question is not answered by it.
+    let again = other.call("node.invoke", ask("once", "b")).await;
+    assert_eq!(
+        again["error"]["details"]["code"], "NODE_REPEATED",
+        "{again}"
+    );
+    // In all, the node was asked once; a new key asks it again.
+    let second = operator.ask("node.invoke", ask("twice", "c")).await;
+    let asked = event(&mut host, "node.invoke.request").await;
+    assert!(
+        asked["payload"]["paramsJSON"]
+            .as_str()
+            .unwrap()
+            .contains('c'),
+        "{asked}"
+    );
+    let answer = json!({ "id": asked["payload"]["id"], "nodeId": device.id(), "ok": true });
+    host.get("node.invoke.result", answer).await;
+    assert_eq!(operator.answer(&second).await["ok"], true);
+    let acts = operator
+        .get("audit.query", json!({ "action": "nodes.invoke" }))
+        .await;
+    assert_eq!(acts["records"].as_array().unwrap().len(), 2, "{acts}");
 }

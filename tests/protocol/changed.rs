@@ -110,6 +110,72 @@ fn run(argv: &[&str]) -> Value {
     json!({"agent": "demo", "target": "sandbox", "argv": argv, "idempotencyKey": hex(&random::<8>())})
 }
 
+/// Devices that nobody knows connect under a secret while it is changed. What is recorded of them under the old one is
+/// recorded before the change, or not at all.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_device_is_paired_nor_asks_nor_gets_a_key_under_a_secret_that_has_been_changed() {
+    const OF_DEVICES: &[&str] = &["pairing.auto_approve", "pairing.request", "signing.mint"];
+    let gateway = gateway();
+    let mut operator = admin(&gateway).await;
+    let owner = Device::new();
+    let (mut paired, mut refused) = (0, 0);
+    for round in 0..times(6, 60) {
+        let kind = [Kind::Token, Kind::Password][round % 2];
+        let mut secret = Secret::new(kind, &owner, &mut operator).await;
+        let auth = match kind {
+            Kind::Password => json!({ "password": secret.text, "user": "ann" }),
+            _ => json!({ "token": secret.text }),
+        };
+        let strangers: Vec<_> = (0..24)
+            .map(|n| {
+                let (port, auth) = (gateway.port(), auth.clone());
+                tokio::spawn(async move {
+                    let mut client = Client::dial_port(port).await.ok()?;
+                    let device = Device::new();
+                    let connect = Connect::bare().auth(auth).device(&device);
+                    let connect = match n % 3 {
+                        0 => connect.role("node"),
+                        // More than local trust gives: it waits for a person.
+                        1 => connect.scopes(ALL),
+                        _ => connect.scopes(&["operator.read"]),
+                    };
+                    let mut params = connect.params(&client.nonce, client.ts);
+                    params["caps"] = json!(["request-signing-v1"]);
+                    client.try_call("connect", params).await
+                })
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_millis(
+            5 * u64::try_from(round).unwrap() % 40,
+        ))
+        .await;
+        let change = secret.change(&mut operator).await;
+        for stranger in strangers {
+            match stranger.await.unwrap() {
+                Some(answer) if answer["ok"] == true => paired += 1,
+                _ => refused += 1,
+            }
+        }
+        for action in OF_DEVICES {
+            let late = operator
+                .get(
+                    "audit.query",
+                    json!({"action": action, "sinceSeq": change, "limit": 100}),
+                )
+                .await;
+            let late = late["records"].as_array().unwrap();
+            assert!(
+                late.is_empty(),
+                "{kind:?} changed by record {change}: {late:?}"
+            );
+        }
+    }
+    figure(&format!(
+        "connects of new devices against a change: {paired} before, {refused} refused, 0 recorded after"
+    ));
+    assert!(refused > 0);
+}
+
 /// After the answer of the change no frame is answered on this socket.
 async fn is_over(socket: &mut Client) {
     let id = socket.ask("health", json!({})).await;

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::protocol::signed_http::Signer;
 use crate::support::gateway::Gateway;
-use crate::support::ws::{Client, admin};
+use crate::support::ws::{Came, Client, Connect, admin};
 
 #[test]
 fn a_body_is_not_read_from_who_has_no_session_and_a_login_no_further_than_a_form() {
@@ -158,4 +158,31 @@ async fn a_connect_of_many_words_is_refused_before_anything_is_kept() {
         gateway.json(&["devices", "list"]),
         json!({ "pending": [], "paired": [] })
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_ask_for_health_alone_holds_no_more_room_than_before_he_was_known() {
+    let gateway = Gateway::with(&[("gateway.local.local_trust", "false")]);
+    let mut client = Client::dial(&gateway).await;
+    let hello = client.hello(&Connect::token()).await;
+    assert_eq!(hello["auth"]["scopes"], json!([]), "{hello}");
+    assert_eq!(hello["policy"]["maxPayload"], 64 * 1024);
+    assert_eq!(client.call("health", json!({})).await["ok"], true);
+    let large = json!({ "x": "a".repeat(64 * 1024) });
+    let id = client.ask("health", large).await;
+    loop {
+        match client.next().await {
+            Came::Frame(frame) => assert_ne!(frame["id"], id.as_str(), "{frame}"),
+            Came::Closed(code, _) => {
+                assert_eq!(code, 1009);
+                break;
+            }
+            Came::Gone => break,
+        }
+    }
+    // Who has a scope may say more.
+    let mut operator = admin(&gateway).await;
+    let large = json!({ "name": "LARGE", "valueBase64": "YWFh".repeat(20 * 1024) });
+    let answer = operator.call("vault.set", large).await;
+    assert_ne!(answer["error"]["code"], "INVALID_FRAME", "{answer}");
 }

@@ -23,6 +23,7 @@ fn facts(seed: u8) -> ConnectFacts {
         role: Role::Operator,
         asked: [Scope::Read].into_iter().collect(),
         authenticated: true,
+        secret: None,
         device_token: None,
         local_operator: false,
         local_scopes: [Scope::Read].into_iter().collect(),

@@ -83,6 +83,7 @@ async fn signing_that_crashes_takes_nothing_from_before_and_keeps_its_keys() {
         role: Role::Operator,
         asked: scopes.clone(),
         authenticated: true,
+        secret: None,
         device_token: None,
         local_operator: true,
         local_scopes: scopes.clone(),

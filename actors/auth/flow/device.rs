@@ -1,6 +1,6 @@
 //! Who comes in with a device: its signature over this socket's challenge, and pairing's word on it.
 
-use portcullis_core::auth::{Principal, Proof};
+use portcullis_core::auth::{Principal, Proof, SecretStanding};
 use portcullis_core::codes;
 use portcullis_core::device::{self, Claim};
 use portcullis_core::ids::DeviceId;
@@ -17,7 +17,7 @@ use super::secret::no_secret;
 pub(super) async fn by_device(
     wiring: &AuthWiring,
     arrival: &Arrival,
-    shared: bool,
+    secret: Option<SecretStanding>,
 ) -> Result<Admitted, ConnectRefusal> {
     let Arrival {
         checked,
@@ -29,12 +29,14 @@ pub(super) async fn by_device(
     let auth = checked.params.auth.as_ref();
     // An explicit device token, else the token field: a stored device token may travel in either (wire.md 5, 12).
     let explicit = auth.and_then(|a| a.device_token.as_deref());
+    let shared = secret.is_some();
     let presented = explicit.or_else(|| auth.and_then(|a| a.token.as_deref()));
     if !shared && presented.is_none() {
         return Err(no_secret(false, true));
     }
     let facts = ConnectFacts {
         authenticated: shared,
+        secret,
         device_token: presented.filter(|_| !shared).map(TokenHash::of),
         ..facts(wiring, arrival, device_id.clone(), public_key)
     };
@@ -103,6 +105,7 @@ pub(super) fn facts(
         role: checked.role,
         asked: checked.asked.clone(),
         authenticated: false,
+        secret: None,
         device_token: None,
         local_operator: wiring.local_trust && peer.is_local && peer.is_operator,
         local_scopes: wiring.local_scopes.clone(),

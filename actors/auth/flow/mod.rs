@@ -74,15 +74,18 @@ async fn over_tcp(desk: &Desk, arrival: Arrival) -> Result<Admitted, ConnectRefu
             secret::alone(desk, &arrival, proven).map_err(words)
         };
     }
-    let is_shared = proven.shared.is_some();
-    let mut admitted = device::by_device(&desk.wiring, &arrival, is_shared)
+    let standing = proven
+        .shared
+        .as_ref()
+        .map(|shared| shared.standing(&desk.credentials));
+    let mut admitted = device::by_device(&desk.wiring, &arrival, standing.clone())
         .await
         .map_err(words)?;
     let principal = &mut admitted.principal;
     // One that came in by a token of its own owes the shared secret nothing.
     if let (Some(shared), Proof::SharedTokenAndDevice(device)) = (&proven.shared, &principal.proof)
     {
-        principal.secret = Some(shared.standing(&desk.credentials));
+        principal.secret = standing;
         if let Shared::Password(name) = shared {
             principal.proof = Proof::PasswordAndDevice(name.clone(), device.clone());
         }

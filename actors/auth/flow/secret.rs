@@ -141,9 +141,14 @@ pub(super) async fn source(
 }
 
 pub(super) fn too_many(limited: Limited) -> ConnectRefusal {
+    let text = if limited.is_busy {
+        "unauthorized: too many authentication attempts at once (retry later)"
+    } else {
+        "unauthorized: too many failed authentication attempts (retry later)"
+    };
     let mut refusal = ConnectRefusal::detailed(
         "INVALID_REQUEST",
-        "unauthorized: too many failed authentication attempts (retry later)",
+        text,
         json!({
             "code": "AUTH_RATE_LIMITED", "authReason": "rate_limited",
             "canRetryWithDeviceToken": false, "recommendedNextStep": "wait_then_retry",

@@ -47,6 +47,7 @@ fn facts(n: u32, role: Role, asked: &[Scope]) -> ConnectFacts {
         role,
         asked: set(asked),
         authenticated: true,
+        secret: None,
         device_token: None,
         local_operator: false,
         local_scopes: set(&[Scope::Read, Scope::Write]),
