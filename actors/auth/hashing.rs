@@ -1,7 +1,7 @@
 //! Slow looks at secrets: counted first, a few at a time, off the loop, and never all of them a stranger's.
 //!
-//! Strangers take turns by network: next is whose network has been wrong least often of late, and where all places are
-//! taken, the one that has been most makes room. So whoever guesses from many addresses of his waits for himself, and a
+//! Strangers take turns: next is whose network, and within it whose own address, has been wrong least often of late, and
+//! where all places are taken, the one that has been most makes room. So whoever guesses from many addresses of his waits for himself, and a
 //! person who comes from elsewhere, or from this machine, waits for one look. Against guessers in more networks than there
 //! are looks in a minute this does not help; devices do, whose looks have a place of their own.
 
@@ -77,14 +77,21 @@ struct Waiting {
     since: Millis,
 }
 
+/// What wrong looks are held against.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Held {
+    Network(Source),
+    Source(Source),
+}
+
 /// See the module.
 pub(super) struct Hashing {
     limiter: Limiter,
     known: VecDeque<Waiting>,
     /// In the order in which they came.
     strangers: Vec<Waiting>,
-    /// When looks for a stranger's network were wrong: no more than are made in [`LATELY_MS`].
-    wrong: BTreeMap<Source, VecDeque<Millis>>,
+    /// When looks for strangers were wrong, by network and by source: no more than are made in [`LATELY_MS`].
+    wrong: BTreeMap<Held, VecDeque<Millis>>,
     running: BTreeMap<u64, Running>,
     /// Looks that were really made.
     pub made: u64,
@@ -157,8 +164,12 @@ impl Hashing {
         let _ = look.answer.send(Err(Limited::busy(FULL_MS)));
     }
 
-    fn wrong_of(&self, source: &Source) -> usize {
-        self.wrong.get(&source.network()).map_or(0, VecDeque::len)
+    fn wrong_of(&self, source: &Source) -> [usize; 2] {
+        let held = [
+            Held::Network(source.network()),
+            Held::Source(source.clone()),
+        ];
+        held.map(|held| self.wrong.get(&held).map_or(0, VecDeque::len))
     }
 
     fn forget(&mut self, now: Millis) {
@@ -224,8 +235,10 @@ impl Hashing {
             return;
         };
         if right.is_none() && !look.is_known {
-            let wrong = self.wrong.entry(look.source.network()).or_default();
-            wrong.push_back(now);
+            let network = Held::Network(look.source.network());
+            for held in [network, Held::Source(look.source.clone())] {
+                self.wrong.entry(held).or_default().push_back(now);
+            }
         }
         for (at, class) in look.counted.iter().enumerate() {
             let tried = match right {
@@ -363,7 +376,42 @@ mod tests {
         assert!(waits.is_empty(), "{waits:?}");
         let busy = guessers.iter_mut().filter_map(|one| one.try_recv().ok());
         assert!(busy.filter_map(Result::err).all(|limited| limited.is_busy));
-        assert!(hashing.wrong.len() < 5, "bounded");
+        assert!(hashing.wrong.len() < 100, "bounded");
+    }
+
+    #[test]
+    fn a_neighbour_of_guessers_comes_before_those_who_were_wrong() {
+        let mut hashing = Hashing::new();
+        let mut answers = vec![];
+        let mut ask = |hashing: &mut Hashing, last: u8, second: u64| {
+            let (mut look, answered) = look(0, false);
+            look.source = Source::Address([192, 0, 2, last].into());
+            hashing.ask(look, Millis(second * 1_000));
+            answers.push(answered);
+        };
+        for second in 0..20 {
+            for guesser in 10..34 {
+                ask(&mut hashing, guesser, second);
+            }
+            if second > 0 {
+                hashing.ended(second, None, Millis(second * 1_000));
+            }
+            assert!(hashing.next(second + 1, Millis(second * 1_000)).is_some());
+        }
+        // All 24 have asked, 20 of them were wrong; four wait that were not yet, and he is behind them at the most.
+        ask(&mut hashing, 75, 20);
+        for second in 20..25 {
+            hashing.ended(second, None, Millis(second * 1_000));
+            assert!(hashing.next(second + 1, Millis(second * 1_000)).is_some());
+        }
+        let source = &hashing.running[&25].source;
+        assert!(
+            hashing
+                .strangers
+                .iter()
+                .all(|w| w.look.source != Source::Address([192, 0, 2, 75].into())),
+            "{source:?}"
+        );
     }
 
     #[test]
