@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use portcullis_core::auth::{Principal, Role, Scope};
+use portcullis_core::auth::{Principal, Proof, Role, Scope};
 use portcullis_core::codes;
 use portcullis_core::nodes::{Connected, Declared};
 use portcullis_core::protocol::connect::Hello;
@@ -33,6 +33,8 @@ const PATH_SHOWN: usize = 1_024;
 /// For a refusal to be taken.
 const GOODBYE: Duration = Duration::from_secs(5);
 
+/// Of a `connect` whose frames would be keyed by something else than what let it in.
+const ONE_TOKEN: &str = "frameSigning needs one token in auth and no other secret: the frames are keyed by what is checked";
 /// The close reason of a stranger whose time is over (with 1000, as the peer has it: wire.md section 1).
 const LATE: &str = "handshake timeout";
 
@@ -151,11 +153,8 @@ async fn try_shake(
     let signing = match &checked.params.frame_signing {
         None => None,
         Some(asked) => {
-            let key = checked.params.frame_key().ok_or_else(|| {
-                refused(ConnectRefusal::invalid(
-                    "frameSigning needs one token in auth and no other secret: the frames are keyed by what is checked",
-                ))
-            })?;
+            let key = checked.params.frame_key().filter(|_| bearer.is_none());
+            let key = key.ok_or_else(|| refused(ConnectRefusal::invalid(ONE_TOKEN)))?;
             Some(Keys::derive(key, &nonce, &asked.nonce))
         }
     };
@@ -179,6 +178,21 @@ async fn try_shake(
         }
     };
     let admitted = decision.map_err(|refusal| End::Refused(id.clone(), Box::new(refusal)))?;
+    // Let in by something else, the token that would key the frames has been looked at by nobody.
+    let by_token = matches!(
+        admitted.principal.proof,
+        Proof::SharedToken
+            | Proof::SharedTokenAndDevice(_)
+            | Proof::DeviceToken(_)
+            | Proof::AgentToken(_)
+            | Proof::SetupCode(_)
+    );
+    if signing.is_some() && !by_token {
+        return Err(End::Refused(
+            id.clone(),
+            Box::new(ConnectRefusal::invalid(ONE_TOKEN)),
+        ));
+    }
     let conn_id: Arc<str> = uuid::Uuid::new_v4().to_string().into();
     // On the list before the hello goes out: a revocation from now on finds this socket. One from before is found here.
     let principal = Arc::new(admitted.principal);

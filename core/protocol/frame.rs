@@ -98,6 +98,12 @@ impl<'a> Request<'a> {
 /// # Errors
 /// The text for `invalid <method> params: …`.
 pub fn read_params<'a, T: Deserialize<'a>>(params: &'a Value, method: &str) -> Result<T, String> {
+    // serde would take a list for an object, by the order of its fields.
+    if params.is_array() {
+        return Err(format!(
+            "invalid {method} params: a list where an object belongs"
+        ));
+    }
     T::deserialize(params).map_err(|e| format!("invalid {method} params: {e}"))
 }
 

@@ -57,7 +57,7 @@ async fn an_invalid_request_frame_is_answered_under_its_id() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_frame_passes_after_connect_and_26_mib_are_closed_with_1009() {
     let gateway = Gateway::start();
-    let mut client = by_token(&gateway, &[]).await;
+    let mut client = by_token(&gateway, &["operator.read"]).await;
     // Over the stranger's 64 KiB: answered.
     let id = client
         .ask("health", json!({"pad": "x".repeat(1 << 20)}))
@@ -70,7 +70,7 @@ async fn a_large_frame_passes_after_connect_and_26_mib_are_closed_with_1009() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_size_announced_after_connect_is_refused_before_it_arrives() {
     let gateway = Gateway::start();
-    let mut client = by_token(&gateway, &[]).await;
+    let mut client = by_token(&gateway, &["operator.read"]).await;
     let mut header = vec![0x81, 0x80 | 127];
     header.extend((1_u64 << 33).to_be_bytes());
     header.extend([0; 4]);

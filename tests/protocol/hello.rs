@@ -150,6 +150,17 @@ async fn params_of_the_wrong_shape_are_refused_by_field() {
         "{error}"
     );
     assert_eq!(error["details"]["code"], "INVALID_PARAMS");
+    // A list is no object, though its items stand in the order of the fields.
+    for (method, params) in [
+        ("device.pair.approve", json!(["no-such-request"])),
+        ("device.pair.list", json!([])),
+    ] {
+        let answer = client.call(method, params).await;
+        assert_eq!(
+            answer["error"]["details"]["code"], "INVALID_PARAMS",
+            "{method}: {answer}"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -223,6 +223,26 @@ async fn signing_needs_a_token_and_a_nonce() {
         let said = error["message"].as_str().unwrap();
         assert!(said.contains(why), "{said}");
     }
+    // The frames are keyed by what let the client in, or it is not let in.
+    let bearer = format!("Bearer {TOKEN}");
+    let bogus = [
+        json!({ "bootstrapToken": "bogus-bogus-bogus-bogus" }),
+        json!({ "deviceToken": "bogus-bogus-bogus-bogus" }),
+        json!({ "token": TOKEN }),
+    ];
+    for auth in &bogus {
+        let headers = [("Authorization", bearer.as_str())];
+        let mut by_bearer = Client::dial_with(&gateway, &headers).await.unwrap();
+        let mut by_uid = Client::control(&gateway.state()).await;
+        for client in [&mut by_bearer, &mut by_uid] {
+            let connect = Connect::bare().auth(auth.clone());
+            let mut params = connect.params(&client.nonce, client.ts);
+            params["frameSigning"] = json!({ "nonce": NONCE });
+            let error = client.refused("connect", params).await;
+            let said = error["message"].as_str().unwrap();
+            assert!(said.contains("keyed by what is checked"), "{said}");
+        }
+    }
     // Not asked for, nothing is signed: clients connect unmodified.
     let mut client = Client::dial(&gateway).await;
     let hello = client.hello(&Connect::token()).await;

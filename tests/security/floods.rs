@@ -71,7 +71,7 @@ async fn an_agents_message_is_stopped_where_an_operators_goes_on() {
         told(1009, "frame too large")
     );
 
-    let mut operator = by_token(&gateway, &[]).await;
+    let mut operator = by_token(&gateway, &["operator.read"]).await;
     let more = json!({ "x": "x".repeat(4 * 1024 * 1024) });
     operator.get("health", more).await;
 }
