@@ -191,7 +191,7 @@ async fn is_over(socket: &mut Client) {
     }
 }
 
-/// Rounds of a change against 32 requests in flight on four sockets, and two that connect meanwhile.
+/// Rounds of a change against 32 requests in flight on four sockets, and (with a token) two that connect meanwhile.
 async fn race(kind: Kind) {
     let gateway = gateway();
     let mut operator = admin(&gateway).await;
@@ -223,7 +223,9 @@ async fn race(kind: Kind) {
             if kind != Kind::Password {
                 tokio::time::sleep(Duration::from_micros(u64::from(random::<1>()[0]) * 60)).await;
             }
-            for _ in 0..2 {
+            // With an old password they are wrong guesses, of which a few in a minute lock everybody here out.
+            let count = if kind == Kind::Password { 0 } else { 2 };
+            for _ in 0..count {
                 let mut newcomer = Client::dial(&gateway).await;
                 let params = connect.params(&newcomer.nonce, newcomer.ts);
                 newcomer.ask("connect", params).await;
