@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{
     Basis, Grant, Limits, Put, Record, Refusal, Requester, Resolution, Status, Step, Subject,
 };
-use crate::auth::{Principal, Role};
+use crate::auth::{Principal, Role, SecretName, SecretStanding};
 use crate::codes::Code;
 use crate::ids::{AgentId, ApprovalId, Hash32};
 use crate::plan::{ExecPlan, V1};
@@ -532,6 +532,13 @@ pub(super) fn ended(record: &Record, status: Status, why: &str, now: Millis) -> 
     Put::Record(Box::new(record))
 }
 
+fn password(standing: Option<&SecretStanding>) -> Option<&str> {
+    match &standing?.secret {
+        SecretName::Password(name) => Some(name),
+        _ => None,
+    }
+}
+
 /// May this principal on this connection answer that request? By role, name and connection: another operator, or who is at
 /// this machine's console (a uid, the shared token) on another connection; never the device that asked, nor the user of a
 /// proxy or a password on whatever connection, never an agent.
@@ -552,7 +559,10 @@ pub(super) fn may_answer(
     // By name: a page is opened by the code of a device or a user, too.
     let name = by.name();
     let is_console = name == "token" || name.starts_with("uid:");
-    let same_user = !is_console && name == requester.name;
+    // A password is one person's, with a device and without.
+    let same_password = password(by.secret.as_ref())
+        .is_some_and(|own| password(requester.secret.as_ref()) == Some(own));
+    let same_user = same_password || (!is_console && name == requester.name);
     if connection.is_empty() || connection == requester.connection || same_device || same_user {
         return Err(Refusal::SelfApproval);
     }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::auth::{Door, Proof, Scope};
+use crate::auth::{Door, Proof, Scope, SecretName, SecretStanding};
 use crate::ids::DeviceId;
 use crate::plan::tests::host_plan;
 use crate::policy::{AgentPolicy, Elevated, ExecMode};
@@ -195,6 +195,33 @@ fn who_asked_cannot_answer_and_agents_never_can() {
         }
         let other = principal(Proof::ProxyUser("bob".to_owned()), Role::Operator, None);
         assert!(say(&mut m, "a0001", Word::AllowOnce, &other, "c-3").is_ok());
+    }
+    // One person's password, once without a device and once with one.
+    let by_password = |proof, name: &str| Principal {
+        secret: Some(SecretStanding {
+            secret: SecretName::Password(name.to_owned()),
+            generation: 1,
+        }),
+        ..principal(proof, Role::Operator, None)
+    };
+    let alone = by_password(Proof::Password("ann".to_owned()), "ann");
+    let with_device = Proof::PasswordAndDevice("ann".to_owned(), device("b"));
+    let with_device = by_password(with_device, "ann");
+    let bob = by_password(Proof::Password("bob".to_owned()), "bob");
+    for (asks, answers) in [(&alone, &with_device), (&with_device, &alone)] {
+        let mut m = machine();
+        let mut plan = host_plan(&["uname"]);
+        plan.principal = asks.name();
+        let asked = m.ask(plan, Requester::new(asks, "c-1"), None, id(1), NOW);
+        let Asked::New(step) = asked.unwrap() else {
+            panic!()
+        };
+        m.settle(step);
+        assert_eq!(
+            say(&mut m, "a0001", Word::AllowOnce, answers, "c-2"),
+            Err(Refusal::SelfApproval)
+        );
+        assert!(say(&mut m, "a0001", Word::AllowOnce, &bob, "c-3").is_ok());
     }
     let mut m = machine();
     asked(&mut m, 1, host_plan(&["uname"])).unwrap();
