@@ -18,6 +18,7 @@ use portcullis_core::auth::Holder;
 use portcullis_core::codes;
 use portcullis_core::ids::{ApprovalId, Hash32};
 use portcullis_core::plan::ExecPlan;
+use portcullis_core::policy::Verdict;
 use portcullis_core::time::Millis;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -73,6 +74,15 @@ impl Room for Approval {
         self.expire().await?;
         match msg {
             ApprovalMsg::Decide(ask, reply) => self.decide(*ask, reply).await?,
+            ApprovalMsg::Outright(agent, target, reply) => {
+                let denied = self.machine.denied_outright(&agent, &target);
+                reply.ok(denied.and_then(|verdict| match verdict {
+                    Verdict::Deny { code, message, fix } => {
+                        Some(Decision::Deny { code, message, fix })
+                    }
+                    Verdict::Allow { .. } | Verdict::Ask { .. } => None,
+                }));
+            }
             ApprovalMsg::Find(principal, key, reply) => reply.ok(self.find(&principal, &key)),
             ApprovalMsg::Get(id, reply) => {
                 reply.send(self.machine.get(&id).cloned().map_err(Into::into));
@@ -136,8 +146,15 @@ impl Approval {
             .as_deref()
             .is_some_and(|key| self.machine.find(&requester.name, key).is_some());
         let id = match ask.id {
-            Some(id) if asked_before || self.machine.may_choose(&id).is_ok() => id,
-            Some(_) => return answer(reply, Err(Refusal::IdTaken.into())),
+            Some(id) => {
+                let may = self.machine.may_choose(&id, &requester.name, now);
+                if let Err(refusal) = may
+                    && !asked_before
+                {
+                    return answer(reply, Err(refusal.into()));
+                }
+                id
+            }
             None => self.free_id()?,
         };
         let entry = Entry {
@@ -177,16 +194,13 @@ impl Approval {
         Ok(())
     }
 
-    /// An id of ours that no other begins with, also none that a requester chose. Requesters can take every beginning
-    /// of a UUID (sixteen of one digit are enough), but no reserved one.
+    /// An id of ours: no requester can choose its beginning.
     fn free_id(&self) -> Result<ApprovalId, Crash> {
-        for prefix in ["", "", "", Machine::RESERVED] {
-            let id = ApprovalId::new(&format!("{prefix}{}", uuid::Uuid::new_v4()))?;
-            if self.machine.is_free(&id).is_ok() {
-                return Ok(id);
-            }
-        }
-        Err(Crash::new("two new UUIDs are the same"))
+        let id = ApprovalId::new(&format!("{}{}", Machine::RESERVED, uuid::Uuid::new_v4()))?;
+        self.machine
+            .is_free(&id)
+            .map_err(|_| Crash::new("two new UUIDs are the same"))?;
+        Ok(id)
     }
 
     fn find(&self, principal: &str, key: &str) -> Option<Found> {

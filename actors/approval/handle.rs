@@ -11,7 +11,8 @@ use crate::supervision::{
 use portcullis_core::approval::{Grant, NOTE_MAX, Policy, Record, Status, Word, record_json};
 use portcullis_core::audit::Seq;
 use portcullis_core::auth::{Holder, Principal};
-use portcullis_core::ids::{ApprovalId, Hash32};
+use portcullis_core::ids::{AgentId, ApprovalId, Hash32};
+use portcullis_core::plan::Target;
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -43,6 +44,20 @@ impl ApprovalHandle {
     pub async fn decide(&self, ask: Ask) -> Result<Decision, ApprovalRefusal> {
         let ask = Box::new(ask);
         self.ask(|reply| ApprovalMsg::Decide(ask, reply)).await
+    }
+
+    /// Why nothing of this agent runs there, whatever the command is. Before a plan is made of one.
+    ///
+    /// # Errors
+    /// [`ApprovalRefusal`].
+    pub async fn denied_outright(
+        &self,
+        agent: &AgentId,
+        target: &Target,
+    ) -> Result<Option<Decision>, ApprovalRefusal> {
+        let (agent, target) = (agent.clone(), target.clone());
+        self.ask(|reply| ApprovalMsg::Outright(agent, target, reply))
+            .await
     }
 
     /// What this principal asked under this key before, also before a restart.

@@ -12,8 +12,8 @@ use portcullis_core::approval::{Agents, Grant, PlanSealer, Policy, Record, Refus
 use portcullis_core::audit::Seq;
 use portcullis_core::auth::{Holder, Principal};
 use portcullis_core::codes::Code;
-use portcullis_core::ids::{ApprovalId, Hash32};
-use portcullis_core::plan::ExecPlan;
+use portcullis_core::ids::{AgentId, ApprovalId, Hash32};
+use portcullis_core::plan::{ExecPlan, Target};
 use portcullis_core::time::Millis;
 use serde_json::Value;
 use std::sync::Arc;
@@ -217,6 +217,8 @@ type Answer<T> = Reply<T, ApprovalRefusal>;
 pub enum ApprovalMsg {
     /// A plan to decide on.
     Decide(Box<Ask>, Answer<Decision>),
+    /// Is it denied whatever the command is?
+    Outright(AgentId, Target, Answer<Option<Decision>>),
     /// An earlier try of this principal under this key.
     Find(String, String, Answer<Option<Found>>),
     /// One question, by id or a unique beginning of it.

@@ -80,7 +80,9 @@ impl Room for Audit {
     async fn handle(&mut self, msg: AuditMsg) -> Result<(), Crash> {
         match msg {
             AuditMsg::Append(body, reply) => self.submit(Job::Append(body, Answer::Room(reply))),
-            AuditMsg::Once(body, reply) => self.submit(Job::Once(body, Answer::Room(reply))),
+            AuditMsg::Once(body, refused, reply) => {
+                self.submit(Job::Once(body, refused, Answer::Room(reply)))
+            }
             AuditMsg::Head(reply) => {
                 reply.ok(self.writer.status().head);
                 Ok(())
@@ -150,7 +152,7 @@ impl Audit {
                     Job::Append(_, answer) | Job::Close(answer) => {
                         answer.send(Err(AuditError::Overloaded));
                     }
-                    Job::Once(_, answer) => answer.send(Err(AuditError::Overloaded)),
+                    Job::Once(_, _, answer) => answer.send(Err(AuditError::Overloaded)),
                     Job::Look(answer) => answer.send(Err(AuditError::Overloaded)),
                 }
                 Ok(())

@@ -2,7 +2,7 @@
 
 use super::actor::Audit;
 use super::error::AuditError;
-use super::messages::AuditMsg;
+use super::messages::{AuditMsg, Refused};
 use super::offline::VerifyReport;
 use super::read::Found;
 use crate::supervision::{CallError, Feed, FeedReader, Handle, Policy, Reply, TreeBuilder};
@@ -50,9 +50,10 @@ impl AuditHandle {
     ///
     /// # Errors
     /// As [`Self::intent`].
-    pub async fn intent_once(&self, entry: Entry) -> Result<Once, AuditError> {
+    pub async fn intent_once(&self, entry: Entry, refused: Refused) -> Result<Once, AuditError> {
         let body = Box::new(Body::intent(entry)?);
-        self.ask(WITHIN, |reply| AuditMsg::Once(body, reply)).await
+        self.ask(WITHIN, |reply| AuditMsg::Once(body, refused, reply))
+            .await
     }
 
     /// The act of that intent ended so. Durable when it returns.

@@ -8,12 +8,21 @@ use crate::supervision::Reply;
 use portcullis_core::audit::{Body, Head, Once, Query, Record, Seq};
 use std::sync::Arc;
 
+/// What a key means whose first try was refused before anything was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// The refusal is the answer to the key, as any other end.
+    Stands,
+    /// Nothing was done, so the key is free: a retry is a new try.
+    Anew,
+}
+
 /// A request to the audit room.
 pub enum AuditMsg {
     /// Record this durably.
     Append(Box<Body>, Reply<Seq, AuditError>),
     /// Record this intent, unless its idempotency key is there already.
-    Once(Box<Body>, Reply<Once, AuditError>),
+    Once(Box<Body>, Refused, Reply<Once, AuditError>),
     /// The newest durable record.
     Head(Reply<Head, AuditError>),
     /// The last records.

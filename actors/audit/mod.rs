@@ -29,7 +29,7 @@ pub use config::AuditConfig;
 pub use error::{AuditError, Fault};
 pub use handle::AuditHandle;
 pub use log::Clock;
-pub use messages::AuditMsg;
+pub use messages::{AuditMsg, Refused};
 pub use offline::{VerifyReport, verify_dir};
 pub use read::{Ended, Found, query_dir, tail_dir};
 

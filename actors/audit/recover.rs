@@ -172,7 +172,8 @@ fn read_tail(spec: &LogSpec, segments: &[Seq]) -> Result<Tail, AuditError> {
     }
     let mut tail = tail.ok_or_else(|| AuditError::Unreadable("no segment".into()))?;
     tail.is_marked = marked;
-    tail.has_keys = tail.ledger.once.len() >= spec.config.once_keys
+    // Of whoever sent the most the oldest are forgotten first, so as many again are read for the others.
+    tail.has_keys = tail.ledger.once.begun() >= spec.config.once_keys.saturating_mul(8)
         || first_ms.is_some_and(|ms| ms < keep_from);
     Ok(tail)
 }

@@ -7,6 +7,7 @@
 
 use super::error::AuditError;
 use super::log::{Log, LogSpec, OpenReport, Written};
+use super::messages::Refused;
 use super::offline::Horizon;
 use crate::supervision::{Feed, Flag, Reply};
 use portcullis_core::audit::{Body, BootId, Head, Once, OnceKey, Record, Seq};
@@ -61,8 +62,8 @@ impl<T> Answer<T> {
 pub(super) enum Job {
     /// Record this.
     Append(Box<Body>, Answer<Seq>),
-    /// Record this intent, unless its key is there.
-    Once(Box<Body>, Answer<Once>),
+    /// Record this intent, unless its key is there (see [`Refused`]).
+    Once(Box<Body>, Refused, Answer<Once>),
     /// What is durable now, and the newest records.
     Look(Answer<Look>),
     /// Write the stop mark and end.
@@ -288,7 +289,7 @@ impl Thread {
                 }
                 self.push(group, *body, answer, Wait::Seq);
             }
-            Job::Once(body, answer) => {
+            Job::Once(body, refused, answer) => {
                 if !answer.is_wanted() {
                     return;
                 }
@@ -303,10 +304,13 @@ impl Thread {
                 let now = self.log.spec().clock.stamp().wall_ms;
                 if let Some(index) = group.keys.get(&key) {
                     group.waits.push(Wait::Twin(*index, answer));
-                } else if let Some(seen) = self.log.ledger.once.get(&key, now) {
-                    answer.send(Ok(seen));
-                } else {
-                    self.push(group, *body, answer, Wait::New);
+                    return;
+                }
+                match self.log.ledger.once.get(&key, now) {
+                    Some(seen) if !(refused == Refused::Anew && seen.was_refused()) => {
+                        answer.send(Ok(seen));
+                    }
+                    _ => self.push(group, *body, answer, Wait::New),
                 }
             }
             Job::Look(answer) => group.looks.push(answer),

@@ -11,7 +11,7 @@ use portcullis_core::audit::{Entry, Outcome, OutcomeFilter, Query, Seq};
 use portcullis_core::auth::{Door, Principal, Role, Scope};
 use portcullis_core::codes::{self, Code};
 use portcullis_core::ids::DeviceId;
-use portcullis_core::pairing::News as PairingNews;
+use portcullis_core::pairing::{Caller, News as PairingNews};
 use portcullis_core::protocol::frame::ErrorBody;
 use portcullis_core::protocol::method::unknown;
 use portcullis_core::seal::Secret;
@@ -383,6 +383,7 @@ impl Methods {
         let hears = |scope| principal.role == Role::Operator && principal.scopes.allows(scope);
         News {
             pairing: hears(Scope::Pairing).then(|| self.pairing.news()),
+            caller: Caller::of(principal),
             // As with the peer: only who says that it can answer is told (wire.md section 10).
             approval: (hears(Scope::Approvals) && caps.iter().any(|c| c == "exec-approvals"))
                 .then(|| self.approval.feed()),
@@ -393,6 +394,8 @@ impl Methods {
 /// The events of one connection.
 pub(super) struct News {
     pairing: Option<FeedReader<PairingNews>>,
+    /// It hears of the devices that it is shown.
+    caller: Caller,
     approval: Option<FeedReader<ApprovalEvent>>,
 }
 
@@ -416,6 +419,7 @@ impl News {
         loop {
             let heard = tokio::select! {
                 item = next_of(&mut self.pairing) => match item {
+                    Some(news) if !self.caller.may_touch(news.event.device()) => None,
                     Some(news) => news.event.to_wire(),
                     None => return Heard::Missed,
                 },
@@ -572,20 +576,61 @@ mod tests {
     use super::*;
     use crate::supervision::Feed;
 
+    fn person() -> Caller {
+        Caller {
+            scopes: [Scope::Pairing].into_iter().collect(),
+            device: None,
+            is_device: false,
+        }
+    }
+
+    fn resolved(n: u64, digit: &str) -> PairingNews {
+        PairingNews::Resolved {
+            request_id: n.to_string(),
+            device_id: DeviceId::new(&digit.repeat(64)).unwrap(),
+            decision: Decision::Approved,
+            at_ms: Millis(n),
+        }
+    }
+
+    /// The bug: a device without admin is shown itself alone, and heard of all others' requests.
+    #[tokio::test]
+    async fn a_device_without_admin_hears_of_itself_alone() {
+        let feed = Feed::new();
+        let own = Caller {
+            device: Some(DeviceId::new(&"a".repeat(64)).unwrap()),
+            is_device: true,
+            ..person()
+        };
+        let admin = Caller {
+            scopes: [Scope::Admin].into_iter().collect(),
+            ..own.clone()
+        };
+        for (caller, first) in [(own, "2"), (admin, "1"), (person(), "1")] {
+            let mut news = News {
+                pairing: Some(feed.subscribe()),
+                caller,
+                approval: None,
+            };
+            feed.publish(resolved(1, "b"));
+            feed.publish(resolved(2, "a"));
+            let Heard::Event(_, payload) = news.next().await else {
+                panic!()
+            };
+            assert_eq!(payload["requestId"], first);
+        }
+    }
+
     /// The bug: a connection that could not keep up lost events without a trace.
     #[tokio::test]
     async fn events_that_a_slow_connection_missed_leave_a_gap() {
         let feed = Feed::new();
         let mut news = News {
             pairing: Some(feed.subscribe()),
+            caller: person(),
             approval: None,
         };
-        let resolved = |n: u64| PairingNews::Resolved {
-            request_id: n.to_string(),
-            device_id: DeviceId::new(&"a".repeat(64)).unwrap(),
-            decision: Decision::Approved,
-            at_ms: Millis(n),
-        };
+        let resolved = |n| resolved(n, "a");
         feed.publish(resolved(0));
         assert!(matches!(
             news.next().await,

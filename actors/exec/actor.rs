@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use portcullis_core::audit::{Outcome, OutcomeFilter, Query, Seq};
+use portcullis_core::audit::{Entry, Outcome, OutcomeFilter, Query, Seq};
 use portcullis_core::auth::{Principal, Role, Scope, Whose};
 use portcullis_core::codes;
 use portcullis_core::ids::{AgentId, DeviceId, RunId};
@@ -26,6 +26,10 @@ const NOTES: usize = 4;
 pub(super) const RUN: &str = "exec.run";
 /// Most intents of dead runs that are closed at a start: more than the limits of runs let be under way.
 const MOST_OPEN: usize = 1_000;
+/// Refusals of one agent are recorded no oftener than this.
+const RECORD_EVERY: Duration = Duration::from_secs(1);
+/// Agents whose refusals are told apart.
+const MOST_REFUSED: usize = 256;
 /// For the caller of a crashed run to take its last event.
 const TELL_WITHIN: Duration = Duration::from_secs(5);
 
@@ -45,6 +49,7 @@ struct Live {
     intent: Option<Seq>,
     recorded: bool,
     told: bool,
+    refused: Option<Box<Entry>>,
 }
 
 impl Live {
@@ -52,6 +57,7 @@ impl Live {
     fn listen(&mut self) {
         while let Ok(note) = self.notes.try_recv() {
             match note {
+                Note::Refused(entry) => self.refused = Some(entry),
                 Note::Intent(seq) => self.intent = Some(seq),
                 Note::Outcome => self.recorded = true,
                 Note::Told => self.told = true,
@@ -68,6 +74,8 @@ pub struct Exec {
     live: BTreeMap<u64, Live>,
     endings: Vec<Ending>,
     next: u64,
+    /// Agents whose refusals were recorded a moment ago, and how many were not since.
+    refusals: BTreeMap<AgentId, (Instant, u64)>,
 }
 
 /// Somebody waits for these runs to be over.
@@ -96,6 +104,7 @@ impl Room for Exec {
             live: BTreeMap::new(),
             endings: Vec::new(),
             next: 0,
+            refusals: BTreeMap::new(),
         })
     }
 
@@ -199,6 +208,7 @@ impl Exec {
                 intent: None,
                 recorded: false,
                 told: false,
+                refused: None,
             },
         );
         handle.begin(begin, reply).await;
@@ -334,6 +344,9 @@ impl Exec {
             return;
         };
         live.listen();
+        if let Some(entry) = live.refused.take() {
+            self.record(key, &live.agent, *entry);
+        }
         if let ChildEnd::Crashed(why) = end {
             tracing::error!(run = %live.run, %why, "a run's actor crashed");
         }
@@ -354,6 +367,35 @@ impl Exec {
             let _ = live.events.send_timeout(ended, TELL_WITHIN).await;
         };
         self.ctx.task("last_word", key, last).keep();
+    }
+}
+
+impl Exec {
+    /// One refusal of an agent in a second, with the number of those before it that were not recorded: who is refused
+    /// hundreds of times a second must not fill the log.
+    fn record(&mut self, key: u64, agent: &AgentId, entry: Entry) {
+        self.refusals
+            .retain(|_, (at, more)| at.elapsed() < RECORD_EVERY || *more > 0);
+        if let Some((at, more)) = self.refusals.get_mut(agent) {
+            if at.elapsed() < RECORD_EVERY {
+                *more += 1;
+                return;
+            }
+        } else if self.refusals.len() >= MOST_REFUSED {
+            return;
+        }
+        let more = self.refusals.insert(agent.clone(), (Instant::now(), 0));
+        let entry = match more {
+            Some((_, more)) if more > 0 => entry.with("more", more.to_string()),
+            _ => entry,
+        };
+        let audit = self.wiring.audit.clone();
+        let record = async move {
+            if let Err(error) = audit.event(entry).await {
+                tracing::warn!(%error, "a refusal could not be recorded");
+            }
+        };
+        self.ctx.task("refused", key, record).keep();
     }
 }
 

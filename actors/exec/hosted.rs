@@ -174,6 +174,11 @@ pub enum HostedNews {
 }
 
 impl HostedRun {
+    /// Ends it and all that it started, by force: nothing of it is left when this returns.
+    pub async fn kill(self) {
+        self.0.kill().await;
+    }
+
     /// What comes next; may be dropped and called again.
     pub async fn next(&mut self) -> HostedNews {
         match self.0.next().await {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use portcullis_cell::Stream;
-use portcullis_core::audit::Seq;
+use portcullis_core::audit::{Entry, Seq};
 use portcullis_core::auth::{Principal, Whose};
 use portcullis_core::codes::{self, Code};
 use portcullis_core::ids::{AgentId, ApprovalId, DeviceId, Hash32, RunId};
@@ -273,8 +273,10 @@ pub enum ExecMsg {
 }
 
 /// From a run to its owner, so that its crash can be recorded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Note {
+    /// It was refused: what is to be recorded of that, no oftener than the log bears.
+    Refused(Box<Entry>),
     /// Its intent is in the log: from here on it may act.
     Intent(Seq),
     /// Its outcome is in the log.

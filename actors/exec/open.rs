@@ -1,11 +1,12 @@
 //! Opening what will run on the host: once, by descriptor, with its digest. What another user could change is copied to sealed memory first.
 //! Everything here blocks: it runs on a blocking thread.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use portcullis_core::codes::{self, Code};
 use portcullis_core::display;
@@ -18,6 +19,8 @@ use sha2::{Digest, Sha256};
 use super::messages::ExecRefusal;
 use super::user::User;
 
+/// `f_type` of procfs: what lies there is another thing in each process.
+pub const PROC: u64 = 0x9fa0;
 /// Largest program.
 const MOST: u64 = 1 << 30;
 /// Largest program that is copied into memory.
@@ -148,18 +151,18 @@ fn find(name: &str, cwd: &str) -> Result<PathBuf, ExecRefusal> {
         })
 }
 
-/// The one spelling of a path, outside what is masked.
+/// The one spelling of a path, outside what is masked. What is not there, what its user does not reach, and what is the
+/// gateway's own have one answer: otherwise a root gateway would tell its agents what lies in folders that are closed to them.
 fn canonical(place: &Place, path: &Path) -> Result<(PathBuf, String), ExecRefusal> {
-    let found = path
-        .canonicalize()
-        .map_err(|error| refuse(codes::COMMAND_NOT_FOUND, path, error))?;
-    if place.masked.iter().any(|masked| found.starts_with(masked)) {
+    let found = walk(path, &place.user)
+        .filter(|found| !place.masked.iter().any(|masked| found.starts_with(masked)));
+    let Some(found) = found else {
         return Err(refuse(
-            codes::INVALID_PARAMS,
+            codes::COMMAND_NOT_FOUND,
             path,
-            "lies in what is the gateway's own, out of every host command's reach",
+            format!("user {} finds nothing there", place.user.name),
         ));
-    }
+    };
     match found.to_str() {
         Some(text) if is_canonical_path(text) => Ok((found.clone(), text.to_owned())),
         _ => Err(refuse(
@@ -168,6 +171,52 @@ fn canonical(place: &Place, path: &Path) -> Result<(PathBuf, String), ExecRefusa
             "its path is not UTF-8 or longer than 4096 bytes",
         )),
     }
+}
+
+/// Follows a path as this user would: each folder on the way, those that links name among them, must let him through. A link
+/// of the process file system is followed by nobody: it leads where its text does not say.
+pub fn walk(path: &Path, user: &User) -> Option<PathBuf> {
+    const LINKS: usize = 40;
+    let mut at = PathBuf::from("/");
+    let mut todo: Vec<OsString> = parts(path);
+    let mut links = 0;
+    while let Some(part) = todo.pop() {
+        let folder = at.symlink_metadata().ok()?;
+        if !folder.is_dir() || !may(&folder, user, 0o1) {
+            return None;
+        }
+        if part == ".." {
+            at.pop();
+            continue;
+        }
+        let next = at.join(&part);
+        let found = next.symlink_metadata().ok()?;
+        if !found.is_symlink() {
+            at = next;
+            continue;
+        }
+        links += 1;
+        let stat = rustix::fs::statfs(&at).ok()?;
+        if links > LINKS || u64::try_from(stat.f_type).is_ok_and(|kind| kind == PROC) {
+            return None;
+        }
+        let target = next.read_link().ok()?;
+        if target.is_absolute() {
+            at = PathBuf::from("/");
+        }
+        todo.extend(parts(&target));
+    }
+    Some(at)
+}
+
+/// Last first.
+fn parts(path: &Path) -> Vec<OsString> {
+    let parts = path.components().rev().filter_map(|part| match part {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+    });
+    parts.collect()
 }
 
 fn open_path(path: &Path) -> Result<File, ExecRefusal> {

@@ -15,12 +15,13 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::messages::ExecRefusal;
-use super::open::{Place, digest, is_local, may, parents_are_roots, reaches, sealed};
+use super::open::{PROC, Place, digest, is_local, may, parents_are_roots, reaches, sealed, walk};
+
+/// Of a script that is not there, and of one that is closed to the user: which of them is nobody's to know.
+const NONE_THERE: &str = "is the file that would be run, and its user finds none there";
 
 /// Longest file that is kept, and all copies of one plan together.
 const MOST: u64 = 16 << 20;
-/// `f_type` of procfs: what lies there is another thing in each process.
-const PROC: u64 = 0x9fa0;
 
 /// What the words of one command name.
 #[derive(Debug)]
@@ -147,7 +148,7 @@ impl Command<'_> {
         }
         all.sort_by_key(|(from, _)| *from);
         if all.is_empty() && word.reading == Reading::Script && text != "-" {
-            return Err(self.refuse(word, "is the file that would be run, and there is none"));
+            return Err(self.refuse(word, NONE_THERE));
         }
         if all.len() > 1 && word.reading == Reading::Code {
             return Err(self.refuse(word, "names one file as a whole and another in its part"));
@@ -179,6 +180,9 @@ impl Command<'_> {
         let runs = matches!(word.reading, Reading::Code | Reading::Script);
         // Joining an absolute name gives that name.
         let asked = Path::new(self.cwd).join(name);
+        if word.reading == Reading::Script && walk(&asked, &self.place.user).is_none() {
+            return Err(self.refuse(word, NONE_THERE));
+        }
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let resolve = ResolveFlags::NO_MAGICLINKS;
         let opened = rustix::fs::openat2(CWD, &asked, flags, Mode::empty(), resolve);
@@ -266,9 +270,10 @@ impl Command<'_> {
     ) -> Result<Option<Found>, ExecRefusal> {
         let refused = matches!(why, Unkept::NoFile | Unkept::Unreadable);
         if word.reading == Reading::Script && refused {
+            // As where there is none: what is closed to its user is not told.
             return Err(self.refuse(
                 word,
-                &format!("is the file that would be run, and it is {}", why.text()),
+                "is the file that would be run, and its user finds none there",
             ));
         }
         let path = path.into_os_string().into_string();

@@ -16,7 +16,7 @@ use super::handle::approved;
 use super::messages::{
     ActRefusal, Asked, NodesError, NodesMsg, NodesWiring, Piece, Question, Recorded, ToNode,
 };
-use crate::audit::AuditHandle;
+use crate::audit::{AuditHandle, Refused};
 use crate::pairing::PairingHandle;
 use crate::supervision::{Crash, Ctx, Reply, Room, Snapshot, TaskHandle};
 
@@ -26,6 +26,8 @@ const ANSWERS: usize = 128;
 const ANSWER_MAX: usize = 64 * 1024;
 /// See [`ANSWERS`], milliseconds.
 const ANSWER_MS: u64 = 300_000;
+/// For a node to say that a run that it was told to stop is over, milliseconds. The peer's says nothing.
+const STOP_WITHIN_MS: u64 = 1_500;
 /// How often open questions are looked at: is their time over, has their caller gone?
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -132,6 +134,14 @@ impl Room for Nodes {
                     let _ = to.try_send((seq, chunk));
                 }
                 reply.send(taken);
+            }
+            NodesMsg::Stop(node, run, reply) => {
+                let until = self.now().plus(STOP_WITHIN_MS);
+                let due = self.machine.stop(&node, &run, until);
+                if let Some(due) = &due {
+                    self.cancel(due);
+                }
+                reply.ok(due.is_some());
             }
             NodesMsg::KnowsRun(node, conn, run, reply) => {
                 reply.ok(self.machine.knows_run(&node, &conn, &run));
@@ -261,7 +271,7 @@ impl Nodes {
         let (audit, pairing, ctx) = (self.audit.clone(), self.pairing.clone(), self.ctx.clone());
         self.acts += 1;
         let record = async move {
-            let intent = match audit.intent_once(entry).await {
+            let intent = match audit.intent_once(entry, Refused::Anew).await {
                 Ok(Once::New { seq }) => seq,
                 Ok(Once::Seen { seq, .. }) => {
                     return ctx.notify(NodesMsg::Again(seq, question, reply));

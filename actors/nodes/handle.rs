@@ -180,6 +180,17 @@ impl NodesHandle {
         .await
     }
 
+    /// Tells a node to end a run; the question's own answer comes when it has, or soon after without its word. `false`: it
+    /// was not asked for it yet.
+    ///
+    /// # Errors
+    /// [`NodesError`].
+    pub async fn stop(&self, node: &DeviceId, run: &str) -> Result<bool, NodesError> {
+        let (node, run) = (node.clone(), run.to_owned());
+        self.call(WITHIN, |reply| NodesMsg::Stop(node, run, reply))
+            .await
+    }
+
     /// Did this run go to this node over this connection?
     ///
     /// # Errors

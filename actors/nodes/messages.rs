@@ -155,6 +155,8 @@ pub enum NodesMsg {
         chunk: String,
         reply: Reply<bool, Refusal>,
     },
+    /// `true`: the run was asked for, and the node was told to end it.
+    Stop(DeviceId, String, Reply<bool, Refusal>),
     KnowsRun(DeviceId, String, String, Reply<bool, Refusal>),
     Stats(DeviceId, String, Stats, Reply<(), Refusal>),
     WorkerHost(DeviceId, String, bool, Reply<(), Refusal>),

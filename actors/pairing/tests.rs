@@ -345,11 +345,11 @@ async fn every_method_answers_as_the_wire_says() {
     assert_eq!(house.pairing.show(&own, &request).await, Ok(None));
     assert_eq!(
         code(house.pairing.approve(&own, &request, false).await),
-        Err("PAIRING_DENIED")
+        Err("REQUEST_NOT_FOUND")
     );
     assert_eq!(
         code(house.pairing.reject(&own, &request).await),
-        Err("PAIRING_DENIED")
+        Err("REQUEST_NOT_FOUND")
     );
     assert_eq!(
         house.pairing.show(&by, &request).await.unwrap().unwrap()["requestId"],

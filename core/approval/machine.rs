@@ -4,14 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
+use super::chosen::{BEGINNING, Chosen};
 use super::{
     Basis, Grant, Limits, Put, Record, Refusal, Requester, Resolution, Status, Step, Subject,
 };
 use crate::auth::{Principal, Role, SecretName, SecretStanding};
 use crate::codes::Code;
 use crate::ids::{AgentId, ApprovalId, Hash32};
-use crate::plan::{ExecPlan, V1};
-use crate::policy::{AgentPolicy, Document, Rules, Standing, Verdict, decide};
+use crate::plan::{ExecPlan, Target, V1};
+use crate::policy::{AgentPolicy, Document, Rules, Standing, Verdict, decide, denied_outright};
 use crate::time::Millis;
 
 /// What the configuration says of agents.
@@ -56,6 +57,7 @@ pub struct Machine {
     pub(super) records: BTreeMap<String, Record>,
     pub(super) grants: BTreeMap<String, Grant>,
     pub(super) document: Held,
+    chosen: Chosen,
 }
 
 /// What became of a plan that was asked about.
@@ -106,9 +108,18 @@ impl Machine {
                 .and_then(|v| Document::parse(v).ok())
                 .map_or(Held::Malformed, |d| Held::Valid(Box::new(d))),
         };
+        let mut chosen = Chosen::default();
+        let mut by_age: Vec<&Record> = records.iter().collect();
+        by_age.sort_by_key(|record| record.created);
+        for record in by_age {
+            if !record.id.as_str().starts_with(Self::RESERVED) {
+                chosen.add(record.id.as_str(), &record.requester.name, record.created);
+            }
+        }
         Self {
             limits,
             agents,
+            chosen,
             records: records
                 .into_iter()
                 .map(|r| (r.id.as_str().to_owned(), r))
@@ -235,6 +246,15 @@ impl Machine {
         decide(&Rules { agent, document }, plan, None)
     }
 
+    /// Why nothing of this agent runs there, if so.
+    pub fn denied_outright(&self, agent: &AgentId, target: &Target) -> Option<Verdict> {
+        let rules = Rules {
+            agent: self.agents.of(agent),
+            document: self.document.standing(),
+        };
+        denied_outright(&rules, agent.as_str(), target)
+    }
+
     /// Decides on a plan: runs, does not run, or a question under `id`.
     ///
     /// # Errors
@@ -351,19 +371,22 @@ impl Machine {
             .max_by_key(|r| r.created)
     }
 
-    /// How ids of ours begin where requesters have taken the beginnings of plain ones.
-    pub const RESERVED: &str = "portcullis-";
+    /// How ids of ours begin, and none that a requester chose: random, so that none comes twice.
+    pub const RESERVED: &str = "pc-";
+    /// Of an id of ours, a person types so much at least: eight digits after [`Self::RESERVED`].
+    const OWN_BEGINNING: usize = 11;
 
-    /// May a requester call a new question so? Not where we may have to go when every other beginning is taken.
+    /// May this requester call a new question so?
     ///
     /// # Errors
-    /// [`Refusal::IdTaken`].
-    pub fn may_choose(&self, id: &ApprovalId) -> Result<(), Refusal> {
+    /// [`Refusal::IdTaken`], [`Refusal::TooManyIds`].
+    pub fn may_choose(&self, id: &ApprovalId, requester: &str, now: Millis) -> Result<(), Refusal> {
         let text = id.as_str();
         if text.starts_with(Self::RESERVED) || Self::RESERVED.starts_with(text) {
             return Err(Refusal::IdTaken);
         }
-        self.is_free(id)
+        self.is_free(id)?;
+        self.chosen.may(text, requester, now)
     }
 
     /// May a new question be called so? A person types the beginning of an id: no id may begin with another.
@@ -379,10 +402,10 @@ impl Machine {
         Ok(())
     }
 
-    /// By id, or by a beginning of it that only one has.
+    /// By id, or by so much of its beginning that it is not, and cannot become, another's.
     ///
     /// # Errors
-    /// None or several.
+    /// None or several, or too little of it.
     pub fn get(&self, id: &str) -> Result<&Record, Refusal> {
         if let Some(record) = self.records.get(id) {
             return Ok(record);
@@ -395,7 +418,12 @@ impl Machine {
             .range(id.to_owned()..)
             .take_while(|(key, _)| key.starts_with(id));
         match (found.next(), found.next()) {
-            (Some((_, record)), None) => Ok(record),
+            (Some((_, record)), None) => {
+                let own = id.starts_with(Self::RESERVED);
+                let least = if own { Self::OWN_BEGINNING } else { BEGINNING };
+                let is_enough = id.chars().count() >= least;
+                is_enough.then_some(record).ok_or(Refusal::Ambiguous)
+            }
             (Some(_), Some(_)) => Err(Refusal::Ambiguous),
             (None, _) => Err(Refusal::NotFound),
         }
@@ -479,7 +507,11 @@ impl Machine {
         for put in step.puts {
             match put {
                 Put::Record(record) => {
-                    self.records.insert(record.id.as_str().to_owned(), *record);
+                    let id = record.id.as_str().to_owned();
+                    if !self.records.contains_key(&id) && !id.starts_with(Self::RESERVED) {
+                        self.chosen.add(&id, &record.requester.name, record.created);
+                    }
+                    self.records.insert(id, *record);
                 }
                 Put::Grant(grant) => {
                     self.grants.insert(grant.id.clone(), *grant);

@@ -13,6 +13,7 @@ use crate::plan::{ExecPlan, V1};
 use crate::policy::Reason;
 use crate::time::Millis;
 
+mod chosen;
 mod machine;
 mod manage;
 mod rows;
@@ -405,7 +406,7 @@ impl Default for Limits {
 pub enum Refusal {
     #[error("unknown or expired approval id")]
     NotFound,
-    #[error("more than one approval begins so: give more of the id")]
+    #[error("no approval is called so, and others may begin so: give more of the id")]
     Ambiguous,
     #[error("nobody decided in time, which means no")]
     Expired,
@@ -444,9 +445,11 @@ pub enum Refusal {
     #[error("the idempotency key stands for another command")]
     KeyReused,
     #[error(
-        "approval id already pending: choose another, which begins like no other and with no other"
+        "approval id already pending, or not long over: choose another, which begins like no other and with no other"
     )]
     IdTaken,
+    #[error("you chose too many ids in a short time: leave the id out, and one is made")]
+    TooManyIds,
     #[error("the plan names another {0} than the one who asks")]
     NotYours(&'static str),
     #[error("no such grant")]
@@ -464,7 +467,9 @@ impl Refusal {
             Self::SelfApproval => codes::APPROVAL_SELF,
             Self::WrongRole => codes::WRONG_ROLE,
             Self::MissingScope(_) => codes::MISSING_SCOPE,
-            Self::TooManyPending(_) | Self::TooManyGrants => codes::TOO_MANY_PENDING,
+            Self::TooManyPending(_) | Self::TooManyIds | Self::TooManyGrants => {
+                codes::TOO_MANY_PENDING
+            }
             Self::PlanChanged => codes::PLAN_CHANGED,
             Self::Conflict => codes::POLICY_CONFLICT,
             Self::NotYours(_) => codes::AGENT_NOT_ALLOWED,
@@ -487,5 +492,7 @@ impl Refusal {
     }
 }
 
+#[cfg(test)]
+mod ids_tests;
 #[cfg(test)]
 mod tests;

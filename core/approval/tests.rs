@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 
-const NOW: Millis = Millis(1_000_000_000);
+pub(super) const NOW: Millis = Millis(1_000_000_000);
 
 fn principal(proof: Proof, role: Role, agent: Option<&str>) -> Principal {
     Principal {
@@ -22,7 +22,7 @@ fn principal(proof: Proof, role: Role, agent: Option<&str>) -> Principal {
     }
 }
 
-fn operator() -> Principal {
+pub(super) fn operator() -> Principal {
     principal(Proof::PeerUid(1000), Role::Operator, None)
 }
 
@@ -30,11 +30,11 @@ fn device(digit: &str) -> DeviceId {
     DeviceId::new(&digit.repeat(64)).unwrap()
 }
 
-fn machine() -> Machine {
+pub(super) fn machine() -> Machine {
     machine_with(Limits::default())
 }
 
-fn machine_with(limits: Limits) -> Machine {
+pub(super) fn machine_with(limits: Limits) -> Machine {
     let agent = AgentPolicy {
         exec: ExecMode::Full,
         elevated: Elevated::Ask,
@@ -51,7 +51,7 @@ fn machine_with(limits: Limits) -> Machine {
     Machine::new(limits, agents, vec![], vec![], None)
 }
 
-fn id(n: usize) -> ApprovalId {
+pub(super) fn id(n: usize) -> ApprovalId {
     ApprovalId::new(&format!("a{n:04}")).unwrap()
 }
 
@@ -95,7 +95,7 @@ fn asked_once_answered_once_used_once() {
     let id = asked(&mut m, 1, plan).unwrap();
     assert_eq!(consume(&mut m, &id, hash), Err(Refusal::StillPending));
     assert_eq!(
-        say(&mut m, "a0", Word::AllowOnce, &operator(), "c-2"),
+        say(&mut m, id.as_str(), Word::AllowOnce, &operator(), "c-2"),
         Ok(true)
     );
     assert_eq!(
@@ -723,8 +723,10 @@ proptest! {
 fn no_id_begins_with_another() {
     let mut m = machine();
     asked(&mut m, 1, host_plan(&["uname"])).unwrap();
-    let free = |id: &str| m.is_free(&ApprovalId::new(id).unwrap());
-    for taken in ["a0001", "a", "a00", "a00012"] {
+    let free = |id: &str| m.may_choose(&ApprovalId::new(id).unwrap(), "p", NOW);
+    for taken in [
+        "a0001", "a", "a00", "a00012", "p", "pc", "pc-", "pc-x", "pc-1",
+    ] {
         assert_eq!(free(taken), Err(Refusal::IdTaken), "{taken}");
     }
     assert_eq!(free("a0002"), Ok(()));

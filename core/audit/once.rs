@@ -4,12 +4,16 @@ use super::entry::OutcomeResult;
 use super::hash::Seq;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Fingerprint of (principal, idempotency key), both as recorded. 128 bits: only the principal itself could look for a
 /// collision, and would find it against itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct OnceKey([u8; 16]);
+pub struct OnceKey {
+    /// Fingerprint of the principal: whose share it is.
+    holder: u64,
+    key: [u8; 16],
+}
 
 impl OnceKey {
     /// The fingerprint; an absent principal is one of its own.
@@ -19,11 +23,16 @@ impl OnceKey {
         let principal = principal.unwrap_or_default();
         hasher.update((principal.len() as u64).to_be_bytes());
         hasher.update(principal);
+        let holder = hasher.clone().finalize();
         hasher.update(key);
         let digest: [u8; 32] = hasher.finalize().into();
-        let mut out = [0; 16];
-        out.copy_from_slice(&digest[..16]);
-        Self(out)
+        let mut key = [0; 16];
+        key.copy_from_slice(&digest[..16]);
+        let of_holder = |all: u64, byte: &u8| all << 8 | u64::from(*byte);
+        Self {
+            holder: holder.iter().take(8).fold(0, of_holder),
+            key,
+        }
     }
 }
 
@@ -45,19 +54,38 @@ pub enum Once {
     },
 }
 
+impl Once {
+    /// Whether it is known that nothing was done under the key.
+    pub const fn was_refused(&self) -> bool {
+        matches!(
+            self,
+            Self::Seen {
+                outcome: Some(OutcomeResult::Refused { .. }),
+                ..
+            }
+        )
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Slot {
     intent: Seq,
     outcome: Option<OutcomeResult>,
 }
 
-/// The keys of the last `keep_ms`, at most `limit` of them: beyond it the oldest goes.
+/// The keys of the last `keep_ms`, at most `limit` of them. Beyond it the oldest of whoever has the most goes: who sends
+/// many pushes out his own and nobody else's.
 #[derive(Clone, Debug)]
 pub struct OnceIndex {
     slots: BTreeMap<OnceKey, Slot>,
-    /// Oldest first; an entry whose slot has moved on to a newer intent is stale.
+    /// Oldest first. An entry whose slot is gone, or has moved on to a newer intent, is stale.
     order: VecDeque<(u64, Seq, OnceKey)>,
+    /// The same by holder.
+    shares: BTreeMap<u64, VecDeque<(Seq, OnceKey)>>,
+    /// Their lengths.
+    sizes: BTreeSet<(usize, u64)>,
     open: BTreeMap<Seq, OnceKey>,
+    begun: usize,
     keep_ms: u64,
     limit: usize,
 }
@@ -68,7 +96,10 @@ impl OnceIndex {
         Self {
             slots: BTreeMap::new(),
             order: VecDeque::new(),
+            shares: BTreeMap::new(),
+            sizes: BTreeSet::new(),
             open: BTreeMap::new(),
+            begun: 0,
             keep_ms,
             limit,
         }
@@ -85,18 +116,30 @@ impl OnceIndex {
 
     /// An intent was recorded under the key.
     pub fn begin(&mut self, key: OnceKey, intent: Seq, at_ms: u64) {
-        self.slots.insert(
-            key,
-            Slot {
-                intent,
-                outcome: None,
-            },
-        );
+        self.begun = self.begun.saturating_add(1);
+        let slot = Slot {
+            intent,
+            outcome: None,
+        };
+        if let Some(before) = self.slots.insert(key, slot) {
+            self.leave(&key, before.intent);
+        }
         self.order.push_back((at_ms, intent, key));
+        self.resize(key.holder, |share| share.push_back((intent, key)));
         self.open.insert(intent, key);
+        while self.slots.len() > self.limit {
+            let most = self.sizes.last().map(|(_, holder)| *holder);
+            let share = most.and_then(|holder| self.shares.get(&holder));
+            let Some((intent, key)) = share.and_then(|share| share.front().copied()) else {
+                break;
+            };
+            self.drop_one(&key, intent);
+        }
         // Stale entries count too: that bounds the queue, not only the map.
-        while self.order.len() > self.limit {
-            self.drop_oldest();
+        if self.order.len() > 2 * self.limit.max(8) {
+            let slots = &self.slots;
+            self.order
+                .retain(|(_, intent, key)| slots.get(key).is_some_and(|s| s.intent == *intent));
         }
     }
 
@@ -120,27 +163,51 @@ impl OnceIndex {
         self.slots.is_empty()
     }
 
+    /// How many intents with a key it was told of, those that it forgot among them.
+    pub const fn begun(&self) -> usize {
+        self.begun
+    }
+
     fn expire(&mut self, now_ms: u64) {
-        while self
-            .order
-            .front()
-            .is_some_and(|(at, ..)| at.saturating_add(self.keep_ms) < now_ms)
-        {
-            self.drop_oldest();
+        while let Some((at, intent, key)) = self.order.front().copied() {
+            if at.saturating_add(self.keep_ms) >= now_ms {
+                return;
+            }
+            self.order.pop_front();
+            self.drop_one(&key, intent);
         }
     }
 
-    fn drop_oldest(&mut self) {
-        let Some((_, intent, key)) = self.order.pop_front() else {
-            return;
-        };
+    /// Forgets a key, unless it stands for a newer intent.
+    fn drop_one(&mut self, key: &OnceKey, intent: Seq) {
         self.open.remove(&intent);
         if self
             .slots
-            .get(&key)
+            .get(key)
             .is_some_and(|slot| slot.intent == intent)
         {
-            self.slots.remove(&key);
+            self.slots.remove(key);
+            self.leave(key, intent);
+        }
+    }
+
+    fn leave(&mut self, key: &OnceKey, intent: Seq) {
+        self.resize(key.holder, |share| {
+            // Nearly always the first.
+            if let Some(at) = share.iter().position(|(seq, _)| *seq == intent) {
+                share.remove(at);
+            }
+        });
+    }
+
+    fn resize(&mut self, holder: u64, change: impl FnOnce(&mut VecDeque<(Seq, OnceKey)>)) {
+        let share = self.shares.entry(holder).or_default();
+        self.sizes.remove(&(share.len(), holder));
+        change(share);
+        if share.is_empty() {
+            self.shares.remove(&holder);
+        } else {
+            self.sizes.insert((share.len(), holder));
         }
     }
 }

@@ -24,6 +24,28 @@ const PLACEHOLDERS: &[&str] = &[
     "undefined",
 ];
 
+/// Of the shape of random ones, and printed: in RFC 9562, in the documentation of languages, databases and their UUID
+/// libraries, as test vectors, and as digests of `password` and of nothing.
+const EXAMPLES: &[&str] = &[
+    "550e8400-e29b-41d4-a716-446655440000",
+    "919108f7-52d1-4320-9bac-f847db4148a8",
+    "f47ac10b-58cc-4372-a567-0e02b2c3d479",
+    "936da01f-9abd-4d9d-80c7-02af85c822a8",
+    "9b1deb4d-3b7d-4bad-9bdd-2b0d7b3dcb6d",
+    "1b9d6bcd-bbfd-4b2d-9b5d-ab8dfbbd4bed",
+    "3fa85f64-5717-4562-b3fc-2c963f66afa6",
+    "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11",
+    "de305d54-75b4-431b-adb2-eb6b9e546014",
+    "110ec58a-a0f2-4ac4-8393-c866d813b8d1",
+    "7c9e6679-7425-40de-944b-e07fc1f90ae7",
+    "67e55044-10b1-426f-9247-bb680e5fe0c8",
+    "2b7e151628aed2a6abf7158809cf4f3c",
+    "5f4dcc3b5aa765d61d8327deb882cf99",
+    "d41d8cd98f00b204e9800998ecf8427e",
+    "5e884898da28047151d0e56f8dc6292773603d0d6aabbdd62a11ef721d1542d8",
+    "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+];
+
 /// How hard a text is to guess.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Strength {
@@ -66,7 +88,10 @@ pub fn check(text: &str) -> Result<Strength, Unfit> {
     if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
         return Err(Unfit::Characters);
     }
-    if text.chars().all(|c| Some(c) == first) || PLACEHOLDERS.iter().any(|p| lower.contains(p)) {
+    if text.chars().all(|c| Some(c) == first)
+        || PLACEHOLDERS.iter().any(|p| lower.contains(p))
+        || EXAMPLES.contains(&lower.as_str())
+    {
         return Err(Unfit::Placeholder);
     }
     Ok(if is_random(text) {
@@ -76,11 +101,10 @@ pub fn check(text: &str) -> Result<Strength, Unfit> {
     })
 }
 
-/// Does it have the shape of 128 random bits? A token of ours; a UUID; 32 or more hexadecimal digits of one case, 11 of
-/// them and 7 in 10 of the first pairs different; or 24 or more characters of base64 with both cases and digits, 16 of them different, of which 34 in
-/// 100 are of another kind than the one before (a small letter after a capital aside), and no more than six small letters
-/// follow one another. Random text that
-/// falls through is taken for chosen, which costs time and no safety.
+/// Does it have the shape of 128 random bits? A token of ours; a UUID of version 4 (RFC 9562 5.4); 32 or more hexadecimal
+/// digits of one case; or 32 or more characters of base64. Each must also look like chance (see the parts below): what a
+/// person makes of words, years and rows of keys does not. Random text that falls through is taken for chosen, which
+/// costs time and no safety.
 pub fn is_random(text: &str) -> bool {
     Token::parse(text).is_ok() || is_uuid(text) || is_hex(text) || is_base64(text)
 }
@@ -89,29 +113,52 @@ fn distinct(bytes: impl Iterator<Item = u8>) -> usize {
     bytes.collect::<std::collections::BTreeSet<_>>().len()
 }
 
+/// Of 32 random digits' 31 pairs about 29 differ, 4 are neighbours, and no digit comes more than 8 times.
+fn is_chance(digits: &[u8]) -> bool {
+    let head = &digits[..digits.len().min(64)];
+    let value = |digit: u8| char::from(digit).to_digit(16).unwrap_or_default();
+    let pairs: std::collections::BTreeSet<_> = head.windows(2).collect();
+    let steps = head
+        .windows(2)
+        .filter(|pair| value(pair[0]).abs_diff(value(pair[1])) == 1)
+        .count();
+    let most = (0..16)
+        .map(|digit| head.iter().filter(|d| value(**d) == digit).count())
+        .max()
+        .unwrap_or_default();
+    distinct(head.iter().copied()) >= 9
+        && pairs.len() * 10 >= (head.len() - 1) * 7
+        && steps * 100 <= (head.len() - 1) * 35
+        && most * 4 <= head.len()
+}
+
 fn is_uuid(text: &str) -> bool {
     let bytes = text.as_bytes();
-    bytes.len() == 36
+    let has_shape = bytes.len() == 36
         && bytes.iter().enumerate().all(|(at, byte)| match at {
             8 | 13 | 18 | 23 => *byte == b'-',
+            // Version and variant: those of other versions are times and addresses.
+            14 => *byte == b'4',
+            19 => matches!(byte.to_ascii_lowercase(), b'8' | b'9' | b'a' | b'b'),
             _ => byte.is_ascii_hexdigit(),
-        })
-        && distinct(bytes.iter().copied().filter(|b| *b != b'-')) >= 9
+        });
+    let digits: Vec<u8> = bytes.iter().copied().filter(|b| *b != b'-').collect();
+    has_shape && is_chance(&digits)
 }
 
 fn is_hex(text: &str) -> bool {
     let bytes = text.as_bytes();
     let lower = bytes.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     let upper = bytes.iter().all(|b| matches!(b, b'0'..=b'9' | b'A'..=b'F'));
-    // What repeats itself has few different pairs: of 32 random digits' 31 pairs about 29 differ.
-    let head = &bytes[..bytes.len().min(64)];
-    let pairs: std::collections::BTreeSet<_> = head.windows(2).collect();
     bytes.len() >= 32
         && (lower || upper)
         && distinct(bytes.iter().copied()) >= 11
-        && pairs.len() * 10 >= (head.len() - 1) * 7
+        && is_chance(bytes)
 }
 
+/// Both cases and digits, 18 characters different. A third of the letters are capitals (words of four letters have a
+/// quarter), 34 in 100 characters are of another kind than the one before (a small letter after a capital aside), and no
+/// more than six small letters follow one another, digits that stand for letters (`P4ssw0rd`) among them.
 fn is_base64(text: &str) -> bool {
     let bytes = text.trim_end_matches('=').as_bytes();
     let kind = |byte: u8| match byte {
@@ -127,14 +174,17 @@ fn is_base64(text: &str) -> bool {
     // A capital and the small letter after it are how words begin.
     let is_change = |pair: &&[u8]| pair[0] != pair[1] && (pair[0], pair[1]) != (1, 0);
     let changes = kinds.windows(2).filter(is_change).count();
-    let longest = kinds
-        .split(|kind| *kind != 0)
+    let of = |kind: u8| kinds.iter().filter(|k| **k == kind).count();
+    let is_small = |byte: &u8| matches!(byte, b'a'..=b'z' | b'0' | b'1' | b'3' | b'4' | b'5');
+    let longest = bytes
+        .split(|byte| !is_small(byte))
         .map(<[u8]>::len)
         .max()
         .unwrap_or_default();
-    bytes.len() >= 24
+    bytes.len() >= 32
         && (0..3).all(|kind| kinds.contains(&kind))
-        && distinct(bytes.iter().copied()) >= 16
+        && distinct(bytes.iter().copied()) >= 18
+        && of(1) * 3 >= of(0) + of(1)
         && changes * 100 >= (bytes.len() - 1) * 34
         && longest <= 6
 }
@@ -163,6 +213,7 @@ mod tests {
             ("aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", Unfit::Placeholder),
             ("changeme-changeme-changeme", Unfit::Placeholder),
             ("with space in it and long enough", Unfit::Characters),
+            ("550E8400-e29b-41d4-a716-446655440000", Unfit::Placeholder),
         ] {
             assert_eq!(check(bad), Err(why), "{bad}");
         }
@@ -185,6 +236,16 @@ mod tests {
             "00000000-0000-0000-0000-000000000001",
             "Qwertyuiop123Asdfghjkl456Zxcvbnm",
             "deadbeefdeadbeefdeadbeefdeadbeef",
+            // These were taken for random.
+            "123e4567-e89b-12d3-a456-426614174000",
+            "12345678-1234-1234-1234-123456789abc",
+            "12345678-1234-4234-8234-123456789abc",
+            "0123456789abcdeffedcba9876543210",
+            "000102030405060708090a0b0c0d0e0f",
+            "MyP4ssw0rdF0rTh3G4teway2024",
+            "P0rtcull1sG4t3w4yT0k3n2026",
+            "MyDogRexAteTheCatIn2024at7",
+            "MyDogRexAteTheCatIn2024at7andLikedItALot",
         ] {
             assert_eq!(check(chosen), Ok(Strength::Chosen), "{chosen}");
         }
@@ -216,9 +277,25 @@ mod tests {
                 .filter(|n| is_random(&shape(&random(*n))))
                 .count()
         };
-        assert!(count(&base64url) > 900);
-        assert!(count(&|bytes| base64url(&bytes[..18])) > 800);
-        assert!(count(&hex) > 990);
-        assert!(count(&|bytes| hex(&bytes[..16])) > 950);
+        let uuid = |bytes: &[u8]| {
+            let mut digits = hex(&bytes[..16]).into_bytes();
+            digits[12] = b'4';
+            digits[16] = b"89ab"[usize::from(bytes[16] & 3)];
+            for at in [8, 13, 18, 23] {
+                digits.insert(at, b'-');
+            }
+            String::from_utf8(digits).unwrap()
+        };
+        let shapes: [(&str, &dyn Fn(&[u8]) -> String, usize); 5] = [
+            ("32 bytes of base64", &base64url, 800),
+            ("24 bytes of base64", &|bytes| base64url(&bytes[..24]), 750),
+            ("32 bytes of hexadecimal digits", &hex, 970),
+            ("16 of them", &|bytes| hex(&bytes[..16]), 900),
+            ("a UUID", &uuid, 900),
+        ];
+        for (shape, make, least) in shapes {
+            let count = count(make);
+            assert!(count > least, "{shape}: {count}");
+        }
     }
 }

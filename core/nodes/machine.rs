@@ -332,6 +332,21 @@ impl Machine {
         })
     }
 
+    /// Nobody wants this run any more: where it went, if it is open. Its answer is still waited for, but no longer than
+    /// `until`.
+    pub fn stop(&mut self, node: &DeviceId, run: &str, until: Millis) -> Option<Due> {
+        let (id, open) = self
+            .open
+            .iter_mut()
+            .find(|(_, open)| open.node == *node && open.run_id.as_deref() == Some(run))?;
+        open.due = open.due.min(until);
+        Some(Due {
+            id: id.clone(),
+            node: open.node.clone(),
+            conn: open.conn.clone(),
+        })
+    }
+
     /// Closes what is over by the clock.
     pub fn due(&mut self, now: Millis) -> Vec<Due> {
         let over: Vec<String> = self

@@ -34,6 +34,8 @@ pub const APPROVALS_SET: &str = "system.execApprovals.set";
 /// In the params of a run and in a node's hello: the record of the run's intent in the gateway's log, and how far that log
 /// is. Ours; the peer's node hosts pass it over.
 pub const RUN_NUMBER: &str = "runSeq";
+/// A node's code for a run that it was told to end, and of which nothing is left (wire.md 8).
+pub const STOPPED: &str = "ABORTED";
 /// Shows a notice to the node's user.
 pub const NOTIFY: &str = "system.notify";
 

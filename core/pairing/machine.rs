@@ -142,6 +142,19 @@ pub enum News {
     },
 }
 
+impl News {
+    /// Whose affair it is.
+    pub fn device(&self) -> &DeviceId {
+        match self {
+            Self::Requested(pending) => &pending.device_id,
+            Self::SurfaceRequested(device) => &device.device_id,
+            Self::Resolved { device_id, .. }
+            | Self::SurfaceResolved { device_id, .. }
+            | Self::Invalidated { device_id, .. } => device_id,
+        }
+    }
+}
+
 /// One atomic change: to be recorded, stored, then [settled](Pairing::settle).
 #[derive(Debug, Clone)]
 pub struct Change {

@@ -144,8 +144,12 @@ impl Pairing {
     ) -> Result<Change, Refusal> {
         let pending = self.live_request(request_id, now)?;
         // Who asks cannot answer, whatever it may answer for others.
-        if caller.is(&pending.device_id) || !caller.may_touch(&pending.device_id) {
+        if caller.is(&pending.device_id) {
             return Err(Refusal::ApprovalDenied);
+        }
+        // Nor is it told of another's.
+        if !caller.may_touch(&pending.device_id) {
+            return Err(Refusal::UnknownRequest);
         }
         if pending.roles.iter().any(|role| *role != Role::Operator) && !caller.is_admin() {
             return Err(Refusal::MissingScope(Scope::Admin));
@@ -226,7 +230,7 @@ impl Pairing {
     ) -> Result<Change, Refusal> {
         let pending = self.live_request(request_id, now)?;
         if !caller.may_touch(&pending.device_id) {
-            return Err(Refusal::ApprovalDenied);
+            return Err(Refusal::UnknownRequest);
         }
         let mut change = Change::new(Record::Intent, "pairing.reject", &pending.device_id);
         change.detail.push(("request", pending.request_id.clone()));

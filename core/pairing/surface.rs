@@ -286,8 +286,12 @@ impl Pairing {
     ) -> Result<Change, Refusal> {
         let (device, pending) = self.surface_request(request_id)?;
         // Who asks cannot answer, whatever it may answer for others.
-        if caller.is(&device.device_id) || !caller.may_touch(&device.device_id) {
+        if caller.is(&device.device_id) {
             return Err(Refusal::ApprovalDenied);
+        }
+        // Nor is it told of another's.
+        if !caller.may_touch(&device.device_id) {
+            return Err(Refusal::UnknownRequest);
         }
         let missing = pending
             .surface
@@ -337,7 +341,7 @@ impl Pairing {
     ) -> Result<Change, Refusal> {
         let (device, pending) = self.surface_request(request_id)?;
         if !caller.may_touch(&device.device_id) {
-            return Err(Refusal::ApprovalDenied);
+            return Err(Refusal::UnknownRequest);
         }
         let mut change = Change::new(Record::Intent, "pairing.surface_reject", &device.device_id);
         change.detail.push(("request", pending.request_id.clone()));

@@ -6,6 +6,7 @@ use super::manage::{Caller, Rotated};
 use super::records::{Client, Device, Pending};
 use super::surface::{PendingSurface, Surface};
 use crate::auth::Role;
+use crate::display::visible;
 use crate::ids::DeviceId;
 use crate::time::Millis;
 use serde_json::{Map, Value, json};
@@ -118,7 +119,7 @@ impl Device {
             .collect();
         let mut out = common(&self.device_id, &self.public_key, &self.client);
         if let Some(label) = &self.label {
-            out.insert("operatorLabel".into(), label.clone().into());
+            out.insert("operatorLabel".into(), visible(label).into());
         }
         out.insert(
             "role".into(),
@@ -203,7 +204,7 @@ fn node(device_id: &DeviceId, client: &Client, label: Option<&String>) -> Map<St
     out.insert("nodeId".into(), device_id.as_str().into());
     put_client(&mut out, client);
     if let Some(label) = label {
-        out.insert("displayName".into(), label.clone().into());
+        out.insert("displayName".into(), visible(label).into());
     }
     out
 }
@@ -224,7 +225,8 @@ fn put_client(out: &mut Map<String, Value>, client: &Client) {
     ];
     for (key, text) in texts {
         if let Some(text) = text {
-            out.insert(key.into(), text.clone().into());
+            // Its own words, before who decides on it: they make no line of their own, and push nothing aside.
+            out.insert(key.into(), visible(text).into());
         }
     }
     out.insert("clientId".into(), client.id.clone().into());

@@ -231,12 +231,19 @@ pub fn decide(rules: &Rules<'_>, plan: &ExecPlan, grant: Option<&str>) -> Verdic
             reasons: reasons(plan, listed.as_deref()),
             may_always: mode.listed == Answer::Allow && may_always(plan),
         },
-        Answer::Deny => deny(rules, plan, mode),
+        Answer::Deny => deny(rules, agent, &plan.target, mode),
     }
 }
 
-fn deny(rules: &Rules<'_>, plan: &ExecPlan, mode: Mode) -> Verdict {
-    let agent = plan.agent.as_str();
+/// What is denied whatever the command is: to be asked before anything is opened or looked up for a plan, so that who may
+/// not leave the sandbox learns nothing of what lies outside.
+pub fn denied_outright(rules: &Rules<'_>, agent: &str, target: &Target) -> Option<Verdict> {
+    let mode = effective(rules, agent, target);
+    (mode.listed == Answer::Deny && mode.other == Answer::Deny)
+        .then(|| deny(rules, agent, target, mode))
+}
+
+fn deny(rules: &Rules<'_>, agent: &str, target: &Target, mode: Mode) -> Verdict {
     let refuse = |message: String, fix: Option<String>| Verdict::Deny {
         code: POLICY_DENIED,
         message,
@@ -244,7 +251,7 @@ fn deny(rules: &Rules<'_>, plan: &ExecPlan, mode: Mode) -> Verdict {
     };
     let missed =
         |what: &str| format!("the command is not on the list, and {what} refuses what is not");
-    match (&plan.target, rules.agent) {
+    match (target, rules.agent) {
         (
             Target::Host | Target::Node(_),
             AgentPolicy {

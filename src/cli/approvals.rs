@@ -74,31 +74,13 @@ pub async fn run(door: &Door, what: &Approvals, out: Out) -> Result<u8, Failure>
     Ok(0)
 }
 
-/// The one pending approval whose id begins so.
+/// The one approval that is called so: the gateway says which, because what is over counts too. A beginning that
+/// only one of the pending has may be that of another which was looked at a moment ago.
 ///
 /// # Errors
-/// `APPROVAL_NOT_FOUND`; `INVALID_PARAMS` when several do.
-pub async fn find(client: &mut Client, id: &str) -> Result<Value, Failure> {
-    let pending = client.call("exec.approval.list", json!({})).await?;
-    let all = pending.as_array().map_or(&[][..], Vec::as_slice);
-    if let Some(exact) = all.iter().find(|a| field(a, "id") == id) {
-        return Ok(exact.clone());
-    }
-    let mut found = all
-        .iter()
-        .filter(|a| !id.is_empty() && field(a, "id").starts_with(id));
-    match (found.next(), found.next()) {
-        (Some(one), None) => Ok(one.clone()),
-        (Some(_), Some(_)) => Err(Failure::of(
-            codes::INVALID_PARAMS,
-            format!("several pending approvals begin with {id}"),
-        )
-        .hint("`portcullis approvals list` shows them: give more of the id")),
-        (None, _) => Err(Failure::of(
-            codes::APPROVAL_NOT_FOUND,
-            format!("nothing pending is called {id}"),
-        )),
-    }
+/// `APPROVAL_NOT_FOUND`.
+async fn find(client: &mut Client, id: &str) -> Result<Value, Failure> {
+    client.call("exec.approval.get", json!({ "id": id })).await
 }
 
 async fn decide(
@@ -108,12 +90,8 @@ async fn decide(
     reason: Option<&str>,
     out: Out,
 ) -> Result<(), Failure> {
-    // A decision repeated after the fact must still reach the gateway: it knows the first answer, the list does not.
-    let id = match find(client, id).await {
-        Ok(approval) => field(&approval, "id").to_owned(),
-        Err(failure) if failure.code == codes::APPROVAL_NOT_FOUND.name => id.to_owned(),
-        Err(failure) => return Err(failure),
-    };
+    let approval = find(client, id).await?;
+    let id = field(&approval, "id").to_owned();
     let mut params = json!({ "id": id, "decision": decision });
     if let Some(reason) = reason {
         params["reason"] = reason.into();
@@ -127,7 +105,8 @@ async fn decide(
                 "allow-always" => "allowed, now and from now on",
                 _ => "allowed once",
             };
-            format!("{}: {word}\n", clean(&id))
+            let request = approval.get("request").unwrap_or(&Value::Null);
+            format!("{}: {word}: {}\n", clean(&id), line(request))
         },
     )
 }

@@ -11,7 +11,7 @@ use super::failure::Failure;
 use super::out::Out;
 use crate::client::{Client, Door};
 use crate::show::qr;
-use crate::show::text::{clean, fingerprint, now_ms, span, table, utc};
+use crate::show::text::{clean, cut, fingerprint, now_ms, span, table, utc};
 use crate::show::value::{field, joined, list, number};
 
 /// Runs one of them.
@@ -234,6 +234,9 @@ fn scopes_of(words: &[String]) -> Result<Vec<Scope>, Failure> {
         .collect()
 }
 
+/// Of a name, in a line that says more.
+const NAME_MAX: usize = 40;
+
 /// What a person calls it.
 fn name(device: &Value) -> String {
     let short: String = field(device, "deviceId").chars().take(12).collect();
@@ -243,7 +246,7 @@ fn name(device: &Value) -> String {
         .find(|text| !text.is_empty())
         .map_or_else(
             || clean(&short),
-            |label| format!("{} ({})", clean(label), clean(&short)),
+            |label| format!("{} ({})", cut(&clean(label), NAME_MAX), clean(&short)),
         )
 }
 

@@ -8,7 +8,7 @@ use super::devices::find;
 use super::failure::Failure;
 use super::out::Out;
 use crate::client::{Client, Door};
-use crate::show::text::{clean, table};
+use crate::show::text::{clean, cut, table};
 use crate::show::value::{field, joined, list};
 
 /// Runs one of them.
@@ -57,12 +57,15 @@ pub async fn run(door: &Door, what: &Nodes, out: Out) -> Result<u8, Failure> {
     Ok(0)
 }
 
+/// Of a name, in a line that says more.
+const NAME_MAX: usize = 40;
+
 fn name(node: &Value) -> String {
     let id = field(node, "nodeId");
     let short = short(id);
     match field(node, "displayName") {
         "" => short,
-        name => format!("{} ({short})", clean(name)),
+        name => format!("{} ({short})", cut(&clean(name), NAME_MAX)),
     }
 }
 

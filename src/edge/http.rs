@@ -8,7 +8,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, Version};
@@ -485,6 +485,10 @@ fn upgrade(
     let bad = |text| Box::new(plain(StatusCode::BAD_REQUEST, text));
     if request.method() != Method::GET || request.version() != Version::HTTP_11 {
         return Err(bad("an upgrade is a GET of HTTP/1.1\n"));
+    }
+    // What follows the head is the WebSocket's. A body there would be read as frames by us and as a body by a proxy.
+    if !request.body().is_end_stream() || headers.contains_key(header::TRANSFER_ENCODING) {
+        return Err(bad("an upgrade has no body\n"));
     }
     if !has_token(headers, header::UPGRADE, "websocket")
         || !has_token(headers, header::CONNECTION, "upgrade")

@@ -28,11 +28,17 @@ pub struct NodeHost {
     ctx: Ctx<Self>,
     line: Option<mpsc::Sender<Out>>,
     /// By question. Dropped, a task ends, and the command that it runs with it.
-    open: BTreeMap<String, TaskHandle>,
+    open: BTreeMap<String, Open>,
     begun: Begun,
     asked: u64,
     _link: TaskHandle,
     _report: TaskHandle,
+}
+
+struct Open {
+    _task: TaskHandle,
+    /// Ends what it runs; it answers then. Only a run has it.
+    stop: Option<oneshot::Sender<()>>,
 }
 
 impl Room for NodeHost {
@@ -73,7 +79,8 @@ impl Room for NodeHost {
                 self.open.clear();
             }
             NodeMsg::Asked(asked) => self.asked(*asked),
-            NodeMsg::Cancelled(id) | NodeMsg::Answered(id) => {
+            NodeMsg::Cancelled(id) => self.cancelled(&id),
+            NodeMsg::Answered(id) => {
                 self.open.remove(&id);
             }
             NodeMsg::Report => self.report(),
@@ -122,11 +129,13 @@ impl NodeHost {
         let node = self.wiring.session.device_id();
         let id = asked.id.clone();
         let refused = self.refusal(&asked);
+        let (stop, stopped) = oneshot::channel();
+        let stop = (asked.command == commands::RUN).then_some(stop);
         let (wiring, news) = (self.wiring.clone(), self.ctx.clone());
         let task = self.ctx.task("question", key, async move {
             let answer = match refused {
                 Some((code, why)) => Answer::refused(code, why),
-                None => commands::answer(&wiring, &asked).await,
+                None => commands::answer(&wiring, &asked, stopped).await,
             };
             for event in answer.events(&asked) {
                 // A link that is gone takes nothing: the gateway knows by itself.
@@ -136,7 +145,18 @@ impl NodeHost {
             let _ = line.send(Out::Request("node.invoke.result", result)).await;
             news.notify(NodeMsg::Answered(asked.id));
         });
-        self.open.insert(id, task);
+        self.open.insert(id, Open { _task: task, stop });
+    }
+
+    /// The gateway waits for the word that nothing of a run is left. Nothing else is worth its answer.
+    fn cancelled(&mut self, id: &str) {
+        let stop = self.open.get_mut(id).and_then(|open| open.stop.take());
+        if let Some(stop) = stop {
+            // One that has just ended answers without it.
+            let _ = stop.send(());
+        } else {
+            self.open.remove(id);
+        }
     }
 
     /// What is not even looked at.

@@ -8,9 +8,11 @@ use std::path::Path;
 use portcullis_actors::exec::{ExecRefusal, HostedNews, HostedPlan, HostedRequest, Stream};
 use portcullis_core::display::visible;
 use portcullis_core::ids::AgentId;
+use portcullis_core::nodes::STOPPED;
 use portcullis_core::plan::HOST_PATH;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use tokio::sync::oneshot;
 
 use super::messages::{Asked, NodeWiring};
 
@@ -93,12 +95,12 @@ impl Answer {
     }
 }
 
-/// Answers one question.
-pub async fn answer(means: &NodeWiring, asked: &Asked) -> Answer {
+/// Answers one question; `stop`: nobody wants what it runs any more.
+pub async fn answer(means: &NodeWiring, asked: &Asked, stop: oneshot::Receiver<()>) -> Answer {
     let outcome = match asked.command.as_str() {
         WHICH => which(asked),
         PREPARE => prepare(means, asked).await,
-        RUN => run(means, asked).await,
+        RUN => run(means, asked, stop).await,
         POLICY_GET => Ok(means.kept.get().shown()),
         POLICY_SET => policy_set(means, asked).await,
         other => Err((
@@ -264,7 +266,8 @@ async fn prepare(means: &NodeWiring, asked: &Asked) -> Outcome {
     }))
 }
 
-async fn run(means: &NodeWiring, asked: &Asked) -> Outcome {
+async fn run(means: &NodeWiring, asked: &Asked, mut stop: oneshot::Receiver<()>) -> Outcome {
+    let stopped = || Err((STOPPED, "it was told to end".to_owned()));
     let command: Command = read(asked)?;
     let is_allowed = matches!(
         command.approval_decision.as_deref(),
@@ -285,13 +288,23 @@ async fn run(means: &NodeWiring, asked: &Asked) -> Outcome {
     }
     // Last of all: it may have been closed meanwhile.
     is_open(means, &command.request()?)?;
+    if stop.try_recv().is_ok() {
+        return stopped();
+    }
     let hosted = &means.hosted;
     let most = usize::try_from(hosted.config.output_cap_bytes).unwrap_or(usize::MAX);
     let started = plan.start(hosted, command.timeout_ms);
     let mut run = started.map_err(|refusal| refused(&refusal))?;
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let exited = loop {
-        match run.next().await {
+        let news = tokio::select! {
+            news = run.next() => news,
+            _ = &mut stop => {
+                run.kill().await;
+                return stopped();
+            }
+        };
+        match news {
             HostedNews::Output(stream, data) => {
                 let to = if stream == Stream::Out {
                     &mut out

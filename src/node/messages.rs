@@ -60,7 +60,7 @@ pub enum NodeMsg {
     Down,
     /// The gateway asks.
     Asked(Box<Asked>),
-    /// Nobody waits for this answer any more.
+    /// Nobody wants this answer any more: what it runs is ended, and said to be.
     Cancelled(String),
     /// A question was answered.
     Answered(String),

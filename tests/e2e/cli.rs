@@ -507,9 +507,18 @@ async fn a_secret_comes_by_stdin_whole_and_an_empty_one_is_refused_before_anythi
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_decision_is_found_by_the_beginning_of_its_id_and_a_refused_connect_is_a_matter_of_permission()
+async fn a_decision_is_for_what_the_gateway_calls_so_and_a_refused_connect_is_a_matter_of_permission()
  {
-    let gateway = Gateway::start(false, |method, _| match method {
+    let gateway = Gateway::start(false, |method, params| match method {
+        "exec.approval.get" => match params["id"].as_str().unwrap() {
+            "ab" => vec![refused(&ErrorBody::of(
+                codes::APPROVAL_NOT_FOUND,
+                "no approval is called so, and others may begin so",
+            ))],
+            id => vec![ok(
+                json!({ "id": format!("{id}1"), "request": { "command": "uname -a" } }),
+            )],
+        },
         "exec.approval.list" => vec![ok(json!([
             {"id": "abc1", "expiresAtMs": 4_000_000_000_000_u64, "request": {"command": "uname -a", "argv": ["uname", "-a"], "agentId": "demo", "target": "host"}},
             {"id": "abd2", "expiresAtMs": 4_000_000_000_000_u64, "request": {"command": "\u{1b}]0;x\u{7}", "argv": ["\u{1b}]0;x\u{7}"], "agentId": "demo", "target": "host"}},
@@ -520,22 +529,22 @@ async fn a_decision_is_found_by_the_beginning_of_its_id_and_a_refused_connect_is
     let state = gateway.state.path();
     let output = run(state, &["approvals", "list"]).await;
     assert!(text(&output.stdout).contains("uname -a") && !output.stdout.contains(&0x1b));
-    assert_eq!(code(&run(state, &["approvals", "allow", "ab"]).await), 2);
+    assert_eq!(code(&run(state, &["approvals", "allow", "ab"]).await), 3);
     let output = run(state, &["approvals", "allow", "abc"]).await;
     assert_eq!(
         (code(&output), text(&output.stdout).as_str()),
-        (0, "abc1: allowed once\n")
+        (0, "abc1: allowed once: uname -a\n")
     );
     assert_eq!(
         gateway.seen().last().unwrap().1,
         json!({"id": "abc1", "decision": "allow-once"})
     );
-    run(state, &["approvals", "deny", "abd2", "--reason", "no"]).await;
+    run(state, &["approvals", "deny", "abd", "--reason", "no"]).await;
     assert_eq!(
         gateway.seen().last().unwrap().1,
-        json!({"id": "abd2", "decision": "deny", "reason": "no"})
+        json!({"id": "abd1", "decision": "deny", "reason": "no"})
     );
-    assert_eq!(code(&run(state, &["approvals", "show", "zzz"]).await), 3);
+    assert_eq!(code(&run(state, &["approvals", "show", "ab"]).await), 3);
 
     let closed = Gateway::start(false, |_, _| {
         vec![refused(&ErrorBody::bare(

@@ -78,7 +78,7 @@ async fn a_question_asked_first_is_answered_and_its_command_runs_later_once() {
     assert_eq!(list[0]["request"]["commandArgv"], json!(argv));
     assert!(!list.to_string().contains("not what is shown"));
     assert_eq!(list[0]["request"]["operands"][0]["held"], "copied");
-    let one = decides.get("exec.approval.get", json!({"id": "a"})).await;
+    let one = decides.get("exec.approval.get", json!({"id": "a1"})).await;
     assert_eq!(
         (&one["id"], &one["host"]),
         (&json!("a1"), &json!("gateway"))
@@ -269,7 +269,7 @@ async fn requesters_who_take_every_beginning_of_an_id_keep_nobody_from_asking() 
         let deny = json!({"id": id, "decision": "deny"});
         decides.get("exec.approval.resolve", deny).await;
     }
-    for id in ["p", "portcullis", "portcullis-1"] {
+    for id in ["p", "pc-", "pc-1"] {
         let refused = asks
             .refused("exec.approval.request", ask(id, &["true"]))
             .await;
@@ -281,7 +281,7 @@ async fn requesters_who_take_every_beginning_of_an_id_keep_nobody_from_asking() 
     let frame = asks.ask("exec.run", run).await;
     let first = asks.answer(&frame).await;
     let id = first["payload"]["approvalId"].as_str().unwrap();
-    assert!(id.starts_with("portcullis-"), "{first}");
+    assert!(id.starts_with("pc-"), "{first}");
     let deny = json!({"id": id, "decision": "deny"});
     decides.get("exec.approval.resolve", deny).await;
 }

@@ -14,7 +14,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::remote_cli::{STRICT, token_file};
 use crate::support::gateway::Gateway;
-use crate::support::ws::{Client, admin};
+use crate::support::ws::{Client, Connect, admin};
 
 const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -690,6 +690,29 @@ async fn what_our_node_host_runs_ends_with_its_caller_and_with_the_node_itself_h
         gateway.json(&["nodes", "list"])["nodes"][0]["connected"],
         false
     );
+}
+
+/// The bug: the answer came when the node had been told, and what ran there went on for a moment.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agents_run_on_a_node_is_over_when_the_answer_of_its_new_token_comes() {
+    let gateway = Gateway::start();
+    let _host = Host::start(&gateway, &url(&gateway), &token_file(&gateway));
+    let id = let_in(&gateway);
+    let mut decides = admin(&gateway).await;
+    for n in 1..6 {
+        let mark = format!("33{:05}", (std::process::id() * 10 + n) % 100_000);
+        let minted = gateway.json(&["agents", "token", "demo"]);
+        let mut asks = Client::dial(&gateway).await;
+        let by = Connect::bare().role("agent");
+        asks.hello(&by.auth(json!({ "token": minted["token"] })))
+            .await;
+        long(&mut asks, &mut decides, &id, &mark).await;
+        gateway.json(&["agents", "token", "demo"]);
+        assert!(!runs(&format!("sleep {mark}")), "it runs on");
+    }
+    let ended = gateway.json(&["audit", "query", "--action", "exec.run"]);
+    let ended = ended["records"].as_array().unwrap();
+    assert_eq!(ended.len(), 5, "{ended:?}");
 }
 
 /// The bug: a run was forgotten after many others, or with the process, and begun again when it was asked for again.

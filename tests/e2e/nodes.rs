@@ -643,6 +643,46 @@ async fn a_signed_request_makes_room_for_nobody_while_it_is_done() {
     assert_eq!(status, 200, "{read:?} {answer}");
 }
 
+/// A refusal before the node was asked uses the key up no more: the retry that the answer asks for is a new try.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_whose_question_never_reached_the_node_is_free_again() {
+    let gateway = Gateway::start();
+    let mut operator = admin(&gateway).await;
+    let device = Device::new();
+    let mut host = node(&gateway, &device, &["system.notify"]).await;
+    approve(&mut operator, &mut host, &device).await;
+    drop(host);
+    let ask = json!({
+        "nodeId": device.id(), "command": "system.notify", "idempotencyKey": "k", "params": { "title": "t" },
+    });
+    // Gone, once the gateway has seen its end.
+    let refused = loop {
+        let refused = operator.call("node.invoke", ask.clone()).await;
+        if refused["error"]["details"]["code"] == "NOT_CONNECTED" {
+            break refused;
+        }
+        assert_eq!(refused["ok"], false, "{refused}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    };
+    assert_eq!(refused["error"]["code"], "UNAVAILABLE", "{refused}");
+    let mut host = node(&gateway, &device, &["system.notify"]).await;
+    let question = operator.ask("node.invoke", ask.clone()).await;
+    let asked = event(&mut host, "node.invoke.request").await;
+    let answer = json!({ "id": asked["payload"]["id"], "nodeId": device.id(), "ok": true });
+    host.get("node.invoke.result", answer).await;
+    assert_eq!(operator.answer(&question).await["ok"], true);
+    // What was asked is not asked again.
+    let again = operator.call("node.invoke", ask).await;
+    assert_eq!(again["ok"], true, "{again}");
+    let acts = operator
+        .get(
+            "audit.query",
+            json!({ "action": "nodes.invoke", "outcome": "ok" }),
+        )
+        .await;
+    assert_eq!(acts["records"].as_array().unwrap().len(), 1, "{acts}");
+}
+
 /// wire.md 3: a request with the same key is done once; who lost the answer gets it again, for five minutes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_is_asked_once_under_one_key_and_who_asks_again_hears_the_same_answer() {

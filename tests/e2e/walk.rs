@@ -184,7 +184,7 @@ fn asks_to_leave(gateway: &Gateway) {
     };
     let (exec, id) = asks(&["sh", "-c", "uname -a; id -u"]);
     let shown = gateway.json(&["approvals", "show", &id]);
-    let (_, card, _) = ran(gateway, &["approvals", "show", &id[..6]]);
+    let (_, card, _) = ran(gateway, &["approvals", "show", &id[..11]]);
     for part in [
         "\"uname -a; id -u\"",
         "on the host, outside the sandbox",

@@ -206,6 +206,9 @@ fn an_upgrade_that_lacks_something_is_refused() {
         ),
         (without("Connection"), 400),
         (with("Upgrade", "Upgrade: h2c"), 400),
+        // What follows the head is one thing only.
+        (with("None", "Content-Length: 3"), 400),
+        (with("None", "Transfer-Encoding: chunked"), 400),
     ] {
         let answer = head(&gateway, &request("GET / HTTP/1.1", &headers));
         assert_eq!(status(&answer), code, "{headers:?}: {answer}");

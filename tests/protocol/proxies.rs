@@ -257,6 +257,24 @@ async fn only_the_configured_user_of_this_machine_is_a_proxy() {
     }
 }
 
+/// The bug: it was told of a gateway password, which nobody has here.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_device_beside_a_trusted_proxy_is_told_what_it_needs() {
+    let gateway = trusting(&[]);
+    let (error, _) = Client::dial(&gateway)
+        .await
+        .denied(
+            &Connect::bare()
+                .device(&Device::new())
+                .role("node")
+                .auth(json!({})),
+        )
+        .await;
+    assert_eq!(error["details"]["code"], "AUTH_TOKEN_MISSING", "{error}");
+    let said = error["message"].as_str().unwrap();
+    assert!(said.contains("setup code"), "{said}");
+}
+
 #[test]
 fn trusted_proxy_settings_that_trust_nobody_or_nothing_do_not_start() {
     for (key, value, said) in [

@@ -13,6 +13,7 @@ mod writer;
 use super::config::AuditConfig;
 use super::error::AuditError;
 use super::log::{Clock, LogSpec, OpenReport};
+use super::messages::Refused;
 use super::offline::verify_dir;
 use super::read::tail_dir;
 use super::writer::{Answer, Job, NotTaken, Writer};
@@ -102,7 +103,11 @@ impl Open {
             ..Entry::new("exec.run")
         };
         let (tx, rx) = oneshot::channel();
-        let job = Job::Once(Box::new(Body::intent(entry).unwrap()), Answer::Own(tx));
+        let job = Job::Once(
+            Box::new(Body::intent(entry).unwrap()),
+            Refused::Stands,
+            Answer::Own(tx),
+        );
         assert!(self.writer.submit(job).is_ok());
         rx.blocking_recv().unwrap().unwrap()
     }

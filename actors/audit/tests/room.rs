@@ -152,7 +152,11 @@ async fn after_the_end_of_a_daemon_the_next_one_closes_what_was_open() {
         idempotency_key: Some("k".into()),
         ..Entry::new("exec.run")
     };
-    let Once::New { seq } = audit.intent_once(keyed.clone()).await.unwrap() else {
+    let Once::New { seq } = audit
+        .intent_once(keyed.clone(), Refused::Stands)
+        .await
+        .unwrap()
+    else {
         panic!()
     };
     first.stop().await;
@@ -160,7 +164,7 @@ async fn after_the_end_of_a_daemon_the_next_one_closes_what_was_open() {
     let boot = BootId([1; 16]);
     let outcome = Some(portcullis_core::audit::OutcomeResult::Unknown { boot });
     assert_eq!(
-        audit.intent_once(keyed).await.unwrap(),
+        audit.intent_once(keyed, Refused::Stands).await.unwrap(),
         Once::Seen { seq, outcome }
     );
     let closed = Query {

@@ -160,7 +160,7 @@ pub(super) fn too_many(limited: Limited) -> ConnectRefusal {
     refusal
 }
 
-/// Where passwords alone are taken, a wrong or missing secret is called one.
+/// A wrong or missing secret is called what this gateway takes.
 pub(super) fn in_words_of(
     modes: Modes,
     arrival: &Arrival,
@@ -174,10 +174,16 @@ pub(super) fn in_words_of(
             "gateway password mismatch (a person sets it with: portcullis password set)",
             false,
         ),
-        "AUTH_TOKEN_MISSING" if !modes.token => ConnectRefusal::unauthorized(
+        "AUTH_TOKEN_MISSING" if modes.password && !modes.token => ConnectRefusal::unauthorized(
             "AUTH_PASSWORD_MISSING",
             "password_missing",
             "gateway password missing (send it in auth.password)",
+            false,
+        ),
+        "AUTH_TOKEN_MISSING" if modes.trusted_proxy => ConnectRefusal::unauthorized(
+            "AUTH_TOKEN_MISSING",
+            "token_missing",
+            "device token missing (send it in auth.deviceToken; a new device comes in by a setup code: portcullis devices setup-code)",
             false,
         ),
         _ => refusal,

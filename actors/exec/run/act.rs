@@ -214,7 +214,7 @@ impl Acting {
                 let _ = run.pool.cancel(run.agent.clone(), run.run.clone()).await;
             }
             Self::Host(run) => run.cancel().await,
-            Self::Node(run) => run.cancel(),
+            Self::Node(run) => run.cancel().await,
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use portcullis_core::audit::{Entry, Once, Outcome, Query, Seq};
 use portcullis_core::codes::{self, Code};
 use portcullis_core::ids::{ApprovalId, Hash32, RunId};
-use portcullis_core::plan::{ExecPlan, Operand};
+use portcullis_core::plan::{ExecPlan, Operand, Target};
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -19,7 +19,7 @@ use super::gate::{Gate, Said, Stand};
 use super::messages::RunWiring;
 use super::node::prepare;
 use crate::act::entry_of;
-use crate::audit::Found;
+use crate::audit::{Found, Refused};
 use crate::exec::actor::RUN;
 use crate::exec::messages::{
     Accepted, Begin, ExecEvent, ExecRefusal, ExecWiring, Note, OnlyAsk, RunRequest, RunResult,
@@ -83,7 +83,7 @@ impl Flow {
                 decided
             }
             Err(refusal) => {
-                self.record_refusal(&refusal).await;
+                self.record_refusal(&refusal);
                 self.note(Note::Told);
                 reply.refuse(refusal);
                 return;
@@ -125,7 +125,13 @@ impl Flow {
                 }
                 Seal::of(&found.plan)
             }
-            None => Seal::fresh(&self.request)?,
+            None => {
+                // What is outside the sandbox is looked at only for who may leave it.
+                if self.request.target != Target::Sandbox {
+                    self.gate.may_ask(&self.request).await?;
+                }
+                Seal::fresh(&self.request)?
+            }
         };
         let frozen = freeze(&self.wiring, &self.ctx, &self.request, seal).await?;
         let plan_hash = frozen.plan.plan_hash();
@@ -169,9 +175,11 @@ impl Flow {
         Ok((decided, accepted))
     }
 
-    /// What policy refused stands in the log too; the refusal itself does not wait for it to be there.
-    async fn record_refusal(&self, refusal: &ExecRefusal) {
-        if ![codes::ELEVATED_DISABLED, codes::POLICY_DENIED].contains(&refusal.code) {
+    /// What policy refused stands in the log too, and what was tried outside the sandbox; the refusal itself does not wait
+    /// for it to be there.
+    fn record_refusal(&self, refusal: &ExecRefusal) {
+        let by_policy = [codes::ELEVATED_DISABLED, codes::POLICY_DENIED].contains(&refusal.code);
+        if !by_policy && (self.request.target == Target::Sandbox || refusal.code.retryable) {
             return;
         }
         let entry = Entry {
@@ -183,9 +191,7 @@ impl Flow {
             "command",
             portcullis_core::display::redacted_line(&self.request.argv),
         );
-        if let Err(error) = self.wiring.audit.event(entry).await {
-            tracing::warn!(%error, "a refusal could not be recorded");
-        }
+        self.note(Note::Refused(Box::new(entry)));
     }
 
     fn entry(&self, action: &str) -> Entry {
@@ -301,7 +307,7 @@ impl Flow {
         } else {
             entry.with("operands", operands(plan))
         };
-        match self.wiring.audit.intent_once(entry).await {
+        match self.wiring.audit.intent_once(entry, Refused::Stands).await {
             Ok(Once::New { seq }) => {
                 self.note(Note::Intent(seq));
                 Ok(seq)

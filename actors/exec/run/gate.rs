@@ -31,6 +31,20 @@ pub enum Stand {
     Over(&'static Code, String),
 }
 
+fn said(decision: Decision) -> Result<Said, ExecRefusal> {
+    match decision {
+        Decision::Allow { rule } => Ok(Said::Allowed(rule)),
+        Decision::Pending { id, expires_at } => Ok(Said::Asked(id, expires_at.0)),
+        Decision::Deny { code, message, fix } => {
+            let refusal = ExecRefusal::new(code, message);
+            Err(match fix {
+                Some(fix) => refusal.with("fix", fix),
+                None => refusal,
+            })
+        }
+    }
+}
+
 impl Gate {
     /// The question that the same principal asked under the same key.
     pub async fn find(&self, request: &RunRequest) -> Result<Option<Found>, ExecRefusal> {
@@ -61,16 +75,15 @@ impl Gate {
     }
 
     async fn ask(&self, ask: Ask) -> Result<Said, ExecRefusal> {
-        match self.0.decide(ask).await {
-            Ok(Decision::Allow { rule }) => Ok(Said::Allowed(rule)),
-            Ok(Decision::Pending { id, expires_at }) => Ok(Said::Asked(id, expires_at.0)),
-            Ok(Decision::Deny { code, message, fix }) => {
-                let refusal = ExecRefusal::new(code, message);
-                Err(match fix {
-                    Some(fix) => refusal.with("fix", fix),
-                    None => refusal,
-                })
-            }
+        said(self.0.decide(ask).await.map_err(|error| refusal(&error))?)
+    }
+
+    /// May anything of it run there at all? Asked before anything is looked at for it.
+    pub async fn may_ask(&self, request: &RunRequest) -> Result<(), ExecRefusal> {
+        let (agent, target) = (&request.agent, &request.target);
+        match self.0.denied_outright(agent, target).await {
+            Ok(Some(denied)) => said(denied).map(drop),
+            Ok(None) => Ok(()),
             Err(error) => Err(refusal(&error)),
         }
     }

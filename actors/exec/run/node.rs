@@ -13,7 +13,7 @@ use portcullis_core::audit::Seq;
 use portcullis_core::codes;
 use portcullis_core::display::visible;
 use portcullis_core::ids::{DeviceId, Hash32};
-use portcullis_core::nodes::{Call, PREPARE, RUN, RUN_NUMBER, Refusal};
+use portcullis_core::nodes::{Call, PREPARE, RUN, RUN_NUMBER, Refusal, STOPPED};
 use portcullis_core::plan::{EnvValue, ExecPlan, is_canonical_path};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -163,6 +163,9 @@ pub struct NodeRun {
     begun: Instant,
     next: Vec<NodeNews>,
     pub node: DeviceId,
+    run: String,
+    nodes: NodesHandle,
+    is_cancelled: bool,
 }
 
 /// What a node's run does.
@@ -211,12 +214,15 @@ impl NodeRun {
         let within = plan.limits.timeout_ms.saturating_add(TELL_WITHIN);
         let call = call(&means.node, RUN, within, Some(run.to_owned()));
         let question = question(call, &params, Some(run.to_owned()));
-        let nodes = nodes.clone();
+        let (nodes, asked) = (nodes.clone(), nodes.clone());
         Self {
-            answer: Some(Box::pin(async move { nodes.ask(question).await })),
+            answer: Some(Box::pin(async move { asked.ask(question).await })),
             begun: Instant::now(),
             next: Vec::new(),
             node: means.node.clone(),
+            run: run.to_owned(),
+            nodes,
+            is_cancelled: false,
         }
     }
 
@@ -232,15 +238,22 @@ impl NodeRun {
         };
         let answer = answer.await;
         self.answer = None;
+        if self.is_cancelled && is_stopped(&answer) {
+            return NodeNews::Exited(ended(Cause::Cancelled, None, self.begun.elapsed()));
+        }
         self.next = news(answer, self.begun.elapsed());
         self.next.pop().unwrap_or_else(|| {
             NodeNews::Unknown("the node's answer says nothing of an end".to_owned())
         })
     }
 
-    /// Nobody waits for it any more: the node is told so.
-    pub fn cancel(&mut self) {
-        self.answer = None;
+    /// The node is told to end it, and its word that it has is waited for.
+    pub async fn cancel(&mut self) {
+        // Not asked for it yet, or nobody to be told: who waits no more is not asked for.
+        if !matches!(self.nodes.stop(&self.node, &self.run).await, Ok(true)) {
+            self.answer = None;
+        }
+        self.is_cancelled = true;
     }
 }
 
@@ -296,20 +309,31 @@ fn news(answer: Result<Option<String>, NodesError>, took: Duration) -> Vec<NodeN
             }));
         }
     }
-    pieces.push(NodeNews::Exited(Exited {
-        code: code.filter(|_| !ran.timed_out),
+    let cause = if ran.timed_out {
+        Cause::TimedOut
+    } else {
+        Cause::Itself
+    };
+    let code = code.filter(|_| !ran.timed_out);
+    pieces.push(NodeNews::Exited(ended(cause, code, took)));
+    pieces.reverse();
+    pieces
+}
+
+/// The node's word that it has ended what it was told to end.
+fn is_stopped(answer: &Result<Option<String>, NodesError>) -> bool {
+    matches!(answer, Err(NodesError::Refused(Refusal::Node { code, .. })) if code == STOPPED)
+}
+
+fn ended(cause: Cause, code: Option<u8>, took: Duration) -> Exited {
+    Exited {
+        code,
         signal: None,
-        cause: if ran.timed_out {
-            Cause::TimedOut
-        } else {
-            Cause::Itself
-        },
+        cause,
         duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
         dropped_stdout: 0,
         dropped_stderr: 0,
         cpu_ms: 0,
         swept: 0,
-    }));
-    pieces.reverse();
-    pieces
+    }
 }

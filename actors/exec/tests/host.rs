@@ -224,7 +224,7 @@ async fn what_policy_or_the_machine_does_not_have_is_refused() {
         (vec!["no-such-command-at-all"], codes::COMMAND_NOT_FOUND),
         (vec!["/etc/passwd"], codes::INVALID_PARAMS),
         (vec!["/dev/null"], codes::INVALID_PARAMS),
-        (vec![state.to_str().unwrap()], codes::INVALID_PARAMS),
+        (vec![state.to_str().unwrap()], codes::COMMAND_NOT_FOUND),
     ] {
         let request = house.request(Target::Host, &argv);
         let refused = house.begin(request).await.unwrap_err();

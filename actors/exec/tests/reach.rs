@@ -3,6 +3,9 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 
+use portcullis_core::audit::Query;
+use portcullis_core::codes;
+use portcullis_core::ids::AgentId;
 use portcullis_core::plan::Target;
 
 use super::harness::{Folders, house};
@@ -89,4 +92,97 @@ fn a_gateway_that_is_not_root_masks_what_is_its_own() {
         String::from_utf8_lossy(&output.stderr)
     );
     assert!(said.contains("19 passed"), "{said}");
+}
+
+/// The bug: the program was looked up and hashed, as root, before policy was asked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_may_not_leave_the_sandbox_learns_nothing_of_what_is_outside() {
+    let folders = Folders::new();
+    let mut house = house(&folders, 1).await;
+    let node = Target::Node("a".repeat(64));
+    for name in [
+        "true",
+        "/etc/passwd",
+        "/root/none",
+        "/proc/1/exe",
+        "no-such-command",
+    ] {
+        for target in [Target::Host, node.clone()] {
+            let mut request = house.request(target, &[name]);
+            request.agent = AgentId::new("lone").unwrap();
+            let refused = house.begin(request).await.unwrap_err();
+            assert_eq!(refused.code, codes::ELEVATED_DISABLED, "{name} {refused:?}");
+            assert!(!refused.message.contains(name), "{refused:?}");
+        }
+    }
+    // And it is on record, but not each of them.
+    let query = || Query {
+        action: Some("exec.refused".to_owned()),
+        ..Query::default()
+    };
+    let mut found = vec![];
+    while found.is_empty() {
+        found = house.audit.query(query()).await.unwrap();
+    }
+    while house.exec.live().await > 0 {}
+    let found = house.audit.query(query()).await.unwrap();
+    assert!((1..5).contains(&found.len()), "{found:?}");
+    house.end().await;
+}
+
+/// The bug: a root gateway told what lies in folders that are closed to the command's user.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_closed_to_the_commands_user_is_told_apart_from_nothing_by_nobody() {
+    if !rustix::process::geteuid().is_root() {
+        // Its commands have its own user.
+        return;
+    }
+    let folders = Folders::new();
+    let mut house = house(&folders, 1).await;
+    let closed = folders.path("closed");
+    std::fs::create_dir(&closed).unwrap();
+    for name in ["there", "folder/there"] {
+        let path = closed.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, "#!/bin/sh\n").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let linked = folders.path("linked");
+    std::os::unix::fs::symlink(closed.join("there"), &linked).unwrap();
+    let back = folders.path("back");
+    std::os::unix::fs::symlink("/usr/bin/true", closed.join("back")).unwrap();
+    std::os::unix::fs::symlink(closed.join("back"), &back).unwrap();
+    let state = folders.state.path();
+    let paths = [
+        closed.join("none"),
+        closed.join("there"),
+        closed.join("folder"),
+        closed.join("folder/there"),
+        closed.join("back"),
+        linked,
+        back,
+        "/proc/1/exe".into(),
+        state.join("state.db"),
+        state.join("none"),
+    ];
+    type Shape = fn(&str) -> (Vec<&str>, Option<&str>);
+    let shapes: [Shape; 3] = [
+        |path| (vec![path], None),
+        |path| (vec!["sh", path], None),
+        |path| (vec!["true"], Some(path)),
+    ];
+    for (n, shape) in shapes.into_iter().enumerate() {
+        let mut seen = std::collections::BTreeSet::new();
+        for path in &paths {
+            let path = path.to_str().unwrap();
+            let (argv, cwd) = shape(path);
+            let mut request = house.request(Target::Host, &argv);
+            request.cwd = cwd.map(str::to_owned);
+            let refused = house.begin(request).await.unwrap_err();
+            seen.insert((refused.code.name, refused.message.replace(path, "PATH")));
+        }
+        assert_eq!(seen.len(), 1, "{n}: {seen:?}");
+    }
+    house.end().await;
 }

@@ -304,6 +304,29 @@ fn the_ledger_knows_what_is_open_from_any_mark_on() {
     }
 }
 
+/// The bug: with many keys of its own, one principal had another's forgotten, and what stood under that ran again.
+#[test]
+fn who_sends_many_keys_pushes_out_his_own_only() {
+    let mut index = OnceIndex::new(u64::MAX, 10);
+    let mine = OnceKey::of(Some("agent"), "pay-once");
+    index.begin(mine, Seq(1), 0);
+    for n in 0..1_000_u64 {
+        index.begin(OnceKey::of(Some("other"), &n.to_string()), Seq(n + 2), n);
+    }
+    assert_eq!(index.len(), 10);
+    assert!(index.get(&mine, 1_000).is_some());
+    let newest = OnceKey::of(Some("other"), "999");
+    assert!(index.get(&newest, 1_000).is_some());
+    assert!(
+        index
+            .get(&OnceKey::of(Some("other"), "990"), 1_000)
+            .is_none()
+    );
+    // Of a third one, too.
+    index.begin(OnceKey::of(None, "x"), Seq(2_000), 1_001);
+    assert!(index.get(&mine, 1_001).is_some());
+}
+
 #[test]
 fn keys_are_bounded_and_never_mixed_between_principals() {
     let mut index = OnceIndex::new(u64::MAX, 3);
@@ -320,6 +343,14 @@ fn keys_are_bounded_and_never_mixed_between_principals() {
         })
     );
     assert_eq!(index.get(&OnceKey::of(None, "4"), 9), None);
+    let mut again = OnceIndex::new(10, 3);
+    for n in 0..100 {
+        again.begin(OnceKey::of(Some("p"), "one"), Seq(n + 1), n);
+    }
+    assert_eq!((again.len(), again.begun()), (1, 100));
+    assert!(again.get(&OnceKey::of(Some("p"), "one"), 109).is_some());
+    assert!(again.get(&OnceKey::of(Some("p"), "one"), 110).is_none());
+    assert!(again.is_empty());
     assert_ne!(OnceKey::of(Some("ab"), "c"), OnceKey::of(Some("a"), "bc"));
     assert_ne!(OnceKey::of(Some(""), "c"), OnceKey::of(None, "c"));
 }

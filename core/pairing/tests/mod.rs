@@ -283,7 +283,7 @@ fn an_approver_gives_what_it_has() {
     };
     assert_eq!(
         bench.approve(&request, &device),
-        Err(Refusal::ApprovalDenied)
+        Err(Refusal::UnknownRequest)
     );
     let change = bench
         .machine
@@ -571,6 +571,28 @@ fn a_flood_that_falls_silent_makes_room_for_who_asks_and_users_of_one_machine_co
     assert_eq!(bench.machine.counts().1, 4);
     bench.approve(&request, &admin()).expect("the newcomer");
     bench.approve(&other, &admin()).expect("the other user");
+}
+
+/// The bug: a name of many spaces made lines of its own before who decided on it.
+#[test]
+fn what_a_device_calls_itself_makes_no_lines_and_pushes_nothing_aside() {
+    let mut bench = Bench::new(Limits::default());
+    let mut facts = facts(1, Role::Operator, &[Scope::Read]);
+    let name = format!("laptop{}roles  operator", " ".repeat(120));
+    facts.client.display_name = Some(name);
+    facts.client.device_family = Some("e\u{301}\u{301}\u{301}\u{301}\u{301}".to_owned());
+    let (request, _) = bench.request(&facts);
+    let shown = bench.machine.pending[&request].to_wire();
+    let name = shown["displayName"].as_str().unwrap();
+    assert!(!name.contains("  "), "{name}");
+    assert!(name.starts_with("laptop \\u{20}"), "{name}");
+    assert!(
+        shown["deviceFamily"].as_str().unwrap().contains("\\u{301}"),
+        "{shown}"
+    );
+    bench.approve(&request, &admin()).expect("approved");
+    let device = bench.machine.device(&id(1)).unwrap().to_wire(None);
+    assert_eq!(device["displayName"], shown["displayName"]);
 }
 
 #[test]
