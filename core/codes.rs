@@ -48,7 +48,7 @@ codes! {
     APPROVAL_NOT_FOUND, "INVALID_REQUEST", false, 3, "`portcullis approvals list` shows what is pending";
     APPROVAL_ALREADY_RESOLVED, "INVALID_REQUEST", false, 5, "the first answer stands; `portcullis approvals list` shows what is pending";
     APPROVAL_SELF, "FORBIDDEN", false, 4, "who asked cannot approve: let another operator decide";
-    CHANGE_WAITS, "FORBIDDEN", false, 5, "another operator answers it: `portcullis approvals show ID`, then `portcullis approvals allow ID`; then it holds";
+    CHANGE_WAITS, "FORBIDDEN", false, 5, "an operator answers it, not on the connection that asked: `portcullis approvals show ID`, then `portcullis approvals allow ID`; then it holds";
     POLICY_CONFLICT, "INVALID_REQUEST", true, 1, "the document changed since it was read: read it again and retry";
     INVALID_PARAMS, "INVALID_REQUEST", false, 2, "the message names the field";
     CONNECT_INVALID, "INVALID_REQUEST", false, 2, "the message names what is wrong in `connect`: mend it and dial again";

@@ -312,7 +312,7 @@ impl Methods {
                 Err(ErrorBody::with(
                     codes::CHANGE_WAITS,
                     format!(
-                        "nothing is changed yet: it lets more run than before, and waits for another operator's answer to {id}"
+                        "nothing is changed yet: it lets more run than before, and waits for an operator's answer to {id} on another connection"
                     ),
                     details,
                 ))

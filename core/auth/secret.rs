@@ -13,6 +13,9 @@ pub const MIN: usize = 24;
 /// Most bytes.
 pub const MAX: usize = 512;
 
+/// Digits of 128 bits.
+const HEX_MIN: usize = 32;
+
 /// Texts out of manuals.
 const PLACEHOLDERS: &[&str] = &[
     "changeme",
@@ -150,7 +153,7 @@ fn is_hex(text: &str) -> bool {
     let bytes = text.as_bytes();
     let lower = bytes.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     let upper = bytes.iter().all(|b| matches!(b, b'0'..=b'9' | b'A'..=b'F'));
-    bytes.len() >= 32
+    bytes.len() >= HEX_MIN
         && (lower || upper)
         && distinct(bytes.iter().copied()) >= 11
         && is_chance(bytes)
@@ -174,7 +177,8 @@ fn is_base64(text: &str) -> bool {
     // A capital and the small letter after it are how words begin.
     let is_change = |pair: &&[u8]| pair[0] != pair[1] && (pair[0], pair[1]) != (1, 0);
     let changes = kinds.windows(2).filter(is_change).count();
-    let of = |kind: u8| kinds.iter().filter(|k| **k == kind).count();
+    let capitals = bytes.iter().filter(|b| b.is_ascii_uppercase()).count();
+    let letters = bytes.iter().filter(|b| b.is_ascii_alphabetic()).count();
     let is_small = |byte: &u8| matches!(byte, b'a'..=b'z' | b'0' | b'1' | b'3' | b'4' | b'5');
     let longest = bytes
         .split(|byte| !is_small(byte))
@@ -184,7 +188,7 @@ fn is_base64(text: &str) -> bool {
     bytes.len() >= 32
         && (0..3).all(|kind| kinds.contains(&kind))
         && distinct(bytes.iter().copied()) >= 18
-        && of(1) * 3 >= of(0) + of(1)
+        && capitals * 3 >= letters
         && changes * 100 >= (bytes.len() - 1) * 34
         && longest <= 6
 }
@@ -267,12 +271,14 @@ mod tests {
         }
     }
 
+    type Make<'a> = &'a dyn Fn(&[u8]) -> String;
+
     #[test]
     fn most_random_texts_are_taken_for_random() {
         // A fixed stream of bytes: SHA-256 of a counter.
         use sha2::Digest as _;
         let random = |n: u32| sha2::Sha256::digest(n.to_be_bytes());
-        let count = |shape: &dyn Fn(&[u8]) -> String| {
+        let count = |shape: Make<'_>| {
             (0..1000_u32)
                 .filter(|n| is_random(&shape(&random(*n))))
                 .count()
@@ -286,7 +292,7 @@ mod tests {
             }
             String::from_utf8(digits).unwrap()
         };
-        let shapes: [(&str, &dyn Fn(&[u8]) -> String, usize); 5] = [
+        let shapes: [(&str, Make<'_>, usize); 5] = [
             ("32 bytes of base64", &base64url, 800),
             ("24 bytes of base64", &|bytes| base64url(&bytes[..24]), 750),
             ("32 bytes of hexadecimal digits", &hex, 970),

@@ -192,7 +192,7 @@ fn url(gateway: &Gateway) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn our_node_host_waits_for_a_person_twice_runs_what_was_allowed_and_comes_back() {
-    let mut gateway = Gateway::with(&[STRICT]);
+    let mut gateway = Gateway::with(&[STRICT, ("agents.closed.elevated", "ask")]);
     let token = token_file(&gateway);
     let mut host = Host::start(&gateway, &url(&gateway), &token);
     let log = host.says("portcullis devices approve ");

@@ -111,27 +111,24 @@ impl Flow {
     /// Freezes the plan and asks for it.
     async fn decide(&self) -> Result<(Decided, Accepted), ExecRefusal> {
         let known = self.gate.find(&self.request).await?;
-        let seal = match &known {
-            Some(found) => {
-                same_request(&found.plan, &self.request)?;
-                if let Stand::Over(code, message) = self.gate.stand(&found.id).await? {
-                    let used = self.gate.used_by(&found.id).await;
-                    let (code, message) = match used {
-                        Some(seq) => self.used(seq).await.unwrap_or((code, message)),
-                        None => (code, message),
-                    };
-                    let refusal = ExecRefusal::new(code, message);
-                    return Err(refusal.with("approvalId", found.id.as_str()));
-                }
-                Seal::of(&found.plan)
+        let seal = if let Some(found) = &known {
+            same_request(&found.plan, &self.request)?;
+            if let Stand::Over(code, message) = self.gate.stand(&found.id).await? {
+                let used = self.gate.used_by(&found.id).await;
+                let (code, message) = match used {
+                    Some(seq) => self.used(seq).await.unwrap_or((code, message)),
+                    None => (code, message),
+                };
+                let refusal = ExecRefusal::new(code, message);
+                return Err(refusal.with("approvalId", found.id.as_str()));
             }
-            None => {
-                // What is outside the sandbox is looked at only for who may leave it.
-                if self.request.target != Target::Sandbox {
-                    self.gate.may_ask(&self.request).await?;
-                }
-                Seal::fresh(&self.request)?
+            Seal::of(&found.plan)
+        } else {
+            // What is outside the sandbox is looked at only for who may leave it.
+            if self.request.target != Target::Sandbox {
+                self.gate.may_ask(&self.request).await?;
             }
+            Seal::fresh(&self.request)?
         };
         let frozen = freeze(&self.wiring, &self.ctx, &self.request, seal).await?;
         let plan_hash = frozen.plan.plan_hash();
