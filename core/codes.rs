@@ -99,6 +99,10 @@ codes! {
     VAULT_VALUE_INVALID, "INVALID_REQUEST", false, 2, "a secret is 1 byte to 64 KiB";
     VAULT_NOT_FOUND, "INVALID_REQUEST", false, 3, "`portcullis vault list` shows the names";
     VAULT_RECORD_CORRUPT, "UNAVAILABLE", false, 10, "this record was altered on disk: set it again, and look at `portcullis audit verify`";
+    VAULT_RECORD_OLD, "UNAVAILABLE", false, 10, "an older value was put back on disk: set it again, and find out who wrote to the state directory";
+    VAULT_RECORD_MISSING, "UNAVAILABLE", false, 10, "this record was taken away on disk: set it again or remove its name, and find out who wrote to the state directory";
+    VAULT_ROLLED_BACK, "UNAVAILABLE", false, 10, "another vault than the newest lies on disk: restore state and audit log from one backup";
+    VAULT_MISSING, "UNAVAILABLE", false, 10, "the vault was taken away on disk: restore state and audit log from one backup";
     IDENTITY_MISMATCH, "UNAVAILABLE", false, 4, "the identity key is not the one that this state was made with: point --identity at the right file";
     CONFIG_INVALID, "UNAVAILABLE", false, 2, "mend the lines named, then start again";
     STATE_MODE, "UNAVAILABLE", false, 4, "others can reach this file: run the chmod in the message";

@@ -1,14 +1,14 @@
 //! The room: Unsealing, then Open or Sealed.
 
 use super::messages::{Listed, VaultMsg, VaultRefusal, VaultWiring, Wanted};
-use super::rows::{self, EPOCH, NAMESPACE, ONLY, RECORD, Row, Rows, Unlocked, open_record};
-use crate::act::{ActError, act};
-use crate::store::Op;
+use super::opening::{self, Open, Unlocked};
+use super::rows::{self, Edit, NAMESPACE, RECORD, Row, open_record, random};
+use crate::act::ActError;
 use crate::supervision::{Crash, Ctx, Reply, Room, Snapshot, TaskEnd, TaskHandle};
 use portcullis_core::audit::Entry;
 use portcullis_core::seal::Secret;
 use portcullis_core::time::Millis;
-use portcullis_core::vault::{RecordMeta, SealedRecord, VaultError, VaultKeys, check_name};
+use portcullis_core::vault::{Change, RecordMeta, SealedRecord, VaultError, check_name, id_of};
 use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -16,6 +16,10 @@ use tokio::time::Instant;
 /// How long a caller waits for the vault to open; below the handle's deadline.
 const PATIENCE: Duration = Duration::from_secs(4);
 const LOOK: Duration = Duration::from_millis(500);
+/// How often it looks how far the log has grown since it last named the manifest.
+const PIN: Duration = Duration::from_mins(1);
+/// Records behind which it is named again, so that an opening finds it near the end of the log.
+const PIN_AFTER: u64 = 20_000;
 
 /// The vault's actor.
 pub struct Vault {
@@ -35,11 +39,6 @@ enum State {
     Sealed(VaultError),
 }
 
-struct Open {
-    keys: VaultKeys,
-    rows: Rows,
-}
-
 impl Room for Vault {
     const NAME: &'static str = "vault";
     type Msg = VaultMsg;
@@ -48,10 +47,10 @@ impl Room for Vault {
     async fn start(wiring: &VaultWiring, ctx: Ctx<Self>) -> Result<Self, Crash> {
         let state = match rows::read_header(&wiring.store).await? {
             Err(error) => State::Sealed(error),
-            Ok(header) => {
+            Ok(row) => {
                 let (identity, news) = (wiring.identity.clone(), ctx.clone());
                 ctx.blocking("unlock", 0, move || {
-                    let unlocked = rows::unlock(&identity, header.as_ref());
+                    let unlocked = opening::unlock(&identity, row);
                     news.notify(VaultMsg::Unlocked(Box::new(unlocked)));
                 })?;
                 let look = ctx.every("unsealing", LOOK, || VaultMsg::StillUnsealing);
@@ -61,6 +60,7 @@ impl Room for Vault {
                 }
             }
         };
+        ctx.every("pin", PIN, || VaultMsg::Pin).keep();
         Ok(Self {
             wiring: wiring.clone(),
             ctx,
@@ -76,6 +76,7 @@ impl Room for Vault {
                 self.still_unsealing();
                 Ok(())
             }
+            VaultMsg::Pin => self.pin().await,
         }
     }
 
@@ -107,11 +108,20 @@ impl Room for Vault {
                     open.rows
                         .records
                         .values()
-                        .filter(|row| row.meta.is_none())
+                        .filter(|row| row.state.is_err())
                         .count(),
                 )
-                .with("epoch", open.rows.epoch.1.term)
-                .with("seals", open.rows.epoch.1.seals),
+                .with(
+                    "to_seal_anew",
+                    open.rows
+                        .records
+                        .values()
+                        .filter(|row| row.is_stale)
+                        .count(),
+                )
+                .with("generation", open.rows.manifest.generation())
+                .with("epoch", open.rows.manifest.epoch().term)
+                .with("seals", open.rows.manifest.epoch().seals),
         }
     }
 }
@@ -149,17 +159,34 @@ impl Vault {
         }
     }
 
-    async fn open(&self, Unlocked { keys, made }: Unlocked) -> Result<State, Crash> {
-        let VaultWiring { audit, store, .. } = &self.wiring;
+    async fn open(&self, unlocked: Unlocked) -> Result<State, Crash> {
         let _waiting = self.ctx.waiting();
-        if let Some(header) = made {
-            rows::store_header(audit, store, &header).await?;
-        }
-        let head = audit.head().await?.seq.0;
-        Ok(match rows::read_rows(store, &keys, head).await? {
-            Ok(rows) => State::Open(Box::new(Open { keys, rows })),
+        Ok(match opening::open(&self.wiring, unlocked).await? {
+            Ok(open) => State::Open(Box::new(open)),
             Err(error) => State::Sealed(error),
         })
+    }
+
+    /// Names the manifest again where the log has grown: so the next opening need not read far.
+    async fn pin(&mut self) -> Result<(), Crash> {
+        let State::Open(open) = &mut self.state else {
+            return Ok(());
+        };
+        // Its answer is for the next look where there is none now.
+        let Ok(head) = self.wiring.audit.head().await else {
+            return Ok(());
+        };
+        if head.seq.0.saturating_sub(open.marked) < PIN_AFTER {
+            return Ok(());
+        }
+        let entry = Entry {
+            principal: Some("system".to_owned()),
+            ..opening::note("vault.manifest", &open.rows, &open.keys)
+        };
+        if let Ok(seq) = self.wiring.audit.event(entry).await {
+            open.marked = seq.0;
+        }
+        Ok(())
     }
 
     async fn ask(&mut self, wanted: Wanted) -> Result<(), Crash> {
@@ -227,55 +254,28 @@ impl Open {
             return Err(VaultRefusal::Full(wiring.config.max_records));
         }
         let now = wiring.clock.now();
-        let before = present.and_then(|row| row.meta);
+        let before = present.and_then(|row| row.state.ok());
+        let id = id_of(NAMESPACE, name);
+        // Also of a record that is damaged: no version comes twice.
+        let known = self.rows.manifest.get(&id).map_or(0, |entry| entry.version);
         let meta = RecordMeta {
-            version: before.map_or(0, |meta| meta.version) + 1,
+            version: known + 1,
             created_at_ms: before.map_or(now, |meta| meta.created_at_ms),
             updated_at_ms: now,
         };
-        let expected = present.map(|row| row.rev);
-        let (epoch_rev, epoch) = self.rows.epoch;
-        let epoch = epoch.next();
-        let mut nonce = [0; 12];
-        getrandom::fill(&mut nonce).map_err(|_| VaultError::HeaderCorrupt)?;
-        // Also tells a value outside its limits before anything is recorded.
-        let seal = |intent| {
-            SealedRecord::seal(
-                &self.keys,
-                epoch.term,
-                (NAMESPACE, name),
-                intent,
-                meta,
-                &nonce,
-                value,
-            )
-        };
-        if value.is_empty() || value.len() > portcullis_core::vault::MAX_VALUE {
-            return Err(VaultError::ValueInvalid.into());
-        }
-        let ops = |intent| {
-            let record = seal(intent).map_err(|_| "a record that cannot be sealed")?;
-            let payload = serde_json::to_vec(&record).map_err(|_| "the record is no JSON")?;
-            let count = serde_json::to_vec(&epoch).map_err(|_| "the epoch is no JSON")?;
-            Ok(vec![
-                match expected {
-                    None => Op::create(RECORD, name, intent, payload),
-                    Some(rev) => Op::compare_and_set(RECORD, name, intent, rev, payload),
-                },
-                Op::compare_and_set(EPOCH, ONLY, intent, epoch_rev, count),
-            ])
+        let mut change = self.rows.manifest.next(1);
+        let nonce = random().map_err(|_| VaultError::HeaderCorrupt)?;
+        let term = change.epoch().term;
+        let record = SealedRecord::seal(&self.keys, term, (NAMESPACE, name), meta, &nonce, value)?;
+        let stored = serde_json::to_vec(&record).map_err(|_| VaultError::ValueInvalid)?;
+        change.put(&id, meta.version, &stored);
+        let edit = Edit::Put {
+            name: name.to_owned(),
+            meta,
+            stored,
         };
         let entry = described(by, "vault.set", name).with("version", meta.version.to_string());
-        let done = act(&wiring.audit, &wiring.store, entry, ops).await?;
-        let [record_rev, epoch_rev] = done.revisions[..] else {
-            return Err(ActError::Stale.into());
-        };
-        self.rows.epoch = (epoch_rev.0, epoch);
-        let row = Row {
-            rev: record_rev.0,
-            meta: Some(meta),
-        };
-        self.rows.records.insert(name.to_owned(), row);
+        self.change(wiring, entry, change, edit).await?;
         Ok(meta)
     }
 
@@ -286,20 +286,34 @@ impl Open {
         name: &str,
     ) -> Result<(), VaultRefusal> {
         check_name(name)?;
-        let rev = self.rows.records.get(name).ok_or(VaultError::NotFound)?.rev;
-        let ops = |intent| Ok(vec![Op::delete_if(RECORD, name, intent, rev)]);
-        act(
-            &wiring.audit,
-            &wiring.store,
-            described(by, "vault.remove", name),
-            ops,
-        )
-        .await?;
-        self.rows.records.remove(name);
+        if !self.rows.records.contains_key(name) {
+            return Err(VaultError::NotFound.into());
+        }
+        let mut change = self.rows.manifest.next(0);
+        change.remove(&id_of(NAMESPACE, name));
+        let edit = Edit::Remove {
+            name: name.to_owned(),
+        };
+        let entry = described(by, "vault.remove", name);
+        self.change(wiring, entry, change, edit).await
+    }
+
+    async fn change(
+        &mut self,
+        wiring: &VaultWiring,
+        entry: Entry,
+        change: Change,
+        edit: Edit,
+    ) -> Result<(), VaultRefusal> {
+        let Self { keys, rows, marked } = self;
+        let done = rows
+            .change(wiring, keys, entry, change, vec![edit], None, vec![])
+            .await?;
+        *marked = done.intent;
         Ok(())
     }
 
-    /// Records that cannot be read stand in it with version 0, so that a person can set or remove them.
+    /// Records that cannot be used stand in it with their code, so that a person can set or remove them.
     fn list(&self) -> Vec<Listed> {
         let unreadable = RecordMeta {
             version: 0,
@@ -308,7 +322,8 @@ impl Open {
         };
         let listed = |(name, row): (&String, &Row)| Listed {
             name: name.clone(),
-            meta: row.meta.unwrap_or(unreadable),
+            meta: row.state.unwrap_or(unreadable),
+            code: row.state.err().map(VaultError::code),
         };
         self.rows.records.iter().map(listed).collect()
     }
@@ -321,17 +336,17 @@ impl Open {
     ) -> Result<(RecordMeta, Secret), VaultRefusal> {
         check_name(name)?;
         let known = self.rows.records.get(name).ok_or(VaultError::NotFound)?;
+        let expected = known.state?;
         let row = wiring
             .store
             .get(RECORD, name)
             .await
             .map_err(ActError::Refused)?;
-        // Only this room writes these rows: another revision is somebody else's hand.
-        let row = row
-            .filter(|row| row.rev == known.rev)
-            .ok_or(VaultError::RecordCorrupt)?;
+        // Only this room writes these rows: other bytes are somebody else's hand.
+        let row = row.ok_or(VaultError::RecordMissing)?;
+        rows::is_listed(&self.rows.manifest, &row)?;
         let (meta, secret) = open_record(&self.keys, &row)?;
-        if known.meta != Some(meta) {
+        if expected != meta {
             return Err(VaultError::RecordCorrupt.into());
         }
         if version.is_some_and(|wanted| wanted != meta.version) {

@@ -1,7 +1,7 @@
 //! What the vault may be asked, and how it refuses.
 
 use super::config::VaultConfig;
-use super::rows::Unlocked;
+use super::opening::Unlocked;
 use crate::act::ActError;
 use crate::audit::AuditHandle;
 use crate::clock::Clock;
@@ -37,6 +37,9 @@ pub struct Listed {
     /// Version and times.
     #[serde(flatten)]
     pub meta: RecordMeta,
+    /// Why it cannot be used, where it cannot; its version is then 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<&'static str>,
 }
 
 /// A refusal of the vault.
@@ -90,6 +93,8 @@ pub enum VaultMsg {
     Unlocked(Box<Result<Unlocked, VaultError>>),
     /// From the room's own timer.
     StillUnsealing,
+    /// From the room's own timer.
+    Pin,
 }
 
 /// What callers want. While the vault unseals these wait.

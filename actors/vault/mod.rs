@@ -1,19 +1,20 @@
 //! The vault: named secrets, sealed with AES-256-GCM under keys that only this room has.
 //!
-//! - *Owns*: the root key in memory, the vault's header, epoch and records in the store (kinds `vault.header`,
-//!   `vault.epoch`, `vault`).
+//! - *Owns*: the root key in memory, the vault's header, manifest and records in the store (kinds `vault.header`,
+//!   `vault.manifest`, `vault.page`, `vault`).
 //! - *Called by*: the edge (set, list, remove) and exec (a secret's value for one run).
 //! - *Calls*: the audit log and the store.
 //! - *On a crash* the keys are gone from memory and nothing else: it re-reads the header, runs scrypt once, off its
 //!   loop, and re-reads the records. Readiness of the gateway never waits for it.
-//! - *Refuses* when sealed (`SEALED`, with the reason in `status`: another identity key, a damaged header), when a
-//!   record does not open (`VAULT_RECORD_CORRUPT`, the others serve), when names or values break their limits, when the
+//! - *Refuses* when sealed (`SEALED`, with the reason in `status`: another identity key, a damaged header, another vault
+//!   than the log's last word names), when a record is not the one of the manifest (the others serve), when names or values break their limits, when the
 //!   act cannot be recorded. While unsealing, callers wait up to their own deadline.
 
 mod actor;
 mod config;
 mod handle;
 mod messages;
+mod opening;
 mod rows;
 #[cfg(test)]
 mod tests;

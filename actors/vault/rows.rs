@@ -1,182 +1,352 @@
-//! The vault's rows in the store, and what is made of them at a start.
+//! What lies in the store, and how it is read back and changed: rows on one side, manifest and records on the other.
 
-use crate::act::{ActError, act};
+use super::messages::VaultWiring;
+use crate::act::{ActError, Done, act};
 use crate::store::{Object, Op, Store};
 use crate::supervision::Crash;
 use portcullis_core::audit::Entry;
-use portcullis_core::identity::Identity;
-use portcullis_core::seal::{Key, Secret};
+use portcullis_core::ids::Hash32;
+use portcullis_core::seal::Secret;
 use portcullis_core::vault::{
-    Header, HeaderRandom, RecordMeta, SealedRecord, VaultError, VaultKeys,
+    Change, Header, Manifest, PAGES, Page, Place, RecordMeta, SealedManifest, SealedRecord,
+    VaultError, VaultKeys, id_of,
 };
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 pub(super) const RECORD: &str = "vault";
 pub(super) const HEADER: &str = "vault.header";
+pub(super) const MANIFEST: &str = "vault.manifest";
+pub(super) const PAGE: &str = "vault.page";
+/// Before there was a manifest.
 pub(super) const EPOCH: &str = "vault.epoch";
 pub(super) const ONLY: &str = "only";
 /// The one namespace of today; part of every seal, so that others can come.
 pub(super) const NAMESPACE: &str = "secrets";
 
-/// Which key epoch seals, and how often it has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Epoch {
-    v: u8,
-    pub term: u32,
-    pub seals: u64,
-}
-
-impl Epoch {
-    pub const FIRST: Self = Self {
-        v: 1,
-        term: 1,
-        seals: 0,
-    };
-
-    /// What the next seal leaves behind: one more, or the first of a new epoch.
-    pub fn next(self) -> Self {
-        if self.seals >= portcullis_core::vault::EPOCH_SEALS {
-            return Self {
-                v: 1,
-                term: self.term.saturating_add(1),
-                seals: 1,
-            };
-        }
-        Self {
-            seals: self.seals + 1,
-            ..self
-        }
-    }
-}
-
-/// The keys, fresh from the blocking thread.
-pub struct Unlocked {
-    pub(super) keys: VaultKeys,
-    /// To be stored: this is a new vault.
-    pub(super) made: Option<Header>,
-}
-
-/// Runs scrypt, so not on a loop: opens the vault whose header this is, or makes a new one.
-pub(super) fn unlock(identity: &Identity, header: Option<&Header>) -> Result<Unlocked, VaultError> {
-    if let Some(header) = header {
-        return header
-            .open(identity)
-            .map(|keys| Unlocked { keys, made: None });
-    }
-    let (mut store_id, mut salt, mut nonce) = ([0; 16], [0; 32], [0; 12]);
-    let root = random_key().map_err(|_| VaultError::HeaderCorrupt)?;
-    for bytes in [&mut store_id[..], &mut salt[..], &mut nonce[..]] {
-        getrandom::fill(bytes).map_err(|_| VaultError::HeaderCorrupt)?;
-    }
-    let made = Header::make(
-        identity,
-        HeaderRandom {
-            store_id,
-            salt,
-            root,
-            nonce,
-        },
-    )?;
-    Ok(Unlocked {
-        keys: made.keys,
-        made: Some(made.header),
-    })
-}
-
-fn random_key() -> Result<Key, getrandom::Error> {
-    let mut bytes = zeroize::Zeroizing::new([0; 32]);
-    getrandom::fill(&mut *bytes)?;
-    Ok(Key::new(*bytes))
-}
-
-/// What is kept of a row: the store has the rest. `meta` is `None` when the record does not open.
-pub(super) struct Row {
+/// A header as found.
+#[derive(Clone)]
+pub(super) struct HeaderRow {
     pub rev: u64,
-    pub meta: Option<RecordMeta>,
+    pub hash: Hash32,
+    pub header: Header,
+}
+
+/// What is kept of a record's row.
+pub(super) struct Row {
+    /// `None`: there is none, though the manifest names it.
+    pub rev: Option<u64>,
+    /// What may be known of it, or what is wrong with it.
+    pub state: Result<RecordMeta, VaultError>,
+    /// It is to be sealed anew: an older epoch, or an older form.
+    pub is_stale: bool,
 }
 
 /// Everything but the keys.
 pub(super) struct Rows {
-    pub epoch: (u64, Epoch),
+    pub manifest: Manifest,
+    pub manifest_rev: u64,
+    pub pages: BTreeMap<u8, u64>,
+    pub header_rev: u64,
+    /// By name.
     pub records: BTreeMap<String, Row>,
+}
+
+/// One record's change.
+pub(super) enum Edit {
+    Put {
+        name: String,
+        meta: RecordMeta,
+        stored: Vec<u8>,
+    },
+    Remove {
+        name: String,
+    },
 }
 
 /// Reads the header; `Err` in the `Ok`: it is there but no header.
 pub(super) async fn read_header(
     store: &Store,
-) -> Result<Result<Option<Header>, VaultError>, Crash> {
-    let row = store.get(HEADER, ONLY).await?;
-    Ok(row
-        .map(|row| serde_json::from_slice(&row.payload).map_err(|_| VaultError::HeaderCorrupt))
-        .transpose())
-}
-
-/// Stores a new vault's header and first epoch under an intent of their own.
-pub(super) async fn store_header(
-    audit: &crate::audit::AuditHandle,
-    store: &Store,
-    header: &Header,
-) -> Result<(), ActError> {
-    let payload = serde_json::to_vec(header).map_err(|_| "the header is no JSON");
-    let epoch = serde_json::to_vec(&Epoch::FIRST).map_err(|_| "the epoch is no JSON");
-    let ops = |intent| {
-        Ok(vec![
-            Op::create(HEADER, ONLY, intent, payload?),
-            Op::create(EPOCH, ONLY, intent, epoch?),
-        ])
+) -> Result<Result<Option<HeaderRow>, VaultError>, Crash> {
+    let Some(row) = store.get(HEADER, ONLY).await? else {
+        return Ok(Ok(None));
     };
-    act(audit, store, Entry::new("vault.create"), ops)
-        .await
-        .map(drop)
-}
-
-/// Reads the epoch and tries every record. `head`: the newest audit record; a row beyond it was written under an
-/// intent that the log does not hold, and is treated as altered.
-pub(super) async fn read_rows(
-    store: &Store,
-    keys: &VaultKeys,
-    head: u64,
-) -> Result<Result<Rows, VaultError>, Crash> {
-    let Some(row) = store.get(EPOCH, ONLY).await? else {
-        return Ok(Err(VaultError::HeaderCorrupt));
-    };
-    let Ok(epoch) = serde_json::from_slice::<Epoch>(&row.payload) else {
-        return Ok(Err(VaultError::HeaderCorrupt));
-    };
-    let read = |object: Object| {
-        let meta = open_record(keys, &object)
-            .ok()
-            .filter(|_| object.intent <= head)
-            .map(|(meta, _)| meta);
-        (
-            object.id,
-            Row {
-                rev: object.rev,
-                meta,
-            },
-        )
-    };
-    let records = store
-        .list_all(RECORD)
-        .await?
-        .into_iter()
-        .map(read)
-        .collect();
-    Ok(Ok(Rows {
-        epoch: (row.rev, epoch),
-        records,
+    let hash = Hash32::of(&row.payload);
+    let header = serde_json::from_slice(&row.payload).map_err(|_| VaultError::HeaderCorrupt);
+    Ok(header.map(|header| {
+        Some(HeaderRow {
+            rev: row.rev,
+            hash,
+            header,
+        })
     }))
 }
 
-/// Opens the record in a row, if it is the one that was sealed for this very row.
+/// The manifest as found, authentic in itself; whether it is the newest is for the log to say.
+pub(super) struct Stored {
+    manifest: Manifest,
+    rev: u64,
+    pages: BTreeMap<u8, u64>,
+}
+
+impl Stored {
+    pub fn digest(&self, keys: &VaultKeys) -> Hash32 {
+        self.manifest.digest(keys)
+    }
+
+    pub const fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+}
+
+/// Reads the manifest; `None`: there is none.
+pub(super) async fn read_manifest(
+    store: &Store,
+    keys: &VaultKeys,
+) -> Result<Result<Option<Stored>, VaultError>, Crash> {
+    let Some(row) = store.get(MANIFEST, ONLY).await? else {
+        return Ok(Ok(None));
+    };
+    let found = store.list_all(PAGE).await?;
+    let read = || {
+        let sealed: SealedManifest =
+            serde_json::from_slice(&row.payload).map_err(|_| VaultError::ManifestCorrupt)?;
+        let (mut pages, mut revs) = (BTreeMap::new(), BTreeMap::new());
+        for page in &found {
+            let number = page_number(&page.id).ok_or(VaultError::ManifestCorrupt)?;
+            let read: Page =
+                serde_json::from_slice(&page.payload).map_err(|_| VaultError::ManifestCorrupt)?;
+            pages.insert(number, read);
+            revs.insert(number, page.rev);
+        }
+        Ok(Some(Stored {
+            manifest: Manifest::open(&sealed, keys, pages)?,
+            rev: row.rev,
+            pages: revs,
+        }))
+    };
+    Ok(read())
+}
+
+fn page_id(number: u8) -> String {
+    format!("{number:02}")
+}
+
+fn page_number(id: &str) -> Option<u8> {
+    let number = id.parse().ok().filter(|number| *number < PAGES)?;
+    (page_id(number) == id).then_some(number)
+}
+
+/// Holds every record against the manifest.
+pub(super) async fn read_rows(
+    store: &Store,
+    keys: &VaultKeys,
+    header_rev: u64,
+    stored: Stored,
+) -> Result<Rows, Crash> {
+    let Stored {
+        manifest,
+        rev,
+        pages,
+    } = stored;
+    let term = manifest.epoch().term;
+    let mut records = BTreeMap::new();
+    for object in store.list_all(RECORD).await? {
+        let read = read_record(keys, &manifest, &object);
+        let is_stale = read.as_ref().is_ok_and(|record| !record.is_current(term));
+        let row = Row {
+            rev: Some(object.rev),
+            state: read.map(|record| record.meta()),
+            is_stale,
+        };
+        records.insert(object.id, row);
+    }
+    for (id, _) in manifest.entries() {
+        let Some(name) = id.strip_prefix(NAMESPACE).and_then(|n| n.strip_prefix('/')) else {
+            continue;
+        };
+        records.entry(name.to_owned()).or_insert(Row {
+            rev: None,
+            state: Err(VaultError::RecordMissing),
+            is_stale: false,
+        });
+    }
+    Ok(Rows {
+        manifest,
+        manifest_rev: rev,
+        pages,
+        header_rev,
+        records,
+    })
+}
+
+/// The record in a row, if it is the one that the manifest names.
+fn read_record(
+    keys: &VaultKeys,
+    manifest: &Manifest,
+    object: &Object,
+) -> Result<SealedRecord, VaultError> {
+    is_listed(manifest, object).map_err(|old| {
+        // A whole one was put back, anything else was damaged.
+        open_record(keys, object).map_or_else(|damaged| damaged, |_| old)
+    })?;
+    serde_json::from_slice(&object.payload).map_err(|_| VaultError::RecordCorrupt)
+}
+
+/// Are these the bytes that the manifest names?
+pub(super) fn is_listed(manifest: &Manifest, object: &Object) -> Result<(), VaultError> {
+    let listed = manifest.get(&id_of(NAMESPACE, &object.id));
+    if listed.is_some_and(|entry| entry.hash == Hash32::of(&object.payload)) {
+        return Ok(());
+    }
+    Err(VaultError::RecordOld)
+}
+
+/// Opens the record in a row, if it was sealed for this very place.
 pub(super) fn open_record(
     keys: &VaultKeys,
     object: &Object,
 ) -> Result<(RecordMeta, Secret), VaultError> {
     let record: SealedRecord =
         serde_json::from_slice(&object.payload).map_err(|_| VaultError::RecordCorrupt)?;
-    let secret = record.open(keys, (NAMESPACE, &object.id), object.intent)?;
+    let place = Place {
+        namespace: NAMESPACE,
+        name: &object.id,
+        intent: object.intent,
+    };
+    let secret = record.open(keys, place)?;
     Ok((record.meta(), secret))
+}
+
+impl Rows {
+    /// A change's operations, for one commit: records, pages that differ, the manifest, and where given the header.
+    fn ops(
+        &self,
+        intent: u64,
+        next: &Next,
+        edits: &[Edit],
+        header: Option<&[u8]>,
+    ) -> Result<Vec<Op>, &'static str> {
+        let mut ops = vec![];
+        for edit in edits {
+            match edit {
+                Edit::Put { name, stored, .. } => {
+                    let rev = self.records.get(name).and_then(|row| row.rev);
+                    ops.push(put(RECORD, name, intent, rev, stored.clone()));
+                }
+                Edit::Remove { name } => {
+                    if let Some(rev) = self.records.get(name).and_then(|row| row.rev) {
+                        ops.push(Op::delete_if(RECORD, name, intent, rev));
+                    }
+                }
+            }
+        }
+        for number in &next.touched {
+            let (id, rev) = (page_id(*number), self.pages.get(number).copied());
+            match (next.manifest.page(*number), rev) {
+                (Some(page), rev) => {
+                    let payload = serde_json::to_vec(page).map_err(|_| "a page is no JSON")?;
+                    ops.push(put(PAGE, &id, intent, rev, payload));
+                }
+                (None, Some(rev)) => ops.push(Op::delete_if(PAGE, &id, intent, rev)),
+                (None, None) => {}
+            }
+        }
+        let rev = (self.manifest_rev > 0).then_some(self.manifest_rev);
+        ops.push(put(MANIFEST, ONLY, intent, rev, next.sealed.clone()));
+        if let Some(header) = header {
+            let rev = (self.header_rev > 0).then_some(self.header_rev);
+            ops.push(put(HEADER, ONLY, intent, rev, header.to_vec()));
+        }
+        Ok(ops)
+    }
+
+    /// Makes a change: its intent with the manifest's digest, one commit, the outcome. Afterwards this is what lies there.
+    ///
+    /// # Errors
+    /// [`ActError`]; then nothing here has changed.
+    pub async fn change(
+        &mut self,
+        wiring: &VaultWiring,
+        keys: &VaultKeys,
+        entry: Entry,
+        change: Change,
+        edits: Vec<Edit>,
+        header: Option<Vec<u8>>,
+        also: Vec<Op>,
+    ) -> Result<Done, ActError> {
+        let over = (self.manifest_rev > 0).then(|| self.manifest.digest(keys));
+        let next = Next::of(change, keys)?;
+        let entry = entry.vault_change(over, next.manifest.digest(keys));
+        let ops = |intent| {
+            let mut ops = self.ops(intent, &next, &edits, header.as_deref())?;
+            ops.extend(also.into_iter().map(|op| Op { intent, ..op }));
+            Ok(ops)
+        };
+        let done = act(&wiring.audit, &wiring.store, entry, ops).await?;
+        // All of one commit has one revision.
+        let rev = done.revisions.first().ok_or(ActError::Stale)?.0;
+        for number in next.touched {
+            match next.manifest.page(number) {
+                Some(_) => self.pages.insert(number, rev),
+                None => self.pages.remove(&number),
+            };
+        }
+        self.manifest = next.manifest;
+        self.manifest_rev = rev;
+        if header.is_some() {
+            self.header_rev = rev;
+        }
+        for edit in edits {
+            match edit {
+                Edit::Put { name, meta, .. } => {
+                    let row = Row {
+                        rev: Some(rev),
+                        state: Ok(meta),
+                        is_stale: false,
+                    };
+                    self.records.insert(name, row);
+                }
+                Edit::Remove { name } => {
+                    self.records.remove(&name);
+                }
+            }
+        }
+        Ok(done)
+    }
+}
+
+/// The manifest to come.
+struct Next {
+    manifest: Manifest,
+    touched: std::collections::BTreeSet<u8>,
+    sealed: Vec<u8>,
+}
+
+impl Next {
+    fn of(change: Change, keys: &VaultKeys) -> Result<Self, ActError> {
+        let broken = |why| ActError::Refused(crate::store::StoreError::Invalid(why));
+        let (manifest, touched) = change.finish();
+        let nonce = random().map_err(|_| broken("the system gives no random bytes"))?;
+        let sealed = manifest.seal(keys, &nonce);
+        let sealed = sealed.and_then(|sealed| serde_json::to_vec(&sealed).ok());
+        Ok(Self {
+            manifest,
+            touched,
+            sealed: sealed.ok_or(broken("the manifest is no JSON"))?,
+        })
+    }
+}
+
+fn put(kind: &str, id: &str, intent: u64, rev: Option<u64>, payload: Vec<u8>) -> Op {
+    match rev {
+        None => Op::create(kind, id, intent, payload),
+        Some(rev) => Op::compare_and_set(kind, id, intent, rev, payload),
+    }
+}
+
+/// Bytes from the operating system.
+pub(super) fn random<const N: usize>() -> Result<[u8; N], getrandom::Error> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes)?;
+    Ok(bytes)
 }

@@ -5,10 +5,11 @@ use crate::audit::{AuditConfig, AuditHandle, AuditWiring};
 use crate::clock::Clock;
 use crate::store::{Op, Store};
 use crate::supervision::{Feed, Intensity, Tree, TreeBuilder};
-use portcullis_core::audit::{BootId, Entry, Query};
+use portcullis_core::audit::{BootId, Entry, Outcome, Query};
+use portcullis_core::encoding::{base64url, hex};
 use portcullis_core::identity::Identity;
-use portcullis_core::seal::Secret;
-use portcullis_core::vault::VaultError;
+use portcullis_core::seal::{Key, Secret};
+use portcullis_core::vault::{Header, HeaderRandom, VaultError};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -35,17 +36,7 @@ async fn house_on(
         Intensity::default(),
         Arc::new(|room, why| panic!("{room}: {why}")),
     );
-    let audit = AuditHandle::add(
-        &mut tree,
-        AuditWiring {
-            dir: folder.join("audit"),
-            config: AuditConfig::default(),
-            boot: BootId([boot; 16]),
-            clock: crate::audit::Clock::new(),
-            feed: Feed::new(),
-            version: "test".into(),
-        },
-    );
+    let audit = log(&mut tree, folder, boot);
     let wiring = VaultWiring {
         config: VaultConfig { max_records: 3 },
         store: store.clone(),
@@ -65,6 +56,20 @@ async fn house_on(
         while house.vault.list().await == Err(VaultRefusal::Unsealing) {}
     }
     house
+}
+
+fn log(tree: &mut TreeBuilder, folder: &Path, boot: u8) -> AuditHandle {
+    AuditHandle::add(
+        tree,
+        AuditWiring {
+            dir: folder.join("audit"),
+            config: AuditConfig::default(),
+            boot: BootId([boot; 16]),
+            clock: crate::audit::Clock::new(),
+            feed: Feed::new(),
+            version: "test".into(),
+        },
+    )
 }
 
 impl House {
@@ -207,8 +212,8 @@ async fn a_swapped_or_altered_record_is_told_and_the_rest_serves() {
     .unwrap();
     assert_eq!(house.value("B").await, Err("VAULT_RECORD_CORRUPT"));
     assert_eq!(house.value("C").await, Ok(b"C".to_vec()));
-    // The next step that the error names.
-    assert_eq!(house.set("A", b"new").await, Ok(1));
+    // The next step that the error names; no version comes twice.
+    assert_eq!(house.set("A", b"new").await, Ok(2));
     assert_eq!(house.value("A").await, Ok(b"new".to_vec()));
     house.end().await;
 }
@@ -233,15 +238,24 @@ async fn another_identity_finds_it_sealed_at_once_and_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_header_seals_and_a_row_beyond_the_log_is_not_believed() {
+async fn a_damaged_header_seals_and_a_vault_that_the_log_does_not_know_is_not_believed() {
     let folder = tempfile::tempdir().unwrap();
     let house_1 = house(folder.path(), 1, 1).await;
     house_1.set("A", b"a").await.unwrap();
     house_1.end().await;
-    // Rows whose intent no log holds.
-    std::fs::remove_dir_all(folder.path().join("audit")).unwrap();
+    let log = folder.path().join("audit");
+    let kept = folder.path().join("kept");
+    std::fs::rename(&log, &kept).unwrap();
     let house_1 = house_again(folder.path(), 2).await;
-    assert_eq!(house_1.value("A").await, Err("VAULT_RECORD_CORRUPT"));
+    assert_eq!(
+        house_1.vault.list().await,
+        Err(VaultRefusal::Sealed(VaultError::RolledBack))
+    );
+    house_1.end().await;
+    std::fs::remove_dir_all(&log).unwrap();
+    std::fs::rename(&kept, &log).unwrap();
+    let house_1 = house_again(folder.path(), 3).await;
+    assert_eq!(house_1.value("A").await, Ok(b"a".to_vec()));
     let header = house_1
         .store
         .get("vault.header", "only")
@@ -251,12 +265,248 @@ async fn a_damaged_header_seals_and_a_row_beyond_the_log_is_not_believed() {
     let bad = Op::compare_and_set("vault.header", "only", 0, header.rev, b"{}".to_vec());
     house_1.store.commit(vec![bad]).await.unwrap();
     house_1.end().await;
-    let house_1 = house_again(folder.path(), 3).await;
+    let house_1 = house_again(folder.path(), 4).await;
     assert_eq!(
         house_1.vault.list().await,
         Err(VaultRefusal::Sealed(VaultError::HeaderCorrupt))
     );
     house_1.end().await;
+}
+
+/// The vault's rows as they are now, whatever else is done to them later.
+fn rows_of(folder: &Path, to: &str) {
+    let db = rusqlite::Connection::open(folder.join("state.db")).unwrap();
+    let copy = format!(
+        "DROP TABLE IF EXISTS {to}; CREATE TABLE {to} AS SELECT * FROM object WHERE kind LIKE 'vault%';"
+    );
+    db.execute_batch(&copy).unwrap();
+}
+
+/// Takes rows away, as somebody who can write the file.
+fn take_away(folder: &Path, which: &str) {
+    let db = rusqlite::Connection::open(folder.join("state.db")).unwrap();
+    let taken = format!("DELETE FROM object WHERE kind LIKE 'vault%' AND {which}");
+    db.execute(&taken, []).unwrap();
+}
+
+/// Puts earlier ones in their place.
+fn put_back(folder: &Path, from: &str, which: &str) {
+    take_away(folder, which);
+    let db = rusqlite::Connection::open(folder.join("state.db")).unwrap();
+    let back = format!("INSERT INTO object SELECT * FROM {from} WHERE {which}");
+    assert!(db.execute(&back, []).unwrap() > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_put_back_or_taken_away_is_named_and_an_older_vault_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let house = house_again(at, 1).await;
+    for (name, value) in [("A", b"a-1"), ("B", b"b-1"), ("C", b"c-1")] {
+        house.set(name, value).await.unwrap();
+    }
+    house.end().await;
+    rows_of(at, "before");
+    let house = house_again(at, 2).await;
+    house.set("A", b"a-2").await.unwrap();
+    house.vault.remove(by(), "C").await.unwrap();
+    house.end().await;
+    rows_of(at, "after");
+
+    // A: its first value. B: gone. C: what was removed is there again.
+    put_back(at, "before", "kind = 'vault' AND id IN ('A', 'C')");
+    take_away(at, "kind = 'vault' AND id = 'B'");
+    let house = house_again(at, 3).await;
+    assert_eq!(house.value("A").await, Err("VAULT_RECORD_OLD"));
+    assert_eq!(house.value("B").await, Err("VAULT_RECORD_MISSING"));
+    assert_eq!(house.value("C").await, Err("VAULT_RECORD_OLD"));
+    let listed = house.vault.list().await.unwrap();
+    let codes: Vec<_> = listed.iter().map(|one| one.code).collect();
+    let (old, missing) = (Some("VAULT_RECORD_OLD"), Some("VAULT_RECORD_MISSING"));
+    assert_eq!(codes, [old, missing, old]);
+    // The next steps that the errors name, for each kind of damage.
+    assert_eq!(house.set("A", b"a-3").await, Ok(3));
+    assert_eq!(house.set("B", b"b-2").await, Ok(2));
+    house.vault.remove(by(), "C").await.unwrap();
+    house.end().await;
+    let house = house_again(at, 4).await;
+    assert_eq!(house.value("A").await, Ok(b"a-3".to_vec()));
+    assert_eq!(house.value("B").await, Ok(b"b-2".to_vec()));
+    assert_eq!(house.value("C").await, Err("VAULT_NOT_FOUND"));
+    house.end().await;
+    rows_of(at, "newest");
+
+    // All of the vault's rows of an earlier day, and none at all.
+    let sealed = async |boot, why| {
+        let house = house_again(at, boot).await;
+        let found = house.vault.list().await;
+        assert_eq!(found, Err(VaultRefusal::Sealed(why)));
+        assert_eq!(house.set("A", b"x").await, Err("SEALED"));
+        house.end().await;
+    };
+    for old in ["before", "after"] {
+        put_back(at, old, "1");
+        sealed(5, VaultError::RolledBack).await;
+    }
+    take_away(at, "1");
+    sealed(6, VaultError::Missing).await;
+    // Without its manifest only.
+    put_back(at, "newest", "1");
+    take_away(at, "kind = 'vault.manifest'");
+    sealed(7, VaultError::Missing).await;
+    put_back(at, "newest", "1");
+    let house = house_again(at, 8).await;
+    assert_eq!(house.value("A").await, Ok(b"a-3".to_vec()));
+    house.end().await;
+}
+
+/// Cuts the log behind the intent of the last change, as if the machine had stopped there.
+fn cut_behind_last_intent(folder: &Path) {
+    use portcullis_core::audit::{BodyRef, HEADER_BYTES, decode_leaf};
+    let path = folder.join("audit/0000000000000001.log");
+    let log = std::fs::read(&path).unwrap();
+    let (mut at, mut cut) = (HEADER_BYTES, 0);
+    while at < log.len() {
+        let len = u32::from_be_bytes(log[at..at + 4].try_into().unwrap()) as usize;
+        let leaf = decode_leaf(&log[at + 4..at + 4 + len]).unwrap();
+        at += 4 + len + 32;
+        if matches!(leaf.body, BodyRef::Intent(entry) if entry.action == "vault.set") {
+            cut = at;
+        }
+    }
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(cut as u64).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_between_intent_commit_and_outcome_opens_with_what_was_committed() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let house = house_again(at, 1).await;
+    house.set("A", b"a-1").await.unwrap();
+    house.end().await;
+    rows_of(at, "before");
+    let house = house_again(at, 2).await;
+    house.set("A", b"a-2").await.unwrap();
+    house.end().await;
+    rows_of(at, "after");
+    cut_behind_last_intent(at);
+    let log = std::fs::read(at.join("audit/0000000000000001.log")).unwrap();
+
+    // The commit without its outcome.
+    let house = house_again(at, 3).await;
+    assert_eq!(house.value("A").await, Ok(b"a-2".to_vec()));
+    house.end().await;
+    // That opening has settled it: what was before it does not pass any more.
+    put_back(at, "before", "1");
+    let house = house_again(at, 4).await;
+    assert_eq!(
+        house.vault.list().await,
+        Err(VaultRefusal::Sealed(VaultError::RolledBack))
+    );
+    house.end().await;
+    // The intent without its commit; and then the other way round.
+    std::fs::write(at.join("audit/0000000000000001.log"), log).unwrap();
+    let house = house_again(at, 5).await;
+    assert_eq!(house.value("A").await, Ok(b"a-1".to_vec()));
+    assert_eq!(house.set("A", b"a-3").await, Ok(2));
+    house.end().await;
+    put_back(at, "after", "1");
+    let house = house_again(at, 6).await;
+    assert_eq!(
+        house.vault.list().await,
+        Err(VaultRefusal::Sealed(VaultError::RolledBack))
+    );
+    house.end().await;
+}
+
+/// A record as it was sealed before there were manifests.
+fn first_form(root: &Key, store_id: &[u8; 16], name: &str, intent: u64, value: &[u8]) -> Vec<u8> {
+    let epoch = 1_u32.to_be_bytes();
+    let aad: [&[u8]; 10] = [
+        b"portcullis-vault-record",
+        &[1],
+        &epoch,
+        store_id,
+        b"secrets",
+        name.as_bytes(),
+        &4_u64.to_be_bytes(),
+        &intent.to_be_bytes(),
+        &5_u64.to_be_bytes(),
+        &6_u64.to_be_bytes(),
+    ];
+    let key = root.derive(store_id, "portcullis/vault/data/v1", &epoch);
+    let sealed = base64url(&key.seal(&[9; 12], &aad, value));
+    format!(
+        r#"{{"v":1,"epoch":1,"version":4,"createdAtMs":5,"updatedAtMs":6,"nonce":"{}","sealed":"{sealed}"}}"#,
+        hex(&[9; 12])
+    )
+    .into_bytes()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vault_from_before_there_were_manifests_opens_and_gets_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let (root, store_id) = (Key::new([3; 32]), [4; 16]);
+    let random = HeaderRandom {
+        store_id,
+        salt: [5; 32],
+        root: root.clone(),
+        nonce: [6; 12],
+    };
+    let made = Header::make(&Identity::from_random([1; 32]), random).unwrap();
+    // The log and the rows of that time, written before the room starts.
+    let store = Store::open(&at.join("state.db")).unwrap();
+    let (house, created) = {
+        let house = log_only(at).await;
+        let intent = house.1.intent(Entry::new("vault.create")).await.unwrap();
+        house.1.outcome(intent, Outcome::ok()).await.unwrap();
+        let set = house.1.intent(Entry::new("vault.set")).await.unwrap();
+        house.1.outcome(set, Outcome::ok()).await.unwrap();
+        (house, set.0)
+    };
+    let header = serde_json::to_vec(&made.header).unwrap();
+    let epoch = br#"{"v":1,"term":1,"seals":7}"#.to_vec();
+    let record = |name, intent| first_form(&root, &store_id, name, intent, b"planted");
+    let rows = vec![
+        Op::create("vault.header", "only", created, header),
+        Op::create("vault.epoch", "only", created, epoch),
+        Op::create("vault", "OLD", created, record("OLD", created)),
+        // Sealed for another place: not believed then, not believed now.
+        Op::create("vault", "MOVED", created, record("OLD", created)),
+    ];
+    store.commit(rows).await.unwrap();
+    house.0.stop().await;
+    store.close().await.unwrap();
+
+    let house = house_again(at, 2).await;
+    assert_eq!(house.value("OLD").await, Ok(b"planted".to_vec()));
+    assert_eq!(house.value("MOVED").await, Err("VAULT_RECORD_CORRUPT"));
+    assert_eq!(house.set("OLD", b"new").await, Ok(5));
+    house.end().await;
+    let house = house_again(at, 3).await;
+    assert_eq!(house.value("OLD").await, Ok(b"new".to_vec()));
+    let gone = house.store.get("vault.epoch", "only").await.unwrap();
+    assert_eq!(gone, None);
+    house.end().await;
+    take_away(at, "kind IN ('vault.manifest', 'vault.page')");
+    let house = house_again(at, 4).await;
+    assert_eq!(
+        house.vault.list().await,
+        Err(VaultRefusal::Sealed(VaultError::Missing))
+    );
+    house.end().await;
+}
+
+/// The audit room alone.
+async fn log_only(folder: &Path) -> (Tree, AuditHandle) {
+    let mut tree = TreeBuilder::new(
+        Intensity::default(),
+        Arc::new(|room, why| panic!("{room}: {why}")),
+    );
+    let audit = log(&mut tree, folder, 1);
+    (tree.start().await.unwrap(), audit)
 }
 
 #[tokio::test(flavor = "multi_thread")]

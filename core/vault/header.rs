@@ -98,6 +98,14 @@ impl VaultKeys {
             &epoch.to_be_bytes(),
         )
     }
+
+    pub(super) fn manifest_key(&self, epoch: u32) -> Key {
+        self.root.derive(
+            &self.store_id,
+            "portcullis/vault/manifest/v1",
+            &epoch.to_be_bytes(),
+        )
+    }
 }
 
 impl Header {

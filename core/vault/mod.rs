@@ -5,15 +5,26 @@
 //! root key --HKDF "vault/data", epoch--> data key --AES-256-GCM, random 96-bit nonce--> record
 //! ```
 //!
-//! A record's associated data binds format, epoch, store, namespace, name, record version, the audit intent it was
-//! written under and its times: no record passes for another, for an older one, or for one of another store. It does
-//! not show that a whole older state was put back; the audit log does.
+//! A record's associated data binds format, epoch, store, namespace, name, record version, bindings and times: no record
+//! passes for another, or for one of another store. That it is the newest of its place, and that none is missing, the
+//! sealed [`manifest`] says, whose digest each change leaves in the audit log ([`mark`]).
+//!
+//! # Nonces
+//! 96 random bits from the operating system for each seal (NIST SP 800-38D, 8.2.2), a count of the seals under each epoch
+//! that is kept with the manifest, and a new epoch (new keys) at 2^30 seals, a quarter of the 2^32 at which two random
+//! nonces meet with a probability of 2^-32. Nothing is counted up to make a nonce, so none repeats after a crash, a state
+//! put back or a machine that was cloned. A crash between a seal and its commit may leave the count one too low, which is
+//! why the limit is far away.
 
 mod header;
+mod manifest;
+mod mark;
 mod record;
 
 pub use header::{Header, HeaderRandom, Kdf, Opened, VaultKeys};
-pub use record::{RecordMeta, SealedRecord, check_name};
+pub use manifest::{Change, Entry, Epoch, Manifest, PAGES, Page, SealedManifest, id_of};
+pub use mark::{End, Found, Mark};
+pub use record::{Place, RecordMeta, SealedRecord, check_name};
 
 use thiserror::Error;
 
@@ -36,6 +47,27 @@ pub enum VaultError {
     /// The header was altered, or asks for a cost outside our limits.
     #[error("the vault's header is damaged: restore the state from your backup")]
     HeaderCorrupt,
+    /// The manifest was altered.
+    #[error("the vault's manifest is damaged: restore the state from your backup")]
+    ManifestCorrupt,
+    /// The state is not the one that the audit log was written with.
+    #[error(
+        "an older or foreign vault was put back: the audit log says that another one must be here; restore state and log from one backup"
+    )]
+    RolledBack,
+    /// The log knows of a vault that is not there.
+    #[error(
+        "the vault's records were taken away: the audit log says that there must be a vault; restore the state from your backup"
+    )]
+    Missing,
+    /// An older record in place of the newest, or one that was removed.
+    #[error(
+        "this record is not the one that was set last, an older one was put back: set it again, and look at `portcullis audit verify`"
+    )]
+    RecordOld,
+    /// A record is gone that nobody removed.
+    #[error("this record was taken away from the disk: set it again or remove its name")]
+    RecordMissing,
     /// A record does not open: altered, swapped or cut. The others serve.
     #[error("this record was altered on disk: set it again, and look at `portcullis audit verify`")]
     RecordCorrupt,
@@ -55,7 +87,11 @@ impl VaultError {
     pub const fn code(self) -> &'static str {
         match self {
             Self::IdentityMismatch => "IDENTITY_MISMATCH",
-            Self::HeaderCorrupt => "STATE_CORRUPT",
+            Self::HeaderCorrupt | Self::ManifestCorrupt => "STATE_CORRUPT",
+            Self::RolledBack => "VAULT_ROLLED_BACK",
+            Self::Missing => "VAULT_MISSING",
+            Self::RecordOld => "VAULT_RECORD_OLD",
+            Self::RecordMissing => "VAULT_RECORD_MISSING",
             Self::RecordCorrupt => "VAULT_RECORD_CORRUPT",
             Self::NameInvalid => "VAULT_NAME_INVALID",
             Self::ValueInvalid => "VAULT_VALUE_INVALID",

@@ -8,7 +8,9 @@ use crate::time::Millis;
 use serde::{Deserialize, Serialize};
 
 const DOMAIN: &[u8] = b"portcullis-vault-record";
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
+/// The form before there was a manifest: it was bound to the audit intent that it was written under.
+const FIRST_FORMAT: u8 = 1;
 
 /// What is known of a secret without opening it; all of it is under its seal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,19 +39,24 @@ pub struct SealedRecord {
 
 /// Where a record belongs: part of its seal, never read from the record itself.
 #[derive(Debug, Clone, Copy)]
-struct Place<'a> {
-    namespace: &'a str,
-    name: &'a str,
-    intent: u64,
+pub struct Place<'a> {
+    /// What kind of secret.
+    pub namespace: &'a str,
+    /// Its name.
+    pub name: &'a str,
+    /// The audit sequence of its row: part of the first form's seal.
+    pub intent: u64,
 }
 
 impl SealedRecord {
-    /// Seals a value for its place. `nonce` is 96 random bits; `intent` the audit sequence of the row that will hold it.
+    /// Seals a value for its place. `nonce` is 96 random bits.
+    ///
+    /// # Errors
+    /// [`VaultError`]: a name or value outside the limits.
     pub fn seal(
         keys: &VaultKeys,
         epoch: u32,
         (namespace, name): (&str, &str),
-        intent: u64,
         meta: RecordMeta,
         nonce: &[u8; NONCE],
         value: &Secret,
@@ -70,7 +77,7 @@ impl SealedRecord {
         let place = Place {
             namespace,
             name,
-            intent,
+            intent: 0,
         };
         let sealed = record.with_aad(keys, place, |aad| {
             keys.data_key(epoch).seal(nonce, aad, value.expose())
@@ -79,25 +86,18 @@ impl SealedRecord {
         Ok(record)
     }
 
-    /// Opens the value, if this record is the one that was sealed for this very place.
-    pub fn open(
-        &self,
-        keys: &VaultKeys,
-        (namespace, name): (&str, &str),
-        intent: u64,
-    ) -> Result<Secret, VaultError> {
+    /// Opens the value, if this record was sealed for this very place. Whether it is the newest of it, the manifest says.
+    ///
+    /// # Errors
+    /// [`VaultError::RecordCorrupt`].
+    pub fn open(&self, keys: &VaultKeys, place: Place<'_>) -> Result<Secret, VaultError> {
         let nonce: [u8; NONCE] = unhex(&self.nonce).ok_or(VaultError::RecordCorrupt)?;
         let sealed = from_base64url(&self.sealed).ok_or(VaultError::RecordCorrupt)?;
-        let place = Place {
-            namespace,
-            name,
-            intent,
-        };
         // One key, chosen by the epoch that is itself under the seal: never "try each until one opens".
         self.with_aad(keys, place, |aad| {
             keys.data_key(self.epoch).open(&nonce, aad, &sealed)
         })
-        .filter(|_| self.v == FORMAT)
+        .filter(|_| [FORMAT, FIRST_FORMAT].contains(&self.v))
         .ok_or(VaultError::RecordCorrupt)
     }
 
@@ -110,28 +110,44 @@ impl SealedRecord {
         }
     }
 
+    /// Is it sealed in the present form, under this epoch's key?
+    pub const fn is_current(&self, epoch: u32) -> bool {
+        self.v == FORMAT && self.epoch == epoch
+    }
+
     fn with_aad<T>(
         &self,
         keys: &VaultKeys,
         place: Place<'_>,
         use_it: impl FnOnce(&[&[u8]]) -> T,
     ) -> T {
-        use_it(&[
+        let (epoch, version) = (self.epoch.to_be_bytes(), self.version.to_be_bytes());
+        let (created, updated) = (
+            self.created_at_ms.0.to_be_bytes(),
+            self.updated_at_ms.0.to_be_bytes(),
+        );
+        let (format, intent) = ([self.v], place.intent.to_be_bytes());
+        let mut fields: Vec<&[u8]> = vec![
             DOMAIN,
-            &[FORMAT],
-            &self.epoch.to_be_bytes(),
+            &format,
+            &epoch,
             &keys.store_id,
             place.namespace.as_bytes(),
             place.name.as_bytes(),
-            &self.version.to_be_bytes(),
-            &place.intent.to_be_bytes(),
-            &self.created_at_ms.0.to_be_bytes(),
-            &self.updated_at_ms.0.to_be_bytes(),
-        ])
+            &version,
+        ];
+        if self.v == FIRST_FORMAT {
+            fields.push(&intent);
+        }
+        fields.extend([&created[..], &updated[..]]);
+        use_it(&fields)
     }
 }
 
 /// `[A-Z][A-Z0-9_]{0,127}`.
+///
+/// # Errors
+/// [`VaultError::NameInvalid`].
 pub fn check_name(name: &str) -> Result<(), VaultError> {
     let mut bytes = name.bytes();
     let head = bytes.next().is_some_and(|byte| byte.is_ascii_uppercase());

@@ -1,5 +1,7 @@
 //! Seals against swaps, flips and other identities. scrypt runs at its real cost: there is no lower one.
 
+mod history;
+
 use super::*;
 use crate::identity::Identity;
 use crate::seal::{Key, Secret};
@@ -35,7 +37,15 @@ const META: RecordMeta = RecordMeta {
 
 fn sealed(value: &[u8]) -> SealedRecord {
     let value = Secret::new(value.to_vec());
-    SealedRecord::seal(&keys(1), 1, ("secrets", "NAME"), 7, META, &[2; 12], &value).expect("seals")
+    SealedRecord::seal(&keys(1), 1, ("secrets", "NAME"), META, &[2; 12], &value).expect("seals")
+}
+
+fn place<'a>((namespace, name): (&'a str, &'a str), intent: u64) -> Place<'a> {
+    Place {
+        namespace,
+        name,
+        intent,
+    }
 }
 
 #[test]
@@ -104,24 +114,55 @@ fn scrypt_is_the_one_of_rfc_7914() {
 #[test]
 fn a_record_opens_in_its_place_alone() {
     let record = sealed(b"value");
-    let open = |n, place, intent| {
+    let open = |n, at| {
         record
-            .open(&keys(n), place, intent)
+            .open(&keys(n), place(at, 7))
             .map(|s| s.expose().to_vec())
     };
-    assert_eq!(open(1, ("secrets", "NAME"), 7), Ok(b"value".to_vec()));
-    for (n, place, intent) in [
-        (2, ("secrets", "NAME"), 7),
-        (1, ("other", "NAME"), 7),
-        (1, ("secrets", "NAMF"), 7),
-        (1, ("secretsN", "AME"), 7),
-        (1, ("secrets", "NAME"), 8),
+    assert_eq!(open(1, ("secrets", "NAME")), Ok(b"value".to_vec()));
+    for (n, at) in [
+        (2, ("secrets", "NAME")),
+        (1, ("other", "NAME")),
+        (1, ("secrets", "NAMF")),
+        (1, ("secretsN", "AME")),
     ] {
-        assert_eq!(
-            open(n, place, intent),
-            Err(VaultError::RecordCorrupt),
-            "{n} {place:?} {intent}"
-        );
+        assert_eq!(open(n, at), Err(VaultError::RecordCorrupt), "{n} {at:?}");
+    }
+}
+
+#[test]
+fn a_record_of_the_first_form_opens_under_its_own_intent_alone() {
+    // As the first form was sealed: with the intent among the associated data.
+    let (nonce, intent) = ([3; 12], 7_u64);
+    let aad: [&[u8]; 10] = [
+        b"portcullis-vault-record",
+        &[1],
+        &1_u32.to_be_bytes(),
+        &[1; 16],
+        b"secrets",
+        b"NAME",
+        &3_u64.to_be_bytes(),
+        &intent.to_be_bytes(),
+        &5_u64.to_be_bytes(),
+        &8_u64.to_be_bytes(),
+    ];
+    let bytes = keys(1).data_key(1).seal(&nonce, &aad, b"old");
+    let json = format!(
+        r#"{{"v":1,"epoch":1,"version":3,"createdAtMs":5,"updatedAtMs":8,"nonce":"{}","sealed":"{}"}}"#,
+        crate::encoding::hex(&nonce),
+        crate::encoding::base64url(&bytes)
+    );
+    let record: SealedRecord = serde_json::from_str(&json).expect("json");
+    let opened = record.open(&keys(1), place(("secrets", "NAME"), 7));
+    assert_eq!(opened.expect("opens").expose(), b"old");
+    assert!(!record.is_current(1) && sealed(b"x").is_current(1));
+    for bad in [
+        record.open(&keys(1), place(("secrets", "NAME"), 8)),
+        serde_json::from_str::<SealedRecord>(&json.replace("\"v\":1", "\"v\":2"))
+            .expect("json")
+            .open(&keys(1), place(("secrets", "NAME"), 7)),
+    ] {
+        assert!(bad.is_err());
     }
 }
 
@@ -135,7 +176,7 @@ fn every_changed_character_of_a_stored_record_is_detected() {
             bytes[at] ^= flip;
             let opened = serde_json::from_slice::<SealedRecord>(&bytes)
                 .map_err(|_| VaultError::RecordCorrupt)
-                .and_then(|record| record.open(&keys(1), ("secrets", "NAME"), 7));
+                .and_then(|record| record.open(&keys(1), place(("secrets", "NAME"), 7)));
             if opened.is_ok() {
                 harmless.push(at);
             }
@@ -164,7 +205,7 @@ fn names_and_values_have_limits() {
     }
     for size in [0, MAX_VALUE + 1] {
         let value = Secret::new(vec![1; size]);
-        let sealed = SealedRecord::seal(&keys(1), 1, ("s", "A"), 1, META, &[0; 12], &value);
+        let sealed = SealedRecord::seal(&keys(1), 1, ("s", "A"), META, &[0; 12], &value);
         assert_eq!(sealed.err(), Some(VaultError::ValueInvalid), "{size}");
     }
 }
@@ -173,13 +214,13 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(200) })]
 
     #[test]
-    fn what_is_sealed_comes_back(value in proptest::collection::vec(any::<u8>(), 1..4_096), nonce: [u8; 12], epoch: u32, intent: u64, version: u64) {
+    fn what_is_sealed_comes_back(value in proptest::collection::vec(any::<u8>(), 1..4_096), nonce: [u8; 12], epoch: u32, version: u64) {
         let meta = RecordMeta { version, ..META };
-        let record = SealedRecord::seal(&keys(3), epoch, ("secrets", "A"), intent, meta, &nonce, &Secret::new(value.clone())).expect("seals");
+        let record = SealedRecord::seal(&keys(3), epoch, ("secrets", "A"), meta, &nonce, &Secret::new(value.clone())).expect("seals");
         let json = serde_json::to_vec(&record).expect("json");
         let read: SealedRecord = serde_json::from_slice(&json).expect("json");
         prop_assert_eq!(read.meta(), meta);
-        let opened = read.open(&keys(3), ("secrets", "A"), intent).expect("opens");
+        let opened = read.open(&keys(3), place(("secrets", "A"), 1)).expect("opens");
         prop_assert_eq!(opened.expose(), &value[..]);
         if value.len() >= 8 {
             prop_assert!(!json.windows(value.len()).any(|window| window == &value[..]));
