@@ -344,7 +344,7 @@ impl Open {
             .map_err(ActError::Refused)?;
         // Only this room writes these rows: other bytes are somebody else's hand.
         let row = row.ok_or(VaultError::RecordMissing)?;
-        rows::is_listed(&self.rows.manifest, &row)?;
+        rows::read_record(&self.keys, &self.rows.manifest, &row)?;
         let (meta, secret) = open_record(&self.keys, &row)?;
         if expected != meta {
             return Err(VaultError::RecordCorrupt.into());

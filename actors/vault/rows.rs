@@ -180,7 +180,7 @@ pub(super) async fn read_rows(
 }
 
 /// The record in a row, if it is the one that the manifest names.
-fn read_record(
+pub(super) fn read_record(
     keys: &VaultKeys,
     manifest: &Manifest,
     object: &Object,
@@ -193,7 +193,7 @@ fn read_record(
 }
 
 /// Are these the bytes that the manifest names?
-pub(super) fn is_listed(manifest: &Manifest, object: &Object) -> Result<(), VaultError> {
+fn is_listed(manifest: &Manifest, object: &Object) -> Result<(), VaultError> {
     let listed = manifest.get(&id_of(NAMESPACE, &object.id));
     if listed.is_some_and(|entry| entry.hash == Hash32::of(&object.payload)) {
         return Ok(());
