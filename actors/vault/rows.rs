@@ -264,6 +264,7 @@ impl Rows {
     ///
     /// # Errors
     /// [`ActError`]; then nothing here has changed.
+    #[expect(clippy::too_many_arguments, reason = "all parts of one commit")]
     pub async fn change(
         &mut self,
         wiring: &VaultWiring,
