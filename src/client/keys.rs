@@ -13,7 +13,7 @@ use portcullis_core::identity::Identity;
 use portcullis_core::seal::{Key, NONCE, Secret};
 use portcullis_core::time::Millis;
 use portcullis_core::vault::{
-    Header, HeaderRandom, Opened, RecordMeta, SealedRecord, VaultError, VaultKeys,
+    self, Header, HeaderRandom, Opened, RecordMeta, SealedRecord, VaultError, VaultKeys,
 };
 use serde::{Deserialize, Serialize};
 
@@ -213,7 +213,12 @@ impl Keys {
 
     fn open_record(&self, kept: &Kept, name: &str) -> Result<Option<Secret>, Failure> {
         let record = kept.records.get(name);
-        let opened = record.map(|r| r.open(&self.keys, (NAMESPACE, name), INTENT));
+        let at = vault::Place {
+            namespace: NAMESPACE,
+            name,
+            intent: INTENT,
+        };
+        let opened = record.map(|r| r.open(&self.keys, at));
         opened.transpose().map_err(|e| self.place.sealed(e))
     }
 
@@ -256,7 +261,7 @@ impl Keys {
         };
         let nonce = random::<NONCE>()?;
         let place = (NAMESPACE, name);
-        let sealed = SealedRecord::seal(&self.keys, EPOCH, place, INTENT, meta, &nonce, value)
+        let sealed = SealedRecord::seal(&self.keys, EPOCH, place, meta, &nonce, value)
             .map_err(|e| Failure::of(codes::INTERNAL, e.to_string()))?;
         kept.records.insert(name.to_owned(), sealed);
         self.place.write(&kept)
