@@ -242,6 +242,8 @@ fn a_log_that_knows_nothing_of_the_vault_refuses_it_and_a_vault_that_is_gone_is_
     change(&mut disk, &mut log, &Step::Set(1, 1), Stops::Nowhere);
     assert_eq!(disk.open(&Log::default()), Err(VaultError::RolledBack));
     assert_eq!(Disk::default().open(&log), Err(VaultError::Missing));
+    let codes = [VaultError::RolledBack, VaultError::Missing].map(VaultError::code);
+    assert_eq!(codes, ["VAULT_ROLLED_BACK", "VAULT_MISSING"]);
     // Nobody knows whether it was ever made.
     let (mut none, mut open) = (Disk::default(), Log::default());
     change(
