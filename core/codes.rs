@@ -103,6 +103,17 @@ codes! {
     VAULT_RECORD_MISSING, "UNAVAILABLE", false, 10, "this record was taken away on disk: set it again or remove its name, and find out who wrote to the state directory";
     VAULT_ROLLED_BACK, "UNAVAILABLE", false, 10, "another vault than the newest lies on disk: restore state and audit log from one backup";
     VAULT_MISSING, "UNAVAILABLE", false, 10, "the vault was taken away on disk: restore state and audit log from one backup";
+    VAULT_LOCKED, "UNAVAILABLE", false, 4, "a person opens it: `portcullis vault unlock`";
+    VAULT_IS_OPEN, "INVALID_REQUEST", false, 1, "nothing is to be done; `portcullis vault seal` closes it";
+    VAULT_OTHER_MACHINE, "UNAVAILABLE", false, 4, "open it with a passphrase or recovery code (`portcullis vault unlock`), or name a file with that machine's id in [vault] machine_id_file";
+    VAULT_UNLOCK_WRONG, "FORBIDDEN", false, 4, "look at what was typed; `portcullis vault unlockers list` shows what opens it";
+    VAULT_UNLOCK_LIMITED, "UNAVAILABLE", true, 4, "too many wrong tries: wait the time that is named, or open it by another kind of unlocker";
+    VAULT_RECOVERY_INVALID, "INVALID_REQUEST", false, 2, "type the code again, all nine groups of it: its check characters do not fit";
+    VAULT_UNLOCKER_WEAK, "INVALID_REQUEST", false, 2, "give a passphrase of 12 characters or more, or a key file of 32 bytes or more";
+    VAULT_KEY_FILE, "UNAVAILABLE", false, 4, "the key file must be a plain file of 0600 outside the state directory, a credential one of $CREDENTIALS_DIRECTORY";
+    VAULT_UNLOCKER_NOT_FOUND, "INVALID_REQUEST", false, 3, "`portcullis vault unlockers list` shows their ids";
+    VAULT_PASSPHRASE_NEEDED, "INVALID_REQUEST", false, 2, "type the passphrase of each such unlocker, or drop it: `portcullis vault rekey --drop ID`";
+    VAULT_LAST_UNLOCKER, "INVALID_REQUEST", false, 5, "add another unlocker first: without one the vault would never open again";
     IDENTITY_MISMATCH, "UNAVAILABLE", false, 4, "the identity key is not the one that this state was made with: point --identity at the right file";
     CONFIG_INVALID, "UNAVAILABLE", false, 2, "mend the lines named, then start again";
     STATE_MODE, "UNAVAILABLE", false, 4, "others can reach this file: run the chmod in the message";

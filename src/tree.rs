@@ -22,7 +22,7 @@ use portcullis_actors::store::Store;
 use portcullis_actors::supervision::{
     Feed, Flag, FlagReader, OnFatal, Policy, TreeBuilder, TreeWindow,
 };
-use portcullis_actors::vault::{VaultHandle, VaultWiring};
+use portcullis_actors::vault::{Around, VaultHandle, VaultWiring};
 use portcullis_core::approval::{Agents, PlanSealer};
 use portcullis_core::audit::BootId;
 use portcullis_core::auth::proxy::ProxyRules;
@@ -67,6 +67,8 @@ pub struct Ground {
     pub store: Store,
     /// The machine's key.
     pub identity: Identity,
+    /// What else unlockers of the vault need of the machine.
+    pub around: Around,
     /// The shared token, as it is kept.
     pub token: SharedSecret,
     /// Of password hashes.
@@ -157,6 +159,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             audit: audit.clone(),
             identity,
             clock: clock.clone(),
+            around: ground.around,
         },
     );
     let pairing = PairingHandle::add(

@@ -5,7 +5,6 @@ use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine as _;
 use portcullis_core::approval::Word;
 use portcullis_core::audit::{Entry, Outcome, OutcomeFilter, Query, Seq};
 use portcullis_core::auth::{Door, Principal, Role, Scope};
@@ -14,7 +13,6 @@ use portcullis_core::ids::DeviceId;
 use portcullis_core::pairing::{Caller, News as PairingNews};
 use portcullis_core::protocol::frame::ErrorBody;
 use portcullis_core::protocol::method::unknown;
-use portcullis_core::seal::Secret;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -138,18 +136,8 @@ impl Methods {
             | "agent.token.mint"
             | "agent.token.list"
             | "agent.token.revoke" => self.secrets(about, method, params).await,
-            "vault.status" => Ok(json!({ "state": self.vault_state() })),
-            "vault.list" => {
-                params.read::<Nothing>(method)?;
-                let entries = self.vault.list().await.map_err(|e| refused(e.code(), &e))?;
-                Ok(json!({ "entries": entries }))
-            }
-            "vault.set" => self.vault_set(by, params).await,
-            "vault.remove" => {
-                let p: Name = params.read(method)?;
-                let removed = self.vault.remove(entry_of(by), &p.name).await;
-                removed.map_err(|e| refused(e.code(), &e))?;
-                Ok(json!({ "name": p.name }))
+            name if name.starts_with("vault.") => {
+                Box::pin(self.vault_methods(by, method, params)).await
             }
             "audit.tail" => {
                 let p: Tail = params.read(method)?;
@@ -320,32 +308,6 @@ impl Methods {
         }
     }
 
-    fn vault_state(&self) -> String {
-        let view = self.tree.get().map(|tree| tree.look()).unwrap_or_default();
-        let vault = view.rooms.iter().find(|r| r.name == "vault");
-        vault
-            .and_then(|r| r.facts.iter().find(|(name, _)| *name == "state"))
-            .map_or_else(|| "down".to_owned(), |(_, value)| value.clone())
-    }
-
-    async fn vault_set(&self, by: &Principal, params: &Params<'_>) -> Answer {
-        let p: Set = params.read("vault.set")?;
-        let bytes = base64::engine::general_purpose::STANDARD
-            .decode(p.value_base64.0.as_bytes())
-            .map_err(|_| {
-                ErrorBody::of(
-                    codes::INVALID_PARAMS,
-                    "invalid vault.set params: valueBase64 is not standard base64",
-                )
-            })?;
-        let set = self
-            .vault
-            .set(entry_of(by), &p.name, Secret::new(bytes))
-            .await;
-        let meta = set.map_err(|e| refused(e.code(), &e))?;
-        Ok(json!({ "name": p.name, "version": meta.version }))
-    }
-
     async fn dashboard_code(&self, by: &Principal) -> Answer {
         // Who holds a code is an operator on the page: only the door that the kernel vouches for gives one.
         if by.door != Door::Control {
@@ -510,15 +472,8 @@ struct SetPolicy {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct Name {
-    name: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct Set {
-    name: String,
-    value_base64: Wiped,
+pub(super) struct Name {
+    pub name: String,
 }
 
 /// A text that is wiped when it is done with.

@@ -27,6 +27,7 @@ mod secrets;
 mod serve;
 mod shake;
 mod tls;
+mod vault;
 
 pub use actor::{Connection, ConnectionShared, ConnectionWiring};
 pub use answer::Params;

@@ -11,8 +11,9 @@ use portcullis_core::pairing::News;
 use portcullis_core::seal::{Key, NONCE};
 use portcullis_core::signing::http::{HttpRefusal, Signature, Target};
 use portcullis_core::signing::replay::Replay;
-use portcullis_core::signing::{KeyPlace, SIGNING_KEYS, SigningKey, open_key, seal_key};
+use portcullis_core::signing::{KeyPlace, SigningKey, open_key, seal_key};
 use portcullis_core::time::Millis;
+use portcullis_core::vault::KeyLabel;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -208,16 +209,25 @@ fn read(object: Object, head: u64) -> (String, Held) {
     (object.id, held)
 }
 
-/// Until the vault is open or stays sealed.
+/// Each time the vault opens or is sealed.
 fn ask_vault(wiring: &SigningWiring, ctx: &Ctx<Signing>) {
     let (vault, own) = (wiring.vault.clone(), ctx.clone());
+    let mut phase = vault.phase();
     ctx.task("vault", 0, async move {
         loop {
-            match vault.derived_key(SIGNING_KEYS).await {
+            // Seen before it is asked: what changes meanwhile is looked at once more.
+            phase.take();
+            match vault.derived_key(KeyLabel::SigningKeys).await {
                 Err(
                     VaultRefusal::Unsealing | VaultRefusal::Overloaded | VaultRefusal::Down { .. },
-                ) => tokio::time::sleep(AGAIN).await,
-                result => return own.notify(SigningMsg::Vault(result)),
+                ) => {
+                    tokio::time::sleep(AGAIN).await;
+                    continue;
+                }
+                result => own.notify(SigningMsg::Vault(result)),
+            }
+            if phase.changed().await.is_none() {
+                return;
             }
         }
     })
@@ -258,7 +268,9 @@ fn listen(wiring: &SigningWiring, ctx: &Ctx<Signing>, held: impl Iterator<Item =
 }
 
 impl Signing {
+    /// Sealed, it holds no key any more.
     fn opened(&mut self, opened: Result<Key, VaultRefusal>) {
+        self.keys.clear();
         let vault = match opened {
             Ok(key) => key,
             Err(refusal) => {

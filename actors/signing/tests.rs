@@ -56,6 +56,7 @@ async fn house(folder: &Path, boot: u8, identity: u8, config: SigningConfig) -> 
             audit: audit.clone(),
             identity: Identity::from_random([identity; 32]),
             clock: clock.clone(),
+            around: crate::vault::Around::default(),
         },
     );
     let pairing = PairingHandle::add(

@@ -1,14 +1,18 @@
-//! The room: Unsealing, then Open or Sealed.
+//! The room: Unsealing, then Open or Sealed, and between the two by a person's word.
 
-use super::messages::{Listed, VaultMsg, VaultRefusal, VaultWiring, Wanted};
-use super::opening::{self, Open, Unlocked};
-use super::rows::{self, Edit, NAMESPACE, RECORD, Row, open_record, random};
+use super::keys::{Machine, Person, Worked};
+use super::messages::{
+    Added, NewUnlocker, Opener, Phase, Rekeyed, Status, VaultMsg, VaultRefusal, VaultWiring, Wanted,
+};
+use super::open::of_vault;
+use super::opening::{self, Open};
+use super::rows;
 use crate::act::ActError;
 use crate::supervision::{Crash, Ctx, Reply, Room, Snapshot, TaskEnd, TaskHandle};
-use portcullis_core::audit::Entry;
+use portcullis_core::audit::{Entry, Outcome, Seq};
+use portcullis_core::auth::limits::{Class, Limiter, Limits, Source, Tried};
 use portcullis_core::seal::Secret;
-use portcullis_core::time::Millis;
-use portcullis_core::vault::{Change, RecordMeta, SealedRecord, VaultError, check_name, id_of};
+use portcullis_core::vault::{Header, Kind, RecoveryCode, VaultError};
 use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -20,12 +24,23 @@ const LOOK: Duration = Duration::from_millis(500);
 const PIN: Duration = Duration::from_mins(1);
 /// Records behind which it is named again, so that an opening finds it near the end of the log.
 const PIN_AFTER: u64 = 20_000;
+/// Wrong tries at a kind of unlocker, by a user of this machine, before he waits.
+const TRIES: Limits = Limits {
+    tries: 5,
+    window_ms: 300_000,
+    lock_ms: 300_000,
+    at_once: 1,
+    sources: 1_000,
+};
 
 /// The vault's actor.
 pub struct Vault {
     wiring: VaultWiring,
     ctx: Ctx<Self>,
     state: State,
+    /// scrypt runs: one at a time.
+    is_busy: bool,
+    tries: Limiter,
 }
 
 enum State {
@@ -45,38 +60,36 @@ impl Room for Vault {
     type Wiring = VaultWiring;
 
     async fn start(wiring: &VaultWiring, ctx: Ctx<Self>) -> Result<Self, Crash> {
-        let state = match rows::read_header(&wiring.store).await? {
-            Err(error) => State::Sealed(error),
-            Ok(row) => {
-                let (identity, news) = (wiring.identity.clone(), ctx.clone());
-                ctx.blocking("unlock", 0, move || {
-                    let unlocked = opening::unlock(&identity, row);
-                    news.notify(VaultMsg::Unlocked(Box::new(unlocked)));
-                })?;
-                let look = ctx.every("unsealing", LOOK, || VaultMsg::StillUnsealing);
-                State::Unsealing {
-                    waiting: VecDeque::new(),
-                    _look: look,
-                }
-            }
-        };
-        ctx.every("pin", PIN, || VaultMsg::Pin).keep();
-        Ok(Self {
+        let mut room = Self {
             wiring: wiring.clone(),
             ctx,
-            state,
-        })
+            state: State::Sealed(VaultError::Locked),
+            is_busy: false,
+            tries: Limiter::new(TRIES),
+        };
+        match rows::read_header(&wiring.store).await? {
+            Err(error) => room.seal_for(error),
+            Ok(row) => {
+                room.unsealing();
+                room.work("unlock", move |machine| {
+                    Worked::Unlocked(machine.unlock(row), None)
+                })?;
+            }
+        }
+        room.ctx.every("pin", PIN, || VaultMsg::Pin).keep();
+        Ok(room)
     }
 
     async fn handle(&mut self, msg: VaultMsg) -> Result<(), Crash> {
         match msg {
             VaultMsg::Ask(wanted) => self.ask(wanted).await,
-            VaultMsg::Unlocked(unlocked) => self.unlocked(*unlocked).await,
+            VaultMsg::Worked(worked) => self.worked(*worked).await,
             VaultMsg::StillUnsealing => {
                 self.still_unsealing();
                 Ok(())
             }
             VaultMsg::Pin => self.pin().await,
+            VaultMsg::SealAnew => self.seal_anew().await,
         }
     }
 
@@ -100,37 +113,130 @@ impl Room for Vault {
             State::Sealed(error) => Snapshot::default()
                 .with("state", "sealed")
                 .with("code", error.code()),
-            State::Open(open) => Snapshot::default()
-                .with("state", "open")
-                .with("records", open.rows.records.len())
-                .with(
-                    "unreadable",
-                    open.rows
-                        .records
-                        .values()
-                        .filter(|row| row.state.is_err())
-                        .count(),
-                )
-                .with(
-                    "to_seal_anew",
-                    open.rows
-                        .records
-                        .values()
-                        .filter(|row| row.is_stale)
-                        .count(),
-                )
-                .with("generation", open.rows.manifest.generation())
-                .with("epoch", open.rows.manifest.epoch().term)
-                .with("seals", open.rows.manifest.epoch().seals),
+            State::Open(open) => {
+                let status = open.status();
+                Snapshot::default()
+                    .with("state", "open")
+                    .with("records", status.records)
+                    .with("unreadable", status.unreadable)
+                    .with("to_seal_anew", status.to_seal_anew)
+                    .with("generation", status.generation)
+                    .with("epoch", status.epoch)
+                    .with("seals", status.seals)
+                    .with("unlockers", status.unlockers)
+            }
         }
     }
 }
 
 impl Vault {
-    async fn unlocked(&mut self, unlocked: Result<Unlocked, VaultError>) -> Result<(), Crash> {
-        let next = match unlocked {
+    /// Runs scrypt on a thread of its own. The caller has seen that none runs.
+    fn work(
+        &mut self,
+        name: &'static str,
+        job: impl FnOnce(Machine) -> Worked + Send + 'static,
+    ) -> Result<(), Crash> {
+        let machine = Machine {
+            identity: self.wiring.identity.clone(),
+            around: self.wiring.around.clone(),
+            now: self.wiring.clock.now(),
+        };
+        let news = self.ctx.clone();
+        self.ctx.blocking(name, 0, move || {
+            news.notify(VaultMsg::Worked(Box::new(job(machine))));
+        })?;
+        self.is_busy = true;
+        Ok(())
+    }
+
+    fn unsealing(&mut self) {
+        let look = self
+            .ctx
+            .every("unsealing", LOOK, || VaultMsg::StillUnsealing);
+        self.state = State::Unsealing {
+            waiting: VecDeque::new(),
+            _look: look,
+        };
+        self.wiring.around.phase.set(Phase::Unsealing);
+    }
+
+    fn seal_for(&mut self, why: VaultError) {
+        self.state = State::Sealed(why);
+        self.wiring.around.phase.set(Phase::Sealed);
+    }
+
+    async fn worked(&mut self, worked: Worked) -> Result<(), Crash> {
+        self.is_busy = false;
+        match worked {
+            Worked::Unlocked(result, person) => self.unlocked(result, person).await,
+            Worked::Made {
+                made,
+                replaces,
+                by,
+                reply,
+            } => {
+                let (made, code) = match made {
+                    Ok(made) => made,
+                    Err(error) => return answer(reply, Err(error.into())),
+                };
+                let id = made.id().to_owned();
+                let (wiring, _waiting) = (self.wiring.clone(), self.ctx.waiting());
+                let open = match self.open() {
+                    Ok(open) => open,
+                    Err(refusal) => return answer(reply, Err(refusal)),
+                };
+                let added = open.add_unlocker(&wiring, *by, made, replaces.as_deref());
+                answer(reply, added.await.map(|()| Added { id, code }))
+            }
+            Worked::Rekeyed {
+                made,
+                before,
+                by,
+                reply,
+            } => self.rekeyed(made, &before, *by, reply).await,
+        }
+    }
+
+    async fn rekeyed(
+        &mut self,
+        made: Result<super::keys::Wrapped, VaultError>,
+        before: &Header,
+        by: Entry,
+        reply: Reply<Rekeyed, VaultRefusal>,
+    ) -> Result<(), Crash> {
+        let (wiring, _waiting) = (self.wiring.clone(), self.ctx.waiting());
+        let wrapped = match made {
+            Ok(wrapped) => wrapped,
+            Err(error) => return answer(reply, Err(error.into())),
+        };
+        let result = match self.open() {
+            Ok(open) => open.rekey(&wiring, by, before, wrapped).await,
+            Err(refusal) => Err(refusal),
+        };
+        if result.is_ok() {
+            self.ctx.notify(VaultMsg::SealAnew);
+        }
+        answer(reply, result)
+    }
+
+    async fn unlocked(
+        &mut self,
+        unlocked: Result<super::keys::Unlocked, VaultError>,
+        person: Option<Person>,
+    ) -> Result<(), Crash> {
+        let waiting_now = self.ctx.waiting();
+        let result = match unlocked {
+            Err(error) => Err(error),
+            Ok(unlocked) => opening::open(&self.wiring, unlocked).await?,
+        };
+        // What it says who asked: its own reason is what keeps it sealed, where a person's slip of the hand is none.
+        let said = result.as_ref().err().copied();
+        let next = match result {
+            Ok(open) => State::Open(Box::new(open)),
+            Err(VaultError::Wrong) => {
+                State::Sealed(person.as_ref().map_or(VaultError::Wrong, |one| one.why))
+            }
             Err(error) => State::Sealed(error),
-            Ok(unlocked) => self.open(unlocked).await?,
         };
         if let State::Sealed(error) = &next {
             tracing::error!(code = error.code(), %error, "the vault stays sealed");
@@ -138,10 +244,56 @@ impl Vault {
         let State::Unsealing { waiting, .. } = std::mem::replace(&mut self.state, next) else {
             return Err(Crash::new("unlocked twice"));
         };
+        let phase = match &self.state {
+            State::Open(_) => Phase::Open,
+            _ => Phase::Sealed,
+        };
+        self.wiring.around.phase.set(phase);
+        if let Some(person) = person {
+            self.tell(person, said).await;
+        }
+        drop(waiting_now);
+        if self
+            .open()
+            .is_ok_and(|open| open.stale() > 0 || open.rows.header.has_previous())
+        {
+            self.ctx.notify(VaultMsg::SealAnew);
+        }
         for (_, wanted) in waiting {
             self.ask(wanted).await?;
         }
         Ok(())
+    }
+
+    /// Counts the try, records its end, answers.
+    async fn tell(&mut self, person: Person, said: Option<VaultError>) {
+        let Person {
+            intent,
+            tries,
+            reply,
+            ..
+        } = person;
+        if let Some((class, source)) = tries {
+            let tried = match said {
+                None => Tried::Right,
+                Some(VaultError::Wrong) => Tried::Wrong,
+                Some(_) => Tried::Not,
+            };
+            let now = self.wiring.clock.now();
+            self.tries.end(class, &source, tried, now);
+        }
+        let outcome = said.map_or_else(Outcome::ok, |error| Outcome::refused(error.code()));
+        self.record(intent, outcome).await;
+        match said {
+            None => reply.ok(()),
+            Some(error) => reply.refuse(error.into()),
+        }
+    }
+
+    async fn record(&self, intent: Seq, outcome: Outcome) {
+        if let Err(error) = self.wiring.audit.outcome(intent, outcome).await {
+            tracing::error!(target: "portcullis", intent = intent.0, %error, "an outcome could not be recorded");
+        }
     }
 
     /// A caller hears "not yet, and nothing was done" before its own deadline leaves it guessing.
@@ -154,17 +306,9 @@ impl Vault {
             .is_some_and(|(since, _)| since.elapsed() >= PATIENCE)
         {
             if let Some((_, wanted)) = waiting.pop_front() {
-                refuse(wanted, VaultRefusal::Unsealing);
+                wanted.refuse(VaultRefusal::Unsealing);
             }
         }
-    }
-
-    async fn open(&self, unlocked: Unlocked) -> Result<State, Crash> {
-        let _waiting = self.ctx.waiting();
-        Ok(match opening::open(&self.wiring, unlocked).await? {
-            Ok(open) => State::Open(Box::new(open)),
-            Err(error) => State::Sealed(error),
-        })
     }
 
     /// Names the manifest again where the log has grown: so the next opening need not read far.
@@ -172,6 +316,10 @@ impl Vault {
         let State::Open(open) = &mut self.state else {
             return Ok(());
         };
+        if open.stale() > 0 {
+            // What could not be sealed anew the last time (a full disk) is tried again.
+            self.ctx.notify(VaultMsg::SealAnew);
+        }
         // Its answer is for the next look where there is none now.
         let Ok(head) = self.wiring.audit.head().await else {
             return Ok(());
@@ -189,39 +337,221 @@ impl Vault {
         Ok(())
     }
 
+    async fn seal_anew(&mut self) -> Result<(), Crash> {
+        let (wiring, _waiting) = (self.wiring.clone(), self.ctx.waiting());
+        let Ok(open) = self.open() else { return Ok(()) };
+        match open.seal_anew(&wiring).await {
+            Ok(true) => self.ctx.notify(VaultMsg::SealAnew),
+            Ok(false) => {}
+            Err(VaultRefusal::Act(error)) if error.must_reread() => return Err(Crash::new(error)),
+            Err(refusal) => {
+                tracing::warn!(target: "portcullis", %refusal, "records are still under an older key");
+            }
+        }
+        Ok(())
+    }
+
+    fn open(&mut self) -> Result<&mut Open, VaultRefusal> {
+        match &mut self.state {
+            State::Open(open) => Ok(open),
+            State::Sealed(error) => Err(VaultRefusal::Sealed(*error)),
+            State::Unsealing { .. } => Err(VaultRefusal::Unsealing),
+        }
+    }
+
     async fn ask(&mut self, wanted: Wanted) -> Result<(), Crash> {
-        let open = match &mut self.state {
-            State::Unsealing { waiting, .. } => {
-                waiting.push_back((Instant::now(), wanted));
-                return Ok(());
-            }
-            State::Sealed(error) => {
-                refuse(wanted, VaultRefusal::Sealed(*error));
-                return Ok(());
-            }
-            State::Open(open) => open,
-        };
-        let _waiting = self.ctx.waiting();
+        // A caller that gave up gets no effect.
+        if !wanted.is_wanted() {
+            return Ok(());
+        }
         match wanted {
-            // A caller that gave up gets no effect.
-            Wanted::Set { reply, .. } if !reply.is_wanted() => Ok(()),
-            Wanted::Remove { reply, .. } if !reply.is_wanted() => Ok(()),
-            Wanted::Reveal { reply, .. } if !reply.is_wanted() => Ok(()),
+            Wanted::Status(reply) => {
+                reply.ok(self.status());
+                Ok(())
+            }
+            Wanted::Unlockers(reply) => {
+                let header = match &self.state {
+                    State::Open(open) => Ok(open.rows.header.clone()),
+                    _ => match rows::read_header(&self.wiring.store).await? {
+                        Ok(Some(row)) => Ok(row.header),
+                        Ok(None) => Err(VaultError::Missing.into()),
+                        Err(error) => Err(error.into()),
+                    },
+                };
+                reply.send(header.map(|header| Open::shown_unlockers(&header)));
+                Ok(())
+            }
+            wanted => match &mut self.state {
+                State::Unsealing { waiting, .. } => {
+                    waiting.push_back((Instant::now(), wanted));
+                    Ok(())
+                }
+                State::Sealed(why) => {
+                    let why = *why;
+                    self.ask_sealed(why, wanted).await
+                }
+                State::Open(_) => self.ask_open(wanted).await,
+            },
+        }
+    }
+
+    fn status(&self) -> Status {
+        let (state, why, open) = match &self.state {
+            State::Unsealing { .. } => (Phase::Unsealing, None, None),
+            State::Sealed(error) => (Phase::Sealed, Some(*error), None),
+            State::Open(open) => (Phase::Open, None, Some(open.status())),
+        };
+        Status {
+            state,
+            code: why.map(VaultError::code),
+            reason: why.map(|error| error.to_string()),
+            open,
+        }
+    }
+
+    async fn ask_sealed(&mut self, why: VaultError, wanted: Wanted) -> Result<(), Crash> {
+        match wanted {
+            Wanted::Unlock {
+                by,
+                source,
+                opener,
+                reply,
+            } => self.unlock(why, *by, source, opener, reply).await,
+            Wanted::Init { by, reply } => {
+                if self.is_busy {
+                    return answer(reply, Err(VaultRefusal::Overloaded));
+                }
+                let _waiting = self.ctx.waiting();
+                let intent = match self.intent(of_vault(*by.clone(), "vault.unlock")).await {
+                    Ok(intent) => intent,
+                    Err(refusal) => return answer(reply, Err(refusal)),
+                };
+                if let Err(refusal) = opening::clear(&self.wiring, *by).await {
+                    self.record(intent, Outcome::failed(refusal.code())).await;
+                    return answer(reply, Err(refusal));
+                }
+                self.unsealing();
+                let person = Person {
+                    intent,
+                    tries: None,
+                    why,
+                    reply,
+                };
+                self.work("init", move |machine| {
+                    Worked::Unlocked(machine.new_vault(), Some(person))
+                })
+            }
+            // It is.
+            Wanted::Seal { reply, .. } => {
+                reply.ok(());
+                Ok(())
+            }
+            other => {
+                other.refuse(VaultRefusal::Sealed(why));
+                Ok(())
+            }
+        }
+    }
+
+    async fn intent(&self, entry: Entry) -> Result<Seq, VaultRefusal> {
+        let intent = self.wiring.audit.intent(entry).await;
+        intent.map_err(|error| ActError::CannotRecord(error).into())
+    }
+
+    /// A person opens it: counted and recorded before anything is looked at.
+    async fn unlock(
+        &mut self,
+        why: VaultError,
+        by: Entry,
+        source: Source,
+        opener: Opener,
+        reply: Reply<(), VaultRefusal>,
+    ) -> Result<(), Crash> {
+        let row = match rows::read_header(&self.wiring.store).await? {
+            Ok(Some(row)) => row,
+            Ok(None) => return answer(reply, Err(VaultError::Missing.into())),
+            Err(error) => return answer(reply, Err(error.into())),
+        };
+        if self.is_busy {
+            return answer(reply, Err(VaultRefusal::Overloaded));
+        }
+        let typed = match opener {
+            Opener::Automatic => {
+                if !row
+                    .header
+                    .unlockers()
+                    .iter()
+                    .any(|one| one.kind().is_automatic())
+                {
+                    return answer(reply, Err(VaultError::Locked.into()));
+                }
+                None
+            }
+            Opener::Typed { kind, id, secret } => {
+                match typed(&row.header, kind, id.as_deref(), secret) {
+                    Ok(typed) => Some(typed),
+                    Err(error) => return answer(reply, Err(error.into())),
+                }
+            }
+        };
+        let tries = typed.as_ref().map(|typed| (typed.class, source));
+        if let Some((class, source)) = &tries {
+            let now = self.wiring.clock.now();
+            if let Err(limited) = self.tries.begin(*class, source, now) {
+                return answer(reply, Err(VaultRefusal::Limited(limited)));
+            }
+        }
+        let named = typed.as_ref().map_or("automatic", |typed| &typed.id);
+        let entry = of_vault(by, "vault.unlock").with("unlocker", named);
+        let _waiting = self.ctx.waiting();
+        let intent = match self.intent(entry).await {
+            Ok(intent) => intent,
+            Err(refusal) => {
+                if let Some((class, source)) = &tries {
+                    let now = self.wiring.clock.now();
+                    self.tries.end(*class, source, Tried::Not, now);
+                }
+                return answer(reply, Err(refusal));
+            }
+        };
+        self.unsealing();
+        let person = Person {
+            intent,
+            tries,
+            why,
+            reply,
+        };
+        self.work("unlock", move |machine| {
+            let unlocked = match typed {
+                None => machine.unlock(Some(row)),
+                Some(typed) => Machine::unlock_by(row, &typed.id, &typed.secret),
+            };
+            Worked::Unlocked(unlocked, Some(person))
+        })
+    }
+
+    async fn ask_open(&mut self, wanted: Wanted) -> Result<(), Crash> {
+        let (wiring, _waiting) = (self.wiring.clone(), self.ctx.waiting());
+        let is_busy = self.is_busy;
+        let open = match self.open() {
+            Ok(open) => open,
+            Err(refusal) => {
+                wanted.refuse(refusal);
+                return Ok(());
+            }
+        };
+        match wanted {
             Wanted::Set {
                 by,
                 name,
                 value,
                 reply,
-            } => {
-                let result = open.set(&self.wiring, *by, &name, &value).await;
-                answer(reply, result)
-            }
+            } => answer(reply, open.set(&wiring, *by, &name, &value).await),
             Wanted::Remove { by, name, reply } => {
-                let result = open.remove(&self.wiring, *by, &name).await;
-                answer(reply, result)
+                answer(reply, open.remove(&wiring, *by, &name).await)
             }
             Wanted::Derived(label, reply) => {
-                reply.ok(open.keys.derived(label));
+                reply.send(open.derived(&wiring, label).await);
                 Ok(())
             }
             Wanted::List(reply) => {
@@ -233,134 +563,125 @@ impl Vault {
                 version,
                 reply,
             } => {
-                reply.send(open.reveal(&self.wiring, &name, version).await);
+                reply.send(open.reveal(&wiring, &name, version).await);
                 Ok(())
             }
+            Wanted::Rotate { by, reply } => {
+                let rotated = open.rotate(&wiring, *by).await;
+                if rotated.is_ok() {
+                    self.ctx.notify(VaultMsg::SealAnew);
+                }
+                answer(reply, rotated)
+            }
+            Wanted::RemoveUnlocker { by, id, reply } => {
+                answer(reply, open.remove_unlocker(&wiring, *by, &id).await)
+            }
+            Wanted::Seal { by, reply } => {
+                let held = opening::note("vault.seal", &open.rows, &open.keys);
+                let entry = Entry {
+                    action: held.action.clone(),
+                    object: held.object.clone(),
+                    detail: by.detail.into_iter().chain(held.detail).collect(),
+                    ..*by
+                };
+                let intent = match self.intent(entry).await {
+                    Ok(intent) => intent,
+                    Err(refusal) => return answer(reply, Err(refusal)),
+                };
+                // The keys go with the state.
+                self.seal_for(VaultError::Locked);
+                self.record(intent, Outcome::ok()).await;
+                reply.ok(());
+                Ok(())
+            }
+            Wanted::Unlock { reply, .. } | Wanted::Init { reply, .. } => {
+                answer(reply, Err(VaultRefusal::IsOpen))
+            }
+            Wanted::AddUnlocker { reply, .. } if is_busy => {
+                answer(reply, Err(VaultRefusal::Overloaded))
+            }
+            Wanted::Rekey { reply, .. } if is_busy => answer(reply, Err(VaultRefusal::Overloaded)),
+            Wanted::AddUnlocker { by, new, reply } => self.add(*by, *new, reply),
+            Wanted::Rekey {
+                by,
+                passphrases,
+                drop,
+                reply,
+            } => {
+                let before = Box::new(open.rows.header.clone());
+                self.work("rekey", move |machine| Worked::Rekeyed {
+                    made: machine.rekey(&before, &passphrases, &drop),
+                    before,
+                    by,
+                    reply,
+                })
+            }
+            // Answered in every state.
+            Wanted::Status(_) | Wanted::Unlockers(_) => Ok(()),
         }
+    }
+
+    fn add(
+        &mut self,
+        by: Entry,
+        new: NewUnlocker,
+        reply: Reply<Added, VaultRefusal>,
+    ) -> Result<(), Crash> {
+        let open = match self.open() {
+            Ok(open) => open,
+            Err(refusal) => return answer(reply, Err(refusal)),
+        };
+        let replaced = new
+            .replaces
+            .as_deref()
+            .map(|id| open.rows.header.unlocker(id));
+        if let Some(Err(error)) = replaced {
+            return answer(reply, Err(error.into()));
+        }
+        let keys = open.keys.clone();
+        self.work("unlocker", move |machine| Worked::Made {
+            made: machine.make(&keys, &new),
+            replaces: new.replaces,
+            by: Box::new(by),
+            reply,
+        })
     }
 }
 
-impl Open {
-    async fn set(
-        &mut self,
-        wiring: &VaultWiring,
-        by: Entry,
-        name: &str,
-        value: &Secret,
-    ) -> Result<RecordMeta, VaultRefusal> {
-        check_name(name)?;
-        let present = self.rows.records.get(name);
-        if present.is_none() && self.rows.records.len() >= wiring.config.max_records {
-            return Err(VaultRefusal::Full(wiring.config.max_records));
-        }
-        let now = wiring.clock.now();
-        let before = present.and_then(|row| row.state.ok());
-        let id = id_of(NAMESPACE, name);
-        // Also of a record that is damaged: no version comes twice.
-        let known = self.rows.manifest.get(&id).map_or(0, |entry| entry.version);
-        let meta = RecordMeta {
-            version: known + 1,
-            created_at_ms: before.map_or(now, |meta| meta.created_at_ms),
-            updated_at_ms: now,
-        };
-        let mut change = self.rows.manifest.next(1);
-        let nonce = random().map_err(|_| VaultError::HeaderCorrupt)?;
-        let term = change.epoch().term;
-        let record = SealedRecord::seal(&self.keys, term, (NAMESPACE, name), meta, &nonce, value)?;
-        let stored = serde_json::to_vec(&record).map_err(|_| VaultError::ValueInvalid)?;
-        change.put(&id, meta.version, &stored);
-        let edit = Edit::Put {
-            name: name.to_owned(),
-            meta,
-            stored,
-        };
-        let entry = described(by, "vault.set", name).with("version", meta.version.to_string());
-        self.change(wiring, entry, change, edit).await?;
-        Ok(meta)
-    }
-
-    async fn remove(
-        &mut self,
-        wiring: &VaultWiring,
-        by: Entry,
-        name: &str,
-    ) -> Result<(), VaultRefusal> {
-        check_name(name)?;
-        if !self.rows.records.contains_key(name) {
-            return Err(VaultError::NotFound.into());
-        }
-        let mut change = self.rows.manifest.next(0);
-        change.remove(&id_of(NAMESPACE, name));
-        let edit = Edit::Remove {
-            name: name.to_owned(),
-        };
-        let entry = described(by, "vault.remove", name);
-        self.change(wiring, entry, change, edit).await
-    }
-
-    async fn change(
-        &mut self,
-        wiring: &VaultWiring,
-        entry: Entry,
-        change: Change,
-        edit: Edit,
-    ) -> Result<(), VaultRefusal> {
-        let Self { keys, rows, marked } = self;
-        let done = rows
-            .change(wiring, keys, entry, change, vec![edit], None, vec![])
-            .await?;
-        *marked = done.intent;
-        Ok(())
-    }
-
-    /// Records that cannot be used stand in it with their code, so that a person can set or remove them.
-    fn list(&self) -> Vec<Listed> {
-        let unreadable = RecordMeta {
-            version: 0,
-            created_at_ms: Millis::default(),
-            updated_at_ms: Millis::default(),
-        };
-        let listed = |(name, row): (&String, &Row)| Listed {
-            name: name.clone(),
-            meta: row.state.unwrap_or(unreadable),
-            code: row.state.err().map(VaultError::code),
-        };
-        self.rows.records.iter().map(listed).collect()
-    }
-
-    async fn reveal(
-        &self,
-        wiring: &VaultWiring,
-        name: &str,
-        version: Option<u64>,
-    ) -> Result<(RecordMeta, Secret), VaultRefusal> {
-        check_name(name)?;
-        let known = self.rows.records.get(name).ok_or(VaultError::NotFound)?;
-        let expected = known.state?;
-        let row = wiring
-            .store
-            .get(RECORD, name)
-            .await
-            .map_err(ActError::Refused)?;
-        // Only this room writes these rows: other bytes are somebody else's hand.
-        let row = row.ok_or(VaultError::RecordMissing)?;
-        rows::read_record(&self.keys, &self.rows.manifest, &row)?;
-        let (meta, secret) = open_record(&self.keys, &row)?;
-        if expected != meta {
-            return Err(VaultError::RecordCorrupt.into());
-        }
-        if version.is_some_and(|wanted| wanted != meta.version) {
-            return Err(VaultError::NotFound.into());
-        }
-        Ok((meta, secret))
-    }
+/// What a person typed, and at which unlocker.
+struct Typed {
+    class: Class,
+    id: String,
+    secret: Secret,
 }
 
-fn described(by: Entry, action: &str, name: &str) -> Entry {
-    Entry {
-        action: action.to_owned(),
-        object: Some(format!("secret:{name}")),
-        ..by
+/// Finds the one unlocker that it is for: never are several tried.
+fn typed(
+    header: &Header,
+    kind: Kind,
+    id: Option<&str>,
+    secret: Secret,
+) -> Result<Typed, VaultError> {
+    let (class, secret) = match kind {
+        Kind::Passphrase => (Class::Passphrase, secret),
+        Kind::Recovery => {
+            let text =
+                std::str::from_utf8(secret.expose()).map_err(|_| VaultError::RecoveryTypo)?;
+            (Class::RecoveryCode, RecoveryCode::parse(text)?.secret())
+        }
+        Kind::Machine | Kind::File => return Err(VaultError::UnlockerNotFound),
+    };
+    let mut fit = header
+        .unlockers()
+        .iter()
+        .filter(|one| one.kind() == kind && id.is_none_or(|id| id == one.id()));
+    match (fit.next(), fit.next()) {
+        (Some(one), None) => Ok(Typed {
+            class,
+            id: one.id().to_owned(),
+            secret,
+        }),
+        _ => Err(VaultError::UnlockerNotFound),
     }
 }
 
@@ -372,14 +693,4 @@ fn answer<T>(reply: Reply<T, VaultRefusal>, result: Result<T, VaultRefusal>) -> 
     };
     reply.send(result);
     broken.map_or(Ok(()), Err)
-}
-
-fn refuse(wanted: Wanted, why: VaultRefusal) {
-    match wanted {
-        Wanted::Set { reply, .. } => reply.refuse(why),
-        Wanted::List(reply) => reply.refuse(why),
-        Wanted::Remove { reply, .. } => reply.refuse(why),
-        Wanted::Reveal { reply, .. } => reply.refuse(why),
-        Wanted::Derived(_, reply) => reply.refuse(why),
-    }
 }

@@ -1,18 +1,23 @@
 //! What the vault may be asked, and how it refuses.
 
 use super::config::VaultConfig;
-use super::opening::Unlocked;
+use super::keys::Worked;
 use crate::act::ActError;
 use crate::audit::AuditHandle;
 use crate::clock::Clock;
 use crate::store::Store;
-use crate::supervision::Reply;
+use crate::supervision::{Flag, Reply};
 use portcullis_core::audit::Entry;
+use portcullis_core::auth::limits::{Limited, Source};
 use portcullis_core::identity::Identity;
 use portcullis_core::seal::{Key, Secret};
-use portcullis_core::vault::{RecordMeta, VaultError};
+use portcullis_core::time::Millis;
+use portcullis_core::vault::{KeyLabel, KeySource, Kind, RecordMeta, VaultError};
 use serde::Serialize;
+use std::path::PathBuf;
+use std::sync::Arc;
 use thiserror::Error;
+use zeroize::Zeroizing;
 
 /// What the room is given at each start.
 #[derive(Clone)]
@@ -27,6 +32,55 @@ pub struct VaultWiring {
     pub identity: Identity,
     /// The time.
     pub clock: Clock,
+    /// What unlockers need of the machine.
+    pub around: Around,
+}
+
+/// What unlockers need of the machine, and where the room's state is told.
+#[derive(Clone)]
+pub struct Around {
+    /// `/etc/machine-id`, where there is one: part of what the machine's unlocker is made of.
+    pub machine_id: Option<Arc<str>>,
+    /// `$CREDENTIALS_DIRECTORY`.
+    pub credentials: Option<PathBuf>,
+    /// Where no key file may lie.
+    pub state: Option<PathBuf>,
+    /// Told at each change.
+    pub(super) phase: Arc<Flag<Phase>>,
+}
+
+impl Around {
+    /// As found at a start.
+    pub fn new(
+        machine_id: Option<Arc<str>>,
+        credentials: Option<PathBuf>,
+        state: Option<PathBuf>,
+    ) -> Self {
+        Self {
+            machine_id,
+            credentials,
+            state,
+            phase: Arc::new(Flag::new(Phase::Unsealing)),
+        }
+    }
+}
+
+impl Default for Around {
+    fn default() -> Self {
+        Self::new(None, None, None)
+    }
+}
+
+/// The room's state, for those who hold keys derived of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Not open yet.
+    Unsealing,
+    /// Open.
+    Open,
+    /// Closed: who holds a key of its own drops it.
+    Sealed,
 }
 
 /// One name, without its value.
@@ -42,10 +96,113 @@ pub struct Listed {
     pub code: Option<&'static str>,
 }
 
+/// How the vault is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// See [`Phase`].
+    pub state: Phase,
+    /// Why it is sealed: a stable code.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<&'static str>,
+    /// The same as a sentence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Where it is open.
+    #[serde(flatten)]
+    pub open: Option<OpenStatus>,
+}
+
+/// How an open vault is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OpenStatus {
+    /// Secrets kept.
+    pub records: usize,
+    /// Of them, those that cannot be used.
+    pub unreadable: usize,
+    /// Counts changes.
+    pub generation: u64,
+    /// Of the data key.
+    pub epoch: u32,
+    /// Seals under it.
+    pub seals: u64,
+    /// Records that are under an older key still.
+    pub to_seal_anew: usize,
+    /// Of unlockers.
+    pub unlockers: usize,
+    /// Is there a recovery code?
+    pub has_recovery: bool,
+    /// Does the system keep the root key out of swap?
+    pub is_locked_in_memory: bool,
+    /// Does it open at a start, without a person?
+    pub opens_by_itself: bool,
+}
+
+/// An unlocker, without its secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ShownUnlocker {
+    /// Names it.
+    pub id: String,
+    /// What it takes.
+    pub kind: Kind,
+    /// Where its secret comes from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<KeySource>,
+    /// When it was made.
+    pub created_at_ms: Millis,
+    /// scrypt's log2 of N.
+    pub log_n: u8,
+    /// Does it open on one machine only?
+    pub is_bound_to_machine: bool,
+}
+
+/// What a person opens the vault with.
+pub enum Opener {
+    /// Whatever opens it without a person.
+    Automatic,
+    /// What was typed.
+    Typed {
+        /// A passphrase or a recovery code.
+        kind: Kind,
+        /// Which of that kind, where there are several.
+        id: Option<String>,
+        /// The text.
+        secret: Secret,
+    },
+}
+
+/// An unlocker to be made.
+pub struct NewUnlocker {
+    /// What it takes.
+    pub kind: Kind,
+    /// For a passphrase: the text.
+    pub secret: Option<Secret>,
+    /// For a file: where from.
+    pub source: Option<KeySource>,
+    /// The one whose place it takes.
+    pub replaces: Option<String>,
+}
+
+/// An unlocker that was made.
+pub struct Added {
+    /// Its id.
+    pub id: String,
+    /// A recovery code, on its only way out.
+    pub code: Option<Zeroizing<String>>,
+}
+
+/// A new root key.
+pub struct Rekeyed {
+    /// The new recovery codes by their unlocker's id, on their only way out.
+    pub codes: Vec<(String, Zeroizing<String>)>,
+}
+
 /// A refusal of the vault.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum VaultRefusal {
-    /// Closed for good, until the cause is mended and the gateway started again.
+    /// Closed, until the cause is mended or a person opens it.
     #[error("the vault is sealed: {0}")]
     Sealed(VaultError),
     /// Not open yet, and the caller's time is over.
@@ -54,9 +211,15 @@ pub enum VaultRefusal {
     /// About this request.
     #[error(transparent)]
     Vault(#[from] VaultError),
+    /// It is open already.
+    #[error("the vault is open")]
+    IsOpen,
     /// As many records as allowed.
     #[error("the vault holds its {0} secrets already: remove one, or raise [vault] max_records")]
     Full(usize),
+    /// Too many wrong tries.
+    #[error("too many wrong tries: the next one is looked at in {} s", .0.retry_after_ms.div_ceil(1_000))]
+    Limited(Limited),
     /// Not recorded or not stored.
     #[error(transparent)]
     Act(#[from] ActError),
@@ -66,8 +229,8 @@ pub enum VaultRefusal {
         /// The change may have been made.
         may_have_run: bool,
     },
-    /// Too many requests wait already.
-    #[error("the vault is overloaded: try again")]
+    /// Too many requests wait already, or another unlocker is being looked at.
+    #[error("the vault is busy: try again")]
     Overloaded,
 }
 
@@ -78,6 +241,8 @@ impl VaultRefusal {
             Self::Sealed(_) => "SEALED",
             Self::Unsealing => "UNSEALING",
             Self::Vault(error) => error.code(),
+            Self::IsOpen => "VAULT_IS_OPEN",
+            Self::Limited(_) => "VAULT_UNLOCK_LIMITED",
             Self::Full(_) | Self::Overloaded => "OVERLOADED",
             Self::Act(error) => error.code(),
             Self::Down { .. } => "ROOM_DOWN",
@@ -89,15 +254,17 @@ impl VaultRefusal {
 pub enum VaultMsg {
     /// Something a caller wants.
     Ask(Wanted),
-    /// From the room's own thread: the keys, or why there are none.
-    Unlocked(Box<Result<Unlocked, VaultError>>),
+    /// From the room's own thread: what a KDF had to be run for.
+    Worked(Box<Worked>),
     /// From the room's own timer.
     StillUnsealing,
     /// From the room's own timer.
     Pin,
+    /// From the room itself: some records are under an older key.
+    SealAnew,
 }
 
-/// What callers want. While the vault unseals these wait.
+/// What callers want. While the vault unseals most of these wait.
 pub enum Wanted {
     /// Sets a secret.
     Set {
@@ -131,5 +298,103 @@ pub enum Wanted {
         reply: Reply<(RecordMeta, Secret), VaultRefusal>,
     },
     /// A key under a label of its own, with which another room seals its rows.
-    Derived(&'static str, Reply<Key, VaultRefusal>),
+    Derived(KeyLabel, Reply<Key, VaultRefusal>),
+    /// How it is, at once.
+    Status(Reply<Status, VaultRefusal>),
+    /// What opens it, at once.
+    Unlockers(Reply<Vec<ShownUnlocker>, VaultRefusal>),
+    /// Opens a sealed vault.
+    Unlock {
+        /// Who.
+        by: Box<Entry>,
+        /// Whose tries are counted.
+        source: Source,
+        /// By what.
+        opener: Opener,
+        /// It is open.
+        reply: Reply<(), VaultRefusal>,
+    },
+    /// Wipes the keys now.
+    Seal {
+        /// Who.
+        by: Box<Entry>,
+        /// It is sealed.
+        reply: Reply<(), VaultRefusal>,
+    },
+    /// A new data key; records follow one after the other.
+    Rotate {
+        /// Who.
+        by: Box<Entry>,
+        /// The new epoch, and the records that are under an older one.
+        reply: Reply<(u32, usize), VaultRefusal>,
+    },
+    /// One more unlocker.
+    AddUnlocker {
+        /// Who.
+        by: Box<Entry>,
+        /// Which.
+        new: Box<NewUnlocker>,
+        /// What was made.
+        reply: Reply<Added, VaultRefusal>,
+    },
+    /// One less.
+    RemoveUnlocker {
+        /// Who.
+        by: Box<Entry>,
+        /// Which.
+        id: String,
+        /// The answer.
+        reply: Reply<(), VaultRefusal>,
+    },
+    /// A new root key, and all unlockers anew.
+    Rekey {
+        /// Who.
+        by: Box<Entry>,
+        /// The passphrases of those that have one, by id.
+        passphrases: Vec<(String, Secret)>,
+        /// Unlockers that are not to open the vault any more.
+        drop: Vec<String>,
+        /// New codes.
+        reply: Reply<Rekeyed, VaultRefusal>,
+    },
+    /// A new, empty vault in place of one that cannot be opened.
+    Init {
+        /// Who.
+        by: Box<Entry>,
+        /// It is open.
+        reply: Reply<(), VaultRefusal>,
+    },
+}
+
+/// The same for each: a reply, whatever it is of.
+macro_rules! each_reply {
+    ($wanted:expr, $reply:ident => $do:expr) => {
+        match $wanted {
+            Wanted::Set { reply: $reply, .. } => $do,
+            Wanted::List($reply) => $do,
+            Wanted::Remove { reply: $reply, .. } => $do,
+            Wanted::Reveal { reply: $reply, .. } => $do,
+            Wanted::Derived(_, $reply) => $do,
+            Wanted::Status($reply) => $do,
+            Wanted::Unlockers($reply) => $do,
+            Wanted::Unlock { reply: $reply, .. } => $do,
+            Wanted::Seal { reply: $reply, .. } => $do,
+            Wanted::Rotate { reply: $reply, .. } => $do,
+            Wanted::AddUnlocker { reply: $reply, .. } => $do,
+            Wanted::RemoveUnlocker { reply: $reply, .. } => $do,
+            Wanted::Rekey { reply: $reply, .. } => $do,
+            Wanted::Init { reply: $reply, .. } => $do,
+        }
+    };
+}
+
+impl Wanted {
+    /// Does its caller still wait?
+    pub(super) fn is_wanted(&self) -> bool {
+        each_reply!(self, reply => reply.is_wanted())
+    }
+
+    pub(super) fn refuse(self, why: VaultRefusal) {
+        each_reply!(self, reply => reply.refuse(why));
+    }
 }

@@ -12,8 +12,12 @@
 
 mod actor;
 mod config;
+mod files;
 mod handle;
+mod keys;
+mod locked;
 mod messages;
+mod open;
 mod opening;
 mod rows;
 #[cfg(test)]
@@ -22,4 +26,7 @@ mod tests;
 pub use actor::Vault;
 pub use config::VaultConfig;
 pub use handle::VaultHandle;
-pub use messages::{Listed, VaultMsg, VaultRefusal, VaultWiring};
+pub use messages::{
+    Added, Around, Listed, NewUnlocker, OpenStatus, Opener, Phase, Rekeyed, ShownUnlocker, Status,
+    VaultMsg, VaultRefusal, VaultWiring,
+};

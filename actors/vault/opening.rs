@@ -1,81 +1,40 @@
 //! From a header and the audit log to an open vault, or to the reason why it stays sealed.
 
-use super::messages::VaultWiring;
-use super::rows::{self, EPOCH, Edit, HeaderRow, NAMESPACE, ONLY, RECORD, Rows, random};
+use super::keys::{Unlock, Unlocked};
+use super::locked::Locked;
+use super::messages::{VaultRefusal, VaultWiring};
+use super::rows::{self, EPOCH, HEADER, HeaderRow, MANIFEST, ONLY, PAGE, Parts, Rows, Space};
+use crate::act::{ActError, store_with};
 use crate::audit::AuditHandle;
 use crate::store::Op;
 use crate::supervision::Crash;
-use portcullis_core::audit::{Body, Entry, Query, Seq};
-use portcullis_core::identity::Identity;
+use portcullis_core::audit::{Body, Entry, Outcome, Query, Seq};
 use portcullis_core::ids::Hash32;
-use portcullis_core::seal::Key;
-use portcullis_core::vault::{
-    Epoch, Found, Header, HeaderRandom, Manifest, Mark, VaultError, VaultKeys, id_of,
-};
+use portcullis_core::vault::{Epoch, Found, Header, Manifest, Mark, VaultError, VaultKeys};
 use serde::Deserialize;
 use std::collections::BTreeMap;
-
-/// The keys, fresh from the blocking thread.
-pub struct Unlocked {
-    keys: VaultKeys,
-    header: Unlock,
-}
-
-/// Whose keys these are.
-pub(super) enum Unlock {
-    /// Of the vault that lies there.
-    Stored(Box<HeaderRow>),
-    /// Of a new one: to be stored, if none was lost.
-    Made(Box<Header>),
-}
 
 /// An open vault.
 pub(super) struct Open {
     pub keys: VaultKeys,
+    /// After the keys: they are wiped before their pages may go.
+    pub locked: Locked,
     pub rows: Rows,
     /// The audit record that last named the manifest.
     pub marked: u64,
 }
 
-/// Runs scrypt, so not on a loop: opens the vault whose header this is, or makes a new one.
-pub(super) fn unlock(identity: &Identity, row: Option<HeaderRow>) -> Result<Unlocked, VaultError> {
-    if let Some(row) = row {
-        let keys = row.header.open(identity)?;
-        let header = Unlock::Stored(Box::new(row));
-        return Ok(Unlocked { keys, header });
-    }
-    let made = Header::make(
-        identity,
-        HeaderRandom {
-            store_id: random().map_err(|_| VaultError::HeaderCorrupt)?,
-            salt: random().map_err(|_| VaultError::HeaderCorrupt)?,
-            root: random_key().map_err(|_| VaultError::HeaderCorrupt)?,
-            nonce: random().map_err(|_| VaultError::HeaderCorrupt)?,
-        },
-    )?;
-    Ok(Unlocked {
-        keys: made.keys,
-        header: Unlock::Made(Box::new(made.header)),
-    })
-}
-
-fn random_key() -> Result<Key, getrandom::Error> {
-    let mut bytes = zeroize::Zeroizing::new([0; 32]);
-    getrandom::fill(&mut *bytes)?;
-    Ok(Key::new(*bytes))
-}
-
-/// Opens it, if what lies there is what the log says. What it does to a vault from before there were manifests, and to none,
-/// is a recorded change.
+/// Opens it, if what lies there is what the log says. What it does to a vault of an older form, and to none, is a recorded
+/// change.
 pub(super) async fn open(
     wiring: &VaultWiring,
     unlocked: Unlocked,
 ) -> Result<Result<Open, VaultError>, Crash> {
-    let Unlocked { keys, header } = unlocked;
+    let Unlocked { keys, header, by } = unlocked;
     let mark = mark(&wiring.audit).await?;
     let (has_header, found) = match &header {
         Unlock::Made(_) => (false, None),
-        Unlock::Stored(_) => match rows::read_manifest(&wiring.store, &keys).await? {
+        Unlock::Stored(..) => match rows::read_manifest(&wiring.store, &keys).await? {
             Ok(found) => (true, found),
             Err(error) => return Ok(Err(error)),
         },
@@ -86,24 +45,35 @@ pub(super) async fn open(
         Err(error) => return Ok(Err(error)),
     };
     let rows = match (verdict, header, found) {
-        (Found::Right, Unlock::Stored(row), Some(found)) => {
+        (Found::Right, Unlock::Stored(row, newer), Some(found)) => {
             if found.manifest().header() != row.hash {
                 return Ok(Err(VaultError::RolledBack));
             }
-            rows::read_rows(&wiring.store, &keys, row.rev, found).await?
+            let mut rows = rows::read_rows(&wiring.store, &keys, *row, found).await?;
+            if newer.is_some() {
+                let (entry, change) = (migration(), rows.manifest.next(0));
+                let parts = Parts {
+                    header: newer,
+                    ..Parts::default()
+                };
+                rows.change(wiring, &keys, entry, change, parts).await?;
+            }
+            rows
         }
-        (Found::Unlisted, Unlock::Stored(row), None) => match listed(wiring, &keys, *row).await? {
-            Ok(rows) => rows,
-            Err(error) => return Ok(Err(error)),
-        },
-        (Found::New, Unlock::Made(header), None) => made(wiring, &keys, &header).await?,
+        (Found::Unlisted, Unlock::Stored(row, newer), None) => {
+            match listed(wiring, &keys, *row, newer).await? {
+                Ok(rows) => rows,
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+        (Found::New, Unlock::Made(header), None) => made(wiring, &keys, *header).await?,
         _ => return Ok(Err(VaultError::ManifestCorrupt)),
     };
     let opened = Entry {
         principal: Some("system".to_owned()),
         ..note("vault.open", &rows, &keys)
     };
-    let marked = match wiring.audit.event(opened).await {
+    let marked = match wiring.audit.event(opened.with("unlocker", by)).await {
         Ok(seq) => seq.0,
         Err(error) => {
             // The records that are needed for it are in the log already: this one only settles what was uncertain.
@@ -111,7 +81,20 @@ pub(super) async fn open(
             wiring.audit.head().await?.seq.0
         }
     };
-    Ok(Ok(Open { keys, rows, marked }))
+    Ok(Ok(Open {
+        locked: Locked::of(&keys),
+        keys,
+        rows,
+        marked,
+    }))
+}
+
+fn migration() -> Entry {
+    Entry {
+        principal: Some("system".to_owned()),
+        object: Some("vault".to_owned()),
+        ..Entry::new("vault.migrate")
+    }
 }
 
 /// A record that names the manifest that holds.
@@ -157,27 +140,31 @@ async fn mark(audit: &AuditHandle) -> Result<Mark, Crash> {
 }
 
 /// Nothing is stored yet: the rows that a change begins with.
-fn blank(epoch: Epoch, header: Hash32, header_rev: u64) -> Rows {
+fn blank(epoch: Epoch, header: Header, hash: Hash32, header_rev: u64) -> Rows {
     Rows {
-        manifest: Manifest::new(epoch, header),
+        manifest: Manifest::new(epoch, hash),
         manifest_rev: 0,
         pages: BTreeMap::new(),
         header_rev,
+        header,
         records: BTreeMap::new(),
     }
 }
 
 /// Stores a new vault.
-async fn made(wiring: &VaultWiring, keys: &VaultKeys, header: &Header) -> Result<Rows, Crash> {
-    let stored = serde_json::to_vec(header)?;
-    let mut rows = blank(Epoch::FIRST, Hash32::of(&stored), 0);
+async fn made(wiring: &VaultWiring, keys: &VaultKeys, header: Header) -> Result<Rows, Crash> {
+    let hash = Hash32::of(&header.to_bytes());
+    let mut rows = blank(Epoch::FIRST, header.clone(), hash, 0);
     let change = rows.manifest.next(0);
     let entry = Entry {
         object: Some("vault".to_owned()),
         ..Entry::new("vault.create")
     };
-    rows.change(wiring, keys, entry, change, vec![], Some(stored), vec![])
-        .await?;
+    let parts = Parts {
+        header: Some(header),
+        ..Parts::default()
+    };
+    rows.change(wiring, keys, entry, change, parts).await?;
     Ok(rows)
 }
 
@@ -195,7 +182,8 @@ struct OldEpoch {
 async fn listed(
     wiring: &VaultWiring,
     keys: &VaultKeys,
-    header: HeaderRow,
+    row: HeaderRow,
+    newer: Option<Header>,
 ) -> Result<Result<Rows, VaultError>, Crash> {
     let store = &wiring.store;
     let old = store.get(EPOCH, ONLY).await?;
@@ -207,28 +195,76 @@ async fn listed(
     };
     // A row beyond the log was written under an intent that it does not hold.
     let head = wiring.audit.head().await?.seq.0;
-    let mut rows = blank(Epoch { term, seals }, header.hash, header.rev);
+    let mut rows = blank(Epoch { term, seals }, row.header.clone(), row.hash, row.rev);
     let mut change = rows.manifest.next(0);
-    for object in store.list_all(RECORD).await? {
+    for object in store.list_all(Space::Secrets.kind()).await? {
         if object.intent > head {
             continue;
         }
-        if let Ok((meta, _)) = rows::open_record(keys, &object) {
-            change.put(&id_of(NAMESPACE, &object.id), meta.version, &object.payload);
+        if let Ok((meta, _)) = rows::open_record(keys, Space::Secrets, &object) {
+            change.put(
+                &Space::Secrets.id(&object.id),
+                meta.version,
+                &object.payload,
+            );
         }
     }
-    let entry = Entry {
-        principal: Some("system".to_owned()),
-        object: Some("vault".to_owned()),
-        ..Entry::new("vault.migrate")
-    };
     let gone = Op::delete_if(EPOCH, ONLY, 0, old.rev);
-    let none: Vec<Edit> = vec![];
-    rows.change(wiring, keys, entry, change, none, None, vec![gone])
+    let parts = Parts {
+        header: newer,
+        also: vec![gone],
+        ..Parts::default()
+    };
+    rows.change(wiring, keys, migration(), change, parts)
         .await?;
+    let header = match rows::read_header(store).await? {
+        Ok(Some(header)) => header,
+        Ok(None) => return Ok(Err(VaultError::Missing)),
+        Err(error) => return Ok(Err(error)),
+    };
     match rows::read_manifest(store, keys).await? {
-        Ok(Some(stored)) => Ok(Ok(rows::read_rows(store, keys, header.rev, stored).await?)),
+        Ok(Some(stored)) => Ok(Ok(rows::read_rows(store, keys, header, stored).await?)),
         Ok(None) => Ok(Err(VaultError::Missing)),
         Err(error) => Ok(Err(error)),
     }
+}
+
+/// Rows taken away by one commit.
+const BATCH: usize = 200;
+
+/// Takes away everything that lies there, so that a new vault can be made: a person's word, when the old one cannot be
+/// opened. A stop in between leaves less of what could not be opened anyway.
+pub(super) async fn clear(wiring: &VaultWiring, by: Entry) -> Result<(), VaultRefusal> {
+    let VaultWiring { audit, store, .. } = wiring;
+    let entry = Entry {
+        object: Some("vault".to_owned()),
+        action: "vault.init".to_owned(),
+        ..by
+    };
+    let intent = audit.intent(entry).await.map_err(ActError::CannotRecord)?;
+    let cleared = async {
+        let kinds = Space::ALL.map(Space::kind);
+        for kind in kinds.into_iter().chain([PAGE, MANIFEST, EPOCH, HEADER]) {
+            let rows = store.list_all(kind).await.map_err(ActError::Refused)?;
+            for batch in rows.chunks(BATCH) {
+                let gone = |intent| {
+                    let delete = batch
+                        .iter()
+                        .map(|row| Op::delete_if(kind, &row.id, intent, row.rev));
+                    Ok(delete.collect())
+                };
+                store_with(store, intent.0, gone).await?;
+            }
+        }
+        Ok::<_, ActError>(())
+    };
+    let cleared = cleared.await;
+    let outcome = match &cleared {
+        Ok(()) => Outcome::ok(),
+        Err(error) => Outcome::failed(error.code()),
+    };
+    if let Err(error) = audit.outcome(intent, outcome).await {
+        tracing::error!(target: "portcullis", intent = intent.0, %error, "an outcome could not be recorded");
+    }
+    Ok(cleared?)
 }

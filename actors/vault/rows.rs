@@ -13,15 +13,45 @@ use portcullis_core::vault::{
 };
 use std::collections::BTreeMap;
 
-pub(super) const RECORD: &str = "vault";
 pub(super) const HEADER: &str = "vault.header";
 pub(super) const MANIFEST: &str = "vault.manifest";
 pub(super) const PAGE: &str = "vault.page";
 /// Before there was a manifest.
 pub(super) const EPOCH: &str = "vault.epoch";
 pub(super) const ONLY: &str = "only";
-/// The one namespace of today; part of every seal, so that others can come.
-pub(super) const NAMESPACE: &str = "secrets";
+
+/// What kind of record: each has rows, and a part in every seal, of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Space {
+    /// What people keep.
+    Secrets,
+    /// Keys of other rooms that were taken along to a new root key.
+    Keys,
+}
+
+impl Space {
+    pub const ALL: [Self; 2] = [Self::Secrets, Self::Keys];
+
+    /// In the seal and in the manifest.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Secrets => "secrets",
+            Self::Keys => "keys",
+        }
+    }
+
+    /// Of its rows.
+    pub const fn kind(self) -> &'static str {
+        match self {
+            Self::Secrets => "vault",
+            Self::Keys => "vault.key",
+        }
+    }
+
+    pub fn id(self, name: &str) -> String {
+        id_of(self.name(), name)
+    }
+}
 
 /// A header as found.
 #[derive(Clone)]
@@ -47,20 +77,34 @@ pub(super) struct Rows {
     pub manifest_rev: u64,
     pub pages: BTreeMap<u8, u64>,
     pub header_rev: u64,
-    /// By name.
-    pub records: BTreeMap<String, Row>,
+    pub header: Header,
+    /// By kind and name.
+    pub records: BTreeMap<(Space, String), Row>,
 }
 
 /// One record's change.
 pub(super) enum Edit {
     Put {
+        space: Space,
         name: String,
         meta: RecordMeta,
         stored: Vec<u8>,
     },
     Remove {
+        space: Space,
         name: String,
     },
+}
+
+/// What one commit changes beside the manifest.
+#[derive(Default)]
+pub(super) struct Parts {
+    /// Records.
+    pub edits: Vec<Edit>,
+    /// The header in place of the present one.
+    pub header: Option<Header>,
+    /// Other rows.
+    pub also: Vec<Op>,
 }
 
 /// Reads the header; `Err` in the `Ok`: it is there but no header.
@@ -71,8 +115,7 @@ pub(super) async fn read_header(
         return Ok(Ok(None));
     };
     let hash = Hash32::of(&row.payload);
-    let header = serde_json::from_slice(&row.payload).map_err(|_| VaultError::HeaderCorrupt);
-    Ok(header.map(|header| {
+    Ok(Header::parse(&row.payload).map(|header| {
         Some(HeaderRow {
             rev: row.rev,
             hash,
@@ -140,7 +183,7 @@ fn page_number(id: &str) -> Option<u8> {
 pub(super) async fn read_rows(
     store: &Store,
     keys: &VaultKeys,
-    header_rev: u64,
+    header: HeaderRow,
     stored: Stored,
 ) -> Result<Rows, Crash> {
     let Stored {
@@ -150,21 +193,26 @@ pub(super) async fn read_rows(
     } = stored;
     let term = manifest.epoch().term;
     let mut records = BTreeMap::new();
-    for object in store.list_all(RECORD).await? {
-        let read = read_record(keys, &manifest, &object);
-        let is_stale = read.as_ref().is_ok_and(|record| !record.is_current(term));
-        let row = Row {
-            rev: Some(object.rev),
-            state: read.map(|record| record.meta()),
-            is_stale,
-        };
-        records.insert(object.id, row);
+    for space in Space::ALL {
+        for object in store.list_all(space.kind()).await? {
+            let read = read_record(keys, &manifest, space, &object);
+            let is_stale = read.as_ref().is_ok_and(|record| !record.is_current(term));
+            let row = Row {
+                rev: Some(object.rev),
+                state: read.map(|record| record.meta()),
+                is_stale,
+            };
+            records.insert((space, object.id), row);
+        }
     }
     for (id, _) in manifest.entries() {
-        let Some(name) = id.strip_prefix(NAMESPACE).and_then(|n| n.strip_prefix('/')) else {
-            continue;
-        };
-        records.entry(name.to_owned()).or_insert(Row {
+        let place = id.split_once('/').and_then(|(name, rest)| {
+            let space = Space::ALL.into_iter().find(|space| space.name() == name)?;
+            Some((space, rest.to_owned()))
+        });
+        // Another build's kind of record is not ours to judge.
+        let Some(place) = place else { continue };
+        records.entry(place).or_insert(Row {
             rev: None,
             state: Err(VaultError::RecordMissing),
             is_stale: false,
@@ -174,7 +222,8 @@ pub(super) async fn read_rows(
         manifest,
         manifest_rev: rev,
         pages,
-        header_rev,
+        header_rev: header.rev,
+        header: header.header,
         records,
     })
 }
@@ -183,18 +232,19 @@ pub(super) async fn read_rows(
 pub(super) fn read_record(
     keys: &VaultKeys,
     manifest: &Manifest,
+    space: Space,
     object: &Object,
 ) -> Result<SealedRecord, VaultError> {
-    is_listed(manifest, object).map_err(|old| {
+    is_listed(manifest, space, object).map_err(|old| {
         // A whole one was put back, anything else was damaged.
-        open_record(keys, object).map_or_else(|damaged| damaged, |_| old)
+        open_record(keys, space, object).map_or_else(|damaged| damaged, |_| old)
     })?;
     serde_json::from_slice(&object.payload).map_err(|_| VaultError::RecordCorrupt)
 }
 
 /// Are these the bytes that the manifest names?
-fn is_listed(manifest: &Manifest, object: &Object) -> Result<(), VaultError> {
-    let listed = manifest.get(&id_of(NAMESPACE, &object.id));
+fn is_listed(manifest: &Manifest, space: Space, object: &Object) -> Result<(), VaultError> {
+    let listed = manifest.get(&space.id(&object.id));
     if listed.is_some_and(|entry| entry.hash == Hash32::of(&object.payload)) {
         return Ok(());
     }
@@ -204,12 +254,13 @@ fn is_listed(manifest: &Manifest, object: &Object) -> Result<(), VaultError> {
 /// Opens the record in a row, if it was sealed for this very place.
 pub(super) fn open_record(
     keys: &VaultKeys,
+    space: Space,
     object: &Object,
 ) -> Result<(RecordMeta, Secret), VaultError> {
     let record: SealedRecord =
         serde_json::from_slice(&object.payload).map_err(|_| VaultError::RecordCorrupt)?;
     let place = Place {
-        namespace: NAMESPACE,
+        namespace: space.name(),
         name: &object.id,
         intent: object.intent,
     };
@@ -218,6 +269,23 @@ pub(super) fn open_record(
 }
 
 impl Rows {
+    /// What is known of a record.
+    pub fn get(&self, space: Space, name: &str) -> Option<&Row> {
+        self.records.get(&(space, name.to_owned()))
+    }
+
+    /// What people keep.
+    pub fn secrets(&self) -> impl Iterator<Item = (&str, &Row)> {
+        self.records
+            .iter()
+            .filter(|((space, _), _)| *space == Space::Secrets)
+            .map(|((_, name), row)| (name.as_str(), row))
+    }
+
+    fn rev(&self, space: Space, name: &str) -> Option<u64> {
+        self.get(space, name).and_then(|row| row.rev)
+    }
+
     /// A change's operations, for one commit: records, pages that differ, the manifest, and where given the header.
     fn ops(
         &self,
@@ -229,13 +297,18 @@ impl Rows {
         let mut ops = vec![];
         for edit in edits {
             match edit {
-                Edit::Put { name, stored, .. } => {
-                    let rev = self.records.get(name).and_then(|row| row.rev);
-                    ops.push(put(RECORD, name, intent, rev, stored.clone()));
+                Edit::Put {
+                    space,
+                    name,
+                    stored,
+                    ..
+                } => {
+                    let rev = self.rev(*space, name);
+                    ops.push(put(space.kind(), name, intent, rev, stored.clone()));
                 }
-                Edit::Remove { name } => {
-                    if let Some(rev) = self.records.get(name).and_then(|row| row.rev) {
-                        ops.push(Op::delete_if(RECORD, name, intent, rev));
+                Edit::Remove { space, name } => {
+                    if let Some(rev) = self.rev(*space, name) {
+                        ops.push(Op::delete_if(space.kind(), name, intent, rev));
                     }
                 }
             }
@@ -264,22 +337,29 @@ impl Rows {
     ///
     /// # Errors
     /// [`ActError`]; then nothing here has changed.
-    #[expect(clippy::too_many_arguments, reason = "all parts of one commit")]
     pub async fn change(
         &mut self,
         wiring: &VaultWiring,
         keys: &VaultKeys,
         entry: Entry,
         change: Change,
-        edits: Vec<Edit>,
-        header: Option<Vec<u8>>,
-        also: Vec<Op>,
+        parts: Parts,
     ) -> Result<Done, ActError> {
+        let Parts {
+            edits,
+            header,
+            also,
+        } = parts;
+        let mut change = change;
+        let stored_header = header.as_ref().map(Header::to_bytes);
+        if let Some(stored) = &stored_header {
+            change.set_header(stored);
+        }
         let over = (self.manifest_rev > 0).then(|| self.manifest.digest(keys));
         let next = Next::of(change, keys)?;
         let entry = entry.vault_change(over, next.manifest.digest(keys));
         let ops = |intent| {
-            let mut ops = self.ops(intent, &next, &edits, header.as_deref())?;
+            let mut ops = self.ops(intent, &next, &edits, stored_header.as_deref())?;
             ops.extend(also.into_iter().map(|op| Op { intent, ..op }));
             Ok(ops)
         };
@@ -294,21 +374,24 @@ impl Rows {
         }
         self.manifest = next.manifest;
         self.manifest_rev = rev;
-        if header.is_some() {
+        if let Some(header) = header {
             self.header_rev = rev;
+            self.header = header;
         }
         for edit in edits {
             match edit {
-                Edit::Put { name, meta, .. } => {
+                Edit::Put {
+                    space, name, meta, ..
+                } => {
                     let row = Row {
                         rev: Some(rev),
                         state: Ok(meta),
                         is_stale: false,
                     };
-                    self.records.insert(name, row);
+                    self.records.insert((space, name), row);
                 }
-                Edit::Remove { name } => {
-                    self.records.remove(&name);
+                Edit::Remove { space, name } => {
+                    self.records.remove(&(space, name));
                 }
             }
         }

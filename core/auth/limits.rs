@@ -21,6 +21,10 @@ pub enum Class {
     ChosenToken,
     /// A setup code.
     SetupCode,
+    /// A passphrase of the vault.
+    Passphrase,
+    /// A recovery code of the vault.
+    RecoveryCode,
 }
 
 /// Who guesses, as far as the kernel and a signature say; nothing of it is the client's word.

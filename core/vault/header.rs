@@ -1,55 +1,42 @@
-//! The header: cost, salt and the wrapped root key.
+//! The header: the vault's id and its unlockers.
 
 use super::VaultError;
+use super::unlocker::{Kdf, UnlockSecret, Unlocker};
 use crate::encoding::{base64url, from_base64url, hex, unhex};
-use crate::identity::Identity;
 use crate::seal::{Key, NONCE};
 use serde::{Deserialize, Serialize};
-use zeroize::Zeroizing;
 
-const DOMAIN: &[u8] = b"portcullis-vault-header-v1";
-const FORMAT: u8 = 1;
+const PREVIOUS: &[u8] = b"portcullis-vault-previous-root-v1";
+const FORMAT: u8 = 2;
+const FIRST_FORMAT: u8 = 1;
+/// Most unlockers of a vault.
+pub const MAX_UNLOCKERS: usize = 16;
 
-/// Cost of scrypt (RFC 7914). Floor and ceiling hold for every header that is read: a lower cost would weaken what is
-/// sealed, a higher one would let an altered header exhaust memory (128 * N * r bytes).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Kdf {
-    /// log2 of N, 17 to 20.
-    pub log_n: u8,
-    /// Block size, 8.
-    pub r: u32,
-    /// Parallelism, 1 to 4.
-    pub p: u32,
-}
-
-impl Kdf {
-    /// N = 2^17, r = 8, p = 1: 128 MiB and about 0.8 s.
-    pub const DEFAULT: Self = Self {
-        log_n: 17,
-        r: 8,
-        p: 1,
-    };
-
-    fn allowed(self) -> bool {
-        (17..=20).contains(&self.log_n) && self.r == 8 && (1..=4).contains(&self.p)
-    }
-
-    /// Slow by design: never on an actor's loop.
-    fn run(self, password: &Key, salt: &[u8]) -> Result<Key, VaultError> {
-        let params = scrypt::Params::new(self.log_n, self.r, self.p)
-            .map_err(|_| VaultError::HeaderCorrupt)?;
-        let mut key = Zeroizing::new([0; 32]);
-        scrypt::scrypt(password.expose(), salt, &params, &mut *key)
-            .map_err(|_| VaultError::HeaderCorrupt)?;
-        Ok(Key::new(*key))
-    }
-}
-
-/// As stored (JSON). Binary fields are hex or base64url.
+/// As stored (JSON).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Header {
+    v: u8,
+    store_id: String,
+    unlockers: Vec<Unlocker>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    previous: Option<Previous>,
+}
+
+/// The root key before the present one, until nothing is sealed under it any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Previous {
+    /// The last epoch that it sealed.
+    up_to: u32,
+    nonce: String,
+    sealed: String,
+}
+
+/// As it was stored before there were several unlockers.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct FirstHeader {
     v: u8,
     store_id: String,
     identity_check: String,
@@ -59,136 +46,246 @@ pub struct Header {
     wrapped_root: String,
 }
 
-/// Random bytes for a new vault, all from the operating system.
-pub struct HeaderRandom {
-    /// Names the vault in every record.
-    pub store_id: [u8; 16],
-    /// scrypt's salt.
-    pub salt: [u8; 32],
-    /// The root key.
-    pub root: Key,
-    /// Nonce of the wrap.
-    pub nonce: [u8; NONCE],
-}
-
-/// A new vault: what to store, and the keys.
-pub struct Opened {
-    /// To be stored before any record.
-    pub header: Header,
-    /// To be kept in memory.
-    pub keys: VaultKeys,
-}
-
 /// The root key and the vault's id. Wiped when dropped.
+#[derive(Clone)]
 pub struct VaultKeys {
     pub(super) root: Key,
     pub(super) store_id: [u8; 16],
+    /// The last epoch of the root key before, and that key.
+    pub(super) previous: Option<(u32, Key)>,
 }
 
 impl VaultKeys {
+    /// Of a new vault.
+    pub const fn new(root: Key, store_id: [u8; 16]) -> Self {
+        Self {
+            root,
+            store_id,
+            previous: None,
+        }
+    }
+
+    /// After a new root key: what was sealed up to this epoch is under the old one.
+    #[must_use]
+    pub fn rekeyed(&self, root: Key, up_to: u32) -> Self {
+        Self {
+            root,
+            store_id: self.store_id,
+            previous: Some((up_to, self.root.clone())),
+        }
+    }
+
+    /// Nothing is sealed under the root key before any more.
+    pub fn forget_previous(&mut self) {
+        self.previous = None;
+    }
+
+    /// Where in memory the root keys lie: for who keeps them from being written to swap.
+    pub fn places(&self) -> Vec<(*const u8, usize)> {
+        let previous = self.previous.iter().flat_map(|(_, key)| key.places());
+        self.root.places().into_iter().chain(previous).collect()
+    }
+
+    /// What is wrapped by unlockers.
+    pub const fn root(&self) -> (&[u8; 16], &Key) {
+        (&self.store_id, &self.root)
+    }
+
     /// A key for another room's rows. One label, one use.
-    pub fn derived(&self, label: &'static str) -> Key {
+    pub fn derived(&self, label: &str) -> Key {
         self.root.derive(&self.store_id, label, b"")
     }
 
     pub(super) fn data_key(&self, epoch: u32) -> Key {
-        self.root.derive(
-            &self.store_id,
-            "portcullis/vault/data/v1",
-            &epoch.to_be_bytes(),
-        )
+        self.of_epoch("portcullis/vault/data/v1", epoch)
     }
 
     pub(super) fn manifest_key(&self, epoch: u32) -> Key {
-        self.root.derive(
-            &self.store_id,
-            "portcullis/vault/manifest/v1",
-            &epoch.to_be_bytes(),
-        )
+        self.of_epoch("portcullis/vault/manifest/v1", epoch)
+    }
+
+    fn of_epoch(&self, label: &str, epoch: u32) -> Key {
+        let root = match &self.previous {
+            Some((up_to, previous)) if epoch <= *up_to => previous,
+            _ => &self.root,
+        };
+        root.derive(&self.store_id, label, &epoch.to_be_bytes())
     }
 }
 
 impl Header {
-    /// Makes a vault. Runs scrypt.
-    pub fn make(identity: &Identity, random: HeaderRandom) -> Result<Opened, VaultError> {
-        let kdf = Kdf::DEFAULT;
-        let HeaderRandom {
-            store_id,
-            salt,
-            root,
-            nonce,
-        } = random;
-        let check = identity.check();
-        let wrapping = kdf.run(&identity.vault_password(), &salt)?;
-        let wrapped = wrapping.seal(
-            &nonce,
-            &aad(&store_id, &check, &cost(kdf), &salt),
-            root.expose(),
-        );
-        let header = Self {
+    /// Of a new vault.
+    pub fn new(keys: &VaultKeys, unlockers: Vec<Unlocker>) -> Self {
+        Self {
             v: FORMAT,
-            store_id: hex(&store_id),
-            identity_check: hex(&check),
-            kdf,
-            salt: hex(&salt),
-            nonce: hex(&nonce),
-            wrapped_root: base64url(&wrapped),
-        };
-        Ok(Opened {
-            header,
-            keys: VaultKeys { root, store_id },
-        })
-    }
-
-    /// Unwraps the root key. Runs scrypt, but not for another identity or a cost outside the limits.
-    pub fn open(&self, identity: &Identity) -> Result<VaultKeys, VaultError> {
-        let read = || {
-            let store_id: [u8; 16] = unhex(&self.store_id)?;
-            let check: [u8; 8] = unhex(&self.identity_check)?;
-            let salt: [u8; 32] = unhex(&self.salt)?;
-            let nonce: [u8; NONCE] = unhex(&self.nonce)?;
-            Some((
-                store_id,
-                check,
-                salt,
-                nonce,
-                from_base64url(&self.wrapped_root)?,
-            ))
-        };
-        let (store_id, check, salt, nonce, wrapped) = read()
-            .filter(|_| self.v == FORMAT && self.kdf.allowed())
-            .ok_or(VaultError::HeaderCorrupt)?;
-        if check != identity.check() {
-            return Err(VaultError::IdentityMismatch);
+            store_id: hex(&keys.store_id),
+            unlockers,
+            previous: None,
         }
-        let root = self
-            .kdf
-            .run(&identity.vault_password(), &salt)?
-            .open(
-                &nonce,
-                &aad(&store_id, &check, &cost(self.kdf), &salt),
-                &wrapped,
-            )
-            .ok_or(VaultError::HeaderCorrupt)?;
-        let root: [u8; 32] = root
-            .expose()
-            .try_into()
-            .map_err(|_| VaultError::HeaderCorrupt)?;
-        Ok(VaultKeys {
-            root: Key::new(root),
-            store_id,
+    }
+
+    /// Reads what is stored.
+    ///
+    /// # Errors
+    /// [`VaultError::HeaderCorrupt`].
+    pub fn parse(stored: &[u8]) -> Result<Self, VaultError> {
+        if let Ok(header) = serde_json::from_slice::<Self>(stored) {
+            let is_right = header.v == FORMAT
+                && (1..=MAX_UNLOCKERS).contains(&header.unlockers.len())
+                && unhex::<16>(&header.store_id).is_some();
+            return Some(header)
+                .filter(|_| is_right)
+                .ok_or(VaultError::HeaderCorrupt);
+        }
+        let first: FirstHeader =
+            serde_json::from_slice(stored).map_err(|_| VaultError::HeaderCorrupt)?;
+        if first.v != FIRST_FORMAT || unhex::<16>(&first.store_id).is_none() {
+            return Err(VaultError::HeaderCorrupt);
+        }
+        Ok(Self {
+            v: FORMAT,
+            store_id: first.store_id,
+            unlockers: vec![Unlocker::first_form(
+                first.identity_check,
+                first.kdf,
+                first.salt,
+                first.nonce,
+                first.wrapped_root,
+            )],
+            previous: None,
         })
+    }
+
+    /// To be stored.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("invariant: a header is JSON")
+    }
+
+    /// Names the vault in every seal.
+    ///
+    /// # Errors
+    /// [`VaultError::HeaderCorrupt`].
+    pub fn store_id(&self) -> Result<[u8; 16], VaultError> {
+        unhex(&self.store_id).ok_or(VaultError::HeaderCorrupt)
+    }
+
+    /// In the order in which they are tried.
+    pub fn unlockers(&self) -> &[Unlocker] {
+        &self.unlockers
+    }
+
+    /// One of them.
+    ///
+    /// # Errors
+    /// [`VaultError::UnlockerNotFound`].
+    pub fn unlocker(&self, id: &str) -> Result<&Unlocker, VaultError> {
+        self.unlockers
+            .iter()
+            .find(|unlocker| unlocker.id() == id)
+            .ok_or(VaultError::UnlockerNotFound)
+    }
+
+    /// Opens the vault by one unlocker. Runs scrypt.
+    ///
+    /// # Errors
+    /// [`VaultError`].
+    pub fn open(&self, id: &str, secret: &UnlockSecret<'_>) -> Result<VaultKeys, VaultError> {
+        let store_id = self.store_id()?;
+        let root = self.unlocker(id)?.open(&store_id, secret)?;
+        let previous = match &self.previous {
+            None => None,
+            Some(previous) => Some((
+                previous.up_to,
+                previous
+                    .open(&store_id, &root)
+                    .ok_or(VaultError::HeaderCorrupt)?,
+            )),
+        };
+        Ok(VaultKeys {
+            root,
+            store_id,
+            previous,
+        })
+    }
+
+    /// With one more.
+    ///
+    /// # Errors
+    /// [`VaultError::UnlockersFull`], or its id is taken.
+    pub fn with(&self, unlocker: Unlocker) -> Result<Self, VaultError> {
+        if self.unlockers.len() >= MAX_UNLOCKERS || self.unlocker(unlocker.id()).is_ok() {
+            return Err(VaultError::UnlockersFull);
+        }
+        let mut header = self.clone();
+        header.unlockers.push(unlocker);
+        Ok(header)
+    }
+
+    /// Without one, but never without any.
+    ///
+    /// # Errors
+    /// [`VaultError::UnlockerNotFound`], [`VaultError::LastUnlocker`].
+    pub fn without(&self, id: &str) -> Result<Self, VaultError> {
+        self.unlocker(id)?;
+        if self.unlockers.len() == 1 {
+            return Err(VaultError::LastUnlocker);
+        }
+        let mut header = self.clone();
+        header.unlockers.retain(|unlocker| unlocker.id() != id);
+        Ok(header)
+    }
+
+    /// The one in place of another, which keeps its turn.
+    #[must_use]
+    pub fn replaced(&self, id: &str, by: Unlocker) -> Self {
+        let mut header = self.clone();
+        if let Some(slot) = header.unlockers.iter_mut().find(|one| one.id() == id) {
+            *slot = by;
+        }
+        header
+    }
+
+    /// All of them anew, for keys with a new root; the old root stays readable by the new one until nothing needs it.
+    #[must_use]
+    pub fn rekeyed(&self, keys: &VaultKeys, unlockers: Vec<Unlocker>, nonce: &[u8; NONCE]) -> Self {
+        let previous = keys.previous.as_ref().map(|(up_to, old)| Previous {
+            up_to: *up_to,
+            nonce: hex(nonce),
+            sealed: base64url(&keys.root.seal(
+                nonce,
+                &[PREVIOUS, &keys.store_id, &up_to.to_be_bytes()],
+                old.expose(),
+            )),
+        });
+        Self {
+            unlockers,
+            previous,
+            ..self.clone()
+        }
+    }
+
+    /// Is there a root key before the present one?
+    pub const fn has_previous(&self) -> bool {
+        self.previous.is_some()
+    }
+
+    /// Nothing is sealed under it any more.
+    #[must_use]
+    pub fn without_previous(&self) -> Self {
+        Self {
+            previous: None,
+            ..self.clone()
+        }
     }
 }
 
-fn cost(kdf: Kdf) -> [u8; 9] {
-    let mut bytes = [0; 9];
-    bytes[0] = kdf.log_n;
-    bytes[1..5].copy_from_slice(&kdf.r.to_be_bytes());
-    bytes[5..].copy_from_slice(&kdf.p.to_be_bytes());
-    bytes
-}
-
-fn aad<'a>(store_id: &'a [u8], check: &'a [u8], cost: &'a [u8], salt: &'a [u8]) -> [&'a [u8]; 5] {
-    [DOMAIN, store_id, check, cost, salt]
+impl Previous {
+    fn open(&self, store_id: &[u8; 16], root: &Key) -> Option<Key> {
+        let nonce: [u8; NONCE] = unhex(&self.nonce)?;
+        let sealed = from_base64url(&self.sealed)?;
+        let aad: [&[u8]; 3] = [PREVIOUS, store_id, &self.up_to.to_be_bytes()];
+        let opened = root.open(&nonce, &aad, &sealed)?;
+        let bytes: [u8; 32] = opened.expose().try_into().ok()?;
+        Some(Key::new(bytes))
+    }
 }

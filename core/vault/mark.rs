@@ -14,6 +14,8 @@ const MANIFEST: &str = "manifest";
 /// Key in an entry's detail: the manifest that held before it.
 const OVER: &str = "over";
 const NONE: &str = "none";
+/// The act that throws a vault away.
+const DISCARD: &str = "vault.init";
 /// Changes as they were recorded before there were manifests.
 const OLD: [&str; 3] = ["vault.create", "vault.set", "vault.remove"];
 
@@ -46,6 +48,8 @@ pub enum Mark {
     Never,
     /// A change from before there were manifests.
     Old(End),
+    /// A person has thrown it away.
+    Discarded,
     /// A change or an opening.
     Known {
         /// The manifest that it makes or finds.
@@ -96,6 +100,10 @@ impl Mark {
             let text = entry.detail.get(key)?;
             Hash32::try_from(text.clone()).ok()
         };
+        if entry.action == DISCARD {
+            // Not done whole, what is left is what was there before.
+            return (end == End::Done).then_some(Self::Discarded);
+        }
         match hash(MANIFEST) {
             Some(manifest) => {
                 // Without a change what holds is the same however the act ended.
@@ -118,11 +126,10 @@ impl Mark {
     pub fn judge(self, header: bool, found: Option<Hash32>) -> Result<Found, VaultError> {
         let unlisted = if header { Found::Unlisted } else { Found::New };
         match (self, found) {
-            (Self::Never, None) if !header => Ok(Found::New),
+            (Self::Never | Self::Discarded, None) if !header => Ok(Found::New),
             // A state without its log: whoever cut the log may have changed the state.
-            (Self::Never | Self::Old(_), Some(_)) | (Self::Never, None) => {
-                Err(VaultError::RolledBack)
-            }
+            (Self::Never | Self::Discarded | Self::Old(_), Some(_))
+            | (Self::Never | Self::Discarded, None) => Err(VaultError::RolledBack),
             (Self::Old(End::Done), None) if !header => Err(VaultError::Missing),
             (Self::Old(_), None) => Ok(unlisted),
             (

@@ -1,7 +1,7 @@
-//! The vault's bytes: a header that wraps the root key, and sealed records.
+//! The vault's bytes: a header whose unlockers wrap the root key, sealed records, and a manifest of them.
 //!
 //! ```text
-//! identity key --HKDF "vault/scrypt"--> password --scrypt(N, r, p, salt)--> wrapping key --AES-256-GCM--> root key
+//! an unlocker's secret --scrypt(N, r, p, salt)--> wrapping key --AES-256-GCM--> root key
 //! root key --HKDF "vault/data", epoch--> data key --AES-256-GCM, random 96-bit nonce--> record
 //! ```
 //!
@@ -17,14 +17,22 @@
 //! why the limit is far away.
 
 mod header;
+mod label;
 mod manifest;
 mod mark;
 mod record;
+mod recovery;
+mod unlocker;
 
-pub use header::{Header, HeaderRandom, Kdf, Opened, VaultKeys};
+pub use header::{Header, MAX_UNLOCKERS, VaultKeys};
+pub use label::KeyLabel;
 pub use manifest::{Change, Entry, Epoch, Manifest, PAGES, Page, SealedManifest, id_of};
 pub use mark::{End, Found, Mark};
 pub use record::{Place, RecordMeta, SealedRecord, check_name};
+pub use recovery::{RECOVERY_BYTES, RecoveryCode};
+pub use unlocker::{
+    Kdf, KeySource, Kind, MAX_UNLOCK, UnlockSecret, Unlocker, UnlockerRandom, check_unlock_secret,
+};
 
 use thiserror::Error;
 
@@ -44,6 +52,48 @@ pub enum VaultError {
         "the identity key is not the one that this vault was made with: point --identity at the right file"
     )]
     IdentityMismatch,
+    /// The unlocker is bound to another machine-id.
+    #[error(
+        "this vault was made on another machine: open it with a passphrase or recovery code (`portcullis vault unlock`), or name a file with that machine's id in [vault] machine_id_file"
+    )]
+    OtherMachine,
+    /// A passphrase, code or key file that does not open.
+    #[error(
+        "this does not open the vault: look at what was typed, and at `portcullis vault unlockers list`"
+    )]
+    Wrong,
+    /// Mistyped.
+    #[error("this is no recovery code: a character is wrong, missing or too much")]
+    RecoveryTypo,
+    /// Too weak or too long.
+    #[error(
+        "a passphrase has 12 characters or more, a key file 32 bytes or more, and both at most 64 KiB"
+    )]
+    UnlockSecret,
+    /// The key file or credential cannot be used.
+    #[error(
+        "the key file or credential cannot be read: it must exist, be reachable for the gateway's user only (chmod 600), and lie outside the state directory"
+    )]
+    KeyFile,
+    /// No unlocker of this id.
+    #[error(
+        "no such unlocker, or several of this kind: name one by --unlocker, `portcullis vault unlockers list` shows them"
+    )]
+    UnlockerNotFound,
+    /// A new root key needs it typed.
+    #[error("each passphrase must be typed for a new root key: give it, or drop that unlocker")]
+    PassphraseNeeded,
+    /// It would leave none.
+    #[error(
+        "this is the last unlocker, without it the vault would never open again: add another one first"
+    )]
+    LastUnlocker,
+    /// As many as allowed.
+    #[error("the vault has its 16 unlockers already: remove one first")]
+    UnlockersFull,
+    /// Sealed by a person, or waiting for one.
+    #[error("a person must open it: `portcullis vault unlock`")]
+    Locked,
     /// The header was altered, or asks for a cost outside our limits.
     #[error("the vault's header is damaged: restore the state from your backup")]
     HeaderCorrupt,
@@ -87,6 +137,16 @@ impl VaultError {
     pub const fn code(self) -> &'static str {
         match self {
             Self::IdentityMismatch => "IDENTITY_MISMATCH",
+            Self::OtherMachine => "VAULT_OTHER_MACHINE",
+            Self::Wrong => "VAULT_UNLOCK_WRONG",
+            Self::RecoveryTypo => "VAULT_RECOVERY_INVALID",
+            Self::UnlockSecret => "VAULT_UNLOCKER_WEAK",
+            Self::KeyFile => "VAULT_KEY_FILE",
+            Self::UnlockerNotFound => "VAULT_UNLOCKER_NOT_FOUND",
+            Self::LastUnlocker => "VAULT_LAST_UNLOCKER",
+            Self::PassphraseNeeded => "VAULT_PASSPHRASE_NEEDED",
+            Self::UnlockersFull => "OVERLOADED",
+            Self::Locked => "VAULT_LOCKED",
             Self::HeaderCorrupt | Self::ManifestCorrupt => "STATE_CORRUPT",
             Self::RolledBack => "VAULT_ROLLED_BACK",
             Self::Missing => "VAULT_MISSING",

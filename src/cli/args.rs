@@ -408,8 +408,93 @@ pub enum Vault {
         /// Its name
         name: String,
     },
-    /// Open, sealed or being unlocked
+    /// Open, sealed or being unlocked, and what it holds
     Status,
+    /// Wipe the keys from memory now
+    Seal,
+    /// Open a sealed vault; what is typed is not shown
+    Unlock {
+        /// By a passphrase
+        #[arg(long, conflicts_with = "recovery")]
+        passphrase: bool,
+        /// By a recovery code
+        #[arg(long)]
+        recovery: bool,
+        /// Which one, where there are several of that kind
+        #[arg(long, value_name = "ID")]
+        unlocker: Option<String>,
+    },
+    /// A new data key, under which every secret is sealed anew
+    Rotate,
+    /// A new root key and a new data key: every unlocker is made anew, recovery codes are new ones
+    Rekey {
+        /// Unlockers that are not to open it any more
+        #[arg(long, value_name = "ID")]
+        drop: Vec<String>,
+    },
+    /// Make an empty vault in place of one that cannot be opened
+    Init {
+        /// What is there is lost
+        #[arg(long)]
+        discard_all_secrets: bool,
+    },
+    /// What opens it
+    #[command(subcommand)]
+    Unlockers(Unlockers),
+}
+
+/// `vault unlockers …`
+#[derive(Debug, Subcommand)]
+pub enum Unlockers {
+    /// Their ids and kinds
+    List,
+    /// One more
+    #[command(subcommand)]
+    Add(AddUnlocker),
+    /// One less, but never the last
+    Remove {
+        /// Its id
+        id: String,
+    },
+}
+
+/// `vault unlockers add …`
+#[derive(Debug, Subcommand)]
+pub enum AddUnlocker {
+    /// A passphrase: typed twice without being shown, or a line on stdin
+    Passphrase {
+        /// In place of this one
+        #[arg(long, value_name = "ID")]
+        replace: Option<String>,
+    },
+    /// A code that is shown once, to be written down
+    Recovery {
+        /// In place of this one
+        #[arg(long, value_name = "ID")]
+        replace: Option<String>,
+    },
+    /// The content of a file of 0600 on the gateway's machine, outside the state directory
+    File {
+        /// Where it lies
+        path: PathBuf,
+        /// In place of this one
+        #[arg(long, value_name = "ID")]
+        replace: Option<String>,
+    },
+    /// A systemd credential of the gateway's service
+    Credential {
+        /// Its name
+        name: String,
+        /// In place of this one
+        #[arg(long, value_name = "ID")]
+        replace: Option<String>,
+    },
+    /// The machine's identity key, on the machine that the gateway runs on
+    Machine {
+        /// In place of this one
+        #[arg(long, value_name = "ID")]
+        replace: Option<String>,
+    },
 }
 
 /// `audit …`

@@ -15,6 +15,7 @@ mod state;
 mod status;
 mod tls;
 mod tunnels;
+mod typing;
 mod vault;
 mod watch;
 

@@ -1,7 +1,7 @@
 //! `portcullis agents`, `password` and `auth token`: secrets that open the gateway. A new token is shown once; a password
 //! comes by stdin or unseen from the terminal, and never back.
 
-use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::io::{IsTerminal as _, Read as _};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -14,6 +14,7 @@ use zeroize::Zeroizing;
 use super::args::{Agents, Password};
 use super::failure::Failure;
 use super::out::Out;
+use super::typing;
 use crate::client::{Client, Door};
 use crate::show::text::{clean, table, utc};
 use crate::show::value::{field, list, number};
@@ -141,15 +142,7 @@ fn unfit(why: &str) -> Failure {
 fn read(is_hash: bool) -> Result<Zeroizing<String>, Failure> {
     let stdin = std::io::stdin();
     if stdin.is_terminal() && !is_hash {
-        let hidden = Hidden::hide()
-            .map_err(|e| unfit(&format!("the terminal cannot be kept from showing it: {e}")))?;
-        let first = typed("password: ")?;
-        let second = typed("again: ")?;
-        drop(hidden);
-        if *first != *second {
-            return Err(unfit("the two are not the same: nothing was set"));
-        }
-        return Ok(first);
+        return typing::twice("password: ", MAX).map_err(|why| unfit(&why));
     }
     // Room for all at once: a growing buffer leaves copies behind.
     let mut text = Zeroizing::new(String::with_capacity(MAX + 4));
@@ -164,43 +157,4 @@ fn read(is_hash: bool) -> Result<Zeroizing<String>, Failure> {
         return Err(unfit("it is one line"));
     }
     Ok(Zeroizing::new(line.to_owned()))
-}
-
-fn typed(prompt: &str) -> Result<Zeroizing<String>, Failure> {
-    let mut err = std::io::stderr();
-    // A prompt that is not seen keeps nobody from typing.
-    let _ = write!(err, "{prompt}");
-    let _ = err.flush();
-    let mut line = Zeroizing::new(String::with_capacity(MAX + 4));
-    let read = std::io::stdin().read_line(&mut line);
-    let _ = writeln!(err);
-    read.map_err(|e| unfit(&format!("cannot read it: {e}")))?;
-    Ok(Zeroizing::new(
-        line.trim_end_matches(['\r', '\n']).to_owned(),
-    ))
-}
-
-/// While it lives the terminal shows nothing of what is typed.
-struct Hidden(rustix::termios::Termios);
-
-impl Hidden {
-    fn hide() -> std::io::Result<Self> {
-        use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
-        let before = tcgetattr(std::io::stdin())?;
-        let mut hidden = before.clone();
-        hidden.local_modes.remove(LocalModes::ECHO);
-        tcsetattr(std::io::stdin(), OptionalActions::Flush, &hidden)?;
-        Ok(Self(before))
-    }
-}
-
-impl Drop for Hidden {
-    fn drop(&mut self) {
-        // A terminal that is gone needs no echo.
-        let _ = rustix::termios::tcsetattr(
-            std::io::stdin(),
-            rustix::termios::OptionalActions::Now,
-            &self.0,
-        );
-    }
 }

@@ -9,9 +9,10 @@ use portcullis_core::codes;
 use serde_json::{Value, json};
 use zeroize::{Zeroize as _, Zeroizing};
 
-use super::args::Vault;
+use super::args::{AddUnlocker, Unlockers, Vault};
 use super::failure::Failure;
 use super::out::Out;
+use super::typing;
 use crate::client::{Client, Door};
 use crate::show::text::{clean, table, utc};
 use crate::show::value::{field, list, number};
@@ -19,51 +20,240 @@ use crate::show::value::{field, list, number};
 /// Largest secret, bytes (the registry's `VAULT_VALUE_INVALID`).
 const VALUE_MAX: u64 = 64 * 1024;
 
+/// Longest line that opens the vault.
+const TYPED_MAX: usize = 4 * 1024;
+
 /// Runs one of them.
 ///
 /// # Errors
 /// [`Failure`].
 pub async fn run(door: &Door, what: &Vault, out: Out) -> Result<u8, Failure> {
     // Read before dialling: the gateway's patience is not for typing.
-    let value = match what {
-        Vault::Set { trim, .. } => Some(secret(*trim)?),
-        _ => None,
+    let (method, params) = match what {
+        Vault::Status => return status(door, out).await,
+        Vault::Set { name, trim } => {
+            let value = secret(*trim)?;
+            let params = json!({ "name": name, "valueBase64": STANDARD.encode(&*value) });
+            ("vault.set", params)
+        }
+        Vault::List => ("vault.list", json!({})),
+        Vault::Rm { name } => ("vault.remove", json!({ "name": name })),
+        Vault::Seal => ("vault.seal", json!({})),
+        Vault::Rotate => ("vault.rotate", json!({})),
+        Vault::Init {
+            discard_all_secrets,
+        } => ("vault.init", json!({ "discard": discard_all_secrets })),
+        Vault::Unlock {
+            passphrase,
+            recovery,
+            unlocker,
+        } => {
+            let kind = match (passphrase, recovery) {
+                (true, _) => Some("passphrase"),
+                (_, true) => Some("recovery"),
+                _ => by_what(&unlockers(door).await?),
+            };
+            ("vault.unlock", unlock(kind, unlocker.as_deref())?)
+        }
+        Vault::Rekey { drop } => {
+            let all = unlockers(door).await?;
+            ("vault.rekey", rekey(&all, drop)?)
+        }
+        Vault::Unlockers(Unlockers::List) => ("vault.unlockers.list", json!({})),
+        Vault::Unlockers(Unlockers::Remove { id }) => {
+            ("vault.unlockers.remove", json!({ "unlocker": id }))
+        }
+        Vault::Unlockers(Unlockers::Add(add)) => ("vault.unlockers.add", added(add)?),
     };
-    let scope = match what {
-        Vault::Status => Scope::Read,
+    let answer = ask(door, method, params).await?;
+    out.both(&answer, || match what {
+        Vault::Set { name, .. } => {
+            let version = number(&answer, "version").unwrap_or_default();
+            format!("{} is kept, version {version}\n", clean(name))
+        }
+        Vault::List => listing(&answer),
+        Vault::Rm { name } => format!("{} is gone\n", clean(name)),
+        Vault::Rotate => format!(
+            "data key {} seals from now on; {} secrets follow\n",
+            number(&answer, "epoch").unwrap_or_default(),
+            number(&answer, "toSealAnew").unwrap_or_default()
+        ),
+        Vault::Rekey { .. } => list(&answer, "recoveryCodes").iter().fold(
+            "the vault has a new root key; what opened the old one opens nothing any more\n".to_owned(),
+            |text, code| text + &shown_code(code),
+        ),
+        Vault::Unlockers(Unlockers::List) => unlocker_listing(&answer),
+        Vault::Unlockers(Unlockers::Remove { id }) => {
+            format!("{} opens nothing any more; who has kept a copy of the state and it: `portcullis vault rekey`\n", clean(id))
+        }
+        Vault::Unlockers(Unlockers::Add(_)) => {
+            format!("unlocker {} is added\n", clean(field(&answer, "unlocker"))) + &shown_code(&answer)
+        }
+        _ => format!("the vault is {}\n", clean(field(&answer, "state"))),
+    })?;
+    Ok(0)
+}
+
+async fn ask(door: &Door, method: &str, params: Value) -> Result<Value, Failure> {
+    let scope = match method {
+        "vault.status" => Scope::Read,
         _ => Scope::Admin,
     };
     let mut client = Client::connect(door, &[scope], &[]).await?;
-    let mut exit = 0;
-    match what {
-        Vault::Set { name, .. } => {
-            let encoded = STANDARD.encode(value.as_deref().map_or(&[][..], Vec::as_slice));
-            let mut params = json!({ "name": name, "valueBase64": encoded });
-            let answer = client.call("vault.set", params.take()).await?;
-            let version = number(&answer, "version").unwrap_or_default();
-            out.both(&answer, || {
-                format!("{} is kept, version {version}\n", clean(name))
-            })?;
-        }
-        Vault::List => {
-            let answer = client.call("vault.list", json!({})).await?;
-            out.both(&answer, || listing(&answer))?;
-        }
-        Vault::Rm { name } => {
-            let answer = client.call("vault.remove", json!({ "name": name })).await?;
-            out.both(&answer, || format!("{} is gone\n", clean(name)))?;
-        }
-        Vault::Status => {
-            let answer = client.call("vault.status", json!({})).await?;
-            let state = field(&answer, "state");
-            if state != "open" {
-                exit = 8;
-            }
-            out.both(&answer, || format!("the vault is {}\n", clean(state)))?;
-        }
-    }
+    let answer = client.call(method, params).await;
     client.close().await;
-    Ok(exit)
+    answer
+}
+
+async fn status(door: &Door, out: Out) -> Result<u8, Failure> {
+    let answer = ask(door, "vault.status", json!({})).await?;
+    out.both(&answer, || told(&answer))?;
+    Ok(if field(&answer, "state") == "open" {
+        0
+    } else {
+        8
+    })
+}
+
+fn told(answer: &Value) -> String {
+    let mut lines = vec![format!("the vault is {}", clean(field(answer, "state")))];
+    if answer["reason"].is_string() {
+        let (code, reason) = (field(answer, "code"), field(answer, "reason"));
+        lines.push(format!("{}: {}", clean(code), clean(reason)));
+    }
+    if let Some(records) = number(answer, "records") {
+        let count = |key: &str| number(answer, key).unwrap_or_default();
+        lines.push(format!(
+            "secrets   {records}, {} of them unreadable, {} to be sealed anew",
+            count("unreadable"),
+            count("toSealAnew")
+        ));
+        lines.push(format!(
+            "keys      data key {}, sealed {} times; change {} of the vault",
+            count("epoch"),
+            count("seals"),
+            count("generation")
+        ));
+        let person = if answer["opensByItself"] == true {
+            ""
+        } else {
+            ", a person opens it at each start"
+        };
+        let recovery = if answer["hasRecovery"] == true {
+            ""
+        } else {
+            "; no recovery code: `portcullis vault unlockers add recovery`"
+        };
+        lines.push(format!(
+            "unlockers {}{person}{recovery}",
+            count("unlockers")
+        ));
+    }
+    lines.join("\n") + "\n"
+}
+
+async fn unlockers(door: &Door) -> Result<Vec<Value>, Failure> {
+    let answer = ask(door, "vault.unlockers.list", json!({})).await?;
+    Ok(list(&answer, "unlockers").to_vec())
+}
+
+/// What needs no person, where there is such; else a passphrase; else a code.
+fn by_what(unlockers: &[Value]) -> Option<&'static str> {
+    let has = |kind: &str| unlockers.iter().any(|one| field(one, "kind") == kind);
+    match () {
+        () if has("machine") || has("file") => None,
+        () if has("passphrase") => Some("passphrase"),
+        () => Some("recovery"),
+    }
+}
+
+fn unlock(kind: Option<&str>, unlocker: Option<&str>) -> Result<Value, Failure> {
+    let Some(kind) = kind else {
+        return Ok(json!({}));
+    };
+    let prompt = match kind {
+        "recovery" => "recovery code: ",
+        _ => "passphrase: ",
+    };
+    let typed = typing::line(prompt, TYPED_MAX).map_err(|why| weak(&why))?;
+    Ok(json!({ "kind": kind, "unlocker": unlocker, "secretBase64": STANDARD.encode(&*typed) }))
+}
+
+fn rekey(unlockers: &[Value], drop: &[String]) -> Result<Value, Failure> {
+    let mut passphrases = vec![];
+    for one in unlockers {
+        let id = field(one, "id");
+        if field(one, "kind") != "passphrase" || drop.iter().any(|dropped| dropped == id) {
+            continue;
+        }
+        let prompt = format!("passphrase of {}: ", clean(id));
+        let typed = typing::line(&prompt, TYPED_MAX).map_err(|why| weak(&why))?;
+        passphrases.push(json!({ "unlocker": id, "secretBase64": STANDARD.encode(&*typed) }));
+    }
+    Ok(json!({ "passphrases": passphrases, "drop": drop }))
+}
+
+fn added(add: &AddUnlocker) -> Result<Value, Failure> {
+    let (mut params, replace) = match add {
+        AddUnlocker::Passphrase { replace } => {
+            let typed = typing::twice("passphrase: ", TYPED_MAX).map_err(|why| weak(&why))?;
+            let secret = STANDARD.encode(&*typed);
+            (
+                json!({ "kind": "passphrase", "secretBase64": secret }),
+                replace,
+            )
+        }
+        AddUnlocker::Recovery { replace } => (json!({ "kind": "recovery" }), replace),
+        AddUnlocker::Machine { replace } => (json!({ "kind": "machine" }), replace),
+        AddUnlocker::File { path, replace } => {
+            // The gateway stands elsewhere than this shell.
+            let whole = std::path::absolute(path).map_err(|e| weak(&e.to_string()))?;
+            let whole = whole.to_str().ok_or_else(|| weak("its path is no text"))?;
+            (json!({ "kind": "file", "file": whole }), replace)
+        }
+        AddUnlocker::Credential { name, replace } => {
+            (json!({ "kind": "file", "credential": name }), replace)
+        }
+    };
+    if let Some(replace) = replace {
+        params["replaces"] = replace.as_str().into();
+    }
+    Ok(params)
+}
+
+fn weak(why: &str) -> Failure {
+    Failure::of(codes::VAULT_UNLOCKER_WEAK, why)
+}
+
+fn shown_code(answer: &Value) -> String {
+    match answer["recoveryCode"].as_str() {
+        Some(code) => format!(
+            "{}\nThis recovery code is shown this once: write it down and keep it away from this machine.\n",
+            clean(code)
+        ),
+        None => String::new(),
+    }
+}
+
+fn unlocker_listing(answer: &Value) -> String {
+    let from = |one: &Value| match (&one["source"]["file"], &one["source"]["credential"]) {
+        (Value::String(path), _) => path.clone(),
+        (_, Value::String(name)) => format!("credential {name}"),
+        _ if one["isBoundToMachine"] == true => "this machine-id".to_owned(),
+        _ => String::new(),
+    };
+    let rows: Vec<_> = list(answer, "unlockers")
+        .iter()
+        .map(|one| {
+            vec![
+                field(one, "id").to_owned(),
+                field(one, "kind").to_owned(),
+                from(one),
+                number(one, "createdAtMs").map_or_else(String::new, utc),
+            ]
+        })
+        .collect();
+    table(&["ID", "KIND", "FROM", "MADE"], &rows)
 }
 
 /// All of stdin.
@@ -117,7 +307,10 @@ fn listing(answer: &Value) -> String {
         .map(|e| {
             vec![
                 field(e, "name").to_owned(),
-                number(e, "version").unwrap_or_default().to_string(),
+                match e["code"].as_str() {
+                    Some(code) => code.to_owned(),
+                    None => number(e, "version").unwrap_or_default().to_string(),
+                },
                 at(e, "createdAtMs"),
                 at(e, "updatedAtMs"),
             ]

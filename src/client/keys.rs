@@ -13,7 +13,8 @@ use portcullis_core::identity::Identity;
 use portcullis_core::seal::{Key, NONCE, Secret};
 use portcullis_core::time::Millis;
 use portcullis_core::vault::{
-    self, Header, HeaderRandom, Opened, RecordMeta, SealedRecord, VaultError, VaultKeys,
+    self, Header, Kind, RecordMeta, SealedRecord, UnlockSecret, Unlocker, UnlockerRandom,
+    VaultError, VaultKeys,
 };
 use serde::{Deserialize, Serialize};
 
@@ -42,7 +43,8 @@ pub struct Place {
 #[serde(deny_unknown_fields)]
 struct Kept {
     v: u8,
-    header: Header,
+    /// In any form that [`Header::parse`] knows.
+    header: serde_json::Value,
     records: BTreeMap<String, SealedRecord>,
 }
 
@@ -196,7 +198,14 @@ impl Keys {
             identity::open_or_make(&place.identity, &place.folder).map_err(|e| of_file(&e))?;
         let _lock = place.lock()?;
         let keys = match place.read()? {
-            Some(kept) => kept.header.open(&identity).map_err(|e| place.sealed(e))?,
+            Some(kept) => {
+                let stored = kept.header.to_string();
+                let header = Header::parse(stored.as_bytes()).map_err(|e| place.sealed(e))?;
+                let id = header.unlockers().first().map_or("", Unlocker::id);
+                header
+                    .open(id, &machine(&identity))
+                    .map_err(|e| place.sealed(e))?
+            }
             None => make(&place, &identity)?,
         };
         Ok(Self { place, keys })
@@ -268,14 +277,26 @@ impl Keys {
     }
 }
 
+/// Bound to no machine: a home directory may be several machines'.
+const fn machine(identity: &Identity) -> UnlockSecret<'_> {
+    UnlockSecret::Machine {
+        identity,
+        machine_id: None,
+    }
+}
+
 fn make(place: &Place, identity: &Identity) -> Result<VaultKeys, Failure> {
-    let fresh = HeaderRandom {
-        store_id: random()?,
+    let keys = VaultKeys::new(Key::new(random()?), random()?);
+    let fresh = UnlockerRandom {
+        id: random()?,
         salt: random()?,
-        root: Key::new(random()?),
         nonce: random()?,
     };
-    let Opened { header, keys } = Header::make(identity, fresh).map_err(|e| place.sealed(e))?;
+    let (secret, now) = (machine(identity), Millis(now_ms()));
+    let unlocker = Unlocker::make(keys.root(), Kind::Machine, None, &secret, now, &fresh)
+        .map_err(|e| place.sealed(e))?;
+    let header = serde_json::to_value(Header::new(&keys, vec![unlocker]))
+        .map_err(|e| Failure::of(codes::INTERNAL, e.to_string()))?;
     place.write(&Kept {
         v: FORMAT,
         header,

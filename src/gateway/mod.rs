@@ -19,6 +19,7 @@ use portcullis_actors::connection::{Certificate, Methods};
 use portcullis_actors::sandbox_pool::cell_file;
 use portcullis_actors::store::Store;
 use portcullis_actors::supervision::{self, EXIT_TREE, OnFatal};
+use portcullis_actors::vault::Around;
 use portcullis_core::audit::{BootId, Entry};
 use portcullis_core::auth::{Door, Principal, Proof, Role, Scope};
 use portcullis_core::codes;
@@ -56,6 +57,9 @@ pub fn run(global: &Global, args: &GatewayArgs, greet: bool) -> ExitCode {
         Err(failure) => return told(&failure),
     };
     inherited::close_all();
+    if let Err(failure) = keep_memory() {
+        return told(&failure);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .worker_threads(2)
@@ -200,6 +204,7 @@ async fn serve(
     let dashboard_config = loaded.config.dashboard.clone();
     let hosts = loaded.config.gateway.hosts.clone();
     let config_view = loaded.for_clients();
+    let machine_id = machine_id(&loaded.config.vault.machine_id_file);
     let owner = Hash32::of(state.as_os_str().as_encoded_bytes()).to_string()[..16].to_owned();
     let Planted {
         tree,
@@ -214,6 +219,11 @@ async fn serve(
             config_view,
             state: state.clone(),
             store: store.clone(),
+            around: Around::new(
+                machine_id,
+                std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from),
+                Some(state.clone()),
+            ),
             identity,
             token,
             pepper,
@@ -301,6 +311,31 @@ async fn serve(
         crate::end_now(EXIT_TREE);
     }
     Ok(())
+}
+
+/// What this process holds in memory is in no core file, and no other process of its user may look at it (prctl(2),
+/// `PR_SET_DUMPABLE`). After the last start of itself anew, which would undo it.
+fn keep_memory() -> Result<(), Failure> {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    setrlimit(Resource::Core, none)
+        .and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable))
+        .map_err(|e| {
+            Failure::of(
+                codes::INTERNAL,
+                format!("this process' memory cannot be kept from others: {e}"),
+            )
+        })
+}
+
+/// As machine-id(5) has it: 32 lower-case hexadecimal digits.
+fn machine_id(file: &Path) -> Option<Arc<str>> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let id = text.trim_end();
+    portcullis_core::encoding::unhex::<16>(id).map(|_| id.into())
 }
 
 /// A line each: what is wrong where, with the text that it stands in.

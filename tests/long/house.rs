@@ -82,6 +82,7 @@ impl House {
         };
         let planted = plant(
             Ground {
+                around: portcullis_actors::vault::Around::default(),
                 config: loaded.config,
                 config_view,
                 state: state.clone(),

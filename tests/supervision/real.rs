@@ -101,6 +101,7 @@ impl Ground {
                 audit: self.audit.clone(),
                 identity: Identity::from_random([1; 32]),
                 clock: trip.clock(),
+                around: portcullis_actors::vault::Around::default(),
             },
         )
     }

@@ -8,10 +8,7 @@ use proptest::prelude::*;
 use std::collections::BTreeMap;
 
 fn keys() -> VaultKeys {
-    VaultKeys {
-        root: Key::new([7; 32]),
-        store_id: [1; 16],
-    }
+    VaultKeys::new(Key::new([7; 32]), [1; 16])
 }
 
 /// The store: rows as bytes.
@@ -256,6 +253,24 @@ fn a_log_that_knows_nothing_of_the_vault_refuses_it_and_a_vault_that_is_gone_is_
 }
 
 #[test]
+fn a_vault_that_a_person_threw_away_does_not_come_back() {
+    let (mut disk, mut log) = (Disk::default(), Log::default());
+    change(&mut disk, &mut log, &Step::Set(1, 1), Stops::Nowhere);
+    let discard = |outcome: Outcome| (Record::new("vault.init"), Some(outcome.result), false);
+    // Not done whole: what was there before counts.
+    log.0.push(discard(Outcome::unknown(BootId([0; 16]))));
+    assert_eq!(disk.open(&log), Ok(vec![]));
+    assert_eq!(Disk::default().open(&log), Err(VaultError::Missing));
+    log.0.push(discard(Outcome::ok()));
+    assert_eq!(disk.open(&log), Err(VaultError::RolledBack));
+    assert_eq!(log.mark().judge(false, None), Ok(Found::New));
+    let mut new = Disk::default();
+    change(&mut new, &mut log, &Step::Set(1, 1), Stops::Nowhere);
+    assert_eq!(new.open(&log), Ok(vec![]));
+    assert_eq!(disk.open(&log), Err(VaultError::RolledBack));
+}
+
+#[test]
 fn a_vault_from_before_there_were_manifests_gets_one_once() {
     let old = |outcome: Outcome| {
         let entry = Record::new("vault.set");
@@ -314,14 +329,8 @@ fn a_top_opens_for_its_own_vault_and_with_its_own_pages_alone() {
     };
     assert!(Manifest::open(&top, &keys(), pages()).is_ok());
     for other in [
-        VaultKeys {
-            store_id: [2; 16],
-            ..keys()
-        },
-        VaultKeys {
-            root: Key::new([8; 32]),
-            ..keys()
-        },
+        VaultKeys::new(Key::new([7; 32]), [2; 16]),
+        VaultKeys::new(Key::new([8; 32]), [1; 16]),
     ] {
         let opened = Manifest::open(&top, &other, pages());
         assert_eq!(opened.err(), Some(VaultError::ManifestCorrupt));

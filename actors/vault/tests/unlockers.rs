@@ -1,0 +1,426 @@
+//! Unlockers, sealing and new keys, with the real cost of scrypt.
+
+use super::*;
+use portcullis_core::auth::limits::Source;
+use portcullis_core::vault::{KeyLabel, KeySource, Kind};
+use std::os::unix::fs::PermissionsExt as _;
+
+const PASSPHRASE: &str = "correct horse battery staple";
+
+fn typed(kind: Kind, text: &str) -> Opener {
+    Opener::Typed {
+        kind,
+        id: None,
+        secret: Secret::new(text.as_bytes().to_vec()),
+    }
+}
+
+fn passphrase(text: &str) -> NewUnlocker {
+    NewUnlocker {
+        kind: Kind::Passphrase,
+        secret: Some(Secret::new(text.as_bytes().to_vec())),
+        source: None,
+        replaces: None,
+    }
+}
+
+fn plain(kind: Kind) -> NewUnlocker {
+    NewUnlocker {
+        kind,
+        secret: None,
+        source: None,
+        replaces: None,
+    }
+}
+
+impl House {
+    async fn add(&self, new: NewUnlocker) -> Result<Added, &'static str> {
+        let added = self.vault.add_unlocker(by(), new).await;
+        added.map_err(|refusal| refusal.code())
+    }
+
+    async fn unlock(&self, user: u32, opener: Opener) -> Result<(), &'static str> {
+        let unlocked = self.vault.unlock(by(), Source::User(user), opener).await;
+        unlocked.map_err(|refusal| refusal.code())
+    }
+
+    /// The one unlocker of this kind.
+    async fn id(&self, kind: Kind) -> String {
+        let all = self.vault.unlockers().await.unwrap();
+        all.into_iter().find(|one| one.kind == kind).unwrap().id
+    }
+
+    async fn settled(&self) -> OpenStatus {
+        loop {
+            let status = self.vault.status().await.unwrap().open.unwrap();
+            if status.to_seal_anew == 0 {
+                return status;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sealed_by_a_person_it_refuses_everything_until_it_is_unlocked_and_wrong_tries_are_counted()
+{
+    let folder = tempfile::tempdir().unwrap();
+    let house = house_again(folder.path(), 1).await;
+    house.set("A", b"a").await.unwrap();
+    let key = house
+        .vault
+        .derived_key(KeyLabel::SigningKeys)
+        .await
+        .unwrap();
+    assert_eq!(
+        house.add(passphrase("too short")).await.err(),
+        Some("VAULT_UNLOCKER_WEAK")
+    );
+    house.add(passphrase(PASSPHRASE)).await.unwrap();
+    let code = house
+        .add(plain(Kind::Recovery))
+        .await
+        .unwrap()
+        .code
+        .unwrap();
+    assert_eq!(
+        house.unlock(1, Opener::Automatic).await,
+        Err("VAULT_IS_OPEN")
+    );
+    let mut phase = house.vault.phase();
+    phase.take();
+
+    house.vault.seal(by()).await.unwrap();
+    assert_eq!(phase.take(), Phase::Sealed);
+    assert_eq!(house.value("A").await, Err("SEALED"));
+    assert_eq!(house.set("A", b"b").await, Err("SEALED"));
+    assert!(
+        house
+            .vault
+            .derived_key(KeyLabel::SigningKeys)
+            .await
+            .is_err()
+    );
+    let status = house.vault.status().await.unwrap();
+    assert_eq!(
+        (status.state, status.code),
+        (Phase::Sealed, Some("VAULT_LOCKED"))
+    );
+    // Sealed twice is sealed.
+    house.vault.seal(by()).await.unwrap();
+    assert_eq!(house.vault.unlockers().await.unwrap().len(), 3);
+    assert_eq!(house.add(plain(Kind::Recovery)).await.err(), Some("SEALED"));
+
+    // Mistyped codes cost no try and no scrypt; wrong ones are counted for their user and kind.
+    for _ in 0..10 {
+        let mistyped = house.unlock(1, typed(Kind::Recovery, &code[1..])).await;
+        assert_eq!(mistyped, Err("VAULT_RECOVERY_INVALID"));
+    }
+    for _ in 0..5 {
+        let wrong = house
+            .unlock(1, typed(Kind::Passphrase, "wrong wrong wrong"))
+            .await;
+        assert_eq!(wrong, Err("VAULT_UNLOCK_WRONG"));
+    }
+    let right = house.unlock(1, typed(Kind::Passphrase, PASSPHRASE)).await;
+    assert_eq!(right, Err("VAULT_UNLOCK_LIMITED"));
+    let status = house.vault.status().await.unwrap();
+    assert_eq!(status.code, Some("VAULT_LOCKED"));
+    // Another user's tries, and another kind, are not his.
+    house
+        .unlock(1, typed(Kind::Recovery, &code.to_lowercase()))
+        .await
+        .unwrap();
+    assert_eq!(house.value("A").await, Ok(b"a".to_vec()));
+    assert_eq!(phase.take(), Phase::Open);
+    let again = house
+        .vault
+        .derived_key(KeyLabel::SigningKeys)
+        .await
+        .unwrap();
+    assert_eq!(again.expose(), key.expose());
+    house.vault.seal(by()).await.unwrap();
+    house
+        .unlock(2, typed(Kind::Passphrase, PASSPHRASE))
+        .await
+        .unwrap();
+    house.vault.seal(by()).await.unwrap();
+    house.unlock(1, Opener::Automatic).await.unwrap();
+
+    // Each try is on record with its end, and no secret is.
+    let query = Query {
+        action: Some("vault.".into()),
+        limit: 1_000,
+        ..Query::default()
+    };
+    let found = house.audit.query(query).await.unwrap();
+    let text = format!("{found:?}");
+    assert!(!text.contains("horse") && !text.contains(&**code));
+    assert_eq!(text.matches("VAULT_UNLOCK_WRONG").count(), 5);
+    house.end().await;
+    // A start needs no person, where something opens it without one.
+    let house = house_again(folder.path(), 2).await;
+    assert_eq!(house.value("A").await, Ok(b"a".to_vec()));
+    house.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unlockers_come_and_go_and_the_last_one_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let key_file = folder.path().join("key");
+    std::fs::write(&key_file, [7; 40]).unwrap();
+    std::fs::set_permissions(&key_file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let house = house_again(folder.path(), 1).await;
+    house.set("A", b"a").await.unwrap();
+    let machine = house.id(Kind::Machine).await;
+    let last = house.vault.remove_unlocker(by(), &machine).await;
+    assert_eq!(last.map_err(|e| e.code()), Err("VAULT_LAST_UNLOCKER"));
+    let file = |path: &Path| NewUnlocker {
+        source: Some(KeySource::File(path.display().to_string())),
+        ..plain(Kind::File)
+    };
+    assert_eq!(
+        house.add(file(&folder.path().join("none"))).await.err(),
+        Some("VAULT_KEY_FILE")
+    );
+    house.add(file(&key_file)).await.unwrap();
+    house.vault.remove_unlocker(by(), &machine).await.unwrap();
+    let gone = house.vault.remove_unlocker(by(), &machine).await;
+    assert_eq!(gone.map_err(|e| e.code()), Err("VAULT_UNLOCKER_NOT_FOUND"));
+    house.end().await;
+
+    // The file opens it at a start, whatever identity there is.
+    let house_2 = super::house(folder.path(), 2, 9).await;
+    assert_eq!(house_2.value("A").await, Ok(b"a".to_vec()));
+    house_2.add(passphrase(PASSPHRASE)).await.unwrap();
+    let file_id = house_2.id(Kind::File).await;
+    house_2.vault.remove_unlocker(by(), &file_id).await.unwrap();
+    // One in another's place.
+    let old = house_2.id(Kind::Passphrase).await;
+    let new = NewUnlocker {
+        replaces: Some(old.clone()),
+        ..passphrase("another horse battery")
+    };
+    let replaced = house_2.add(new).await.unwrap().id;
+    assert_ne!(old, replaced);
+    house_2.end().await;
+
+    // A passphrase alone: a person opens it at each start.
+    let house_3 = house_again(folder.path(), 3).await;
+    let status = house_3.vault.status().await.unwrap();
+    assert_eq!(status.code, Some("VAULT_LOCKED"));
+    assert_eq!(
+        house_3.unlock(1, Opener::Automatic).await,
+        Err("VAULT_LOCKED")
+    );
+    let wrong = house_3.unlock(1, typed(Kind::Passphrase, PASSPHRASE)).await;
+    assert_eq!(wrong, Err("VAULT_UNLOCK_WRONG"));
+    let none = house_3.unlock(1, typed(Kind::Machine, "x")).await;
+    assert_eq!(none, Err("VAULT_UNLOCKER_NOT_FOUND"));
+    house_3
+        .unlock(1, typed(Kind::Passphrase, "another horse battery"))
+        .await
+        .unwrap();
+    assert_eq!(house_3.value("A").await, Ok(b"a".to_vec()));
+    house_3.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unlocker_that_was_removed_does_not_come_back_with_an_old_header() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let house = house_again(at, 1).await;
+    house.add(passphrase(PASSPHRASE)).await.unwrap();
+    house.end().await;
+    rows_of(at, "before");
+    let house = house_again(at, 2).await;
+    let id = house.id(Kind::Passphrase).await;
+    house.vault.remove_unlocker(by(), &id).await.unwrap();
+    house.end().await;
+    put_back(at, "before", "kind = 'vault.header'");
+    let house = house_again(at, 3).await;
+    let refused = Err(VaultRefusal::Sealed(VaultError::RolledBack));
+    assert_eq!(house.vault.list().await, refused);
+    let unlocked = house.unlock(1, typed(Kind::Passphrase, PASSPHRASE)).await;
+    assert_eq!(unlocked, Err("VAULT_ROLLED_BACK"));
+    house.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_machine_opens_it_by_a_persons_unlocker_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |boot, id: &'static str| {
+        let around = Around::new(Some(id.into()), None, None);
+        house_around(folder.path(), boot, 1, around)
+    };
+    let house = at(1, "11111111111111111111111111111111").await;
+    house.set("A", b"a").await.unwrap();
+    let code = house
+        .add(plain(Kind::Recovery))
+        .await
+        .unwrap()
+        .code
+        .unwrap();
+    house.end().await;
+    let house = at(2, "22222222222222222222222222222222").await;
+    let status = house.vault.status().await.unwrap();
+    assert_eq!(status.code, Some("VAULT_OTHER_MACHINE"));
+    house.unlock(1, typed(Kind::Recovery, &code)).await.unwrap();
+    assert_eq!(house.value("A").await, Ok(b"a".to_vec()));
+    // And is made to open here from now on.
+    let here = NewUnlocker {
+        replaces: Some(house.id(Kind::Machine).await),
+        ..plain(Kind::Machine)
+    };
+    house.add(here).await.unwrap();
+    house.end().await;
+    let house = at(3, "22222222222222222222222222222222").await;
+    assert_eq!(house.value("A").await, Ok(b"a".to_vec()));
+    house.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_data_key_seals_everything_anew_while_it_serves() {
+    let folder = tempfile::tempdir().unwrap();
+    let house = house_again(folder.path(), 1).await;
+    for name in ["A", "B", "C"] {
+        house.set(name, name.as_bytes()).await.unwrap();
+    }
+    let stored = async |name: &str| house.store.get("vault", name).await.unwrap().unwrap();
+    let before = stored("A").await;
+    assert_eq!(house.vault.rotate(by()).await, Ok((2, 3)));
+    // Old and new at once.
+    assert_eq!(house.value("B").await, Ok(b"B".to_vec()));
+    assert_eq!(house.set("C", b"c-2").await, Ok(2));
+    let status = house.settled().await;
+    assert_eq!((status.epoch, status.records, status.unreadable), (2, 3, 0));
+    let after = stored("A").await;
+    assert_ne!(before.payload, after.payload);
+    assert!(
+        String::from_utf8(after.payload)
+            .unwrap()
+            .contains("\"epoch\":2")
+    );
+    house.end().await;
+    let house = house_again(folder.path(), 2).await;
+    assert_eq!(house.value("A").await, Ok(b"A".to_vec()));
+    assert_eq!(house.value("C").await, Ok(b"c-2".to_vec()));
+    house.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_root_key_takes_everything_along_and_what_opened_the_old_one_opens_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let house = house_again(at, 1).await;
+    for name in ["A", "B"] {
+        house.set(name, name.as_bytes()).await.unwrap();
+    }
+    let key = house
+        .vault
+        .derived_key(KeyLabel::SigningKeys)
+        .await
+        .unwrap();
+    let old_code = house
+        .add(plain(Kind::Recovery))
+        .await
+        .unwrap()
+        .code
+        .unwrap();
+    house.add(passphrase(PASSPHRASE)).await.unwrap();
+    let id = house.id(Kind::Passphrase).await;
+    let rekey = async |typed: Option<&str>, drop: Vec<String>| {
+        let typed = typed.map(|text| (id.clone(), Secret::new(text.as_bytes().to_vec())));
+        let made = house
+            .vault
+            .rekey(by(), typed.into_iter().collect(), drop)
+            .await;
+        made.map_err(|refusal| refusal.code())
+    };
+    // Without the passphrase, or with a wrong one, nothing is changed.
+    assert_eq!(
+        rekey(None, vec![]).await.err(),
+        Some("VAULT_PASSPHRASE_NEEDED")
+    );
+    assert_eq!(
+        rekey(Some("correct horse"), vec![]).await.err(),
+        Some("VAULT_UNLOCK_WRONG")
+    );
+    let unknown = rekey(None, vec!["ffffffff".into()]).await;
+    assert_eq!(unknown.err(), Some("VAULT_UNLOCKER_NOT_FOUND"));
+    let header = |house: &House| {
+        let store = house.store.clone();
+        async move {
+            store
+                .get("vault.header", "only")
+                .await
+                .unwrap()
+                .unwrap()
+                .payload
+        }
+    };
+    let before = header(&house).await;
+    let made = rekey(Some(PASSPHRASE), vec![]).await.unwrap();
+    let [(_, code)] = &made.codes[..] else {
+        panic!("one recovery code was made anew")
+    };
+    let status = house.settled().await;
+    assert_eq!((status.epoch, status.unreadable), (2, 0));
+    // Then the old root key is forgotten.
+    loop {
+        let now = String::from_utf8(header(&house).await).unwrap();
+        if !now.contains("previous") {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert_ne!(before, header(&house).await);
+    assert_eq!(house.value("A").await, Ok(b"A".to_vec()));
+    let same = house
+        .vault
+        .derived_key(KeyLabel::SigningKeys)
+        .await
+        .unwrap();
+    assert_eq!(same.expose(), key.expose());
+    house.vault.seal(by()).await.unwrap();
+    let old = house.unlock(1, typed(Kind::Recovery, &old_code)).await;
+    assert_eq!(old, Err("VAULT_UNLOCK_WRONG"));
+    house.unlock(1, typed(Kind::Recovery, code)).await.unwrap();
+    house.end().await;
+    let house = house_again(at, 2).await;
+    assert_eq!(house.value("B").await, Ok(b"B".to_vec()));
+    let same = house
+        .vault
+        .derived_key(KeyLabel::SigningKeys)
+        .await
+        .unwrap();
+    assert_eq!(same.expose(), key.expose());
+    house.vault.seal(by()).await.unwrap();
+    house
+        .unlock(1, typed(Kind::Passphrase, PASSPHRASE))
+        .await
+        .unwrap();
+    house.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vault_that_cannot_be_opened_is_made_anew_by_a_persons_word_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let house = house_again(at, 1).await;
+    house.set("A", b"a").await.unwrap();
+    let open = house.vault.init(by()).await;
+    assert_eq!(open.map_err(|e| e.code()), Err("VAULT_IS_OPEN"));
+    house.end().await;
+    take_away(at, "kind = 'vault.header'");
+    let house = house_again(at, 2).await;
+    let status = house.vault.status().await.unwrap();
+    assert_eq!(status.code, Some("VAULT_MISSING"));
+    house.vault.init(by()).await.unwrap();
+    assert_eq!(house.value("A").await, Err("VAULT_NOT_FOUND"));
+    assert_eq!(house.set("B", b"b").await, Ok(1));
+    house.end().await;
+    let house = house_again(at, 3).await;
+    assert_eq!(house.value("B").await, Ok(b"b".to_vec()));
+    house.end().await;
+}

@@ -1,0 +1,158 @@
+//! The vault by the command line of a real gateway: unlockers, sealing, new keys, and who may not.
+
+use serde_json::{Value, json};
+
+use crate::protocol::signed_http::Signer;
+use crate::support::gateway::Gateway;
+use crate::support::ws::{Client, Connect};
+
+const PASSPHRASE: &[u8] = b"correct horse battery staple\n";
+
+fn status(gateway: &Gateway) -> Value {
+    let output = gateway.cli(&["vault", "status", "--json"]);
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// The command with a line on stdin: its exit code and its document.
+fn fed(gateway: &Gateway, words: &[&str], input: &[u8]) -> (i32, Value) {
+    use std::io::Write as _;
+    use std::process::Stdio;
+    let mut child = gateway
+        .command(&[words, &["--json"]].concat())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let document = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    (output.status.code().unwrap_or(-1), document)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vault_is_sealed_and_opened_by_the_command_line_while_the_gateway_lives() {
+    let gateway = Gateway::start();
+    gateway.vault_is_open();
+    assert_eq!(gateway.feed(&["vault", "set", "KEY"], b"planted"), 0);
+    let signer = Signer::new(&gateway, &["operator.read"]).await;
+    let signed = |expected: u16| {
+        let (code, answer) = signer.now(&gateway, "status", "{}").go(&gateway);
+        assert_eq!(code, expected, "{answer}");
+        answer
+    };
+    signed(200);
+
+    let (code, _) = fed(
+        &gateway,
+        &["vault", "unlockers", "add", "passphrase"],
+        PASSPHRASE,
+    );
+    assert_eq!(code, 0);
+    let made = gateway.json(&["vault", "unlockers", "add", "recovery"]);
+    let recovery = made["recoveryCode"].as_str().unwrap();
+    let open = status(&gateway);
+    assert_eq!(
+        (
+            &open["state"],
+            &open["records"],
+            &open["unlockers"],
+            &open["hasRecovery"]
+        ),
+        (&json!("open"), &json!(1), &json!(3), &json!(true)),
+        "{open}"
+    );
+
+    gateway.json(&["vault", "seal"]);
+    let sealed = status(&gateway);
+    assert_eq!(
+        (&sealed["state"], &sealed["code"]),
+        (&json!("sealed"), &json!("VAULT_LOCKED"))
+    );
+    assert_eq!(gateway.cli(&["vault", "status"]).status.code(), Some(8));
+    assert_eq!(gateway.feed(&["vault", "set", "KEY"], b"x"), 4);
+    // Everything else lives; what is sealed under the vault's key waits for it.
+    gateway.json(&["status"]);
+    let answer = loop {
+        let (code, answer) = signer.now(&gateway, "status", "{}").go(&gateway);
+        if code != 200 {
+            break answer;
+        }
+    };
+    assert_eq!(answer["error"]["details"]["code"], "SEALED", "{answer}");
+
+    let unlock = ["vault", "unlock", "--passphrase"];
+    let (code, wrong) = fed(&gateway, &unlock, b"a wrong horse battery\n");
+    assert_eq!(
+        (code, &wrong["error"]["code"]),
+        (4, &json!("VAULT_UNLOCK_WRONG"))
+    );
+    assert_eq!(status(&gateway)["code"], "VAULT_LOCKED");
+    let by_code = ["vault", "unlock", "--recovery"];
+    assert_eq!(fed(&gateway, &by_code, b"0000-0000\n").0, 2);
+    assert_eq!(fed(&gateway, &unlock, PASSPHRASE).0, 0);
+    assert_eq!(status(&gateway)["state"], "open");
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while signer.now(&gateway, "status", "{}").go(&gateway).0 != 200 {
+        assert!(
+            std::time::Instant::now() < end,
+            "signing does not come back"
+        );
+    }
+
+    // A new data key and a new root key, while it serves; then the code and the passphrase of now open it.
+    assert_eq!(gateway.json(&["vault", "rotate"])["epoch"], 2);
+    let (code, rekeyed) = fed(&gateway, &["vault", "rekey"], PASSPHRASE);
+    assert_eq!(code, 0, "{rekeyed}");
+    let codes = rekeyed["recoveryCodes"].as_array().unwrap();
+    let new = codes[0]["recoveryCode"].as_str().unwrap().to_owned() + "\n";
+    signed(200);
+    gateway.json(&["vault", "seal"]);
+    assert_eq!(fed(&gateway, &by_code, recovery.as_bytes()).0, 4);
+    assert_eq!(fed(&gateway, &by_code, new.as_bytes()).0, 0);
+    // Without a word that it be by a person, what opens it at each start opens it now.
+    gateway.json(&["vault", "seal"]);
+    assert_eq!(gateway.json(&["vault", "unlock"])["state"], "open");
+    let list = gateway.json(&["vault", "list"]);
+    assert_eq!(
+        (
+            &list["entries"][0]["name"],
+            list["entries"][0]["code"].is_null()
+        ),
+        (&json!("KEY"), true)
+    );
+    let tail = gateway
+        .json(&["audit", "query", "--action", "vault."])
+        .to_string();
+    assert!(!tail.contains("horse") && !tail.contains(recovery) && !tail.contains("planted"));
+    assert_eq!(gateway.cli(&["vault", "init"]).status.code(), Some(2));
+    let init = gateway.cli(&["vault", "init", "--discard-all-secrets"]);
+    assert_eq!(init.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&init.stderr).contains("VAULT_IS_OPEN"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_opens_the_vault_is_given_on_control_sock_only() {
+    let all = r#"["operator.admin"]"#;
+    let gateway = Gateway::with(&[("gateway.auth.shared_token_scopes", all)]);
+    gateway.vault_is_open();
+    let mut client = Client::dial(&gateway).await;
+    client
+        .hello(&Connect::token().scopes(&["operator.admin"]))
+        .await;
+    for (method, params) in [
+        ("vault.unlock", json!({})),
+        ("vault.rekey", json!({})),
+        ("vault.init", json!({ "discard": true })),
+        ("vault.unlockers.add", json!({ "kind": "recovery" })),
+        ("vault.unlockers.remove", json!({ "unlocker": "00000000" })),
+    ] {
+        let error = client.refused(method, params).await;
+        assert_eq!(
+            error["details"]["code"], "MISSING_SCOPE",
+            "{method}: {error}"
+        );
+    }
+    client.get("vault.unlockers.list", json!({})).await;
+    let sealed = client.get("vault.seal", json!({})).await;
+    assert_eq!(sealed["state"], "sealed");
+}
