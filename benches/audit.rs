@@ -11,11 +11,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use portcullis_actors::audit::{AuditConfig, AuditHandle, AuditWiring, Clock, verify_dir};
+use portcullis_actors::audit::{
+    AuditConfig, AuditHandle, AuditKeys, AuditWiring, Clock, verify_dir,
+};
 use portcullis_actors::supervision::{Feed, Intensity, OnFatal, Tree, TreeBuilder};
 use portcullis_core::audit::{
     Body, BootId, Entry, Head, SegmentHeader, Stamp, encode_record, leaf_hash,
 };
+use portcullis_core::identity::Identity;
 use support::{cpu_of, least, median};
 
 /// Short turns, limit and subject one after the other: the disk's mood changes within seconds.
@@ -110,6 +113,7 @@ async fn start(dir: &Path) -> Result<(AuditHandle, Tree)> {
     let mut builder = TreeBuilder::new(Intensity::default(), fatal);
     let wiring = AuditWiring {
         dir: dir.to_owned(),
+        keys: AuditKeys::new(dir.with_extension("keys"), &Identity::from_random([1; 32])),
         config: AuditConfig::default(),
         boot: BOOT,
         clock: Clock::new(),

@@ -17,9 +17,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use futures_util::{SinkExt as _, StreamExt as _};
-use portcullis_actors::audit::{AuditConfig, AuditHandle, AuditWiring, Clock};
+use portcullis_actors::audit::{AuditConfig, AuditHandle, AuditKeys, AuditWiring, Clock};
 use portcullis_actors::supervision::{Feed, Intensity, OnFatal, TreeBuilder};
 use portcullis_core::audit::{BootId, Entry, Outcome};
+use portcullis_core::identity::Identity;
 use serde_json::{Value, json};
 use support::device::Device;
 use support::{Running, State, control, dial, line, median};
@@ -179,8 +180,12 @@ async fn fill(state: &State, gateway: &Running) -> Result<()> {
 async fn record(log: &Path, acts: usize) -> Result<()> {
     let fatal: OnFatal = Arc::new(|room, why| panic!("{room}: {why}"));
     let mut builder = TreeBuilder::new(Intensity::default(), fatal);
+    let file = log.ancestors().nth(2).context("no folder")?;
+    let identity = std::fs::read_to_string(file.join("identity.key"))?;
+    let identity = Identity::parse(&identity).ok().context("no identity")?;
     let wiring = AuditWiring {
         dir: log.to_owned(),
+        keys: AuditKeys::new(log.with_file_name("keys"), &identity),
         config: AuditConfig::default(),
         boot: BootId(*uuid::Uuid::new_v4().as_bytes()),
         clock: Clock::new(),

@@ -120,12 +120,14 @@ codes! {
     STATE_LOCKED, "UNAVAILABLE", false, 1, "another gateway uses this state directory: stop it, or choose another with --state";
     STATE_CORRUPT, "UNAVAILABLE", false, 10, "the state does not fit the audit log: look at `portcullis audit verify --offline` and restore both from one backup";
     AUDIT_ALTERED, "UNAVAILABLE", false, 10, "the audit log was altered: keep a copy as evidence; `portcullis audit verify --offline` names the first bad record";
+    AUDIT_KEY_MISMATCH, "UNAVAILABLE", false, 10, "the audit log and the key that signs it do not belong together, as when one of them was put back: restore STATE/audit and STATE/keys from one backup";
     STATE_FORMAT, "UNAVAILABLE", false, 1, "the state was made by a newer Portcullis: run the build that wrote it";
     STATE_IO, "UNAVAILABLE", true, 8, "the state database could not be read or written: look at the disk and the system log";
     STORE_DOWN, "UNAVAILABLE", true, 8, "the state database has stopped and the gateway ends with it: its service starts it again";
     STORE_INVALID, "UNAVAILABLE", false, 1, "this is a defect of ours: the state database refused what a room wanted to write";
     AUDIT_NOT_OPEN, "UNAVAILABLE", false, 1, "this act was closed in the audit log before: `portcullis audit query` shows it";
     AUDIT_UNREADABLE, "UNAVAILABLE", true, 8, "the audit log could not be read: look at the disk and at the rights of the state directory";
+    AUDIT_NO_RECORD, "INVALID_REQUEST", false, 3, "`portcullis audit tail` shows the newest records and their numbers";
     AUDIT_ENTRY_INVALID, "INVALID_REQUEST", false, 2, "a name or a value is longer than the audit log takes: shorten it, nothing was done";
     BOX_START_FAILED, "UNAVAILABLE", true, 8, "the sandbox could not be started: look at the gateway's log and the engine, then try again";
     BOX_STATE_UNKNOWN, "UNAVAILABLE", true, 8, "a sandbox could not be ended or listed: look at the engine; the next start of the gateway ends what is left";

@@ -1,8 +1,8 @@
 //! The machine identity key: the one secret that lies in the clear, outside the state directory. Everything else is
 //! sealed under a key derived from it.
 //!
-//! The boot keys (audit signing key, TLS key, password pepper) are needed before the vault opens, so each is sealed
-//! under a label of its own and none is in the vault.
+//! The boot keys (TLS key, password pepper) and the audit log's epoch keys ([`crate::audit::epoch`]) are needed before the
+//! vault opens, so each is sealed under a label of its own and none is in the vault.
 
 use crate::encoding::{base64url, from_base64url};
 use crate::seal::{Key, NONCE, Secret};
@@ -22,8 +22,6 @@ pub struct Identity(Key);
 /// A key that exists before the vault is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BootKey {
-    /// Signs heads of the audit log.
-    AuditSigning,
     /// Private key of the TLS certificate.
     Tls,
     /// Pepper of stored password hashes.
@@ -32,12 +30,11 @@ pub enum BootKey {
 
 impl BootKey {
     /// Every boot key.
-    pub const ALL: [Self; 3] = [Self::AuditSigning, Self::Tls, Self::Pepper];
+    pub const ALL: [Self; 2] = [Self::Tls, Self::Pepper];
 
     /// File name under `keys/`.
     pub const fn file_name(self) -> &'static str {
         match self {
-            Self::AuditSigning => "audit-signing.key",
             Self::Tls => "tls.key",
             Self::Pepper => "pepper.key",
         }
@@ -45,7 +42,6 @@ impl BootKey {
 
     const fn label(self) -> &'static str {
         match self {
-            Self::AuditSigning => "portcullis/boot/audit-signing/v1",
             Self::Tls => "portcullis/boot/tls/v1",
             Self::Pepper => "portcullis/boot/pepper/v1",
         }
@@ -127,6 +123,11 @@ impl Identity {
     /// What seals the rows of approvals.
     pub(crate) fn approval_rows(&self) -> Key {
         self.derive("portcullis/approval/rows/v1")
+    }
+
+    /// What seals the keys that sign the audit log, an epoch each.
+    pub(crate) fn audit_epochs(&self) -> Key {
+        self.derive("portcullis/audit/epoch/v1")
     }
 
     /// Seals a boot key for its file.

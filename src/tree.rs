@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use portcullis_actors::approval::{ApprovalHandle, ApprovalWiring};
-use portcullis_actors::audit::{AuditHandle, AuditWiring};
+use portcullis_actors::audit::{AuditHandle, AuditKeys, AuditWiring};
 use portcullis_actors::auth::{AuthHandle, AuthWiring, SharedSecret};
 use portcullis_actors::clock::Clock;
 use portcullis_actors::connection::{Certificate, ConnectionShared, Methods, Sessions};
@@ -144,6 +144,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
         &mut tree,
         AuditWiring {
             dir: ground.state.join("audit"),
+            keys: AuditKeys::new(ground.state.join("keys"), &identity),
             config: config.audit,
             boot: ground.boot,
             clock: portcullis_actors::audit::Clock::new(),

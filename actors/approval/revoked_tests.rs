@@ -1,7 +1,7 @@
 //! What rests on the word of a device holds no longer than its generation, whoever was running when that ended.
 
 use super::*;
-use crate::audit::{AuditConfig, AuditHandle, AuditWiring};
+use crate::audit::{AuditConfig, AuditHandle, AuditKeys, AuditWiring};
 use crate::auth::AuthHandle;
 use crate::clock::Clock;
 use crate::pairing::{Client, ConnectFacts, PairingConfig, PairingHandle, PairingWiring, Verdict};
@@ -39,6 +39,7 @@ async fn house(folder: &Path, boot: u8, approves: bool) -> House {
         &mut tree,
         AuditWiring {
             dir: folder.join("audit"),
+            keys: AuditKeys::new(folder.join("keys"), &Identity::from_random([1; 32])),
             config: AuditConfig::default(),
             boot: BootId([boot; 16]),
             clock: crate::audit::Clock::new(),

@@ -6,7 +6,7 @@
 )]
 
 use super::*;
-use crate::audit::{AuditConfig, AuditHandle, AuditWiring};
+use crate::audit::{AuditConfig, AuditHandle, AuditKeys, AuditWiring};
 use crate::auth::AuthHandle;
 use crate::clock::Clock;
 use crate::pairing::{PairingConfig, PairingHandle, PairingWiring};
@@ -57,6 +57,7 @@ async fn house_with(folder: &Path, boot: u8, clock: Clock, store: Store, key: u8
         &mut tree,
         AuditWiring {
             dir: folder.join("audit"),
+            keys: AuditKeys::new(folder.join("keys"), &Identity::from_random([1; 32])),
             config: AuditConfig::default(),
             boot: BootId([boot; 16]),
             clock: crate::audit::Clock::new(),
@@ -717,6 +718,7 @@ async fn a_row_beyond_the_audit_log_stops_the_start() {
         &mut tree,
         AuditWiring {
             dir: folder.path().join("audit"),
+            keys: AuditKeys::new(folder.path().join("keys"), &Identity::from_random([1; 32])),
             config: AuditConfig::default(),
             boot: BootId([2; 16]),
             clock: crate::audit::Clock::new(),

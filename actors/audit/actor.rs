@@ -28,7 +28,7 @@ pub struct Audit {
     dir: PathBuf,
     writer: Writer,
     /// What is still to be read: no blocking thread was free.
-    line: VecDeque<Looked>,
+    line: VecDeque<Box<Looked>>,
     /// Jobs of this life, and whether one of them verifies: a long reading leaves the other thread to the short ones.
     reading: usize,
     verifying: bool,
@@ -44,6 +44,7 @@ impl Room for Audit {
         let (tx, opened) = oneshot::channel();
         let spec = LogSpec {
             dir: wiring.dir.clone(),
+            keys: wiring.keys.clone(),
             config: wiring.config.clone(),
             boot: wiring.boot,
             clock: wiring.clock,
@@ -61,6 +62,10 @@ impl Room for Audit {
                 unknown = report.unknown,
                 "the audit log was not closed in order"
             );
+        }
+        if let Some(key) = report.began {
+            // Public, and of use only to who keeps it elsewhere.
+            tracing::info!(target: "portcullis", %key, "the audit log begins: keep its first public key elsewhere");
         }
         let opened = format!(
             "at record {}, {} torn bytes cut, {} acts of unknown outcome",
@@ -89,7 +94,10 @@ impl Room for Audit {
             }
             AuditMsg::Tail(n, reply) => self.look(Want::Tail(n, reply)),
             AuditMsg::Query(query, reply) => self.look(Want::Query(query, reply)),
-            AuditMsg::Verify(reply) => self.look(Want::Verify(reply)),
+            AuditMsg::Verify(outside, reply) => self.look(Want::Verify(outside, reply)),
+            AuditMsg::Sign(reply) => self.look(Want::Sign(reply)),
+            AuditMsg::Prove(seq, reply) => self.look(Want::Prove(seq, reply)),
+            AuditMsg::Consistency(old, new, reply) => self.look(Want::Consistency(old, new, reply)),
             AuditMsg::Looked(looked) => {
                 self.looked(*looked);
                 Ok(())
@@ -125,6 +133,8 @@ impl Room for Audit {
             .with("open intents", status.open)
             .with("idempotency keys", status.keys)
             .with("syncs", status.groups)
+            .with("epoch", status.epoch)
+            .with("signed", status.signed)
             .with("waiting to read", self.line.len())
             .with("opened", &self.opened)
     }
@@ -153,7 +163,7 @@ impl Audit {
                         answer.send(Err(AuditError::Overloaded));
                     }
                     Job::Once(_, _, answer) => answer.send(Err(AuditError::Overloaded)),
-                    Job::Look(answer) => answer.send(Err(AuditError::Overloaded)),
+                    Job::Look(answer, _) => answer.send(Err(AuditError::Overloaded)),
                 }
                 Ok(())
             }
@@ -167,6 +177,7 @@ impl Audit {
     /// Asks the writer what is durable, and comes back with it.
     fn look(&self, want: Want) -> Result<(), Crash> {
         let (tx, look) = oneshot::channel();
+        let is_signed = want.is_signed();
         let ctx = self.ctx.clone();
         self.ctx
             .task("look", 0, async move {
@@ -180,7 +191,7 @@ impl Audit {
                 }
             })
             .keep();
-        self.submit(Job::Look(Answer::Own(tx)))
+        self.submit(Job::Look(Answer::Own(tx), is_signed))
     }
 
     /// What memory holds is answered at once; the rest is read in its turn.
@@ -191,7 +202,7 @@ impl Audit {
             }
             want if self.line.len() >= LINE => want.refuse(AuditError::Overloaded),
             want => {
-                self.line.push_back(Looked { want, ..looked });
+                self.line.push_back(Box::new(Looked { want, ..looked }));
                 self.read_on();
             }
         }
@@ -200,8 +211,9 @@ impl Audit {
     /// Gives the free threads to who is first in the line.
     fn read_on(&mut self) {
         loop {
-            let may = |looked: &Looked| !(self.verifying && matches!(looked.want, Want::Verify(_)));
-            let Some(first) = self.line.iter().position(may) else {
+            let verifies = |looked: &Looked| matches!(looked.want, Want::Verify(..));
+            let mut line = self.line.iter();
+            let Some(first) = line.position(|looked| !(self.verifying && verifies(looked))) else {
                 return;
             };
             let Some(looked) = self.line.remove(first) else {
@@ -223,23 +235,37 @@ impl Audit {
     }
 
     /// Reads on a blocking thread, as far as the writer vouches for the files. Gives it back where none is free.
-    fn read(&mut self, looked: Looked) -> Result<(), Looked> {
+    fn read(&mut self, looked: Box<Looked>) -> Result<(), Box<Looked>> {
         let dir = self.dir.clone();
-        let verifies = matches!(looked.want, Want::Verify(_));
+        let verifies = matches!(looked.want, Want::Verify(..));
         // The closure owns the replies: with no thread free they are dropped, unless they are kept back here.
-        let (tx, rx) = std::sync::mpsc::sync_channel::<Looked>(1);
+        let (tx, rx) = std::sync::mpsc::sync_channel::<Box<Looked>>(1);
         let job = move || {
-            let Ok(Looked { look, want }) = rx.recv() else {
+            let Ok(looked) = rx.recv() else {
                 return;
             };
+            let Looked { look, want } = *looked;
             let horizon = look.horizon;
+            let signed = || {
+                let missing = || AuditError::Unreadable("no key has signed yet".to_owned());
+                look.signed.as_ref().ok_or_else(missing)
+            };
             match want {
                 Want::Tail(n, reply) => {
                     let records = tail_to(&dir, n, Some(horizon));
                     reply.send(records.map(|records| records.into_iter().map(Arc::new).collect()));
                 }
                 Want::Query(query, reply) => reply.send(query_to(&dir, &query, Some(horizon))),
-                Want::Verify(reply) => reply.send(verify(&dir, Some(horizon))),
+                Want::Verify(outside, reply) => {
+                    reply.send(verify(&dir, Some(horizon), *outside));
+                }
+                Want::Sign(reply) => reply.send(signed().map(|signed| (**signed).clone())),
+                Want::Prove(seq, reply) => {
+                    reply.send(signed().and_then(|signed| signed.prove(&dir, seq)));
+                }
+                Want::Consistency(old, new, reply) => {
+                    reply.send(signed().and_then(|signed| signed.consistency(&dir, old, new)));
+                }
             }
         };
         let name = if verifies { VERIFY } else { READ };
@@ -260,7 +286,10 @@ impl Want {
         match self {
             Self::Tail(_, reply) => reply.is_wanted(),
             Self::Query(_, reply) => reply.is_wanted(),
-            Self::Verify(reply) => reply.is_wanted(),
+            Self::Verify(_, reply) => reply.is_wanted(),
+            Self::Sign(reply) => reply.is_wanted(),
+            Self::Prove(_, reply) => reply.is_wanted(),
+            Self::Consistency(_, _, reply) => reply.is_wanted(),
         }
     }
 
@@ -268,7 +297,10 @@ impl Want {
         match self {
             Self::Tail(_, reply) => reply.refuse(error),
             Self::Query(_, reply) => reply.refuse(error),
-            Self::Verify(reply) => reply.refuse(error),
+            Self::Verify(_, reply) => reply.refuse(error),
+            Self::Sign(reply) => reply.refuse(error),
+            Self::Prove(_, reply) => reply.refuse(error),
+            Self::Consistency(_, _, reply) => reply.refuse(error),
         }
     }
 }

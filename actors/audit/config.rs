@@ -16,6 +16,9 @@ pub struct AuditConfig {
     /// cut at its end, and is not written to.
     #[serde(skip)]
     pub at_least: u64,
+    /// No setting: a checkpoint follows a record by so many milliseconds at the latest.
+    #[serde(skip)]
+    pub checkpoint_ms: u64,
 }
 
 impl AuditConfig {
@@ -33,6 +36,7 @@ impl Default for AuditConfig {
             once_hours: 24,
             once_keys: 100_000,
             at_least: 0,
+            checkpoint_ms: 10_000,
         }
     }
 }

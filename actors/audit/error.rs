@@ -53,6 +53,11 @@ pub enum AuditError {
         "AUDIT_ALTERED: {0}; keep the directory as evidence, then restore it or begin a new log elsewhere"
     )]
     Altered(Fault),
+    /// The log and its keys do not belong together.
+    #[error(
+        "AUDIT_KEY_MISMATCH: {0}; restore STATE/audit and STATE/keys from one backup, and keep what is there as evidence"
+    )]
+    Key(String),
     /// The log ends before a record that the state was written under.
     #[error(
         "STATE_CORRUPT: the state was written under record {state}, and the log ends at {head}; restore both from one backup"
@@ -79,6 +84,14 @@ pub enum AuditError {
         path: String,
         /// Its permission bits.
         mode: u32,
+    },
+    /// A record that the log does not have, or not yet.
+    #[error("AUDIT_NO_RECORD: there is no record {seq}: the log has {size}")]
+    NoRecord {
+        /// The record, or the size of the log.
+        seq: Seq,
+        /// How many there are.
+        size: u64,
     },
     /// The log could not be read.
     #[error("AUDIT_UNREADABLE: {0}")]
@@ -109,10 +122,12 @@ impl AuditError {
             Self::DiskFull => "DISK_FULL",
             Self::NotOpen(_) => "AUDIT_NOT_OPEN",
             Self::Altered(_) => "AUDIT_ALTERED",
+            Self::Key(_) => "AUDIT_KEY_MISMATCH",
             Self::Ended => "SESSION_ENDED",
             Self::Behind { .. } => "STATE_CORRUPT",
             Self::Locked { .. } => "STATE_LOCKED",
             Self::Mode { .. } => "STATE_MODE",
+            Self::NoRecord { .. } => "AUDIT_NO_RECORD",
             Self::Unreadable(_) => "AUDIT_UNREADABLE",
             Self::Overloaded => "OVERLOADED",
             Self::Down { .. } => "ROOM_DOWN",

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 const OWN_LOCK_WAIT: Duration = Duration::from_secs(20);
 
 /// `O_NOFOLLOW`: a link planted in the directory leads nowhere.
-const fn nofollow() -> i32 {
+pub(super) const fn nofollow() -> i32 {
     OFlags::NOFOLLOW.bits().cast_signed()
 }
 
@@ -136,6 +136,32 @@ pub(super) fn read_segment(dir: &Path, first: Seq) -> io::Result<File> {
         .open(segment_path(dir, first))
 }
 
+/// Makes a file (0600) in place of one that a crash left.
+pub(super) fn create_new(path: &Path) -> io::Result<File> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    OpenOptions::new()
+        .read(true)
+        .append(true)
+        .create_new(true)
+        .mode(0o600)
+        .custom_flags(nofollow())
+        .open(path)
+}
+
+/// Reads a small file whole, or its first `limit` bytes.
+pub(super) fn read_limited(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(nofollow())
+        .open(path)?;
+    let mut bytes = Vec::new();
+    file.take(limit as u64).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// Makes a segment with its header, locked and durable under its name: a name never stands for half a header.
 pub(super) fn create_segment(dir: &Path, dir_fd: &File, header: SegmentHeader) -> io::Result<File> {
     let path = segment_path(dir, header.first());
@@ -152,17 +178,7 @@ pub(super) fn create_segment(dir: &Path, dir_fd: &File, header: SegmentHeader) -
         Err(error) => return Err(error),
     }
     let new = path.with_extension("new");
-    match std::fs::remove_file(&new) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new()
-        .read(true)
-        .append(true)
-        .create_new(true)
-        .mode(0o600)
-        .custom_flags(nofollow())
-        .open(&new)?;
+    let mut file = create_new(&new)?;
     file.try_lock().map_err(io::Error::from)?;
     file.write_all(&header.encode())?;
     file.sync_all()?;

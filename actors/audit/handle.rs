@@ -4,8 +4,10 @@ use super::actor::Audit;
 use super::error::AuditError;
 use super::messages::{AuditMsg, Refused};
 use super::offline::VerifyReport;
+use super::proofs::{Consistency, Inclusion, Signed};
 use super::read::Found;
 use crate::supervision::{CallError, Feed, FeedReader, Handle, Policy, Reply, TreeBuilder};
+use portcullis_core::audit::verify::Outside;
 use portcullis_core::audit::{Body, Entry, Head, Once, Outcome, Query, Record, Seq};
 use std::sync::Arc;
 use std::time::Duration;
@@ -105,7 +107,42 @@ impl AuditHandle {
     /// # Errors
     /// A file cannot be read, or the room does not answer.
     pub async fn verify(&self) -> Result<VerifyReport, AuditError> {
-        self.ask(VERIFY_WITHIN, AuditMsg::Verify).await
+        self.verify_against(Outside::default()).await
+    }
+
+    /// As [`Self::verify`], and compares it with what somebody holds outside of this machine.
+    ///
+    /// # Errors
+    /// As [`Self::verify`].
+    pub async fn verify_against(&self, outside: Outside) -> Result<VerifyReport, AuditError> {
+        let outside = Box::new(outside);
+        self.ask(VERIFY_WITHIN, |reply| AuditMsg::Verify(outside, reply))
+            .await
+    }
+
+    /// The log as its writer signs for it now.
+    ///
+    /// # Errors
+    /// The room does not answer.
+    pub async fn sign(&self) -> Result<Signed, AuditError> {
+        self.ask(WITHIN, AuditMsg::Sign).await
+    }
+
+    /// Proves that the record is in the log as it is now.
+    ///
+    /// # Errors
+    /// There is no such record, a tile cannot be read, or the room does not answer.
+    pub async fn prove(&self, seq: Seq) -> Result<Inclusion, AuditError> {
+        self.ask(WITHIN, |reply| AuditMsg::Prove(seq, reply)).await
+    }
+
+    /// Proves that the log of `new` records (0: all) goes on from that of `old` records.
+    ///
+    /// # Errors
+    /// As [`Self::prove`].
+    pub async fn consistency(&self, old: u64, new: u64) -> Result<Consistency, AuditError> {
+        self.ask(WITHIN, |reply| AuditMsg::Consistency(old, new, reply))
+            .await
     }
 
     /// Hears each record once it is durable.

@@ -4,8 +4,12 @@
 use super::config::AuditConfig;
 use super::error::{AuditError, Fault};
 use super::files;
+use super::keys::AuditKeys;
 use super::offline::Horizon;
+use super::proofs::Signed;
 use super::recover;
+use super::signer::{self, Signer};
+use super::tiles::Tree;
 use super::walk::{Buffer, Segment, SegmentEnd};
 use portcullis_core::audit::{
     Body, BootId, GROUP_BYTES, HEADER_BYTES, Head, Ledger, Outcome, SegmentHeader, Seq, Stamp,
@@ -58,10 +62,12 @@ impl Default for Clock {
 }
 
 /// What the log needs to be opened.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct LogSpec {
     /// `STATE/audit`.
     pub dir: PathBuf,
+    /// What signs the log.
+    pub keys: AuditKeys,
     /// Limits.
     pub config: AuditConfig,
     /// This daemon start.
@@ -83,6 +89,8 @@ pub struct OpenReport {
     pub unknown: usize,
     /// Segments that were read.
     pub segments_read: usize,
+    /// The log begins here: its first public key.
+    pub began: Option<String>,
 }
 
 /// The log, open for writing.
@@ -99,6 +107,13 @@ pub(super) struct Log {
     pub(super) head: Head,
     /// What follows from the records up to the last [`Self::settle`].
     pub(super) ledger: Ledger,
+    /// Over the records up to the last [`Self::settle`].
+    tree: Tree,
+    signer: Signer,
+    /// A new segment waits for its first record, the mark.
+    carry: bool,
+    /// The start mark is not written yet: it is what ends the epoch, and no segment is begun before it.
+    opening: bool,
     gap: Option<Gap>,
     /// Keys lie further back than the so many segments that the start has read.
     keys_behind: Option<usize>,
@@ -146,6 +161,15 @@ impl Log {
                 state: Seq(spec.config.at_least),
             });
         }
+        let began = found.ledger.epoch.is_none();
+        let every = Duration::from_millis(spec.config.checkpoint_ms);
+        let head = found.ledger.head;
+        let mut signer = Signer::open(&spec.dir, &spec.keys, found.ledger.epoch, head, every)?;
+        let wanted = signer.wanted();
+        let (tree, roots) = Tree::open(&spec.dir, found.base, &found.leaves, &wanted)
+            .filter(|(_, roots)| signer.agrees(roots))
+            .map_or_else(|| Tree::rebuild(&spec.dir, head, &wanted), Ok)?;
+        signer.settle(&roots, || recover::first_key(&spec.dir))?;
         let lost: Vec<(Seq, BootId)> = found
             .ledger
             .open
@@ -161,6 +185,10 @@ impl Log {
             len: found.len,
             head: found.ledger.head,
             ledger: found.ledger,
+            tree,
+            signer,
+            carry: false,
+            opening: true,
             gap: None,
             keys_behind: (!found.has_keys).then_some(found.segments_read),
             draft: None,
@@ -186,23 +214,30 @@ impl Log {
             log.append_own(&group)?;
         }
         // Last: a start that fails before it is repeated in full by the next one.
+        let mark = log.signer.mark(log.head);
         log.append_own(&[Body::Start {
             reopened: found.same_boot,
             open: log.ledger.open_list(),
             version: log.spec.version.clone(),
+            epoch: Some(mark.map_err(|error| AuditError::writing(&error))?),
         }])?;
+        log.opening = false;
         let report = OpenReport {
             head: log.head,
             torn_bytes: found.torn.map_or(0, |(_, bytes)| bytes),
             unknown: lost.len(),
             segments_read: found.segments_read,
+            began: began.then(|| log.signer.first()).flatten(),
         };
         Ok((log, report))
     }
 
-    /// Reads the idempotency keys that the start left behind, so that a busy day's log does not keep the gateway from
-    /// serving. Before the first key is asked for.
+    /// Reads the idempotency keys that the start left behind, and makes tiles anew that are gone, so that neither keeps
+    /// the gateway from serving. Before the first key is asked for.
     pub(super) fn recall(&mut self) -> Result<(), AuditError> {
+        if !self.tree.is_whole() {
+            (self.tree, _) = Tree::rebuild(&self.spec.dir, self.head, &[])?;
+        }
         if let Some(count) = self.keys_behind.take() {
             self.ledger.once = recover::keys(&self.spec, count)?;
         }
@@ -249,6 +284,7 @@ impl Log {
         self.len += self.buf.len() as u64;
         self.head = draft.heads.last().copied().unwrap_or(before);
         self.gap = None;
+        self.carry = false;
         self.buf.shrink_to(1024 * 1024);
         Ok(Written {
             stamp: draft.stamp,
@@ -278,27 +314,40 @@ impl Log {
     /// What comes before the first record of a group: a mended log's gap, a new segment's mark.
     fn begin(&mut self) -> Result<Draft, AuditError> {
         self.buf.clear();
-        let mut lead = Vec::new();
-        if self.file.is_none() {
-            lead.push(self.mend()?);
-        }
-        if self.len >= self.spec.config.segment_bytes.max(MIN_SEGMENT) {
+        let gap = match self.file {
+            Some(_) => None,
+            None => Some(self.mend()?),
+        };
+        let is_full = self.len >= self.spec.config.segment_bytes.max(MIN_SEGMENT);
+        if is_full && !self.opening {
             self.rotate()?;
-            lead.push(Body::Carry {
-                open: self.ledger.open_list(),
-            });
         }
         let mut draft = Draft {
             stamp: self.spec.clock.stamp(),
-            lead,
+            lead: Vec::new(),
             heads: Vec::new(),
         };
-        let mut head = self.head;
-        for body in &draft.lead {
-            head = encode_record(&mut self.buf, head, draft.stamp, self.spec.boot, body)?;
-            draft.heads.push(head);
+        if let Some(gap) = gap {
+            self.lead(&mut draft, gap)?;
+        }
+        if self.carry {
+            let head = draft.heads.last().copied().unwrap_or(self.head);
+            let mark = self.signer.mark(head);
+            let carry = Body::Carry {
+                open: self.ledger.open_list(),
+                epoch: Some(mark.map_err(|error| AuditError::writing(&error))?),
+            };
+            self.lead(&mut draft, carry)?;
         }
         Ok(draft)
+    }
+
+    fn lead(&mut self, draft: &mut Draft, body: Body) -> Result<(), AuditError> {
+        let before = draft.heads.last().copied().unwrap_or(self.head);
+        let head = encode_record(&mut self.buf, before, draft.stamp, self.spec.boot, &body)?;
+        draft.heads.push(head);
+        draft.lead.push(body);
+        Ok(())
     }
 
     /// Lets the ledger follow a durable group. Apart from [`Self::append`], so that callers are answered first; it must
@@ -307,7 +356,52 @@ impl Log {
         for (body, head) in written.lead.iter().chain(bodies).zip(&written.heads) {
             self.ledger
                 .wrote(body, written.stamp, self.spec.boot, *head);
+            self.tree.push(head.hash);
+            if let Body::Start {
+                epoch: Some(mark), ..
+            }
+            | Body::Carry {
+                epoch: Some(mark), ..
+            } = body
+            {
+                self.signer.entered(mark, head.seq, self.tree.root());
+            }
         }
+        self.tree.flush();
+        self.signer.changed(Instant::now());
+    }
+
+    /// Signs what the log is, if that is due: after so many records, or so long after one.
+    pub(super) fn tick(&mut self) {
+        let uncovered = self.head.seq.0.saturating_sub(self.signer.covered());
+        let is_due = self.signer.due().is_some_and(|due| due <= Instant::now());
+        if uncovered >= signer::RECORDS || is_due {
+            self.signer.sign(self.head.seq.0, self.tree.root(), false);
+        }
+    }
+
+    /// Signs what the log is now.
+    pub(super) fn signed(&mut self) -> Option<Signed> {
+        self.signer.sign(self.head.seq.0, self.tree.root(), false);
+        let (checkpoint, first_key) = self.signer.newest()?;
+        // One that could not be written is no promise.
+        (checkpoint.checkpoint.size == self.head.seq.0).then(|| Signed {
+            checkpoint,
+            first_key,
+            edge: self.tree.edge().clone(),
+        })
+    }
+
+    /// After the stop mark: what an orderly end leaves.
+    pub(super) fn finish(&mut self) {
+        self.signer.sign(self.head.seq.0, self.tree.root(), true);
+        if let Err(error) = self.tree.keep() {
+            tracing::warn!(%error, "the tree of the audit log was not written whole");
+        }
+    }
+
+    pub(super) const fn signer(&self) -> &Signer {
+        &self.signer
     }
 
     fn append_own(&mut self, bodies: &[Body]) -> Result<(), AuditError> {
@@ -426,11 +520,16 @@ impl Log {
 
     fn rotate(&mut self) -> Result<(), AuditError> {
         let header = SegmentHeader { after: self.head };
+        // Before the segment: a start that reads it alone finds the tree that it goes on from.
+        self.tree
+            .keep()
+            .map_err(|error| AuditError::writing(&error))?;
         let file = files::create_segment(&self.spec.dir, &self.dir, header)
             .map_err(|error| AuditError::writing(&error))?;
         self.file = Some(file);
         self.segment = header;
         self.len = HEADER_BYTES as u64;
+        self.carry = true;
         Ok(())
     }
 

@@ -2,9 +2,11 @@
 
 use super::error::AuditError;
 use super::offline::VerifyReport;
+use super::proofs::{Consistency, Inclusion, Signed};
 use super::read::Found;
 use super::writer::Look;
 use crate::supervision::Reply;
+use portcullis_core::audit::verify::Outside;
 use portcullis_core::audit::{Body, Head, Once, Query, Record, Seq};
 use std::sync::Arc;
 
@@ -29,8 +31,14 @@ pub enum AuditMsg {
     Tail(usize, Reply<Vec<Arc<Record>>, AuditError>),
     /// The newest matches.
     Query(Box<Query>, Reply<Vec<Found>, AuditError>),
-    /// Read everything again.
-    Verify(Reply<VerifyReport, AuditError>),
+    /// Read everything again, and compare it with what is held outside.
+    Verify(Box<Outside>, Reply<VerifyReport, AuditError>),
+    /// Sign what the log is now.
+    Sign(Reply<Signed, AuditError>),
+    /// Prove that a record is in it.
+    Prove(Seq, Reply<Inclusion, AuditError>),
+    /// Prove that it has only grown from the one size to the other.
+    Consistency(u64, u64, Reply<Consistency, AuditError>),
     /// From the room itself: the writer said what is durable, now read.
     Looked(Box<Looked>),
 }
@@ -45,5 +53,18 @@ pub struct Looked {
 pub(super) enum Want {
     Tail(usize, Reply<Vec<Arc<Record>>, AuditError>),
     Query(Box<Query>, Reply<Vec<Found>, AuditError>),
-    Verify(Reply<VerifyReport, AuditError>),
+    Verify(Box<Outside>, Reply<VerifyReport, AuditError>),
+    Sign(Reply<Signed, AuditError>),
+    Prove(Seq, Reply<Inclusion, AuditError>),
+    Consistency(u64, u64, Reply<Consistency, AuditError>),
+}
+
+impl Want {
+    /// Whether it needs the writer's signature.
+    pub(super) const fn is_signed(&self) -> bool {
+        matches!(
+            self,
+            Self::Sign(_) | Self::Prove(..) | Self::Consistency(..)
+        )
+    }
 }

@@ -16,11 +16,16 @@ mod config;
 mod error;
 mod files;
 mod handle;
+mod keys;
 mod log;
 mod messages;
+mod notes;
 mod offline;
+mod proofs;
 mod read;
 mod recover;
+mod signer;
+mod tiles;
 mod walk;
 mod writer;
 
@@ -28,9 +33,11 @@ pub use actor::Audit;
 pub use config::AuditConfig;
 pub use error::{AuditError, Fault};
 pub use handle::AuditHandle;
+pub use keys::AuditKeys;
 pub use log::Clock;
 pub use messages::{AuditMsg, Refused};
-pub use offline::{VerifyReport, verify_dir};
+pub use offline::{VerifyReport, verify_dir, verify_dir_against};
+pub use proofs::{Consistency, Inclusion, Signed, Told};
 pub use read::{Ended, Found, query_dir, tail_dir};
 
 use crate::supervision::Feed;
@@ -39,10 +46,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 /// What the room is given at each start.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct AuditWiring {
     /// `STATE/audit`; made if missing (its parent must be there).
     pub dir: PathBuf,
+    /// What signs the log.
+    pub keys: AuditKeys,
     /// Limits.
     pub config: AuditConfig,
     /// This start of the daemon: random, the same for every restart of the room within it.

@@ -2,16 +2,24 @@
 
 use super::error::{AuditError, Fault};
 use super::files;
+use super::notes;
+use super::tiles::Compare;
 use super::walk::{Buffer, Segment, SegmentEnd};
-use portcullis_core::audit::{BodyRef, Head, Seq};
+use portcullis_core::audit::note::verifier_key;
+use portcullis_core::audit::verify::{Checker, Finding, Outside};
+use portcullis_core::audit::{BodyRef, Hash32, Head, LeafRef, Seq, SignedCheckpoint, tree};
 use serde::Serialize;
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::path::Path;
+
+/// What plain verifying cannot see.
+const NO_OUTSIDE: &str = "no outside checkpoint: a cut tail cannot be excluded";
 
 /// What a full reading of the log found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct VerifyReport {
-    /// No break was found. (A cut exactly between two records at the very end needs an outside head to be found.)
+    /// No break was found.
     pub intact: bool,
     /// Records that were checked, up to the first break.
     pub records: u64,
@@ -23,6 +31,20 @@ pub struct VerifyReport {
     pub bytes: u64,
     /// The last good record.
     pub head: Head,
+    /// The root of the tree over the records.
+    pub root: Hash32,
+    /// Checkpoints of the log's own that were checked.
+    pub checkpoints: u64,
+    /// Epochs: keys that have signed one after the other.
+    pub epochs: u64,
+    /// The first public key that the log names.
+    pub first_key: Option<String>,
+    /// The log ends with a stop mark.
+    pub closed: bool,
+    /// What this verifying could not see.
+    pub notice: Option<&'static str>,
+    /// Tiles of the tree that are gone, or that a crash has not let become whole: the next start makes them anew.
+    pub missing_tiles: u64,
     /// The first break: everything from there on proves nothing.
     pub first_break: Option<Fault>,
     /// The log ends inside a record: what a crash leaves, never acknowledged. The next start cuts it off and says so.
@@ -40,29 +62,189 @@ pub struct Horizon {
     pub len: u64,
 }
 
-/// Reads the whole log and checks every byte of it. Needs no daemon and takes no lock: beside a running daemon the end
-/// may look torn.
+/// Reads the whole log and checks every byte of it, its tiles and its checkpoints. Needs no daemon, no key and takes no
+/// lock: beside a running daemon the end may look torn.
 ///
 /// # Errors
 /// The directory or a file cannot be read; what is wrong with their bytes is in the report.
 pub fn verify_dir(dir: &Path) -> Result<VerifyReport, AuditError> {
-    verify(dir, None)
+    verify(dir, None, Outside::default())
+}
+
+/// As [`verify_dir`], and compares it with what somebody holds outside of the machine.
+///
+/// # Errors
+/// As [`verify_dir`].
+pub fn verify_dir_against(dir: &Path, outside: Outside) -> Result<VerifyReport, AuditError> {
+    verify(dir, None, outside)
+}
+
+/// The checkpoints of the log's own, in order.
+struct Ahead<'a> {
+    dir: &'a Path,
+    epochs: VecDeque<u64>,
+    ready: VecDeque<(u64, SignedCheckpoint)>,
+}
+
+impl<'a> Ahead<'a> {
+    fn new(dir: &'a Path) -> Result<Self, AuditError> {
+        Ok(Self {
+            dir,
+            epochs: notes::epochs(dir)?.into(),
+            ready: VecDeque::new(),
+        })
+    }
+
+    /// The size that the next one is over, and its epoch.
+    fn next(&mut self) -> Result<Option<u64>, AuditError> {
+        while self.ready.is_empty() {
+            let Some(epoch) = self.epochs.pop_front() else {
+                return Ok(None);
+            };
+            // Only the newest may end in one that was being written.
+            let is_last = self.epochs.is_empty();
+            let notes = notes::read(self.dir, epoch, is_last)?;
+            self.ready
+                .extend(notes.into_iter().map(|note| (epoch, note)));
+        }
+        Ok(self.ready.front().map(|(_, note)| note.checkpoint.size))
+    }
+
+    /// Checks those that are over as many records as have passed.
+    fn meet(&mut self, checker: &mut Checker) -> Result<Result<(), Finding>, AuditError> {
+        let size = checker.edge().size();
+        while let Some(next) = self.next()?.filter(|next| *next <= size) {
+            let Some((epoch, note)) = self.ready.pop_front() else {
+                break;
+            };
+            if next < size {
+                let why = format!("a checkpoint over {next} records is not where one should be");
+                return Ok(Err(Finding {
+                    seq: Seq(next),
+                    why,
+                }));
+            }
+            if let Err(finding) = checker.note(epoch, &note) {
+                return Ok(Err(finding));
+            }
+        }
+        Ok(Ok(()))
+    }
+}
+
+/// A reading under way.
+struct Reading<'a> {
+    report: VerifyReport,
+    checker: Checker,
+    ahead: Ahead<'a>,
+    tiles: Compare,
+    finding: Option<Finding>,
+    failed: Option<AuditError>,
+}
+
+impl Reading<'_> {
+    fn record(&mut self, leaf: &LeafRef<'_>, hash: Hash32) -> ControlFlow<()> {
+        let tiles = &mut self.tiles;
+        let met = self
+            .checker
+            .record(leaf, hash, |tile, hashes| tiles.full(tile, hashes))
+            .map_or_else(
+                |finding| Ok(Err(finding)),
+                |()| self.ahead.meet(&mut self.checker),
+            );
+        match met {
+            Ok(Ok(())) => {
+                self.report.records += 1;
+                self.report.intents += u64::from(matches!(leaf.body, BodyRef::Intent(_)));
+                self.report.closed = matches!(leaf.body, BodyRef::Stop);
+                return ControlFlow::Continue(());
+            }
+            Ok(Err(finding)) => self.finding = Some(finding),
+            Err(AuditError::Altered(fault)) => {
+                self.finding = Some(Finding {
+                    seq: fault.seq,
+                    why: fault.why,
+                });
+            }
+            Err(error) => self.failed = Some(error),
+        }
+        ControlFlow::Break(())
+    }
+
+    /// After the last record.
+    fn end(&mut self, live: bool) -> Result<(), AuditError> {
+        let size = self.checker.edge().size();
+        let next = match self.ahead.next() {
+            Err(AuditError::Altered(fault)) => {
+                self.finding = Some(Finding {
+                    seq: fault.seq,
+                    why: fault.why,
+                });
+                return Ok(());
+            }
+            next => next?,
+        };
+        if let Some(over) = next.filter(|_| !live) {
+            self.finding = Some(Finding {
+                seq: Seq(size.saturating_add(1)),
+                why: format!("the log ends before it, and a checkpoint is over {over} records"),
+            });
+            return Ok(());
+        }
+        self.finding = self.checker.end().err();
+        let first = self.checker.chain().first().map(|first| first.key);
+        if self.finding.is_none() && notes::contradicts(self.ahead.dir, first)? {
+            self.finding = Some(Finding {
+                seq: self
+                    .checker
+                    .chain()
+                    .first()
+                    .map_or(Seq(1), |first| first.mark),
+                why: "first.pub is not the key that the log begins with".to_owned(),
+            });
+        }
+        Ok(())
+    }
 }
 
 /// As [`verify_dir`]; with a horizon the log must reach it, and what is behind it is not looked at.
-pub(super) fn verify(dir: &Path, horizon: Option<Horizon>) -> Result<VerifyReport, AuditError> {
-    let mut report = VerifyReport {
-        intact: false,
-        records: 0,
-        intents: 0,
-        segments: 0,
-        bytes: 0,
-        head: Head::EMPTY,
-        first_break: None,
-        torn: None,
-    };
+pub(super) fn verify(
+    dir: &Path,
+    horizon: Option<Horizon>,
+    outside: Outside,
+) -> Result<VerifyReport, AuditError> {
+    // Before the segments: a writer beside us is no further with these than with those.
+    let ahead = Ahead::new(dir)?;
     let mut segments = files::segments(dir)?;
+    let settled = segments.last().map_or(0, |last| last.0.saturating_sub(1));
+    let tiles = Compare::new(dir, settled, horizon.is_some())?;
+    segments = files::segments(dir)?;
     segments.retain(|first| horizon.is_none_or(|horizon| *first <= horizon.segment));
+    let has_outside = outside.checkpoint.is_some();
+    let mut reading = Reading {
+        report: VerifyReport {
+            intact: false,
+            records: 0,
+            intents: 0,
+            segments: 0,
+            bytes: 0,
+            head: Head::EMPTY,
+            root: tree::empty_root(),
+            checkpoints: 0,
+            epochs: 0,
+            first_key: None,
+            closed: false,
+            notice: (!has_outside).then_some(NO_OUTSIDE),
+            missing_tiles: 0,
+            first_break: None,
+            torn: None,
+        },
+        checker: Checker::new(outside),
+        ahead,
+        tiles,
+        finding: None,
+        failed: None,
+    };
     let mut buf = Buffer::new();
     for (index, first) in segments.iter().enumerate() {
         let last = index + 1 == segments.len();
@@ -72,10 +254,10 @@ pub(super) fn verify(dir: &Path, horizon: Option<Horizon>) -> Result<VerifyRepor
             offset,
             why,
         };
-        let expected = report.head.next();
+        let expected = reading.report.head.next();
         if *first != expected {
             let why = format!("the segment that begins with record {expected} is missing");
-            report.first_break = Some(fault(expected, 0, why));
+            reading.report.first_break = Some(fault(expected, 0, why));
             break;
         }
         let limit = horizon
@@ -84,39 +266,57 @@ pub(super) fn verify(dir: &Path, horizon: Option<Horizon>) -> Result<VerifyRepor
         let mut segment = match Segment::open(dir, *first, limit) {
             Ok(segment) => segment,
             Err(AuditError::Altered(fault)) => {
-                report.first_break = Some(fault);
+                reading.report.first_break = Some(fault);
                 break;
             }
             Err(error) => return Err(error),
         };
-        report.segments += 1;
-        if segment.after() != report.head {
+        reading.report.segments += 1;
+        if segment.after() != reading.report.head {
             let why = "the segment does not follow the one before it".to_owned();
-            report.first_break = Some(fault(*first, 0, why));
+            reading.report.first_break = Some(fault(*first, 0, why));
             break;
         }
+        let mut at = 0;
         let end = segment.read(&mut buf, |passing| {
-            report.records += 1;
-            report.intents += u64::from(matches!(passing.leaf.body, BodyRef::Intent(_)));
-            ControlFlow::Continue(())
+            at = passing.offset;
+            reading.record(&passing.leaf, passing.hash)
         })?;
-        report.head = segment.head();
-        report.bytes += segment.offset();
+        if let Some(error) = reading.failed.take() {
+            return Err(error);
+        }
+        if let Some(found) = reading.finding.take() {
+            reading.report.first_break = Some(fault(found.seq, at, found.why));
+            break;
+        }
+        reading.report.head = segment.head();
+        reading.report.bytes += segment.offset();
         match end {
             SegmentEnd::Clean | SegmentEnd::Stopped => {}
-            SegmentEnd::Torn(fault, _) if last && horizon.is_none() => report.torn = Some(fault),
+            SegmentEnd::Torn(fault, _) if last && horizon.is_none() => {
+                reading.report.torn = Some(fault);
+            }
             SegmentEnd::Torn(fault, _) | SegmentEnd::Altered(fault) => {
-                report.first_break = Some(fault);
+                reading.report.first_break = Some(fault);
                 break;
             }
         }
     }
+    finish(reading, horizon, &segments)
+}
+
+/// What is left to see when the records have passed.
+fn finish(
+    mut reading: Reading<'_>,
+    horizon: Option<Horizon>,
+    segments: &[Seq],
+) -> Result<VerifyReport, AuditError> {
     if let Some(horizon) = horizon
-        && report.first_break.is_none()
-        && report.head != horizon.head
+        && reading.report.first_break.is_none()
+        && reading.report.head != horizon.head
     {
-        report.first_break = Some(Fault {
-            seq: report.head.next(),
+        reading.report.first_break = Some(Fault {
+            seq: reading.report.head.next(),
             segment: horizon.segment,
             offset: horizon.len,
             why: format!(
@@ -125,6 +325,42 @@ pub(super) fn verify(dir: &Path, horizon: Option<Horizon>) -> Result<VerifyRepor
             ),
         });
     }
+    if reading.report.first_break.is_none() {
+        reading.end(horizon.is_some())?;
+        reading.tiles.finish(reading.checker.edge());
+    }
+    let of_tiles = reading.tiles.fault().map(|(leaf, why)| Finding {
+        seq: Seq(leaf.saturating_add(1)),
+        why,
+    });
+    let Reading {
+        mut report,
+        checker,
+        tiles,
+        finding,
+        ..
+    } = reading;
+    for found in [finding, of_tiles].into_iter().flatten() {
+        let is_earlier = |fault: &Fault| found.seq < fault.seq;
+        if report.first_break.as_ref().is_none_or(is_earlier) {
+            let of = |first: &&Seq| **first <= found.seq;
+            report.first_break = Some(Fault {
+                seq: found.seq,
+                segment: segments.iter().rev().find(of).copied().unwrap_or(Seq(1)),
+                offset: 0,
+                why: found.why,
+            });
+        }
+    }
+    report.root = checker.edge().root();
+    report.checkpoints = checker.notes();
+    report.epochs = checker.chain().last().map_or(0, |last| last.number);
+    report.first_key = checker
+        .chain()
+        .origin()
+        .zip(checker.chain().first())
+        .map(|(origin, first)| verifier_key(&origin, &first.key));
+    report.missing_tiles = tiles.missing();
     report.intact = report.first_break.is_none();
     Ok(report)
 }

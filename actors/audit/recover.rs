@@ -4,7 +4,9 @@ use super::error::{AuditError, Fault};
 use super::files;
 use super::log::LogSpec;
 use super::walk::{Buffer, Segment, SegmentEnd};
-use portcullis_core::audit::{HEADER_BYTES, Head, Ledger, OnceIndex, SegmentHeader, Seq};
+use portcullis_core::audit::{
+    BodyRef, HEADER_BYTES, Hash32, Head, Ledger, OnceIndex, PublicKey, SegmentHeader, Seq,
+};
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::ops::ControlFlow;
@@ -16,6 +18,9 @@ pub(super) struct Recovered {
     pub(super) segment: SegmentHeader,
     pub(super) len: u64,
     pub(super) ledger: Ledger,
+    /// What the first segment that was read follows, and the leaf hashes from there on.
+    pub(super) base: Head,
+    pub(super) leaves: Vec<Hash32>,
     /// Where the end was cut and how many bytes went.
     pub(super) torn: Option<(u64, u64)>,
     /// This boot has written here before: the audit room alone was restarted.
@@ -39,6 +44,8 @@ pub(super) fn recover(spec: &LogSpec, dir: &File) -> Result<Recovered, AuditErro
             segment: header,
             len: HEADER_BYTES as u64,
             ledger: Ledger::new(Head::EMPTY, index(spec)),
+            base: Head::EMPTY,
+            leaves: Vec::new(),
             torn: None,
             same_boot: false,
             segments_read: 0,
@@ -71,6 +78,8 @@ pub(super) fn recover(spec: &LogSpec, dir: &File) -> Result<Recovered, AuditErro
         segment: tail.segment,
         len: tail.len,
         ledger: tail.ledger,
+        base: tail.after,
+        leaves: tail.leaves,
         torn: tail.torn,
         same_boot: tail.same_boot,
         segments_read: count,
@@ -103,6 +112,7 @@ struct Tail {
     segment: SegmentHeader,
     len: u64,
     ledger: Ledger,
+    leaves: Vec<Hash32>,
     torn: Option<(u64, u64)>,
     same_boot: bool,
     /// A mark says which intents were open.
@@ -129,6 +139,7 @@ fn read_tail(spec: &LogSpec, segments: &[Seq]) -> Result<Tail, AuditError> {
                 },
                 len: 0,
                 ledger: Ledger::new(segment.after(), self::index(spec)),
+                leaves: Vec::new(),
                 torn: None,
                 same_boot: false,
                 is_marked: false,
@@ -150,6 +161,7 @@ fn read_tail(spec: &LogSpec, segments: &[Seq]) -> Result<Tail, AuditError> {
                 hash: passing.hash,
             };
             now.ledger.observe(&passing.leaf, head);
+            now.leaves.push(passing.hash);
             marked |= Ledger::is_mark(&passing.leaf.body);
             now.same_boot |= passing.leaf.boot == spec.boot;
             first_ms.get_or_insert(passing.leaf.stamp.wall_ms);
@@ -209,6 +221,26 @@ fn check_link(spec: &LogSpec, before: &[Seq], after: Head) -> Result<(), AuditEr
             "the segment does not end with the record that the next one follows",
         ))
     }
+}
+
+/// The first public key that the log names.
+pub(super) fn first_key(dir: &Path) -> Result<Option<PublicKey>, AuditError> {
+    let (mut buf, mut key) = (Buffer::new(), None);
+    for first in files::segments(dir)? {
+        Segment::open(dir, first, None)?.read(&mut buf, |passing| {
+            if let BodyRef::Start { epoch, .. } | BodyRef::Carry { epoch, .. } = passing.leaf.body
+                && let Some(mark) = epoch
+            {
+                key = Some(mark.key);
+                return ControlFlow::Break(());
+            }
+            ControlFlow::Continue(())
+        })?;
+        if key.is_some() {
+            break;
+        }
+    }
+    Ok(key)
 }
 
 /// What a crash during a rotation left.

@@ -9,12 +9,13 @@ use super::error::AuditError;
 use super::log::{Log, LogSpec, OpenReport, Written};
 use super::messages::Refused;
 use super::offline::Horizon;
+use super::proofs::Signed;
 use crate::supervision::{Feed, Flag, Reply};
 use portcullis_core::audit::{Body, BootId, Head, Once, OnceKey, Record, Seq};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroU64;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
@@ -64,8 +65,8 @@ pub(super) enum Job {
     Append(Box<Body>, Answer<Seq>),
     /// Record this intent, unless its key is there (see [`Refused`]).
     Once(Box<Body>, Refused, Answer<Once>),
-    /// What is durable now, and the newest records.
-    Look(Answer<Look>),
+    /// What is durable now, and the newest records; signed, where that is asked for.
+    Look(Answer<Look>, bool),
     /// Write the stop mark and end.
     Close(Answer<Seq>),
 }
@@ -75,6 +76,8 @@ pub(super) struct Look {
     pub(super) horizon: Horizon,
     /// The newest records in order, without a hole.
     pub(super) ring: Vec<Arc<Record>>,
+    /// Where it was asked for.
+    pub(super) signed: Option<Box<Signed>>,
 }
 
 /// What is shown of the log.
@@ -88,6 +91,10 @@ pub struct LogStatus {
     pub keys: usize,
     /// Syncs since the start.
     pub groups: u64,
+    /// The epoch whose key signs.
+    pub epoch: u64,
+    /// Records that the newest checkpoint is over.
+    pub signed: u64,
     /// Why nothing can be recorded now.
     pub broken: Option<AuditError>,
 }
@@ -164,6 +171,8 @@ fn status_of(log: &Log, groups: u64) -> LogStatus {
         open: log.ledger.open.len(),
         keys: log.ledger.once.len(),
         groups,
+        epoch: log.signer().epoch(),
+        signed: log.signer().covered(),
         broken: log.broken().cloned(),
     }
 }
@@ -194,7 +203,7 @@ struct Group {
     ends: BTreeSet<String>,
     /// Intents that this group closes.
     closed: BTreeSet<Seq>,
-    looks: Vec<Answer<Look>>,
+    looks: Vec<(Answer<Look>, bool)>,
     close: Option<Answer<Seq>>,
 }
 
@@ -216,14 +225,16 @@ impl Thread {
             self.status.set(status);
             return;
         }
-        while let Ok(first) = self.queue.recv() {
+        while let Some(first) = self.next() {
             let mut group = Group::default();
             self.stage(&mut group, first);
             self.collect(&mut group);
             let (close, looks) = (group.close.take(), std::mem::take(&mut group.looks));
             self.write(group);
-            for look in looks {
+            for (look, is_signed) in looks {
+                let signed = is_signed.then(|| self.log.signed()).flatten().map(Box::new);
                 look.send(Ok(Look {
+                    signed,
                     horizon: self.log.horizon(),
                     ring: self.ring.iter().cloned().collect(),
                 }));
@@ -231,6 +242,7 @@ impl Thread {
             if let Some(close) = close {
                 let stop = self.log.append(&[Body::Stop]);
                 let stop = stop.map(|written| self.publish(written, vec![Body::Stop]).seq);
+                self.log.finish();
                 // The lock goes before the answer: whoever was answered may open the log again.
                 drop(self.log);
                 close.send(stop);
@@ -239,6 +251,22 @@ impl Thread {
             if self.altered {
                 // The room finds its thread gone, restarts, and reads the log anew.
                 return;
+            }
+        }
+    }
+
+    /// The next job; meanwhile checkpoints are signed as they become due.
+    fn next(&mut self) -> Option<Job> {
+        loop {
+            self.log.tick();
+            let Some(due) = self.log.signer().due() else {
+                return self.queue.recv().ok();
+            };
+            let within = due.saturating_duration_since(Instant::now());
+            match self.queue.recv_timeout(within) {
+                Ok(job) => return Some(job),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return None,
             }
         }
     }
@@ -313,7 +341,7 @@ impl Thread {
                     _ => self.push(group, *body, answer, Wait::New),
                 }
             }
-            Job::Look(answer) => group.looks.push(answer),
+            Job::Look(answer, is_signed) => group.looks.push((answer, is_signed)),
             Job::Close(answer) => group.close = Some(answer),
         }
     }

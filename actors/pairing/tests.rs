@@ -1,13 +1,14 @@
 //! The room with the real audit log and the real store.
 
 use super::*;
-use crate::audit::{AuditConfig, AuditHandle, AuditWiring};
+use crate::audit::{AuditConfig, AuditHandle, AuditKeys, AuditWiring};
 use crate::clock::Clock;
 use crate::store::{Op, Store};
 use crate::supervision::{Feed, FeedItem, FeedReader, Intensity, Tree, TreeBuilder};
 use portcullis_core::audit::{BootId, Query};
 use portcullis_core::auth::{Door, Principal, Proof, Role, Scope, ScopeSet};
 use portcullis_core::device::DeviceKey;
+use portcullis_core::identity::Identity;
 use portcullis_core::ids::DeviceId;
 use portcullis_core::token::TokenHash;
 use std::collections::BTreeSet;
@@ -35,6 +36,7 @@ async fn house_with(folder: &Path, boot: u8, clock: Clock, config: PairingConfig
         &mut tree,
         AuditWiring {
             dir: folder.join("audit"),
+            keys: AuditKeys::new(folder.join("keys"), &Identity::from_random([1; 32])),
             config: AuditConfig::default(),
             boot: BootId([boot; 16]),
             clock: crate::audit::Clock::new(),

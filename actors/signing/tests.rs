@@ -15,7 +15,7 @@ use portcullis_core::time::Millis;
 use sha2::{Digest as _, Sha256};
 
 use super::*;
-use crate::audit::{AuditConfig, AuditHandle, AuditWiring};
+use crate::audit::{AuditConfig, AuditHandle, AuditKeys, AuditWiring};
 use crate::clock::Clock;
 use crate::pairing::{Client, ConnectFacts, PairingConfig, PairingHandle, PairingWiring, Verdict};
 use crate::store::Store;
@@ -41,6 +41,7 @@ async fn house(folder: &Path, boot: u8, identity: u8, config: SigningConfig) -> 
         &mut tree,
         AuditWiring {
             dir: folder.join("audit"),
+            keys: AuditKeys::new(folder.join("keys"), &Identity::from_random([1; 32])),
             config: AuditConfig::default(),
             boot: BootId([boot; 16]),
             clock: crate::audit::Clock::new(),

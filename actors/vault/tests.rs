@@ -3,7 +3,7 @@
 mod unlockers;
 
 use super::*;
-use crate::audit::{AuditConfig, AuditHandle, AuditWiring};
+use crate::audit::{AuditConfig, AuditHandle, AuditKeys, AuditWiring};
 use crate::clock::Clock;
 use crate::store::{Op, Store};
 use crate::supervision::{Feed, Intensity, Tree, TreeBuilder};
@@ -86,6 +86,7 @@ fn log(tree: &mut TreeBuilder, folder: &Path, boot: u8) -> AuditHandle {
         tree,
         AuditWiring {
             dir: folder.join("audit"),
+            keys: AuditKeys::new(folder.join("keys"), &Identity::from_random([1; 32])),
             config: AuditConfig::default(),
             boot: BootId([boot; 16]),
             clock: crate::audit::Clock::new(),

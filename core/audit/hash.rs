@@ -73,6 +73,17 @@ hex_bytes!(
     16
 );
 
+hex_bytes!(
+    /// An Ed25519 public key (RFC 8032); text form is 64 lower-case hexadecimal digits.
+    PublicKey,
+    32
+);
+hex_bytes!(
+    /// An Ed25519 signature; text form is 128 lower-case hexadecimal digits.
+    Signature,
+    64
+);
+
 /// The number of a record, from 1 without gaps; 0 stands for "none".
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,

@@ -2,6 +2,7 @@
 
 use super::ended::{ENDS, Ended};
 use super::entry::OutcomeResult;
+use super::epoch::{Epoch, EpochMark};
 use super::hash::{BootId, Seq};
 use super::once::{OnceIndex, OnceKey};
 use super::record::{Body, BodyRef, LeafRef, ResultRef, Stamp};
@@ -19,6 +20,8 @@ pub struct Ledger {
     pub once: OnceIndex,
     /// The credentials that have ended.
     pub ended: Ended,
+    /// The epoch that the records are in.
+    pub epoch: Option<Epoch>,
 }
 
 impl Ledger {
@@ -29,12 +32,16 @@ impl Ledger {
             open: BTreeMap::new(),
             once,
             ended: Ended::default(),
+            epoch: None,
         }
     }
 
     /// Takes in the record after the head, which has become `head`.
     pub fn observe(&mut self, leaf: &LeafRef<'_>, head: Head) {
         self.head = head;
+        if let BodyRef::Start { epoch, .. } | BodyRef::Carry { epoch, .. } = &leaf.body {
+            self.enter(epoch.as_ref(), leaf.seq);
+        }
         match leaf.body {
             BodyRef::Intent(entry) => {
                 self.open.insert(leaf.seq, leaf.boot);
@@ -65,7 +72,9 @@ impl Ledger {
             BodyRef::Start {
                 open: Some(open), ..
             }
-            | BodyRef::Carry { open: Some(open) } => {
+            | BodyRef::Carry {
+                open: Some(open), ..
+            } => {
                 self.open = open.iter().map(|seq| (seq, leaf.boot)).collect();
             }
             _ => {}
@@ -96,8 +105,21 @@ impl Ledger {
                 }
                 self.once.end(*intent, || outcome.result.clone());
             }
-            // The writer's own marks state what is here already.
+            // The writer's own marks state of the intents what is here already.
+            Body::Start { epoch, .. } | Body::Carry { epoch, .. } => {
+                self.enter(epoch.as_ref(), head.seq);
+            }
             _ => {}
+        }
+    }
+
+    fn enter(&mut self, mark: Option<&EpochMark>, seq: Seq) {
+        if let Some(mark) = mark {
+            self.epoch = Some(Epoch {
+                number: mark.epoch,
+                mark: seq,
+                key: mark.key,
+            });
         }
     }
 
@@ -105,7 +127,7 @@ impl Ledger {
     pub const fn is_mark(body: &BodyRef<'_>) -> bool {
         matches!(
             body,
-            BodyRef::Start { open: Some(_), .. } | BodyRef::Carry { open: Some(_) }
+            BodyRef::Start { open: Some(_), .. } | BodyRef::Carry { open: Some(_), .. }
         )
     }
 

@@ -11,8 +11,8 @@
 //! string: u16 length, bytes       optional: u8 0, or u8 1 and the value       map: u16 count, (string, string)* by rising key
 //! ```
 //!
-//! The *leaf hash* is SHA-256(0x00 ‖ leaf): RFC 6962 section 2.1, so tiles and checkpoints can be added beside the files
-//! without rewriting a byte. The previous leaf hash inside chains the records; the text in front keeps these hashes
+//! The *leaf hash* is SHA-256(0x00 ‖ leaf): RFC 6962 section 2.1, and the records are the leaves of the tree ([`tree`]) that
+//! lies in tiles ([`Tile`]) beside the segments. The previous leaf hash inside chains the records; the text in front keeps these hashes
 //! apart from all others. Sequence numbers begin at 1; the tree's leaf index is `seq - 1`.
 //!
 //! # File
@@ -30,19 +30,26 @@
 mod codec;
 mod ended;
 mod entry;
+pub mod epoch;
 mod hash;
 mod ledger;
+pub mod note;
 mod once;
 mod query;
 mod record;
 mod scan;
 mod segment;
+mod tile;
 mod torn;
+pub mod tree;
+pub mod verify;
 
 pub use ended::Ended;
 pub use entry::{Entry, EntryError, Outcome, OutcomeResult, escape};
-pub use hash::{BootId, Hash32, HexError, Seq, leaf_hash};
+pub use epoch::{Epoch, EpochKey, EpochMark, EpochSealer, KeyChain};
+pub use hash::{BootId, Hash32, HexError, PublicKey, Seq, leaf_hash};
 pub use ledger::Ledger;
+pub use note::{Checkpoint, NoteError, Notes, SignedCheckpoint};
 pub use once::{Once, OnceIndex, OnceKey};
 pub use query::{OutcomeFilter, Query};
 pub use record::{
@@ -51,6 +58,7 @@ pub use record::{
 };
 pub use scan::{Break, Scanner, Step};
 pub use segment::{HEADER_BYTES, HeaderError, SegmentHeader};
+pub use tile::{TILE_BYTES, TILE_WIDTH, Tile, TileEdge, TileNodes, tile_bytes, tile_hashes};
 
 /// Largest leaf in bytes; every legal [`Entry`] fits.
 pub const MAX_LEAF: usize = 64 * 1024;
@@ -70,6 +78,12 @@ pub struct Head {
     pub seq: Seq,
     /// Its leaf hash, zeros when there is none.
     pub hash: Hash32,
+}
+
+impl Default for Head {
+    fn default() -> Self {
+        Self::EMPTY
+    }
 }
 
 impl Head {

@@ -2,7 +2,8 @@
 
 use super::codec::{Cut, Flaw, pairs, put_map, put_opt, put_str};
 use super::entry::{Entry, EntryError, Outcome, OutcomeResult};
-use super::hash::{BootId, Hash32, Seq, leaf_hash};
+use super::epoch::{EpochMark, Signature};
+use super::hash::{BootId, Hash32, PublicKey, Seq, leaf_hash};
 use super::{Head, MAX_LEAF, MAX_MARK_OPEN};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -70,6 +71,9 @@ pub enum Body {
         open: Option<Vec<Seq>>,
         /// The program's version.
         version: String,
+        /// The epoch that begins here; none in logs of before there were epochs.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        epoch: Option<EpochMark>,
     },
     /// The log was closed in order.
     Stop,
@@ -77,6 +81,9 @@ pub enum Body {
     Carry {
         /// As in `Start`.
         open: Option<Vec<Seq>>,
+        /// As in `Start`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        epoch: Option<EpochMark>,
     },
     /// A torn end was cut off before this record; nothing in it had been acknowledged.
     Recovered {
@@ -138,11 +145,13 @@ impl Body {
             Self::Intent(_) => 1,
             Self::Outcome { .. } => 2,
             Self::Event(_) => 3,
-            Self::Start { .. } => 4,
+            Self::Start { epoch: None, .. } => 4,
             Self::Stop => 5,
-            Self::Carry { .. } => 6,
+            Self::Carry { epoch: None, .. } => 6,
             Self::Recovered { .. } => 7,
             Self::Gap { .. } => 8,
+            Self::Start { epoch: Some(_), .. } => 9,
+            Self::Carry { epoch: Some(_), .. } => 10,
         }
     }
 
@@ -172,13 +181,20 @@ impl Body {
                 reopened,
                 open,
                 version,
+                epoch,
             } => {
                 out.push(u8::from(*reopened));
                 put_open(out, open.as_deref())?;
-                put_str(out, version)
+                put_str(out, version)?;
+                put_mark(out, epoch.as_ref());
+                Ok(())
             }
             Self::Stop => Ok(()),
-            Self::Carry { open } => put_open(out, open.as_deref()),
+            Self::Carry { open, epoch } => {
+                put_open(out, open.as_deref())?;
+                put_mark(out, epoch.as_ref());
+                Ok(())
+            }
             Self::Recovered {
                 segment,
                 offset,
@@ -224,6 +240,15 @@ fn put_entry(out: &mut Vec<u8>, entry: &Entry) -> Result<(), Flaw> {
         out.extend_from_slice(&hash.0);
     }
     put_map(out, &entry.detail)
+}
+
+/// Whether there is one, the kind says.
+fn put_mark(out: &mut Vec<u8>, mark: Option<&EpochMark>) {
+    if let Some(mark) = mark {
+        out.extend_from_slice(&mark.epoch.to_be_bytes());
+        out.extend_from_slice(&mark.key.0);
+        out.extend_from_slice(&mark.signature.0);
+    }
 }
 
 fn put_open(out: &mut Vec<u8>, open: Option<&[Seq]>) -> Result<(), Flaw> {
@@ -317,10 +342,12 @@ pub enum BodyRef<'a> {
         reopened: bool,
         open: Option<OpenRef<'a>>,
         version: &'a str,
+        epoch: Option<EpochMark>,
     },
     Stop,
     Carry {
         open: Option<OpenRef<'a>>,
+        epoch: Option<EpochMark>,
     },
     Recovered {
         segment: Seq,
@@ -401,6 +428,17 @@ fn cut_open<'a>(cut: &mut Cut<'a>) -> Result<Option<OpenRef<'a>>, Flaw> {
     Ok(Some(open))
 }
 
+fn cut_mark(cut: &mut Cut<'_>, kind: u8) -> Result<Option<EpochMark>, Flaw> {
+    if kind < 9 {
+        return Ok(None);
+    }
+    Ok(Some(EpochMark {
+        epoch: cut.u64()?,
+        key: PublicKey(cut.array()?),
+        signature: Signature(cut.array()?),
+    }))
+}
+
 fn cut_entry<'a>(cut: &mut Cut<'a>) -> Result<EntryRef<'a>, Flaw> {
     Ok(EntryRef {
         action: cut.str()?,
@@ -444,7 +482,8 @@ pub fn decode_leaf(leaf: &[u8]) -> Result<LeafRef<'_>, &'static str> {
         mono_ms: cut.u64()?,
     };
     let boot = BootId(cut.array()?);
-    let body = match cut.byte()? {
+    let kind = cut.byte()?;
+    let body = match kind {
         1 => BodyRef::Intent(cut_entry(&mut cut)?),
         2 => BodyRef::Outcome {
             intent: Seq(cut.u64()?),
@@ -462,14 +501,16 @@ pub fn decode_leaf(leaf: &[u8]) -> Result<LeafRef<'_>, &'static str> {
             },
         },
         3 => BodyRef::Event(cut_entry(&mut cut)?),
-        4 => BodyRef::Start {
+        4 | 9 => BodyRef::Start {
             reopened: cut.flag()?,
             open: cut_open(&mut cut)?,
             version: cut.str()?,
+            epoch: cut_mark(&mut cut, kind)?,
         },
         5 => BodyRef::Stop,
-        6 => BodyRef::Carry {
+        6 | 10 => BodyRef::Carry {
             open: cut_open(&mut cut)?,
+            epoch: cut_mark(&mut cut, kind)?,
         },
         7 => BodyRef::Recovered {
             segment: Seq(cut.u64()?),
@@ -531,13 +572,18 @@ impl BodyRef<'_> {
                 reopened,
                 open,
                 version,
+                epoch,
             } => Body::Start {
                 reopened: *reopened,
                 open: list(open),
                 version: (*version).to_owned(),
+                epoch: *epoch,
             },
             Self::Stop => Body::Stop,
-            Self::Carry { open } => Body::Carry { open: list(open) },
+            Self::Carry { open, epoch } => Body::Carry {
+                open: list(open),
+                epoch: *epoch,
+            },
             Self::Recovered {
                 segment,
                 offset,

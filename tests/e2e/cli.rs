@@ -7,10 +7,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use portcullis_actors::audit::{AuditConfig, AuditHandle, AuditWiring, Clock};
+use portcullis_actors::audit::{AuditConfig, AuditHandle, AuditKeys, AuditWiring, Clock};
 use portcullis_actors::supervision::{Feed, Intensity, TreeBuilder};
 use portcullis_core::audit::{BootId, Entry};
 use portcullis_core::codes;
+use portcullis_core::identity::Identity;
 use portcullis_core::protocol::frame::ErrorBody;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
@@ -564,6 +565,7 @@ async fn the_log_is_verified_without_a_gateway_and_one_flipped_bit_exits_with_10
         &mut builder,
         AuditWiring {
             dir: state.path().join("audit"),
+            keys: AuditKeys::new(state.path().join("keys"), &Identity::from_random([1; 32])),
             config: AuditConfig::default(),
             boot: BootId([7; 16]),
             clock: Clock::new(),

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use portcullis_actors::approval::{ApprovalConfig, ApprovalHandle, ApprovalWiring};
-use portcullis_actors::audit::{AuditConfig, AuditHandle, AuditWiring, verify_dir};
+use portcullis_actors::audit::{AuditConfig, AuditHandle, AuditKeys, AuditWiring, verify_dir};
 use portcullis_actors::auth::{AuthConfig, AuthHandle, AuthWiring, Modes, SharedSecret};
 use portcullis_actors::clock::Clock;
 use portcullis_actors::nodes::{NodesConfig, NodesHandle, NodesWiring};
@@ -77,6 +77,7 @@ impl Ground {
             &mut tree,
             AuditWiring {
                 dir: state.path().join("audit"),
+                keys: AuditKeys::new(state.path().join("keys"), &Identity::from_random([1; 32])),
                 config,
                 boot: BootId([1; 16]),
                 clock: portcullis_actors::audit::Clock::new(),

@@ -7,18 +7,23 @@
 
 mod child;
 mod crash;
+mod epochs;
 mod room;
+mod tiles;
 mod writer;
 
 use super::config::AuditConfig;
 use super::error::AuditError;
+use super::keys::AuditKeys;
 use super::log::{Clock, LogSpec, OpenReport};
 use super::messages::Refused;
-use super::offline::verify_dir;
+use super::offline::{verify_dir, verify_dir_against};
 use super::read::tail_dir;
 use super::writer::{Answer, Job, NotTaken, Writer};
 use crate::supervision::Feed;
+use portcullis_core::audit::verify::Outside;
 use portcullis_core::audit::{Body, BootId, Entry, Once, Outcome, Record, Seq};
+use portcullis_core::identity::Identity;
 use std::path::{Path, PathBuf};
 use tokio::sync::oneshot;
 
@@ -56,6 +61,11 @@ impl Place {
     }
 }
 
+/// The keys beside a log.
+fn keys(dir: &Path) -> AuditKeys {
+    AuditKeys::new(dir.with_file_name("keys"), &Identity::from_random([1; 32]))
+}
+
 /// An open log, driven without the room.
 struct Open {
     writer: Writer,
@@ -65,6 +75,7 @@ struct Open {
 fn try_open(dir: &Path, boot: u8, config: AuditConfig) -> Result<Open, AuditError> {
     let spec = LogSpec {
         dir: dir.to_owned(),
+        keys: keys(dir),
         config,
         boot: BootId([boot; 16]),
         clock: Clock::new(),

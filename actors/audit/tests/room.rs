@@ -9,6 +9,7 @@ use std::sync::Arc;
 fn wiring(dir: &Path, boot: u8) -> AuditWiring {
     AuditWiring {
         dir: dir.to_owned(),
+        keys: keys(dir),
         config: AuditConfig::default(),
         boot: BootId([boot; 16]),
         clock: Clock::new(),

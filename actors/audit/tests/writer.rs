@@ -83,7 +83,7 @@ fn a_key_far_back_is_known_though_the_start_does_not_read_that_far() {
     let log = open(3);
     let look = || {
         let (tx, _) = oneshot::channel();
-        log.writer.submit(Job::Look(Answer::Own(tx)))
+        log.writer.submit(Job::Look(Answer::Own(tx), false))
     };
     while look().is_ok() {
         std::thread::sleep(std::time::Duration::from_millis(1));

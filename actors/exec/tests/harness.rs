@@ -9,6 +9,7 @@ use std::time::Duration;
 use portcullis_core::approval::{Agents, PlanSealer, Record, Word};
 use portcullis_core::audit::{BootId, Query};
 use portcullis_core::auth::{Door, Principal, Proof, Role, Scope};
+use portcullis_core::identity::Identity;
 use portcullis_core::ids::AgentId;
 use portcullis_core::plan::Target;
 use portcullis_core::policy::{AgentPolicy, Elevated, ExecMode};
@@ -16,7 +17,7 @@ use portcullis_core::seal::Key;
 use tokio::sync::mpsc;
 
 use crate::approval::{ApprovalConfig, ApprovalHandle, ApprovalWiring};
-use crate::audit::{AuditConfig, AuditHandle, AuditWiring, Found};
+use crate::audit::{AuditConfig, AuditHandle, AuditKeys, AuditWiring, Found};
 use crate::auth::AuthHandle;
 use crate::clock::Clock;
 use crate::exec::{
@@ -196,6 +197,7 @@ pub async fn house_of(
 fn audit_in(folder: &Path, boot: u8) -> AuditWiring {
     AuditWiring {
         dir: folder.join("audit"),
+        keys: AuditKeys::new(folder.join("keys"), &Identity::from_random([1; 32])),
         config: AuditConfig::default(),
         boot: BootId([boot; 16]),
         clock: crate::audit::Clock::new(),

@@ -242,9 +242,23 @@ fn the_largest_legal_entry_fits_a_record() {
     .unwrap();
     assert!(out.len() <= MAX_RECORD);
     let open = Some((0..MAX_MARK_OPEN as u64).map(Seq).collect());
-    encode_record(&mut out, Head::EMPTY, STAMP, BOOT, &Body::Carry { open }).unwrap();
+    encode_record(
+        &mut out,
+        Head::EMPTY,
+        STAMP,
+        BOOT,
+        &Body::Carry { open, epoch: None },
+    )
+    .unwrap();
     let open = Some((0..=MAX_MARK_OPEN as u64).map(Seq).collect());
-    encode_record(&mut out, Head::EMPTY, STAMP, BOOT, &Body::Carry { open }).unwrap_err();
+    encode_record(
+        &mut out,
+        Head::EMPTY,
+        STAMP,
+        BOOT,
+        &Body::Carry { open, epoch: None },
+    )
+    .unwrap_err();
 }
 
 #[test]
@@ -255,6 +269,7 @@ fn the_ledger_knows_what_is_open_from_any_mark_on() {
         Body::outcome(Seq(1), Outcome::ok()).unwrap(),
         Body::Carry {
             open: Some(vec![Seq(2)]),
+            epoch: None,
         },
         Body::intent(full_entry(5)).unwrap(),
         Body::outcome(Seq(2), Outcome::failed("BOX_LOST")).unwrap(),

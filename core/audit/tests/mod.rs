@@ -1,8 +1,10 @@
 //! The format holds what it promises: strict, canonical, and every change is found with its place.
 
 mod damage;
+mod epoch;
 mod format;
 mod torn;
+mod tree;
 
 use super::*;
 use std::collections::BTreeMap;
@@ -43,9 +45,13 @@ fn body(n: u64) -> Body {
             reopened: false,
             open: Some(vec![Seq(1), Seq(4)]),
             version: "0.1.0".into(),
+            epoch: None,
         },
         4 => Body::outcome(Seq(n), Outcome::unknown(BOOT)).unwrap(),
-        5 => Body::Carry { open: None },
+        5 => Body::Carry {
+            open: None,
+            epoch: None,
+        },
         6 => Body::outcome(Seq(n), Outcome::refused("PLAN_CHANGED")).unwrap(),
         _ => Body::Gap {
             count: 3,

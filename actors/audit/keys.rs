@@ -1,0 +1,124 @@
+//! The epoch keys' files: `STATE/keys/audit-<epoch, 16 digits>.key`, sealed under the machine's identity.
+
+use super::error::AuditError;
+use super::files;
+use portcullis_core::audit::{EpochKey, EpochSealer};
+use portcullis_core::identity::Identity;
+use portcullis_core::seal::NONCE;
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use zeroize::Zeroizing;
+
+/// Larger than any of them.
+const MAX_FILE: usize = 1_024;
+
+/// Where the keys lie, and what opens them. Cannot be printed.
+#[derive(Clone)]
+pub struct AuditKeys {
+    dir: PathBuf,
+    sealer: EpochSealer,
+}
+
+impl AuditKeys {
+    /// The keys in `dir` (`STATE/keys`), sealed under this identity.
+    pub fn new(dir: impl Into<PathBuf>, identity: &Identity) -> Self {
+        Self {
+            dir: dir.into(),
+            sealer: EpochSealer::new(identity),
+        }
+    }
+
+    fn path(&self, epoch: u64) -> PathBuf {
+        self.dir.join(format!("audit-{epoch:016}.key"))
+    }
+
+    /// The epochs whose keys are there.
+    pub(super) fn list(&self) -> Result<Vec<u64>, AuditError> {
+        let failed = |error: io::Error| AuditError::reading("the folder of keys", &error);
+        let entries = match fs::read_dir(&self.dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(failed(error)),
+        };
+        let mut epochs = Vec::new();
+        for entry in entries {
+            let name = entry.map_err(failed)?.file_name();
+            let digits = name
+                .to_str()
+                .and_then(|name| name.strip_prefix("audit-")?.strip_suffix(".key"));
+            epochs.extend(digits.and_then(|digits| digits.parse::<u64>().ok()));
+        }
+        epochs.sort_unstable();
+        Ok(epochs)
+    }
+
+    /// All that are there. One that was being destroyed goes.
+    pub(super) fn open_all(&self) -> Result<BTreeMap<u64, EpochKey>, AuditError> {
+        let mut keys = BTreeMap::new();
+        for epoch in self.list()? {
+            let file = files::read_limited(&self.path(epoch), MAX_FILE)
+                .map_err(|error| AuditError::reading("a key of the audit log", &error))?;
+            if file.iter().all(|byte| *byte == 0) {
+                self.destroy(epoch)
+                    .map_err(|error| AuditError::writing(&error))?;
+                continue;
+            }
+            let key = self.sealer.open(epoch, &file);
+            let key = key.map_err(|error| AuditError::Key(format!("epoch {epoch}: {error}")))?;
+            keys.insert(epoch, key);
+        }
+        Ok(keys)
+    }
+
+    /// Makes the key of an epoch, durable when this returns. One that was never named gives way.
+    pub(super) fn make(&self, epoch: u64) -> io::Result<EpochKey> {
+        let (mut seed, mut nonce) = (Zeroizing::new([0; 32]), [0; NONCE]);
+        getrandom::fill(&mut *seed).map_err(io::Error::other)?;
+        getrandom::fill(&mut nonce).map_err(io::Error::other)?;
+        let key = EpochKey::from_random(&seed);
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.dir)?;
+        self.destroy(epoch)?;
+        let path = self.path(epoch);
+        let new = path.with_extension("new");
+        let mut file = files::create_new(&new)?;
+        file.write_all(&self.sealer.seal(epoch, &key, &nonce))?;
+        file.sync_all()?;
+        fs::rename(&new, &path)?;
+        self.sync()?;
+        Ok(key)
+    }
+
+    /// Overwrites the key of an epoch and removes it, durably. What the disk keeps of old blocks is the disk's.
+    pub(super) fn destroy(&self, epoch: u64) -> io::Result<()> {
+        let path = self.path(epoch);
+        let open = OpenOptions::new()
+            .write(true)
+            .custom_flags(files::nofollow())
+            .open(&path);
+        match open {
+            Ok(mut file) => {
+                let len = file.metadata()?.len().min(MAX_FILE as u64);
+                file.write_all(&vec![0; usize::try_from(len).unwrap_or(0)])?;
+                file.sync_all()?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        fs::remove_file(&path)?;
+        self.sync()
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let parent = self.dir.parent().unwrap_or(Path::new("."));
+        for folder in [self.dir.as_path(), parent] {
+            File::open(folder)?.sync_all()?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,366 @@
+//! Who signs: the epoch's key, the checkpoints, and the change from one epoch to the next.
+//!
+//! The order of a change, each step durable before the next, so that a crash between any two is told from the files: the
+//! next key is made; the record that names it is in the log, signed by the key of now; the checkpoint over that record is
+//! written, signed by the key of now; that key is destroyed. A start that finds both keys knows by the log which holds:
+//! if the next one is named, the last two steps are done now; if not, the next key goes.
+
+use super::error::{AuditError, Fault};
+use super::keys::AuditKeys;
+use super::notes::{self, NoteFile};
+use portcullis_core::audit::note::{origin, verifier_key};
+use portcullis_core::audit::{
+    Checkpoint, Epoch, EpochKey, EpochMark, Hash32, Head, PublicKey, Seq, SignedCheckpoint,
+};
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A checkpoint follows so many records at the latest.
+pub(super) const RECORDS: u64 = 256;
+
+/// See the module.
+pub(super) struct Signer {
+    dir: PathBuf,
+    keys: AuditKeys,
+    /// The log's first public key, and the name that follows from it.
+    first: Option<(PublicKey, String)>,
+    current: Option<Current>,
+    next: Option<(u64, EpochKey)>,
+    /// Of an epoch that is over.
+    closing: Option<Closing>,
+    /// The newest checkpoint.
+    last: Option<Arc<SignedCheckpoint>>,
+    /// Since when there are records that no checkpoint covers.
+    dirty: Option<Instant>,
+    every: Duration,
+}
+
+struct Current {
+    epoch: Epoch,
+    key: EpochKey,
+    notes: NoteFile,
+}
+
+/// The last checkpoint of an epoch, until it is durable and the key destroyed.
+struct Closing {
+    epoch: u64,
+    notes: NoteFile,
+    note: Option<Arc<SignedCheckpoint>>,
+}
+
+fn altered(seq: u64, why: String) -> AuditError {
+    AuditError::Altered(Fault {
+        seq: Seq(seq),
+        segment: Seq(0),
+        offset: 0,
+        why,
+    })
+}
+
+impl Signer {
+    /// For the log that ends with `head`, in this epoch. Nothing is signed before [`Self::settle`].
+    pub(super) fn open(
+        dir: &Path,
+        keys: &AuditKeys,
+        epoch: Option<Epoch>,
+        head: Head,
+        every: Duration,
+    ) -> Result<Self, AuditError> {
+        let mut signer = Self {
+            dir: dir.to_owned(),
+            keys: keys.clone(),
+            first: None,
+            current: None,
+            next: None,
+            closing: None,
+            last: None,
+            dirty: None,
+            every,
+        };
+        let number = epoch.map_or(0, |epoch| epoch.number);
+        let noted = notes::epochs(dir)?.last().copied();
+        if let Some(noted) = noted {
+            if noted > number {
+                let why = format!(
+                    "the log ends in epoch {number}, and there are checkpoints of epoch {noted}"
+                );
+                return Err(altered(head.next().0, why));
+            }
+            let newest = notes::recover(dir, noted)?;
+            signer.last = newest.all.last().cloned().map(Arc::new);
+        }
+        if let Some(last) = &signer.last
+            && last.checkpoint.size > head.seq.0
+        {
+            let size = last.checkpoint.size;
+            let why = format!("the log ends before it, and a checkpoint is over {size} records");
+            return Err(altered(head.next().0, why));
+        }
+        signer.take_keys(epoch)?;
+        Ok(signer)
+    }
+
+    /// The keys on the disk must be those that the log's end asks for.
+    fn take_keys(&mut self, epoch: Option<Epoch>) -> Result<(), AuditError> {
+        let mut keys = self.keys.open_all()?;
+        let highest = keys.keys().last().copied().unwrap_or(0);
+        let Some(epoch) = epoch else {
+            return if highest > 1 {
+                Err(AuditError::Key(format!(
+                    "the log names no key, and there is one of epoch {highest}: the log was put back or cut"
+                )))
+            } else {
+                Ok(())
+            };
+        };
+        let number = epoch.number;
+        let key = keys.remove(&number);
+        if highest > number.saturating_add(1) || (key.is_none() && highest > number) {
+            return Err(AuditError::Key(format!(
+                "the log is in epoch {number}, and there is a key of epoch {highest}: the log was put back or cut"
+            )));
+        }
+        let Some(key) = key else {
+            return Err(AuditError::Key(format!(
+                "the key of epoch {number} is missing"
+            )));
+        };
+        if key.public() != epoch.key {
+            return Err(AuditError::Key(format!(
+                "the key of epoch {number} is not the one that the log names"
+            )));
+        }
+        let whole = notes::recover(&self.dir, number)?.whole;
+        self.current = Some(Current {
+            epoch,
+            key,
+            notes: NoteFile::new(&self.dir, number, whole),
+        });
+        for (number, key) in keys {
+            if number.checked_add(1) == Some(epoch.number) {
+                let notes = notes::recover(&self.dir, number)?;
+                let is_closed = notes
+                    .all
+                    .last()
+                    .is_some_and(|note| note.checkpoint.size == epoch.mark.0);
+                self.closing = Some(Closing {
+                    epoch: number,
+                    notes: NoteFile::new(&self.dir, number, notes.whole),
+                    note: None,
+                });
+                if !is_closed {
+                    // Signed once the root is known.
+                    self.next = Some((number, key));
+                }
+            } else {
+                // Made and never named, or left over from long ago.
+                let destroyed = self.keys.destroy(number);
+                destroyed.map_err(|error| AuditError::writing(&error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The sizes whose roots [`Self::settle`] wants.
+    pub(super) fn wanted(&self) -> Vec<u64> {
+        let last = self.last.iter().map(|last| last.checkpoint.size);
+        let mark = self.current.iter().map(|current| current.epoch.mark.0);
+        last.chain(mark).collect()
+    }
+
+    /// Whether the tree is the one that was signed, as far as a root is there.
+    pub(super) fn agrees(&self, roots: &BTreeMap<u64, Hash32>) -> bool {
+        self.last.as_ref().is_none_or(|last| {
+            let root = roots.get(&last.checkpoint.size);
+            root.is_none_or(|root| *root == last.checkpoint.root)
+        })
+    }
+
+    /// Checks what was signed last, and ends what a crash has left open. `first` looks the log through for its first key.
+    pub(super) fn settle(
+        &mut self,
+        roots: &BTreeMap<u64, Hash32>,
+        first: impl FnOnce() -> Result<Option<PublicKey>, AuditError>,
+    ) -> Result<(), AuditError> {
+        let Some(current) = &self.current else {
+            return Ok(());
+        };
+        let written = notes::read_first(&self.dir);
+        let fits = |key: &PublicKey| {
+            let last = self.last.as_ref();
+            last.is_none_or(|last| last.checkpoint.origin == origin(key))
+        };
+        let key = match written.filter(fits) {
+            Some(key) => Some(key),
+            None => first()?,
+        };
+        let Some(key) = key.filter(fits) else {
+            let why = "its checkpoints are of another log".to_owned();
+            return Err(altered(1, why));
+        };
+        if written != Some(key) {
+            notes::write_first(&self.dir, &key).map_err(|error| AuditError::writing(&error))?;
+        }
+        if let Some(last) = &self.last {
+            let size = last.checkpoint.size;
+            let is_signed = size <= current.epoch.mark.0 || last.is_by(&current.epoch.key);
+            if !is_signed || !self.agrees(roots) {
+                let why =
+                    format!("the checkpoint over {size} records is not what the records give");
+                return Err(altered(size, why));
+            }
+        }
+        self.first = Some((key, origin(&key)));
+        if let Some((_, key)) = self.next.take() {
+            let mark = current.epoch.mark.0;
+            let root = roots.get(&mark).copied();
+            let root = root.ok_or_else(|| {
+                AuditError::Unreadable(format!("the tree of {mark} records cannot be had"))
+            })?;
+            let note = key.sign(self.checkpoint_of(mark, root));
+            if let Some(closing) = &mut self.closing {
+                closing.note = Some(Arc::new(note));
+            }
+        }
+        self.close();
+        Ok(())
+    }
+
+    fn checkpoint_of(&self, size: u64, root: Hash32) -> Checkpoint {
+        let origin = self.first.as_ref().map(|(_, origin)| origin.clone());
+        Checkpoint {
+            origin: origin.unwrap_or_default(),
+            size,
+            root,
+        }
+    }
+
+    /// What the record behind `head` says of the next epoch. Its key is durable when this returns.
+    pub(super) fn mark(&mut self, head: Head) -> io::Result<EpochMark> {
+        let number = self
+            .current
+            .as_ref()
+            .map_or(1, |current| current.epoch.number.saturating_add(1));
+        if self.next.as_ref().is_none_or(|(next, _)| *next != number) {
+            self.next = Some((number, self.keys.make(number)?));
+        }
+        let Some((_, next)) = &self.next else {
+            return Err(io::Error::other("no key was made"));
+        };
+        let by = self.current.as_ref().map_or(next, |current| &current.key);
+        Ok(by.hand_over(number, next.public(), head))
+    }
+
+    /// The record with the mark is durable and in the tree, whose root is this.
+    pub(super) fn entered(&mut self, mark: &EpochMark, seq: Seq, root: Hash32) {
+        let Some((_, key)) = self.next.take_if(|(next, _)| *next == mark.epoch) else {
+            return;
+        };
+        let epoch = Epoch {
+            number: mark.epoch,
+            mark: seq,
+            key: mark.key,
+        };
+        let current = Current {
+            epoch,
+            key,
+            notes: NoteFile::new(&self.dir, mark.epoch, 0),
+        };
+        // One that could not be written yet stays to be closed by a start.
+        self.close();
+        if let Some(old) = self.current.replace(current) {
+            let note = Arc::new(old.key.sign(self.checkpoint_of(seq.0, root)));
+            self.last = Some(note.clone());
+            self.closing = Some(Closing {
+                epoch: old.epoch.number,
+                notes: old.notes,
+                note: Some(note),
+            });
+            self.close();
+        } else {
+            self.first = Some((mark.key, origin(&mark.key)));
+            if let Err(error) = notes::write_first(&self.dir, &mark.key) {
+                tracing::warn!(%error, "the audit log's first public key could not be written down");
+            }
+        }
+        self.dirty = None;
+    }
+
+    /// The last two steps. What fails is tried again with the next checkpoint, and by the next start.
+    fn close(&mut self) {
+        let Some(closing) = &mut self.closing else {
+            return;
+        };
+        let mut end = || {
+            if let Some(note) = &closing.note {
+                closing.notes.append(note, true)?;
+                closing.note = None;
+            }
+            self.keys.destroy(closing.epoch)
+        };
+        match end() {
+            Ok(()) => self.closing = None,
+            Err(error) => {
+                tracing::warn!(%error, "the last epoch of the audit log cannot be closed yet");
+            }
+        }
+    }
+
+    /// There are records that no checkpoint covers.
+    pub(super) fn changed(&mut self, now: Instant) {
+        self.dirty.get_or_insert(now);
+    }
+
+    /// When the next checkpoint is due.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.dirty.map(|since| since + self.every)
+    }
+
+    /// How many records the newest checkpoint covers.
+    pub(super) fn covered(&self) -> u64 {
+        self.last.as_ref().map_or(0, |last| last.checkpoint.size)
+    }
+
+    /// The newest checkpoint, and the log's first public key.
+    pub(super) fn newest(&self) -> Option<(Arc<SignedCheckpoint>, PublicKey)> {
+        Some((self.last.clone()?, self.first.as_ref()?.0))
+    }
+
+    /// The log's first public key, for people to keep.
+    pub(super) fn first(&self) -> Option<String> {
+        let (key, origin) = self.first.as_ref()?;
+        Some(verifier_key(origin, key))
+    }
+
+    /// The epoch.
+    pub(super) fn epoch(&self) -> u64 {
+        self.current
+            .as_ref()
+            .map_or(0, |current| current.epoch.number)
+    }
+
+    /// Signs what the log is now, unless that is signed. It is tried again when it could not be written.
+    pub(super) fn sign(&mut self, size: u64, root: Hash32, sync: bool) {
+        self.close();
+        let checkpoint = self.checkpoint_of(size, root);
+        let is_new = size > self.covered();
+        let Some(current) = self.current.as_mut().filter(|_| is_new) else {
+            self.dirty = None;
+            return;
+        };
+        let note = current.key.sign(checkpoint);
+        match current.notes.append(&note, sync) {
+            Ok(()) => {
+                self.last = Some(Arc::new(note));
+                self.dirty = None;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a checkpoint of the audit log cannot be written yet");
+                self.dirty = Some(Instant::now());
+            }
+        }
+    }
+}
