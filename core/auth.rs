@@ -52,8 +52,9 @@ impl fmt::Display for Role {
     }
 }
 
-/// What an operator may do. The closed set of wire.md section 7, and two of ours: `exec`, which only agents hold by
-/// role, and `act_as`, for an operator who acts for an agent.
+/// What an operator may do. The closed set of wire.md section 7, and three of ours: `exec`, which only agents hold by
+/// role, `act_as`, for an operator who acts for an agent, and `auditor`, who reads and proves the record and changes
+/// nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[allow(missing_docs, reason = "each is named by its text in `as_str`")]
 pub enum Scope {
@@ -69,11 +70,12 @@ pub enum Scope {
     SessionsWrite,
     Exec,
     ActAs,
+    Auditor,
 }
 
 impl Scope {
     /// Every scope.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Admin,
         Self::Read,
         Self::Write,
@@ -86,6 +88,7 @@ impl Scope {
         Self::SessionsWrite,
         Self::Exec,
         Self::ActAs,
+        Self::Auditor,
     ];
 
     /// As on the wire.
@@ -103,6 +106,7 @@ impl Scope {
             Self::SessionsWrite => "operator.sessions.write",
             Self::Exec => "exec",
             Self::ActAs => "operator.act_as",
+            Self::Auditor => "operator.auditor",
         }
     }
 

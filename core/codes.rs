@@ -127,6 +127,7 @@ codes! {
     STORE_INVALID, "UNAVAILABLE", false, 1, "this is a defect of ours: the state database refused what a room wanted to write";
     AUDIT_NOT_OPEN, "UNAVAILABLE", false, 1, "this act was closed in the audit log before: `portcullis audit query` shows it";
     AUDIT_UNREADABLE, "UNAVAILABLE", true, 8, "the audit log could not be read: look at the disk and at the rights of the state directory";
+    AUDIT_FORKED, "UNAVAILABLE", false, 10, "the gateway's audit log does not go on from what this user has seen of it: verify it against the checkpoint that is named, before you trust it";
     AUDIT_NO_RECORD, "INVALID_REQUEST", false, 3, "`portcullis audit tail` shows the newest records and their numbers";
     AUDIT_ENTRY_INVALID, "INVALID_REQUEST", false, 2, "a name or a value is longer than the audit log takes: shorten it, nothing was done";
     BOX_START_FAILED, "UNAVAILABLE", true, 8, "the sandbox could not be started: look at the gateway's log and the engine, then try again";

@@ -5,7 +5,7 @@ use super::error::AuditError;
 use super::log::LogSpec;
 use super::messages::{AuditMsg, Looked, Want};
 use super::offline::verify;
-use super::read::{query_to, tail_to};
+use super::read::{query_to, records_to, tail_to};
 use super::writer::{Answer, Job, NotTaken, Writer};
 use crate::supervision::{Crash, Ctx, Room, Snapshot, TaskEnd};
 use portcullis_core::audit::Seq;
@@ -95,6 +95,7 @@ impl Room for Audit {
             AuditMsg::Tail(n, reply) => self.look(Want::Tail(n, reply)),
             AuditMsg::Query(query, reply) => self.look(Want::Query(query, reply)),
             AuditMsg::Verify(outside, reply) => self.look(Want::Verify(outside, reply)),
+            AuditMsg::Records(from, limit, reply) => self.look(Want::Records(from, limit, reply)),
             AuditMsg::Sign(reply) => self.look(Want::Sign(reply)),
             AuditMsg::Prove(seq, reply) => self.look(Want::Prove(seq, reply)),
             AuditMsg::Consistency(old, new, reply) => self.look(Want::Consistency(old, new, reply)),
@@ -259,6 +260,9 @@ impl Audit {
                 Want::Verify(outside, reply) => {
                     reply.send(verify(&dir, Some(horizon), *outside));
                 }
+                Want::Records(from, limit, reply) => {
+                    reply.send(records_to(&dir, from, limit, horizon));
+                }
                 Want::Sign(reply) => reply.send(signed().map(|signed| (**signed).clone())),
                 Want::Prove(seq, reply) => {
                     reply.send(signed().and_then(|signed| signed.prove(&dir, seq)));
@@ -287,6 +291,7 @@ impl Want {
             Self::Tail(_, reply) => reply.is_wanted(),
             Self::Query(_, reply) => reply.is_wanted(),
             Self::Verify(_, reply) => reply.is_wanted(),
+            Self::Records(_, _, reply) => reply.is_wanted(),
             Self::Sign(reply) => reply.is_wanted(),
             Self::Prove(_, reply) => reply.is_wanted(),
             Self::Consistency(_, _, reply) => reply.is_wanted(),
@@ -298,6 +303,7 @@ impl Want {
             Self::Tail(_, reply) => reply.refuse(error),
             Self::Query(_, reply) => reply.refuse(error),
             Self::Verify(_, reply) => reply.refuse(error),
+            Self::Records(_, _, reply) => reply.refuse(error),
             Self::Sign(reply) => reply.refuse(error),
             Self::Prove(_, reply) => reply.refuse(error),
             Self::Consistency(_, _, reply) => reply.refuse(error),

@@ -120,6 +120,16 @@ impl AuditHandle {
             .await
     }
 
+    /// The records from `from` on, 1,000 at most, in rising order.
+    ///
+    /// # Errors
+    /// As [`Self::tail`].
+    pub async fn records(&self, from: Seq, limit: usize) -> Result<Vec<Record>, AuditError> {
+        let limit = limit.min(MAX_TAIL);
+        self.ask(WITHIN, |reply| AuditMsg::Records(from, limit, reply))
+            .await
+    }
+
     /// The log as its writer signs for it now.
     ///
     /// # Errors

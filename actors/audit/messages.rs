@@ -33,6 +33,8 @@ pub enum AuditMsg {
     Query(Box<Query>, Reply<Vec<Found>, AuditError>),
     /// Read everything again, and compare it with what is held outside.
     Verify(Box<Outside>, Reply<VerifyReport, AuditError>),
+    /// The records from one on.
+    Records(Seq, usize, Reply<Vec<Record>, AuditError>),
     /// Sign what the log is now.
     Sign(Reply<Signed, AuditError>),
     /// Prove that a record is in it.
@@ -54,6 +56,7 @@ pub(super) enum Want {
     Tail(usize, Reply<Vec<Arc<Record>>, AuditError>),
     Query(Box<Query>, Reply<Vec<Found>, AuditError>),
     Verify(Box<Outside>, Reply<VerifyReport, AuditError>),
+    Records(Seq, usize, Reply<Vec<Record>, AuditError>),
     Sign(Reply<Signed, AuditError>),
     Prove(Seq, Reply<Inclusion, AuditError>),
     Consistency(u64, u64, Reply<Consistency, AuditError>),

@@ -160,6 +160,40 @@ fn read_at(dir: &Path, segment: Seq, at: At) -> Result<Record, AuditError> {
     Ok(view.to_record(leaf_hash(leaf)))
 }
 
+/// The records from `from` on, in rising order.
+pub(super) fn records_to(
+    dir: &Path,
+    from: Seq,
+    limit: usize,
+    horizon: Horizon,
+) -> Result<Vec<Record>, AuditError> {
+    let (mut found, mut buf) = (Vec::new(), Buffer::new());
+    let mut segments = files::segments(dir)?;
+    segments.retain(|first| *first <= horizon.segment);
+    let begin = segments
+        .partition_point(|first| *first <= from)
+        .saturating_sub(1);
+    for first in segments.into_iter().skip(begin) {
+        let limit_bytes = (horizon.segment == first).then_some(horizon.len);
+        let end = Segment::open(dir, first, limit_bytes)?.read(&mut buf, |passing| {
+            if passing.leaf.seq >= from {
+                found.push(passing.leaf.to_record(passing.hash));
+            }
+            if found.len() == limit {
+                return ControlFlow::Break(());
+            }
+            ControlFlow::Continue(())
+        })?;
+        if let SegmentEnd::Altered(fault) = end {
+            return Err(AuditError::Altered(fault));
+        }
+        if found.len() == limit {
+            break;
+        }
+    }
+    Ok(found)
+}
+
 /// The last `n` records of the log, outcomes and marks among them, in rising order.
 ///
 /// # Errors

@@ -168,14 +168,23 @@ impl Tree {
     }
 }
 
+/// Makes the folders between the log's own and this one, but not the log's own: without it nothing may be recorded.
+fn make_folders(dir: &Path, folder: &Path) -> io::Result<()> {
+    if folder == dir || folder.is_dir() {
+        return Ok(());
+    }
+    make_folders(dir, folder.parent().unwrap_or(dir))?;
+    match DirBuilder::new().mode(0o700).create(folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Writes a tile beside its name, then under it; older partial ones of the same tile go.
 fn write(dir: &Path, tile: Tile, bytes: &[u8], sync: bool) -> io::Result<()> {
     let path = dir.join(tile.path());
     let folder = path.parent().unwrap_or(dir);
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)?;
+    make_folders(dir, folder)?;
     let new = path.with_extension("new");
     let mut file = files::create_new(&new)?;
     file.write_all(bytes)?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use portcullis_core::approval::Word;
-use portcullis_core::audit::{Entry, Outcome, OutcomeFilter, Query, Seq};
+use portcullis_core::audit::{Entry, Outcome};
 use portcullis_core::auth::{Door, Principal, Role, Scope};
 use portcullis_core::codes::{self, Code};
 use portcullis_core::ids::DeviceId;
@@ -139,28 +139,8 @@ impl Methods {
             name if name.starts_with("vault.") => {
                 Box::pin(self.vault_methods(by, method, params)).await
             }
-            "audit.tail" => {
-                let p: Tail = params.read(method)?;
-                let records = self.audit.tail(p.limit.unwrap_or(20).min(1000)).await;
-                let records = records.map_err(|e| refused(e.code(), &e))?;
-                let head = self.audit.head().await.map_err(|e| refused(e.code(), &e))?;
-                Ok(
-                    json!({ "records": records.iter().map(AsRef::as_ref).collect::<Vec<_>>(), "head": head }),
-                )
-            }
-            "audit.query" => {
-                let query = params.read::<AuditQuery>(method)?.into_query();
-                let found = self.audit.query(query).await;
-                Ok(json!({ "records": found.map_err(|e| refused(e.code(), &e))? }))
-            }
-            "audit.verify" => {
-                params.read::<Nothing>(method)?;
-                let report = self
-                    .audit
-                    .verify()
-                    .await
-                    .map_err(|e| refused(e.code(), &e))?;
-                serde_json::to_value(report).map_err(|e| internal(&e))
+            name if name.starts_with("audit.") => {
+                Box::pin(super::audits::call(self, about, method, params)).await
             }
             "exec.approvals.get" => {
                 params.read::<Nothing>(method)?;
@@ -429,7 +409,7 @@ pub(super) fn approval(refusal: ApprovalRefusal) -> ErrorBody {
     error
 }
 
-fn internal(error: &dyn Display) -> ErrorBody {
+pub(super) fn internal(error: &dyn Display) -> ErrorBody {
     tracing::error!(target: "portcullis", %error, "an answer could not be written");
     ErrorBody::of(codes::INTERNAL, "the answer could not be written")
 }
@@ -490,37 +470,6 @@ impl<'de> Deserialize<'de> for Wiped {
 struct Tail {
     #[serde(default)]
     limit: Option<usize>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
-#[derive(Default)]
-struct AuditQuery {
-    action: Option<String>,
-    principal: Option<String>,
-    object: Option<String>,
-    outcome: Option<OutcomeFilter>,
-    since_seq: Option<u64>,
-    until_seq: Option<u64>,
-    since_ms: Option<u64>,
-    until_ms: Option<u64>,
-    limit: Option<usize>,
-}
-
-impl AuditQuery {
-    fn into_query(self) -> Query {
-        Query {
-            action: self.action,
-            principal: self.principal,
-            object: self.object,
-            outcome: self.outcome,
-            since_seq: self.since_seq.map(Seq),
-            until_seq: self.until_seq.map(Seq),
-            since_ms: self.since_ms,
-            until_ms: self.until_ms,
-            limit: self.limit.unwrap_or(0),
-        }
-    }
 }
 
 #[cfg(test)]

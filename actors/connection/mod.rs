@@ -10,6 +10,7 @@
 mod actor;
 mod answer;
 mod asks;
+mod audits;
 mod config;
 mod devices;
 mod echo;

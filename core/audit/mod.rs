@@ -31,6 +31,7 @@ mod codec;
 mod ended;
 mod entry;
 pub mod epoch;
+pub mod export;
 mod hash;
 mod ledger;
 pub mod note;

@@ -211,6 +211,19 @@ impl SignedCheckpoint {
     }
 }
 
+/// That the leaf `index` is in the log of this checkpoint: a file that anybody can check who has the record (C2SP
+/// tlog-proof).
+pub fn proof_text(index: u64, path: &[Hash32], note: &SignedCheckpoint) -> String {
+    let mut text = format!("c2sp.org/tlog-proof@v1\nindex {index}\n");
+    for hash in path {
+        text.push_str(&STANDARD.encode(hash.0));
+        text.push('\n');
+    }
+    text.push('\n');
+    text.push_str(&note.to_text());
+    text
+}
+
 /// What a file of checkpoints holds, each behind the other.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Notes {

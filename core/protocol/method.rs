@@ -22,7 +22,7 @@ pub enum Access {
 /// Name and access of each method, in the order of `hello-ok`.
 pub const METHODS: &[(&str, Access)] = {
     use Access::{AgentOrActAs, Anyone, Node, Operator};
-    use Scope::{Admin, Approvals, Pairing, Read, Write};
+    use Scope::{Admin, Approvals, Auditor, Pairing, Read, Write};
     &[
         ("health", Anyone),
         ("status", Operator(Read)),
@@ -91,9 +91,15 @@ pub const METHODS: &[(&str, Access)] = {
         ("vault.unlockers.list", Operator(Admin)),
         ("vault.unlockers.add", Operator(Admin)),
         ("vault.unlockers.remove", Operator(Admin)),
-        ("audit.tail", Operator(Admin)),
-        ("audit.query", Operator(Admin)),
-        ("audit.verify", Operator(Admin)),
+        ("audit.tail", Operator(Auditor)),
+        ("audit.query", Operator(Auditor)),
+        ("audit.show", Operator(Auditor)),
+        ("audit.export", Operator(Auditor)),
+        ("audit.prove", Operator(Auditor)),
+        ("audit.verify", Operator(Auditor)),
+        // Hashes and sizes: whoever may see the gateway may hold its log to what it was.
+        ("audit.checkpoint", Operator(Read)),
+        ("audit.consistency", Operator(Read)),
         ("dashboard.code", Operator(Admin)),
         ("tls.show", Operator(Admin)),
         ("tls.reload", Operator(Admin)),

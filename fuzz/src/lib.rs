@@ -3,5 +3,6 @@
 
 #[cfg(feature = "gateway")]
 pub mod gateway;
+pub mod log;
 pub mod parsers;
 pub mod wire;

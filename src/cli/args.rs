@@ -121,7 +121,7 @@ impl Command {
                 | Self::Up(_)
                 | Self::Version
                 | Self::Config(Config::Check)
-                | Self::Audit(Audit::Verify { offline: true })
+                | Self::Audit(Audit::Verify(Verify { offline: true, .. }))
         )
     }
 }
@@ -508,12 +508,54 @@ pub enum Audit {
     },
     /// Search the records
     Query(Query),
-    /// Read the whole log again and check every hash
-    Verify {
-        /// Read the files themselves, without a gateway
-        #[arg(long)]
-        offline: bool,
+    /// Read the whole log again and check every hash, key and checkpoint
+    Verify(Verify),
+    /// A signed checkpoint of the log as it is, and its first public key: keep both elsewhere
+    Head,
+    /// One record whole, with its outcome and the plan that a person was asked about
+    Show {
+        /// Its number
+        seq: u64,
     },
+    /// Prove that a record is in the log
+    Prove {
+        /// Its number
+        seq: u64,
+        /// Write the proof to this file [usual ending: .tlog-proof]
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// Prove that the log has only grown from one size to another
+    Consistency {
+        /// The smaller size, in records
+        old: u64,
+        /// The larger; 0: all that there are
+        #[arg(default_value_t = 0)]
+        new: u64,
+    },
+    /// Write the records as lines for other systems
+    Export {
+        /// jsonl, ocsf or cef
+        #[arg(long, default_value = "jsonl", value_parser = ["jsonl", "ocsf", "cef"])]
+        format: String,
+        /// From this sequence number on
+        #[arg(long, value_name = "SEQ", default_value_t = 1)]
+        from: u64,
+    },
+}
+
+/// For `audit verify`.
+#[derive(Debug, Clone, Args)]
+pub struct Verify {
+    /// Read the files themselves, without a gateway
+    #[arg(long)]
+    pub offline: bool,
+    /// The log's first public key, as the gateway told it at its first start
+    #[arg(long, value_name = "KEY")]
+    pub key: Option<String>,
+    /// A checkpoint that was kept elsewhere; without it, the one that this user has seen last
+    #[arg(long, value_name = "FILE")]
+    pub against: Option<PathBuf>,
 }
 
 /// `tls …`

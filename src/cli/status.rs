@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::failure::Failure;
 use super::out::{Out, note};
-use crate::client::{Client, Door};
+use crate::client::{Client, Door, seen};
 use crate::show::text::{clean, left, span, table};
 use crate::show::value::{field, list, number};
 
@@ -22,7 +22,9 @@ const DEGRADED: u8 = 8;
 pub async fn run(door: &Door, out: Out) -> Result<u8, Failure> {
     let mut client = Client::connect(door, &[Scope::Read], &[]).await?;
     let status = client.call("status", json!({})).await?;
+    let compared = seen::compare(&mut client, door).await;
     client.close().await;
+    compared?;
     out.both(&status, || shown(&status))?;
     Ok(if healthy(&status) { 0 } else { DEGRADED })
 }

@@ -4,6 +4,7 @@ mod address;
 mod device;
 mod keys;
 mod remote;
+pub mod seen;
 mod wire;
 
 pub use address::Address;

@@ -365,7 +365,7 @@ impl<C: Calls> Page<C> {
         let (approvals, devices, records, state) = tokio::join!(
             read("exec.approval.list", json!({})),
             read("device.pair.list", json!({})),
-            read("audit.tail", json!({ "limit": RECORDS })),
+            read("audit.tail", json!({ "limit": RECORDS, "again": live })),
             read("status", json!({})),
         );
         // Looked at here, and told by `status`: who may not ask that is not shown it either.

@@ -3,6 +3,7 @@
 mod cli;
 mod drivers;
 mod engine;
+mod evidence;
 mod host_asks;
 mod host_runs;
 mod inherited;

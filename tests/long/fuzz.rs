@@ -4,13 +4,20 @@ use std::path::{Path, PathBuf};
 
 #[path = "../../fuzz/src/gateway.rs"]
 mod gateway;
+#[path = "../../fuzz/src/log.rs"]
+mod log;
 #[path = "../../fuzz/src/parsers.rs"]
 mod parsers;
 #[path = "../../fuzz/src/wire.rs"]
 mod wire;
 
 fn all() -> impl Iterator<Item = &'static parsers::Target> {
-    parsers::ALL.iter().chain(wire::ALL).chain(gateway::ALL)
+    let of_log = log::ALL.iter();
+    parsers::ALL
+        .iter()
+        .chain(of_log)
+        .chain(wire::ALL)
+        .chain(gateway::ALL)
 }
 
 fn folder() -> PathBuf {

@@ -26,6 +26,7 @@ pub const SCOPES: &[(&str, &[&str])] = &[
             "operator.sessions.read",
             "operator.sessions.write",
             "operator.act_as",
+            "operator.auditor",
         ],
     ),
     ("operator.read", &["operator.sessions.read"]),
@@ -46,6 +47,7 @@ pub const SCOPES: &[(&str, &[&str])] = &[
     ("operator.sessions.read", &[]),
     ("operator.sessions.write", &["operator.sessions.read"]),
     ("operator.act_as", &[]),
+    ("operator.auditor", &[]),
 ];
 
 /// What a request gets.

@@ -197,10 +197,16 @@ fn with_faults(dir: &Path, faults: &[(&str, &str, u32)]) -> Vec<String> {
         wrap.extend(["-e".into(), inject]);
     }
     let wrap: Vec<&str> = wrap.iter().map(String::as_str).collect();
-    let mut child = super::child::command(dir, "steps", &wrap).spawn().unwrap();
-    let lines = super::child::lines(&mut child).collect();
-    child.wait().unwrap();
-    lines
+    loop {
+        let mut child = super::child::command(dir, "steps", &wrap).spawn().unwrap();
+        let lines: Vec<String> = super::child::lines(&mut child).collect();
+        child.wait().unwrap();
+        // Another test's child has our lock's descriptor between its fork and its exec.
+        let is_locked = |line: &String| line.starts_with("open STATE_LOCKED");
+        if !lines.first().is_some_and(is_locked) {
+            return lines;
+        }
+    }
 }
 
 fn has_strace() -> bool {

@@ -79,6 +79,14 @@ fn a_first_key_is_read_in_both_forms_and_in_no_other() {
 }
 
 #[test]
+fn a_proof_is_written_as_tlog_proofs_are() {
+    let note = key(1).sign(checkpoint(2));
+    let text = super::super::note::proof_text(1, &[Hash32([0; 32])], &note);
+    let front = format!("c2sp.org/tlog-proof@v1\nindex 1\n{}=\n\n", "A".repeat(43));
+    assert_eq!(text, front + &note.to_text());
+}
+
+#[test]
 fn a_sealed_key_opens_under_its_identity_and_epoch_only() {
     let identity = |n| EpochSealer::new(&Identity::from_random([n; 32]));
     let (own, other) = (identity(1), identity(2));
