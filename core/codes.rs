@@ -112,6 +112,10 @@ codes! {
     VAULT_UNLOCKER_WEAK, "INVALID_REQUEST", false, 2, "give a passphrase of 12 characters or more, or a key file of 32 bytes or more";
     VAULT_KEY_FILE, "UNAVAILABLE", false, 4, "the key file must be a plain file of 0600 outside the state directory, a credential one of $CREDENTIALS_DIRECTORY";
     VAULT_UNLOCKER_NOT_FOUND, "INVALID_REQUEST", false, 3, "`portcullis vault unlockers list` shows their ids";
+    VAULT_EXPORT_INVALID, "INVALID_REQUEST", false, 2, "name a file that `portcullis vault export` wrote";
+    VAULT_EXPORT_TOO_LARGE, "INVALID_REQUEST", false, 5, "an export holds 8 MiB: remove what is not needed any more";
+    VAULT_EXISTS, "INVALID_REQUEST", false, 5, "nothing was imported: `portcullis vault import --replace` overwrites what is there";
+    VAULT_NEEDS_PERSON, "INVALID_REQUEST", false, 5, "run it at a terminal, with --i-understand";
     VAULT_PASSPHRASE_NEEDED, "INVALID_REQUEST", false, 2, "type the passphrase of each such unlocker, or drop it: `portcullis vault rekey --drop ID`";
     VAULT_LAST_UNLOCKER, "INVALID_REQUEST", false, 5, "add another unlocker first: without one the vault would never open again";
     IDENTITY_MISMATCH, "UNAVAILABLE", false, 4, "the identity key is not the one that this state was made with: point --identity at the right file";

@@ -7,7 +7,7 @@ use portcullis_core::auth::{Door, Principal, Proof};
 use portcullis_core::codes;
 use portcullis_core::protocol::frame::ErrorBody;
 use portcullis_core::seal::Secret;
-use portcullis_core::vault::{KeySource, Kind};
+use portcullis_core::vault::{Export, KeySource, Kind};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -21,6 +21,8 @@ const CONTROL_ONLY: &[&str] = &[
     "vault.unlock",
     "vault.rekey",
     "vault.init",
+    "vault.export",
+    "vault.import",
     "vault.unlockers.add",
     "vault.unlockers.remove",
 ];
@@ -116,6 +118,20 @@ impl Methods {
                 }
                 vault.init(entry).await.map_err(refusal)?;
                 Ok(self.vault_status().await)
+            }
+            "vault.export" => {
+                let p: ExportParams = params.read(method)?;
+                let passphrase = bytes(&p.passphrase_base64, "vault.export", "passphraseBase64")?;
+                let (export, left_out) = vault.export(entry, passphrase).await.map_err(refusal)?;
+                Ok(json!({ "export": export, "leftOut": left_out }))
+            }
+            "vault.import" => {
+                let p: ImportParams = params.read(method)?;
+                let export = Export::parse(p.export.to_string().as_bytes())
+                    .map_err(|error| refusal(error.into()))?;
+                let passphrase = bytes(&p.passphrase_base64, "vault.import", "passphraseBase64")?;
+                let set = vault.import(entry, export, passphrase, p.replace).await;
+                Ok(json!({ "imported": set.map_err(refusal)? }))
             }
             "vault.unlockers.list" => {
                 params.read::<Nothing>(method)?;
@@ -240,6 +256,21 @@ struct Passphrase {
 #[serde(deny_unknown_fields)]
 struct Init {
     discard: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct ExportParams {
+    passphrase_base64: Wiped,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct ImportParams {
+    export: Value,
+    passphrase_base64: Wiped,
+    #[serde(default)]
+    replace: bool,
 }
 
 #[derive(Deserialize)]

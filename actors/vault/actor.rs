@@ -188,6 +188,41 @@ impl Vault {
                 let added = open.add_unlocker(&wiring, *by, made, replaces.as_deref());
                 answer(reply, added.await.map(|()| Added { id, code }))
             }
+            Worked::Exported {
+                made,
+                left_out,
+                intent,
+                reply,
+            } => {
+                let outcome = match &made {
+                    Ok(_) => Outcome::ok(),
+                    Err(error) => Outcome::failed(error.code()),
+                };
+                // What is not on record is not given out.
+                let recorded = self.wiring.audit.outcome(intent, outcome).await;
+                let made = recorded
+                    .map_err(|error| ActError::CannotRecord(error).into())
+                    .and_then(|_| made.map_err(VaultRefusal::from));
+                answer(reply, made.map(|export| (export, left_out)))
+            }
+            Worked::Imported {
+                found,
+                replace,
+                by,
+                reply,
+            } => {
+                let found = match found {
+                    Ok(found) => found,
+                    Err(error) => return answer(reply, Err(error.into())),
+                };
+                let (wiring, _waiting) = (self.wiring.clone(), self.ctx.waiting());
+                let open = match self.open() {
+                    Ok(open) => open,
+                    Err(refusal) => return answer(reply, Err(refusal)),
+                };
+                let imported = open.import(&wiring, &by, &found, replace).await;
+                answer(reply, imported)
+            }
             Worked::Rekeyed {
                 made,
                 before,
@@ -578,12 +613,7 @@ impl Vault {
             }
             Wanted::Seal { by, reply } => {
                 let held = opening::note("vault.seal", &open.rows, &open.keys);
-                let entry = Entry {
-                    action: held.action.clone(),
-                    object: held.object.clone(),
-                    detail: by.detail.into_iter().chain(held.detail).collect(),
-                    ..*by
-                };
+                let entry = joined(*by, held);
                 let intent = match self.intent(entry).await {
                     Ok(intent) => intent,
                     Err(refusal) => return answer(reply, Err(refusal)),
@@ -601,6 +631,42 @@ impl Vault {
                 answer(reply, Err(VaultRefusal::Overloaded))
             }
             Wanted::Rekey { reply, .. } if is_busy => answer(reply, Err(VaultRefusal::Overloaded)),
+            Wanted::Export { reply, .. } if is_busy => answer(reply, Err(VaultRefusal::Overloaded)),
+            Wanted::Import { reply, .. } if is_busy => answer(reply, Err(VaultRefusal::Overloaded)),
+            Wanted::Export {
+                by,
+                passphrase,
+                reply,
+            } => {
+                let held = opening::note("vault.export", &open.rows, &open.keys);
+                let (records, left_out) = match open.all(&wiring).await {
+                    Ok(all) => all,
+                    Err(refusal) => return answer(reply, Err(refusal)),
+                };
+                let entry = joined(*by, held).with("records", records.len().to_string());
+                let intent = match self.intent(entry).await {
+                    Ok(intent) => intent,
+                    Err(refusal) => return answer(reply, Err(refusal)),
+                };
+                self.work("export", move |machine| Worked::Exported {
+                    made: machine.export(&records, &passphrase),
+                    left_out,
+                    intent,
+                    reply,
+                })
+            }
+            Wanted::Import {
+                by,
+                export,
+                passphrase,
+                replace,
+                reply,
+            } => self.work("import", move |_| Worked::Imported {
+                found: export.open(&passphrase),
+                replace,
+                by,
+                reply,
+            }),
             Wanted::AddUnlocker { by, new, reply } => self.add(*by, *new, reply),
             Wanted::Rekey {
                 by,
@@ -645,6 +711,16 @@ impl Vault {
             by: Box::new(by),
             reply,
         })
+    }
+}
+
+/// Who does it, and what.
+fn joined(by: Entry, what: Entry) -> Entry {
+    Entry {
+        action: what.action,
+        object: what.object,
+        detail: by.detail.into_iter().chain(what.detail).collect(),
+        ..by
     }
 }
 

@@ -9,7 +9,7 @@ use crate::supervision::{CallError, FlagReader, Handle, Policy, Reply, TreeBuild
 use portcullis_core::audit::Entry;
 use portcullis_core::auth::limits::Source;
 use portcullis_core::seal::{Key, Secret};
-use portcullis_core::vault::{KeyLabel, RecordMeta};
+use portcullis_core::vault::{Export, KeyLabel, RecordMeta};
 use std::time::Duration;
 
 /// Long enough for one unlock on a slow machine and the work itself.
@@ -193,6 +193,46 @@ impl VaultHandle {
             by,
             passphrases,
             drop,
+            reply,
+        })
+        .await
+    }
+
+    /// Every secret, sealed under a passphrase, and the names of those that cannot be read and are not in it.
+    ///
+    /// # Errors
+    /// [`VaultRefusal`].
+    pub async fn export(
+        &self,
+        by: Entry,
+        passphrase: Secret,
+    ) -> Result<(Export, Vec<String>), VaultRefusal> {
+        let by = Box::new(by);
+        self.ask_within(SLOW, |reply| Wanted::Export {
+            by,
+            passphrase,
+            reply,
+        })
+        .await
+    }
+
+    /// Sets the secrets of an export; how many.
+    ///
+    /// # Errors
+    /// [`VaultRefusal`].
+    pub async fn import(
+        &self,
+        by: Entry,
+        export: Export,
+        passphrase: Secret,
+        replace: bool,
+    ) -> Result<usize, VaultRefusal> {
+        let (by, export) = (Box::new(by), Box::new(export));
+        self.ask_within(SLOW, |reply| Wanted::Import {
+            by,
+            export,
+            passphrase,
+            replace,
             reply,
         })
         .await

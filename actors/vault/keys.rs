@@ -10,8 +10,8 @@ use portcullis_core::identity::Identity;
 use portcullis_core::seal::{Key, Secret};
 use portcullis_core::time::Millis;
 use portcullis_core::vault::{
-    Header, Kind, RECOVERY_BYTES, RecoveryCode, UnlockSecret, Unlocker, UnlockerRandom, VaultError,
-    VaultKeys, check_unlock_secret,
+    Export, ExportRandom, Header, Kind, RECOVERY_BYTES, RecoveryCode, UnlockSecret, Unlocker,
+    UnlockerRandom, VaultError, VaultKeys, check_unlock_secret,
 };
 use zeroize::Zeroizing;
 
@@ -55,6 +55,28 @@ pub enum Worked {
         by: Box<Entry>,
         /// The answer.
         reply: Reply<Added, VaultRefusal>,
+    },
+    /// An export was sealed.
+    Exported {
+        /// The file.
+        made: Result<Export, VaultError>,
+        /// Names that are not in it.
+        left_out: Vec<String>,
+        /// Its record.
+        intent: Seq,
+        /// The answer.
+        reply: Reply<(Export, Vec<String>), VaultRefusal>,
+    },
+    /// An export was opened.
+    Imported {
+        /// What was in it.
+        found: Result<Vec<(String, Secret)>, VaultError>,
+        /// May it overwrite?
+        replace: bool,
+        /// Who asked.
+        by: Box<Entry>,
+        /// The answer.
+        reply: Reply<usize, VaultRefusal>,
     },
     /// Every unlocker anew, for a new root key.
     Rekeyed {
@@ -252,6 +274,19 @@ impl Machine {
         let (secret, random) = (UnlockSecret::Bytes(&secret), unlocker_random()?);
         let made = Unlocker::make(root, Kind::Recovery, None, &secret, self.now, &random)?;
         Ok((made, code.text()))
+    }
+
+    /// Every secret, sealed for elsewhere.
+    pub fn export(
+        &self,
+        records: &[(String, Secret)],
+        passphrase: &Secret,
+    ) -> Result<Export, VaultError> {
+        let random = ExportRandom {
+            salt: random().map_err(no_random)?,
+            nonce: random().map_err(no_random)?,
+        };
+        Export::seal(records, passphrase, self.now, &random)
     }
 
     /// A new root key for every unlocker that is not dropped: the machine and files anew, passphrases by what was typed

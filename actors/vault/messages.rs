@@ -12,7 +12,7 @@ use portcullis_core::auth::limits::{Limited, Source};
 use portcullis_core::identity::Identity;
 use portcullis_core::seal::{Key, Secret};
 use portcullis_core::time::Millis;
-use portcullis_core::vault::{KeyLabel, KeySource, Kind, RecordMeta, VaultError};
+use portcullis_core::vault::{Export, KeyLabel, KeySource, Kind, RecordMeta, VaultError};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -214,6 +214,9 @@ pub enum VaultRefusal {
     /// It is open already.
     #[error("the vault is open")]
     IsOpen,
+    /// An import would overwrite.
+    #[error("{0} of these names are in the vault already")]
+    Exists(usize),
     /// As many records as allowed.
     #[error("the vault holds its {0} secrets already: remove one, or raise [vault] max_records")]
     Full(usize),
@@ -242,6 +245,7 @@ impl VaultRefusal {
             Self::Unsealing => "UNSEALING",
             Self::Vault(error) => error.code(),
             Self::IsOpen => "VAULT_IS_OPEN",
+            Self::Exists(_) => "VAULT_EXISTS",
             Self::Limited(_) => "VAULT_UNLOCK_LIMITED",
             Self::Full(_) | Self::Overloaded => "OVERLOADED",
             Self::Act(error) => error.code(),
@@ -357,6 +361,28 @@ pub enum Wanted {
         /// New codes.
         reply: Reply<Rekeyed, VaultRefusal>,
     },
+    /// Every secret, sealed under a passphrase.
+    Export {
+        /// Who.
+        by: Box<Entry>,
+        /// Of the file.
+        passphrase: Secret,
+        /// The file, and the names of secrets that cannot be read and are not in it.
+        reply: Reply<(Export, Vec<String>), VaultRefusal>,
+    },
+    /// The secrets of such a file.
+    Import {
+        /// Who.
+        by: Box<Entry>,
+        /// The file.
+        export: Box<Export>,
+        /// Its passphrase.
+        passphrase: Secret,
+        /// May it overwrite what is there?
+        replace: bool,
+        /// How many were set.
+        reply: Reply<usize, VaultRefusal>,
+    },
     /// A new, empty vault in place of one that cannot be opened.
     Init {
         /// Who.
@@ -384,6 +410,8 @@ macro_rules! each_reply {
             Wanted::RemoveUnlocker { reply: $reply, .. } => $do,
             Wanted::Rekey { reply: $reply, .. } => $do,
             Wanted::Init { reply: $reply, .. } => $do,
+            Wanted::Export { reply: $reply, .. } => $do,
+            Wanted::Import { reply: $reply, .. } => $do,
         }
     };
 }

@@ -10,11 +10,14 @@ use portcullis_core::audit::Entry;
 use portcullis_core::seal::{Key, Secret};
 use portcullis_core::time::Millis;
 use portcullis_core::vault::{
-    Change, Header, KeyLabel, Kind, RecordMeta, SealedRecord, Unlocker, VaultError, check_name,
+    Change, Header, KeyLabel, Kind, MAX_EXPORT, RecordMeta, SealedRecord, Unlocker, VaultError,
+    check_name,
 };
 
 /// Records that are sealed anew by one change: callers come in between.
 const ANEW: usize = 16;
+/// Records of an import that one change sets.
+const IMPORTED: usize = 64;
 
 impl Open {
     pub async fn set(
@@ -29,15 +32,7 @@ impl Open {
         if present.is_none() && self.rows.secrets().count() >= wiring.config.max_records {
             return Err(VaultRefusal::Full(wiring.config.max_records));
         }
-        let now = wiring.clock.now();
-        let before = present.and_then(|row| row.state.ok());
-        // Also of a record that is damaged: no version comes twice.
-        let known = self.rows.manifest.get(&Space::Secrets.id(name));
-        let meta = RecordMeta {
-            version: known.map_or(0, |entry| entry.version) + 1,
-            created_at_ms: before.map_or(now, |meta| meta.created_at_ms),
-            updated_at_ms: now,
-        };
+        let meta = self.meta(name, wiring.clock.now());
         let mut change = self.rows.manifest.next(1);
         let edit = self.sealed(&mut change, Space::Secrets, name, meta, value)?;
         let entry = described(by, "vault.set", name).with("version", meta.version.to_string());
@@ -115,6 +110,81 @@ impl Open {
             return Err(VaultError::RecordCorrupt.into());
         }
         Ok((meta, secret))
+    }
+
+    /// Every secret, and the names of those that cannot be read.
+    pub async fn all(
+        &self,
+        wiring: &VaultWiring,
+    ) -> Result<(Vec<(String, Secret)>, Vec<String>), VaultRefusal> {
+        let (mut all, mut left_out, mut size) = (vec![], vec![], 0);
+        let names: Vec<String> = self
+            .rows
+            .secrets()
+            .map(|(name, _)| name.to_owned())
+            .collect();
+        for name in names {
+            match self.read(wiring, Space::Secrets, &name).await {
+                Ok((_, secret)) => {
+                    size += secret.len();
+                    if size > MAX_EXPORT {
+                        return Err(VaultError::ExportTooLarge.into());
+                    }
+                    all.push((name, secret));
+                }
+                Err(VaultRefusal::Vault(_)) => left_out.push(name),
+                Err(refusal) => return Err(refusal),
+            }
+        }
+        Ok((all, left_out))
+    }
+
+    /// Sets what was in an export: nothing of it where a name is there already and is not to be replaced.
+    pub async fn import(
+        &mut self,
+        wiring: &VaultWiring,
+        by: &Entry,
+        found: &[(String, Secret)],
+        replace: bool,
+    ) -> Result<usize, VaultRefusal> {
+        let known = found
+            .iter()
+            .filter(|(name, _)| self.rows.get(Space::Secrets, name).is_some())
+            .count();
+        if known > 0 && !replace {
+            return Err(VaultRefusal::Exists(known));
+        }
+        if self.rows.secrets().count() + found.len() - known > wiring.config.max_records {
+            return Err(VaultRefusal::Full(wiring.config.max_records));
+        }
+        let now = wiring.clock.now();
+        for some in found.chunks(IMPORTED) {
+            let mut change = self.rows.manifest.next(some.len() as u64);
+            let mut edits = vec![];
+            for (name, value) in some {
+                let meta = self.meta(name, now);
+                edits.push(self.sealed(&mut change, Space::Secrets, name, meta, value)?);
+            }
+            let entry =
+                of_vault(by.clone(), "vault.import").with("records", some.len().to_string());
+            self.change(wiring, entry, change, edits, None).await?;
+        }
+        Ok(found.len())
+    }
+
+    /// Of a new value under this name.
+    fn meta(&self, name: &str, now: Millis) -> RecordMeta {
+        let before = self
+            .rows
+            .get(Space::Secrets, name)
+            .and_then(|row| row.state.ok());
+        // Also of a record that is damaged: no version comes twice.
+        let known = self.rows.manifest.get(&Space::Secrets.id(name));
+        RecordMeta {
+            version: known.map_or(0, |entry| entry.version) + 1,
+            created_at_ms: before.map_or(now, |meta| meta.created_at_ms),
+            updated_at_ms: now,
+        }
     }
 
     /// A key of another room: one that was taken along, else derived of the root key.

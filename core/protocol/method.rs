@@ -88,6 +88,8 @@ pub const METHODS: &[(&str, Access)] = {
         ("vault.rotate", Operator(Admin)),
         ("vault.rekey", Operator(Admin)),
         ("vault.init", Operator(Admin)),
+        ("vault.export", Operator(Admin)),
+        ("vault.import", Operator(Admin)),
         ("vault.unlockers.list", Operator(Admin)),
         ("vault.unlockers.add", Operator(Admin)),
         ("vault.unlockers.remove", Operator(Admin)),

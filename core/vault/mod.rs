@@ -16,6 +16,7 @@
 //! put back or a machine that was cloned. A crash between a seal and its commit may leave the count one too low, which is
 //! why the limit is far away.
 
+mod export;
 mod header;
 mod label;
 mod manifest;
@@ -24,6 +25,7 @@ mod record;
 mod recovery;
 mod unlocker;
 
+pub use export::{Export, ExportRandom, MAX_EXPORT};
 pub use header::{Header, MAX_UNLOCKERS, VaultKeys};
 pub use label::KeyLabel;
 pub use manifest::{Change, Entry, Epoch, Manifest, PAGES, Page, SealedManifest, id_of};
@@ -75,6 +77,12 @@ pub enum VaultError {
         "the key file or credential cannot be read: it must exist, be reachable for the gateway's user only (chmod 600), and lie outside the state directory"
     )]
     KeyFile,
+    /// No file of ours.
+    #[error("this is no export of a vault, or it was damaged")]
+    ExportInvalid,
+    /// Does not fit into one file.
+    #[error("the secrets are more than 8 MiB together: they do not fit into one export")]
+    ExportTooLarge,
     /// No unlocker of this id.
     #[error(
         "no such unlocker, or several of this kind: name one by --unlocker, `portcullis vault unlockers list` shows them"
@@ -144,6 +152,8 @@ impl VaultError {
             Self::KeyFile => "VAULT_KEY_FILE",
             Self::UnlockerNotFound => "VAULT_UNLOCKER_NOT_FOUND",
             Self::LastUnlocker => "VAULT_LAST_UNLOCKER",
+            Self::ExportInvalid => "VAULT_EXPORT_INVALID",
+            Self::ExportTooLarge => "VAULT_EXPORT_TOO_LARGE",
             Self::PassphraseNeeded => "VAULT_PASSPHRASE_NEEDED",
             Self::UnlockersFull => "OVERLOADED",
             Self::Locked => "VAULT_LOCKED",

@@ -438,6 +438,22 @@ pub enum Vault {
         #[arg(long)]
         discard_all_secrets: bool,
     },
+    /// Write every secret into a new file, sealed under a passphrase that is asked for at the terminal
+    Export {
+        /// That file opens all secrets, wherever it goes
+        #[arg(long)]
+        i_understand: bool,
+        /// Must not exist yet
+        file: PathBuf,
+    },
+    /// Set the secrets of such a file
+    Import {
+        /// Overwrite secrets of the same name
+        #[arg(long)]
+        replace: bool,
+        /// What export wrote
+        file: PathBuf,
+    },
     /// What opens it
     #[command(subcommand)]
     Unlockers(Unlockers),

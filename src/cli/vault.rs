@@ -1,6 +1,8 @@
 //! `portcullis vault`: a secret comes by stdin only, and no value ever comes back.
 
-use std::io::{IsTerminal as _, Read as _};
+use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -31,6 +33,10 @@ pub async fn run(door: &Door, what: &Vault, out: Out) -> Result<u8, Failure> {
     // Read before dialling: the gateway's patience is not for typing.
     let (method, params) = match what {
         Vault::Status => return status(door, out).await,
+        Vault::Export { i_understand, file } => {
+            return export(door, *i_understand, file, out).await;
+        }
+        Vault::Import { replace, file } => return import(door, *replace, file, out).await,
         Vault::Set { name, trim } => {
             let value = secret(*trim)?;
             let params = json!({ "name": name, "valueBase64": STANDARD.encode(&*value) });
@@ -150,6 +156,77 @@ fn told(answer: &Value) -> String {
         ));
     }
     lines.join("\n") + "\n"
+}
+
+/// A person's act: asked at the terminal, recorded by the gateway.
+async fn export(door: &Door, understood: bool, file: &Path, out: Out) -> Result<u8, Failure> {
+    ask(door, "vault.status", json!({})).await?;
+    let nobody = |why: &str| Failure::of(codes::VAULT_NEEDS_PERSON, why);
+    if !understood || !std::io::stdin().is_terminal() {
+        return Err(nobody(
+            "every secret leaves the vault: a person says so at a terminal",
+        ));
+    }
+    let mut err = std::io::stderr();
+    // A question that is not seen is not answered.
+    let _ = write!(
+        err,
+        "Whoever has this file and its passphrase has every secret. Type export to go on: "
+    );
+    let _ = err.flush();
+    let mut word = String::new();
+    let read = std::io::stdin().read_line(&mut word);
+    if read.is_err() || word.trim() != "export" {
+        return Err(nobody("nothing was exported"));
+    }
+    let passphrase =
+        typing::twice("passphrase of the file: ", TYPED_MAX).map_err(|why| weak(&why))?;
+    let params = json!({ "passphraseBase64": STANDARD.encode(&*passphrase) });
+    let answer = ask(door, "vault.export", params).await?;
+    let failed = |e: std::io::Error| Failure::io(codes::OUTPUT_UNWRITABLE, file.display(), &e);
+    let mut kept = std::fs::File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(file)
+        .map_err(failed)?;
+    kept.write_all(answer["export"].to_string().as_bytes())
+        .and_then(|()| kept.sync_all())
+        .map_err(failed)?;
+    let left_out = list(&answer, "leftOut");
+    let told = json!({ "file": file, "leftOut": left_out });
+    out.both(&told, || {
+        left_out.iter().fold(
+            format!("every secret is in {}\n", clean(&file.to_string_lossy())),
+            |text, name| {
+                let name = clean(name.as_str().unwrap_or_default());
+                text + &format!("but {name}, which cannot be read: `portcullis vault list`\n")
+            },
+        )
+    })?;
+    Ok(0)
+}
+
+async fn import(door: &Door, replace: bool, file: &Path, out: Out) -> Result<u8, Failure> {
+    ask(door, "vault.status", json!({})).await?;
+    let unfit = |why: String| Failure::of(codes::VAULT_EXPORT_INVALID, why);
+    let text = std::fs::read_to_string(file)
+        .map_err(|e| unfit(format!("{}: {e}", clean(&file.to_string_lossy()))))?;
+    let export: Value =
+        serde_json::from_str(&text).map_err(|_| unfit("it is no JSON".to_owned()))?;
+    let passphrase =
+        typing::line("passphrase of the file: ", TYPED_MAX).map_err(|why| weak(&why))?;
+    let params = json!({
+        "export": export,
+        "passphraseBase64": STANDARD.encode(&*passphrase),
+        "replace": replace,
+    });
+    let answer = ask(door, "vault.import", params).await?;
+    out.both(&answer, || {
+        let count = number(&answer, "imported").unwrap_or_default();
+        format!("{count} secrets are kept\n")
+    })?;
+    Ok(0)
 }
 
 async fn unlockers(door: &Door) -> Result<Vec<Value>, Failure> {

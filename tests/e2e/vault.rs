@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::watch::Terminal;
 use crate::protocol::signed_http::Signer;
 use crate::support::gateway::Gateway;
 use crate::support::ws::{Client, Connect};
@@ -130,6 +131,77 @@ async fn a_vault_is_sealed_and_opened_by_the_command_line_while_the_gateway_live
     assert!(String::from_utf8_lossy(&init.stderr).contains("VAULT_IS_OPEN"));
 }
 
+#[test]
+fn an_export_needs_a_person_at_a_terminal_and_opens_elsewhere_by_its_passphrase() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let gateway = Gateway::start();
+    gateway.vault_is_open();
+    assert_eq!(gateway.feed(&["vault", "set", "ONE"], b"planted-1"), 0);
+    assert_eq!(gateway.feed(&["vault", "set", "TWO"], b"planted-2"), 0);
+    let file = gateway.home().join("export.json");
+    let path = file.to_str().unwrap();
+    let export = ["vault", "export", "--i-understand", path];
+    // Nobody is there; or somebody who has not said so.
+    let (code, answer) = fed(&gateway, &export, b"export\n");
+    assert_eq!(
+        (code, &answer["error"]["code"]),
+        (5, &json!("VAULT_NEEDS_PERSON"))
+    );
+    let mut terminal = Terminal::open(gateway.command(&["vault", "export", path]));
+    terminal.until("error[VAULT_NEEDS_PERSON]");
+    assert!(!file.exists());
+    let mut terminal = Terminal::open(gateway.command(&export));
+    terminal.until("Type export to go on: ");
+    terminal.types("export\n");
+    for prompt in ["passphrase of the file: ", "again: "] {
+        terminal.until(prompt);
+        terminal.types("correct horse battery\n");
+    }
+    let shown = terminal.until("every secret is in ");
+    assert!(!shown.contains("horse"), "the terminal shows it: {shown}");
+    let mode = std::fs::metadata(&file).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(!text.contains("planted") && !text.contains("ONE"));
+    let records = gateway.json(&["audit", "query", "--action", "vault.export"]);
+    assert_eq!(records["records"].as_array().unwrap().len(), 1, "{records}");
+
+    // Another gateway, which has one of the names already.
+    let other = Gateway::start();
+    other.vault_is_open();
+    let import = ["vault", "import", path];
+    let (code, answer) = fed(&other, &import, b"a wrong horse battery\n");
+    assert_eq!(
+        (code, &answer["error"]["code"]),
+        (4, &json!("VAULT_UNLOCK_WRONG"))
+    );
+    assert_eq!(other.feed(&["vault", "set", "TWO"], b"other"), 0);
+    let (code, answer) = fed(&other, &import, b"correct horse battery\n");
+    assert_eq!(
+        (code, &answer["error"]["code"]),
+        (5, &json!("VAULT_EXISTS"))
+    );
+    let (code, answer) = fed(
+        &other,
+        &["vault", "import", "--replace", path],
+        b"correct horse battery\n",
+    );
+    assert_eq!((code, &answer["imported"]), (0, &json!(2)), "{answer}");
+    let list = other.json(&["vault", "list"]);
+    let versions: Vec<_> = list["entries"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["version"].as_u64())
+        .collect();
+    assert_eq!(versions, [Some(1), Some(2)]);
+    std::fs::write(&file, "{}").unwrap();
+    assert_eq!(
+        fed(&other, &import, b"x\n").1["error"]["code"],
+        "VAULT_EXPORT_INVALID"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_opens_the_vault_is_given_on_control_sock_only() {
     let all = r#"["operator.admin"]"#;
@@ -143,6 +215,11 @@ async fn what_opens_the_vault_is_given_on_control_sock_only() {
         ("vault.unlock", json!({})),
         ("vault.rekey", json!({})),
         ("vault.init", json!({ "discard": true })),
+        ("vault.export", json!({ "passphraseBase64": "eA==" })),
+        (
+            "vault.import",
+            json!({ "export": {}, "passphraseBase64": "eA==" }),
+        ),
         ("vault.unlockers.add", json!({ "kind": "recovery" })),
         ("vault.unlockers.remove", json!({ "unlocker": "00000000" })),
     ] {

@@ -11,7 +11,7 @@ use super::walk::Background;
 use crate::support::gateway::Gateway;
 
 /// A program at a terminal of its own.
-struct Terminal {
+pub struct Terminal {
     child: Child,
     keys: File,
     screen: Receiver<Vec<u8>>,
@@ -19,7 +19,7 @@ struct Terminal {
 }
 
 impl Terminal {
-    fn open(mut command: Command) -> Self {
+    pub fn open(mut command: Command) -> Self {
         use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
         let own = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&own).unwrap();
@@ -51,7 +51,7 @@ impl Terminal {
     }
 
     /// Reads on until this is on the screen; what came before it is forgotten.
-    fn until(&mut self, text: &str) -> String {
+    pub fn until(&mut self, text: &str) -> String {
         let end = Instant::now() + Duration::from_mins(1);
         loop {
             if let Some(at) = self.shown.find(text) {
@@ -66,7 +66,7 @@ impl Terminal {
         }
     }
 
-    fn types(&mut self, text: &str) {
+    pub fn types(&mut self, text: &str) {
         self.keys.write_all(text.as_bytes()).unwrap();
     }
 }

@@ -424,3 +424,36 @@ async fn a_vault_that_cannot_be_opened_is_made_anew_by_a_persons_word_only() {
     assert_eq!(house.value("B").await, Ok(b"b".to_vec()));
     house.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_has_the_newest_of_every_secret_and_an_import_is_all_or_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let house_1 = house_again(folder.path(), 1).await;
+    for value in ["a-1", "a-2"] {
+        house_1.set("A", value.as_bytes()).await.unwrap();
+    }
+    house_1.set("B", b"b").await.unwrap();
+    let word = || Secret::new(PASSPHRASE.as_bytes().to_vec());
+    let weak = house_1
+        .vault
+        .export(by(), Secret::new(b"short".to_vec()))
+        .await;
+    assert_eq!(weak.err().map(|e| e.code()), Some("VAULT_UNLOCKER_WEAK"));
+    let (export, left_out) = house_1.vault.export(by(), word()).await.unwrap();
+    assert!(left_out.is_empty());
+    house_1.end().await;
+    let elsewhere = tempfile::tempdir().unwrap();
+    let house_2 = super::house(elsewhere.path(), 1, 7).await;
+    house_2.set("B", b"other").await.unwrap();
+    let exists = house_2
+        .vault
+        .import(by(), export.clone(), word(), false)
+        .await;
+    assert_eq!(exists.map_err(|e| e.code()), Err("VAULT_EXISTS"));
+    assert_eq!(house_2.value("A").await, Err("VAULT_NOT_FOUND"));
+    let set = house_2.vault.import(by(), export, word(), true).await;
+    assert_eq!(set.map_err(|e| e.code()), Ok(2));
+    assert_eq!(house_2.value("A").await, Ok(b"a-2".to_vec()));
+    assert_eq!(house_2.value("B").await, Ok(b"b".to_vec()));
+    house_2.end().await;
+}
