@@ -256,6 +256,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
     let exec = ExecHandle::add(
         &mut tree,
         ExecWiring {
+            vault: Some(vault.clone()),
             config: config.exec,
             agents: config
                 .agents

@@ -179,6 +179,7 @@ pub(super) async fn request(conn: &Conn, frame: &str, params: Request) -> Result
     let (target, id) = (params.target()?, params.id(conn)?);
     let argv = params.argv(&target)?;
     let request = RunRequest {
+        secrets: std::collections::BTreeMap::new(),
         principal: conn.principal.as_ref().clone(),
         connection: conn.conn_id.to_string(),
         agent: agent(conn, params.agent_id.as_deref())?,

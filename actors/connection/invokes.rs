@@ -199,6 +199,7 @@ async fn run(conn: &Conn, node: &DeviceId, params: Value) -> Result<Value, Error
         .map_err(|refusal| gate(refusal.code, refusal.text, asked.run_id))?;
     let plan = record.as_ref().and_then(|record| record.plan());
     let request = RunRequest {
+        secrets: std::collections::BTreeMap::new(),
         principal: conn.principal.as_ref().clone(),
         connection: conn.conn_id.to_string(),
         agent,

@@ -28,6 +28,9 @@ pub(super) struct Run {
     cwd: Option<String>,
     #[serde(default)]
     env: BTreeMap<String, String>,
+    /// Variables that get secrets of the vault, by the secrets' names.
+    #[serde(default)]
+    secrets: BTreeMap<String, String>,
     #[serde(default)]
     timeout_ms: Option<u64>,
     #[serde(default)]
@@ -76,6 +79,7 @@ pub(super) async fn run(conn: &Conn, id: &str, params: Run) -> Result<Value, Err
         return Err(invalid("stdin can only be \"none\""));
     }
     let request = RunRequest {
+        secrets: params.secrets,
         principal: conn.principal.as_ref().clone(),
         connection: conn.conn_id.to_string(),
         agent,

@@ -1,13 +1,16 @@
 //! `vault.*`: secrets by name, what opens them, and the vault's own states.
 
+use std::collections::BTreeSet;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use portcullis_core::auth::limits::Source;
 use portcullis_core::auth::{Door, Principal, Proof};
 use portcullis_core::codes;
+use portcullis_core::ids::AgentId;
 use portcullis_core::protocol::frame::ErrorBody;
 use portcullis_core::seal::Secret;
-use portcullis_core::vault::{Export, KeySource, Kind};
+use portcullis_core::vault::{Binds, Export, KeySource, Kind, Use};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -57,6 +60,16 @@ impl Methods {
             "vault.remove" => {
                 let p: Name = params.read(method)?;
                 vault.remove(entry, &p.name).await.map_err(refusal)?;
+                Ok(json!({ "name": p.name }))
+            }
+            "vault.bind" => {
+                let p: Bind = params.read(method)?;
+                let binds = Binds {
+                    agents: p.agents.iter().map(ToString::to_string).collect(),
+                    hosts: p.hosts,
+                    uses: p.uses,
+                };
+                vault.bind(entry, &p.name, binds).await.map_err(refusal)?;
                 Ok(json!({ "name": p.name }))
             }
             "vault.seal" => {
@@ -223,6 +236,17 @@ fn bytes(text: &Wiped, method: &str, field: &str) -> Result<Secret, ErrorBody> {
 struct Set {
     name: String,
     value_base64: Wiped,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Bind {
+    name: String,
+    agents: Vec<AgentId>,
+    #[serde(default)]
+    hosts: Option<BTreeSet<String>>,
+    #[serde(default)]
+    uses: Option<BTreeSet<Use>>,
 }
 
 #[derive(Deserialize)]

@@ -24,6 +24,7 @@ use crate::clock::Clock;
 use crate::nodes::NodesHandle;
 use crate::sandbox_pool::{PoolError, SandboxPoolHandle};
 use crate::supervision::{CallError, Flag, FlagReader, Reply};
+use crate::vault::{VaultHandle, VaultRefusal};
 
 /// One command, as somebody who was authenticated asks for it.
 #[derive(Debug, Clone)]
@@ -40,6 +41,8 @@ pub struct RunRequest {
     pub cwd: Option<String>,
     /// Variables to set, as far as the plan's rules allow.
     pub env: BTreeMap<String, String>,
+    /// Variables that get secrets of the vault, by the secrets' names; in the sandbox only.
+    pub secrets: BTreeMap<String, String>,
     /// Milliseconds; none: the configured time.
     pub timeout_ms: Option<u64>,
     /// Where.
@@ -173,6 +176,14 @@ impl ExecRefusal {
         Self::new(code, refusal)
     }
 
+    /// A secret that may not be used, or cannot be.
+    pub(super) fn of_vault(refusal: &VaultRefusal) -> Self {
+        Self::new(
+            codes::find(refusal.code()).unwrap_or(codes::INTERNAL),
+            refusal,
+        )
+    }
+
     /// A room that did not answer.
     pub(super) fn of_call<E>(error: CallError<E>, refused: impl FnOnce(E) -> Self) -> Self {
         let execution = |ran| {
@@ -228,6 +239,8 @@ pub struct ExecWiring {
     pub pool: SandboxPoolHandle,
     /// Node hosts.
     pub nodes: NodesHandle,
+    /// Secrets that runs name; none: no run may name any.
+    pub vault: Option<VaultHandle>,
     /// The log.
     pub audit: AuditHandle,
     /// The time.

@@ -596,11 +596,22 @@ impl Vault {
             Wanted::Reveal {
                 name,
                 version,
+                asked,
                 reply,
             } => {
-                reply.send(open.reveal(&wiring, &name, version).await);
+                reply.send(open.reveal(&wiring, &name, version, asked).await);
                 Ok(())
             }
+            Wanted::Usable { name, asked, reply } => {
+                reply.send(open.usable(&name, &asked));
+                Ok(())
+            }
+            Wanted::Bind {
+                by,
+                name,
+                binds,
+                reply,
+            } => answer(reply, open.bind(&wiring, *by, &name, binds).await),
             Wanted::Rotate { by, reply } => {
                 let rotated = open.rotate(&wiring, *by).await;
                 if rotated.is_ok() {

@@ -9,7 +9,7 @@ use crate::supervision::{CallError, FlagReader, Handle, Policy, Reply, TreeBuild
 use portcullis_core::audit::Entry;
 use portcullis_core::auth::limits::Source;
 use portcullis_core::seal::{Key, Secret};
-use portcullis_core::vault::{Export, KeyLabel, RecordMeta};
+use portcullis_core::vault::{Asked, Binds, Export, KeyLabel, RecordMeta};
 use std::time::Duration;
 
 /// Long enough for one unlock on a slow machine and the work itself.
@@ -80,11 +80,38 @@ impl VaultHandle {
         &self,
         name: &str,
         version: Option<u64>,
+        asked: Asked,
     ) -> Result<(RecordMeta, Secret), VaultRefusal> {
         let name = name.to_owned();
         self.ask(|reply| Wanted::Reveal {
             name,
             version,
+            asked,
+            reply,
+        })
+        .await
+    }
+
+    /// Whether a secret may be used so, and in which version it is: nothing of it is opened.
+    ///
+    /// # Errors
+    /// [`VaultRefusal`].
+    pub async fn usable(&self, name: &str, asked: Asked) -> Result<RecordMeta, VaultRefusal> {
+        let name = name.to_owned();
+        self.ask(|reply| Wanted::Usable { name, asked, reply })
+            .await
+    }
+
+    /// What a secret may be used for from now on.
+    ///
+    /// # Errors
+    /// [`VaultRefusal`].
+    pub async fn bind(&self, by: Entry, name: &str, binds: Binds) -> Result<(), VaultRefusal> {
+        let (by, name) = (Box::new(by), name.to_owned());
+        self.ask(|reply| Wanted::Bind {
+            by,
+            name,
+            binds,
             reply,
         })
         .await

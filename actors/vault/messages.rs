@@ -12,7 +12,9 @@ use portcullis_core::auth::limits::{Limited, Source};
 use portcullis_core::identity::Identity;
 use portcullis_core::seal::{Key, Secret};
 use portcullis_core::time::Millis;
-use portcullis_core::vault::{Export, KeyLabel, KeySource, Kind, RecordMeta, VaultError};
+use portcullis_core::vault::{
+    Asked, Binds, Export, KeyLabel, KeySource, Kind, RecordMeta, VaultError,
+};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -94,6 +96,14 @@ pub struct Listed {
     /// Why it cannot be used, where it cannot; its version is then 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<&'static str>,
+    /// What it may be used for.
+    pub binds: Binds,
+    /// When it was last used, since this room began.
+    #[serde(rename = "lastUsedAtMs", skip_serializing_if = "Option::is_none")]
+    pub last_used_at_ms: Option<Millis>,
+    /// By whom.
+    #[serde(rename = "lastUsedBy", skip_serializing_if = "Option::is_none")]
+    pub last_used_by: Option<String>,
 }
 
 /// How the vault is.
@@ -298,8 +308,30 @@ pub enum Wanted {
         name: String,
         /// The version that the frozen plan names; any when absent.
         version: Option<u64>,
+        /// By whom and how.
+        asked: Asked,
         /// The value.
         reply: Reply<(RecordMeta, Secret), VaultRefusal>,
+    },
+    /// Whether a secret may be used so, and in which version it is.
+    Usable {
+        /// Its name.
+        name: String,
+        /// By whom and how.
+        asked: Asked,
+        /// What is known of it.
+        reply: Reply<RecordMeta, VaultRefusal>,
+    },
+    /// What a secret may be used for.
+    Bind {
+        /// Who.
+        by: Box<Entry>,
+        /// Its name.
+        name: String,
+        /// From now on.
+        binds: Binds,
+        /// The answer.
+        reply: Reply<(), VaultRefusal>,
     },
     /// A key under a label of its own, with which another room seals its rows.
     Derived(KeyLabel, Reply<Key, VaultRefusal>),
@@ -400,6 +432,8 @@ macro_rules! each_reply {
             Wanted::List($reply) => $do,
             Wanted::Remove { reply: $reply, .. } => $do,
             Wanted::Reveal { reply: $reply, .. } => $do,
+            Wanted::Usable { reply: $reply, .. } => $do,
+            Wanted::Bind { reply: $reply, .. } => $do,
             Wanted::Derived(_, $reply) => $do,
             Wanted::Status($reply) => $do,
             Wanted::Unlockers($reply) => $do,

@@ -10,8 +10,8 @@ use portcullis_core::audit::Entry;
 use portcullis_core::seal::{Key, Secret};
 use portcullis_core::time::Millis;
 use portcullis_core::vault::{
-    Change, Header, KeyLabel, Kind, MAX_EXPORT, RecordMeta, SealedRecord, Unlocker, VaultError,
-    check_name,
+    Asked, Binds, Change, Header, KeyLabel, Kind, MAX_EXPORT, RecordMeta, SealedRecord, Unlocker,
+    VaultError, check_name,
 };
 
 /// Records that are sealed anew by one change: callers come in between.
@@ -34,7 +34,8 @@ impl Open {
         }
         let meta = self.meta(name, wiring.clock.now());
         let mut change = self.rows.manifest.next(1);
-        let edit = self.sealed(&mut change, Space::Secrets, name, meta, value)?;
+        let about = (meta, self.binds(Space::Secrets, name));
+        let edit = self.sealed(&mut change, Space::Secrets, name, about, value)?;
         let entry = described(by, "vault.set", name).with("version", meta.version.to_string());
         self.change(wiring, entry, change, vec![edit], None).await?;
         Ok(meta)
@@ -71,22 +72,73 @@ impl Open {
             name: name.to_owned(),
             meta: row.state.unwrap_or(unreadable),
             code: row.state.err().map(VaultError::code),
+            binds: row.binds.clone(),
+            last_used_at_ms: row.used.as_ref().map(|(at, _)| *at),
+            last_used_by: row.used.as_ref().map(|(_, by)| by.clone()),
         };
         self.rows.secrets().map(listed).collect()
     }
 
+    /// May it be used so, and in which version is it?
+    pub fn usable(&self, name: &str, asked: &Asked) -> Result<RecordMeta, VaultRefusal> {
+        check_name(name)?;
+        let known = self.rows.get(Space::Secrets, name);
+        // Who may not use it learns nothing of it, not even that there is one.
+        let row = known.ok_or(VaultError::NotBound)?;
+        row.binds.allow(asked)?;
+        Ok(row.state?)
+    }
+
     pub async fn reveal(
-        &self,
+        &mut self,
         wiring: &VaultWiring,
         name: &str,
         version: Option<u64>,
+        asked: Asked,
     ) -> Result<(RecordMeta, Secret), VaultRefusal> {
-        check_name(name)?;
+        self.usable(name, &asked)?;
         let (meta, secret) = self.read(wiring, Space::Secrets, name).await?;
         if version.is_some_and(|wanted| wanted != meta.version) {
             return Err(VaultError::NotFound.into());
         }
+        let place = (Space::Secrets, name.to_owned());
+        if let Some(row) = self.rows.records.get_mut(&place) {
+            row.used = Some((wiring.clock.now(), asked.by));
+        }
         Ok((meta, secret))
+    }
+
+    /// What it may be used for from now on; its value and version stay.
+    pub async fn bind(
+        &mut self,
+        wiring: &VaultWiring,
+        by: Entry,
+        name: &str,
+        binds: Binds,
+    ) -> Result<(), VaultRefusal> {
+        check_name(name)?;
+        let (meta, secret) = self.read(wiring, Space::Secrets, name).await?;
+        let mut change = self.rows.manifest.next(1);
+        let words = |words: &mut dyn Iterator<Item = &str>| words.collect::<Vec<_>>().join(",");
+        let mut entry = described(by, "vault.bind", name).with(
+            "agents",
+            words(&mut binds.agents.iter().map(String::as_str)),
+        );
+        if let Some(hosts) = &binds.hosts {
+            entry = entry.with("hosts", words(&mut hosts.iter().map(String::as_str)));
+        }
+        if let Some(uses) = &binds.uses {
+            entry = entry.with("uses", words(&mut uses.iter().map(|one| one.as_str())));
+        }
+        let edit = self.sealed(&mut change, Space::Secrets, name, (meta, binds), &secret)?;
+        self.change(wiring, entry, change, vec![edit], None).await
+    }
+
+    fn binds(&self, space: Space, name: &str) -> Binds {
+        self.rows
+            .get(space, name)
+            .map(|row| row.binds.clone())
+            .unwrap_or_default()
     }
 
     async fn read(
@@ -162,8 +214,8 @@ impl Open {
             let mut change = self.rows.manifest.next(some.len() as u64);
             let mut edits = vec![];
             for (name, value) in some {
-                let meta = self.meta(name, now);
-                edits.push(self.sealed(&mut change, Space::Secrets, name, meta, value)?);
+                let about = (self.meta(name, now), self.binds(Space::Secrets, name));
+                edits.push(self.sealed(&mut change, Space::Secrets, name, about, value)?);
             }
             let entry =
                 of_vault(by.clone(), "vault.import").with("records", some.len().to_string());
@@ -280,7 +332,8 @@ impl Open {
         for (space, name) in some {
             match self.read(wiring, space, &name).await {
                 Ok((meta, secret)) => {
-                    edits.push(self.sealed(&mut change, space, &name, meta, &secret)?);
+                    let about = (meta, self.binds(space, &name));
+                    edits.push(self.sealed(&mut change, space, &name, about, &secret)?);
                 }
                 // It was altered while we run: it stays as it is, and is named.
                 Err(VaultRefusal::Vault(error)) => {
@@ -368,7 +421,8 @@ impl Open {
         let edits: Result<Vec<Edit>, VaultError> = labels
             .map(|label| {
                 let value = Secret::new(old.derived(label.text()).expose().to_vec());
-                self.sealed(&mut change, Space::Keys, label.record(), meta, &value)
+                let about = (meta, Binds::default());
+                self.sealed(&mut change, Space::Keys, label.record(), about, &value)
             })
             .collect();
         let entry = of_vault(by, "vault.rekey");
@@ -423,18 +477,20 @@ impl Open {
         change: &mut Change,
         space: Space,
         name: &str,
-        meta: RecordMeta,
+        (meta, binds): (RecordMeta, Binds),
         value: &Secret,
     ) -> Result<Edit, VaultError> {
         let nonce = random().map_err(|_| VaultError::HeaderCorrupt)?;
         let (term, place) = (change.epoch().term, (space.name(), name));
-        let record = SealedRecord::seal(&self.keys, term, place, meta, &nonce, value)?;
+        let about = (meta, binds.clone());
+        let record = SealedRecord::seal(&self.keys, term, place, about, &nonce, value)?;
         let stored = serde_json::to_vec(&record).map_err(|_| VaultError::ValueInvalid)?;
         change.put(&space.id(name), meta.version, &stored);
         Ok(Edit::Put {
             space,
             name: name.to_owned(),
             meta,
+            binds,
             stored,
         })
     }

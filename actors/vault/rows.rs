@@ -7,8 +7,9 @@ use crate::supervision::Crash;
 use portcullis_core::audit::Entry;
 use portcullis_core::ids::Hash32;
 use portcullis_core::seal::Secret;
+use portcullis_core::time::Millis;
 use portcullis_core::vault::{
-    Change, Header, Manifest, PAGES, Page, Place, RecordMeta, SealedManifest, SealedRecord,
+    Binds, Change, Header, Manifest, PAGES, Page, Place, RecordMeta, SealedManifest, SealedRecord,
     VaultError, VaultKeys, id_of,
 };
 use std::collections::BTreeMap;
@@ -67,6 +68,10 @@ pub(super) struct Row {
     pub rev: Option<u64>,
     /// What may be known of it, or what is wrong with it.
     pub state: Result<RecordMeta, VaultError>,
+    /// What it may be used for.
+    pub binds: Binds,
+    /// When and by whom it was last used, since this room began.
+    pub used: Option<(Millis, String)>,
     /// It is to be sealed anew: an older epoch, or an older form.
     pub is_stale: bool,
 }
@@ -88,6 +93,7 @@ pub(super) enum Edit {
         space: Space,
         name: String,
         meta: RecordMeta,
+        binds: Binds,
         stored: Vec<u8>,
     },
     Remove {
@@ -197,8 +203,11 @@ pub(super) async fn read_rows(
         for object in store.list_all(space.kind()).await? {
             let read = read_record(keys, &manifest, space, &object);
             let is_stale = read.as_ref().is_ok_and(|record| !record.is_current(term));
+            let binds = read.as_ref().map(|record| record.binds().clone());
             let row = Row {
                 rev: Some(object.rev),
+                binds: binds.unwrap_or_default(),
+                used: None,
                 state: read.map(|record| record.meta()),
                 is_stale,
             };
@@ -215,6 +224,8 @@ pub(super) async fn read_rows(
         records.entry(place).or_insert(Row {
             rev: None,
             state: Err(VaultError::RecordMissing),
+            binds: Binds::default(),
+            used: None,
             is_stale: false,
         });
     }
@@ -381,14 +392,22 @@ impl Rows {
         for edit in edits {
             match edit {
                 Edit::Put {
-                    space, name, meta, ..
+                    space,
+                    name,
+                    meta,
+                    binds,
+                    ..
                 } => {
+                    let place = (space, name);
+                    let used = self.records.remove(&place).and_then(|row| row.used);
                     let row = Row {
                         rev: Some(rev),
                         state: Ok(meta),
+                        binds,
+                        used,
                         is_stale: false,
                     };
-                    self.records.insert((space, name), row);
+                    self.records.insert(place, row);
                 }
                 Edit::Remove { space, name } => {
                     self.records.remove(&(space, name));

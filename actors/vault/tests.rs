@@ -11,7 +11,7 @@ use portcullis_core::audit::{BootId, Entry, Outcome, Query};
 use portcullis_core::encoding::{base64url, hex};
 use portcullis_core::identity::Identity;
 use portcullis_core::seal::{Key, Secret};
-use portcullis_core::vault::VaultError;
+use portcullis_core::vault::{Asked, VaultError};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -103,7 +103,10 @@ impl House {
     }
 
     async fn value(&self, name: &str) -> Result<Vec<u8>, &'static str> {
-        let revealed = self.vault.reveal(name, None).await;
+        let revealed = self
+            .vault
+            .reveal(name, None, Asked::by_gateway("test"))
+            .await;
         revealed
             .map(|(_, secret)| secret.expose().to_vec())
             .map_err(|refusal| refusal.code())
@@ -144,7 +147,7 @@ async fn secrets_outlive_the_process_and_nothing_plain_lies_on_disk() {
     assert_eq!(
         house
             .vault
-            .reveal("API_KEY", Some(1))
+            .reveal("API_KEY", Some(1), Asked::by_gateway("test"))
             .await
             .err()
             .map(|e| e.code()),

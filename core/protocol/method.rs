@@ -83,6 +83,7 @@ pub const METHODS: &[(&str, Access)] = {
         ("vault.list", Operator(Admin)),
         ("vault.set", Operator(Admin)),
         ("vault.remove", Operator(Admin)),
+        ("vault.bind", Operator(Admin)),
         ("vault.seal", Operator(Admin)),
         ("vault.unlock", Operator(Admin)),
         ("vault.rotate", Operator(Admin)),

@@ -16,6 +16,7 @@
 //! put back or a machine that was cloned. A crash between a seal and its commit may leave the count one too low, which is
 //! why the limit is far away.
 
+mod binds;
 mod export;
 mod header;
 mod label;
@@ -25,6 +26,7 @@ mod record;
 mod recovery;
 mod unlocker;
 
+pub use binds::{Asked, Binds, Use};
 pub use export::{Export, ExportRandom, MAX_EXPORT};
 pub use header::{Header, MAX_UNLOCKERS, VaultKeys};
 pub use label::KeyLabel;
@@ -77,6 +79,11 @@ pub enum VaultError {
         "the key file or credential cannot be read: it must exist, be reachable for the gateway's user only (chmod 600), and lie outside the state directory"
     )]
     KeyFile,
+    /// Not for this agent, host or use.
+    #[error(
+        "this secret is not bound to this agent and use: `portcullis vault show` says to what it is"
+    )]
+    NotBound,
     /// No file of ours.
     #[error("this is no export of a vault, or it was damaged")]
     ExportInvalid,
@@ -152,6 +159,7 @@ impl VaultError {
             Self::KeyFile => "VAULT_KEY_FILE",
             Self::UnlockerNotFound => "VAULT_UNLOCKER_NOT_FOUND",
             Self::LastUnlocker => "VAULT_LAST_UNLOCKER",
+            Self::NotBound => "VAULT_NOT_BOUND",
             Self::ExportInvalid => "VAULT_EXPORT_INVALID",
             Self::ExportTooLarge => "VAULT_EXPORT_TOO_LARGE",
             Self::PassphraseNeeded => "VAULT_PASSPHRASE_NEEDED",

@@ -1,5 +1,6 @@
 //! One sealed secret.
 
+use super::binds::Binds;
 use super::header::VaultKeys;
 use super::{MAX_NAME, MAX_VALUE, VaultError};
 use crate::encoding::{base64url, from_base64url, hex, unhex};
@@ -35,6 +36,8 @@ pub struct SealedRecord {
     updated_at_ms: Millis,
     nonce: String,
     sealed: String,
+    #[serde(default, skip_serializing_if = "Binds::is_default")]
+    binds: Binds,
 }
 
 /// Where a record belongs: part of its seal, never read from the record itself.
@@ -57,7 +60,7 @@ impl SealedRecord {
         keys: &VaultKeys,
         epoch: u32,
         (namespace, name): (&str, &str),
-        meta: RecordMeta,
+        (meta, binds): (RecordMeta, Binds),
         nonce: &[u8; NONCE],
         value: &Secret,
     ) -> Result<Self, VaultError> {
@@ -73,6 +76,7 @@ impl SealedRecord {
             updated_at_ms: meta.updated_at_ms,
             nonce: hex(nonce),
             sealed: String::new(),
+            binds,
         };
         let place = Place {
             namespace,
@@ -110,6 +114,11 @@ impl SealedRecord {
         }
     }
 
+    /// What it may be used for.
+    pub const fn binds(&self) -> &Binds {
+        &self.binds
+    }
+
     /// Is it sealed in the present form, under this epoch's key?
     pub const fn is_current(&self, epoch: u32) -> bool {
         self.v == FORMAT && self.epoch == epoch
@@ -126,6 +135,7 @@ impl SealedRecord {
             self.created_at_ms.0.to_be_bytes(),
             self.updated_at_ms.0.to_be_bytes(),
         );
+        let binds = self.binds.bytes();
         let (format, intent) = ([self.v], place.intent.to_be_bytes());
         let mut fields: Vec<&[u8]> = vec![
             DOMAIN,
@@ -140,6 +150,9 @@ impl SealedRecord {
             fields.push(&intent);
         }
         fields.extend([&created[..], &updated[..]]);
+        if self.v != FIRST_FORMAT {
+            fields.push(&binds);
+        }
         use_it(&fields)
     }
 }

@@ -26,7 +26,15 @@ const META: RecordMeta = RecordMeta {
 
 fn sealed(value: &[u8]) -> SealedRecord {
     let value = Secret::new(value.to_vec());
-    SealedRecord::seal(&keys(1), 1, ("secrets", "NAME"), META, &[2; 12], &value).expect("seals")
+    SealedRecord::seal(
+        &keys(1),
+        1,
+        ("secrets", "NAME"),
+        (META, Binds::default()),
+        &[2; 12],
+        &value,
+    )
+    .expect("seals")
 }
 
 fn place<'a>((namespace, name): (&'a str, &'a str), intent: u64) -> Place<'a> {
@@ -185,7 +193,14 @@ fn names_and_values_have_limits() {
     }
     for size in [0, MAX_VALUE + 1] {
         let value = Secret::new(vec![1; size]);
-        let sealed = SealedRecord::seal(&keys(1), 1, ("s", "A"), META, &[0; 12], &value);
+        let sealed = SealedRecord::seal(
+            &keys(1),
+            1,
+            ("s", "A"),
+            (META, Binds::default()),
+            &[0; 12],
+            &value,
+        );
         assert_eq!(sealed.err(), Some(VaultError::ValueInvalid), "{size}");
     }
 }
@@ -196,7 +211,7 @@ proptest! {
     #[test]
     fn what_is_sealed_comes_back(value in proptest::collection::vec(any::<u8>(), 1..4_096), nonce: [u8; 12], epoch: u32, version: u64) {
         let meta = RecordMeta { version, ..META };
-        let record = SealedRecord::seal(&keys(3), epoch, ("secrets", "A"), meta, &nonce, &Secret::new(value.clone())).expect("seals");
+        let record = SealedRecord::seal(&keys(3), epoch, ("secrets", "A"), (meta, Binds::default()), &nonce, &Secret::new(value.clone())).expect("seals");
         let json = serde_json::to_vec(&record).expect("json");
         let read: SealedRecord = serde_json::from_slice(&json).expect("json");
         prop_assert_eq!(read.meta(), meta);

@@ -155,6 +155,9 @@ pub struct ExecArgs {
     /// Set a variable; secrets belong into the vault
     #[arg(long, short, value_name = "NAME=VALUE", value_parser = variable)]
     pub env: Vec<(String, String)>,
+    /// Set a variable to a secret of the vault that is bound to the agent; in the sandbox only
+    #[arg(long, value_name = "NAME=SECRET", value_parser = variable, conflicts_with_all = ["host", "node"])]
+    pub secret: Vec<(String, String)>,
     /// Working directory
     #[arg(long, value_name = "DIR")]
     pub cwd: Option<String>,
@@ -407,6 +410,25 @@ pub enum Vault {
     Rm {
         /// Its name
         name: String,
+    },
+    /// What a secret is bound to, and its last use
+    Show {
+        /// Its name
+        name: String,
+    },
+    /// Say what a secret may be used for: without an agent, no agent's run may have it
+    Bind {
+        /// Its name
+        name: String,
+        /// Agents whose runs may have it
+        #[arg(long, value_name = "AGENT")]
+        agent: Vec<String>,
+        /// Hosts that it may be sent to; a use that names no host is refused then
+        #[arg(long, value_name = "HOST")]
+        host: Vec<String>,
+        /// run, gateway; without it any
+        #[arg(long = "use", value_name = "USE")]
+        uses: Vec<String>,
     },
     /// Open, sealed or being unlocked, and what it holds
     Status,

@@ -81,6 +81,14 @@ fn params(args: &ExecArgs) -> Value {
             .collect();
         params["env"] = env.into();
     }
+    if !args.secret.is_empty() {
+        let secrets: Map<String, Value> = args
+            .secret
+            .iter()
+            .map(|(k, v)| (k.clone(), v.as_str().into()))
+            .collect();
+        params["secrets"] = secrets.into();
+    }
     params
 }
 

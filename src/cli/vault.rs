@@ -44,6 +44,22 @@ pub async fn run(door: &Door, what: &Vault, out: Out) -> Result<u8, Failure> {
         }
         Vault::List => ("vault.list", json!({})),
         Vault::Rm { name } => ("vault.remove", json!({ "name": name })),
+        Vault::Show { name } => return show(door, name, out).await,
+        Vault::Bind {
+            name,
+            agent,
+            host,
+            uses,
+        } => {
+            let mut params = json!({ "name": name, "agents": agent });
+            if !host.is_empty() {
+                params["hosts"] = json!(host);
+            }
+            if !uses.is_empty() {
+                params["uses"] = json!(uses);
+            }
+            ("vault.bind", params)
+        }
         Vault::Seal => ("vault.seal", json!({})),
         Vault::Rotate => ("vault.rotate", json!({})),
         Vault::Init {
@@ -79,6 +95,7 @@ pub async fn run(door: &Door, what: &Vault, out: Out) -> Result<u8, Failure> {
         }
         Vault::List => listing(&answer),
         Vault::Rm { name } => format!("{} is gone\n", clean(name)),
+        Vault::Bind { name, .. } => format!("{} is bound so\n", clean(name)),
         Vault::Rotate => format!(
             "data key {} seals from now on; {} secrets follow\n",
             number(&answer, "epoch").unwrap_or_default(),
@@ -109,6 +126,38 @@ async fn ask(door: &Door, method: &str, params: Value) -> Result<Value, Failure>
     let answer = client.call(method, params).await;
     client.close().await;
     answer
+}
+
+async fn show(door: &Door, name: &str, out: Out) -> Result<u8, Failure> {
+    let answer = ask(door, "vault.list", json!({})).await?;
+    let entries = list(&answer, "entries");
+    let found = entries.iter().find(|one| field(one, "name") == name);
+    let one = found.ok_or_else(|| {
+        let name = clean(name);
+        Failure::of(codes::VAULT_NOT_FOUND, format!("no secret {name}"))
+    })?;
+    let words = |key: &str, none: &str| match one["binds"][key].as_array() {
+        Some(words) => {
+            let words: Vec<_> = words.iter().filter_map(Value::as_str).collect();
+            clean(&words.join(", "))
+        }
+        None => none.to_owned(),
+    };
+    out.both(one, || {
+        let used = number(one, "lastUsedAtMs").map_or_else(
+            || "not since the vault's room began; the log has more".to_owned(),
+            |at| format!("{} by {}", utc(at), clean(field(one, "lastUsedBy"))),
+        );
+        format!(
+            "{}, version {}\nagents    {}\nhosts     {}\nuses      {}\nlast use  {used}\n",
+            clean(name),
+            number(one, "version").unwrap_or_default(),
+            words("agents", "none: no agent's run may have it"),
+            words("hosts", "any"),
+            words("uses", "any"),
+        )
+    })?;
+    Ok(0)
 }
 
 async fn status(door: &Door, out: Out) -> Result<u8, Failure> {

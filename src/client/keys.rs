@@ -13,7 +13,7 @@ use portcullis_core::identity::Identity;
 use portcullis_core::seal::{Key, NONCE, Secret};
 use portcullis_core::time::Millis;
 use portcullis_core::vault::{
-    self, Header, Kind, RecordMeta, SealedRecord, UnlockSecret, Unlocker, UnlockerRandom,
+    self, Binds, Header, Kind, RecordMeta, SealedRecord, UnlockSecret, Unlocker, UnlockerRandom,
     VaultError, VaultKeys,
 };
 use serde::{Deserialize, Serialize};
@@ -270,8 +270,15 @@ impl Keys {
         };
         let nonce = random::<NONCE>()?;
         let place = (NAMESPACE, name);
-        let sealed = SealedRecord::seal(&self.keys, EPOCH, place, meta, &nonce, value)
-            .map_err(|e| Failure::of(codes::INTERNAL, e.to_string()))?;
+        let sealed = SealedRecord::seal(
+            &self.keys,
+            EPOCH,
+            place,
+            (meta, Binds::default()),
+            &nonce,
+            value,
+        )
+        .map_err(|e| Failure::of(codes::INTERNAL, e.to_string()))?;
         kept.records.insert(name.to_owned(), sealed);
         self.place.write(&kept)
     }

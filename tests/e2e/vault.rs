@@ -202,6 +202,100 @@ fn an_export_needs_a_person_at_a_terminal_and_opens_elsewhere_by_its_passphrase(
     );
 }
 
+#[test]
+fn a_secret_reaches_the_runs_of_agents_that_it_is_bound_to_and_no_others() {
+    let gateway = Gateway::start();
+    gateway.vault_is_open();
+    assert_eq!(gateway.feed(&["vault", "set", "KEY"], b"planted-1"), 0);
+    let run = |agent: &str, secret: &str| {
+        let words = [
+            "exec",
+            "--agent",
+            agent,
+            "--secret",
+            secret,
+            "--",
+            "sh",
+            "-c",
+            "echo \"$TOKEN\"",
+        ];
+        let output = gateway.cli(&words);
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (
+            output.status.code(),
+            text(output.stdout),
+            text(output.stderr),
+        )
+    };
+    let refused = |agent: &str, secret: &str, code: &str| {
+        let (exit, out, err) = run(agent, secret);
+        assert_eq!((exit, out.as_str()), (Some(125), ""), "{err}");
+        assert!(err.contains(code), "{err}");
+    };
+    // A new secret is nobody's; and who may not have it does not learn whether there is one.
+    refused("demo", "TOKEN=KEY", "VAULT_NOT_BOUND");
+    refused("demo", "TOKEN=NONE", "VAULT_NOT_BOUND");
+    gateway.json(&["vault", "bind", "KEY", "--agent", "demo"]);
+    let (exit, out, err) = run("demo", "TOKEN=KEY");
+    assert_eq!((exit, out.as_str()), (Some(0), "planted-1\n"), "{err}");
+    refused("other", "TOKEN=KEY", "VAULT_NOT_BOUND");
+    refused("demo", "LD_PRELOAD=KEY", "INVALID_PARAMS");
+    // The next run gets the next value, and bindings stay with the name.
+    assert_eq!(gateway.feed(&["vault", "set", "KEY"], b"planted-2"), 0);
+    assert_eq!(run("demo", "TOKEN=KEY").1, "planted-2\n");
+    let shown = gateway.json(&["vault", "show", "KEY"]);
+    assert_eq!(shown["binds"], json!({ "agents": ["demo"] }));
+    assert!(
+        shown["lastUsedBy"].as_str().unwrap().starts_with("demo: "),
+        "{shown}"
+    );
+    assert_eq!(
+        gateway.cli(&["vault", "show", "NONE"]).status.code(),
+        Some(3)
+    );
+
+    // Who used what is on record, by name and version; no value is.
+    let runs = gateway.json(&["audit", "query", "--action", "exec.run", "--outcome", "ok"]);
+    let used: Vec<_> = runs["records"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["record"]["detail"]["secrets"].clone())
+        .collect();
+    assert_eq!(used, [json!("TOKEN=KEY@1"), json!("TOKEN=KEY@2")], "{runs}");
+    let all = gateway.json(&["audit", "tail", "-n", "1000"]).to_string();
+    assert!(!all.contains("planted") && !gateway.log().contains("planted"));
+
+    // Bound to hosts or to another use, no run has it: a variable goes nowhere that is known.
+    gateway.json(&[
+        "vault",
+        "bind",
+        "KEY",
+        "--agent",
+        "demo",
+        "--host",
+        "api.example",
+    ]);
+    refused("demo", "TOKEN=KEY", "VAULT_NOT_BOUND");
+    gateway.json(&[
+        "vault", "bind", "KEY", "--agent", "demo", "--use", "gateway",
+    ]);
+    refused("demo", "TOKEN=KEY", "VAULT_NOT_BOUND");
+    gateway.json(&["vault", "bind", "KEY", "--agent", "demo", "--use", "run"]);
+    assert_eq!(run("demo", "TOKEN=KEY").1, "planted-2\n");
+    gateway.json(&["vault", "seal"]);
+    refused("demo", "TOKEN=KEY", "SEALED");
+    gateway.json(&["vault", "unlock"]);
+    assert_eq!(gateway.feed(&["vault", "set", "KEY"], b"\xff\xfe"), 0);
+    refused("demo", "TOKEN=KEY", "VAULT_VALUE_INVALID");
+    // Bindings outlive a start.
+    let bound = gateway.json(&["vault", "show", "KEY"])["binds"].clone();
+    let mut gateway = gateway;
+    gateway.crash_and_start();
+    gateway.vault_is_open();
+    assert_eq!(gateway.json(&["vault", "show", "KEY"])["binds"], bound);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_opens_the_vault_is_given_on_control_sock_only() {
     let all = r#"["operator.admin"]"#;

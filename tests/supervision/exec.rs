@@ -39,6 +39,7 @@ async fn house(most: usize) -> Runs {
     let exec = ExecHandle::add(
         &mut ground.tree,
         ExecWiring {
+            vault: None,
             config: ExecConfig {
                 runs_per_agent: most,
                 ..ExecConfig::default()
@@ -82,6 +83,7 @@ async fn begin_at(
     script: &str,
 ) -> Result<(Accepted, mpsc::Receiver<ExecEvent>), ExecRefusal> {
     let request = RunRequest {
+        secrets: std::collections::BTreeMap::new(),
         principal: operator(),
         connection: "c-1".to_owned(),
         agent: agent("demo"),

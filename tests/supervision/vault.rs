@@ -3,6 +3,7 @@
 use portcullis_actors::vault::VaultHandle;
 use portcullis_core::audit::Entry;
 use portcullis_core::seal::Secret;
+use portcullis_core::vault::Asked;
 
 use super::real::{Ground, Trip, in_time};
 
@@ -14,7 +15,7 @@ async fn set(vault: &VaultHandle, name: &str, value: &[u8]) -> Result<u64, &'sta
 
 async fn value(vault: &VaultHandle, name: &str) -> Result<Vec<u8>, &'static str> {
     loop {
-        match in_time(vault.reveal(name, None)).await {
+        match in_time(vault.reveal(name, None, Asked::by_gateway("test"))).await {
             Ok((_, secret)) => return Ok(secret.expose().to_vec()),
             // scrypt takes what it takes.
             Err(refusal) if refusal.code() == "UNSEALING" => {}

@@ -8,17 +8,19 @@ use portcullis_core::audit::Seq;
 use portcullis_core::codes;
 use portcullis_core::ids::{AgentId, RunId};
 use portcullis_core::plan::EnvValue;
+use portcullis_core::vault::VaultError;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::ends::{Carried, Interrupt, Over, interrupted};
 use super::flow::{Decided, Flow};
-use super::freeze::{Frozen, Means};
+use super::freeze::{Frozen, Means, asked};
 use super::node::{NodeNews, NodeRun};
 use crate::exec::host::{HostOrder, HostRun, Lost};
 use crate::exec::messages::{ExecEvent, ExecRefusal};
 use crate::sandbox_pool::{Exited, RunEvent, RunSpec, RunTicket, SandboxPoolHandle};
+use crate::vault::VaultRefusal;
 
 /// After a run's limit, which its supervisor keeps, the gateway ends it itself.
 const GRACE: Duration = Duration::from_secs(1);
@@ -47,6 +49,37 @@ enum News {
     Output(ExecEvent),
     Exited(Exited),
     Lost(Lost),
+}
+
+/// A secret's value at the moment of its run: the version that the plan names, or none.
+async fn revealed(
+    flow: &Flow,
+    agent: &AgentId,
+    secret: &str,
+    version: u64,
+) -> Result<String, ExecRefusal> {
+    let asked = asked(agent, flow.run.as_str());
+    let vault = flow.wiring.vault.as_ref();
+    let found = match vault {
+        Some(vault) => vault.reveal(secret, Some(version), asked).await,
+        None => Err(VaultRefusal::Sealed(VaultError::Locked)),
+    };
+    let (_, value) = found.map_err(|refusal| match refusal {
+        VaultRefusal::Vault(VaultError::NotFound) => ExecRefusal::new(
+            codes::PLAN_CHANGED,
+            "a secret of this plan was set anew meanwhile: ask again",
+        ),
+        other => ExecRefusal::of_vault(&other),
+    })?;
+    let text = std::str::from_utf8(value.expose()).ok();
+    text.filter(|text| !text.contains('\0'))
+        .map(str::to_owned)
+        .ok_or_else(|| {
+            ExecRefusal::new(
+                codes::VAULT_VALUE_INVALID,
+                "a secret of this plan is no text: a variable cannot hold it",
+            )
+        })
 }
 
 impl Acting {
@@ -79,16 +112,24 @@ impl Acting {
 
     async fn in_box(flow: &Flow, frozen: &Frozen) -> Result<Self, Over> {
         let plan = &frozen.plan;
-        let env = plan.env.iter().filter_map(|(name, value)| match value {
-            EnvValue::Plain(text) => Some((name.clone(), text.clone())),
-            // No request can name one yet.
-            EnvValue::Secret { .. } => None,
-        });
+        let mut env = Vec::with_capacity(plan.env.len());
+        for (name, value) in &plan.env {
+            let text = match value {
+                EnvValue::Plain(text) => text.clone(),
+                EnvValue::Secret {
+                    name: secret,
+                    version,
+                } => revealed(flow, &plan.agent, secret, *version)
+                    .await
+                    .map_err(Over::refused)?,
+            };
+            env.push((name.clone(), text));
+        }
         let spec = RunSpec {
             run: flow.run.clone(),
             argv: plan.argv.clone(),
             cwd: Some(plan.cwd.clone()),
-            env: env.collect(),
+            env,
             timeout: Some(Duration::from_millis(plan.limits.timeout_ms)),
         };
         let (events, from) = mpsc::channel(WAITING);

@@ -243,12 +243,14 @@ pub fn same_request(plan: &ExecPlan, request: &RunRequest) -> Result<(), ExecRef
     let set = |(name, value): (&String, &String)| {
         plan.env.get(name) == Some(&EnvValue::Plain(value.clone()))
     };
+    let named = |(name, secret): (&String, &String)| matches!(plan.env.get(name), Some(EnvValue::Secret { name, .. }) if name == secret);
     let same = plan.target == request.target
         && plan.agent == request.agent
         // On a node the name became a path; the hash of the whole plan is compared besides.
         && (matches!(plan.target, Target::Node(_)) || plan.argv == request.argv)
         && request.cwd.as_ref().is_none_or(|cwd| *cwd == plan.cwd)
-        && request.env.iter().all(set);
+        && request.env.iter().all(set)
+        && request.secrets.iter().all(named);
     if same {
         Ok(())
     } else {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use portcullis_core::audit::{Entry, Once, Outcome, Query, Seq};
 use portcullis_core::codes::{self, Code};
 use portcullis_core::ids::{ApprovalId, Hash32, RunId};
-use portcullis_core::plan::{ExecPlan, Operand, Target};
+use portcullis_core::plan::{EnvValue, ExecPlan, Operand, Target};
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -304,6 +304,10 @@ impl Flow {
         } else {
             entry.with("operands", operands(plan))
         };
+        let entry = match secrets(plan) {
+            Some(secrets) => entry.with("secrets", secrets),
+            None => entry,
+        };
         match self.wiring.audit.intent_once(entry, Refused::Stands).await {
             Ok(Once::New { seq }) => {
                 self.note(Note::Intent(seq));
@@ -486,6 +490,16 @@ impl Flow {
             error: carried.error,
         }
     }
+}
+
+/// Which secrets it gets, by name and version.
+fn secrets(plan: &ExecPlan) -> Option<String> {
+    let named = plan.env.iter().filter_map(|(variable, value)| match value {
+        EnvValue::Secret { name, version } => Some(format!("{variable}={name}@{version}")),
+        EnvValue::Plain(_) => None,
+    });
+    let all: Vec<String> = named.collect();
+    (!all.is_empty()).then(|| all.join(" "))
 }
 
 /// `1 copied <digest> /tmp/x.sh; 2 not-kept /srv`: what was kept of the files that the words name.

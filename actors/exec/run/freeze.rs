@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use portcullis_core::codes;
-use portcullis_core::ids::Hash32;
+use portcullis_core::ids::{AgentId, Hash32};
 use portcullis_core::plan::{
     Egress, EnvPolicy, EnvValue, ExecPlan, Executable, Form, HOST_PATH, Limits, Nonce, Stdin,
     Target, is_canonical_path,
 };
+use portcullis_core::vault::{Asked, Use, VaultError};
 use tokio::sync::oneshot;
 
 use super::actor::RunRoom;
@@ -23,6 +24,7 @@ use crate::exec::operands::{Command, Operands};
 use crate::exec::user::User;
 use crate::sandbox_pool::BoxProfile;
 use crate::supervision::Ctx;
+use crate::vault::VaultRefusal;
 
 /// The folders of a box that its agent cannot write.
 const IMAGE: [&str; 8] = [
@@ -150,6 +152,17 @@ pub async fn freeze(
     for name in request.env.keys() {
         policy.check(&request.target, name).map_err(invalid)?;
     }
+    for name in request.secrets.keys() {
+        policy.check(&request.target, name).map_err(invalid)?;
+        if request.env.contains_key(name) {
+            return Err(invalid(format!(
+                "{name} is in env and in secrets: one of them"
+            )));
+        }
+    }
+    if !request.secrets.is_empty() && request.target != Target::Sandbox {
+        return Err(invalid("secrets are given to commands in the sandbox only"));
+    }
     let own = wiring.agents.get(&request.agent);
     let asked = request.timeout_ms.or(own.and_then(|own| own.timeout_ms));
     let frozen = match &request.target {
@@ -195,7 +208,7 @@ async fn in_box(
         cwd,
         uid: profile.uid,
         gid: profile.gid,
-        env: plain(&request.env),
+        env: with_secrets(wiring, request).await?,
         limits,
         profile_digest: Hash32::try_from(profile.profile_hash.clone()).map_err(invalid)?,
         ..blank(request, seal)
@@ -402,6 +415,38 @@ fn plain(env: &BTreeMap<String, String>) -> BTreeMap<String, EnvValue> {
     env.iter()
         .map(|(name, value)| (name.clone(), EnvValue::Plain(value.clone())))
         .collect()
+}
+
+/// The variables of a run in the sandbox; secrets by name and version, never by value.
+async fn with_secrets(
+    wiring: &ExecWiring,
+    request: &RunRequest,
+) -> Result<BTreeMap<String, EnvValue>, ExecRefusal> {
+    let mut env = plain(&request.env);
+    for (variable, name) in &request.secrets {
+        let vault = wiring
+            .vault
+            .as_ref()
+            .ok_or_else(|| ExecRefusal::of_vault(&VaultRefusal::Sealed(VaultError::Locked)))?;
+        let asked = asked(&request.agent, "plan");
+        let meta = vault.usable(name, asked).await;
+        let secret = EnvValue::Secret {
+            name: name.clone(),
+            version: meta.map_err(|e| ExecRefusal::of_vault(&e))?.version,
+        };
+        env.insert(variable.clone(), secret);
+    }
+    Ok(env)
+}
+
+/// A secret in the environment of this agent's run.
+pub fn asked(agent: &AgentId, by: &str) -> Asked {
+    Asked {
+        agent: Some(agent.to_string()),
+        host: None,
+        way: Use::Run,
+        by: format!("{agent}: {by}"),
+    }
 }
 
 /// What every plan says alike; the rest is filled in by its target.

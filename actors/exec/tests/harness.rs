@@ -166,6 +166,7 @@ pub async fn house_of(
         },
     );
     let mut wiring = ExecWiring {
+        vault: None,
         config: ExecConfig::default(),
         agents: BTreeMap::new(),
         operator_uids: vec![rustix::process::geteuid().as_raw()],
@@ -252,6 +253,7 @@ impl House {
     pub fn request(&mut self, target: Target, argv: &[&str]) -> RunRequest {
         self.keys += 1;
         RunRequest {
+            secrets: std::collections::BTreeMap::new(),
             principal: operator(0),
             connection: "c1".to_owned(),
             agent: agent(),

@@ -277,8 +277,15 @@ fn after_a_new_root_key_old_records_open_until_it_is_forgotten_and_new_ones_for_
     );
     let meta = old_record.meta();
     let value = Secret::new(b"value".to_vec());
-    let record =
-        SealedRecord::seal(&new, 2, ("secrets", "NAME"), meta, &[4; 12], &value).expect("seals");
+    let record = SealedRecord::seal(
+        &new,
+        2,
+        ("secrets", "NAME"),
+        (meta, Binds::default()),
+        &[4; 12],
+        &value,
+    )
+    .expect("seals");
     assert!(record.open(&new, at).is_ok() && record.open(&keys(1), at).is_err());
 
     // Through the header: by an unlocker of the new root, with the old one sealed beside it.

@@ -1,0 +1,148 @@
+//! What a secret may be used for, under its seal.
+
+use super::VaultError;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+
+/// A way to use a secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Use {
+    /// In the environment of a run.
+    Run,
+    /// By the gateway itself.
+    Gateway,
+}
+
+impl Use {
+    /// The word on the wire and in records.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Run => "run",
+            Self::Gateway => "gateway",
+        }
+    }
+}
+
+/// Who may use a secret, and how. A new secret is bound to no agent, so no agent's run may have it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Binds {
+    /// Agents whose runs may have it; empty: none.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub agents: BTreeSet<String>,
+    /// Hosts that it may be sent to; absent: not bound to hosts. A use that names no host is refused where it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hosts: Option<BTreeSet<String>>,
+    /// Ways to use it; absent: any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uses: Option<BTreeSet<Use>>,
+}
+
+/// A use that is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// For this agent.
+    pub agent: Option<String>,
+    /// To be sent there.
+    pub host: Option<String>,
+    /// In this way.
+    pub way: Use,
+    /// Who, for people: a run's name.
+    pub by: String,
+}
+
+impl Asked {
+    /// By the gateway itself.
+    pub fn by_gateway(what: &str) -> Self {
+        Self {
+            agent: None,
+            host: None,
+            way: Use::Gateway,
+            by: what.to_owned(),
+        }
+    }
+}
+
+impl Binds {
+    /// Is nothing said of it?
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// May it be used so?
+    ///
+    /// # Errors
+    /// [`VaultError::NotBound`].
+    pub fn allow(&self, asked: &Asked) -> Result<(), VaultError> {
+        let agent = match (&asked.agent, asked.way) {
+            (Some(agent), _) => self.agents.contains(agent),
+            (None, way) => way == Use::Gateway,
+        };
+        let host = self
+            .hosts
+            .as_ref()
+            .is_none_or(|hosts| asked.host.as_ref().is_some_and(|host| hosts.contains(host)));
+        let way = self
+            .uses
+            .as_ref()
+            .is_none_or(|uses| uses.contains(&asked.way));
+        if agent && host && way {
+            return Ok(());
+        }
+        Err(VaultError::NotBound)
+    }
+
+    /// Its bytes under the seal: one form.
+    pub(super) fn bytes(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("invariant: sets of words are JSON")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_allowed_that_was_not_bound() {
+        let run = |agent: &str, host: Option<&str>| Asked {
+            agent: Some(agent.to_owned()),
+            host: host.map(str::to_owned),
+            way: Use::Run,
+            by: "run".to_owned(),
+        };
+        let none = Binds::default();
+        assert_eq!(none.allow(&run("demo", None)), Err(VaultError::NotBound));
+        assert_eq!(none.allow(&Asked::by_gateway("x")), Ok(()));
+        let nobody = Asked {
+            agent: None,
+            ..run("", None)
+        };
+        assert_eq!(none.allow(&nobody), Err(VaultError::NotBound));
+        let demo = Binds {
+            agents: ["demo".to_owned()].into(),
+            ..Binds::default()
+        };
+        assert_eq!(demo.allow(&run("demo", None)), Ok(()));
+        assert_eq!(demo.allow(&run("other", None)), Err(VaultError::NotBound));
+        // Bound to hosts, a use that names none is none of them.
+        let hosts = Binds {
+            hosts: Some(["api.example".to_owned()].into()),
+            ..demo.clone()
+        };
+        assert_eq!(hosts.allow(&run("demo", None)), Err(VaultError::NotBound));
+        assert_eq!(hosts.allow(&run("demo", Some("api.example"))), Ok(()));
+        assert!(hosts.allow(&run("demo", Some("other.example"))).is_err());
+        let uses = Binds {
+            uses: Some([Use::Gateway].into()),
+            ..demo
+        };
+        assert_eq!(uses.allow(&run("demo", None)), Err(VaultError::NotBound));
+        // Empty is nobody, not everybody.
+        let empty = Binds {
+            uses: Some(BTreeSet::new()),
+            ..Binds::default()
+        };
+        assert!(empty.allow(&Asked::by_gateway("x")).is_err());
+    }
+}
