@@ -17,7 +17,9 @@ pub const MAX_EXPORT: usize = 8 * 1024 * 1024;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Export {
-    portcullis_vault_export: u8,
+    /// Says in the file what it is.
+    #[serde(rename = "portcullisVaultExport")]
+    v: u8,
     made_at_ms: Millis,
     kdf: Kdf,
     salt: String,
@@ -62,7 +64,7 @@ impl Export {
             }
         }
         let mut export = Self {
-            portcullis_vault_export: FORMAT,
+            v: FORMAT,
             made_at_ms: now,
             kdf: Kdf::DEFAULT,
             salt: hex(&random.salt),
@@ -84,7 +86,7 @@ impl Export {
     pub fn parse(file: &[u8]) -> Result<Self, VaultError> {
         serde_json::from_slice::<Self>(file)
             .ok()
-            .filter(|export| export.portcullis_vault_export == FORMAT && export.kdf.is_allowed())
+            .filter(|export| export.v == FORMAT && export.kdf.is_allowed())
             .ok_or(VaultError::ExportInvalid)
     }
 
@@ -123,7 +125,7 @@ impl Export {
     }
 
     fn aad<'a>(&self, made_at: &'a [u8; 8]) -> [&'a [u8]; 3] {
-        debug_assert!(self.portcullis_vault_export == FORMAT);
+        debug_assert!(self.v == FORMAT);
         [DOMAIN, &[FORMAT], made_at]
     }
 }
