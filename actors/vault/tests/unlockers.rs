@@ -457,3 +457,54 @@ async fn an_export_has_the_newest_of_every_secret_and_an_import_is_all_or_nothin
     assert_eq!(house_2.value("B").await, Ok(b"b".to_vec()));
     house_2.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_while_records_follow_a_new_key_goes_on_at_the_next_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let house = house_again(at, 1).await;
+    for name in ["A", "B", "C"] {
+        house.set(name, name.as_bytes()).await.unwrap();
+    }
+    rows_of(at, "before");
+    house.vault.rekey(by(), vec![], vec![]).await.unwrap();
+    // One record at a time follows here: some have, some have not.
+    let stale = house
+        .vault
+        .status()
+        .await
+        .unwrap()
+        .open
+        .unwrap()
+        .to_seal_anew;
+    house.end().await;
+    let house = house_again(at, 2).await;
+    for name in ["A", "B", "C"] {
+        assert_eq!(house.value(name).await, Ok(name.as_bytes().to_vec()));
+    }
+    let status = house.settled().await;
+    assert_eq!((status.unreadable, status.epoch), (0, 2), "{stale}");
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let has_previous = async || {
+        let row = house.store.get("vault.header", "only").await.unwrap();
+        String::from_utf8(row.unwrap().payload)
+            .unwrap()
+            .contains("previous")
+    };
+    while has_previous().await {
+        assert!(std::time::Instant::now() < end, "the old root key stays");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    house.end().await;
+    let house = house_again(at, 3).await;
+    assert_eq!(house.value("A").await, Ok(b"A".to_vec()));
+    house.end().await;
+    // The vault of before the new key, put back.
+    put_back(at, "before", "1");
+    let house = house_again(at, 4).await;
+    assert_eq!(
+        house.vault.list().await,
+        Err(VaultRefusal::Sealed(VaultError::RolledBack))
+    );
+    house.end().await;
+}
