@@ -87,7 +87,11 @@ fn log(tree: &mut TreeBuilder, folder: &Path, boot: u8) -> AuditHandle {
         AuditWiring {
             dir: folder.join("audit"),
             keys: AuditKeys::new(folder.join("keys"), &Identity::from_random([1; 32])),
-            config: AuditConfig::default(),
+            // No checkpoint between two stops: tests cut the log where a machine stopped.
+            config: AuditConfig {
+                checkpoint_ms: 3_600_000,
+                ..AuditConfig::default()
+            },
             boot: BootId([boot; 16]),
             clock: crate::audit::Clock::new(),
             feed: Feed::new(),
@@ -270,17 +274,22 @@ async fn a_damaged_header_seals_and_a_vault_that_the_log_does_not_know_is_not_be
     let house_1 = house(folder.path(), 1, 1).await;
     house_1.set("A", b"a").await.unwrap();
     house_1.end().await;
-    let log = folder.path().join("audit");
-    let kept = folder.path().join("kept");
-    std::fs::rename(&log, &kept).unwrap();
+    // Without its log and the log's keys.
+    let move_log = |from: &str, to: &str| {
+        for part in ["audit", "keys"] {
+            let at = |name: &str| folder.path().join(format!("{name}{part}"));
+            std::fs::rename(at(from), at(to)).unwrap();
+        }
+    };
+    move_log("", "kept-");
     let house_1 = house_again(folder.path(), 2).await;
     assert_eq!(
         house_1.vault.list().await,
         Err(VaultRefusal::Sealed(VaultError::RolledBack))
     );
     house_1.end().await;
-    std::fs::remove_dir_all(&log).unwrap();
-    std::fs::rename(&kept, &log).unwrap();
+    move_log("", "foreign-");
+    move_log("kept-", "");
     let house_1 = house_again(folder.path(), 3).await;
     assert_eq!(house_1.value("A").await, Ok(b"a".to_vec()));
     let header = house_1
@@ -387,6 +396,18 @@ async fn a_record_put_back_or_taken_away_is_named_and_an_older_vault_is_refused(
     house.end().await;
 }
 
+/// Copies the log and its keys as they are at this moment.
+fn copy_log(folder: &Path, from: &str, to: &str) {
+    for part in ["audit", "keys"] {
+        let at = |name: &str| folder.join(format!("{name}{part}"));
+        drop(std::fs::remove_dir_all(at(to)));
+        let done = std::process::Command::new("cp")
+            .args(["-a".as_ref(), at(from).as_os_str(), at(to).as_os_str()])
+            .status();
+        assert!(done.unwrap().success());
+    }
+}
+
 /// Cuts the log behind the intent of the last change, as if the machine had stopped there.
 fn cut_behind_last_intent(folder: &Path) {
     use portcullis_core::audit::{BodyRef, HEADER_BYTES, decode_leaf};
@@ -415,10 +436,13 @@ async fn a_stop_between_intent_commit_and_outcome_opens_with_what_was_committed(
     rows_of(at, "before");
     let house = house_again(at, 2).await;
     house.set("A", b"a-2").await.unwrap();
+    // Not as an orderly stop leaves it.
+    copy_log(at, "", "stopped-");
     house.end().await;
     rows_of(at, "after");
+    copy_log(at, "stopped-", "");
     cut_behind_last_intent(at);
-    let log = std::fs::read(at.join("audit/0000000000000001.log")).unwrap();
+    copy_log(at, "", "stopped-");
 
     // The commit without its outcome.
     let house = house_again(at, 3).await;
@@ -433,7 +457,7 @@ async fn a_stop_between_intent_commit_and_outcome_opens_with_what_was_committed(
     );
     house.end().await;
     // The intent without its commit; and then the other way round.
-    std::fs::write(at.join("audit/0000000000000001.log"), log).unwrap();
+    copy_log(at, "stopped-", "");
     let house = house_again(at, 5).await;
     assert_eq!(house.value("A").await, Ok(b"a-1".to_vec()));
     assert_eq!(house.set("A", b"a-3").await, Ok(2));
