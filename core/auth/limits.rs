@@ -36,7 +36,7 @@ pub enum Source {
     User(u32),
     /// A paired device that has just signed: its address may be anybody's.
     Device(DeviceId),
-    /// A Unix socket without a name for its peer.
+    /// Of this machine, and the kernel does not say whose: one for all, for any user has 127.0.0.0/8 to himself.
     Local,
 }
 
@@ -46,7 +46,7 @@ impl Source {
         match (ip.map(|ip| ip.to_canonical()), uid) {
             (None, None) => Self::Local,
             (None, Some(uid)) => Self::User(uid),
-            (Some(ip), Some(uid)) if ip.is_loopback() => Self::User(uid),
+            (Some(ip), uid) if ip.is_loopback() => uid.map_or(Self::Local, Self::User),
             (Some(IpAddr::V6(v6)), _) => {
                 let [a, b, c, d, ..] = v6.segments();
                 Self::Address(IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0)))
@@ -316,6 +316,16 @@ mod tests {
         assert_ne!(local(1000), local(1001));
         assert_eq!(local(1000), Source::of("::1".parse().ok(), Some(1000)));
         assert_eq!(local(1000), Source::of(None, Some(1000)));
+    }
+
+    /// The bug: any user of this machine has sixteen million addresses.
+    #[test]
+    fn no_loopback_address_makes_one_user_many() {
+        let from = |ip: &str, uid| Source::of(ip.parse().ok(), uid);
+        for ip in ["127.0.0.1", "127.1.2.3", "::1", "::ffff:127.9.9.9"] {
+            assert_eq!(from(ip, Some(1000)), Source::User(1000));
+            assert_eq!(from(ip, None), Source::Local);
+        }
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! A proven device connects: may it come in, and as what?
 
-use super::machine::{Change, Decision, Pairing, Record, Source, resolved, source};
+use super::machine::{Change, Decision, Pairing, Record, resolved, source};
 use super::manage::Refusal;
 use super::records::{ApprovedVia, Client, Device, FORMAT, Grant, KeptToken, Pending};
+use crate::auth::limits::Source;
 use crate::auth::{Role, Scope, ScopeSet, SecretStanding};
 use crate::ids::DeviceId;
 use crate::time::Millis;
@@ -372,20 +373,21 @@ impl Pairing {
 
     /// Room for one more request. In a source that is full, the one that has been silent longest makes room, if it has
     /// been for [`SILENT_MS`]: a flood that does not go on asking locks nobody out, and one that does gets no more than
-    /// its share. When all is full, the source with the most requests loses its newest one, but only to a source that
-    /// would still have fewer: one request alone is never displaced.
+    /// its share. When all is full, the network with the most requests loses the newest one of its fullest source, but
+    /// only to one that would still have fewer: who asks alone in his network is never displaced.
     fn make_room(&self, facts: &ConnectFacts, now: Millis) -> Result<Option<&Pending>, Refusal> {
         let bucket = source(&facts.client);
         let mut live: BTreeMap<Source, Vec<&Pending>> = BTreeMap::new();
+        let mut networks: BTreeMap<Source, usize> = BTreeMap::new();
         let mut total = 0;
         let others = self
             .pending
             .values()
             .filter(|pending| self.is_live(pending, now) && pending.device_id != facts.device_id);
         for pending in others {
-            live.entry(source(&pending.client))
-                .or_default()
-                .push(pending);
+            let source = source(&pending.client);
+            *networks.entry(source.network()).or_default() += 1;
+            live.entry(source).or_default().push(pending);
             total += 1;
         }
         let own = live.get(&bucket).map_or(0, Vec::len);
@@ -400,16 +402,22 @@ impl Pairing {
         if total < self.limits.pending_max {
             return Ok(None);
         }
-        let fullest = live
-            .values()
-            .max_by_key(|requests| requests.len())
-            .filter(|requests| requests.len() > own + 1);
-        fullest
+        let home = bucket.network();
+        let at_home = networks.get(&home).copied().unwrap_or(0);
+        let fullest = networks
+            .into_iter()
+            .max_by_key(|(_, requests)| *requests)
+            .filter(|(_, requests)| *requests > at_home + 1)
+            .map_or(home.clone(), |(network, _)| network);
+        live.into_iter()
+            .filter(|(source, _)| source.network() == fullest)
+            .map(|(_, requests)| requests)
+            .max_by_key(Vec::len)
+            .filter(|requests| fullest != home || requests.len() > own + 1)
             .and_then(|requests| {
                 requests
-                    .iter()
+                    .into_iter()
                     .max_by_key(|pending| (pending.created_at_ms, &pending.request_id))
-                    .copied()
             })
             .map(Some)
             .ok_or(Refusal::TooManyPending)

@@ -2,10 +2,10 @@
 
 use super::records::{Client, Device, Pending};
 use crate::auth::Role;
+use crate::auth::limits::Source;
 use crate::ids::DeviceId;
 use crate::time::Millis;
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 /// Requests dropped in one change: a commit has room for 256 operations.
 const EXPIRE_AT_ONCE: usize = 200;
@@ -313,15 +313,8 @@ pub(super) fn resolved(pending: &Pending, decision: Decision, at_ms: Millis) -> 
     }
 }
 
-/// Whom a request counts against.
-pub(super) type Source = (Option<IpAddr>, Option<u32>);
-
-/// An IPv4 address however it is written, an IPv6 /64, one for the Unix sockets; on this machine by user, since all
-/// users share its address.
+/// Whom a request counts against: as with those who guess, so that no spelling of an address, and on this machine no
+/// address at all, makes one user many.
 pub(super) fn source(client: &Client) -> Source {
-    let address = client.remote_ip.map(|ip| match ip.to_canonical() {
-        IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) >> 64 << 64).into()),
-        v4 @ IpAddr::V4(_) => v4,
-    });
-    (address, client.remote_uid)
+    Source::of(client.remote_ip, client.remote_uid)
 }

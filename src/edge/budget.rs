@@ -1,7 +1,7 @@
 //! Who makes room when strangers fill a door's budget. Pure.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Where a stranger comes from: an address (v4-mapped ones folded, IPv6 by /64), or a Unix socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -23,10 +23,10 @@ pub enum Origin {
 impl Origin {
     /// Of an address, and of the user behind it where the kernel names one.
     pub fn of(ip: IpAddr, user: Option<u32>) -> Self {
-        if let Some(user) = user.filter(|_| ip.to_canonical().is_loopback()) {
-            return Self::User(user);
+        match user {
+            Some(user) if ip.to_canonical().is_loopback() => Self::User(user),
+            _ => Self::Address(network(ip)),
         }
-        Self::Address(network(ip))
     }
 
     const fn is_tcp(self) -> bool {
@@ -36,11 +36,13 @@ impl Origin {
 
 fn network(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
-        IpAddr::V6(v6) => {
+        IpAddr::V6(v6) if !v6.is_loopback() => {
             let [a, b, c, d, ..] = v6.segments();
             IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
         }
-        v4 @ IpAddr::V4(_) => v4,
+        // Whoever is on this machine has all of 127.0.0.0/8.
+        IpAddr::V4(v4) if !v4.is_loopback() => IpAddr::V4(v4),
+        _ => IpAddr::V4(Ipv4Addr::LOCALHOST),
     }
 }
 
@@ -291,6 +293,9 @@ mod tests {
             .filter_map(|key| budget.enter(key, other, false))
             .collect();
         assert!(!closed.is_empty() && !closed.contains(&1), "{closed:?}");
+        // Nor has he sixteen million where nobody can say who he is.
+        assert_eq!(self::ip("127.1.2.3"), self::ip("127.3.2.1"));
+        assert_eq!(self::ip("127.1.2.3"), self::ip("::1"));
         // Elsewhere an address is all that is known.
         let far: IpAddr = "192.0.2.1".parse().unwrap();
         assert_eq!(Origin::of(far, Some(1)), Origin::of(far, None));

@@ -530,6 +530,74 @@ fn a_flood_displaces_nobody_who_asks_once() {
     assert_eq!((refused, bench.machine.counts().1), (8, 8));
 }
 
+/// The bug: a request counted by address and user, and a user has all of 127.0.0.0/8: one user filled every place, was
+/// never the fullest, and displaced whom he liked.
+#[test]
+fn one_user_with_every_loopback_address_has_one_users_places() {
+    let limits = Limits {
+        pending_max: 12,
+        pending_per_address: 4,
+        ..Limits::default()
+    };
+    let mut bench = Bench::new(limits);
+    let of = |n: u32, ip: [u8; 4], uid: Option<u32>| {
+        let mut facts = facts(n, Role::Operator, &[Scope::Read]);
+        facts.client.remote_ip = Some(IpAddr::from(ip));
+        facts.client.remote_uid = uid;
+        facts
+    };
+    let (honest, _) = bench.request(&of(1, [127, 0, 0, 1], Some(2000)));
+    let mut taken = [0, 0];
+    for n in 0..100_u8 {
+        for (at, uid) in [Some(11_111), None].into_iter().enumerate() {
+            let facts = of(
+                100 + 2 * u32::from(n) + u32::from(at == 1),
+                [127, 1, n, 1],
+                uid,
+            );
+            taken[at] += u32::from(bench.connect(&facts).is_ok());
+        }
+    }
+    assert_eq!(taken, [4, 4], "and nobody knows who has no name");
+    let (other, _) = bench.request(&of(2, [127, 0, 0, 1], Some(2001)));
+    bench.approve(&honest, &admin()).expect("who asked before");
+    bench.approve(&other, &admin()).expect("who asked after");
+}
+
+/// The bug: over the total only addresses were compared, and one network has 256 or more of them.
+#[test]
+fn over_the_total_the_fullest_network_pays() {
+    let limits = Limits {
+        pending_max: 12,
+        pending_per_address: 4,
+        ..Limits::default()
+    };
+    for flood in ["198.51.100", "2001:db8:1"] {
+        let mut bench = Bench::new(limits);
+        let from = |n: u32, ip: &str| {
+            let mut facts = facts(n, Role::Operator, &[Scope::Read]);
+            facts.client.remote_ip = Some(ip.parse().expect("ip"));
+            facts
+        };
+        let (honest, _) = bench.request(&from(1, "192.0.2.1"));
+        for n in 0..50 {
+            let ip = if flood.contains(':') {
+                format!("{flood}:{n}::1")
+            } else {
+                format!("{flood}.{n}")
+            };
+            bench.now = bench.now.plus(1);
+            drop(bench.connect(&from(100 + n, &ip)));
+        }
+        assert_eq!(bench.machine.counts().1, 12);
+        let (second, _) = bench.request(&from(2, "203.0.113.1"));
+        let (third, _) = bench.request(&from(3, "203.0.113.2"));
+        for request in [honest, second, third] {
+            bench.approve(&request, &admin()).expect("asked once");
+        }
+    }
+}
+
 #[test]
 fn a_flood_that_falls_silent_makes_room_for_who_asks_and_users_of_one_machine_count_alone() {
     let limits = Limits {
