@@ -81,6 +81,7 @@ codes! {
     REQUEST_NOT_FOUND, "INVALID_REQUEST", false, 3, "the request was decided or has expired; `portcullis devices list` shows what is pending";
     PAIRING_DENIED, "INVALID_REQUEST", false, 4, "let an operator decide who holds the scopes that the device asks for, and is not that device";
     TOO_MANY_PENDING, "UNAVAILABLE", true, 1, "decide on the pending requests first: `portcullis devices list`";
+    ASKS_TOO_OFTEN, "UNAVAILABLE", true, 1, "let the device ask for the same thing each time, or wait a minute: every new question is recorded and shown to a person";
     NODE_NOT_FOUND, "INVALID_REQUEST", false, 3, "`portcullis nodes list` shows the nodes";
     NOT_CONNECTED, "UNAVAILABLE", false, 3, "start the node host on that machine: `portcullis node run`; nothing was sent";
     NODE_COMMAND_NOT_ALLOWED, "INVALID_REQUEST", false, 5, "the node must declare the command, a person must approve it, and the gateway must have it on its list";

@@ -103,7 +103,10 @@ impl Methods {
     pub async fn call(&self, about: About<'_>, method: &str, params: &Params<'_>) -> Answer {
         let by = about.principal;
         match method {
-            "status" => self.status(by).await,
+            "status" => {
+                params.read::<StatusAsk>(method)?;
+                self.status(by).await
+            }
             "system-presence" => {
                 params.read::<Nothing>(method)?;
                 Ok(self.presence())
@@ -117,7 +120,10 @@ impl Methods {
                 Ok(json!([]))
             }
             "tls.show" | "tls.reload" => self.certificate(by, method, params).await,
-            "config.get" => Ok(self.config.clone()),
+            "config.get" => {
+                params.read::<Nothing>(method)?;
+                Ok(self.config.clone())
+            }
             "device.pair.list"
             | "device.pair.approve"
             | "device.pair.reject"
@@ -417,6 +423,16 @@ pub(super) fn internal(error: &dyn Display) -> ErrorBody {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Nothing {}
+
+/// What the peer's clients ask of `status` (wire.md 11); here there is nothing to leave out.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StatusAsk {
+    #[serde(default, rename = "includeChannelSummary")]
+    _channels: Option<bool>,
+    #[serde(default, rename = "includeCliProjection")]
+    _cli: Option<bool>,
+}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -45,7 +45,10 @@ impl Methods {
         }
         let (vault, entry) = (&self.vault, entry_of(by));
         match method {
-            "vault.status" => Ok(self.vault_status().await),
+            "vault.status" => {
+                params.read::<Nothing>(method)?;
+                Ok(self.vault_status().await)
+            }
             "vault.list" => {
                 params.read::<Nothing>(method)?;
                 let entries = vault.list().await.map_err(refusal)?;

@@ -158,7 +158,7 @@ impl Pairing {
     /// `Paired` then takes its generation from [`Pairing::generation`].
     ///
     /// # Errors
-    /// [`Refusal::TooManyPending`], [`Refusal::TooManyDevices`].
+    /// [`Refusal::TooManyPending`], [`Refusal::AsksTooOften`], [`Refusal::TooManyDevices`].
     pub fn decide(
         &self,
         facts: &ConnectFacts,
@@ -300,8 +300,12 @@ impl Pairing {
                 (pending.request_id.clone(), change)
             }
             live => {
+                if !self.may_turn(&facts.device_id, now) {
+                    return Err(Refusal::AsksTooOften);
+                }
                 let displaced = self.make_room(facts, now)?;
                 let mut change = Change::new(Record::Event, "pairing.request", &facts.device_id);
+                change.turn = Some(now);
                 let mut roles = BTreeSet::from([facts.role]);
                 let mut scopes = asked.clone();
                 if let Some(displaced) = displaced {

@@ -10,6 +10,13 @@ use std::collections::BTreeMap;
 /// Requests dropped in one change: a commit has room for 256 operations.
 const EXPIRE_AT_ONCE: usize = 200;
 
+/// New questions of one device within [`TURN_MS`]: each is recorded, and shown to a person in place of the last.
+const TURNS: u8 = 8;
+/// See [`TURNS`].
+const TURN_MS: u64 = 60_000;
+/// Devices whose turns are remembered before what is over is forgotten.
+const TURNS_KEPT: usize = 1_024;
+
 /// Numbers that bound the room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -40,6 +47,8 @@ pub struct Pairing {
     pub(super) limits: Limits,
     pub(super) devices: BTreeMap<DeviceId, Device>,
     pub(super) pending: BTreeMap<String, Pending>,
+    /// Since when, and how often each device has asked something new. In memory only.
+    turns: BTreeMap<DeviceId, (Millis, u8)>,
 }
 
 /// How a change is recorded before it is stored.
@@ -178,6 +187,8 @@ pub struct Change {
     pub news: Vec<News>,
     /// Do live sessions of the devices written end?
     pub new_generation: bool,
+    /// The device asks something new: when.
+    pub turn: Option<Millis>,
 }
 
 impl Change {
@@ -193,6 +204,7 @@ impl Change {
             drop_pending: Vec::new(),
             news: Vec::new(),
             new_generation: false,
+            turn: None,
         }
     }
 
@@ -226,11 +238,32 @@ impl Pairing {
                 .into_iter()
                 .map(|pending| (pending.request_id.clone(), pending))
                 .collect(),
+            turns: BTreeMap::new(),
         }
+    }
+
+    /// May this device ask something new?
+    pub(super) fn may_turn(&self, device: &DeviceId, now: Millis) -> bool {
+        let turns = self.turns.get(device);
+        !turns.is_some_and(|(since, asked)| *asked >= TURNS && is_within(*since, now))
+    }
+
+    fn turn(&mut self, device: DeviceId, now: Millis) {
+        if self.turns.len() >= TURNS_KEPT {
+            self.turns.retain(|_, (since, _)| is_within(*since, now));
+        }
+        let turns = self.turns.entry(device).or_insert((now, 0));
+        if !is_within(turns.0, now) {
+            *turns = (now, 0);
+        }
+        turns.1 = turns.1.saturating_add(1);
     }
 
     /// Takes a durable change over.
     pub fn settle(&mut self, change: Change) -> Vec<News> {
+        if let Some(now) = change.turn {
+            self.turn(change.device_id.clone(), now);
+        }
         for id in change.drop_devices {
             self.devices.remove(&id);
         }
@@ -302,6 +335,10 @@ impl Pairing {
             .values()
             .find(|pending| pending.device_id == *device && self.is_live(pending, now))
     }
+}
+
+fn is_within(since: Millis, now: Millis) -> bool {
+    since <= now && now.since(since) < TURN_MS
 }
 
 pub(super) fn resolved(pending: &Pending, decision: Decision, at_ms: Millis) -> News {

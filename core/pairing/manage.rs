@@ -95,6 +95,11 @@ pub enum Refusal {
     /// Too many requests wait, from this address or in all.
     #[error("too many pairing requests are pending: decide on them first")]
     TooManyPending,
+    /// One device has asked for other things again and again.
+    #[error(
+        "this device has asked for one thing after another: it can ask for something else in a minute"
+    )]
+    AsksTooOften,
     /// No more devices fit.
     #[error("too many devices are paired: remove some first")]
     TooManyDevices,
@@ -114,6 +119,7 @@ impl Refusal {
             | Self::KnownDevice => "PAIRING_DENIED",
             Self::LabelInvalid | Self::SurfaceInvalid | Self::RoleInvalid => "INVALID_PARAMS",
             Self::TooManyPending | Self::TooManyDevices => "TOO_MANY_PENDING",
+            Self::AsksTooOften => "ASKS_TOO_OFTEN",
         }
     }
 }

@@ -27,7 +27,7 @@ pub struct Client {
     pub device_family: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote_ip: Option<IpAddr>,
-    /// What the kernel says of a client on this machine; not the client's own word.
+    /// What the kernel says of a client on this machine, of a sub-uid its owner; not the client's own word.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote_uid: Option<u32>,
 }

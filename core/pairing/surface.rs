@@ -227,8 +227,11 @@ impl Pairing {
         if declared.surface.is_empty()
             || approved.is_some_and(|approved| approved.surface.covers(&declared.surface))
         {
+            // One that withdraws and asks again and again keeps its question: what it is asked is looked up all the same.
+            let live = live.filter(|_| self.may_turn(device_id, now));
             let change = live.map(|live| {
                 let mut change = Change::new(Record::Event, "pairing.surface_withdraw", device_id);
+                change.turn = Some(now);
                 change.detail.push(("request", live.request_id.clone()));
                 change
                     .news
@@ -245,6 +248,9 @@ impl Pairing {
             effective.pending = Some(live.request_id.clone());
             return Ok((effective, None));
         }
+        if !self.may_turn(device_id, now) {
+            return Err(Refusal::AsksTooOften);
+        }
         let pending = PendingSurface {
             request_id: fresh.request_id.clone(),
             surface: declared.surface.clone(),
@@ -252,6 +258,7 @@ impl Pairing {
             created_at_ms: now,
         };
         let mut change = Change::new(Record::Event, "pairing.surface_request", device_id);
+        change.turn = Some(now);
         change.detail.push(("request", pending.request_id.clone()));
         change
             .detail

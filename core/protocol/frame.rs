@@ -104,7 +104,26 @@ pub fn read_params<'a, T: Deserialize<'a>>(params: &'a Value, method: &str) -> R
             "invalid {method} params: a list where an object belongs"
         ));
     }
-    T::deserialize(params).map_err(|e| format!("invalid {method} params: {e}"))
+    T::deserialize(params).map_err(|e| format!("invalid {method} params: {}", without_value(&e)))
+}
+
+/// What a shape's error says, without the value that does not fit: it may be a secret that stands in the wrong place, and
+/// the answer ends in logs and close reasons.
+fn without_value(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    for what in ["invalid type: ", "invalid value: "] {
+        if let Some(rest) = text.strip_prefix(what) {
+            // `string "…", expected a map`: the last one is serde's own, and what it expects are our words.
+            let kind = rest.split([' ', ',']).next().unwrap_or_default();
+            let expected = rest.rfind(", expected ").map_or("", |at| &rest[at..]);
+            return format!("{what}{kind}{expected}");
+        }
+    }
+    if text.starts_with("unknown variant `") {
+        let expected = text.rfind("`, expected ").map_or("", |at| &text[at + 1..]);
+        return format!("unknown variant{expected}");
+    }
+    text
 }
 
 /// The same text where they cannot be used at all.

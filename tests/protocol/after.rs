@@ -173,3 +173,20 @@ async fn events_are_counted_from_one_and_only_by_those_who_may_hear_them() {
     let id = deaf.ask("health", json!({})).await;
     assert_eq!(deaf.frame().await["id"], id, "nothing came before it");
 }
+
+/// The bug: three methods took whatever came as their params, so that a wrong call passed for a right one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_method_without_params_takes_none() {
+    let gateway = Gateway::start();
+    let mut client = admin(&gateway).await;
+    for method in ["status", "config.get", "vault.status"] {
+        for params in [json!({ "x": 1 }), json!([]), json!("x")] {
+            let error = client.refused(method, params).await;
+            assert_eq!(error["details"]["code"], "INVALID_PARAMS", "{method}");
+        }
+        client.get(method, json!({})).await;
+    }
+    // What the peer's clients send.
+    let known = json!({ "includeChannelSummary": false, "includeCliProjection": true });
+    client.get("status", known).await;
+}

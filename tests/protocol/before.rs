@@ -340,3 +340,45 @@ async fn plain_http_before_the_upgrade_gives_a_stranger_no_more_time() {
         began.elapsed()
     );
 }
+
+/// The bug: what did not fit was told back, and a secret in the wrong place with it, in the answer and the close reason.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_value_of_a_connect_comes_back() {
+    const SECRET: &str = "hunter2, expected nowhere";
+    let gateway = Gateway::start();
+    for pointer in [
+        "",
+        "/auth",
+        "/auth/token",
+        "/client",
+        "/client/id",
+        "/client/mode",
+        "/device",
+        "/role",
+        "/scopes",
+        "/caps",
+        "/minProtocol",
+        "/permissions",
+        "/frameSigning",
+    ] {
+        for value in [
+            json!(SECRET),
+            json!([SECRET]),
+            json!({ "value": SECRET }),
+            json!([{ SECRET: SECRET }]),
+        ] {
+            let mut params = Connect::token().params("", 0);
+            for name in ["device", "permissions", "frameSigning", "caps"] {
+                params[name] = json!({});
+            }
+            *params.pointer_mut(pointer).unwrap() = value;
+            let mut client = Client::dial(&gateway).await;
+            let answer = client.call("connect", params.clone()).await;
+            assert_eq!(answer["ok"], false, "{params}");
+            let (_, reason) = client.closed().await;
+            let told = format!("{answer}{reason}");
+            assert!(!told.contains("hunter2"), "{pointer}: {told}");
+        }
+    }
+    assert!(!gateway.log().contains("expected nowhere"));
+}

@@ -548,3 +548,27 @@ async fn a_wrong_token_with_a_device_leaves_no_request() {
     assert_eq!(error["details"]["canRetryWithDeviceToken"], true);
     assert_eq!(gateway.json(&["devices", "list"])["pending"], json!([]));
 }
+
+/// The bug: a device that changed its platform each time wrote a record, and showed a person a new card, with each connect.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_changes_each_time_is_told_to_wait() {
+    let gateway = strict();
+    let device = Device::new();
+    let mut told = vec![];
+    for n in 0..20 {
+        let platform = format!("p{n}");
+        let connect = Connect::token().scopes(READ).device(&device).on(&platform);
+        let (error, _) = Client::dial(&gateway).await.denied(&connect).await;
+        told.push(error["details"]["code"].as_str().unwrap().to_owned());
+    }
+    assert!(
+        told[..8].iter().all(|code| code == "PAIRING_REQUIRED"),
+        "{told:?}"
+    );
+    assert!(
+        told[8..].iter().all(|code| code == "ASKS_TOO_OFTEN"),
+        "{told:?}"
+    );
+    // Another one is asked for as before.
+    request(&gateway, &Device::new()).await;
+}

@@ -353,6 +353,8 @@ pub struct Connect<'a> {
     pub late_ms: u64,
     /// What it calls itself.
     pub name: Option<&'a str>,
+    /// What it says it runs on.
+    pub platform: &'a str,
 }
 
 impl<'a> Connect<'a> {
@@ -366,6 +368,7 @@ impl<'a> Connect<'a> {
             lies: json!({}),
             late_ms: 0,
             name: None,
+            platform: "Linux",
         }
     }
 
@@ -410,6 +413,12 @@ impl<'a> Connect<'a> {
         self
     }
 
+    /// What it says it runs on.
+    pub const fn on(mut self, platform: &'a str) -> Self {
+        self.platform = platform;
+        self
+    }
+
     /// Changes `device` after it was signed.
     pub fn lie(mut self, key: &str, value: impl Into<Value>) -> Self {
         self.lies[key] = value.into();
@@ -421,7 +430,7 @@ impl<'a> Connect<'a> {
         let is_node = self.role == "node";
         let mut client = json!({
             "id": if is_node { "node-host" } else { "gateway-client" },
-            "version": "1.0.0", "platform": "Linux", "deviceFamily": "Test",
+            "version": "1.0.0", "platform": self.platform, "deviceFamily": "Test",
             "mode": if is_node { "node" } else { "backend" },
         });
         if let Some(name) = self.name {
@@ -447,7 +456,7 @@ impl<'a> Connect<'a> {
                 self.scopes.join(","),
             );
             if version == 3 {
-                text.push_str("|linux|test");
+                text.push_str(&format!("|{}|test", self.platform.to_ascii_lowercase()));
             }
             params["device"] = json!({
                 "id": device.id(), "publicKey": device.public_key(), "signature": device.sign(&text),

@@ -302,9 +302,13 @@ proptest! {
             match step {
                 Step::Declare(names) => {
                     let names: Vec<&str> = names.into_iter().map(|n| NAMES[n]).collect();
-                    let Ok(effective) = bench.declare(&node, &names) else {
-                        prop_assert!(bench.machine.generation(&node, Role::Node).is_none());
-                        continue;
+                    let effective = match bench.declare(&node, &names) {
+                        Ok(effective) => effective,
+                        Err(refusal) => {
+                            let is_gone = bench.machine.generation(&node, Role::Node).is_none();
+                            prop_assert!(is_gone || refusal == Refusal::AsksTooOften, "{refusal}");
+                            continue;
+                        }
                     };
                     let allowed = approved.clone().unwrap_or_default();
                     prop_assert!(allowed.covers(&effective.surface));
@@ -335,6 +339,7 @@ proptest! {
                         bench.settle(change);
                         approved = None;
                         // A person lets it in again, as a device.
+                        bench.now = bench.now.plus(60_000);
                         let (request, _) = bench.request(&facts(1, Role::Node, &[]));
                         let change = bench.machine.approve(&request, &admin(), false, bench.now);
                         bench.settle(change.expect("pending"));
