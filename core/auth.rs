@@ -6,6 +6,7 @@ pub mod password;
 pub mod proxy;
 pub mod secret;
 mod standing;
+pub mod sub_uids;
 
 pub use standing::{Holder, SecretName, SecretStanding, Whose};
 

@@ -26,6 +26,7 @@ use portcullis_actors::vault::{Around, VaultHandle, VaultWiring};
 use portcullis_core::approval::{Agents, PlanSealer};
 use portcullis_core::audit::BootId;
 use portcullis_core::auth::proxy::ProxyRules;
+use portcullis_core::auth::sub_uids::SubUids;
 use portcullis_core::identity::Identity;
 use portcullis_core::ids::AgentId;
 use portcullis_core::policy::AgentPolicy;
@@ -79,6 +80,8 @@ pub struct Ground {
     pub owner: String,
     /// The listening sockets.
     pub doors: Doors,
+    /// Whose sub-uids are whose.
+    pub sub_uids: Arc<SubUids>,
     /// Whose word on a client counts.
     pub proxies: FlagReader<Arc<ProxyRules>>,
     /// Who reads a proxy's key set again.
@@ -346,6 +349,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             },
             limits: config.gateway.limits.clone(),
             local: config.gateway.local.clone(),
+            sub_uids: ground.sub_uids,
             connection: ConnectionShared {
                 config: config.connection,
                 auth,

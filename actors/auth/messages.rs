@@ -27,6 +27,8 @@ pub struct Peer {
     pub ip: Option<IpAddr>,
     /// The uid that the kernel names.
     pub uid: Option<u32>,
+    /// Whose that uid is: of a sub-uid, its owner's. Whom tries and requests count against; it gives nothing.
+    pub account: Option<u32>,
     /// That uid maps to an operator, and the process does not descend from one of our runs.
     pub is_operator: bool,
     /// The process descends from one of our runs, or may: it gets no operator's authority, whatever it presents.

@@ -13,7 +13,7 @@ const WRITE_WITHIN: Duration = Duration::from_secs(20);
 
 /// Sends back every message, up to a size, until the other end closes or breaks the protocol.
 pub async fn echo(mut io: Io, frame_max: usize) {
-    io.trust(frame_max);
+    io.trust(frame_max, None);
     let mut ws = open(io, frame_max).await;
     loop {
         // Flushed as input runs dry, like the answers of a connection.

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::{Buf as _, Bytes};
@@ -10,6 +11,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 
 use super::scan::{Scan, Unfinished};
+use crate::supervision::{Allowance, Taken};
 
 /// Read and thrown away in one go after a fault, bytes.
 const THROWN: usize = 4096;
@@ -47,9 +49,9 @@ impl Io {
         }
     }
 
-    /// From here on messages may have so many bytes.
-    pub fn trust(&mut self, most: usize) {
-        self.scan.trust(most);
+    /// From here on messages may have so many bytes, and hold room of this until they are there.
+    pub fn trust(&mut self, most: usize, of: Option<Arc<Allowance>>) {
+        self.scan.trust(most, of.map(Taken::none));
     }
 
     /// A message that has begun and is not there yet.

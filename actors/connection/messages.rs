@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::io::Io;
 use crate::auth::{Bearer, Peer};
+use crate::supervision::Allowance;
 
 /// A socket after its upgrade: from here on nobody knows of HTTP.
 #[derive(Debug)]
@@ -62,8 +63,14 @@ pub enum ConnectionNews {
     Speaks(u64),
     /// It is turned away; its goodbye is still to come.
     Refused(u64),
-    /// It is in: who, the connection's name, and whom to tell that it is on the list.
-    Admitted(u64, Arc<Principal>, Arc<str>, oneshot::Sender<()>),
+    /// It is in: who, the connection's name, and whom to tell that it is on the list, and what its messages
+    /// hold room of.
+    Admitted(
+        u64,
+        Arc<Principal>,
+        Arc<str>,
+        oneshot::Sender<Arc<Allowance>>,
+    ),
 }
 
 /// An order to end sessions.

@@ -7,7 +7,9 @@
 
 use std::io;
 
-use portcullis_core::protocol::limits::{EMPTY_FRAGMENTS, PREAUTH_FRAME};
+use portcullis_core::protocol::limits::{EMPTY_FRAGMENTS, PREAUTH_FRAME, UNDER_WAY_FREE};
+
+use crate::supervision::Taken;
 
 /// The connection answers it with close code 1009.
 pub const TOO_LARGE: &str = "preauth payload too large";
@@ -17,6 +19,8 @@ pub const NOT_UTF8: &str = "text is not UTF-8";
 pub const EMPTY: &str = "too many empty fragments";
 /// The connection answers it with close code 1009: a message beyond what this client may send.
 pub const TOO_LONG: &str = "frame too large";
+/// The connection answers it with close code 1013: others of the same holder, or all, have begun as much as there may be.
+pub const CROWDED: &str = "too many large messages at once";
 
 /// Text that is unmasked and looked at in one go, bytes.
 const PIECE: usize = 1024;
@@ -49,6 +53,8 @@ pub(super) struct Scan {
     passed: u64,
     /// Bytes of all frames before authentication.
     stranger: Option<u64>,
+    /// What the message that has begun holds of its sender's allowance.
+    taken: Option<Taken>,
 }
 
 /// A message that has begun and is not there yet.
@@ -80,13 +86,25 @@ impl Scan {
             begun: 0,
             passed: 0,
             stranger: Some(0),
+            taken: None,
         }
     }
 
-    /// From here on messages may have so many bytes.
-    pub fn trust(&mut self, most: usize) {
+    /// From here on messages may have so many bytes, and hold room of this.
+    pub fn trust(&mut self, most: usize, taken: Option<Taken>) {
         self.stranger = None;
         self.most = most as u64;
+        self.taken = taken;
+    }
+
+    /// The message is there: it holds nothing any more.
+    fn is_done(&mut self) {
+        if self.payload_left == 0
+            && !self.open
+            && let Some(taken) = &mut self.taken
+        {
+            taken.clear();
+        }
     }
 
     /// What has begun and is not there yet.
@@ -110,6 +128,7 @@ impl Scan {
                     self.text(payload)?;
                 }
                 self.payload_left -= part as u64;
+                self.is_done();
                 bytes = rest;
                 continue;
             }
@@ -162,6 +181,14 @@ impl Scan {
             if self.empty > EMPTY_FRAGMENTS {
                 return Err(io::Error::other(EMPTY));
             }
+            if is_data
+                && self.message > UNDER_WAY_FREE
+                && let Some(taken) = &mut self.taken
+                && !taken.grow(self.message)
+            {
+                return Err(io::Error::other(CROWDED));
+            }
+            self.is_done();
             return Ok(());
         };
         // Empty frames count too: endless ones are no way to stay.
@@ -221,6 +248,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::supervision::Allowance;
 
     fn frame(len: u64) -> Vec<u8> {
         header(0x82, len)
@@ -257,8 +285,39 @@ mod tests {
 
     fn trusted() -> Scan {
         let mut scan = Scan::new();
-        scan.trust(1 << 20);
+        scan.trust(1 << 20, None);
         scan
+    }
+
+    #[test]
+    fn a_message_holds_room_until_it_is_there_and_a_short_one_none() {
+        const LONG: u64 = 600 << 10;
+        let one = Allowance::of_one(&Allowance::of_all(1 << 30), 1 << 20);
+        let scan = || {
+            let mut scan = Scan::new();
+            scan.trust(1 << 20, Some(Taken::none(one.clone())));
+            scan
+        };
+        let (mut first, mut second) = (scan(), scan());
+        first.pass(&frame(LONG)).unwrap();
+        let crowded = second.pass(&frame(LONG)).unwrap_err();
+        assert_eq!(crowded.to_string(), CROWDED);
+        let mut second = scan();
+        second.pass(&whole(0x82, &[0; 1024])).unwrap();
+        first.pass(&vec![0; 600 << 10]).unwrap();
+        second.pass(&frame(LONG)).unwrap();
+        // Its parts are one message, also where a ping stands between them; and who is gone holds nothing.
+        drop(second);
+        let (mut first, mut second) = (scan(), scan());
+        for _ in 0..3 {
+            first.pass(&whole(0x02, &vec![0; 300 << 10])).unwrap();
+            first.pass(&whole(0x89, b"")).unwrap();
+            let crowded = second.pass(&frame(800 << 10)).unwrap_err();
+            assert_eq!(crowded.to_string(), CROWDED);
+            second = scan();
+            first.pass(&whole(0x80, b"")).unwrap();
+        }
+        second.pass(&frame(1 << 20)).unwrap();
     }
 
     #[test]

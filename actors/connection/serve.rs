@@ -29,7 +29,7 @@ use super::idle::Idle;
 use super::io::Io;
 use super::messages::{Accepted, CloseOrder};
 use super::methods::{Heard, News};
-use super::scan::{EMPTY, NOT_UTF8, TOO_LARGE, TOO_LONG};
+use super::scan::{CROWDED, EMPTY, NOT_UTF8, TOO_LARGE, TOO_LONG};
 use super::shake::{Shaken, shake};
 use crate::nodes::ToNode;
 use crate::supervision::{Flag, FlagReader};
@@ -178,6 +178,7 @@ pub(super) fn fault(error: &WsError) -> Option<(u16, &'static str)> {
             text if text == TOO_LONG => Some((1009, TOO_LONG)),
             text if text == NOT_UTF8 => Some((1007, NOT_UTF8)),
             text if text == EMPTY => Some((1008, EMPTY)),
+            text if text == CROWDED => Some((1013, CROWDED)),
             _ => None,
         },
         _ => None,

@@ -199,7 +199,7 @@ async fn try_shake(
     let (listed, is_listed) = oneshot::channel();
     let news = ConnectionNews::Admitted(wiring.key, principal.clone(), conn_id.clone(), listed);
     wiring.shared.news.send(news).await.map_err(|_| End::Gone)?;
-    is_listed.await.map_err(|_| End::Gone)?;
+    let allowance = is_listed.await.map_err(|_| End::Gone)?;
     still_stands(wiring, &principal)
         .await
         .map_err(|refusal| End::Refused(id.clone(), Box::new(refusal)))?;
@@ -244,8 +244,10 @@ async fn try_shake(
     let frame = encoding.ok(&id, &hello.payload());
     let frame = frame.map_err(|_| End::Gone)?;
     ws.send(message(frame)).await.map_err(|_| End::Gone)?;
-    ws.get_mut()
-        .trust(frame_max(principal.role, &principal.scopes));
+    ws.get_mut().trust(
+        frame_max(principal.role, &principal.scopes),
+        Some(allowance),
+    );
     let node = declared.and_then(|declared| {
         Some(Connected {
             node: principal.device()?.clone(),

@@ -31,7 +31,7 @@ pub use messages::{
     RunResult,
 };
 pub use portcullis_cell::Stream;
-pub use user::uid_of;
+pub use user::{uid_of, uids};
 
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,6 @@
 //! As whom host commands run.
 
+use std::collections::HashMap;
 use std::fs;
 
 use portcullis_core::codes;
@@ -71,6 +72,13 @@ impl User {
 pub fn uid_of(name: &str) -> Option<u32> {
     let passwd = fs::read_to_string("/etc/passwd").ok()?;
     by_name(&passwd, name).map(|user| user.uid)
+}
+
+/// All users of this machine by name, read once.
+pub fn uids() -> impl Fn(&str) -> Option<u32> {
+    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let uids: HashMap<String, u32> = entries(&passwd).map(|user| (user.name, user.uid)).collect();
+    move |name| uids.get(name).copied()
 }
 
 fn by_name(passwd: &str, name: &str) -> Option<User> {

@@ -14,6 +14,7 @@
     reason = "the one place that spawns, for everybody else"
 )]
 
+mod allowance;
 mod ctx;
 mod envelope;
 #[cfg(feature = "crash-for-tests")]
@@ -28,6 +29,7 @@ mod tree;
 mod view;
 mod watchdog;
 
+pub use allowance::{Allowance, Taken};
 pub use ctx::{BlockingFull, Ctx, TaskHandle, WaitGuard};
 pub use envelope::{CallError, Reply, TellError};
 #[cfg(feature = "crash-for-tests")]

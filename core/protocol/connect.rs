@@ -188,6 +188,16 @@ impl ConnectRefusal {
         )
     }
 
+    /// Of who dials a control socket and is no operator.
+    pub fn not_operator() -> Self {
+        Self::unauthorized(
+            "AUTH_UNAUTHORIZED",
+            "not_operator",
+            "this process is no operator's: see [gateway.local] operators",
+            false,
+        )
+    }
+
     /// A room that auth needs does not serve now: the client may try again.
     pub fn unavailable(code: &'static crate::codes::Code, message: &str) -> Self {
         let mut error = ErrorBody::of(code, message);

@@ -32,6 +32,12 @@ pub fn frame_max(role: Role, scopes: &ScopeSet) -> usize {
     }
 }
 
+/// Messages that have begun and are not there yet, bytes: of one device, agent, user or address, on all its connections.
+pub const UNDER_WAY_OF_ONE: u64 = 64 * 1024 * 1024;
+/// The same of all together.
+pub const UNDER_WAY: u64 = 512 * 1024 * 1024;
+/// A message of so many bytes counts towards neither.
+pub const UNDER_WAY_FREE: u64 = 8 * 1024;
 /// Empty fragments of one message.
 pub const EMPTY_FRAGMENTS: u32 = 64;
 /// What of a message that has begun must come in between two pings, bytes: else it is no message but a way to hold room.

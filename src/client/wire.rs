@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures_util::{SinkExt as _, StreamExt as _};
 use portcullis_core::auth::{Role, Scope};
 use portcullis_core::codes;
+use portcullis_core::protocol::ConnectRefusal;
 use portcullis_core::protocol::frame::ErrorBody;
 use portcullis_core::protocol::limits::FRAME;
 use serde::Deserialize;
@@ -31,6 +32,7 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 const ANSWER_WITHIN: Duration = Duration::from_mins(1);
 /// What a gateway says under a name that is none of its own.
 const MISDIRECTED: StatusCode = StatusCode::MISDIRECTED_REQUEST;
+const FORBIDDEN: StatusCode = StatusCode::FORBIDDEN;
 /// `sun_path` less its NUL (unix(7)).
 const SUN_PATH: usize = 107;
 
@@ -186,6 +188,12 @@ impl Client {
                     codes::NAME_NOT_OURS,
                     format!("the gateway is asked for as {}", clean(url)),
                 ),
+                // The control socket that every user may dial says no more to who is no operator.
+                WsError::Http(answer) if !elsewhere && answer.status() == FORBIDDEN => {
+                    let mut failure = Failure::from_wire(&ConnectRefusal::not_operator().error);
+                    failure.exit = 4;
+                    failure
+                }
                 e => lost(&clean(&format!("it does not speak our protocol ({e})"))),
             })?;
         let mut client = Self {
@@ -370,7 +378,7 @@ async fn control(path: &Path) -> Result<Box<dyn Stream>, Failure> {
 /// Connects; a path too long for a socket address goes through the descriptor of its folder.
 async fn dial(path: &Path) -> std::io::Result<UnixStream> {
     if path.as_os_str().len() <= SUN_PATH {
-        return UnixStream::connect(path).await;
+        return connect(path).await;
     }
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(std::io::ErrorKind::InvalidInput.into());
@@ -380,12 +388,23 @@ async fn dial(path: &Path) -> std::io::Result<UnixStream> {
         rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC,
         rustix::fs::Mode::empty(),
     )?;
-    UnixStream::connect(
-        Path::new("/proc/self/fd")
-            .join(folder.as_raw_fd().to_string())
-            .join(name),
-    )
-    .await
+    let short = Path::new("/proc/self/fd")
+        .join(folder.as_raw_fd().to_string())
+        .join(name);
+    connect(&short).await
+}
+
+/// Where others have filled the line of those who wait to be taken (unix(7): EAGAIN), it is tried again until the caller's
+/// time is over.
+async fn connect(path: &Path) -> std::io::Result<UnixStream> {
+    loop {
+        match UnixStream::connect(path).await {
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            other => return other,
+        }
+    }
 }
 
 fn unreachable(path: &Path, why: &str) -> Failure {

@@ -292,6 +292,13 @@ fn rules(config: &Config, layers: &mut Layers) {
             "an absolute path, such as \"/run/portcullis/control.sock\"",
         );
     }
+    let file = &gateway.local.subuid_file;
+    if !file.as_os_str().is_empty() && !file.is_absolute() {
+        layers.reject(
+            "gateway.local.subuid_file",
+            "an absolute path, such as \"/etc/subuid\"",
+        );
+    }
     if !(COST_FLOOR..=COST_CEILING).contains(&gateway.auth.bcrypt_cost) {
         layers.reject("gateway.auth.bcrypt_cost", "the cost is 10 to 14");
     }

@@ -159,6 +159,8 @@ pub struct Local {
     pub local_scopes: ScopeSet,
     /// A second control socket, which every user may dial; empty: none.
     pub socket: PathBuf,
+    /// Ranges of sub-uids, as in subuid(5); empty: none.
+    pub subuid_file: PathBuf,
 }
 
 impl Default for Local {
@@ -170,6 +172,7 @@ impl Default for Local {
                 .into_iter()
                 .collect(),
             socket: PathBuf::new(),
+            subuid_file: PathBuf::from("/etc/subuid"),
         }
     }
 }

@@ -1,7 +1,6 @@
 //! The actor.
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,25 +11,27 @@ use portcullis_actors::connection::{
 };
 use portcullis_actors::pairing::PairingHandle;
 use portcullis_actors::supervision::{
-    ChildEnd, Crash, Ctx, Feed, FeedItem, Flag, Reply, Room, Snapshot, TaskEnd, TaskHandle,
+    Allowance, ChildEnd, Crash, Ctx, Feed, FeedItem, Flag, Reply, Room, Snapshot, TaskEnd,
+    TaskHandle,
 };
+use portcullis_core::auth::limits::Source;
 use portcullis_core::auth::proxy::SocketFacts;
+use portcullis_core::auth::sub_uids::SubUids;
 use portcullis_core::auth::{Door, Holder, Principal, Whose};
 use portcullis_core::ids::DeviceId;
 use portcullis_core::pairing::News;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::budget::{Budget, Limits, Origin};
-use super::handle::EdgeHandle;
+use super::accept::{self, From};
+use super::budget::{Budget, Limits};
 use super::http::{self, Http, Said, Tell, Told};
 use super::listen::Doors;
 use super::looks::{self, Looks};
 use super::peer;
+use super::places::{Place, Places};
 use crate::config::Local;
 
-/// After a failed accept (no descriptors left): the kernel keeps newcomers in its backlog meanwhile.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Between two warnings that all sockets are in use.
 const WARN_EVERY: Duration = Duration::from_mins(1);
 const HTTP: &str = "http";
@@ -48,6 +49,8 @@ pub struct EdgeWiring {
     pub limits: crate::config::Limits,
     /// Who on this machine is an operator.
     pub local: Local,
+    /// Whose sub-uids are whose.
+    pub sub_uids: Arc<SubUids>,
     /// Everything a connection needs but its key and its news.
     pub connection: ConnectionShared,
     /// Devices.
@@ -78,42 +81,13 @@ pub enum EdgeMsg {
     LookAgain,
 }
 
-/// Where a socket came from.
-#[derive(Debug, Clone, Copy)]
-pub enum From {
-    /// The other end, and the kernel's word on whose it is.
-    Tcp {
-        peer: SocketAddr,
-        owner: peer::Owner,
-    },
-    /// The kernel's word on the peer, asked when it came; `shared`: over the socket that every user may dial.
-    Control {
-        uid: u32,
-        is_operator: bool,
-        is_outside: bool,
-        shared: bool,
-    },
-    /// The kernel's word on who dialled `agent.sock`: it counts guessers apart, and opens nothing.
-    Agent { uid: u32 },
-}
-
-impl From {
-    fn origin(self) -> Origin {
-        match self {
-            Self::Tcp { peer, owner } => Origin::of(peer.ip(), owner.map(|(uid, _)| uid)),
-            Self::Control { shared: false, .. } => Origin::Unix,
-            Self::Control { shared: true, .. } => Origin::Shared,
-            Self::Agent { .. } => Origin::Agents,
-        }
-    }
-}
-
 /// The room.
 pub struct Edge {
     wiring: EdgeWiring,
     ctx: Ctx<Self>,
     next: u64,
     budget: Budget,
+    places: Places,
     sockets: HashMap<u64, Socket>,
     endings: Vec<Ending>,
     /// For every connection of this life, with the way back to this life.
@@ -129,12 +103,15 @@ struct Socket {
     /// By when it must have said who it is.
     until: Instant,
     stage: Stage,
+    /// Whom it counts against where it proves nothing of its own; of a client behind a proxy, that client.
+    source: Source,
 }
 
 /// Who is on a connection, and its name.
 struct Who {
     principal: Arc<Principal>,
     name: Arc<str>,
+    place: Place,
 }
 
 /// Somebody waits until these sockets are gone.
@@ -172,12 +149,7 @@ impl Room for Edge {
         })
         .keep();
         listen_to_pairing(wiring, &ctx);
-        accept_tcp(wiring, &ctx)?;
-        accept_control(wiring.doors.control()?, wiring.local.clone(), false, &ctx);
-        if let Some(shared) = wiring.doors.shared()? {
-            accept_control(shared, wiring.local.clone(), true, &ctx);
-        }
-        accept_agent(wiring, &ctx)?;
+        accept::all(wiring, &ctx)?;
         listen_to_auth(wiring, &ctx);
         let shared = Arc::new(ConnectionShared {
             news,
@@ -192,6 +164,7 @@ impl Room for Edge {
             ctx,
             next: 0,
             budget,
+            places: Places::new(limits.sockets as usize),
             sockets: HashMap::new(),
             endings: Vec::new(),
             shared,
@@ -213,9 +186,10 @@ impl Room for Edge {
             EdgeMsg::News(ConnectionNews::Speaks(key)) => self.speaks(key),
             EdgeMsg::News(ConnectionNews::Refused(key)) => self.budget.refused(key),
             EdgeMsg::News(ConnectionNews::Admitted(key, principal, name, listed)) => {
-                self.admitted(key, Who { principal, name }).await;
-                // Gone already is as good.
-                let _ = listed.send(());
+                if let Some(allowance) = self.admitted(key, principal, name).await {
+                    // Gone already is as good.
+                    let _ = listed.send(allowance);
+                }
             }
             EdgeMsg::End(order, reply) => self.end(&order, reply).await,
             EdgeMsg::Invalidated(device, generation, reason) => {
@@ -283,7 +257,9 @@ impl Edge {
         self.next += 1;
         let key = self.next;
         let is_proxy = self.may_be_a_proxy(from);
-        let victim = self.budget.enter(key, from.origin(), is_proxy);
+        let victim = self
+            .budget
+            .enter(key, from.origin(&self.wiring.sub_uids), is_proxy);
         self.make_room(victim).await;
         // From its first moment: HTTP and the handshake share it.
         let until = Instant::now() + Duration::from_millis(self.wiring.limits.handshake_ms);
@@ -300,7 +276,13 @@ impl Edge {
             }
         });
         let stage = Stage::Http { _task: task };
-        self.sockets.insert(key, Socket { from, until, stage });
+        let socket = Socket {
+            from,
+            until,
+            stage,
+            source: Source::Local,
+        };
+        self.sockets.insert(key, socket);
     }
 
     /// Over the limit of all: no door takes a place from another, and a person must come in at `run/control.sock`.
@@ -375,7 +357,9 @@ impl Edge {
                 // Gone already is as good.
                 let _ = heard.send(());
             }
-            Told::Answered => self.budget.back(key, socket.from.origin()),
+            Told::Answered => self
+                .budget
+                .back(key, socket.from.origin(&self.wiring.sub_uids)),
         }
     }
 
@@ -390,7 +374,8 @@ impl Edge {
     /// counted again.
     fn speaks(&mut self, key: u64) {
         if let Some(socket) = self.sockets.get(&key) {
-            self.budget.back(key, socket.from.origin());
+            self.budget
+                .back(key, socket.from.origin(&self.wiring.sub_uids));
             self.budget.speaks(key);
         }
     }
@@ -426,6 +411,7 @@ impl Edge {
             }
         };
         if let Some(socket) = self.sockets.get_mut(&key) {
+            socket.source = Source::of(peer.ip, peer.account);
             socket.stage = Stage::Open(handle.clone(), None);
         }
         // It ended at once: its end is on the way.
@@ -441,7 +427,8 @@ impl Edge {
     }
 
     /// What the kernel says of the other end; the client's own word counts only against it.
-    fn who(&mut self, from: From, said: &Said) -> (Door, Peer) {
+    fn who(&self, from: From, said: &Said) -> (Door, Peer) {
+        let account = from.account(&self.wiring.sub_uids);
         match from {
             From::Control {
                 uid,
@@ -452,6 +439,7 @@ impl Edge {
                 let peer = Peer {
                     ip: None,
                     uid: Some(uid),
+                    account,
                     is_operator: is_operator && is_outside,
                     is_of_a_run: !is_outside,
                     is_local: true,
@@ -464,6 +452,7 @@ impl Edge {
                 let peer = Peer {
                     ip: None,
                     uid: Some(uid),
+                    account,
                     is_operator: false,
                     // It would change nothing: no operator comes in there.
                     is_of_a_run: false,
@@ -478,6 +467,7 @@ impl Edge {
                 let peer = Peer {
                     ip: said.client,
                     uid: None,
+                    account: None,
                     is_operator: false,
                     is_of_a_run: false,
                     is_local: false,
@@ -495,6 +485,7 @@ impl Edge {
                 let peer = Peer {
                     ip: Some(peer.ip().to_canonical()),
                     uid: owner.filter(|_| is_loopback).map(|(uid, _)| uid),
+                    account,
                     is_operator: is_loopback
                         && !is_of_a_run
                         && owner.is_some_and(|(uid, _)| operator(uid, &said.groups)),
@@ -508,31 +499,50 @@ impl Edge {
         }
     }
 
-    async fn admitted(&mut self, key: u64, newcomer: Who) {
+    /// It is on the list. Returns what its messages hold room of; `None`: it is gone.
+    async fn admitted(
+        &mut self,
+        key: u64,
+        principal: Arc<Principal>,
+        name: Arc<str>,
+    ) -> Option<Arc<Allowance>> {
         self.budget.leave(key);
-        let Some(socket) = self.sockets.get_mut(&key) else {
-            return;
-        };
+        let socket = self.sockets.get_mut(&key)?;
         let Stage::Open(handle, who) = &mut socket.stage else {
-            return;
+            return None;
         };
-        let has_device = newcomer.principal.device().is_some();
-        let agent = newcomer.principal.agent.clone();
+        let place = Place::of(&principal, &socket.source);
+        let door = socket.from.origin(&self.wiring.sub_uids).door();
+        let (allowance, victim) = self.places.enter(key, door, &place);
+        let has_device = principal.device().is_some();
+        let agent = principal.agent.clone();
         let handle = handle.clone();
-        *who = Some(newcomer);
+        *who = Some(Who {
+            principal,
+            name,
+            place,
+        });
         if has_device {
             self.publish_connected();
         }
-        let Some(agent) = agent else { return };
-        let same = self.sockets.values().filter(|socket| {
-            matches!(&socket.stage, Stage::Open(_, Some(who)) if who.principal.agent.as_ref() == Some(&agent))
-        });
-        if same.count() > SOCKETS_OF_AN_AGENT {
+        if let Some(victim) = victim
+            && let Some(Stage::Open(handle, _)) = self.sockets.get(&victim).map(|s| &s.stage)
+        {
             // Gone already is as good.
-            let _ = handle
-                .close(1008, "too many connections of this agent")
-                .await;
+            let _ = handle.close(1013, "too many connections").await;
         }
+        if let Some(agent) = agent {
+            let same = self.sockets.values().filter(|socket| {
+                matches!(&socket.stage, Stage::Open(_, Some(who)) if who.principal.agent.as_ref() == Some(&agent))
+            });
+            if same.count() > SOCKETS_OF_AN_AGENT {
+                // Gone already is as good.
+                let _ = handle
+                    .close(1008, "too many connections of this agent")
+                    .await;
+            }
+        }
+        Some(allowance)
     }
 
     async fn invalidated(
@@ -638,11 +648,15 @@ impl Edge {
         }
         if let Some(Socket {
             stage: Stage::Open(_, Some(who)),
+            from,
             ..
         }) = self.sockets.remove(&key)
-            && who.principal.device().is_some()
         {
-            self.publish_connected();
+            let door = from.origin(&self.wiring.sub_uids).door();
+            self.places.leave(key, door, who.place);
+            if who.principal.device().is_some() {
+                self.publish_connected();
+            }
         }
     }
 
@@ -698,86 +712,4 @@ fn listen_to_auth(wiring: &EdgeWiring, ctx: &Ctx<Edge>) {
         }
     })
     .keep();
-}
-
-fn accept_tcp(wiring: &EdgeWiring, ctx: &Ctx<Edge>) -> Result<(), Crash> {
-    let listener = wiring.doors.tcp()?;
-    let edge = EdgeHandle::new(ctx.myself());
-    ctx.task("tcp door", 0, async move {
-        loop {
-            match listener.accept().await {
-                Ok((stream, peer)) => {
-                    // Small frames each way: waiting to fill packets only costs time.
-                    let _ = stream.set_nodelay(true);
-                    if let Ok(own) = stream.local_addr() {
-                        // Asked now: it is the first moment, and whoever closes later has been seen.
-                        let owner = peer::tcp_owner(peer, own);
-                        edge.accepted(Stream::Tcp(stream), From::Tcp { peer, owner })
-                            .await;
-                    }
-                }
-                Err(error) => pause("tcp", &error).await,
-            }
-        }
-    })
-    .keep();
-    Ok(())
-}
-
-fn accept_control(listener: tokio::net::UnixListener, local: Local, shared: bool, ctx: &Ctx<Edge>) {
-    let edge = EdgeHandle::new(ctx.myself());
-    let name = if shared {
-        "shared door"
-    } else {
-        "control door"
-    };
-    ctx.task(name, 0, async move {
-        loop {
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    if let Ok(cred) = stream.peer_cred() {
-                        // At once: the number of a process that ends is given to another.
-                        let (uid, pid) = (cred.uid(), cred.pid());
-                        let mut groups = pid.map(|pid| peer::groups(pid, uid)).unwrap_or_default();
-                        groups.push(cred.gid());
-                        let own = rustix::process::geteuid().as_raw();
-                        let from = From::Control {
-                            uid,
-                            is_operator: local.is_operator(uid, &groups, own),
-                            is_outside: pid.is_some_and(peer::is_outside),
-                            shared,
-                        };
-                        edge.accepted(Stream::Unix(stream), from).await;
-                    }
-                }
-                Err(error) => pause("control", &error).await,
-            }
-        }
-    })
-    .keep();
-}
-
-fn accept_agent(wiring: &EdgeWiring, ctx: &Ctx<Edge>) -> Result<(), Crash> {
-    let listener = wiring.doors.agent()?;
-    let edge = EdgeHandle::new(ctx.myself());
-    ctx.task("agent door", 0, async move {
-        loop {
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    if let Ok(cred) = stream.peer_cred() {
-                        let from = From::Agent { uid: cred.uid() };
-                        edge.accepted(Stream::Unix(stream), from).await;
-                    }
-                }
-                Err(error) => pause("agent", &error).await,
-            }
-        }
-    })
-    .keep();
-    Ok(())
-}
-
-async fn pause(door: &str, error: &std::io::Error) {
-    tracing::warn!(target: "portcullis", door, %error, "a socket could not be accepted");
-    tokio::time::sleep(ACCEPT_PAUSE).await;
 }

@@ -14,9 +14,22 @@ pub enum Origin {
     Behind(IpAddr),
     /// Over `run/control.sock`: a budget of its own.
     Unix,
-    /// Over the control socket that every user may dial: another.
+    /// Over the control socket that every user may dial: one for each user that is let in there.
+    Shared(u32),
+    /// Over `agent.sock`: one for each user.
+    Agents(u32),
+}
+
+/// Doors that take no place from each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Door {
+    /// `[gateway] bind`.
+    Tcp,
+    /// `run/control.sock`.
+    Unix,
+    /// `[gateway.local] socket`.
     Shared,
-    /// Over `agent.sock`: another.
+    /// `run/agent.sock`.
     Agents,
 }
 
@@ -29,8 +42,14 @@ impl Origin {
         }
     }
 
-    const fn is_tcp(self) -> bool {
-        matches!(self, Self::Address(_) | Self::User(_) | Self::Behind(_))
+    /// Which door it came in at.
+    pub const fn door(self) -> Door {
+        match self {
+            Self::Address(_) | Self::User(_) | Self::Behind(_) => Door::Tcp,
+            Self::Unix => Door::Unix,
+            Self::Shared(_) => Door::Shared,
+            Self::Agents(_) => Door::Agents,
+        }
     }
 }
 
@@ -53,9 +72,12 @@ pub struct Limits {
     pub per_address: usize,
     /// Of all addresses.
     pub total: usize,
-    /// Of each Unix socket.
+    /// Of each user of a Unix socket.
     pub unix: usize,
 }
+
+/// Users who may fill their budgets at one Unix socket; over that the fullest makes room.
+const USERS: usize = 8;
 
 /// Who goes first when room is made. In this order, and of equals the oldest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,6 +106,8 @@ pub struct Budget {
     /// By key, which grows: the first is the oldest.
     strangers: BTreeMap<u64, Stranger>,
     counts: HashMap<Origin, usize>,
+    /// Of each [`Door`].
+    at: [usize; 4],
 }
 
 impl Budget {
@@ -93,6 +117,7 @@ impl Budget {
             limits,
             strangers: BTreeMap::new(),
             counts: HashMap::new(),
+            at: [0; 4],
         }
     }
 
@@ -152,11 +177,12 @@ impl Budget {
     fn put(&mut self, key: u64, stranger: Stranger) {
         self.strangers.insert(key, stranger);
         *self.counts.entry(stranger.origin).or_default() += 1;
+        self.at[stranger.origin.door() as usize] += 1;
     }
 
     fn victim(&self, newcomer: Origin, is_proxy: bool) -> Option<u64> {
         let own = match newcomer {
-            Origin::Unix | Origin::Shared | Origin::Agents => self.limits.unix,
+            Origin::Unix | Origin::Shared(_) | Origin::Agents(_) => self.limits.unix,
             // How many of them say for whom they come is not known yet.
             _ if is_proxy => usize::MAX,
             Origin::Address(_) | Origin::User(_) | Origin::Behind(_) => self.limits.per_address,
@@ -164,16 +190,17 @@ impl Budget {
         if self.count(newcomer) >= own {
             return self.first(|s| s.origin == newcomer);
         }
-        let local: usize = [Origin::Unix, Origin::Shared, Origin::Agents]
-            .map(|door| self.count(door))
-            .iter()
-            .sum();
-        if !newcomer.is_tcp() || self.strangers.len() - local < self.limits.total {
+        let door = newcomer.door();
+        let most = match door {
+            Door::Tcp => self.limits.total,
+            Door::Unix | Door::Shared | Door::Agents => self.limits.unix.saturating_mul(USERS),
+        };
+        if self.at[door as usize] < most {
             return None;
         }
-        let fullest = self.fullest();
+        let fullest = self.fullest(door);
         self.first(|s| Some(s.origin) == fullest)
-            .or_else(|| self.first(|s| s.origin.is_tcp()))
+            .or_else(|| self.first(|s| s.origin.door() == door))
     }
 
     /// Those whose sockets are this one's.
@@ -221,6 +248,7 @@ impl Budget {
             && let Some(count) = self.counts.get_mut(&origin)
         {
             *count -= 1;
+            self.at[origin.door() as usize] -= 1;
             if *count == 0 {
                 self.counts.remove(&origin);
             }
@@ -236,10 +264,10 @@ impl Budget {
         self.counts.get(&origin).copied().unwrap_or(0)
     }
 
-    fn fullest(&self) -> Option<Origin> {
+    fn fullest(&self, door: Door) -> Option<Origin> {
         self.counts
             .iter()
-            .filter(|(o, _)| o.is_tcp())
+            .filter(|(o, _)| o.door() == door)
             .max_by_key(|(_, n)| **n)
             .map(|(o, _)| *o)
     }
@@ -379,15 +407,36 @@ mod tests {
         assert_eq!(b.enter(6, Origin::Unix, false), Some(4));
         // Nor do those who may dial the shared socket take anything from the other.
         for key in 7..9 {
-            assert_eq!(b.enter(key, Origin::Shared, false), None);
+            assert_eq!(b.enter(key, Origin::Shared(1), false), None);
         }
-        assert_eq!(b.enter(9, Origin::Shared, false), Some(7));
+        assert_eq!(b.enter(9, Origin::Shared(1), false), Some(7));
         assert_eq!(
-            b.enter(11, Origin::Agents, false),
+            b.enter(11, Origin::Agents(1), false),
             None,
             "and so have agents"
         );
         assert_eq!(b.enter(10, ip("10.0.0.1"), false), None);
+    }
+
+    /// The bug: all who may dial the shared socket had one budget, and one of them shut out the others.
+    #[test]
+    fn a_users_flood_at_a_unix_socket_makes_room_among_its_own() {
+        for of in [Origin::Shared, Origin::Agents] {
+            let mut b = budget();
+            assert_eq!(b.enter(0, of(2000), false), None);
+            let closed: Vec<u64> = (1..100)
+                .filter_map(|key| b.enter(key, of(11_111), false))
+                .collect();
+            assert_eq!(closed, (1..98).collect::<Vec<u64>>());
+            // Nor do eight users: over the door's own limit the fullest pays.
+            for key in 100..200 {
+                let user = 20_000 + u32::try_from(key).unwrap() % 7;
+                assert_ne!(b.enter(key, of(user), false), Some(0));
+            }
+            assert_eq!(b.len(), 16);
+            assert_ne!(b.enter(200, of(2000), false), Some(0));
+            assert_eq!(b.len(), 16);
+        }
     }
 
     /// The bug: all clients of a proxy had one address' budget, and one of them shut out the others.

@@ -9,7 +9,8 @@ use std::time::Duration;
 use portcullis_actors::connection::{EndSessions, Sessions, Stream};
 use portcullis_actors::supervision::{CallError, Handle};
 
-use super::actor::{EdgeMsg, From};
+use super::accept::From;
+use super::actor::EdgeMsg;
 
 /// A newcomer is entered within this, or dropped.
 const WITHIN: Duration = Duration::from_secs(5);

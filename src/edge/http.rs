@@ -349,6 +349,9 @@ async fn answer(
     tls: bool,
     upgraded: &tokio::sync::mpsc::Sender<(hyper::upgrade::OnUpgrade, Said)>,
 ) -> Answer {
+    if let Some(answer) = coded(&request) {
+        return answer;
+    }
     if request.headers().get_all(header::HOST).iter().count() > 1 {
         return plain(StatusCode::BAD_REQUEST, "one Host header, please\n");
     }
@@ -476,6 +479,24 @@ async fn answer(
         }
     }
     plain(StatusCode::NOT_FOUND, "nothing here\n")
+}
+
+/// Refuses a body in any other coding than one `chunked` (RFC 9112 6.1): the HTTP library looks at the last coding alone, and
+/// whoever stands before us may look at another.
+fn coded(request: &Request<Incoming>) -> Option<Answer> {
+    let mut codings = request.headers().get_all(header::TRANSFER_ENCODING).iter();
+    let first = codings.next()?;
+    let is_chunked = first.as_bytes().eq_ignore_ascii_case(b"chunked");
+    if is_chunked && codings.next().is_none() && request.version() == Version::HTTP_11 {
+        return None;
+    }
+    let mut answer = plain(
+        StatusCode::NOT_IMPLEMENTED,
+        "Transfer-Encoding: chunked and no other, once\n",
+    );
+    let close = HeaderValue::from_static("close");
+    answer.headers_mut().insert(header::CONNECTION, close);
+    Some(answer)
 }
 
 fn upgrade(

@@ -9,6 +9,9 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// Newcomers whom the kernel keeps until they are taken; it cuts it to `net.core.somaxconn` (listen(2)).
+const BACKLOG: i32 = 4096;
+
 /// The open doors. Cloning shares the sockets.
 #[derive(Debug, Clone)]
 pub struct Doors {
@@ -48,6 +51,8 @@ impl Doors {
             io::ErrorKind::AddrInUse => ListenError::InUse(address),
             _ => ListenError::Tcp(address, e),
         })?;
+        // The library asks for 128: a burst would be lost for a second, until it is sent again.
+        rustix::net::listen(&tcp, BACKLOG).map_err(|e| ListenError::Tcp(address, e.into()))?;
         let address = tcp.local_addr().map_err(|e| ListenError::Tcp(address, e))?;
         tcp.set_nonblocking(true)
             .map_err(|e| ListenError::Tcp(address, e))?;
@@ -144,6 +149,7 @@ fn unix(run: &Path, path: &Path, mode: u32) -> io::Result<UnixListener> {
     let short = PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd())).join(name);
     let listener = UnixListener::bind(short)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    rustix::net::listen(&listener, BACKLOG)?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }

@@ -7,6 +7,7 @@
 //! - *Refuses when*: sockets in all are over the limit. Over the budget of strangers the oldest silent one of the
 //!   fullest address makes room; a newcomer is never refused for strangers.
 
+mod accept;
 mod actor;
 mod budget;
 mod diag;
@@ -15,6 +16,7 @@ mod http;
 mod listen;
 mod looks;
 mod peer;
+mod places;
 mod proxy;
 mod rpc;
 
@@ -23,6 +25,6 @@ pub use handle::EdgeHandle;
 pub use http::{Http, serve as serve_http};
 pub use listen::{Doors, ListenError};
 pub use looks::Looks;
-pub use peer::Runs;
+pub use peer::{Runs, sub_uids};
 pub use proxy::Again;
 pub use rpc::Rpc;

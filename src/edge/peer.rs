@@ -2,8 +2,10 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 
-use portcullis_actors::exec::{is_descendant_of_daemon, uid_of};
+use portcullis_actors::exec::{is_descendant_of_daemon, uid_of, uids};
+use portcullis_core::auth::sub_uids::SubUids;
 
 /// Descriptors of our runs that one look reads; beyond it the socket is taken for a run's.
 const OF_RUNS: usize = 8_192;
@@ -63,6 +65,29 @@ fn proc_form(address: SocketAddr) -> String {
         .map(|word| format!("{word:08X}"))
         .collect();
     format!("{}:{:04X}", words.concat(), address.port())
+}
+
+/// The longest file of sub-uids that is read, bytes.
+const SUB_UIDS: u64 = 1024 * 1024;
+
+/// Reads whose sub-uids are whose (subuid(5)). What cannot be read has none; of a longer file the rest.
+pub fn sub_uids(file: &Path) -> SubUids {
+    use std::io::Read as _;
+    if file.as_os_str().is_empty() {
+        return SubUids::default();
+    }
+    let mut text = Vec::new();
+    let read = std::fs::File::open(file).and_then(|f| f.take(SUB_UIDS).read_to_end(&mut text));
+    match read {
+        Ok(length) if length as u64 == SUB_UIDS => tracing::warn!(
+            target: "portcullis", file = %file.display(), "only its first {SUB_UIDS} bytes are read",
+        ),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => tracing::warn!(
+            target: "portcullis", file = %file.display(), %error, "each sub-uid is counted as a user of its own",
+        ),
+        _ => {}
+    }
+    SubUids::parse(&String::from_utf8_lossy(&text), uids())
 }
 
 /// The groups of a process of this user, for `gid:` operators (proc_pid_status(5)). None where its number is another

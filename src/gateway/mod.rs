@@ -21,6 +21,7 @@ use portcullis_actors::store::Store;
 use portcullis_actors::supervision::{self, EXIT_TREE, OnFatal};
 use portcullis_actors::vault::Around;
 use portcullis_core::audit::{BootId, Entry};
+use portcullis_core::auth::sub_uids::SubUids;
 use portcullis_core::auth::{Door, Principal, Proof, Role, Scope};
 use portcullis_core::codes;
 use portcullis_core::identity::BootKey;
@@ -34,7 +35,7 @@ use crate::cli::{Failure, GatewayArgs, Global, identity_file, state_dir};
 use crate::client::Place;
 use crate::config::{self, Flag};
 use crate::dashboard::{Page, PageConfig};
-use crate::edge::{Doors, ListenError};
+use crate::edge::{self, Doors, ListenError};
 use crate::identity;
 use crate::methods::{Local, Site};
 use crate::random::random;
@@ -101,6 +102,19 @@ fn warn_of_operators(local: &config::Local) {
     }
 }
 
+/// Operators whom somebody else may become.
+fn warn_of_lent(local: &config::Local, sub_uids: &SubUids) {
+    for uid in local.uids(rustix::process::geteuid().as_raw()) {
+        if sub_uids.is_lent(uid) {
+            let owner = sub_uids.account(uid);
+            tracing::warn!(
+                target: "portcullis", uid, owner,
+                "an operator's uid is in the range of a user in [gateway.local] subuid_file, who can run processes as it",
+            );
+        }
+    }
+}
+
 fn told(failure: &Failure) -> ExitCode {
     eprint!("{}", failure.lines());
     ExitCode::from(failure.exit)
@@ -147,6 +161,8 @@ async fn serve(
     let address = SocketAddr::new(loaded.config.gateway.bind, loaded.config.gateway.port);
     let local = &loaded.config.gateway.local;
     warn_of_operators(local);
+    let sub_uids = Arc::new(edge::sub_uids(&local.subuid_file));
+    warn_of_lent(local, &sub_uids);
     let doors = Doors::open(address, &state.join("run"), &local.socket).map_err(|e| match &e {
         ListenError::InUse(_) => Failure::of(codes::PORT_IN_USE, e.to_string()),
         ListenError::Shared(..) => Failure::of(
@@ -230,6 +246,7 @@ async fn serve(
             boot,
             owner,
             doors,
+            sub_uids,
             proxies: proxies.rules(),
             again: proxies.again(),
             tls: tls.serving(),

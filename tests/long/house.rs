@@ -96,6 +96,7 @@ impl House {
                 boot: BootId(random()),
                 owner: crate::support::ws::hex(&random::<8>()),
                 doors,
+                sub_uids: Arc::default(),
                 proxies: Flag::new(Arc::default()).reader(),
                 again: Again::never(),
                 tls: Flag::new(None).reader(),

@@ -378,3 +378,34 @@ fn bytes_that_are_no_http_are_closed_and_the_gateway_serves_on() {
     ));
     assert_eq!(status(&answer), 200);
 }
+
+/// The bug: only the last coding was looked at, so that `xchunked` beside `chunked` was served (RFC 9112 6.1).
+#[test]
+fn a_body_in_another_coding_than_one_chunked_is_refused_on_every_path() {
+    let gateway = Gateway::start();
+    let ask = |path: &str, codings: &[&str]| {
+        let mut headers = vec!["Host: localhost"];
+        headers.extend(codings);
+        let text = request(&format!("GET {path} HTTP/1.1"), &headers);
+        head(&gateway, &format!("{text}0\r\n\r\n"))
+    };
+    for path in ["/healthz", "/readyz", "/", "/rpc/status"] {
+        for codings in [
+            &["Transfer-Encoding: xchunked", "Transfer-Encoding: chunked"][..],
+            &["Transfer-Encoding: chunked", "Transfer-Encoding: chunked"],
+            &["Transfer-Encoding: xchunked, chunked"],
+            &["Transfer-Encoding: gzip, chunked"],
+            &["Transfer-Encoding: chunked, chunked"],
+        ] {
+            let answer = ask(path, codings);
+            assert_eq!(status(&answer), 501, "{path} {codings:?}: {answer}");
+            assert!(
+                answer.to_lowercase().contains("connection: close"),
+                "{answer}"
+            );
+        }
+    }
+    for coding in ["Transfer-Encoding: chunked", "Transfer-Encoding: Chunked"] {
+        assert_eq!(status(&ask("/healthz", &[coding])), 200);
+    }
+}

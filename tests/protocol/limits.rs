@@ -8,7 +8,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::support::gateway::Gateway;
-use crate::support::ws::{Came, Client, Connect, by_token};
+use crate::support::ws::{Came, Client, Connect, Device, by_token, join};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_33rd_silent_socket_closes_the_oldest_and_is_served_itself() {
@@ -168,14 +168,15 @@ async fn the_right_token_comes_in_while_others_send_garbage_and_wrong_tokens_and
 /// The bug: over the limit of all sockets whoever came next was dropped, a person at `control.sock` too.
 #[tokio::test(flavor = "multi_thread")]
 async fn with_all_sockets_taken_a_newcomer_is_told_and_a_person_comes_in() {
-    let gateway = Gateway::with(&[("gateway.limits.sockets", "4")]);
+    let gateway = Gateway::with(&[("gateway.limits.sockets", "5")]);
     let mut known = vec![];
     for _ in 0..4 {
         known.push(by_token(&gateway, &[]).await);
     }
-    let mut fifth = gateway.socket();
+    let _silent = Client::dial(&gateway).await;
+    let mut sixth = gateway.socket();
     let mut answer = String::new();
-    std::io::Read::read_to_string(&mut fifth, &mut answer).unwrap();
+    std::io::Read::read_to_string(&mut sixth, &mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 503 "), "{answer:?}");
     gateway.json(&["status"]);
     for client in &mut known {
@@ -186,5 +187,30 @@ async fn with_all_sockets_taken_a_newcomer_is_told_and_a_person_comes_in() {
     while Client::dial_port(gateway.port()).await.is_err() {
         assert!(Instant::now() < end, "its place was free again");
         tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The bug: one user with nothing but the shared token held every socket, and paired devices got 503.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_most_connections_gives_them_up_to_a_device() {
+    let gateway = Gateway::with(&[("gateway.limits.sockets", "8")]);
+    let ended = (1013, "too many connections".to_owned());
+    let mut known = vec![];
+    for _ in 0..6 {
+        known.push(by_token(&gateway, &[]).await);
+    }
+    for _ in 0..4 {
+        let mut more = Client::dial(&gateway).await;
+        // Its hello may still come.
+        more.ask("connect", Connect::token().params("", 0)).await;
+        assert_eq!(more.closed().await, ended);
+    }
+    let device = Device::new();
+    let connect = Connect::token().scopes(&["operator.read"]).device(&device);
+    let (mut client, _) = join(&gateway, &connect).await;
+    assert_eq!(known.pop().unwrap().closed().await, ended, "the newest");
+    client.get("status", json!({})).await;
+    for client in &mut known {
+        client.get("health", json!({})).await;
     }
 }

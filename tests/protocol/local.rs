@@ -32,7 +32,7 @@ fn is_root() -> bool {
 }
 
 /// Over TCP, by a process of this user and group.
-async fn dial_as(gateway: &Gateway, uid: u32, gid: u32) -> Client {
+pub async fn dial_as(gateway: &Gateway, uid: u32, gid: u32) -> Client {
     let mut relay = Command::new("python3");
     relay
         .args(["-c", RELAY, &gateway.port().to_string()])

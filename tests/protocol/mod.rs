@@ -23,3 +23,4 @@ mod setup_codes;
 mod signed_frames;
 pub mod signed_http;
 mod tls;
+mod users;

@@ -2,12 +2,13 @@
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::json;
+use tokio::io::AsyncWriteExt as _;
 use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use tokio_tungstenite::tungstenite::{Bytes, Message};
 
 use crate::support::gateway::Gateway;
-use crate::support::ws::{Client, Connect, by_token};
+use crate::support::ws::{Client, Connect, Device, by_token, join};
 
 static PART: [u8; 300_000] = [b' '; 300_000];
 
@@ -74,6 +75,55 @@ async fn an_agents_message_is_stopped_where_an_operators_goes_on() {
     let mut operator = by_token(&gateway, &["operator.read"]).await;
     let more = json!({ "x": "x".repeat(4 * 1024 * 1024) });
     operator.get("health", more).await;
+}
+
+/// A message of so many bytes begins, and no more of it comes.
+async fn begin(client: &mut Client, length: u64) {
+    let mut header = vec![0x81, 0x80 | 127];
+    header.extend(length.to_be_bytes());
+    header.extend([0; 4]);
+    client.ws.get_mut().write_all(&header).await.unwrap();
+}
+
+/// The bug: whoever was let in, to read only, began a message of 25 MiB on each of as many connections as he liked.
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_that_one_has_begun_are_bounded_over_all_its_connections() {
+    const LONG: u64 = 25 * 1024 * 1024;
+    let gateway = Gateway::start();
+    let read = &["operator.read"];
+    let mut held = vec![];
+    for _ in 0..2 {
+        let mut client = by_token(&gateway, read).await;
+        begin(&mut client, LONG).await;
+        held.push(client);
+    }
+    let crowded = (1013, "too many large messages at once".to_owned());
+    let mut third = by_token(&gateway, read).await;
+    begin(&mut third, LONG).await;
+    assert_eq!(third.closed().await, crowded);
+    // What is short goes on, and so does whoever else is there.
+    let mut small = by_token(&gateway, read).await;
+    let short = json!({ "x": "x".repeat(4096) });
+    small.get("health", short).await;
+    let device = Device::new();
+    let (mut other, _) = join(&gateway, &Connect::token().scopes(read).device(&device)).await;
+    let long = json!({ "x": "x".repeat(24 * 1024 * 1024) });
+    other.get("health", long.clone()).await;
+    // What is over, or has arrived, is room again.
+    held.pop();
+    let end = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+    loop {
+        let mut next = by_token(&gateway, read).await;
+        begin(&mut next, LONG).await;
+        let heard = tokio::time::timeout(std::time::Duration::from_millis(300), next.closed());
+        if heard.await.is_err() {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < end);
+    }
+    for _ in 0..4 {
+        other.get("health", long.clone()).await;
+    }
 }
 
 /// In real time: it is a ping's interval, twice, in another process.

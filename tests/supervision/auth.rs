@@ -32,6 +32,7 @@ fn arrival(door: Door, more: &[(&str, Value)]) -> Arrival {
         peer: Peer {
             ip: None,
             uid: Some(0),
+            account: Some(0),
             is_of_a_run: false,
             is_operator: true,
             is_local: true,

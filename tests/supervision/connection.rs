@@ -12,7 +12,7 @@ use portcullis_actors::connection::{
     ConnectionShared, ConnectionWiring, Io, Stream,
 };
 use portcullis_actors::signing::{SigningConfig, SigningHandle, SigningWiring};
-use portcullis_actors::supervision::Policy;
+use portcullis_actors::supervision::{Allowance, Policy};
 use portcullis_core::auth::Door;
 use portcullis_core::protocol::Encoding;
 use portcullis_core::time::Millis;
@@ -138,7 +138,8 @@ async fn one_unheard(
         heard.notified().await;
         while let Some(news) = told.recv().await {
             if let ConnectionNews::Admitted(_, _, _, listed) = news {
-                listed.send(()).unwrap();
+                let all = Allowance::of_all(1 << 30);
+                listed.send(all).unwrap();
             }
         }
     });
@@ -149,6 +150,7 @@ async fn one_unheard(
         peer: Peer {
             ip: None,
             uid: Some(0),
+            account: Some(0),
             is_operator: true,
             is_of_a_run: false,
             is_local: true,

@@ -456,7 +456,8 @@ impl<'a> Connect<'a> {
                 self.scopes.join(","),
             );
             if version == 3 {
-                text.push_str(&format!("|{}|test", self.platform.to_ascii_lowercase()));
+                let platform = self.platform.to_ascii_lowercase();
+                text.extend(["|", &platform, "|test"]);
             }
             params["device"] = json!({
                 "id": device.id(), "publicKey": device.public_key(), "signature": device.sign(&text),

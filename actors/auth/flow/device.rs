@@ -100,7 +100,7 @@ pub(super) fn facts(
             platform: Some(client.platform.clone()),
             device_family: client.device_family.clone(),
             remote_ip: peer.ip,
-            remote_uid: peer.uid,
+            remote_uid: peer.account,
         },
         role: checked.role,
         asked: checked.asked.clone(),

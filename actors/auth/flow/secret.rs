@@ -137,7 +137,7 @@ pub(super) async fn source(
             return Ok((Source::Device(id), true));
         }
     }
-    Ok((Source::of(arrival.peer.ip, arrival.peer.uid), false))
+    Ok((Source::of(arrival.peer.ip, arrival.peer.account), false))
 }
 
 pub(super) fn too_many(limited: Limited) -> ConnectRefusal {

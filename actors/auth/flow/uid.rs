@@ -10,12 +10,7 @@ use super::super::messages::{Admitted, Arrival};
 pub(super) fn by_uid(wiring: &AuthWiring, arrival: &Arrival) -> Result<Admitted, ConnectRefusal> {
     let uid = arrival.peer.uid.filter(|_| arrival.peer.is_operator);
     let Some(uid) = uid else {
-        return Err(ConnectRefusal::unauthorized(
-            "AUTH_UNAUTHORIZED",
-            "not_operator",
-            "this process is no operator's: see [gateway.local] operators",
-            false,
-        ));
+        return Err(ConnectRefusal::not_operator());
     };
     if arrival.checked.role != Role::Operator {
         return Err(ConnectRefusal::invalid("invalid role"));
