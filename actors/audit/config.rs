@@ -12,6 +12,10 @@ pub struct AuditConfig {
     pub once_hours: u64,
     /// The most idempotency keys remembered; beyond it the oldest is forgotten.
     pub once_keys: usize,
+    /// Segments whose records are older than so many days are removed; 0: none for its age. What idempotency keys, open acts and the vault need stays: what is younger than the vault's last opening.
+    pub keep_days: u64,
+    /// When the segments are more than so many MiB together, the oldest are removed; 0: none for its size.
+    pub keep_mib: u64,
     /// No setting: the highest record that the state was written under. A log that ends before it is another's, or was
     /// cut at its end, and is not written to.
     #[serde(skip)]
@@ -35,6 +39,8 @@ impl Default for AuditConfig {
             segment_bytes: 16 * 1024 * 1024,
             once_hours: 24,
             once_keys: 100_000,
+            keep_days: 0,
+            keep_mib: 0,
             at_least: 0,
             checkpoint_ms: 10_000,
         }

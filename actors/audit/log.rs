@@ -8,9 +8,11 @@ use super::keys::AuditKeys;
 use super::offline::Horizon;
 use super::proofs::Signed;
 use super::recover;
+use super::retire;
 use super::signer::{self, Signer};
 use super::tiles::Tree;
 use super::walk::{Buffer, Segment, SegmentEnd};
+use portcullis_core::audit::retired::Gone;
 use portcullis_core::audit::{
     Body, BootId, GROUP_BYTES, HEADER_BYTES, Head, Ledger, Outcome, SegmentHeader, Seq, Stamp,
     encode_record,
@@ -112,6 +114,8 @@ pub(super) struct Log {
     signer: Signer,
     /// A new segment waits for its first record, the mark.
     carry: bool,
+    /// Since retention was looked at last.
+    began_segment: bool,
     /// The start mark is not written yet: it is what ends the epoch, and no segment is begun before it.
     opening: bool,
     gap: Option<Gap>,
@@ -188,6 +192,7 @@ impl Log {
             tree,
             signer,
             carry: false,
+            began_segment: false,
             opening: true,
             gap: None,
             keys_behind: (!found.has_keys).then_some(found.segments_read),
@@ -236,8 +241,16 @@ impl Log {
     /// the gateway from serving. Before the first key is asked for.
     pub(super) fn recall(&mut self) -> Result<(), AuditError> {
         if !self.tree.is_whole() {
-            (self.tree, _) = Tree::rebuild(&self.spec.dir, self.head, &[])?;
+            match Tree::rebuild(&self.spec.dir, self.head, &[]) {
+                Ok((tree, _)) => self.tree = tree,
+                // Of records that retention has removed a tile cannot be made anew: recording goes on, verifying says so.
+                Err(AuditError::Unreadable(why)) => {
+                    tracing::error!(why, "tiles of the audit log are lost");
+                }
+                Err(error) => return Err(error),
+            }
         }
+        self.began_segment = true;
         if let Some(count) = self.keys_behind.take() {
             self.ledger.once = recover::keys(&self.spec, count)?;
         }
@@ -357,6 +370,7 @@ impl Log {
             self.ledger
                 .wrote(body, written.stamp, self.spec.boot, *head);
             self.tree.push(head.hash);
+            self.began_segment |= matches!(body, Body::Carry { .. });
             if let Body::Start {
                 epoch: Some(mark), ..
             }
@@ -369,6 +383,41 @@ impl Log {
         }
         self.tree.flush();
         self.signer.changed(Instant::now());
+    }
+
+    /// What retention lets go now; looked for after a start and whenever a segment was begun.
+    pub(super) fn retirable(&mut self) -> Vec<Gone> {
+        if !std::mem::take(&mut self.began_segment) {
+            return Vec::new();
+        }
+        // Rooms read back what is open, and what the vault holds since it was opened.
+        let open = self.ledger.open.keys().next().copied();
+        let Some(opened) = self.ledger.opened else {
+            return Vec::new();
+        };
+        let needed = open.map_or(opened, |open| open.min(opened));
+        let now = self.spec.clock.stamp().wall_ms;
+        let found =
+            retire::candidates(&self.spec.dir, &self.spec.config, needed, now).and_then(|gone| {
+                retire::sync_tiles(&self.spec.dir, &gone)
+                    .map_err(|error| AuditError::writing(&error))?;
+                Ok(gone)
+            });
+        found.unwrap_or_else(|error| {
+            tracing::warn!(%error, "old segments of the audit log cannot be removed yet");
+            Vec::new()
+        })
+    }
+
+    /// Removes them: the record that says so is durable.
+    pub(super) fn retire(&mut self, gone: &[Gone]) {
+        match retire::remove(&self.spec.dir, gone) {
+            // There may be more.
+            Ok(()) => self.began_segment = true,
+            Err(error) => {
+                tracing::warn!(%error, "old segments of the audit log cannot be removed yet");
+            }
+        }
     }
 
     /// Signs what the log is, if that is due: after so many records, or so long after one.

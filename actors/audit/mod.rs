@@ -24,6 +24,7 @@ mod offline;
 mod proofs;
 mod read;
 mod recover;
+mod retire;
 mod signer;
 mod tiles;
 mod walk;

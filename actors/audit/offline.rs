@@ -3,11 +3,16 @@
 use super::error::{AuditError, Fault};
 use super::files;
 use super::notes;
-use super::tiles::Compare;
+use super::retire;
+use super::tiles::{Compare, read_front, read_full};
 use super::walk::{Buffer, Segment, SegmentEnd};
 use portcullis_core::audit::note::verifier_key;
+use portcullis_core::audit::retired::{self, Gone, RETIRE, UNTIL};
+use portcullis_core::audit::tree::{Nodes, root_of};
 use portcullis_core::audit::verify::{Checker, Finding, Outside};
-use portcullis_core::audit::{BodyRef, Hash32, Head, LeafRef, Seq, SignedCheckpoint, tree};
+use portcullis_core::audit::{
+    BodyRef, Hash32, Head, LeafRef, Seq, SignedCheckpoint, TileEdge, TileNodes, decode_leaf, tree,
+};
 use serde::Serialize;
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
@@ -23,6 +28,8 @@ pub struct VerifyReport {
     pub intact: bool,
     /// Records that were checked, up to the first break.
     pub records: u64,
+    /// Records before these that retention has removed; their tree, keys and checkpoints were checked.
+    pub retired: u64,
     /// Intents among them.
     pub intents: u64,
     /// Segments that were opened.
@@ -139,6 +146,8 @@ struct Reading<'a> {
     ahead: Ahead<'a>,
     tiles: Compare,
     finding: Option<Finding>,
+    /// A record says that what is gone was removed.
+    said: bool,
     failed: Option<AuditError>,
 }
 
@@ -157,6 +166,7 @@ impl Reading<'_> {
                 self.report.records += 1;
                 self.report.intents += u64::from(matches!(leaf.body, BodyRef::Intent(_)));
                 self.report.closed = matches!(leaf.body, BodyRef::Stop);
+                self.said |= says_gone(leaf, self.report.retired);
                 return ControlFlow::Continue(());
             }
             Ok(Err(finding)) => self.finding = Some(finding),
@@ -169,6 +179,82 @@ impl Reading<'_> {
             Err(error) => self.failed = Some(error),
         }
         ControlFlow::Break(())
+    }
+
+    /// What stays of the records that are gone: their tree, the keys that they named, the checkpoints over them.
+    fn gone(&mut self, gone: &[Gone], edge: &TileEdge) -> Result<Option<Finding>, AuditError> {
+        let dir = self.ahead.dir;
+        let mut nodes = TileNodes::new(edge, |tile| read_full(dir, tile));
+        let until = retire::until(gone);
+        let wrong = |seq: Seq, why: &str| {
+            Ok(Some(Finding {
+                seq,
+                why: why.to_owned(),
+            }))
+        };
+        if nodes.node(0, until.seq.0 - 1) != Some(until.hash) {
+            return wrong(
+                until.seq,
+                "the tiles do not have the last record that is gone",
+            );
+        }
+        for leaf in gone.iter().flat_map(|gone| &gone.marks) {
+            let Ok(view) = decode_leaf(leaf) else {
+                return wrong(until.seq, "a record that names a key cannot be read");
+            };
+            if let Some(found) = self.notes_up_to(view.seq.0 - 1, &mut nodes)? {
+                return Ok(Some(found));
+            }
+            if nodes.node(0, view.seq.0 - 1) != Some(retired::hash_of(leaf)) {
+                return wrong(
+                    view.seq,
+                    "the tiles do not have this record, which names a key",
+                );
+            }
+            if let Err(found) = self.checker.gone_mark(&view) {
+                return Ok(Some(found));
+            }
+            if let Some(found) = self.notes_up_to(view.seq.0, &mut nodes)? {
+                return Ok(Some(found));
+            }
+        }
+        self.notes_up_to(until.seq.0, &mut nodes)
+    }
+
+    fn notes_up_to(
+        &mut self,
+        most: u64,
+        nodes: &mut impl Nodes,
+    ) -> Result<Option<Finding>, AuditError> {
+        let lost = |size: u64| Finding {
+            seq: Seq(size),
+            why: "the tiles do not give the tree of so many records".to_owned(),
+        };
+        if let Some(size) = self
+            .checker
+            .outside_size()
+            .filter(|size| *size <= most && *size > 0)
+        {
+            let Some(root) = root_of(nodes, size) else {
+                return Ok(Some(lost(size)));
+            };
+            if let Err(found) = self.checker.gone_outside(root) {
+                return Ok(Some(found));
+            }
+        }
+        while self.ahead.next()?.is_some_and(|next| next <= most) {
+            let Some((epoch, note)) = self.ahead.ready.pop_front() else {
+                break;
+            };
+            let size = note.checkpoint.size;
+            let Some(root) = root_of(nodes, size) else {
+                return Ok(Some(lost(size)));
+            };
+            if let Err(found) = self.checker.gone_note(epoch, &note, root) {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
     }
 
     /// After the last record.
@@ -188,6 +274,13 @@ impl Reading<'_> {
             self.finding = Some(Finding {
                 seq: Seq(size.saturating_add(1)),
                 why: format!("the log ends before it, and a checkpoint is over {over} records"),
+            });
+            return Ok(());
+        }
+        if !self.said {
+            self.finding = Some(Finding {
+                seq: Seq(self.report.retired),
+                why: "the records up to this one are gone, and no record says that retention removed them".to_owned(),
             });
             return Ok(());
         }
@@ -220,15 +313,27 @@ pub(super) fn verify(
     let tiles = Compare::new(dir, settled, horizon.is_some())?;
     segments = files::segments(dir)?;
     segments.retain(|first| horizon.is_none_or(|horizon| *first <= horizon.segment));
+    let gone = match retire::load(dir) {
+        Ok(gone) => Ok(gone),
+        Err(AuditError::Altered(fault)) => Err(fault),
+        Err(error) => return Err(error),
+    };
+    let until = gone
+        .as_ref()
+        .map_or(Head::EMPTY, |gone| retire::until(gone));
+    // A removal may have been broken off: what is written down as gone counts as gone.
+    segments.retain(|first| *first > until.seq);
+    let edge = TileEdge::load(until.seq.0, |tile| read_front(dir, tile));
     let has_outside = outside.checkpoint.is_some();
     let mut reading = Reading {
         report: VerifyReport {
             intact: false,
             records: 0,
+            retired: until.seq.0,
             intents: 0,
             segments: 0,
             bytes: 0,
-            head: Head::EMPTY,
+            head: until,
             root: tree::empty_root(),
             checkpoints: 0,
             epochs: 0,
@@ -239,14 +344,40 @@ pub(super) fn verify(
             first_break: None,
             torn: None,
         },
-        checker: Checker::new(outside),
+        checker: Checker::resume(outside, until, edge.clone().unwrap_or_default()),
         ahead,
+        said: until.seq.0 == 0,
         tiles,
         finding: None,
         failed: None,
     };
+    match (&gone, &edge) {
+        (Err(fault), _) => reading.report.first_break = Some(fault.clone()),
+        (Ok(_), None) => {
+            reading.finding = Some(Finding {
+                seq: until.seq,
+                why: "the tiles over the records that are gone are not there".to_owned(),
+            });
+        }
+        (Ok(gone), Some(edge)) if until.seq.0 > 0 => {
+            reading.tiles.gone(until.seq.0, edge);
+            reading.finding = reading.gone(gone, edge)?;
+        }
+        _ => {}
+    }
+    if let Some(found) = reading.finding.take() {
+        reading.report.first_break = Some(Fault {
+            seq: found.seq,
+            segment: found.seq,
+            offset: 0,
+            why: found.why,
+        });
+    }
     let mut buf = Buffer::new();
     for (index, first) in segments.iter().enumerate() {
+        if reading.report.first_break.is_some() {
+            break;
+        }
         let last = index + 1 == segments.len();
         let fault = |seq, offset, why: String| Fault {
             seq,
@@ -303,6 +434,17 @@ pub(super) fn verify(
         }
     }
     finish(reading, horizon, &segments)
+}
+
+/// Whether this record says that retention removes what is gone.
+fn says_gone(leaf: &LeafRef<'_>, gone: u64) -> bool {
+    let (BodyRef::Event(entry) | BodyRef::Intent(entry)) = &leaf.body else {
+        return false;
+    };
+    let says = |(key, value): (&str, &str)| {
+        key == UNTIL && value.parse::<u64>().is_ok_and(|until| until >= gone)
+    };
+    gone > 0 && entry.action == RETIRE && entry.detail().any(says)
 }
 
 /// What is left to see when the records have passed.

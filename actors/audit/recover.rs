@@ -3,9 +3,11 @@
 use super::error::{AuditError, Fault};
 use super::files;
 use super::log::LogSpec;
+use super::retire;
 use super::walk::{Buffer, Segment, SegmentEnd};
 use portcullis_core::audit::{
     BodyRef, HEADER_BYTES, Hash32, Head, Ledger, OnceIndex, PublicKey, SegmentHeader, Seq,
+    decode_leaf,
 };
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
@@ -34,6 +36,9 @@ pub(super) struct Recovered {
 /// and more is `verify`'s work. The caller holds the lock.
 pub(super) fn recover(spec: &LogSpec, dir: &File) -> Result<Recovered, AuditError> {
     remove_unfinished(&spec.dir)?;
+    let gone = retire::load(&spec.dir)?;
+    retire::sweep(&spec.dir, retire::until(&gone).seq)
+        .map_err(|error| AuditError::writing(&error))?;
     let segments = files::segments(&spec.dir)?;
     let Some(last) = segments.last() else {
         let header = SegmentHeader { after: Head::EMPTY };
@@ -201,7 +206,7 @@ fn check_link(spec: &LogSpec, before: &[Seq], after: Head) -> Result<(), AuditEr
         })
     };
     let Some(before) = before.last() else {
-        return if after == Head::EMPTY {
+        return if after == retire::until(&retire::load(&spec.dir)?) {
             Ok(())
         } else {
             Err(fault("the segments before this record are missing"))
@@ -226,11 +231,18 @@ fn check_link(spec: &LogSpec, before: &[Seq], after: Head) -> Result<(), AuditEr
 /// The first public key that the log names.
 pub(super) fn first_key(dir: &Path) -> Result<Option<PublicKey>, AuditError> {
     let (mut buf, mut key) = (Buffer::new(), None);
+    let mark_of = |body: &BodyRef<'_>| match body {
+        BodyRef::Start { epoch, .. } | BodyRef::Carry { epoch, .. } => *epoch,
+        _ => None,
+    };
+    let gone = retire::load(dir)?;
+    let mut marks = gone.iter().flat_map(|gone| &gone.marks);
+    if let Some(mark) = marks.find_map(|leaf| mark_of(&decode_leaf(leaf).ok()?.body)) {
+        return Ok(Some(mark.key));
+    }
     for first in files::segments(dir)? {
         Segment::open(dir, first, None)?.read(&mut buf, |passing| {
-            if let BodyRef::Start { epoch, .. } | BodyRef::Carry { epoch, .. } = passing.leaf.body
-                && let Some(mark) = epoch
-            {
+            if let Some(mark) = mark_of(&passing.leaf.body) {
                 key = Some(mark.key);
                 return ControlFlow::Break(());
             }

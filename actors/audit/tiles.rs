@@ -7,7 +7,10 @@
 use super::error::AuditError;
 use super::files;
 use super::walk::{Buffer, Segment};
-use portcullis_core::audit::{Hash32, Head, TILE_BYTES, Tile, TileEdge, tile_bytes, tile_hashes};
+use portcullis_core::audit::tree::{Nodes as _, perfect_root};
+use portcullis_core::audit::{
+    Hash32, Head, TILE_BYTES, TILE_WIDTH, Tile, TileEdge, TileNodes, tile_bytes, tile_hashes,
+};
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write as _};
@@ -68,13 +71,23 @@ impl Tree {
         head: Head,
         wanted: &[u64],
     ) -> Result<(Self, Roots), AuditError> {
+        let segments = files::segments(dir)?;
+        // What retention has removed is in the tiles alone.
+        let gone = segments
+            .first()
+            .map_or(0, |first| first.0.saturating_sub(1));
+        let edge = TileEdge::load(gone, |tile| read_front(dir, tile)).ok_or_else(|| {
+            AuditError::Unreadable(format!(
+                "the tiles over the {gone} records that retention has removed are not there"
+            ))
+        })?;
         let mut tree = Self {
             dir: dir.to_owned(),
-            edge: TileEdge::default(),
+            edge,
             waiting: Vec::new(),
         };
         let (mut buf, mut roots) = (Buffer::new(), Roots::new());
-        for first in files::segments(dir)? {
+        for first in segments {
             Segment::open(dir, first, None)?.read(&mut buf, |passing| {
                 if tree.edge.size() == head.seq.0 {
                     return ControlFlow::Break(());
@@ -225,7 +238,7 @@ pub(super) fn read_full(dir: &Path, tile: Tile) -> Option<Vec<Hash32>> {
 }
 
 /// The first hashes of a tile, from whatever file has them: the full one, or a partial one that is wide enough.
-fn read_front(dir: &Path, tile: Tile) -> Option<Vec<Hash32>> {
+pub(super) fn read_front(dir: &Path, tile: Tile) -> Option<Vec<Hash32>> {
     let full = Tile::full(tile.level, tile.index);
     let mut hashes = read_full(dir, full).or_else(|| {
         let widths = fs::read_dir(dir.join(full.path()).with_extension("p")).ok()?;
@@ -307,6 +320,49 @@ impl Compare {
     /// The first leaf under the first tile that is not right, and what is wrong.
     pub(super) fn fault(&mut self) -> Option<(u64, String)> {
         self.fault.take()
+    }
+
+    /// The tiles over the first `gone` records, which are not there any more: each must be what the tile above it says, up
+    /// to `edge`, which the checkpoints say.
+    pub(super) fn gone(&mut self, gone: u64, edge: &TileEdge) {
+        let dir = self.dir.clone();
+        let mut nodes = TileNodes::new(edge, |tile| read_full(&dir, tile));
+        let mut settled = BTreeMap::new();
+        for index in 0..gone / TILE_WIDTH as u64 {
+            if !self.found.contains_key(&(0, index)) && !self.live {
+                let tile = Tile::full(0, index);
+                self.note(
+                    tile,
+                    tile.first_leaf(),
+                    "is missing, and its records are gone",
+                    false,
+                );
+            }
+        }
+        self.found.retain(|(level, index), widths| {
+            let end = Tile::full(*level, index.saturating_add(1)).first_leaf();
+            if end > gone {
+                return true;
+            }
+            settled.insert((*level, *index), std::mem::take(widths));
+            false
+        });
+        for ((level, index), widths) in settled {
+            let tile = Tile::full(level, index);
+            let above = nodes.node(8 * (u32::from(level) + 1), index);
+            let hashes = read_full(&dir, tile);
+            let is_right = above.is_some() && hashes.as_deref().and_then(perfect_root) == above;
+            if is_right {
+                self.compare(tile, &widths, hashes.as_deref().unwrap_or_default());
+            } else {
+                self.note(
+                    tile,
+                    tile.first_leaf(),
+                    "is not what the tile above it says",
+                    false,
+                );
+            }
+        }
     }
 
     /// A tile that the records fill.

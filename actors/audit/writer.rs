@@ -10,6 +10,7 @@ use super::log::{Log, LogSpec, OpenReport, Written};
 use super::messages::Refused;
 use super::offline::Horizon;
 use super::proofs::Signed;
+use super::retire;
 use crate::supervision::{Feed, Flag, Reply};
 use portcullis_core::audit::{Body, BootId, Head, Once, OnceKey, Record, Seq};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -255,9 +256,27 @@ impl Thread {
         }
     }
 
+    /// Retention, where a segment was begun: the record first, then the files.
+    fn retire(&mut self) {
+        let gone = self.log.retirable();
+        let Some(body) = retire::record(&gone) else {
+            return;
+        };
+        match self.log.append(std::slice::from_ref(&body)) {
+            Ok(written) => {
+                self.publish(written, vec![body]);
+                self.log.retire(&gone);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "old segments of the audit log cannot be removed yet");
+            }
+        }
+    }
+
     /// The next job; meanwhile checkpoints are signed as they become due.
     fn next(&mut self) -> Option<Job> {
         loop {
+            self.retire();
             self.log.tick();
             let Some(due) = self.log.signer().due() else {
                 return self.queue.recv().ok();

@@ -22,6 +22,8 @@ pub struct Ledger {
     pub ended: Ended,
     /// The epoch that the records are in.
     pub epoch: Option<Epoch>,
+    /// The newest opening of the vault: what it must hold is read back from there on.
+    pub opened: Option<Seq>,
 }
 
 impl Ledger {
@@ -33,12 +35,16 @@ impl Ledger {
             once,
             ended: Ended::default(),
             epoch: None,
+            opened: None,
         }
     }
 
     /// Takes in the record after the head, which has become `head`.
     pub fn observe(&mut self, leaf: &LeafRef<'_>, head: Head) {
         self.head = head;
+        if matches!(leaf.body, BodyRef::Event(entry) if entry.action == OPENED) {
+            self.opened = Some(leaf.seq);
+        }
         if let BodyRef::Start { epoch, .. } | BodyRef::Carry { epoch, .. } = &leaf.body {
             self.enter(epoch.as_ref(), leaf.seq);
         }
@@ -105,6 +111,7 @@ impl Ledger {
                 }
                 self.once.end(*intent, || outcome.result.clone());
             }
+            Body::Event(entry) if entry.action == OPENED => self.opened = Some(head.seq),
             // The writer's own marks state of the intents what is here already.
             Body::Start { epoch, .. } | Body::Carry { epoch, .. } => {
                 self.enter(epoch.as_ref(), head.seq);
@@ -136,6 +143,9 @@ impl Ledger {
         (self.open.len() <= MAX_MARK_OPEN).then(|| self.open.keys().copied().collect())
     }
 }
+
+/// See [`Ledger::opened`].
+const OPENED: &str = "vault.open";
 
 /// Acts that may end a credential: the details of all others need not be looked through.
 fn may_end(action: &str) -> bool {

@@ -38,6 +38,7 @@ pub mod note;
 mod once;
 mod query;
 mod record;
+pub mod retired;
 mod scan;
 mod segment;
 mod tile;

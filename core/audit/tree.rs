@@ -62,7 +62,7 @@ impl Edge {
 }
 
 /// The root of a perfect tree over so many hashes: a power of two.
-pub(super) fn perfect_root(hashes: &[Hash32]) -> Option<Hash32> {
+pub fn perfect_root(hashes: &[Hash32]) -> Option<Hash32> {
     if !hashes.len().is_power_of_two() {
         return None;
     }

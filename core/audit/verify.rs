@@ -66,6 +66,64 @@ impl Checker {
         &self.edge
     }
 
+    /// Goes on behind records that are gone: `base` is the last of them, `edge` the tree over them. What is known of them
+    /// comes by [`Self::gone_mark`] and [`Self::gone_note`].
+    pub fn resume(outside: Outside, base: Head, edge: TileEdge) -> Self {
+        Self {
+            outside,
+            head: base,
+            edge,
+            ..Self::default()
+        }
+    }
+
+    /// A record that is gone and names a key. That it was in the log is the caller's to check.
+    ///
+    /// # Errors
+    /// As [`Self::record`].
+    pub fn gone_mark(&mut self, leaf: &LeafRef<'_>) -> Result<(), Finding> {
+        let before = self.chain.last().copied();
+        let prev = Head {
+            seq: Seq(leaf.seq.0.saturating_sub(1)),
+            hash: leaf.prev,
+        };
+        let observed = self.chain.observe(leaf, prev);
+        observed.map_err(|why| finding(leaf.seq.0, why))?;
+        self.marked(before, leaf.seq.0)
+    }
+
+    /// A checkpoint over records that are gone, and the root that the tiles give for its size; after all marks up to there.
+    ///
+    /// # Errors
+    /// As [`Self::note`].
+    pub fn gone_note(
+        &mut self,
+        epoch: u64,
+        note: &SignedCheckpoint,
+        root: Hash32,
+    ) -> Result<(), Finding> {
+        self.note_at(epoch, note, note.checkpoint.size, root)
+    }
+
+    /// The size of the outside checkpoint, as long as it was not met.
+    pub fn outside_size(&self) -> Option<u64> {
+        let note = self.outside.checkpoint.as_ref();
+        note.map(|note| note.checkpoint.size)
+    }
+
+    /// Meets the outside checkpoint where the records are gone, as [`Self::gone_note`].
+    ///
+    /// # Errors
+    /// The outside knows better.
+    pub fn gone_outside(&mut self, root: Hash32) -> Result<(), Finding> {
+        let Some(note) = self.outside.checkpoint.take() else {
+            return Ok(());
+        };
+        let size = note.checkpoint.size;
+        self.compare(&note, "the outside checkpoint", size, root)
+            .map_err(|why| finding(size, why))
+    }
+
     /// Checkpoints that were right.
     pub const fn notes(&self) -> u64 {
         self.notes
@@ -89,24 +147,32 @@ impl Checker {
             hash,
         };
         self.edge.push(hash, full);
-        let now = self.chain.last().copied();
-        if now != before {
-            if let Some((epoch, size)) = self.unclosed {
-                let why = format!("the checkpoint that closes epoch {} is gone", epoch.number);
-                return Err(finding(size, why));
-            }
-            self.unclosed = before.map(|epoch| (epoch, size));
-            if before.is_none()
-                && let (Some(wanted), Some(first)) = (self.outside.first_key, now)
-                && wanted != first.key
-            {
-                return Err(finding(size, "the log does not begin with that key"));
-            }
-        }
+        self.marked(before, size)?;
         let is_here = |note: &SignedCheckpoint| note.checkpoint.size == size;
         if let Some(note) = self.outside.checkpoint.take_if(|note| is_here(note)) {
-            self.compare(&note, "the outside checkpoint")
+            let (size, root) = (self.edge.size(), self.edge.root());
+            self.compare(&note, "the outside checkpoint", size, root)
                 .map_err(|why| finding(size, why))?;
+        }
+        Ok(())
+    }
+
+    /// The record `size` may have begun an epoch.
+    fn marked(&mut self, before: Option<Epoch>, size: u64) -> Result<(), Finding> {
+        let now = self.chain.last().copied();
+        if now == before {
+            return Ok(());
+        }
+        if let Some((epoch, size)) = self.unclosed {
+            let why = format!("the checkpoint that closes epoch {} is gone", epoch.number);
+            return Err(finding(size, why));
+        }
+        self.unclosed = before.map(|epoch| (epoch, size));
+        if before.is_none()
+            && let (Some(wanted), Some(first)) = (self.outside.first_key, now)
+            && wanted != first.key
+        {
+            return Err(finding(size, "the log does not begin with that key"));
         }
         Ok(())
     }
@@ -116,8 +182,17 @@ impl Checker {
     /// # Errors
     /// It is not what the records give, or not that epoch's to sign.
     pub fn note(&mut self, epoch: u64, note: &SignedCheckpoint) -> Result<(), Finding> {
-        let size = self.edge.size();
-        self.compare(note, "the checkpoint")
+        self.note_at(epoch, note, self.edge.size(), self.edge.root())
+    }
+
+    fn note_at(
+        &mut self,
+        epoch: u64,
+        note: &SignedCheckpoint,
+        size: u64,
+        root: Hash32,
+    ) -> Result<(), Finding> {
+        self.compare(note, "the checkpoint", size, root)
             .map_err(|why| finding(size, why))?;
         let signer = self.chain.signer(size).map(|signer| signer.number);
         if signer != Some(epoch) {
@@ -134,8 +209,14 @@ impl Checker {
         Ok(())
     }
 
-    fn compare(&self, note: &SignedCheckpoint, what: &str) -> Result<(), String> {
-        let (size, checkpoint) = (self.edge.size(), &note.checkpoint);
+    fn compare(
+        &self,
+        note: &SignedCheckpoint,
+        what: &str,
+        size: u64,
+        root: Hash32,
+    ) -> Result<(), String> {
+        let checkpoint = &note.checkpoint;
         let Some(signer) = self.chain.signer(size) else {
             return Err(format!(
                 "{what} over {size} records was signed when no key was named"
@@ -144,7 +225,7 @@ impl Checker {
         if self.chain.origin().as_ref() != Some(&checkpoint.origin) {
             return Err(format!("{what} is of another log, {}", checkpoint.origin));
         }
-        if checkpoint.size != size || checkpoint.root != self.edge.root() {
+        if checkpoint.size != size || checkpoint.root != root {
             return Err(format!(
                 "{what} over {size} records is not what the records give"
             ));

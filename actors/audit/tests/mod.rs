@@ -8,6 +8,7 @@
 mod child;
 mod crash;
 mod epochs;
+mod retention;
 mod room;
 mod tiles;
 mod writer;
