@@ -1,6 +1,7 @@
 //! The ids that requesters chose. A person looks at one, and answers by it a while later: meanwhile it must not have
 //! become the id of another command. So none is given twice, also long after its question is over and forgotten, and
-//! none begins as another does, because a person may type the beginning.
+//! none begins as another does, because people look at beginnings. A restart forgets those whose rows are gone: who
+//! answers by the beginning of one is therefore always asked for the whole.
 
 use super::Refusal;
 use crate::time::Millis;
@@ -8,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 use std::collections::VecDeque;
 
 /// The beginning that only one id has: in a UUID of version 7 all of its time is in it.
-pub(super) const BEGINNING: usize = 13;
+const BEGINNING: usize = 13;
 /// For so long an id is not given again, ms. Longer than any question waits, and than anyone looks at one.
 const KEEP_MS: u64 = 6 * 60 * 60 * 1000;
 /// Ids that one requester may choose in that time.

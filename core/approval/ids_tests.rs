@@ -65,7 +65,11 @@ fn a_beginning_names_a_question_only_where_it_cannot_be_anothers() {
     }
     for (typed, found) in [
         ("620a2239-350", Err(Refusal::Ambiguous)),
-        ("620a2239-3501", Ok(())),
+        (
+            "620a2239-3501-4a00-8000-0000000086b",
+            Err(Refusal::Ambiguous),
+        ),
+        ("620a2239-3501-4a00-8000-0000000086b8", Ok(())),
         ("pc-620a223", Err(Refusal::Ambiguous)),
         ("pc-620a2239", Ok(())),
         ("pc-620a2230", Err(Refusal::NotFound)),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use super::chosen::{BEGINNING, Chosen};
+use super::chosen::Chosen;
 use super::{
     Basis, Grant, Limits, Put, Record, Refusal, Requester, Resolution, Status, Step, Subject,
 };
@@ -402,7 +402,8 @@ impl Machine {
         Ok(())
     }
 
-    /// By id, or by so much of its beginning that it is not, and cannot become, another's.
+    /// By id; one of ours also by so much of its beginning that it is not, and cannot become, another's. What a requester
+    /// chose is meant by the whole of it only.
     ///
     /// # Errors
     /// None or several, or too little of it.
@@ -419,9 +420,8 @@ impl Machine {
             .take_while(|(key, _)| key.starts_with(id));
         match (found.next(), found.next()) {
             (Some((_, record)), None) => {
-                let own = id.starts_with(Self::RESERVED);
-                let least = if own { Self::OWN_BEGINNING } else { BEGINNING };
-                let is_enough = id.chars().count() >= least;
+                let is_enough =
+                    id.starts_with(Self::RESERVED) && id.chars().count() >= Self::OWN_BEGINNING;
                 is_enough.then_some(record).ok_or(Refusal::Ambiguous)
             }
             (Some(_), Some(_)) => Err(Refusal::Ambiguous),

@@ -11,6 +11,9 @@ use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
 use serde_json::Value;
 use thiserror::Error;
 
+use crate::encoding::from_base64url;
+use crate::protocol::strict;
+
 /// Clocks of two machines differ by so many seconds.
 const LEEWAY_S: u64 = 60;
 /// Longest assertion, bytes.
@@ -220,6 +223,12 @@ impl Assertion {
         let claims = decode::<Value>(token, &key.public, &rules)
             .map_err(|_| AssertionError::Signature)?
             .claims;
+        // The library takes the last of two claims of one name, and one of several issuers.
+        let payload = token.split('.').nth(1).and_then(from_base64url);
+        let is_plain = payload.is_some_and(|payload| strict::json(&payload).is_ok());
+        if !is_plain || !claims.get("iss").is_some_and(Value::is_string) {
+            return Err(AssertionError::Form);
+        }
         let time = |name: &str| claims.get(name).map(Value::as_f64);
         // Seconds far below 2^53.
         let now = now_s as f64;

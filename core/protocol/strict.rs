@@ -110,7 +110,8 @@ impl<'de> Visitor<'de> for Strict<'_> {
     fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
         // Every double beyond 2^53 is a whole number that has neighbours it cannot be told from.
         match Number::from_f64(value) {
-            Some(number) if value.abs() <= EXACT as f64 => Ok(number.into()),
+            // At 2^53 itself it may have been written as the next one.
+            Some(number) if value.abs() < EXACT as f64 => Ok(number.into()),
             _ => Ok(self.noted(Unsound::Number)),
         }
     }

@@ -12,7 +12,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest as _, Sha256};
 
-use super::{SKEW_MS, SigningKey, mac_is};
+use super::{AHEAD_MS, SKEW_MS, SigningKey, mac_is};
 use crate::time::Millis;
 
 /// What is covered, in this order.
@@ -186,10 +186,15 @@ impl<'a> Signature<'a> {
         if key.is_none() || !right {
             return Err(HttpRefusal::Wrong);
         }
-        if now.0.abs_diff(self.created_ms()) > SKEW_MS {
+        if now.since(Millis(self.created_ms())) > SKEW_MS || self.ahead_ms(now) > AHEAD_MS {
             return Err(HttpRefusal::Stale);
         }
         Ok(())
+    }
+
+    /// How long its second is away still, ms.
+    pub const fn ahead_ms(&self, now: Millis) -> u64 {
+        self.created_ms().saturating_sub(now.0)
     }
 
     /// Unix ms.

@@ -15,6 +15,9 @@ use sha2::Sha256;
 
 /// A signature's age either way, ms.
 pub const SKEW_MS: u64 = 60_000;
+/// How far ahead of our clock a request may have been signed, ms. It is done when its second has come, so that a life of the
+/// gateway has done nothing that the next one could take for new.
+pub const AHEAD_MS: u64 = 5_000;
 
 /// HMAC-SHA256 (RFC 2104).
 pub fn mac(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {

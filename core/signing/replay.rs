@@ -68,7 +68,8 @@ impl Replay {
         created: u64,
     ) -> Result<(), ReplayRefusal> {
         // Its second began before we did: an earlier life may have done it.
-        if created < self.started {
+        // And one whose second has not come could be done again by the next.
+        if created < self.started || created > now.0 {
             return Err(ReplayRefusal::Stale);
         }
         if let Some(used) = self.keys.get_mut(key) {

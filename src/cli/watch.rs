@@ -1,4 +1,6 @@
-//! `portcullis approvals watch`: each request as a card when it comes, decided by a key and Enter.
+//! `portcullis approvals watch`: each request as a card when it comes, decided by a word and Enter. To allow, the word names
+//! the card by its number: who asked can take a question back between two keys, and what is typed then must not meet the
+//! next one.
 
 use std::io::{BufRead as _, IsTerminal as _};
 
@@ -25,6 +27,7 @@ pub async fn run(door: &Door, out: Out) -> Result<u8, Failure> {
     let mut queue = Queue {
         waiting: Vec::new(),
         shown: None,
+        number: 0,
         sent: None,
         out,
     };
@@ -74,6 +77,8 @@ pub async fn run(door: &Door, out: Out) -> Result<u8, Failure> {
 struct Queue {
     waiting: Vec<Value>,
     shown: Option<String>,
+    /// Of the card that is shown; each has its own.
+    number: u64,
     sent: Option<(String, String)>,
     out: Out,
 }
@@ -166,12 +171,27 @@ impl Queue {
         if self.sent.is_some() {
             return None;
         }
+        let number = self.number;
         match key.trim() {
-            "a" | "allow" => Some((id, "allow-once")),
             "d" | "deny" => Some((id, "deny")),
             "" => None,
+            typed
+                if typed
+                    .strip_prefix('a')
+                    .is_some_and(|n| n == number.to_string()) =>
+            {
+                Some((id, "allow-once"))
+            }
+            typed if typed.starts_with('a') && typed[1..].parse::<u64>().is_ok() => {
+                note(&format!(
+                    "that is not the card that is shown: nothing is decided; a{number} and Enter allows this one once"
+                ));
+                None
+            }
             _ => {
-                note("d and Enter denies, a and Enter allows once");
+                note(&format!(
+                    "d and Enter denies, a{number} and Enter allows once"
+                ));
                 None
             }
         }
@@ -197,9 +217,11 @@ impl Queue {
             0 => String::new(),
             n => format!("  ({n} more behind it)"),
         };
+        self.number += 1;
         out::write(&format!(
-            "\n{}  [d] deny   [a] allow once, then Enter{more}\n",
-            card(first)
+            "\n{}  [d] deny   [a{}] allow once, then Enter{more}\n",
+            card(first),
+            self.number
         ))?;
         self.shown = Some(field(first, "id").to_owned());
         Ok(())
@@ -242,6 +264,7 @@ mod tests {
         let mut queue = Queue {
             waiting: vec![],
             shown: None,
+            number: 0,
             sent: None,
             out: Out { json: false },
         };
@@ -251,7 +274,8 @@ mod tests {
         queue.add(approval("two")).unwrap();
         queue.add(approval("two")).unwrap();
         queue.show().unwrap();
-        assert_eq!(queue.key("a"), Some(("one".into(), "allow-once")));
+        assert_eq!(queue.key("a1"), Some(("one".into(), "allow-once")));
+        assert_eq!(queue.key("a"), None);
         assert_eq!(queue.key("yes"), None);
         queue.sent = Some(("9".into(), "one".into()));
         assert_eq!(queue.key("d"), None);
@@ -263,11 +287,33 @@ mod tests {
         assert_eq!(queue.key(" d "), Some(("two".into(), "deny")));
     }
 
+    /// The bug: who asked took his question back between the letter and Enter, and the next card was allowed.
+    #[test]
+    fn what_was_typed_for_a_card_that_is_gone_allows_no_other() {
+        let mut queue = Queue {
+            waiting: vec![approval("one"), approval("two")],
+            shown: None,
+            number: 0,
+            sent: None,
+            out: Out { json: false },
+        };
+        queue.show().unwrap();
+        queue
+            .resolved(&json!({"id": "one", "resolvedBy": "uid:0"}))
+            .unwrap();
+        queue.show().unwrap();
+        for typed in ["a1", "a", "allow", "a01", "a 1", "a0", "a12", "A2"] {
+            assert_eq!(queue.key(typed), None, "{typed}");
+        }
+        assert_eq!(queue.key("a2"), Some(("two".into(), "allow-once")));
+    }
+
     #[test]
     fn after_a_gap_the_list_says_what_waits() {
         let mut queue = Queue {
             waiting: vec![],
             shown: None,
+            number: 0,
             sent: None,
             out: Out { json: false },
         };
@@ -275,11 +321,11 @@ mod tests {
             .is_now(vec![approval("one"), approval("two")])
             .unwrap();
         queue.show().unwrap();
-        assert_eq!(queue.key("a"), Some(("one".into(), "allow-once")));
+        assert_eq!(queue.key("a1"), Some(("one".into(), "allow-once")));
         queue
             .is_now(vec![approval("two"), approval("three")])
             .unwrap();
-        assert_eq!(queue.key("a"), None, "the card is gone");
+        assert_eq!(queue.key("a1"), None, "the card is gone");
         queue.show().unwrap();
         assert_eq!(queue.key("d"), Some(("two".into(), "deny")));
         assert_eq!(queue.waiting.len(), 2);

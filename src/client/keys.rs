@@ -108,9 +108,14 @@ impl Place {
             .create(true)
             .truncate(false)
             .mode(0o600)
-            .custom_flags(flags(rustix::fs::OFlags::NOFOLLOW))
+            .custom_flags(flags(
+                rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK,
+            ))
             .open(&path)
             .map_err(failed)?;
+        if !lock.metadata().map_err(failed)?.is_file() {
+            return Err(failed(std::io::Error::other("is no file")));
+        }
         rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
             .map_err(|e| failed(e.into()))?;
         Ok(lock)

@@ -7,6 +7,7 @@ use portcullis_core::auth::Role;
 use portcullis_core::codes;
 use portcullis_core::seal::Secret;
 use portcullis_core::token::{Token, TokenKind};
+use serde_json::Value;
 
 use super::address::Address;
 use super::device::{Credential, Device, Who};
@@ -136,7 +137,8 @@ impl Session {
         })
         .await;
         let mut client = client.map_err(|f| self.explained(f))?;
-        let given = client.hello["auth"]["deviceToken"].take();
+        let given = client.hello.pointer_mut("/auth/deviceToken");
+        let given = given.map(Value::take).unwrap_or_default();
         // A device's and no other: a shared token of somewhere else, planted here, would be signed and sent.
         let is_token = |text: &&str| matches!(Token::parse(text), Ok((TokenKind::Device, _)));
         if let Some(token) = given.as_str().filter(is_token) {

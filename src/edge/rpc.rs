@@ -140,6 +140,11 @@ async fn answer(
     let id = Signature::parse(&claim.input, &claim.signature)?
         .nonce
         .to_owned();
+    // A clock that is a little fast is waited for.
+    let ahead = Signature::parse(&claim.input, &claim.signature)?.ahead_ms(rpc.clock.now());
+    if ahead > 0 {
+        tokio::time::sleep(Duration::from_millis(ahead)).await;
+    }
     let principal = rpc.signing.spend(claim).await?;
     // Before anything is done: no newcomer ends it in the middle.
     let (proven, told) = oneshot::channel();

@@ -121,8 +121,13 @@ pub fn table(heads: &[&str], rows: &[Vec<String>]) -> String {
     cleaned_table(heads, &rows)
 }
 
-/// Columns under headings, of texts that were cleaned before.
+/// Longest text in a column: a listing is looked over, and what one row holds must not push the others away.
+const CELL_MAX: usize = 200;
+
+/// Columns under headings, of texts that were cleaned before. What is long is cut, and the mark says so.
 pub fn cleaned_table(heads: &[&str], rows: &[Vec<String>]) -> String {
+    let short = |row: &Vec<String>| row.iter().map(|cell| cut(cell, CELL_MAX)).collect();
+    let rows: Vec<Vec<String>> = rows.iter().map(short).collect();
     let widths: Vec<usize> = heads
         .iter()
         .enumerate()
@@ -137,7 +142,7 @@ pub fn cleaned_table(heads: &[&str], rows: &[Vec<String>]) -> String {
         .collect();
     let mut out = String::new();
     let heads = heads.iter().map(ToString::to_string).collect();
-    for row in std::iter::once(&heads).chain(rows) {
+    for row in std::iter::once(&heads).chain(&rows) {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(&widths) {
             // Writing to a String cannot fail.
@@ -152,6 +157,20 @@ pub fn cleaned_table(heads: &[&str], rows: &[Vec<String>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The bug: a column wider than a format's width ended the listing with a panic, for as long as the question waited.
+    #[test]
+    fn a_long_text_in_a_table_is_cut_and_ends_nothing() {
+        let rows = [
+            vec!["one".to_owned(), "\u{1b}".repeat(20_000)],
+            vec!["two".to_owned(), "x".to_owned()],
+        ];
+        let out = table(&["ID", "COMMAND"], &rows);
+        let lines: Vec<&str> = out.lines().collect();
+        assert_eq!(lines.len(), 3);
+        assert!(lines[1].ends_with('…') && lines[1].chars().count() < 220);
+        assert!(lines[2].starts_with("two"));
+    }
 
     #[test]
     fn nothing_from_elsewhere_steers_the_terminal() {

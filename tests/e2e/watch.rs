@@ -81,23 +81,25 @@ fn a_person_at_a_terminal_decides_what_comes_by_a_key() {
         Background::start(&gateway, &argv)
     };
     let denied = exec("first");
-    let card = watch.until("[d] deny   [a] allow once, then Enter");
+    let card = watch.until("[d] deny   [a1] allow once, then Enter");
     assert!(card.contains("\"first\""), "{card}");
     // What is no answer decides nothing.
     watch.types("yes\n");
-    watch.until("d and Enter denies, a and Enter allows once");
+    watch.until("d and Enter denies, a1 and Enter allows once");
     watch.types("d\n");
     watch.until(": deny by ");
     let (code, out, _) = denied.end();
     assert_eq!((code, out.as_str()), (125, ""));
 
     let allowed = exec("second");
-    let card = watch.until("[d] deny   [a] allow once, then Enter");
+    let card = watch.until("[d] deny   [a2] allow once, then Enter");
     assert!(
         card.contains("\"second\"") && !card.contains("\"first\""),
         "{card}"
     );
-    watch.types("a\n");
+    watch.types("a1\n");
+    watch.until("that is not the card that is shown");
+    watch.types("a2\n");
     watch.until(": allow-once by ");
     let (code, out, told) = allowed.end();
     assert_eq!((code, out.trim_end()), (0, "second"), "{told}");

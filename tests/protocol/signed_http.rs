@@ -276,6 +276,24 @@ async fn only_the_signed_request_is_done_in_time_and_once() {
     assert_eq!(code(&bearer.go(&gateway)), (401, "SIGNATURE_REQUIRED"));
 }
 
+/// The bug: a request of a clock that is fast was done, and done once more by the next life of the gateway.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_signed_ahead_of_its_time_is_not_done_again_after_a_restart() {
+    let mut gateway = Gateway::start();
+    let signer = Signer::new(&gateway, &["operator.pairing"]).await;
+    let far = signer.at(&gateway, "device.pair.list", "{}", seconds() + 9);
+    assert_eq!(code(&far.go(&gateway)), (401, "SIGNATURE_STALE"));
+    let ahead = seconds() + 2;
+    let sent = signer.at(&gateway, "device.pair.list", "{}", ahead);
+    let (status, answer) = sent.go(&gateway);
+    assert_eq!(status, 200, "{answer}");
+    assert!(seconds() >= ahead, "it was done before its second came");
+    gateway.crash_and_start();
+    gateway.vault_is_open();
+    let again = sent.go(&gateway);
+    assert_eq!(code(&again), (401, "SIGNATURE_STALE"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn browsers_other_methods_and_large_bodies_are_refused_before_any_key_is_looked_at() {
     let gateway = Gateway::start();

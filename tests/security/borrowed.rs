@@ -378,7 +378,10 @@ async fn in_one_burst_each_socket_answers_for_itself() {
             "{good}"
         );
         let refused = weak.frame().await;
-        assert_eq!(refused["error"]["message"], "missing scope: operator.admin");
+        assert_eq!(
+            refused["error"]["message"],
+            "missing scope: operator.auditor"
+        );
     }
 }
 
