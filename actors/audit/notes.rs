@@ -67,7 +67,8 @@ pub(super) fn read(
     may_be_cut: bool,
 ) -> Result<Vec<SignedCheckpoint>, AuditError> {
     let (notes, bytes) = load(dir, epoch)?;
-    if let Some(flaw) = notes.flaw {
+    let is_cut = may_be_cut && has_lost_sectors(&bytes, notes.whole);
+    if let Some(flaw) = notes.flaw.filter(|_| !is_cut) {
         return Err(altered(epoch, &notes, &flaw.to_string()));
     }
     if notes.whole < bytes.len() && !may_be_cut {
@@ -84,7 +85,8 @@ fn has_lost_sectors(bytes: &[u8], whole: usize) -> bool {
     let first = whole / SECTOR * SECTOR;
     (first..bytes.len()).step_by(SECTOR).any(|start| {
         let part = &bytes[start.max(whole)..bytes.len().min(start + SECTOR)];
-        part.len() >= LEAST && part.iter().all(|byte| *byte == 0)
+        // From where it ended when the sector was last written, if it was.
+        part.iter().rev().take_while(|byte| **byte == 0).count() >= LEAST
     })
 }
 
