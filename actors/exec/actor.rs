@@ -368,9 +368,7 @@ impl Exec {
         };
         self.ctx.task("last_word", key, last).keep();
     }
-}
 
-impl Exec {
     /// One refusal of an agent in a second, with the number of those before it that were not recorded: who is refused
     /// hundreds of times a second must not fill the log.
     fn record(&mut self, key: u64, agent: &AgentId, entry: Entry) {
@@ -382,7 +380,10 @@ impl Exec {
                 return;
             }
         } else if self.refusals.len() >= MOST_REFUSED {
-            return;
+            let oldest = self.refusals.iter().min_by_key(|(_, (at, _))| *at);
+            if let Some(oldest) = oldest.map(|(agent, _)| agent.clone()) {
+                self.refusals.remove(&oldest);
+            }
         }
         let more = self.refusals.insert(agent.clone(), (Instant::now(), 0));
         let entry = match more {

@@ -167,6 +167,10 @@ impl Vault {
 
     async fn worked(&mut self, worked: Worked) -> Result<(), Crash> {
         self.is_busy = false;
+        // The work took its time: who has gone meanwhile gets no effect, and loses no code that would never be shown again.
+        if !worked.is_wanted() {
+            return Ok(());
+        }
         match worked {
             Worked::Unlocked(result, person) => self.unlocked(result, person).await,
             Worked::Made {
@@ -260,9 +264,11 @@ impl Vault {
         person: Option<Person>,
     ) -> Result<(), Crash> {
         let waiting_now = self.ctx.waiting();
-        let result = match unlocked {
-            Err(error) => Err(error),
-            Ok(unlocked) => opening::open(&self.wiring, unlocked).await?,
+        let result = match (unlocked, &person) {
+            (Err(error), _) => Err(error),
+            // Who has gone meanwhile opens nothing.
+            (Ok(_), Some(person)) if !person.reply.is_wanted() => Err(person.why),
+            (Ok(unlocked), _) => opening::open(&self.wiring, unlocked).await?,
         };
         // What it says who asked: its own reason is what keeps it sealed, where a person's slip of the hand is none.
         let said = result.as_ref().err().copied();

@@ -91,6 +91,18 @@ pub enum Worked {
     },
 }
 
+impl Worked {
+    /// Does anybody wait for it still? An unlocking and an export have an intent that is to be ended in any case.
+    pub(super) fn is_wanted(&self) -> bool {
+        match self {
+            Self::Unlocked(..) | Self::Exported { .. } => true,
+            Self::Made { reply, .. } => reply.is_wanted(),
+            Self::Imported { reply, .. } => reply.is_wanted(),
+            Self::Rekeyed { reply, .. } => reply.is_wanted(),
+        }
+    }
+}
+
 /// A new root key in all its unlockers.
 pub struct Wrapped {
     pub(super) root: Key,

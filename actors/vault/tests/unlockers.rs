@@ -508,3 +508,38 @@ async fn a_stop_while_records_follow_a_new_key_goes_on_at_the_next_start() {
     );
     house.end().await;
 }
+
+/// The bug: what had been asked for was done when scrypt was through, though nobody waited for it any more: a recovery code
+/// that nobody was ever shown, a vault that opened after its person had gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_left_while_the_work_was_done_gets_no_effect() {
+    let folder = tempfile::tempdir().unwrap();
+    let house = house_again(folder.path(), 1).await;
+    house.set("A", b"a").await.unwrap();
+    house.add(passphrase(PASSPHRASE)).await.unwrap();
+    let soon = std::time::Duration::from_millis(50);
+    let gone = tokio::time::timeout(soon, house.add(plain(Kind::Recovery))).await;
+    assert!(gone.is_err(), "scrypt is slower");
+    // The next work has its turn when that is over.
+    let removed = house.id(Kind::Machine).await;
+    while house.add(plain(Kind::Recovery)).await.is_err() {
+        tokio::time::sleep(soon).await;
+    }
+    let kinds = house.vault.unlockers().await.unwrap();
+    let recovery = kinds.iter().filter(|one| one.kind == Kind::Recovery);
+    assert_eq!((kinds.len(), recovery.count()), (3, 1));
+    house.vault.remove_unlocker(by(), &removed).await.unwrap();
+
+    house.vault.seal(by()).await.unwrap();
+    let opener = typed(Kind::Passphrase, PASSPHRASE);
+    let gone = tokio::time::timeout(soon, house.unlock(1, opener)).await;
+    assert!(gone.is_err(), "scrypt is slower");
+    while house.vault.status().await.unwrap().state == Phase::Unsealing {
+        tokio::time::sleep(soon).await;
+    }
+    let status = house.vault.status().await.unwrap();
+    assert_eq!(status.state, Phase::Sealed);
+    let opener = typed(Kind::Passphrase, PASSPHRASE);
+    house.unlock(1, opener).await.unwrap();
+    assert_eq!(house.value("A").await, Ok(b"a".to_vec()));
+}
