@@ -67,7 +67,7 @@ pub(super) fn read(
     may_be_cut: bool,
 ) -> Result<Vec<SignedCheckpoint>, AuditError> {
     let (notes, bytes) = load(dir, epoch)?;
-    let is_cut = may_be_cut && has_lost_sectors(&bytes, notes.whole);
+    let is_cut = may_be_cut && has_lost_parts(&bytes, notes.whole);
     if let Some(flaw) = notes.flaw.filter(|_| !is_cut) {
         return Err(altered(epoch, &notes, &flaw.to_string()));
     }
@@ -77,27 +77,17 @@ pub(super) fn read(
     Ok(notes.all)
 }
 
-/// What a power cut leaves of what was not synced: sectors that never arrived, which read as zeros. A note has none.
-fn has_lost_sectors(bytes: &[u8], whole: usize) -> bool {
-    const SECTOR: usize = 512;
-    // One changed byte is none.
-    const LEAST: usize = 8;
-    let first = whole / SECTOR * SECTOR;
-    (first..bytes.len()).step_by(SECTOR).any(|start| {
-        let part = &bytes[start.max(whole)..bytes.len().min(start + SECTOR)];
-        // From where it ended when the sector was last written, if it was.
-        part.iter().rev().take_while(|byte| **byte == 0).count() >= LEAST
-    })
+/// What a power cut leaves of what was not synced: parts that never arrived, which read as zeros, be it three bytes at the
+/// start of a sector. A note has none. Whoever can write one could as well cut the file there, so this hides nothing.
+fn has_lost_parts(bytes: &[u8], whole: usize) -> bool {
+    bytes[whole..].contains(&0)
 }
 
 /// For going on behind them: what was being written, or did not arrive, is cut off; anything else is refused. None where
 /// there is no file.
 pub(super) fn recover(dir: &Path, epoch: u64) -> Result<Notes, AuditError> {
     let (mut notes, bytes) = load(dir, epoch)?;
-    if let Some(flaw) = notes
-        .flaw
-        .take_if(|_| !has_lost_sectors(&bytes, notes.whole))
-    {
+    if let Some(flaw) = notes.flaw.take_if(|_| !has_lost_parts(&bytes, notes.whole)) {
         return Err(altered(epoch, &notes, &flaw.to_string()));
     }
     notes.flaw = None;
@@ -204,22 +194,93 @@ pub(super) fn read_first(dir: &Path) -> Option<PublicKey> {
 
 #[cfg(test)]
 mod tests {
-    use super::has_lost_sectors;
+    use super::*;
+    use portcullis_core::audit::{Checkpoint, Hash32};
 
-    /// The bug: a power cut that lost checkpoints which were not synced yet was taken for an altered log.
+    fn note(size: u64) -> SignedCheckpoint {
+        let key = PublicKey([7; 32]);
+        let checkpoint = Checkpoint {
+            origin: origin(&key),
+            size,
+            root: Hash32([size.to_le_bytes()[0]; 32]),
+        };
+        SignedCheckpoint::new(checkpoint, &key, [9; 64])
+    }
+
+    fn recovered(bytes: &[u8]) -> Result<Vec<u64>, AuditError> {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(folder(dir.path())).unwrap();
+        fs::write(path(dir.path(), 1), bytes).unwrap();
+        let size = |note: &SignedCheckpoint| note.checkpoint.size;
+        let read = read(dir.path(), 1, true).map(|all| all.iter().map(size).collect::<Vec<_>>());
+        let notes = recover(dir.path(), 1)?;
+        let sizes: Vec<u64> = notes.all.iter().map(size).collect();
+        assert_eq!(read.unwrap(), sizes);
+        assert_eq!(fs::read(path(dir.path(), 1)).unwrap().len(), notes.whole);
+        Ok(sizes)
+    }
+
+    /// The bug: a power cut that lost checkpoints which were not synced yet was taken for an altered log. Every way in which
+    /// sectors of six notes, each written by itself, may have been lost, over sizes that move where the sectors end.
     #[test]
-    fn sectors_that_never_arrived_are_told_from_a_changed_byte() {
-        let mut bytes = vec![b'x'; 3_000];
-        assert!(!has_lost_sectors(&bytes, 600));
-        bytes[700] = 0;
-        bytes[2_999] = 0;
-        assert!(!has_lost_sectors(&bytes, 600));
-        bytes[1_024..1_536].fill(0);
-        assert!(has_lost_sectors(&bytes, 600));
-        // Behind what is whole in its sector, too; what is whole is not looked at.
-        let mut bytes = vec![b'x'; 1_000];
-        bytes[700..].fill(0);
-        assert!(has_lost_sectors(&bytes, 700));
-        assert!(!has_lost_sectors(&bytes[..1_000], 1_000));
+    fn whatever_a_power_cut_loses_of_checkpoints_is_cut_off_and_not_called_altered() {
+        for moved in 0..4 {
+            let texts: Vec<String> = (0..6_u64)
+                .map(|n| note(10_u64.pow(moved) + n).to_text())
+                .collect();
+            let whole: Vec<u8> = texts.concat().into_bytes();
+            // What of each write lies in one sector arrives whole or not at all.
+            let (mut parts, mut at) = (Vec::new(), 0);
+            for text in &texts {
+                let end = at + text.len();
+                while at < end {
+                    let upto = ((at / 512 + 1) * 512).min(end);
+                    parts.push(at..upto);
+                    at = upto;
+                }
+            }
+            assert!(parts.len() > texts.len());
+            for kept in 0..1_u32 << parts.len() {
+                let mut bytes = Vec::new();
+                for (n, part) in parts.iter().enumerate() {
+                    if kept >> n & 1 == 1 {
+                        bytes.resize(bytes.len().max(part.end), 0);
+                        bytes[part.clone()].copy_from_slice(&whole[part.clone()]);
+                    }
+                }
+                let first_lost = (!kept).trailing_zeros() as usize;
+                let arrived = parts.get(first_lost).map_or(whole.len(), |part| part.start);
+                let mut ends = texts.iter().scan(0, |end, text| {
+                    *end += text.len();
+                    Some(*end)
+                });
+                let least = ends.by_ref().take_while(|end| *end <= arrived).count();
+                let found = recovered(&bytes).unwrap_or_else(|error| panic!("{kept:b}: {error}"));
+                assert_eq!(found.len(), least, "{kept:b}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_changed_byte_in_a_checkpoint_is_no_lost_part() {
+        let bytes: Vec<u8> = (1..4).map(|n| note(n).to_text()).collect::<String>().into();
+        assert_eq!(recovered(&bytes).unwrap(), [1, 2, 3]);
+        // The last line end makes it one that was being written.
+        for at in 0..bytes.len() - 1 {
+            let mut changed = bytes.clone();
+            changed[at] ^= 1;
+            let dir = tempfile::tempdir().unwrap();
+            fs::create_dir(folder(dir.path())).unwrap();
+            fs::write(path(dir.path(), 1), &changed).unwrap();
+            let is_same = |notes: &[SignedCheckpoint]| {
+                let all: String = notes.iter().map(SignedCheckpoint::to_text).collect();
+                all.as_bytes() == changed
+            };
+            // Another text of the same form is for the signature to refuse.
+            match recover(dir.path(), 1) {
+                Ok(notes) => assert!(is_same(&notes.all), "byte {at}"),
+                Err(error) => assert!(matches!(error, AuditError::Altered(_)), "{error}"),
+            }
+        }
     }
 }
