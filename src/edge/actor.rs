@@ -413,6 +413,7 @@ impl Edge {
         if let Some(socket) = self.sockets.get_mut(&key) {
             socket.source = Source::of(peer.ip, peer.account);
             socket.stage = Stage::Open(handle.clone(), None);
+            self.budget.knocks(key);
         }
         // It ended at once: its end is on the way.
         let accepted = Accepted {

@@ -84,8 +84,10 @@ const USERS: usize = 8;
 enum Standing {
     /// Turned away: only its goodbye is under way.
     Refused,
-    /// No `connect` has come from it yet.
+    /// Nothing whole has come from it yet.
     Silent,
+    /// It has asked for a WebSocket, and no `connect` has come from it yet.
+    Knocks,
     /// Its `connect` is being decided: never closed to make room.
     Speaks,
 }
@@ -121,8 +123,9 @@ impl Budget {
         }
     }
 
-    /// A newcomer. Returns who must make room for it: one that was refused, or else the oldest silent one, of its own
-    /// address, or over the total of the fullest address and then of any.
+    /// A newcomer. Returns who must make room for it: one that was refused, or else the oldest silent one, or else the oldest
+    /// that has asked for no more than a WebSocket, of its own address, or over the total of the fullest address and then of
+    /// any.
     ///
     /// Nobody where all others have a `connect` that is being decided: the newcomer comes in beside them. They are no
     /// more than authentication decides at once, and each is in or refused within its time.
@@ -226,6 +229,15 @@ impl Budget {
             .map(|(key, _)| *key)
     }
 
+    /// It has asked for a WebSocket: who is silent makes room before it does.
+    pub fn knocks(&mut self, key: u64) {
+        if let Some(stranger) = self.strangers.get_mut(&key)
+            && stranger.standing == Standing::Silent
+        {
+            stranger.standing = Standing::Knocks;
+        }
+    }
+
     /// Its `connect` has arrived whole: it is not closed to make room any more.
     pub fn speaks(&mut self, key: u64) {
         self.stands(key, Standing::Speaks);
@@ -307,6 +319,31 @@ mod tests {
         );
         assert_eq!(b.enter(6, ip("10.0.0.1"), false), Some(5));
         assert_eq!(b.len(), 4);
+    }
+
+    /// The bug: silent sockets by the thousand pushed out whoever was about to send its `connect`, and newcomers of the same
+    /// user came again and again.
+    #[test]
+    fn who_is_silent_makes_room_before_who_has_asked_for_a_websocket() {
+        let mut b = budget();
+        for key in 0..3 {
+            b.enter(key, ip("10.0.0.1"), false);
+        }
+        b.knocks(0);
+        b.knocks(1);
+        assert_eq!(b.enter(3, ip("10.0.0.1"), false), Some(2));
+        for key in 4..100 {
+            assert_eq!(b.enter(key, ip("10.0.0.1"), false), Some(key - 1));
+        }
+        // Of those that only knock the oldest; one that was refused or speaks is none of them.
+        b.refused(1);
+        b.knocks(1);
+        b.knocks(99);
+        assert_eq!(b.enter(100, ip("10.0.0.1"), false), Some(1));
+        b.knocks(100);
+        b.speaks(0);
+        b.knocks(0);
+        assert_eq!(b.enter(101, ip("10.0.0.1"), false), Some(99));
     }
 
     /// The bug: one user's reconnects over loopback closed the sockets of another who was about to say who he is.
