@@ -37,8 +37,17 @@ impl Methods {
             "auth.token.rotate" => {
                 params.read::<Nothing>(method)?;
                 let made = auth.rotate(by).await.map_err(refusal)?;
+                // A page is opened by a code, and whoever held the old token may have got one: all begin anew.
+                let pages = self.dashboard.end_all().await;
                 let answer = json!({ "token": shown(made.token.as_ref()) });
-                self.over(about, made.ended, SECRET_CHANGED, answer).await
+                let answer = self.over(about, made.ended, SECRET_CHANGED, answer).await;
+                pages.map_err(|_| {
+                    ErrorBody::of(
+                        codes::DEADLINE,
+                        "the token is changed and the old one is void, but the page's sessions were not seen to end: sign out there, or change it once more",
+                    )
+                })?;
+                answer
             }
             "agent.token.mint" => {
                 let p: Agent = params.read(method)?;

@@ -13,7 +13,8 @@ use tokio::net::TcpStream;
 
 use super::matrix::{SCOPES, Verdict, expected, list};
 use crate::long::house::House;
-use crate::support::ws::{Client, Connect, Device};
+use crate::support::gateway::Gateway;
+use crate::support::ws::{Client, Connect, Device, admin};
 
 /// Each form that decides: where it goes, what it says, the method that it stands for.
 const FORMS: &[(&str, &str, &str)] = &[
@@ -99,8 +100,10 @@ struct Browser {
 impl Browser {
     /// By a code, like everybody.
     async fn enter(house: &House, scope: Option<&str>) -> Self {
-        let port = house.port();
-        let code = mint(&house.page, scope).await;
+        Self::by(house.port(), &mint(&house.page, scope).await).await
+    }
+
+    async fn by(port: u16, code: &str) -> Self {
         let ours = [origin(port), FORM.to_owned()];
         let entered = send(port, "POST", "/login", &ours, &format!("code={code}")).await;
         assert_eq!((entered.status, entered.location()), (303, "/"));
@@ -429,4 +432,37 @@ async fn a_code_for_the_page_is_given_to_an_administrator_on_the_control_socket_
         assert_eq!(answer["ok"], is_given, "{scope:?} {answer}");
     }
     house.end().await;
+}
+
+/// The bug: whoever had opened a page kept it when the shared token was changed because it had leaked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_the_shared_token_signs_out_every_page_and_voids_every_code() {
+    let mut gateway = Gateway::prepared(&[]);
+    gateway.unset("PORTCULLIS_GATEWAY_TOKEN");
+    gateway.launch();
+    let mut by = admin(&gateway).await;
+    let mut code = async || {
+        let made = by.get("dashboard.code", json!({})).await;
+        made["code"].as_str().unwrap().to_owned()
+    };
+    let (used, unused) = (code().await, code().await);
+    let browser = Browser::by(gateway.port(), &used).await;
+    assert_eq!(browser.get("/").await.status, 200);
+    by.get("auth.token.rotate", json!({})).await;
+    assert_eq!(browser.get("/").await.location(), "/login");
+    let ours = [origin(gateway.port()), FORM.to_owned()];
+    let body = format!("code={unused}");
+    let late = send(gateway.port(), "POST", "/login", &ours, &body).await;
+    assert_ne!((late.status, late.location()), (303, "/"));
+    // A new code opens one again.
+    let made = by.get("dashboard.code", json!({})).await;
+    let code = made["code"].as_str().unwrap();
+    assert_eq!(
+        Browser::by(gateway.port(), code)
+            .await
+            .get("/")
+            .await
+            .status,
+        200
+    );
 }
