@@ -54,6 +54,8 @@ pub struct Mix {
     clients: AtomicU64,
     /// Runs that were asked for again. Once each: the log is searched for their ends, and 50 kills leave hundreds.
     asked_again: Mutex<BTreeSet<String>>,
+    /// Who asked stays until the gateway ends: a question of somebody who left is withdrawn after two seconds.
+    stays: Mutex<Vec<Client>>,
 }
 
 impl Mix {
@@ -192,6 +194,7 @@ impl Mix {
         let mut decider = self.admin(gateway).await?;
         for n in 0.. {
             if self.over.load(Relaxed) {
+                self.stays.lock().unwrap().push(client);
                 return Some(());
             }
             let key = format!("ask-{}", client.next_id());
