@@ -68,13 +68,17 @@ fn network(ip: IpAddr) -> IpAddr {
 /// The limits of `[gateway.limits]`.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Of one address.
+    /// Of one address that are silent; [`KNOCKING`] times as many with those that have asked for a WebSocket.
     pub per_address: usize,
     /// Of all addresses.
     pub total: usize,
     /// Of each user of a Unix socket.
     pub unix: usize,
 }
+
+/// A newcomer needs its time between the answer to its upgrade and its `connect`; a user who dials 14,000 times a second left
+/// it two thousandths of one with 32 places.
+const KNOCKING: usize = 8;
 
 /// Users who may fill their budgets at one Unix socket; over that the fullest makes room.
 const USERS: usize = 8;
@@ -167,9 +171,7 @@ impl Budget {
         }
         // Not itself.
         self.leave(key);
-        let is_full = self.count(origin) >= self.limits.per_address;
-        let victim = is_full.then(|| self.first(|s| s.origin == origin));
-        let victim = victim.flatten();
+        let victim = self.over(origin, self.limits.per_address);
         if let Some(victim) = victim {
             self.leave(victim);
         }
@@ -190,8 +192,8 @@ impl Budget {
             _ if is_proxy => usize::MAX,
             Origin::Address(_) | Origin::User(_) | Origin::Behind(_) => self.limits.per_address,
         };
-        if self.count(newcomer) >= own {
-            return self.first(|s| s.origin == newcomer);
+        if let Some(victim) = self.over(newcomer, own) {
+            return Some(victim);
         }
         let door = newcomer.door();
         let most = match door {
@@ -204,6 +206,25 @@ impl Budget {
         let fullest = self.fullest(door);
         self.first(|s| Some(s.origin) == fullest)
             .or_else(|| self.first(|s| s.origin.door() == door))
+    }
+
+    /// Who makes room where one more would be too many of this origin: `own` that are silent, [`KNOCKING`] times as many in
+    /// all. Whoever floods with what costs him nothing pushes out nobody who has done more.
+    fn over(&self, origin: Origin, own: usize) -> Option<u64> {
+        let all = self.count(origin);
+        if all < own {
+            return None;
+        }
+        let of = |s: &&Stranger| s.origin == origin;
+        let silent = self.strangers.values().filter(of);
+        let silent = silent.filter(|s| s.standing <= Standing::Silent).count();
+        if silent >= own {
+            self.first(|s| s.origin == origin && s.standing <= Standing::Silent)
+        } else if all >= own.saturating_mul(KNOCKING) {
+            self.first(|s| s.origin == origin)
+        } else {
+            None
+        }
     }
 
     /// Those whose sockets are this one's.
@@ -304,21 +325,22 @@ mod tests {
     #[test]
     fn the_oldest_silent_socket_of_the_same_address_makes_room() {
         let mut b = budget();
-        for key in 0..3 {
-            assert_eq!(b.enter(key, ip("10.0.0.1"), false), None);
+        for key in 0..4 {
+            assert_eq!(b.enter(key, ip("10.0.0.1"), false), (key == 3).then_some(0));
         }
-        b.speaks(0);
-        assert_eq!(b.enter(3, ip("::ffff:10.0.0.1"), false), Some(1));
-        assert_eq!(b.enter(4, ip("10.0.0.1"), false), Some(2));
-        b.speaks(3);
-        b.speaks(4);
+        b.speaks(1);
+        assert_eq!(b.enter(4, ip("::ffff:10.0.0.1"), false), None);
+        assert_eq!(b.enter(5, ip("10.0.0.1"), false), Some(2));
+        for key in 3..6 {
+            b.speaks(key);
+        }
         assert_eq!(
-            b.enter(5, ip("10.0.0.1"), false),
+            b.enter(6, ip("10.0.0.1"), false),
             None,
             "all others are being decided: the newcomer comes in beside them"
         );
-        assert_eq!(b.enter(6, ip("10.0.0.1"), false), Some(5));
-        assert_eq!(b.len(), 4);
+        assert_eq!(b.len(), 5);
+        assert_eq!(b.enter(7, ip("10.0.0.1"), false), Some(6), "the total");
     }
 
     /// The bug: silent sockets by the thousand pushed out whoever was about to send its `connect`, and newcomers of the same
@@ -331,19 +353,40 @@ mod tests {
         }
         b.knocks(0);
         b.knocks(1);
-        assert_eq!(b.enter(3, ip("10.0.0.1"), false), Some(2));
-        for key in 4..100 {
-            assert_eq!(b.enter(key, ip("10.0.0.1"), false), Some(key - 1));
+        for key in 3..100 {
+            let due = (key > 4).then(|| if key == 5 { 2 } else { key - 3 });
+            assert_eq!(b.enter(key, ip("10.0.0.1"), false), due, "{key}");
         }
-        // Of those that only knock the oldest; one that was refused or speaks is none of them.
+        // One that was refused goes first, and is none of those that knock.
         b.refused(1);
         b.knocks(1);
-        b.knocks(99);
         assert_eq!(b.enter(100, ip("10.0.0.1"), false), Some(1));
-        b.knocks(100);
+        assert_eq!(b.len(), 5);
+    }
+
+    /// The bug: whoever asked for a WebSocket and said no more, 14,000 times a second, left newcomers of his own user two
+    /// thousandths of one for their `connect`.
+    #[test]
+    fn who_has_asked_for_a_websocket_has_more_places_than_who_is_silent() {
+        let mut b = Budget::new(Limits {
+            per_address: 3,
+            total: 100,
+            unix: 2,
+        });
+        let limit = 3 * KNOCKING as u64;
+        for key in 0..limit {
+            assert_eq!(b.enter(key, ip("10.0.0.1"), false), None, "{key}");
+            b.knocks(key);
+        }
         b.speaks(0);
-        b.knocks(0);
-        assert_eq!(b.enter(101, ip("10.0.0.1"), false), Some(99));
+        for key in limit..1_000 {
+            // Never the newcomer itself, nor who speaks: the one that has knocked longest.
+            let due = Some(key - limit + 1);
+            assert_eq!(b.enter(key, ip("10.0.0.1"), false), due);
+            b.knocks(key);
+        }
+        assert_eq!(b.len() as u64, limit);
+        assert_eq!(b.enter(1_000, ip("10.0.0.2"), false), None);
     }
 
     /// The bug: one user's reconnects over loopback closed the sockets of another who was about to say who he is.
@@ -375,11 +418,12 @@ mod tests {
         b.speaks(1);
         b.speaks(2);
         b.refused(2);
-        assert_eq!(b.enter(3, ip("10.0.0.1"), false), Some(2));
-        assert_eq!(b.enter(4, ip("10.0.0.1"), false), Some(0));
+        assert_eq!(b.enter(3, ip("10.0.0.1"), false), None);
+        assert_eq!(b.enter(4, ip("10.0.0.1"), false), Some(2));
+        assert_eq!(b.enter(5, ip("10.0.0.1"), false), Some(0));
         b.refused(1);
         assert_eq!(
-            b.enter(5, ip("10.0.0.1"), false),
+            b.enter(6, ip("10.0.0.1"), false),
             Some(1),
             "not protected any more"
         );
