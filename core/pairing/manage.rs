@@ -262,14 +262,7 @@ impl Pairing {
         let mut change = Change::new(Record::Intent, "pairing.remove", device_id);
         change.new_generation = true;
         change.drop_devices.push(device_id.clone());
-        for pending in self
-            .pending
-            .values()
-            .filter(|pending| pending.device_id == *device_id)
-        {
-            change.drop_pending.push(pending.request_id.clone());
-            change.news.push(resolved(pending, Decision::Rejected, now));
-        }
+        self.drop_requests(device_id, now, &mut change);
         change.news.extend(drop_surface(&mut device.clone(), now));
         change
             .news
@@ -404,6 +397,7 @@ impl Pairing {
         change.detail.push(("role", role.to_string()));
         change.new_generation = true;
         change.put_devices.push(device);
+        self.drop_requests(device_id, now, &mut change);
         change.news.push(invalidated(
             device_id,
             Some(role),
@@ -437,12 +431,22 @@ impl Pairing {
         change.news.extend(drop_surface(&mut device, now));
         device.grants.remove(&Role::Node);
         change.put_devices.push(device);
+        self.drop_requests(device_id, now, &mut change);
         change.news.push(invalidated(
             device_id,
             Some(Role::Node),
             Invalidation::Removed,
         ));
         Ok(change)
+    }
+
+    /// What a device asked for ends with what it had: a person who approves it later would think of another one.
+    fn drop_requests(&self, device: &DeviceId, now: Millis, change: &mut Change) {
+        let requests = self.pending.values();
+        for pending in requests.filter(|pending| pending.device_id == *device) {
+            change.drop_pending.push(pending.request_id.clone());
+            change.news.push(resolved(pending, Decision::Rejected, now));
+        }
     }
 
     fn live_request(&self, request_id: &str, now: Millis) -> Result<&Pending, Refusal> {

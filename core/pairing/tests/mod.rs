@@ -624,6 +624,38 @@ fn the_wire_sees_the_words_it_knows() {
     );
 }
 
+/// The bug: a request for more outlived the revocation of its device, and an approval of it brought the device back.
+#[test]
+fn what_a_device_asked_for_ends_with_its_revocation() {
+    let mut bench = Bench::new(Limits::default());
+    bench.paired(&ConnectFacts {
+        local_operator: true,
+        ..facts(1, Role::Operator, &[Scope::Read])
+    });
+    let Ok(Verdict::Pending(more)) = bench.connect(&facts(1, Role::Operator, &[Scope::Admin]))
+    else {
+        panic!("pending")
+    };
+    let Ok(Verdict::Pending(other)) = bench.connect(&facts(2, Role::Operator, &[Scope::Read]))
+    else {
+        panic!("pending")
+    };
+    let revoked = bench
+        .machine
+        .revoke(&id(1), Role::Operator, &admin(), bench.now)
+        .expect("revoked");
+    bench.settle(revoked);
+    let told = bench.news.iter().any(|news| {
+        let told = news.to_wire();
+        told.is_some_and(|(_, payload)| payload["requestId"] == more.request_id.as_str())
+    });
+    assert!(told, "{:?}", bench.news);
+    assert!(bench.approve(&more.request_id, &admin()).is_err());
+    bench
+        .approve(&other.request_id, &admin())
+        .expect("another device's");
+}
+
 #[test]
 fn a_token_is_of_the_device_kind() {
     let mut bench = Bench::new(Limits::default());
