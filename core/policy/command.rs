@@ -221,6 +221,50 @@ const RUNNERS: &[&str] = &[
     "busctl",
     "systemctl",
     "portcullis",
+    // more wrappers, of Debian's packages
+    "prlimit",
+    "choom",
+    "ssh-agent",
+    "coresched",
+    "uclampset",
+    "fakeroot",
+    "faketime",
+    "dbus-launch",
+    "rlwrap",
+    "logsave",
+    "capsh",
+    "aa-exec",
+    "cgexec",
+    "chpst",
+    "setuidgid",
+    "softlimit",
+    "tini",
+    "dumb-init",
+    "prove",
+    "dpkg-architecture",
+    "dpkg-buildpackage",
+    "debuild",
+    "ssh-argv",
+    "newgrp",
+    "sg",
+    "dtach",
+    "abduco",
+    "nsjail",
+    "lxc-execute",
+    "lxc-attach",
+    "machinectl",
+    "systemd-nspawn",
+    "systemd-inhibit",
+    "systemd-cat",
+    "varlinkctl",
+    "gtester",
+    "bats",
+    "tox",
+    "nox",
+    "pytest",
+    "ccache",
+    "distcc",
+    "sccache",
 ];
 
 const TOOLS: &[&str] = &[
@@ -334,9 +378,11 @@ fn kind_of_name(name: &str) -> CommandKind {
     let name = name.to_ascii_lowercase();
     let name = name.strip_suffix(".exe").unwrap_or(&name);
     let loader = name.starts_with("ld-") || name.starts_with("ld.so");
+    // x86_64-linux-gnu-gcc: what stands behind the machine.
+    let last = stem.rsplit('-').next().unwrap_or(stem);
     if loader || RUNNERS.contains(&name) || RUNNERS.contains(&stem) {
         CommandKind::Runner
-    } else if TOOLS.contains(&name) || TOOLS.contains(&stem) {
+    } else if TOOLS.contains(&name) || TOOLS.contains(&stem) || TOOLS.contains(&last) {
         CommandKind::Tool
     } else {
         CommandKind::Plain
@@ -370,6 +416,7 @@ mod tests {
         }
         assert_eq!(kind_of_name("git"), CommandKind::Tool);
         assert_eq!(kind_of_name("gcc-12"), CommandKind::Tool);
+        assert_eq!(kind_of_name("x86_64-linux-gnu-gcc-12"), CommandKind::Tool);
         for name in ["uname", "ls", "shred", "nodeenvy", "id"] {
             assert_eq!(kind_of_name(name), CommandKind::Plain, "{name}");
         }

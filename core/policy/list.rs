@@ -4,6 +4,7 @@ use serde::Deserialize;
 
 use super::command::{CommandKind, base, kind_of};
 use super::document::Entry;
+use super::reads::is_known_plain;
 use crate::plan::{ExecPlan, Executable, is_canonical_path, is_harmless};
 
 /// A path, or one folder with a `*` in the last part. The folder is always literal, so `*` never crosses a `/`.
@@ -114,6 +115,13 @@ pub(super) fn listed_path(plan: &ExecPlan) -> Option<&str> {
     }
 }
 
+fn is_the_systems(path: &str) -> bool {
+    const FOLDERS: [&str; 8] = [
+        "/usr/", "/bin/", "/sbin/", "/lib/", "/lib32/", "/lib64/", "/libx32/", "/snap/",
+    ];
+    FOLDERS.iter().any(|folder| path.starts_with(folder))
+}
+
 impl Entry {
     /// Does this entry let the plan pass? Narrow on purpose: the resolved file, the name it is called by, an
     /// environment that steers nothing; for what starts other programs the exact arguments too.
@@ -131,7 +139,11 @@ impl Entry {
             .first()
             .is_some_and(|name| name == path || name == base(path));
         let narrow = match kind_of(plan) {
-            CommandKind::Plain => true,
+            // A pattern over the system's folders means what somebody thought of, and they hold hundreds of programs that
+            // start others in ways that no list of names keeps up with.
+            CommandKind::Plain => {
+                self.path_pattern().is_exact() || !is_the_systems(path) || is_known_plain(plan)
+            }
             CommandKind::Tool => self.arg_pattern().is_some() && self.path_pattern().is_exact(),
             CommandKind::Runner => {
                 self.path_pattern().is_exact()

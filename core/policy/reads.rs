@@ -5,7 +5,7 @@
 //! start. An option that is not known makes every later word code.
 
 use super::command::{base, stem};
-use crate::plan::{Executable, HOST_PATH};
+use crate::plan::{ExecPlan, Executable, HOST_PATH};
 
 /// How the command takes a word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -299,6 +299,14 @@ fn wrapper(name: &str) -> Option<Wrapper> {
         before,
         sets: name == "env",
     })
+}
+
+/// Is it a program of the system, called by its own name, that is known to start nothing whatever its words are?
+pub(super) fn is_known_plain(plan: &ExecPlan) -> bool {
+    let called = base(plan.argv.first().map_or("", String::as_str));
+    let path = plan.executable.path().unwrap_or_default();
+    let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
+    HOST_PATH.split(':').any(|known| known == folder) && called == name && DATA.contains(&name)
 }
 
 /// The words of a host command that are looked at as files, in order.

@@ -251,6 +251,38 @@ fn what_runs_other_code_needs_its_exact_arguments() {
     ));
 }
 
+/// The bug: a pattern over a folder of the system let through every program that no list named, and among hundreds of them are
+/// those that start others.
+#[test]
+fn a_pattern_over_the_systems_folders_lets_through_what_is_known_to_start_nothing() {
+    let all = list(&json!([{"pattern": "/usr/bin/*"}, {"pattern": "/opt/own/*"}]));
+    for argv in [
+        &["prlimit", "--nofile=100", "sh", "-c", "id"][..],
+        &["choom", "-n", "0", "--", "sh", "-c", "id"],
+        &["ssh-agent", "sh", "-c", "id"],
+        &["x86_64-linux-gnu-gcc-12", "-wrapper", "sh,-c,id", "x.c"],
+        &["dpkg-architecture", "-c", "id"],
+        &["prove", "-e", "/usr/bin/id", "x"],
+        &["nobody-knows-it", "x"],
+    ] {
+        let path = format!("/usr/bin/{}", argv[0]);
+        assert!(!allows(&all, &at(&path, argv)), "{argv:?}");
+    }
+    for argv in [&["uname", "-a"][..], &["cat", "/etc/hosts"], &["id"]] {
+        let path = format!("/usr/bin/{}", argv[0]);
+        assert!(allows(&all, &at(&path, argv)), "{argv:?}");
+    }
+    // Named in full it is meant; and so is a folder of one's own.
+    let named = list(&json!([{"pattern": "/usr/bin/nobody-knows-it"}]));
+    assert!(allows(
+        &named,
+        &at("/usr/bin/nobody-knows-it", &["nobody-knows-it", "x"])
+    ));
+    assert!(allows(&all, &at("/opt/own/tool", &["tool", "x"])));
+    // By the name of another one it is another one.
+    assert!(!allows(&all, &at("/usr/bin/nobody-knows-it", &["uname"])));
+}
+
 #[test]
 fn patterns_that_could_mean_more_are_refused() {
     for bad in [
