@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 use super::answer::Params;
 use super::messages::EndSessions;
 use super::methods::{About, Answer, Methods, Nothing, refused};
-use crate::exec::ExecRefusal;
+use crate::exec::{ExecRefusal, Spared};
 use crate::pairing::PairingRefusal;
 
 impl Methods {
@@ -41,7 +41,7 @@ impl Methods {
                 return match DeviceId::new(device) {
                     Ok(device) => {
                         let why = Invalidation::Reapproved;
-                        self.end_of(about, &device, why, answer).await
+                        self.end_of(about, &device, (why, None), answer).await
                     }
                     Err(_) => Ok(answer),
                 };
@@ -181,15 +181,17 @@ impl Methods {
         act: impl Future<Output = Result<Value, PairingRefusal>>,
     ) -> Answer {
         // Before its connections end, and with them what they run.
-        let keep = keep_running && Caller::of(about.principal).may_touch(device);
-        if keep {
-            self.exec.keep(device, true).await.map_err(run_refusal)?;
-        }
+        let spares = keep_running && Caller::of(about.principal).may_touch(device);
+        let spared = if spares {
+            Some(self.exec.spare(device).await.map_err(run_refusal)?)
+        } else {
+            None
+        };
         match act.await {
-            Ok(answer) => self.end_of(about, device, why, answer).await,
+            Ok(answer) => self.end_of(about, device, (why, spared), answer).await,
             Err(refusal) => {
-                if keep && let Err(error) = self.exec.keep(device, false).await {
-                    tracing::warn!(%error, "runs stay kept though nothing was changed");
+                if let Some(spared) = spared {
+                    self.exec.spare_not(spared).await;
                 }
                 Err(pairing_refusal(refusal))
             }
@@ -203,7 +205,7 @@ impl Methods {
         &self,
         about: About<'_>,
         device: &DeviceId,
-        why: Invalidation,
+        (why, spared): (Invalidation, Option<Spared>),
         answer: Value,
     ) -> Answer {
         let lives = self.pairing.lives(device).await.map_err(pairing_refusal)?;
@@ -211,7 +213,8 @@ impl Methods {
             holder: Holder::Device(device.clone()),
             lives,
         };
-        self.over(about, whose, why.close_reason(), answer).await
+        let reason = why.close_reason();
+        self.over_but(about, whose, (reason, spared), answer).await
     }
 
     /// See [`Self::end_of`]: for a device's pairing, and for a secret.
@@ -220,6 +223,16 @@ impl Methods {
         about: About<'_>,
         whose: Whose,
         reason: &'static str,
+        answer: Value,
+    ) -> Answer {
+        self.over_but(about, whose, (reason, None), answer).await
+    }
+
+    async fn over_but(
+        &self,
+        about: About<'_>,
+        whose: Whose,
+        (reason, spared): (&'static str, Option<Spared>),
         answer: Value,
     ) -> Answer {
         let closed = match self.sessions.get() {
@@ -234,7 +247,7 @@ impl Methods {
             None => true,
         };
         let approvals = self.approval.end_of(&whose.holder).await;
-        let runs = self.exec.end_of(&whose).await;
+        let runs = self.exec.end_of(&whose, spared).await;
         match (closed, approvals, runs) {
             (true, Ok(_), Ok(_)) => Ok(answer),
             (closed, approvals, runs) => {

@@ -12,7 +12,7 @@ use portcullis_core::time::Millis;
 use tokio::sync::mpsc;
 
 use super::messages::{
-    Accepted, Begin, ExecEvent, ExecMsg, ExecRefusal, ExecWiring, Note, RunResult,
+    Accepted, Begin, ExecEvent, ExecMsg, ExecRefusal, ExecWiring, Note, RunResult, Spared,
 };
 use super::run::{RunHandle, RunRoom, RunWiring};
 use crate::audit::{AuditError, AuditHandle};
@@ -40,7 +40,10 @@ struct Live {
     connection: String,
     principal: String,
     who: Principal,
-    kept: bool,
+    /// For these endings to come.
+    spared: BTreeSet<Spared>,
+    /// An ending has spared it: no connection's end is its own any more.
+    outlives: bool,
     key: String,
     only_asks: bool,
     handle: RunHandle,
@@ -74,6 +77,8 @@ pub struct Exec {
     live: BTreeMap<u64, Live>,
     endings: Vec<Ending>,
     next: u64,
+    /// Endings to come that were given a name.
+    endings_spared: u64,
     /// Agents whose refusals were recorded a moment ago, and how many were not since.
     refusals: BTreeMap<AgentId, (Instant, u64)>,
 }
@@ -104,6 +109,7 @@ impl Room for Exec {
             live: BTreeMap::new(),
             endings: Vec::new(),
             next: 0,
+            endings_spared: 0,
             refusals: BTreeMap::new(),
         })
     }
@@ -120,12 +126,16 @@ impl Room for Exec {
                 self.cancel(&run, &by, &connection, reply).await;
                 Ok(())
             }
-            ExecMsg::EndOf(whose, reply) => {
-                self.end_of(&whose, reply).await;
+            ExecMsg::EndOf(whose, spared, reply) => {
+                self.end_of(&whose, spared, reply).await;
                 Ok(())
             }
-            ExecMsg::Keep(device, on, reply) => {
-                reply.ok(self.keep(&device, on).await);
+            ExecMsg::Spare(device, reply) => {
+                reply.ok(self.spare(&device).await);
+                Ok(())
+            }
+            ExecMsg::SpareNot(spared) => {
+                self.spare_not(spared).await;
                 Ok(())
             }
             #[cfg(test)]
@@ -199,7 +209,8 @@ impl Exec {
                 connection: request.connection.clone(),
                 principal: request.principal.name(),
                 who: request.principal.clone(),
-                kept: false,
+                spared: BTreeSet::new(),
+                outlives: false,
                 key: request.idempotency_key.clone(),
                 only_asks: begin.only_ask.is_some(),
                 handle: handle.clone(),
@@ -300,10 +311,24 @@ impl Exec {
         }
     }
 
-    async fn end_of(&mut self, whose: &Whose, reply: Reply<usize, Infallible>) {
+    async fn end_of(
+        &mut self,
+        whose: &Whose,
+        spared: Option<Spared>,
+        reply: Reply<usize, Infallible>,
+    ) {
         let mut left = BTreeSet::new();
-        for (key, live) in &self.live {
-            if whose.is(&live.who) && !live.kept {
+        for (key, live) in &mut self.live {
+            if !whose.is(&live.who) {
+                continue;
+            }
+            // For this ending alone: the next one finds it, of whatever it is.
+            if spared.is_some_and(|spared| live.spared.remove(&spared)) {
+                live.outlives = true;
+                if let Some(lives) = whose.lives {
+                    live.who.generation = lives;
+                }
+            } else {
                 // One that is not reached any more has just ended.
                 live.handle.cancel().await;
                 left.insert(*key);
@@ -318,17 +343,25 @@ impl Exec {
     }
 
     /// Only what acts already: what waits for a person is a plan, and ends with who planned it.
-    async fn keep(&mut self, device: &DeviceId, on: bool) -> usize {
+    async fn spare(&mut self, device: &DeviceId) -> Spared {
         self.listen();
-        let mut count = 0;
+        self.endings_spared += 1;
+        let spared = Spared(self.endings_spared);
         for live in self.live.values_mut() {
-            if live.who.device() == Some(device) && live.intent.is_some() && live.kept != on {
-                live.kept = on;
-                live.handle.keep(on).await;
-                count += 1;
+            if live.who.device() == Some(device) && live.intent.is_some() {
+                live.spared.insert(spared);
+                live.handle.keep(true).await;
             }
         }
-        count
+        spared
+    }
+
+    async fn spare_not(&mut self, spared: Spared) {
+        for live in self.live.values_mut() {
+            if live.spared.remove(&spared) && live.spared.is_empty() && !live.outlives {
+                live.handle.keep(false).await;
+            }
+        }
     }
 
     fn run_ended(&mut self, key: u64, end: &ChildEnd) {

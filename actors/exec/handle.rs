@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use super::actor::Exec;
 use super::messages::{
-    Accepted, Begin, ExecEvent, ExecMsg, ExecRefusal, ExecWiring, OnlyAsk, RunRequest,
+    Accepted, Begin, ExecEvent, ExecMsg, ExecRefusal, ExecWiring, OnlyAsk, RunRequest, Spared,
 };
 use crate::supervision::{Handle, Policy, TreeBuilder};
 
@@ -100,29 +100,41 @@ impl ExecHandle {
             .map_err(|error| ExecRefusal::of_call(error, |refusal| refusal))
     }
 
-    /// Ends what runs, or waits to run, for those that are over, and answers when it has ended: how many. What is kept
-    /// goes on.
+    /// Ends what runs, or waits to run, for those that are over, and answers when it has ended: how many. What
+    /// [`Self::spare`] has spared for this very ending goes on, and belongs to the generation that lives.
     ///
     /// # Errors
     /// `DEADLINE`, `ROOM_DOWN`: not all of it was seen to end.
-    pub async fn end_of(&self, whose: &Whose) -> Result<usize, ExecRefusal> {
+    pub async fn end_of(
+        &self,
+        whose: &Whose,
+        spared: Option<Spared>,
+    ) -> Result<usize, ExecRefusal> {
         let whose = whose.clone();
         self.0
-            .call(END_WITHIN, |reply| ExecMsg::EndOf(whose, reply))
+            .call(END_WITHIN, |reply| ExecMsg::EndOf(whose, spared, reply))
             .await
             .map_err(|error| ExecRefusal::of_call(error, |never| match never {}))
     }
 
-    /// Lets what runs for a device now outlive its connections (`on`), or not; answers how many runs that changed.
+    /// Lets what runs for a device now outlive its connections, until [`Self::end_of`] is told of this ending, or
+    /// [`Self::spare_not`] that it does not come. Any other ending ends it.
     ///
     /// # Errors
     /// [`ExecRefusal`].
-    pub async fn keep(&self, device: &DeviceId, on: bool) -> Result<usize, ExecRefusal> {
+    pub async fn spare(&self, device: &DeviceId) -> Result<Spared, ExecRefusal> {
         let device = device.clone();
         self.0
-            .call(WITHIN, |reply| ExecMsg::Keep(device, on, reply))
+            .call(WITHIN, |reply| ExecMsg::Spare(device, reply))
             .await
             .map_err(|error| ExecRefusal::of_call(error, |never| match never {}))
+    }
+
+    /// Nothing was changed: what was spared ends with its connections again, also where they have ended meanwhile.
+    pub async fn spare_not(&self, spared: Spared) {
+        if let Err(error) = self.0.tell(ExecMsg::SpareNot(spared)).await {
+            tracing::warn!(%error, "runs outlive their connections though nothing was changed");
+        }
     }
 
     /// Breaks a run's actor.

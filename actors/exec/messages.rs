@@ -259,6 +259,10 @@ pub struct Begin {
     pub events: mpsc::Sender<ExecEvent>,
 }
 
+/// Names one ending of a credential, to come, that spares what runs. Every other one ends it all the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Spared(pub(super) u64);
+
 /// To the room.
 pub enum ExecMsg {
     /// Begin a run.
@@ -274,10 +278,13 @@ pub enum ExecMsg {
         /// The answer.
         reply: Reply<(), ExecRefusal>,
     },
-    /// Ends what runs, or waits to run, for these; answers how many ended, when they have. Kept ones go on.
-    EndOf(Whose, Reply<usize, Infallible>),
-    /// Runs of this device that have begun outlive its connections, or do so no more; answers how many.
-    Keep(DeviceId, bool, Reply<usize, Infallible>),
+    /// Ends what runs, or waits to run, for these; answers how many ended, when they have. What is spared for this ending
+    /// goes on.
+    EndOf(Whose, Option<Spared>, Reply<usize, Infallible>),
+    /// Runs of this device that have begun outlive its connections until its ending comes, which spares them.
+    Spare(DeviceId, Reply<Spared, Infallible>),
+    /// That ending does not come.
+    SpareNot(Spared),
     /// A test breaks a run's actor.
     #[cfg(test)]
     Break(RunId),

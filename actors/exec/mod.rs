@@ -18,6 +18,7 @@ mod hosted;
 mod messages;
 mod open;
 mod operands;
+mod reach;
 mod run;
 mod user;
 
@@ -28,7 +29,7 @@ pub use handle::ExecHandle;
 pub use hosted::{Hosted, HostedNews, HostedPlan, HostedRequest, HostedRun};
 pub use messages::{
     Accepted, AgentLimits, ExecEvent, ExecMsg, ExecRefusal, ExecWiring, OnlyAsk, RunRequest,
-    RunResult,
+    RunResult, Spared,
 };
 pub use portcullis_cell::Stream;
 pub use user::{uid_of, uids};

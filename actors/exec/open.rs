@@ -1,12 +1,11 @@
 //! Opening what will run on the host: once, by descriptor, with its digest. What another user could change is copied to sealed memory first.
 //! Everything here blocks: it runs on a blocking thread.
 
-use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use portcullis_core::codes::{self, Code};
 use portcullis_core::display;
@@ -17,10 +16,9 @@ use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use super::messages::ExecRefusal;
+use super::reach::{Way, may, reaches, walk};
 use super::user::User;
 
-/// `f_type` of procfs: what lies there is another thing in each process.
-pub const PROC: u64 = 0x9fa0;
 /// Largest program.
 const MOST: u64 = 1 << 30;
 /// Largest program that is copied into memory.
@@ -35,6 +33,13 @@ pub struct Place {
     pub user: User,
     /// Canonical paths out of every host command's reach.
     pub masked: Vec<PathBuf>,
+}
+
+impl Place {
+    /// Is it out of reach?
+    pub fn is_masked(&self, path: &Path) -> bool {
+        self.masked.iter().any(|masked| path.starts_with(masked))
+    }
 }
 
 /// An opened file, and what was opened.
@@ -154,8 +159,10 @@ fn find(name: &str, cwd: &str) -> Result<PathBuf, ExecRefusal> {
 /// The one spelling of a path, outside what is masked. What is not there, what its user does not reach, and what is the
 /// gateway's own have one answer: otherwise a root gateway would tell its agents what lies in folders that are closed to them.
 fn canonical(place: &Place, path: &Path) -> Result<(PathBuf, String), ExecRefusal> {
-    let found = walk(path, &place.user)
-        .filter(|found| !place.masked.iter().any(|masked| found.starts_with(masked)));
+    let found = match walk(path, &place.user) {
+        Way::To(found) if !place.is_masked(&found) => Some(found),
+        _ => None,
+    };
     let Some(found) = found else {
         return Err(refuse(
             codes::COMMAND_NOT_FOUND,
@@ -171,52 +178,6 @@ fn canonical(place: &Place, path: &Path) -> Result<(PathBuf, String), ExecRefusa
             "its path is not UTF-8 or longer than 4096 bytes",
         )),
     }
-}
-
-/// Follows a path as this user would: each folder on the way, those that links name among them, must let him through. A link
-/// of the process file system is followed by nobody: it leads where its text does not say.
-pub fn walk(path: &Path, user: &User) -> Option<PathBuf> {
-    const LINKS: usize = 40;
-    let mut at = PathBuf::from("/");
-    let mut todo: Vec<OsString> = parts(path);
-    let mut links = 0;
-    while let Some(part) = todo.pop() {
-        let folder = at.symlink_metadata().ok()?;
-        if !folder.is_dir() || !may(&folder, user, 0o1) {
-            return None;
-        }
-        if part == ".." {
-            at.pop();
-            continue;
-        }
-        let next = at.join(&part);
-        let found = next.symlink_metadata().ok()?;
-        if !found.is_symlink() {
-            at = next;
-            continue;
-        }
-        links += 1;
-        let stat = rustix::fs::statfs(&at).ok()?;
-        if links > LINKS || u64::try_from(stat.f_type).is_ok_and(|kind| kind == PROC) {
-            return None;
-        }
-        let target = next.read_link().ok()?;
-        if target.is_absolute() {
-            at = PathBuf::from("/");
-        }
-        todo.extend(parts(&target));
-    }
-    Some(at)
-}
-
-/// Last first.
-fn parts(path: &Path) -> Vec<OsString> {
-    let parts = path.components().rev().filter_map(|part| match part {
-        Component::Normal(name) => Some(name.to_owned()),
-        Component::ParentDir => Some("..".into()),
-        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
-    });
-    parts.collect()
 }
 
 fn open_path(path: &Path) -> Result<File, ExecRefusal> {
@@ -252,7 +213,7 @@ impl Folder {
         let data = file
             .metadata()
             .map_err(|error| refuse(codes::INVALID_PARAMS, &canonical, format!("cwd: {error}")))?;
-        let reached = may(&data, &place.user, 0o1) && reaches(&canonical, &place.user);
+        let reached = may(&canonical, &data, &place.user, 0o1) && reaches(&canonical, &place.user);
         if !data.is_dir() || !reached {
             return Err(refuse(
                 codes::INVALID_PARAMS,
@@ -280,7 +241,7 @@ impl Opened {
         if !data.is_file() {
             return Err(wrong("is no file"));
         }
-        if !may(&data, user, 0o1) || !reaches(&path, user) {
+        if !may(&path, &data, user, 0o1) || !reaches(&path, user) {
             return Err(wrong(&format!("user {} may not execute it", user.name)));
         }
         if data.len() > MOST {
@@ -316,7 +277,7 @@ impl Opened {
             ));
         }
         // What it is copied into may be read by the user, so the original must be as well, or a secret text would leak.
-        if !may(&data, user, 0o4) {
+        if !may(&path, &data, user, 0o4) {
             return Err(wrong(&format!("user {} may not read it", user.name)));
         }
         let (sha256, fd) = sealed(&file, MOST_COPIED).map_err(failed)?;
@@ -372,25 +333,6 @@ impl Opened {
             argument,
         }))
     }
-}
-
-/// By the mode bits alone: an access list can only make this stricter than the kernel.
-pub fn may(data: &std::fs::Metadata, user: &User, bit: u32) -> bool {
-    let shift = if data.uid() == user.uid {
-        6
-    } else if data.gid() == user.gid {
-        3
-    } else {
-        0
-    };
-    data.mode() & (bit << shift) != 0
-}
-
-/// May the user walk there? A descriptor of ours must not open what a path would not.
-pub fn reaches(path: &Path, user: &User) -> bool {
-    path.ancestors()
-        .skip(1)
-        .all(|folder| folder.metadata().is_ok_and(|data| may(&data, user, 0o1)))
 }
 
 /// Can nobody but root put another file in its place?

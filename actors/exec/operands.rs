@@ -12,10 +12,10 @@ use portcullis_core::plan::{
 };
 use portcullis_core::policy::{CommandKind, Reading, Word, kind_of_command, words};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
-use rustix::io::Errno;
 
 use super::messages::ExecRefusal;
-use super::open::{PROC, Place, digest, is_local, may, parents_are_roots, reaches, sealed, walk};
+use super::open::{Place, digest, is_local, parents_are_roots, sealed};
+use super::reach::{PROC, Way, may, reaches, walk};
 
 /// Of a script that is not there, and of one that is closed to the user: which of them is nobody's to know.
 const NONE_THERE: &str = "is the file that would be run, and its user finds none there";
@@ -180,41 +180,42 @@ impl Command<'_> {
         let runs = matches!(word.reading, Reading::Code | Reading::Script);
         // Joining an absolute name gives that name.
         let asked = Path::new(self.cwd).join(name);
-        if word.reading == Reading::Script && walk(&asked, &self.place.user).is_none() {
-            return Err(self.refuse(word, NONE_THERE));
-        }
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::NO_MAGICLINKS;
-        let opened = rustix::fs::openat2(CWD, &asked, flags, Mode::empty(), resolve);
-        let file = match opened {
-            Ok(fd) => File::from(fd),
-            // A magic link, or a circle of plain ones, which names nothing.
-            Err(Errno::LOOP) if asked.metadata().is_ok() => {
-                return self.open(word, asked, Unkept::NoFile, runs);
+        let user = &self.place.user;
+        let is_runner = word.reading == Reading::May
+            && kind_of_command(self.executable, self.argv) == CommandKind::Runner;
+        // As its user first: what he does not reach, and what is the gateway's own, is as if it were not there. A gateway that
+        // looked as root would tell its agents what lies in folders that are closed to them.
+        let path = match walk(&asked, user) {
+            Way::To(path) if !self.place.is_masked(&path) => path,
+            Way::To(_) | Way::Nowhere => return Ok(None),
+            Way::Elsewhere => {
+                let listed = runs || (is_runner && !asked.starts_with("/dev"));
+                return self.open(word, asked, Unkept::NoFile, listed);
             }
-            Err(_) => return Ok(None),
+        };
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        // Whoever turns a link or a folder meanwhile gets nothing for it.
+        let resolve = ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;
+        let opened = rustix::fs::openat2(CWD, &path, flags, Mode::empty(), resolve);
+        let Ok(file) = opened.map(File::from) else {
+            return Ok(None);
         };
         let Ok(data) = file.metadata() else {
             return Ok(None);
         };
         let place = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
-        let Ok(path) = place else {
+        if place.ok().as_ref() != Some(&path) || !reaches(&path, user) {
             return Ok(None);
-        };
+        }
         let kind = data.file_type();
-        let listed = runs
-            || (word.reading == Reading::May
-                && !kind.is_char_device()
-                && kind_of_command(self.executable, self.argv) == CommandKind::Runner);
+        let listed = runs || (is_runner && !kind.is_char_device());
         if data.is_dir() {
             return self.open(word, path, Unkept::Folder, listed);
         }
         if !data.is_file() || is_proc(&file) {
             return self.open(word, path, Unkept::NoFile, listed);
         }
-        let user = &self.place.user;
-        let own = self.place.masked.iter().any(|m| path.starts_with(m));
-        if own || !may(&data, user, 0o4) || !reaches(&path, user) {
+        if !may(&path, &data, user, 0o4) {
             return self.open(word, path, Unkept::Unreadable, true);
         }
         if data.len() > MOST {

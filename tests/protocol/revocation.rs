@@ -300,3 +300,50 @@ async fn a_revocation_ends_runs_before_it_answers_unless_they_are_to_be_kept() {
         "{shown}"
     );
 }
+
+/// The bug: what a device had spared once, by a change of its own token, outlived its revocation, its removal, and a change of
+/// the shared token.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_spared_once_ends_with_the_next_ending_of_its_device_or_of_its_secret() {
+    let mut gateway = Gateway::prepared(&[("gateway.local.local_trust", "false")]);
+    gateway.unset("PORTCULLIS_GATEWAY_TOKEN");
+    gateway.launch();
+    let mut operator = admin(&gateway).await;
+    let rights = [ALL, &["operator.pairing"]].concat();
+    for ending in [
+        "device.token.revoke",
+        "device.pair.remove",
+        "auth.token.rotate",
+    ] {
+        let shared = operator.get("auth.token.rotate", json!({})).await["token"].clone();
+        let device = Device::new();
+        let connect = Connect::bare()
+            .auth(json!({ "token": shared }))
+            .scopes(&rights)
+            .device(&device);
+        let (error, _) = Client::dial(&gateway).await.denied(&connect).await;
+        let request = json!({ "requestId": error["details"]["requestId"] });
+        operator.get("device.pair.approve", request).await;
+        let mut theirs = Client::dial(&gateway).await;
+        theirs.hello(&connect).await;
+        let run = started(&mut theirs, "echo; sleep 600").await;
+        let mut how = which(&device);
+        how["keepRunning"] = json!(true);
+        assert_eq!(theirs.call("device.token.rotate", how).await["ok"], true);
+        let looks = json!({"action": "exec.run", "object": run});
+        let found = operator.get("audit.query", looks.clone()).await;
+        assert!(
+            found["records"][0]["outcome"].is_null(),
+            "it was spared: {found}"
+        );
+        let params = match ending {
+            "device.token.revoke" => which(&device),
+            "device.pair.remove" => json!({ "deviceId": device.id() }),
+            _ => json!({}),
+        };
+        operator.get(ending, params).await;
+        let found = operator.get("audit.query", looks).await;
+        let end = &found["records"][0]["outcome"];
+        assert!(end.to_string().contains("cancelled"), "{ending}: {found}");
+    }
+}

@@ -50,18 +50,23 @@ pub async fn interrupted(
             None => std::future::pending().await,
         }
     };
+    let is_kept_no_more = async || {
+        // What keeps it goes with the run's own room.
+        let _ = kept.clone().until(|kept| !kept).await;
+    };
     let ended = async {
         match session.until(Option::is_some).await.flatten() {
-            Some(reason) if !kept.get() => reason,
-            _ => std::future::pending().await,
+            Some(reason) => {
+                is_kept_no_more().await;
+                reason
+            }
+            None => std::future::pending().await,
         }
     };
     let gone = async {
         events.closed().await;
         tokio::time::sleep(lost_after).await;
-        if kept.get() {
-            std::future::pending::<()>().await;
-        }
+        is_kept_no_more().await;
     };
     tokio::select! {
         biased;

@@ -1,10 +1,11 @@
 //! Files that a host command's words name: what was approved is what is read, or nothing runs.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use portcullis_core::approval::Word;
 use portcullis_core::codes;
-use portcullis_core::plan::Target;
+use portcullis_core::plan::{MAX_OPERANDS, Target};
 
 use super::harness::{Ended, Folders, House, finish, house};
 
@@ -265,5 +266,84 @@ async fn a_question_taken_up_after_a_restart_is_about_the_same_text() {
     again.session = house.session.reader();
     let refused = house.begin(again).await.unwrap_err();
     assert_eq!(refused.code, codes::PLAN_CHANGED);
+    house.end().await;
+}
+
+/// The bug: words other than scripts were looked at as root. A file that was there took the last place on the list, and the
+/// refusal told an agent so, of any path.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_closed_to_the_commands_user_is_as_if_it_were_not_there() {
+    if !rustix::process::geteuid().is_root() {
+        println!("NOT RUN: only root gives its commands another user");
+        return;
+    }
+    let folders = Folders::new();
+    let mut house = house(&folders, 1).await;
+    let script = folders.path("x.sh");
+    write(&script, "true");
+    let fill: Vec<String> = (0..MAX_OPERANDS - 2)
+        .map(|n| {
+            let path = folders.path(&format!("f{n}"));
+            write(&path, "x");
+            format!("A{n}={}", path.display())
+        })
+        .collect();
+    let closed = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(closed.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+    write(&closed.path().join("there"), "x");
+    write(&folders.state.path().join("there"), "x");
+    let own = std::process::id();
+    let there = closed.path().join("there").display().to_string();
+    let missing = closed.path().join("missing").display().to_string();
+    let state = folders.state.path().display();
+    let argv = |path: &str| -> Vec<String> {
+        let name = format!("P={path}");
+        let script = ["sh", script.to_str().unwrap()].map(str::to_owned);
+        [
+            vec!["env".to_owned()],
+            fill.clone(),
+            vec![name],
+            script.to_vec(),
+        ]
+        .concat()
+    };
+    for path in [
+        &there,
+        &missing,
+        &format!("{state}/there"),
+        &format!("{state}/missing"),
+    ] {
+        let argv = argv(path);
+        let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+        let request = house.request(Target::Host, &argv);
+        let begun = house.begin(request).await;
+        let (accepted, seen) = begun.unwrap_or_else(|error| panic!("{path}: {error}"));
+        let record = house.answer(&accepted, Word::Deny).await;
+        let shown = portcullis_core::approval::record_json(&record);
+        let operands = shown["request"]["operands"].to_string();
+        assert!(
+            !operands.contains("there") && !operands.contains("missing"),
+            "{operands}"
+        );
+        finish(seen).await;
+    }
+    // What a link of the process file system leads to is not looked at: with or without a file it takes a place.
+    for to in [format!("/proc/{own}/root"), "/dev/fd/../root".to_owned()] {
+        let mut said = vec![];
+        for path in [&there, &missing] {
+            let argv = argv(&format!("{to}{path}"));
+            let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+            let request = house.request(Target::Host, &argv);
+            said.push(match house.begin(request).await {
+                Ok((accepted, seen)) => {
+                    house.answer(&accepted, Word::Deny).await;
+                    finish(seen).await;
+                    "a question".to_owned()
+                }
+                Err(refusal) => refusal.to_string(),
+            });
+        }
+        assert_eq!(said[0], said[1], "{to}");
+    }
     house.end().await;
 }
