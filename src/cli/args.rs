@@ -61,7 +61,7 @@ pub struct Global {
 pub enum Command {
     /// Run the gateway in the foreground
     Gateway(GatewayArgs),
-    /// Make what a first start needs, run the gateway, and say in five lines how to use it
+    /// Make what a first start needs, run the gateway, and say in six lines how to use it
     Up(GatewayArgs),
     /// Run a command for an agent, in its sandbox
     Exec(ExecArgs),

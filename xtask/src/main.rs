@@ -6,6 +6,7 @@
 mod bench;
 mod cargo;
 mod clients;
+mod demo;
 mod fuzz;
 mod guards;
 mod lint;
@@ -33,6 +34,7 @@ cargo xtask COMMAND [OPTIONS] [-- ARGUMENTS]
   long    the full counts: kills, power, panics, faults, race, fuzz, guards, abuse, sockets, soak
           (cargo xtask long [PART]; cargo xtask long fuzz -- --seconds N)
   bench   the figures, as ratios against a limit measured in the same run (cargo xtask bench [NAME])
+  demo    show with a gateway of its own what is promised of vault and log (cargo xtask demo evidence)
   deny    licences, bans, sources, and advisories where the database can be reached
   help    this text
 
@@ -68,6 +70,7 @@ fn run() -> Result<u8> {
         "lint" => lint::run(&options),
         "long" => long::run(&options),
         "bench" => bench::run(&options),
+        "demo" => demo::run(&options),
         "deny" => lint::run_deny(&options),
         "help" | "--help" | "-h" => {
             print!("{HELP}");
