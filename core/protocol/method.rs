@@ -13,6 +13,8 @@ pub enum Access {
     Anyone,
     /// Operators with this scope.
     Operator(Scope),
+    /// Operators with any scope, and nodes: who is paired may hold the gateway to what it was.
+    Holder,
     /// Nodes only.
     Node,
     /// Agents with the scope `exec`, and operators who may act for an agent.
@@ -21,7 +23,7 @@ pub enum Access {
 
 /// Name and access of each method, in the order of `hello-ok`.
 pub const METHODS: &[(&str, Access)] = {
-    use Access::{AgentOrActAs, Anyone, Node, Operator};
+    use Access::{AgentOrActAs, Anyone, Holder, Node, Operator};
     use Scope::{Admin, Approvals, Auditor, Pairing, Read, Write};
     &[
         ("health", Anyone),
@@ -100,9 +102,9 @@ pub const METHODS: &[(&str, Access)] = {
         ("audit.export", Operator(Auditor)),
         ("audit.prove", Operator(Auditor)),
         ("audit.verify", Operator(Auditor)),
-        // Hashes and sizes: whoever may see the gateway may hold its log to what it was.
-        ("audit.checkpoint", Operator(Read)),
-        ("audit.consistency", Operator(Read)),
+        // Hashes and sizes.
+        ("audit.checkpoint", Holder),
+        ("audit.consistency", Holder),
         ("dashboard.code", Operator(Admin)),
         ("tls.show", Operator(Admin)),
         ("tls.reload", Operator(Admin)),
@@ -159,6 +161,12 @@ pub fn admit(principal: &Principal, method: &str) -> Result<(), ErrorBody> {
             Role::Agent => need(principal, Scope::Exec),
             Role::Operator => need(principal, Scope::ActAs),
             Role::Node => Err(wrong_role(principal.role)),
+        },
+        Some(Access::Holder) => match principal.role {
+            Role::Node => Ok(()),
+            Role::Operator if !principal.scopes.is_empty() => Ok(()),
+            Role::Operator => need(principal, Scope::Read),
+            Role::Agent => Err(wrong_role(principal.role)),
         },
         Some(Access::Node) => {
             if principal.role == Role::Node {
@@ -229,7 +237,7 @@ mod tests {
             let node = principal(Role::Node, &[Scope::Admin, Scope::Exec]);
             assert_eq!(
                 admit(&node, name).is_ok(),
-                matches!(access, Access::Anyone | Access::Node),
+                matches!(access, Access::Anyone | Access::Node | Access::Holder),
                 "{name}"
             );
             let admin = principal(Role::Operator, &[Scope::Admin]);

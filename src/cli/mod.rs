@@ -27,6 +27,7 @@ use portcullis_core::codes;
 
 pub use args::{Cli, Command, GatewayArgs, Global, Node, NodeRun};
 pub use failure::Failure;
+pub use out::note;
 pub use state::{identity_file, remote, state_dir};
 
 use out::Out;

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::address::Address;
 use super::device::{Credential, Device, Who};
 use super::keys::{Keys, Place};
-use super::wire::Client;
+use super::wire::{Client, Door};
 use crate::cli::Failure;
 use crate::identity;
 use crate::show::text::typed;
@@ -99,6 +99,11 @@ impl Session {
     /// Where it goes.
     pub fn url(&self) -> String {
         self.remote.address.url()
+    }
+
+    /// The way to this gateway.
+    pub fn door(&self) -> Door {
+        Door::Remote(Box::new(self.remote.clone()))
     }
 
     /// Connects as this device: with the token that the gateway gave it, else with the shared one. A new device token is

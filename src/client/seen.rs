@@ -20,42 +20,164 @@ use crate::show::value::field;
 /// Larger than any checkpoint.
 const MAX_FILE: u64 = 16 * 1024;
 
-/// Compares the gateway's log with what was seen of it last, and keeps what it is now. Does nothing where there is no place
-/// for it.
+/// A comparison under way, question by question, so that who has other things to hear meanwhile can hear them.
+pub struct Comparing {
+    path: PathBuf,
+    first_key: String,
+    /// What was seen, and what is told now: what a proof is waited for.
+    asked: Option<(SignedCheckpoint, SignedCheckpoint)>,
+}
+
+/// What comes next.
+pub enum Step {
+    /// This is to be asked.
+    Ask(&'static str, Value),
+    /// It fits; the log's first public key, of a gateway that has one.
+    Done(Option<String>),
+}
+
+impl Comparing {
+    /// Begins: what is asked first. `None` where there is no place to keep a checkpoint.
+    pub fn start(door: &Door) -> Option<(Self, Step)> {
+        let begun = Self {
+            path: place(door)?,
+            first_key: String::new(),
+            asked: None,
+        };
+        Some((begun, Step::Ask("audit.checkpoint", json!({}))))
+    }
+
+    /// Takes the answer to what was asked.
+    ///
+    /// # Errors
+    /// `AUDIT_FORKED`: the log does not go on from what was seen. Others: it could not be compared.
+    pub fn answered(&mut self, answer: Result<Value, Failure>) -> Result<Step, Failure> {
+        match self.asked.take() {
+            None => self.told(answer),
+            Some((before, now)) => self.proven(answer, &before, &now),
+        }
+    }
+
+    fn told(&mut self, answer: Result<Value, Failure>) -> Result<Step, Failure> {
+        let path = &self.path;
+        let told = match answer {
+            Ok(told) => told,
+            // A gateway of before there were checkpoints has none to compare.
+            Err(failure) if failure.code == codes::UNKNOWN_METHOD.name => {
+                return Ok(Step::Done(None));
+            }
+            Err(failure) => return Err(failure),
+        };
+        let now = read_told(&told).ok_or_else(|| forked(path, "its checkpoint is none"))?;
+        field(&told, "firstKey").clone_into(&mut self.first_key);
+        let before = match std::fs::symlink_metadata(path) {
+            Ok(meta) if meta.is_file() && meta.len() <= MAX_FILE => {
+                let text = std::fs::read_to_string(path).unwrap_or_default();
+                let unreadable = |_| forked(path, "what was seen of it cannot be read any more");
+                SignedCheckpoint::parse(&text).map_err(unreadable)?
+            }
+            Ok(_) => return Err(forked(path, "what was seen of it is no plain file")),
+            Err(_) => return Ok(self.done(&now)),
+        };
+        let (old, new) = (&before.checkpoint, &now.checkpoint);
+        if old.origin != new.origin {
+            let why = format!(
+                "it is another log: {} was seen, and it is {}",
+                old.origin, new.origin
+            );
+            return Err(forked(path, &why));
+        }
+        if new.size < old.size {
+            let why = format!("it has {} records, and had {}", new.size, old.size);
+            return Err(forked(path, &why));
+        }
+        if old == new {
+            return Ok(Step::Done(Some(self.first_key.clone())));
+        }
+        let params = json!({ "old": old.size, "new": new.size });
+        self.asked = Some((before, now));
+        Ok(Step::Ask("audit.consistency", params))
+    }
+
+    fn proven(
+        &self,
+        answer: Result<Value, Failure>,
+        before: &SignedCheckpoint,
+        now: &SignedCheckpoint,
+    ) -> Result<Step, Failure> {
+        let (old, new) = (&before.checkpoint, &now.checkpoint);
+        let proof = match answer {
+            Ok(proof) => proof,
+            Err(failure) if failure.retryable => return Err(failure),
+            Err(failure) => {
+                let why = format!(
+                    "it does not prove that it goes on from {} records: {}",
+                    old.size, failure.message
+                );
+                return Err(forked(&self.path, &why));
+            }
+        };
+        let path: Option<Vec<Hash32>> =
+            serde_json::from_value(proof.get("path").cloned().unwrap_or_default()).ok();
+        let holds = path
+            .is_some_and(|path| check_consistency(old.size, &old.root, new.size, &new.root, &path));
+        if !holds {
+            let why = format!(
+                "the first {} records are not those that were seen",
+                old.size
+            );
+            return Err(forked(&self.path, &why));
+        }
+        Ok(self.done(now))
+    }
+
+    fn done(&self, now: &SignedCheckpoint) -> Step {
+        // One that cannot be kept is compared with what was kept before.
+        drop(keep(&self.path, now));
+        Step::Done(Some(self.first_key.clone()))
+    }
+}
+
+/// Compares the gateway's log with what was seen of it last, and keeps what it is now. Gives the log's first public key;
+/// none of a gateway without checkpoints, and where there is no place to keep one.
 ///
 /// # Errors
 /// `AUDIT_FORKED`: the log does not go on from what was seen.
-pub async fn compare(client: &mut Client, door: &Door) -> Result<(), Failure> {
-    let Some(path) = place(door) else {
-        return Ok(());
+pub async fn compare(client: &mut Client, door: &Door) -> Result<Option<String>, Failure> {
+    let Some((mut comparing, mut step)) = Comparing::start(door) else {
+        return Ok(None);
     };
-    let told = match client.call("audit.checkpoint", json!({})).await {
-        Ok(told) => told,
-        // A gateway of before there were checkpoints has none to compare.
-        Err(failure) if failure.code == codes::UNKNOWN_METHOD.name => return Ok(()),
-        Err(failure) => return Err(failure),
-    };
-    let now = read_told(&told).ok_or_else(|| forked(&path, "its checkpoint is none"))?;
-    let before = match std::fs::symlink_metadata(&path) {
-        Ok(meta) if meta.is_file() && meta.len() <= MAX_FILE => {
-            let text = std::fs::read_to_string(&path).unwrap_or_default();
-            let note = SignedCheckpoint::parse(&text);
-            Some(note.map_err(|_| forked(&path, "what was seen of it cannot be read any more"))?)
-        }
-        Ok(_) => return Err(forked(&path, "what was seen of it is no plain file")),
-        Err(_) => None,
-    };
-    if let Some(before) = &before {
-        if let Some(why) = differs(client, before, &now).await? {
-            return Err(forked(&path, &why));
-        }
-        if before.checkpoint == now.checkpoint {
-            return Ok(());
+    loop {
+        match step {
+            Step::Done(first_key) => return Ok(first_key),
+            Step::Ask(method, params) => {
+                step = comparing.answered(client.call(method, params).await)?;
+            }
         }
     }
-    // One that cannot be kept is compared with what was kept before.
-    drop(keep(&path, &now));
-    Ok(())
+}
+
+/// As [`compare`], before anything else is asked of a gateway elsewhere. One that was seen and cannot be compared now is
+/// told so and goes on: a gateway whose log is broken must be mended by somebody.
+///
+/// # Errors
+/// `AUDIT_FORKED`.
+pub async fn hold(client: &mut Client, door: &Door) -> Result<(), Failure> {
+    match compare(client, door).await {
+        Ok(_) => Ok(()),
+        Err(failure) if failure.code == codes::AUDIT_FORKED.name => Err(failure),
+        // Of a gateway of before such sessions could ask.
+        Err(failure) if failure.code == codes::MISSING_SCOPE.name => Ok(()),
+        Err(_) if kept(door).is_none() => Ok(()),
+        Err(failure) => {
+            let why = format!(
+                "the gateway's audit log could not be compared with what was seen of it: {}",
+                failure.message
+            );
+            crate::cli::note(&why);
+            Ok(())
+        }
+    }
 }
 
 /// What was seen of it last, if there is any.
@@ -73,49 +195,6 @@ fn read_told(told: &Value) -> Option<SignedCheckpoint> {
     let note = SignedCheckpoint::parse(field(told, "note")).ok()?;
     let key = parse_first_key(field(told, "firstKey"))?;
     (origin(&key) == note.checkpoint.origin).then_some(note)
-}
-
-/// What does not fit; `None`: it is the same log, further on.
-async fn differs(
-    client: &mut Client,
-    before: &SignedCheckpoint,
-    now: &SignedCheckpoint,
-) -> Result<Option<String>, Failure> {
-    let (old, new) = (&before.checkpoint, &now.checkpoint);
-    if old.origin != new.origin {
-        return Ok(Some(format!(
-            "it is another log: {} was seen, and it is {}",
-            old.origin, new.origin
-        )));
-    }
-    if new.size < old.size {
-        return Ok(Some(format!(
-            "it has {} records, and had {}",
-            new.size, old.size
-        )));
-    }
-    let params = json!({ "old": old.size, "new": new.size });
-    let proof = match client.call("audit.consistency", params).await {
-        Ok(proof) => proof,
-        Err(failure) if failure.retryable => return Err(failure),
-        Err(failure) => {
-            let why = format!(
-                "it does not prove that it goes on from {} records: {}",
-                old.size, failure.message
-            );
-            return Ok(Some(why));
-        }
-    };
-    let path: Option<Vec<Hash32>> =
-        serde_json::from_value(proof.get("path").cloned().unwrap_or_default()).ok();
-    let holds =
-        path.is_some_and(|path| check_consistency(old.size, &old.root, new.size, &new.root, &path));
-    Ok((!holds).then(|| {
-        format!(
-            "the first {} records are not those that were seen",
-            old.size
-        )
-    }))
 }
 
 fn forked(path: &Path, why: &str) -> Failure {

@@ -23,6 +23,7 @@ use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 use super::address::{Address, Stream};
 use super::device::Who;
 use super::remote::Remote;
+use super::seen;
 use crate::cli::Failure;
 use crate::show::text::clean;
 
@@ -126,7 +127,9 @@ impl Client {
             }
             Door::Remote(remote) => {
                 let session = remote.as_ref().clone().open(Role::Operator).await?;
-                session.connect(&who).await
+                let mut client = session.connect(&who).await?;
+                seen::hold(&mut client, door).await?;
+                Ok(client)
             }
         }
     }

@@ -61,6 +61,10 @@ pub const CSP: &str = "default-src 'none'; style-src 'self'; img-src 'self'; for
 pub const CSP_LOGIN: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
     form-action 'self'; frame-ancestors 'none'; base-uri 'none'; require-trusted-types-for 'script'; trusted-types 'none'";
 
+/// Of the page between login and page: one script of ours, which asks us for a proof.
+pub const CSP_SEEN: &str = "default-src 'none'; script-src 'self'; connect-src 'self'; style-src 'self'; img-src 'self'; \
+    form-action 'self'; frame-ancestors 'none'; base-uri 'none'; require-trusted-types-for 'script'; trusted-types 'none'";
+
 /// `text/html`.
 pub const HTML: &str = "text/html; charset=utf-8";
 

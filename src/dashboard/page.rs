@@ -11,7 +11,7 @@ use hyper::header::{self, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use portcullis_actors::dashboard::{DashboardConfig, DashboardError, DashboardHandle, Secret};
 use portcullis_actors::supervision::TreeWindow;
-use portcullis_core::audit::Entry;
+use portcullis_core::audit::{Entry, SignedCheckpoint};
 use portcullis_core::auth::{Door, Principal, Proof, Role};
 use portcullis_core::codes;
 use portcullis_core::dashboard::Session;
@@ -20,7 +20,7 @@ use portcullis_core::protocol::method;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::http::{self, BadForm, CSP, CSP_LOGIN, HTML, answer, redirect};
+use super::http::{self, BadForm, CSP, CSP_LOGIN, CSP_SEEN, HTML, answer, redirect};
 use super::login;
 use super::render::{self, Content, Notice};
 
@@ -117,6 +117,9 @@ impl<C: Calls> Page<C> {
             "/" | "/live"
                 | "/login"
                 | "/login.js"
+                | "/seen"
+                | "/seen.js"
+                | "/seen/proof"
                 | "/style.css"
                 | "/icon.svg"
                 | "/favicon.ico"
@@ -176,6 +179,17 @@ impl<C: Calls> Page<C> {
                 render::LOGIN_JS,
                 CSP,
             ),
+            "/seen.js" => answer(
+                StatusCode::OK,
+                "text/javascript; charset=utf-8",
+                render::SEEN_JS,
+                CSP,
+            ),
+            "/seen" | "/seen/proof" => match self.visitor(request, tls, true).await {
+                Ok(visitor) if path == "/seen" => self.seen(&visitor).await,
+                Ok(visitor) => self.proof(&visitor, request.uri().query()).await,
+                Err(response) => response,
+            },
             "/icon.svg" | "/favicon.ico" => {
                 answer(StatusCode::OK, "image/svg+xml", render::ICON, CSP)
             }
@@ -247,7 +261,7 @@ impl<C: Calls> Page<C> {
                 tracing::info!(target: "portcullis", by = session.by, "page session opened");
                 let seconds = self.config.dashboard.session_hours.saturating_mul(3600);
                 with_cookie(
-                    redirect("/"),
+                    redirect("/seen"),
                     &login::set_cookie(&self.cookie(tls), &key, tls, seconds),
                 )
             }
@@ -382,6 +396,40 @@ impl<C: Calls> Page<C> {
             live,
         };
         answer(status, HTML, render::page(&content), CSP)
+    }
+
+    /// The newest checkpoint, for a browser to compare. A log that cannot be signed now keeps nobody from the page.
+    async fn seen(&self, visitor: &Visitor) -> Answer {
+        let principal = visitor.principal();
+        let told = self.call(&principal, "audit.checkpoint", json!({}), READ_WITHIN);
+        let note = told.await.ok();
+        let note = note.and_then(|told| SignedCheckpoint::parse(told["note"].as_str()?).ok());
+        let Some(SignedCheckpoint { checkpoint, .. }) = note else {
+            return redirect("/");
+        };
+        let root = checkpoint.root.to_string();
+        let page = render::seen(&checkpoint.origin, checkpoint.size, &root);
+        answer(StatusCode::OK, HTML, page, CSP_SEEN)
+    }
+
+    /// That the log of `new` records goes on from that of `old`: `old=N&new=N` and nothing else.
+    async fn proof(&self, visitor: &Visitor, query: Option<&str>) -> Answer {
+        let sizes = query.and_then(|query| {
+            let (old, new) = query.strip_prefix("old=")?.split_once("&new=")?;
+            Some((old.parse::<u64>().ok()?, new.parse::<u64>().ok()?))
+        });
+        let Some((old, new)) = sizes else {
+            return stop(StatusCode::BAD_REQUEST, "This asks for no proof.");
+        };
+        let (principal, params) = (visitor.principal(), json!({ "old": old, "new": new }));
+        let proof = self.call(&principal, "audit.consistency", params, DECIDE_WITHIN);
+        match proof.await {
+            Ok(proof) => {
+                let kind = "application/json";
+                answer(StatusCode::OK, kind, proof.to_string(), CSP)
+            }
+            Err(error) => stop(StatusCode::CONFLICT, &error.message),
+        }
     }
 
     /// One request, by the one table of who may what.

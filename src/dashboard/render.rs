@@ -14,6 +14,8 @@ use crate::show::value::{field, joined, list, number};
 pub const STYLE: &str = include_str!("style.css");
 /// The login's script.
 pub const LOGIN_JS: &str = include_str!("login.js");
+/// The script that compares the log with what a browser has seen of it.
+pub const SEEN_JS: &str = include_str!("seen.js");
 /// The icon.
 pub const ICON: &str = include_str!("icon.svg");
 
@@ -50,7 +52,7 @@ pub struct Content<'a> {
     pub live: bool,
 }
 
-fn shell(title: &str, live: bool, script: bool, body: &Markup) -> String {
+fn shell(title: &str, live: bool, script: Option<&str>, body: &Markup) -> String {
     html! {
         (DOCTYPE)
         html lang="en" {
@@ -61,7 +63,7 @@ fn shell(title: &str, live: bool, script: bool, body: &Markup) -> String {
                 title { (title) }
                 link rel="stylesheet" href="/style.css";
                 link rel="icon" href="/icon.svg" type="image/svg+xml";
-                @if script { script src="/login.js" defer {} }
+                @if let Some(script) = script { script src=(script) defer {} }
             }
             body { (body) }
         }
@@ -83,7 +85,30 @@ pub fn login(refused: Option<&str>) -> String {
             }
         }
     };
-    shell("Portcullis: log in", false, true, &body)
+    shell("Portcullis: log in", false, Some("/login.js"), &body)
+}
+
+/// Between login and page: the newest checkpoint, for the script that compares it. Without script it leads on.
+pub fn seen(origin: &str, size: u64, root: &str) -> String {
+    let body = html! {
+        noscript { meta http-equiv="refresh" content="0;url=/"; }
+        main.login data-origin=(origin) data-size=(size) data-root=(root) {
+            h1 { "Portcullis" }
+            p #asking { "Comparing the audit log with what this browser has seen of it. " a href="/" { "To the page" } }
+            div #forked hidden {
+                p.notice.bad role="alert" {
+                    "AUDIT_FORKED: the audit log does not go on from what this browser has seen of it: " span #why {}
+                }
+                p {
+                    "It was cut, put back or written anew. Compare it on the gateway's machine: "
+                    code { "portcullis audit verify --offline" } "."
+                }
+                p { a href="/" { "To the page all the same" } }
+                p { button #anew type="button" { "It was put back with my knowledge: keep it as it is now" } }
+            }
+        }
+    };
+    shell("Portcullis: the audit log", false, Some("/seen.js"), &body)
 }
 
 /// A page that says why there is none.
@@ -95,7 +120,7 @@ pub fn stop(status: StatusCode, text: &str) -> String {
             p { a href="/" { "To the page" } }
         }
     };
-    shell("Portcullis", false, false, &body)
+    shell("Portcullis", false, None, &body)
 }
 
 /// The page.
@@ -149,7 +174,7 @@ pub fn page(content: &Content<'_>) -> String {
         }
         footer { p { "Session of " (clean(content.by)) ". Rendered " (utc(now_ms())) "." } }
     };
-    shell(&title, content.live, false, &body)
+    shell(&title, content.live, None, &body)
 }
 
 fn count(answer: &Result<Value, ErrorBody>, of: impl Fn(&Value) -> usize) -> usize {

@@ -176,7 +176,7 @@ impl Setup {
             .await;
         assert_eq!(
             (answer.status, answer.header("location")),
-            (StatusCode::SEE_OTHER, "/")
+            (StatusCode::SEE_OTHER, "/seen")
         );
         let cookie = answer
             .header("set-cookie")

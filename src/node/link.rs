@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use portcullis_core::auth::Role;
+use portcullis_core::codes;
 use portcullis_core::nodes::RUN_NUMBER;
 use portcullis_core::plan::HOST_PATH;
+use portcullis_core::protocol::frame::ErrorBody;
 use portcullis_core::protocol::limits::TICK_MS;
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
@@ -13,7 +15,8 @@ use tokio::sync::mpsc;
 use super::commands;
 use super::messages::{Asked, NodeMsg, Out};
 use crate::cli::Failure;
-use crate::client::{Client, Incoming, Session, Who};
+use crate::client::seen::{Comparing, Step};
+use crate::client::{Client, Door, Incoming, Session, Who};
 use crate::show::text::clean;
 
 /// First wait before another try; doubles to the last.
@@ -81,7 +84,7 @@ pub async fn keep(session: Arc<Session>, name: String, tell: impl Fn(NodeMsg) + 
             Ok(client) => {
                 tracing::info!(target: "portcullis", url = %session.url(), device = %session.device_id(), "connected as a node; what it offers is approved with: portcullis nodes pending, portcullis nodes approve ID");
                 waits_for = None;
-                let lost = serve(client, &tell).await;
+                let lost = serve(client, &session.door(), &tell).await;
                 tell(NodeMsg::Down);
                 lost
             }
@@ -106,6 +109,72 @@ pub async fn keep(session: Arc<Session>, name: String, tell: impl Fn(NodeMsg) + 
         tokio::time::sleep(jittered(wait)).await;
         wait = (wait * 2).min(LAST);
     }
+}
+
+/// Compares the gateway's log with what was seen of it, beside what it asks. A node serves a gateway whose log was put back
+/// all the same: who owns the gateway owns its nodes. But it says so.
+struct Comparison {
+    under_way: Option<Comparing>,
+    /// Of the question that is open.
+    id: String,
+}
+
+impl Comparison {
+    async fn start(client: &mut Client, door: &Door) -> Result<Self, Failure> {
+        let mut begun = Self {
+            under_way: None,
+            id: String::new(),
+        };
+        if let Some((comparing, step)) = Comparing::start(door) {
+            begun.under_way = Some(comparing);
+            begun.go_on(client, step).await?;
+        }
+        Ok(begun)
+    }
+
+    async fn go_on(&mut self, client: &mut Client, step: Step) -> Result<(), Failure> {
+        match step {
+            Step::Done(_) => self.under_way = None,
+            Step::Ask(method, params) => {
+                let sent = tokio::time::timeout(SEND_WITHIN, client.send(method, params)).await;
+                self.id = sent.unwrap_or_else(|_| Err(takes_nothing()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the answer was for it.
+    async fn answered(
+        &mut self,
+        client: &mut Client,
+        id: &str,
+        result: &Result<Value, ErrorBody>,
+    ) -> Result<bool, Failure> {
+        let Some(comparing) = self.under_way.as_mut().filter(|_| self.id == id) else {
+            return Ok(false);
+        };
+        let result = match result {
+            Ok(value) => Ok(value.clone()),
+            Err(error) => Err(client.refusal(error)),
+        };
+        match comparing.answered(result) {
+            Ok(step) => self.go_on(client, step).await?,
+            Err(failure) => {
+                self.under_way = None;
+                let told = failure.lines().trim_end().replace('\n', "; ");
+                if failure.code == codes::AUDIT_FORKED.name {
+                    tracing::error!(target: "portcullis", "{told}");
+                } else {
+                    tracing::warn!(target: "portcullis", "the gateway's audit log could not be compared with what was seen of it: {told}");
+                }
+            }
+        }
+        Ok(true)
+    }
+}
+
+fn takes_nothing() -> Failure {
+    Failure::of(codes::ROOM_DOWN, "the gateway takes nothing any more")
 }
 
 fn who(name: String) -> Who {
@@ -134,11 +203,10 @@ fn jittered(wait: Duration) -> Duration {
 fn hopeless(failure: &Failure) -> Option<Failure> {
     let ended = ENDED.iter().find(|(word, _)| {
         // Only a close frame is told as a lost connection with a reason.
-        failure.code == portcullis_core::codes::DAEMON_UNREACHABLE.name
-            && failure.message.contains(word)
+        failure.code == codes::DAEMON_UNREACHABLE.name && failure.message.contains(word)
     });
     if let Some((_, why)) = ended {
-        let over = Failure::of(portcullis_core::codes::SESSION_ENDED, *why);
+        let over = Failure::of(codes::SESSION_ENDED, *why);
         return Some(over.hint(
             "ask an operator of that gateway; to pair this machine anew start it again with --token-file FILE",
         ));
@@ -149,9 +217,13 @@ fn hopeless(failure: &Failure) -> Option<Failure> {
 }
 
 /// Until the link is lost: why.
-async fn serve(mut client: Client, tell: &impl Fn(NodeMsg)) -> Failure {
+async fn serve(mut client: Client, door: &Door, tell: &impl Fn(NodeMsg)) -> Failure {
     let (line, mut out) = mpsc::channel(LINE);
     tell(NodeMsg::Up(line, client.hello[RUN_NUMBER].as_u64()));
+    let mut comparison = match Comparison::start(&mut client, door).await {
+        Ok(comparison) => comparison,
+        Err(failure) => return failure,
+    };
     loop {
         tokio::select! {
             wanted = out.recv() => match wanted {
@@ -161,12 +233,7 @@ async fn serve(mut client: Client, tell: &impl Fn(NodeMsg)) -> Failure {
                     match sent {
                         Ok(Ok(_)) => {}
                         Ok(Err(failure)) => return failure,
-                        Err(_) => {
-                            return Failure::of(
-                                portcullis_core::codes::ROOM_DOWN,
-                                "the gateway takes nothing any more",
-                            );
-                        }
+                        Err(_) => return takes_nothing(),
                     }
                 }
                 Some(Out::Close(gone)) => {
@@ -180,13 +247,18 @@ async fn serve(mut client: Client, tell: &impl Fn(NodeMsg)) -> Failure {
             },
             came = tokio::time::timeout(SILENT, client.next()) => match came {
                 Ok(Ok(Incoming::Event { event, payload, .. })) => heard(&event, &payload, tell),
-                Ok(Ok(Incoming::Answer { result: Err(error), .. })) => {
-                    tracing::debug!(target: "portcullis", code = %error.code, "the gateway did not take it");
+                Ok(Ok(Incoming::Answer { id, result })) => {
+                    match comparison.answered(&mut client, &id, &result).await {
+                        Ok(true) => {}
+                        Ok(false) => if let Err(error) = result {
+                            tracing::debug!(target: "portcullis", code = %error.code, "the gateway did not take it");
+                        },
+                        Err(failure) => return failure,
+                    }
                 }
-                Ok(Ok(Incoming::Answer { .. })) => {}
                 Ok(Err(failure)) => return failure,
                 Err(_) => return Failure::of(
-                    portcullis_core::codes::DAEMON_UNREACHABLE,
+                    codes::DAEMON_UNREACHABLE,
                     "the gateway has been silent for too long",
                 ),
             },

@@ -19,13 +19,13 @@ use crate::support::ws::{Client, Connect, admin};
 const PATIENCE: Duration = Duration::from_mins(1);
 
 /// `portcullis node run`. Dropped, it is killed.
-struct Host {
+pub struct Host {
     child: Child,
     log: Arc<Mutex<String>>,
 }
 
 impl Host {
-    fn start(gateway: &Gateway, url: &str, token: &str) -> Self {
+    pub fn start(gateway: &Gateway, url: &str, token: &str) -> Self {
         Self::start_with(gateway, url, token, &[])
     }
 
@@ -67,12 +67,12 @@ impl Host {
         Self { child, log }
     }
 
-    fn log(&self) -> String {
+    pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
 
     /// Waits until it has said this, and returns all that it said.
-    fn says(&self, text: &str) -> String {
+    pub fn says(&self, text: &str) -> String {
         let end = Instant::now() + PATIENCE;
         loop {
             let log = self.log();
@@ -95,7 +95,7 @@ impl Host {
         }
     }
 
-    fn stop(&mut self) -> i32 {
+    pub fn stop(&mut self) -> i32 {
         let pid = i32::try_from(self.child.id()).unwrap();
         kill_process(Pid::from_raw(pid).unwrap(), Signal::TERM).unwrap();
         self.ends()
@@ -127,7 +127,7 @@ fn node(gateway: &Gateway, is: impl Fn(&Value) -> bool) -> Value {
 }
 
 /// Paired and approved by the command line; its id.
-fn let_in(gateway: &Gateway) -> String {
+pub fn let_in(gateway: &Gateway) -> String {
     let node = node(gateway, |n| n["approvalState"] == "pending-approval");
     let pending = gateway.json(&["nodes", "pending"]);
     let id = pending[0]["requestId"].as_str().unwrap();

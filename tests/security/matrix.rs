@@ -82,7 +82,11 @@ pub fn expected(access: Option<Access>, role: &str, scope: Option<&str>) -> Verd
     };
     match (access, role) {
         (None, _) => Verdict::Unknown,
-        (Some(Access::Anyone), _) | (Some(Access::Node), "node") => Verdict::Reached,
+        (Some(Access::Anyone), _) | (Some(Access::Node | Access::Holder), "node") => {
+            Verdict::Reached
+        }
+        (Some(Access::Holder), "operator") if scope.is_some() => Verdict::Reached,
+        (Some(Access::Holder), "operator") => need(Scope::Read.as_str()),
         (Some(Access::Operator(scope)), "operator") => need(scope.as_str()),
         (Some(Access::AgentOrActAs), "operator") => need(Scope::ActAs.as_str()),
         (Some(Access::AgentOrActAs), "agent") => need(Scope::Exec.as_str()),

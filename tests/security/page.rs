@@ -106,7 +106,7 @@ impl Browser {
     async fn by(port: u16, code: &str) -> Self {
         let ours = [origin(port), FORM.to_owned()];
         let entered = send(port, "POST", "/login", &ours, &format!("code={code}")).await;
-        assert_eq!((entered.status, entered.location()), (303, "/"));
+        assert_eq!((entered.status, entered.location()), (303, "/seen"));
         let cookie = entered.head.split("set-cookie: ").nth(1).unwrap();
         let cookie = cookie.split(';').next().unwrap().to_owned();
         let mut browser = Self {
@@ -453,7 +453,7 @@ async fn a_change_of_the_shared_token_signs_out_every_page_and_voids_every_code(
     let ours = [origin(gateway.port()), FORM.to_owned()];
     let body = format!("code={unused}");
     let late = send(gateway.port(), "POST", "/login", &ours, &body).await;
-    assert_ne!((late.status, late.location()), (303, "/"));
+    assert_ne!((late.status, late.location()), (303, "/seen"));
     // A new code opens one again.
     let made = by.get("dashboard.code", json!({})).await;
     let code = made["code"].as_str().unwrap();
