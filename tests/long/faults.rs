@@ -14,14 +14,30 @@ use super::{figure, is_long};
 use crate::support::gateway::Gateway;
 use crate::support::ws::{Client, Connect, random};
 
-/// Files of the state directory, the call on them that fails, and how.
-const FAULTS: &[(&[&str], &str, &str)] = &[
-    (&["audit/0000000000000001.log"], "write", "ENOSPC"),
-    (&["audit/0000000000000001.log"], "write", "EIO"),
-    (&["audit/0000000000000001.log"], "fdatasync", "EIO"),
-    (&["state.db", "state.db-wal"], "pwrite64", "ENOSPC"),
-    (&["state.db", "state.db-wal"], "pwrite64", "EIO"),
-    (&["state.db", "state.db-wal"], "fsync", "EIO"),
+/// Files of the state directory, the call on them that fails, how, and of how many such calls a short run takes one.
+type Fault = (&'static [&'static str], &'static str, &'static str, usize);
+
+const LOG: &[&str] = &["audit/0000000000000001.log"];
+const STATE: &[&str] = &["state.db", "state.db-wal"];
+const CLOSED: &[&str] = &["audit/checkpoints/0000000000000001"];
+const SIGNED: &[&str] = &["audit/checkpoints/0000000000000002"];
+const NEW_KEY: &[&str] = &["keys/audit-0000000000000002.new"];
+const OLD_KEY: &[&str] = &["keys/audit-0000000000000001.key"];
+const FAULTS: &[Fault] = &[
+    (LOG, "write", "ENOSPC", 9),
+    (LOG, "write", "EIO", 9),
+    (LOG, "fdatasync", "EIO", 9),
+    (STATE, "pwrite64", "ENOSPC", 9),
+    (STATE, "pwrite64", "EIO", 9),
+    (STATE, "fsync", "EIO", 9),
+    // What signs the log, and what it signs.
+    (NEW_KEY, "write", "ENOSPC", 1),
+    (NEW_KEY, "fsync", "EIO", 1),
+    (OLD_KEY, "write", "EIO", 1),
+    (OLD_KEY, "fsync", "EIO", 1),
+    (CLOSED, "write", "ENOSPC", 1),
+    (CLOSED, "fsync", "EIO", 1),
+    (SIGNED, "write", "ENOSPC", 2),
 ];
 /// Refusals that say that nothing was done.
 const NOT_DONE: &[&str] = &["CANNOT_RECORD", "DISK_FULL"];
@@ -205,8 +221,8 @@ async fn agrees(gateway: &Gateway, heard: &[(String, bool, Heard)], what: &str) 
 }
 
 /// One start with one failing call. `None`: it never came to that call; else how the process ended, 0 if it went on.
-async fn broken(base: &Gateway, fault: (&[&str], &str, &str), nth: usize) -> Option<i32> {
-    let (files, call, error) = fault;
+async fn broken(base: &Gateway, fault: Fault, nth: usize) -> Option<i32> {
+    let (files, call, error, _) = fault;
     let what = format!("{} {call} {error} {nth}", files[0]);
     let mut gateway = copy(base);
     let record = gateway.home().join("strace");
@@ -264,7 +280,7 @@ async fn the_nth_failing_write_or_sync_of_log_and_state_is_no_acknowledgement_an
     let mut ends: BTreeMap<i32, usize> = BTreeMap::new();
     for fault in FAULTS {
         if !is_long() {
-            let nth = 2 + usize::from(random::<1>()[0] % 8);
+            let nth = 1 + usize::from(random::<1>()[0]) % fault.3;
             if let Some(code) = broken(&base, *fault, nth).await {
                 *ends.entry(code).or_default() += 1;
             }
