@@ -14,6 +14,7 @@
 //! | `exec/` | runs: plans, intents, processes |
 //! | `pairing/` | devices, their roles and tokens |
 //! | `sandbox_pool/` | the sandbox driver, one box per agent, the agents' workspaces |
+//! | `sinks/` | a child for each other system that gets the log's records, and how far each has come |
 //! | `signing/` | keys of signed HTTP requests, and the nonces that were used |
 //! | `store/` | `state.db`: conditional writes, its own threads |
 //! | `supervision/` | the machinery: tree, places, gates, tasks, feeds |
@@ -32,6 +33,7 @@ pub mod nodes;
 pub mod pairing;
 pub mod sandbox_pool;
 pub mod signing;
+pub mod sinks;
 pub mod store;
 pub mod supervision;
 pub mod vault;

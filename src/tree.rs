@@ -18,6 +18,7 @@ use portcullis_actors::nodes::{NodesHandle, NodesWiring};
 use portcullis_actors::pairing::{PairingHandle, PairingWiring};
 use portcullis_actors::sandbox_pool::{SandboxPool, SandboxPoolHandle, SandboxPoolWiring};
 use portcullis_actors::signing::{SigningHandle, SigningWiring};
+use portcullis_actors::sinks::{self, SinksHandle, SinksWiring};
 use portcullis_actors::store::Store;
 use portcullis_actors::supervision::{
     Feed, Flag, FlagReader, OnFatal, Policy, TreeBuilder, TreeWindow,
@@ -44,6 +45,7 @@ pub const ORDER: &[&str] = &[
     "store",
     "audit",
     "vault",
+    "sinks",
     "pairing",
     "signing",
     "auth",
@@ -143,6 +145,11 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
     let connected = Arc::new(Flag::new(BTreeSet::new()));
     let mut tree = TreeBuilder::new(config.supervision, on_fatal);
 
+    let sinks = config.audit.named_sinks();
+    // What is wrong with one was told when the configuration was read.
+    let sinks = sinks
+        .filter_map(|(name, sink)| Some((name.to_owned(), sinks::settings(sink).ok()?)))
+        .collect();
     let audit = AuditHandle::add(
         &mut tree,
         AuditWiring {
@@ -152,6 +159,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             boot: ground.boot,
             clock: portcullis_actors::audit::Clock::new(),
             feed: Feed::new(),
+            dropped: Arc::default(),
             version: version.to_owned(),
         },
     );
@@ -164,6 +172,20 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             identity,
             clock: clock.clone(),
             around: ground.around,
+        },
+    );
+    let host = rustix::system::uname();
+    let host = host.nodename().to_string_lossy().into_owned();
+    let sinks = SinksHandle::add(
+        &mut tree,
+        SinksWiring {
+            sinks,
+            dir: ground.state.join("sinks"),
+            audit: audit.clone(),
+            vault: Some(vault.clone()),
+            tls: Arc::new(tls::receiver),
+            host: host.clone(),
+            version: version.to_owned(),
         },
     );
     let pairing = PairingHandle::add(
@@ -316,10 +338,8 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             address.port()
         ),
         version,
-        host: rustix::system::uname()
-            .nodename()
-            .to_string_lossy()
-            .into_owned(),
+        host,
+        sinks,
         boot_id: boot.clone().into(),
         clock: clock.clone(),
         began: ground.began,

@@ -2,7 +2,7 @@
 
 use super::messages::{
     ApprovalEvent, ApprovalMsg, ApprovalRefusal, ApprovalWiring, Ask, By, Consumed, Decision,
-    Found, PolicyChange, Resolved,
+    Found, Ground, PolicyChange, Resolved,
 };
 use super::rows::{self, Revisions, drops, key, ops};
 use crate::act::{ActError, act, entry_of, store_with};
@@ -13,10 +13,10 @@ use crate::supervision::{Crash, Ctx, FeedItem, Reply, Room, Snapshot, TaskHandle
 use portcullis_core::approval::{
     Asked, Basis, Machine, PolicySet, Put, Record, Refusal, Requester, Status, Step, Subject, Word,
 };
-use portcullis_core::audit::{Entry, Seq};
+use portcullis_core::audit::{Entry, Proof, Seq};
 use portcullis_core::auth::Holder;
 use portcullis_core::codes;
-use portcullis_core::ids::{ApprovalId, Hash32};
+use portcullis_core::ids::{AgentId, ApprovalId, Hash32};
 use portcullis_core::plan::ExecPlan;
 use portcullis_core::policy::Verdict;
 use portcullis_core::time::Millis;
@@ -86,6 +86,9 @@ impl Room for Approval {
             ApprovalMsg::Find(principal, key, reply) => reply.ok(self.find(&principal, &key)),
             ApprovalMsg::Get(id, reply) => {
                 reply.send(self.machine.get(&id).cloned().map_err(Into::into));
+            }
+            ApprovalMsg::Ground(agent, id, reply) => {
+                reply.send(self.ground(&agent, id.as_ref()));
             }
             ApprovalMsg::List(all, reply) => reply.ok(self.list(all)),
             ApprovalMsg::Consume(id, hash, intent, reply) => {
@@ -160,6 +163,7 @@ impl Approval {
         let entry = Entry {
             action: "approval.requested".to_owned(),
             act_as: Some(ask.plan.agent.to_string()),
+            policy_hash: Some(self.policy_hash(&ask.plan.agent)),
             idempotency_key: ask.idempotency_key.clone(),
             ..entry_of(&ask.requester)
         };
@@ -212,6 +216,34 @@ impl Approval {
             subject_hash: record.subject_hash,
             expires_at: record.expires,
         })
+    }
+
+    fn policy_hash(&self, agent: &AgentId) -> portcullis_core::audit::Hash32 {
+        portcullis_core::audit::Hash32(self.machine.policy_hash(agent).0)
+    }
+
+    /// What an act rests on, for its record.
+    fn ground(&self, agent: &AgentId, id: Option<&ApprovalId>) -> Result<Ground, ApprovalRefusal> {
+        let mut ground = Ground {
+            policy_hash: self.policy_hash(agent),
+            proof: None,
+            waited_ms: None,
+        };
+        let Some(id) = id else { return Ok(ground) };
+        let record = self.machine.get(id.as_str())?;
+        if let Some(said) = &record.resolution
+            && let Some(word) = said.word
+        {
+            let row = (rows::RECORD, id.as_str().to_owned());
+            ground.waited_ms = Some(said.at.since(record.created));
+            ground.proof = Some(Proof {
+                by: said.by.clone(),
+                how: said.proven(),
+                decision: word.as_str().to_owned(),
+                recorded: Seq(self.revisions.get(&row).map_or(0, |(_, intent)| *intent)),
+            });
+        }
+        Ok(ground)
     }
 
     fn list(&self, all: bool) -> Vec<Record> {
@@ -268,7 +300,7 @@ impl Approval {
             })
             .await?
         };
-        self.settle(step, revisions)?;
+        self.settle(step, revisions, intent.0)?;
         let resolution = resolution.ok_or(Refusal::StillPending)?;
         Ok(Consumed {
             by: resolution.by,
@@ -502,14 +534,14 @@ impl Approval {
                 })
                 .await?
             };
-            self.settle(Step { puts }, done.revisions)?;
+            self.settle(Step { puts }, done.revisions, done.intent)?;
         }
         Ok(())
     }
 
     /// The same under a single record: a question by itself changes nothing.
     async fn make_event(&mut self, entry: Entry, step: Step) -> Result<(), ApprovalRefusal> {
-        let revisions = {
+        let (revisions, intent) = {
             let _waiting = self.ctx.waiting();
             let ApprovalWiring {
                 audit,
@@ -519,15 +551,20 @@ impl Approval {
             } = &self.wiring;
             let seq = audit.event(entry).await.map_err(ActError::CannotRecord)?;
             let revisions = &self.revisions;
-            store_with(store, seq.0, |intent| {
+            let revisions = store_with(store, seq.0, |intent| {
                 ops(&step.puts, revisions, sealer, intent)
-            })
-            .await?
+            });
+            (revisions.await?, seq.0)
         };
-        self.settle(step, revisions)
+        self.settle(step, revisions, intent)
     }
 
-    fn settle(&mut self, step: Step, revisions: Vec<Revision>) -> Result<(), ApprovalRefusal> {
+    fn settle(
+        &mut self,
+        step: Step,
+        revisions: Vec<Revision>,
+        intent: u64,
+    ) -> Result<(), ApprovalRefusal> {
         if revisions.len() != step.puts.len() {
             return Err(ActError::Stale.into());
         }
@@ -536,7 +573,7 @@ impl Approval {
             if drops(put) {
                 self.revisions.remove(&key(put));
             } else {
-                self.revisions.insert(key(put), rev.0);
+                self.revisions.insert(key(put), (rev.0, intent));
             }
             if let Put::Record(record) = put {
                 let before = self

@@ -3,7 +3,7 @@
 use super::actor::Approval;
 use super::messages::{
     ApprovalEvent, ApprovalMsg, ApprovalRefusal, ApprovalWiring, Ask, By, Consumed, Decision,
-    Found, PolicyChange, Resolved,
+    Found, Ground, PolicyChange, Resolved,
 };
 use crate::supervision::{
     CallError, Feed, FeedItem, FeedReader, Handle, Policy as Rules, Reply, TreeBuilder,
@@ -85,6 +85,20 @@ impl ApprovalHandle {
     pub async fn get(&self, id: &str) -> Result<Record, ApprovalRefusal> {
         let id = id.to_owned();
         self.ask(|reply| ApprovalMsg::Get(id, reply)).await
+    }
+
+    /// What an act of this agent rests on, for its record: the policy, and this answer.
+    ///
+    /// # Errors
+    /// [`ApprovalRefusal`].
+    pub async fn ground(
+        &self,
+        agent: &AgentId,
+        id: Option<&ApprovalId>,
+    ) -> Result<Ground, ApprovalRefusal> {
+        let (agent, id) = (agent.clone(), id.cloned());
+        self.ask(|reply| ApprovalMsg::Ground(agent, id, reply))
+            .await
     }
 
     /// Ends what rests on this device or secret, where that counts no more: questions, answers that nobody used,

@@ -9,7 +9,7 @@ use crate::pairing::PairingHandle;
 use crate::store::Store;
 use crate::supervision::{Feed, Reply};
 use portcullis_core::approval::{Agents, Grant, PlanSealer, Policy, Record, Refusal, Status, Word};
-use portcullis_core::audit::Seq;
+use portcullis_core::audit::{Proof, Seq};
 use portcullis_core::auth::{Holder, Principal};
 use portcullis_core::codes::Code;
 use portcullis_core::ids::{AgentId, ApprovalId, Hash32};
@@ -213,6 +213,17 @@ pub struct Resolved {
 
 type Answer<T> = Reply<T, ApprovalRefusal>;
 
+/// What an act rests on, for its record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ground {
+    /// Of the policy for its agent, as it stands now.
+    pub policy_hash: portcullis_core::audit::Hash32,
+    /// Who allowed it, where somebody was asked.
+    pub proof: Option<Proof>,
+    /// How long the question waited for its answer, in milliseconds.
+    pub waited_ms: Option<u64>,
+}
+
 /// A request to the room.
 pub enum ApprovalMsg {
     /// A plan to decide on.
@@ -223,6 +234,8 @@ pub enum ApprovalMsg {
     Find(String, String, Answer<Option<Found>>),
     /// One question, by id or a unique beginning of it.
     Get(String, Answer<Record>),
+    /// What an act of this agent rests on: the policy, and this answer.
+    Ground(AgentId, Option<ApprovalId>, Answer<Ground>),
     /// What is undecided (`false`) or everything known.
     List(bool, Answer<Vec<Record>>),
     /// Uses an answer.

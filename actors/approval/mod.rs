@@ -26,5 +26,5 @@ pub use config::ApprovalConfig;
 pub use handle::ApprovalHandle;
 pub use messages::{
     ApprovalEvent, ApprovalMsg, ApprovalRefusal, ApprovalWiring, Ask, Consumed, Decision, Found,
-    PolicyChange, Resolved,
+    Ground, PolicyChange, Resolved,
 };

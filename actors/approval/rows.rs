@@ -8,13 +8,13 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-const RECORD: &str = "approval";
+pub(super) const RECORD: &str = "approval";
 const GRANT: &str = "approval.grant";
 const DOCUMENT: &str = "approval.document";
 const ONLY: &str = "only";
 
-/// The revision of each row, by kind and id.
-pub(super) type Revisions = BTreeMap<(&'static str, String), u64>;
+/// The revision of each row and the audit record that it was last written under, by kind and id.
+pub(super) type Revisions = BTreeMap<(&'static str, String), (u64, u64)>;
 
 /// Everything that is kept.
 pub(super) struct Kept {
@@ -92,7 +92,8 @@ impl Reader<'_> {
                 row.id, row.intent, self.head
             )));
         }
-        self.revisions.insert((kind, row.id.clone()), row.rev);
+        let key = (kind, row.id.clone());
+        self.revisions.insert(key, (row.rev, row.intent));
         let place = Place {
             kind,
             id: &row.id,
@@ -133,7 +134,7 @@ pub(super) fn ops(
     puts.iter()
         .map(|put| {
             let (kind, id) = key(put);
-            let known = revisions.get(&(kind, id.clone())).copied();
+            let known = revisions.get(&(kind, id.clone())).map(|(rev, _)| *rev);
             let plain = match put {
                 Put::Record(record) => serde_json::to_vec(record),
                 Put::Grant(grant) => serde_json::to_vec(grant),

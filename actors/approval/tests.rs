@@ -62,6 +62,7 @@ async fn house_with(folder: &Path, boot: u8, clock: Clock, store: Store, key: u8
             boot: BootId([boot; 16]),
             clock: crate::audit::Clock::new(),
             feed: Feed::new(),
+            dropped: std::sync::Arc::default(),
             version: "test".into(),
         },
     );
@@ -282,6 +283,24 @@ async fn a_question_outlives_the_process_and_its_answer_is_used_once() {
         third.consume(&id, &asked).await,
         Err("APPROVAL_ALREADY_RESOLVED")
     );
+    // Who allowed it is known over the restart, with the record under which his word was kept.
+    let ground = third
+        .approval
+        .ground(&asked.agent, Some(&id))
+        .await
+        .unwrap();
+    let proof = ground.proof.unwrap();
+    assert_eq!(
+        (&*proof.by, &*proof.how, &*proof.decision),
+        ("uid:1000", "uid by the kernel", "allow-once")
+    );
+    let said = Query {
+        action: Some("approval.resolve".into()),
+        ..Query::default()
+    };
+    let said = third.audit.query(said).await.unwrap();
+    // Using the answer wrote its row anew, under the act's own intent.
+    assert!(proof.recorded > said[0].record.seq);
     third.end().await;
 
     let fourth = house(folder.path(), 4, Clock::system()).await;
@@ -723,6 +742,7 @@ async fn a_row_beyond_the_audit_log_stops_the_start() {
             boot: BootId([2; 16]),
             clock: crate::audit::Clock::new(),
             feed: Feed::new(),
+            dropped: std::sync::Arc::default(),
             version: "test".into(),
         },
     );

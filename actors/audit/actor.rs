@@ -50,10 +50,10 @@ impl Room for Audit {
             clock: wiring.clock,
             version: wiring.version.clone(),
         };
-        let feed = wiring.feed.clone();
+        let (feed, dropped) = (wiring.feed.clone(), wiring.dropped.clone());
         ctx.blocking("open", 0, move || {
             // Nobody waits any more: the writer goes, and its lock with it.
-            drop(tx.send(Writer::open(spec, feed)));
+            drop(tx.send(Writer::open(spec, feed, dropped)));
         })?;
         let (writer, report) = opened.await??;
         if report.torn_bytes > 0 || report.unknown > 0 {

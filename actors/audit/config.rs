@@ -1,6 +1,8 @@
 //! `[audit]` in the configuration.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 /// Limits of the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +18,8 @@ pub struct AuditConfig {
     pub keep_days: u64,
     /// When the segments are more than so many MiB together, the oldest are removed; 0: none for its size.
     pub keep_mib: u64,
+    /// Other systems that get the records, by name; `*` is what holds for each unless it says otherwise.
+    pub sinks: BTreeMap<String, SinkConfig>,
     /// No setting: the highest record that the state was written under. A log that ends before it is another's, or was
     /// cut at its end, and is not written to.
     #[serde(skip)]
@@ -32,6 +36,53 @@ impl AuditConfig {
     }
 }
 
+/// `[audit.sinks.NAME]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SinkConfig {
+    /// `file`, `syslog` or `http`.
+    pub kind: String,
+    /// `jsonl`, `ocsf` or `cef`.
+    pub format: String,
+    /// Of a file.
+    pub path: PathBuf,
+    /// Of a receiver.
+    pub address: String,
+    /// SHA-256 of the receiver's public key, in hexadecimal; empty: its certificate is verified.
+    pub pin: String,
+    /// What is sent along, as `Authorization: Bearer`.
+    pub token: SecretRef,
+}
+
+impl Default for SinkConfig {
+    fn default() -> Self {
+        Self {
+            kind: String::new(),
+            format: "jsonl".to_owned(),
+            path: PathBuf::new(),
+            address: String::new(),
+            pin: String::new(),
+            token: SecretRef::default(),
+        }
+    }
+}
+
+/// A secret by its name.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SecretRef {
+    /// In the vault; empty: none.
+    pub vault: String,
+}
+
+impl AuditConfig {
+    /// The sinks that there are.
+    pub fn named_sinks(&self) -> impl Iterator<Item = (&str, &SinkConfig)> {
+        let named = self.sinks.iter().filter(|(name, _)| *name != "*");
+        named.map(|(name, sink)| (name.as_str(), sink))
+    }
+}
+
 impl Default for AuditConfig {
     fn default() -> Self {
         Self {
@@ -41,6 +92,7 @@ impl Default for AuditConfig {
             once_keys: 100_000,
             keep_days: 0,
             keep_mib: 0,
+            sinks: [("*".to_owned(), SinkConfig::default())].into(),
             at_least: 0,
             checkpoint_ms: 10_000,
         }

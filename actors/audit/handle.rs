@@ -2,11 +2,12 @@
 
 use super::actor::Audit;
 use super::error::AuditError;
-use super::messages::{AuditMsg, Refused};
+use super::log::Clock;
+use super::messages::{AuditMsg, Dropped, Refused};
 use super::offline::VerifyReport;
 use super::proofs::{Consistency, Inclusion, Signed};
 use super::read::Found;
-use crate::supervision::{CallError, Feed, FeedReader, Handle, Policy, Reply, TreeBuilder};
+use crate::supervision::{CallError, Feed, FeedReader, Flag, Handle, Policy, Reply, TreeBuilder};
 use portcullis_core::audit::verify::Outside;
 use portcullis_core::audit::{Body, Entry, Head, Once, Outcome, Query, Record, Seq};
 use std::sync::Arc;
@@ -26,17 +27,25 @@ const CAPACITY: usize = 1_024;
 pub struct AuditHandle {
     room: Handle<AuditMsg>,
     feed: Feed<Arc<Record>>,
+    dropped: Arc<Flag<Dropped>>,
+    clock: Clock,
 }
 
 impl AuditHandle {
     /// Adds the room to a tree; without it nothing may act, so it is critical.
     pub fn add(tree: &mut TreeBuilder, wiring: super::AuditWiring) -> Self {
-        let feed = wiring.feed.clone();
+        let (feed, dropped) = (wiring.feed.clone(), wiring.dropped.clone());
+        let clock = wiring.clock;
         let policy = Policy::new(CAPACITY)
             .critical()
             .start_within(Duration::from_mins(5));
         let room = tree.room::<Audit>(policy, wiring);
-        Self { room, feed }
+        Self {
+            room,
+            feed,
+            dropped,
+            clock,
+        }
     }
 
     /// A privileged act is about to happen. Durable when it returns; on an error the act must be refused.
@@ -72,6 +81,35 @@ impl AuditHandle {
     /// As [`Self::intent`].
     pub async fn event(&self, entry: Entry) -> Result<Seq, AuditError> {
         self.append(Body::event(entry)?).await
+    }
+
+    /// As [`Self::event`], for what nothing waits for: one that does not reach the log is counted, and a gap record says
+    /// how many were lost as soon as the log takes records again.
+    ///
+    /// # Errors
+    /// As [`Self::event`]; it is counted already.
+    pub async fn note(&self, entry: Entry) -> Result<Seq, AuditError> {
+        let noted = self.event(entry).await;
+        if let Err(error) = &noted {
+            self.lost(1, error);
+        }
+        noted
+    }
+
+    /// So many events were passed over by who would have noted them: a gap record says how many.
+    pub fn passed_over(&self, count: u64) {
+        self.lost(count, &AuditError::Overloaded);
+    }
+
+    /// So many events are not in the log, and this is why.
+    fn lost(&self, count: u64, error: &AuditError) {
+        // The log counts what it had and could not write.
+        let is_counted = matches!(error, AuditError::CannotRecord(_) | AuditError::DiskFull);
+        if !is_counted {
+            let now = self.clock.stamp().wall_ms;
+            self.dropped
+                .update(|dropped| dropped.add(count, now, error.code()));
+        }
     }
 
     /// The newest durable record.

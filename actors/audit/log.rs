@@ -178,8 +178,8 @@ impl Log {
             .ledger
             .open
             .iter()
-            .filter(|(_, boot)| **boot != spec.boot)
-            .map(|(seq, boot)| (*seq, *boot))
+            .filter(|(_, open)| open.boot != spec.boot)
+            .map(|(seq, open)| (*seq, open.boot))
             .collect();
         let mut log = Self {
             dir,
@@ -397,16 +397,21 @@ impl Log {
         };
         let needed = open.map_or(opened, |open| open.min(opened));
         let now = self.spec.clock.stamp().wall_ms;
-        let found =
-            retire::candidates(&self.spec.dir, &self.spec.config, needed, now).and_then(|gone| {
-                retire::sync_tiles(&self.spec.dir, &gone)
-                    .map_err(|error| AuditError::writing(&error))?;
-                Ok(gone)
-            });
+        let (dir, config) = (&self.spec.dir, &self.spec.config);
+        let found = retire::candidates(dir, config, needed, &self.taken(), now).and_then(|gone| {
+            retire::sync_tiles(&self.spec.dir, &gone)
+                .map_err(|error| AuditError::writing(&error))?;
+            Ok(gone)
+        });
         found.unwrap_or_else(|error| {
             tracing::warn!(%error, "old segments of the audit log cannot be removed yet");
             Vec::new()
         })
+    }
+
+    /// How far the sinks have come.
+    pub(super) fn taken(&self) -> Vec<(String, Seq)> {
+        retire::taken(&self.spec.dir, &self.spec.config)
     }
 
     /// Removes them: the record that says so is durable.
@@ -585,5 +590,12 @@ impl Log {
     /// Whether an outcome may be recorded for this intent.
     pub(super) fn is_open(&self, intent: Seq) -> bool {
         self.ledger.open.contains_key(&intent)
+    }
+
+    /// For how long the intent is open, in milliseconds; nobody knows of what another boot began.
+    pub(super) fn open_for(&self, intent: Seq) -> Option<u64> {
+        let open = self.ledger.open.get(&intent)?;
+        let since = open.mono_ms.filter(|_| open.boot == self.spec.boot)?;
+        Some(self.spec.clock.stamp().mono_ms.saturating_sub(since))
     }
 }

@@ -13,6 +13,7 @@
 
 mod actor;
 mod config;
+mod cursor;
 mod error;
 mod files;
 mod handle;
@@ -31,17 +32,18 @@ mod walk;
 mod writer;
 
 pub use actor::Audit;
-pub use config::AuditConfig;
+pub use config::{AuditConfig, SecretRef, SinkConfig};
+pub use cursor::Cursor;
 pub use error::{AuditError, Fault};
 pub use handle::AuditHandle;
 pub use keys::AuditKeys;
 pub use log::Clock;
-pub use messages::{AuditMsg, Refused};
+pub use messages::{AuditMsg, Dropped, Refused};
 pub use offline::{VerifyReport, verify_dir, verify_dir_against};
 pub use proofs::{Consistency, Inclusion, Signed, Told};
 pub use read::{Ended, Found, query_dir, tail_dir};
 
-use crate::supervision::Feed;
+use crate::supervision::{Feed, Flag};
 use portcullis_core::audit::{BootId, Record};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -61,6 +63,8 @@ pub struct AuditWiring {
     pub clock: Clock,
     /// Where durable records are shown.
     pub feed: Feed<Arc<Record>>,
+    /// Events that could not be recorded and that nothing waited for: the log says how many.
+    pub dropped: Arc<Flag<Dropped>>,
     /// The program's version, for the start mark.
     pub version: String,
 }

@@ -4,6 +4,7 @@
 //! of them, in `retired`; then the files go. A start that finds a segment which `retired` names removes it.
 
 use super::config::AuditConfig;
+use super::cursor::Cursor;
 use super::error::{AuditError, Fault};
 use super::files;
 use super::tiles::read_full;
@@ -52,6 +53,7 @@ pub(super) fn candidates(
     dir: &Path,
     config: &AuditConfig,
     needed: Seq,
+    taken: &[(String, Seq)],
     now_ms: u64,
 ) -> Result<Vec<Gone>, AuditError> {
     if config.keep_days == 0 && config.keep_mib == 0 {
@@ -76,6 +78,8 @@ pub(super) fn candidates(
         let is_much = config.keep_mib > 0 && total > config.keep_mib.saturating_mul(1 << 20);
         // Keys against running twice are read back from the segments.
         let is_needed = begun.saturating_add(config.once_ms()) >= now_ms || needed <= last;
+        // Age waits for the sinks; a disk that fills does not.
+        let is_old = is_old && taken.iter().all(|(_, taken)| *taken >= last);
         if !(is_old || is_much) || is_needed || found.len() == AT_ONCE {
             break;
         }
@@ -86,6 +90,16 @@ pub(super) fn candidates(
         found.push(gone);
     }
     Ok(found)
+}
+
+/// How far each sink has come. One that cannot be read has come nowhere.
+pub(super) fn taken(dir: &Path, config: &AuditConfig) -> Vec<(String, Seq)> {
+    let cursors = dir.with_file_name("sinks");
+    let read = |name: &str| Seq(Cursor::new(&cursors, name).read().unwrap_or(0));
+    let named = config.named_sinks();
+    named
+        .map(|(name, _)| (name.to_owned(), read(name)))
+        .collect()
 }
 
 /// When a segment was begun.
@@ -144,11 +158,18 @@ fn look(dir: &Path, first: Seq, last: Seq) -> Result<Option<Gone>, AuditError> {
 }
 
 /// What the log says before they go.
-pub(super) fn record(gone: &[Gone]) -> Option<Body> {
+pub(super) fn record(gone: &[Gone], taken: &[(String, Seq)]) -> Option<Body> {
     let (first, last) = (gone.first()?, gone.last()?);
-    let entry = Entry::new(RETIRE)
+    let mut entry = Entry::new(RETIRE)
         .with("from", first.first.to_string())
         .with(UNTIL, last.last.seq.to_string());
+    let behind = taken.iter().filter(|(_, taken)| *taken < last.last.seq);
+    let behind: Vec<String> = behind
+        .map(|(name, taken)| format!("{name} after {taken}"))
+        .collect();
+    if !behind.is_empty() {
+        entry = entry.with("not_taken", behind.join(", "));
+    }
     Body::event(entry).ok()
 }
 

@@ -7,7 +7,7 @@
 
 use super::error::AuditError;
 use super::log::{Log, LogSpec, OpenReport, Written};
-use super::messages::Refused;
+use super::messages::{Dropped, Refused};
 use super::offline::Horizon;
 use super::proofs::Signed;
 use super::retire;
@@ -119,6 +119,7 @@ impl Writer {
     pub(super) fn open(
         spec: LogSpec,
         feed: Feed<Arc<Record>>,
+        dropped: Arc<Flag<Dropped>>,
     ) -> Result<(Self, OpenReport), AuditError> {
         let (log, report) = Log::open(spec)?;
         let (jobs, queue) = sync_channel(QUEUE);
@@ -127,6 +128,7 @@ impl Writer {
             log,
             queue,
             feed,
+            dropped,
             status: status.clone(),
             ring: VecDeque::new(),
             expect: 1,
@@ -182,6 +184,7 @@ struct Thread {
     log: Log,
     queue: Receiver<Job>,
     feed: Feed<Arc<Record>>,
+    dropped: Arc<Flag<Dropped>>,
     status: Arc<Flag<LogStatus>>,
     ring: VecDeque<Arc<Record>>,
     /// Records in the last group: so many are waited for.
@@ -256,10 +259,34 @@ impl Thread {
         }
     }
 
+    /// What was lost on the way here stands in the log as a gap.
+    fn tell_dropped(&mut self) {
+        if self.dropped.get().count == 0 || self.log.broken().is_some() {
+            return;
+        }
+        let mut lost = Dropped::default();
+        self.dropped
+            .update(|dropped| lost = std::mem::take(dropped));
+        let gap = Body::Gap {
+            count: lost.count,
+            first_ms: lost.first_ms,
+            last_ms: lost.last_ms,
+            reason: lost.code.to_owned(),
+        };
+        match self.log.append(std::slice::from_ref(&gap)) {
+            Ok(written) => drop(self.publish(written, vec![gap])),
+            // The log has counted the gap's own record as refused: what it is about is told later.
+            Err(_) => self.dropped.update(|dropped| {
+                dropped.add(lost.count, lost.last_ms, lost.code);
+                dropped.first_ms = dropped.first_ms.min(lost.first_ms);
+            }),
+        }
+    }
+
     /// Retention, where a segment was begun: the record first, then the files.
     fn retire(&mut self) {
         let gone = self.log.retirable();
-        let Some(body) = retire::record(&gone) else {
+        let Some(body) = retire::record(&gone, &self.log.taken()) else {
             return;
         };
         match self.log.append(std::slice::from_ref(&body)) {
@@ -277,6 +304,7 @@ impl Thread {
     fn next(&mut self) -> Option<Job> {
         loop {
             self.retire();
+            self.tell_dropped();
             self.log.tick();
             let Some(due) = self.log.signer().due() else {
                 return self.queue.recv().ok();
@@ -320,7 +348,7 @@ impl Thread {
 
     fn stage(&mut self, group: &mut Group, job: Job) {
         match job {
-            Job::Append(body, answer) => {
+            Job::Append(mut body, answer) => {
                 if !answer.is_wanted() {
                     return;
                 }
@@ -328,11 +356,14 @@ impl Thread {
                     answer.send(Err(AuditError::Ended));
                     return;
                 }
-                if let Body::Outcome { intent, .. } = *body
-                    && (!self.log.is_open(intent) || group.closed.contains(&intent))
-                {
-                    answer.send(Err(AuditError::NotOpen(intent)));
-                    return;
+                if let Body::Outcome { intent, outcome } = body.as_mut() {
+                    if !self.log.is_open(*intent) || group.closed.contains(intent) {
+                        answer.send(Err(AuditError::NotOpen(*intent)));
+                        return;
+                    }
+                    if let Some(ms) = self.log.open_for(*intent) {
+                        outcome.took(ms);
+                    }
                 }
                 self.push(group, *body, answer, Wait::Seq);
             }

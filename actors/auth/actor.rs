@@ -455,7 +455,7 @@ impl Auth {
         self.next += 1;
         self.ctx
             .task("record", self.next, async move {
-                if let Err(error) = audit.event(entry).await {
+                if let Err(error) = audit.note(entry).await {
                     tracing::warn!(target: "portcullis", %error, "refusals could not be recorded");
                 }
             })

@@ -30,6 +30,7 @@ use crate::exec::ExecHandle;
 use crate::nodes::NodesHandle;
 use crate::pairing::PairingHandle;
 use crate::sandbox_pool::SandboxPoolHandle;
+use crate::sinks::SinksHandle;
 use crate::supervision::{FeedItem, FeedReader, FlagReader, Numbered, TreeWindow};
 use crate::vault::VaultHandle;
 
@@ -48,6 +49,8 @@ pub struct Methods {
     pub approval: ApprovalHandle,
     /// Records.
     pub audit: AuditHandle,
+    /// Where records go besides.
+    pub sinks: SinksHandle,
     /// Runs.
     pub exec: ExecHandle,
     /// Boxes.
@@ -260,6 +263,7 @@ impl Methods {
                 "listeners": self.listeners,
                 "tls": self.tls.get(),
                 "auditHead": head,
+                "sinks": self.sinks.status().await,
                 "connectedDevices": self.connected.get().len(),
         });
         Ok(status)

@@ -414,8 +414,11 @@ impl Exec {
             }
         } else if self.refusals.len() >= MOST_REFUSED {
             let oldest = self.refusals.iter().min_by_key(|(_, (at, _))| *at);
-            if let Some(oldest) = oldest.map(|(agent, _)| agent.clone()) {
-                self.refusals.remove(&oldest);
+            if let Some(oldest) = oldest.map(|(agent, _)| agent.clone())
+                && let Some((_, more)) = self.refusals.remove(&oldest)
+                && more > 0
+            {
+                self.wiring.audit.passed_over(more);
             }
         }
         let more = self.refusals.insert(agent.clone(), (Instant::now(), 0));
@@ -425,7 +428,7 @@ impl Exec {
         };
         let audit = self.wiring.audit.clone();
         let record = async move {
-            if let Err(error) = audit.event(entry).await {
+            if let Err(error) = audit.note(entry).await {
                 tracing::warn!(%error, "a refusal could not be recorded");
             }
         };

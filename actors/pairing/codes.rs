@@ -168,7 +168,7 @@ impl PairingRoom {
             object: Some(id.to_owned()),
             ..Entry::default()
         };
-        if let Err(error) = self.wiring.audit.event(entry.with("why", why)).await {
+        if let Err(error) = self.wiring.audit.note(entry.with("why", why)).await {
             tracing::warn!(%error, "a refused setup code could not be recorded");
         }
     }

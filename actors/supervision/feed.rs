@@ -116,6 +116,11 @@ impl<T: Clone + Send + Sync + 'static> Flag<T> {
         self.tx.send_replace(value);
     }
 
+    /// Changes the value where it stands, and wakes the readers: no other change comes in between.
+    pub fn update(&self, change: impl FnOnce(&mut T)) {
+        self.tx.send_modify(change);
+    }
+
     /// The value now.
     pub fn get(&self) -> T {
         self.tx.borrow().clone()
@@ -126,6 +131,12 @@ impl<T: Clone + Send + Sync + 'static> Flag<T> {
         FlagReader {
             rx: self.tx.subscribe(),
         }
+    }
+}
+
+impl<T: Default + Clone + Send + Sync + 'static> Default for Flag<T> {
+    fn default() -> Self {
+        Self::new(T::default())
     }
 }
 

@@ -1,13 +1,14 @@
 //! What operators do: answer, revoke, change the document.
 
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use super::machine::{Held, Machine, PolicySet, ended, may_answer};
 use super::{
     Credential, Grant, Put, Record, Refusal, Requester, Resolution, Status, Step, Subject, Word,
 };
 use crate::auth::{Principal, Role, Scope};
-use crate::ids::{ApprovalId, Hash32};
+use crate::ids::{AgentId, ApprovalId, Hash32};
 use crate::plan::V1;
 use crate::policy::{Diff, Document, Reason, Standing, diff};
 use crate::time::Millis;
@@ -142,6 +143,21 @@ impl Machine {
             hash: document.hash(),
             document,
         }
+    }
+
+    /// SHA-256 of what decides on this agent's commands, as JSON without blanks and keys in this order:
+    /// `{"document":"<hash of the approvals document, or absent or malformed>","elevated":"…","exec":"…"}`.
+    pub fn policy_hash(&self, agent: &AgentId) -> Hash32 {
+        let document = match &self.document {
+            Held::Absent => "absent".to_owned(),
+            Held::Valid(document) => document.hash().to_string(),
+            Held::Malformed => "malformed".to_owned(),
+        };
+        let policy = self.agents.of(agent);
+        let all = serde_json::json!({
+            "document": document, "elevated": policy.elevated, "exec": policy.exec,
+        });
+        Hash32(Sha256::digest(all.to_string()).into())
     }
 
     fn document_hash(&self) -> Hash32 {

@@ -232,6 +232,27 @@ pub struct Resolution {
     pub at: Millis,
 }
 
+impl Resolution {
+    /// With what who said it had come in: a device's key, a secret, or else his uid, asked of the kernel.
+    pub fn proven(&self) -> String {
+        let device = self.credential.as_ref().map(|credential| {
+            format!(
+                "key of device {}, generation {}",
+                credential.device, credential.generation
+            )
+        });
+        let secret = self.secret.as_ref().map(|standing| {
+            let generation = standing.generation;
+            format!("secret {}, generation {generation}", standing.secret)
+        });
+        match (device, secret) {
+            (Some(device), Some(secret)) => format!("{device}; {secret}"),
+            (Some(one), None) | (None, Some(one)) => one,
+            (None, None) => "uid by the kernel".to_owned(),
+        }
+    }
+}
+
 /// See [`Resolution::note`].
 pub const NOTE_MAX: usize = 500;
 

@@ -1,6 +1,6 @@
 //! What a room hands over to be recorded, its limits, and the escaping that keeps one record one line.
 
-use super::hash::{BootId, Hash32};
+use super::hash::{BootId, Hash32, Seq};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -12,6 +12,8 @@ const ACTION: usize = 64;
 const VALUE: usize = 1_024;
 /// Longest detail key in bytes.
 const KEY: usize = 64;
+/// The detail of an outcome that says how long the act took, in milliseconds from its intent on.
+const TOOK: &str = "took_ms";
 /// The most detail keys of one entry.
 const KEYS: usize = 32;
 
@@ -50,6 +52,12 @@ pub struct Entry {
     /// The approval under which it ran.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub approval_id: Option<String>,
+    /// The policy that it was decided by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy_hash: Option<Hash32>,
+    /// Who allowed it, and how that was proven.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proof: Option<Proof>,
     /// The caller's key against running twice.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idempotency_key: Option<String>,
@@ -59,6 +67,20 @@ pub struct Entry {
     /// Short redacted facts.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub detail: BTreeMap<String, String>,
+}
+
+/// What an approval rests on. Limits in bytes after escaping: `by` and `how` 256, `decision` 64.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Proof {
+    /// The principal who said so.
+    pub by: String,
+    /// With what he had come in.
+    pub how: String,
+    /// What he said: `allow-once`, `allow-always`.
+    pub decision: String,
+    /// The record under which his word was kept.
+    pub recorded: Seq,
 }
 
 /// Why an entry cannot be recorded as it is.
@@ -124,6 +146,18 @@ impl Entry {
             ("request_id", 256, &mut self.request_id),
         ] {
             if let Some(text) = value {
+                clean_in_place(text);
+                if text.len() > limit {
+                    return Err(EntryError::TooLong { field, limit });
+                }
+            }
+        }
+        if let Some(proof) = &mut self.proof {
+            for (field, limit, text) in [
+                ("proof by", 256, &mut proof.by),
+                ("proof how", 256, &mut proof.how),
+                ("proof decision", 64, &mut proof.decision),
+            ] {
                 clean_in_place(text);
                 if text.len() > limit {
                     return Err(EntryError::TooLong { field, limit });
@@ -203,6 +237,14 @@ impl Outcome {
     pub fn with(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.detail.insert(key.into(), value.into());
         self
+    }
+
+    /// Adds how long the act took, where there is room and nobody has said so.
+    pub fn took(&mut self, ms: u64) {
+        if self.detail.len() < KEYS {
+            let took = || ms.to_string();
+            self.detail.entry(TOOK.to_owned()).or_insert_with(took);
+        }
     }
 
     /// Escapes and bounds, as [`Entry::clean`].

@@ -233,6 +233,18 @@ fn cef(record: &Record, size: u64, version: &str) -> String {
                 fields.extend([(label, name.to_owned()), (key, value)]);
             }
         }
+        if let Some(hash) = entry.policy_hash {
+            let (name, hash) = ("policyHash".to_owned(), hash.to_string());
+            fields.extend([("flexString1Label", name), ("flexString1", hash)]);
+        }
+        if let Some(proof) = &entry.proof {
+            let said = format!(
+                "{} {} ({}), record {}",
+                proof.decision, proof.by, proof.how, proof.recorded
+            );
+            let name = "allowedBy".to_owned();
+            fields.extend([("flexString2Label", name), ("flexString2", said)]);
+        }
     }
     let fields: Vec<String> = fields
         .iter()

@@ -9,13 +9,22 @@ use super::record::{Body, BodyRef, LeafRef, ResultRef, Stamp};
 use super::{Head, MAX_MARK_OPEN};
 use std::collections::BTreeMap;
 
+/// An intent without an outcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenIntent {
+    /// The boot that wrote it.
+    pub boot: BootId,
+    /// When, in that boot's monotonic time; unknown where only a mark names it.
+    pub mono_ms: Option<u64>,
+}
+
 /// The state that follows from reading records in order.
 #[derive(Clone, Debug)]
 pub struct Ledger {
     /// The newest record.
     pub head: Head,
-    /// Intents without an outcome, with the boot that wrote them.
-    pub open: BTreeMap<Seq, BootId>,
+    /// Intents without an outcome.
+    pub open: BTreeMap<Seq, OpenIntent>,
     /// The idempotency keys.
     pub once: OnceIndex,
     /// The credentials that have ended.
@@ -50,7 +59,9 @@ impl Ledger {
         }
         match leaf.body {
             BodyRef::Intent(entry) => {
-                self.open.insert(leaf.seq, leaf.boot);
+                let mono_ms = Some(leaf.stamp.mono_ms);
+                let boot = leaf.boot;
+                self.open.insert(leaf.seq, OpenIntent { boot, mono_ms });
                 if may_end(entry.action)
                     && let Some((_, name)) = entry.detail().find(|(key, _)| *key == ENDS)
                 {
@@ -81,7 +92,17 @@ impl Ledger {
             | BodyRef::Carry {
                 open: Some(open), ..
             } => {
-                self.open = open.iter().map(|seq| (seq, leaf.boot)).collect();
+                let before = std::mem::take(&mut self.open);
+                let named = |seq| {
+                    let only = OpenIntent {
+                        boot: leaf.boot,
+                        mono_ms: None,
+                    };
+                    // What was read itself says more.
+                    let known = before.get(&seq).filter(|known| known.boot == leaf.boot);
+                    (seq, known.copied().unwrap_or(only))
+                };
+                self.open = open.iter().map(named).collect();
             }
             _ => {}
         }
@@ -92,7 +113,8 @@ impl Ledger {
         self.head = head;
         match body {
             Body::Intent(entry) => {
-                self.open.insert(head.seq, boot);
+                let mono_ms = Some(stamp.mono_ms);
+                self.open.insert(head.seq, OpenIntent { boot, mono_ms });
                 if let Some(name) = entry.ends().filter(|_| may_end(&entry.action)) {
                     self.ended.begin(name, head.seq);
                 }

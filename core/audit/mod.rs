@@ -41,22 +41,23 @@ mod record;
 pub mod retired;
 mod scan;
 mod segment;
+pub mod syslog;
 mod tile;
 mod torn;
 pub mod tree;
 pub mod verify;
 
 pub use ended::Ended;
-pub use entry::{Entry, EntryError, Outcome, OutcomeResult, escape};
+pub use entry::{Entry, EntryError, Outcome, OutcomeResult, Proof, escape};
 pub use epoch::{Epoch, EpochKey, EpochMark, EpochSealer, KeyChain};
 pub use hash::{BootId, Hash32, HexError, PublicKey, Seq, leaf_hash};
-pub use ledger::Ledger;
+pub use ledger::{Ledger, OpenIntent};
 pub use note::{Checkpoint, NoteError, Notes, SignedCheckpoint};
 pub use once::{Once, OnceIndex, OnceKey};
 pub use query::{OutcomeFilter, Query};
 pub use record::{
-    Body, BodyRef, EntryRef, LeafRef, OpenRef, OutcomeRef, Record, ResultRef, Stamp, decode_leaf,
-    encode_record,
+    Body, BodyRef, EntryRef, LeafRef, OpenRef, OutcomeRef, ProofRef, Record, ResultRef, Stamp,
+    decode_leaf, encode_record,
 };
 pub use scan::{Break, Scanner, Step};
 pub use segment::{HEADER_BYTES, HeaderError, SegmentHeader};

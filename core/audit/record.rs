@@ -1,7 +1,7 @@
 //! One record: its owned form, its borrowed form as read from a file, and the bytes between them.
 
 use super::codec::{Cut, Flaw, pairs, put_map, put_opt, put_str};
-use super::entry::{Entry, EntryError, Outcome, OutcomeResult};
+use super::entry::{Entry, EntryError, Outcome, OutcomeResult, Proof};
 use super::epoch::{EpochMark, Signature};
 use super::hash::{BootId, Hash32, PublicKey, Seq, leaf_hash};
 use super::{Head, MAX_LEAF, MAX_MARK_OPEN};
@@ -142,6 +142,8 @@ impl Body {
 
     const fn tag(&self) -> u8 {
         match self {
+            Self::Intent(entry) if has_more(entry) => 11,
+            Self::Event(entry) if has_more(entry) => 12,
             Self::Intent(_) => 1,
             Self::Outcome { .. } => 2,
             Self::Event(_) => 3,
@@ -239,7 +241,27 @@ fn put_entry(out: &mut Vec<u8>, entry: &Entry) -> Result<(), Flaw> {
     if let Some(hash) = entry.plan_hash {
         out.extend_from_slice(&hash.0);
     }
-    put_map(out, &entry.detail)
+    put_map(out, &entry.detail)?;
+    if !has_more(entry) {
+        return Ok(());
+    }
+    out.push(u8::from(entry.policy_hash.is_some()));
+    if let Some(hash) = entry.policy_hash {
+        out.extend_from_slice(&hash.0);
+    }
+    out.push(u8::from(entry.proof.is_some()));
+    if let Some(proof) = &entry.proof {
+        for text in [&proof.by, &proof.how, &proof.decision] {
+            put_str(out, text)?;
+        }
+        out.extend_from_slice(&proof.recorded.0.to_be_bytes());
+    }
+    Ok(())
+}
+
+/// What came into the format later has kinds of its own, so that what was written before reads as it did.
+const fn has_more(entry: &Entry) -> bool {
+    entry.policy_hash.is_some() || entry.proof.is_some()
 }
 
 /// Whether there is one, the kind says.
@@ -377,7 +399,19 @@ pub struct EntryRef<'a> {
     pub idempotency_key: Option<&'a str>,
     pub request_id: Option<&'a str>,
     pub plan_hash: Option<Hash32>,
+    pub policy_hash: Option<Hash32>,
+    pub proof: Option<ProofRef<'a>>,
     detail: &'a [u8],
+}
+
+/// [`Proof`], borrowed.
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "the fields are those of `Proof`")]
+pub struct ProofRef<'a> {
+    pub by: &'a str,
+    pub how: &'a str,
+    pub decision: &'a str,
+    pub recorded: Seq,
 }
 
 /// [`Outcome`], borrowed.
@@ -439,8 +473,8 @@ fn cut_mark(cut: &mut Cut<'_>, kind: u8) -> Result<Option<EpochMark>, Flaw> {
     }))
 }
 
-fn cut_entry<'a>(cut: &mut Cut<'a>) -> Result<EntryRef<'a>, Flaw> {
-    Ok(EntryRef {
+fn cut_entry<'a>(cut: &mut Cut<'a>, kind: u8) -> Result<EntryRef<'a>, Flaw> {
+    let mut entry = EntryRef {
         action: cut.str()?,
         principal: cut.opt()?,
         act_as: cut.opt()?,
@@ -456,8 +490,28 @@ fn cut_entry<'a>(cut: &mut Cut<'a>) -> Result<EntryRef<'a>, Flaw> {
         } else {
             None
         },
+        policy_hash: None,
+        proof: None,
         detail: cut.map()?,
-    })
+    };
+    if kind < 11 {
+        return Ok(entry);
+    }
+    if cut.flag()? {
+        entry.policy_hash = Some(Hash32(cut.array()?));
+    }
+    if cut.flag()? {
+        entry.proof = Some(ProofRef {
+            by: cut.str()?,
+            how: cut.str()?,
+            decision: cut.str()?,
+            recorded: Seq(cut.u64()?),
+        });
+    }
+    if entry.policy_hash.is_none() && entry.proof.is_none() {
+        return Err("a record of the later kind without what the kind is for");
+    }
+    Ok(entry)
 }
 
 /// Reads a leaf strictly: every byte has its meaning or it is an error (whose text names the flaw). The hash is the
@@ -484,7 +538,7 @@ pub fn decode_leaf(leaf: &[u8]) -> Result<LeafRef<'_>, &'static str> {
     let boot = BootId(cut.array()?);
     let kind = cut.byte()?;
     let body = match kind {
-        1 => BodyRef::Intent(cut_entry(&mut cut)?),
+        1 | 11 => BodyRef::Intent(cut_entry(&mut cut, kind)?),
         2 => BodyRef::Outcome {
             intent: Seq(cut.u64()?),
             outcome: OutcomeRef {
@@ -500,7 +554,7 @@ pub fn decode_leaf(leaf: &[u8]) -> Result<LeafRef<'_>, &'static str> {
                 detail: cut.map()?,
             },
         },
-        3 => BodyRef::Event(cut_entry(&mut cut)?),
+        3 | 12 => BodyRef::Event(cut_entry(&mut cut, kind)?),
         4 | 9 => BodyRef::Start {
             reopened: cut.flag()?,
             open: cut_open(&mut cut)?,
@@ -626,6 +680,13 @@ impl EntryRef<'_> {
             decision: own(self.decision),
             rule: own(self.rule),
             plan_hash: self.plan_hash,
+            policy_hash: self.policy_hash,
+            proof: self.proof.map(|proof| Proof {
+                by: proof.by.to_owned(),
+                how: proof.how.to_owned(),
+                decision: proof.decision.to_owned(),
+                recorded: proof.recorded,
+            }),
             approval_id: own(self.approval_id),
             idempotency_key: own(self.idempotency_key),
             request_id: own(self.request_id),

@@ -21,10 +21,12 @@ const DEGRADED: u8 = 8;
 /// [`Failure`].
 pub async fn run(door: &Door, out: Out) -> Result<u8, Failure> {
     let mut client = Client::connect(door, &[Scope::Read], &[]).await?;
-    let status = client.call("status", json!({})).await?;
+    let mut status = client.call("status", json!({})).await?;
     let compared = seen::compare(&mut client, door).await;
     client.close().await;
-    compared?;
+    if let (Some(key), Some(ours)) = (compared?, status.get_mut("portcullis")) {
+        ours["auditFirstKey"] = key.into();
+    }
     out.both(&status, || shown(&status))?;
     Ok(if healthy(&status) { 0 } else { DEGRADED })
 }
@@ -107,6 +109,13 @@ fn shown(status: &Value) -> String {
             ),
         );
     }
+    if let Some(Value::Object(sinks)) = ours.get("sinks") {
+        for (name, sink) in sinks {
+            put("sink", sink_line(name, sink));
+        }
+    }
+    // For `portcullis audit verify --key`: whoever has it elsewhere needs no word of this machine's.
+    put("log key", clean(field(ours, "auditFirstKey")));
     let rows: Vec<_> = list(ours, "rooms").iter().map(room).collect();
     out.push('\n');
     out.push_str(&table(
@@ -121,6 +130,26 @@ fn shown(status: &Value) -> String {
         &rows,
     ));
     out
+}
+
+fn sink_line(name: &str, sink: &Value) -> String {
+    let n = |key: &str| number(sink, key).unwrap_or_default();
+    let mut line = format!(
+        "{} ({}) has record {}, {} behind",
+        clean(name),
+        clean(field(sink, "kind")),
+        n("taken"),
+        n("lag")
+    );
+    if n("lost") > 0 {
+        let _ = write!(line, ", {} lost to retention", n("lost"));
+    }
+    let error = clean(field(sink, "error"));
+    if !error.is_empty() {
+        line.push_str(": ");
+        line.push_str(&error);
+    }
+    line
 }
 
 fn room(room: &Value) -> Vec<String> {
@@ -199,7 +228,8 @@ mod tests {
             json!({"runtimeVersion": "0.1.0", "portcullis": {
                 "uptimeMs": 61_000, "driver": {"name": "native", "detail": "bubblewrap"},
                 "pending": {"devices": 1, "approvals": 0}, "listeners": ["127.0.0.1:18789"], "connectedDevices": 3,
-                "auditHead": {"seq": 9, "hash": "ab"},
+                "auditHead": {"seq": 9, "hash": "ab"}, "auditFirstKey": "portcullis-audit/01+2+AB",
+                "sinks": {"siem": {"kind": "http", "taken": 4, "lag": 5, "lost": 1, "error": "the receiver answers 503"}},
                 "rooms": [{"name": "vault", "state": state, "restarts": 2, "gate": {"depth": 1, "capacity": 8, "refused": 0}}],
             }})
         };
@@ -214,6 +244,8 @@ mod tests {
             "vault  up",
             "1/8",
             "head ab",
+            "log key    portcullis-audit/01+2+AB",
+            "siem (http) has record 4, 5 behind, 1 lost to retention: the receiver answers 503",
             "connected  3 devices",
         ] {
             assert!(text.contains(part), "{part}: {text}");

@@ -9,8 +9,9 @@ use toml::{Spanned, Table, Value};
 
 use super::problem::{ConfigErrors, Place, Problem, is_secret, nearest, place};
 
-/// The section whose keys are names of agents; its `*` is the template of all.
-const AGENTS: &str = "agents";
+/// The tables whose keys are names that somebody chooses; `*` in each is the template of all.
+const AGENTS: &[&str] = &["agents"];
+const SINKS: &[&str] = &["audit", "sinks"];
 /// The name of the template in it.
 const EVERY: &str = "*";
 /// Before the names of variables that set a key: `PORTCULLIS__GATEWAY__PORT`.
@@ -307,7 +308,15 @@ fn empty() -> Value {
 }
 
 fn is_template(path: &[String]) -> bool {
-    path.get(1).is_some_and(|name| name == EVERY)
+    (1..=path.len()).any(|depth| {
+        named_in(&path[..depth]).is_some() && path.get(depth - 1).is_some_and(|n| n == EVERY)
+    })
+}
+
+/// The table of names that the last name of the path stands in.
+fn named_in(path: &[String]) -> Option<&'static [&'static str]> {
+    let (_, above) = path.split_last()?;
+    [AGENTS, SINKS].into_iter().find(|table| *table == above)
 }
 
 fn take<T: DeserializeOwned>(table: &Table, name: &str) -> Result<T, String> {
@@ -327,11 +336,7 @@ fn put(table: &mut Table, path: &[String], value: Value) {
     let mut here = table;
     for (depth, name) in tables.iter().enumerate() {
         if !here.get(name).is_some_and(Value::is_table) {
-            let fresh = if depth == 1 && path[0] == AGENTS {
-                here.get(EVERY).cloned()
-            } else {
-                None
-            };
+            let fresh = named_in(&path[..=depth]).and_then(|_| here.get(EVERY).cloned());
             here.insert(name.clone(), fresh.unwrap_or_else(empty));
         }
         let Some(Value::Table(next)) = here.get_mut(name) else {
@@ -365,7 +370,7 @@ fn known<'a>(template: &'a Table, path: &[String]) -> Result<&'a Value, Refusal>
     let Some(name) = path.last() else {
         return Err(refusal("no key is named".to_owned(), None));
     };
-    if path.len() == 2 && path[0] == AGENTS && name != EVERY {
+    if named_in(path).is_some() && name != EVERY {
         AgentId::new(name).map_err(|error| refusal(error.to_string(), None))?;
         return template
             .get(EVERY)

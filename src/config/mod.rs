@@ -305,6 +305,15 @@ fn rules(config: &Config, layers: &mut Layers) {
     if config.audit.segment_bytes < 65_536 {
         layers.reject("audit.segment_bytes", "a segment has at least 65536 bytes");
     }
+    for (name, sink) in config.audit.named_sinks() {
+        if let Err((key, why)) = portcullis_actors::sinks::settings(sink) {
+            layers.reject(&format!("audit.sinks.{name}.{key}"), &why);
+        }
+        if !sink.pin.is_empty() && sink.pin.parse::<crate::tls::Pin>().is_err() {
+            let why = "SHA-256 of a public key, 64 hexadecimal digits";
+            layers.reject(&format!("audit.sinks.{name}.pin"), why);
+        }
+    }
     if config.agents.every().elevated != Elevated::Off {
         layers.reject("agents.*.elevated", "elevated mode is switched on for one agent at a time: [agents.NAME] elevated = \"ask\"");
     }

@@ -50,7 +50,7 @@ const RENEW_LOOK: Duration = Duration::from_hours(1);
 /// A tree that does not stop in this time is left behind.
 const STOP_WITHIN: Duration = Duration::from_secs(30);
 
-/// Runs the gateway until a signal ends it. `greet`: the five lines of `up`.
+/// Runs the gateway until a signal ends it. `greet`: the lines of `up`.
 pub fn run(global: &Global, args: &GatewayArgs, greet: bool) -> ExitCode {
     let began = std::time::Instant::now();
     let secret = match token::take() {
@@ -455,11 +455,15 @@ async fn greeting(
         count(devices),
         count(approvals)
     );
+    // Before anybody can have changed it: a copy elsewhere is what the log is verified by.
+    let key = methods.audit.sign().await.map(|signed| signed.told());
+    let key = key.map_or_else(|error| format!("unknown: {error}"), |told| told.first_key);
     let lines = format!(
         "address   {ws}://{address}   page {http}://localhost:{} (open it with: portcullis dashboard)\n{pin}\
          sandbox   {driver}\n\
          clients   the gateway's token, or a paired device; this user's own processes over control.sock\n\
          pending   {pending}\n\
+         log key   {key} (keep a copy elsewhere; portcullis audit verify --key)\n\
          try       portcullis exec --agent demo -- sh -c 'id; ls /'   (state: {})\n",
         address.port(),
         state.display(),

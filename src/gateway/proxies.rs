@@ -158,7 +158,7 @@ impl Proxies {
         self.rules.set(Arc::new(rules));
         tracing::info!(target: "portcullis", %file, keys = %count, "the key set of the trusted proxy was read again");
         let entry = Entry::new("auth.proxy_keys").with("keys", count);
-        if let Err(error) = audit.event(entry).await {
+        if let Err(error) = audit.note(entry).await {
             tracing::error!(target: "portcullis", %error, "a new key set could not be recorded");
         }
     }

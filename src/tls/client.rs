@@ -86,6 +86,18 @@ pub fn verified(pin: Option<Pin>) -> Result<ClientConfig, std::io::Error> {
     Ok(config)
 }
 
+/// As [`verified`], for a receiver whose pin is a text; empty: none.
+///
+/// # Errors
+/// As [`client_config`], and a pin that is none.
+pub fn receiver(pin: &str) -> Result<Arc<ClientConfig>, std::io::Error> {
+    let pin = match pin {
+        "" => None,
+        pin => Some(pin.parse().map_err(std::io::Error::other)?),
+    };
+    verified(pin).map(Arc::new)
+}
+
 /// Verifies nobody: for a client that speaks plain to this machine, and could not be led to TLS.
 ///
 /// # Errors

@@ -26,7 +26,7 @@ use x509_parser::extensions::GeneralName;
 use crate::config::Tls as Config;
 use crate::identity::{self, KeyFileError};
 
-pub use client::{Pin, PinError, client_config, trusting_nobody, verified};
+pub use client::{Pin, PinError, client_config, receiver, trusting_nobody, verified};
 pub use keeper::Keeper;
 
 /// The only protocol spoken inside (RFC 7301).

@@ -4,6 +4,7 @@ mod cli;
 mod drivers;
 mod engine;
 mod evidence;
+mod held;
 mod host_asks;
 mod host_runs;
 mod inherited;

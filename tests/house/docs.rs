@@ -225,6 +225,8 @@ fn references(tree: &[Source]) -> Vec<String> {
             }
             let mut at = Some(&settings);
             for name in section.split('.') {
+                // A name that somebody chooses: `*` has the keys of all.
+                let name = if name == "NAME" { "*" } else { name };
                 at = at.and_then(|table| table.get(name)?.as_table());
             }
             let key = rest.split_whitespace().next();

@@ -9,6 +9,7 @@ pub const ORDER: &[&str] = &[
     "store",
     "audit",
     "vault",
+    "sinks",
     "pairing",
     "signing",
     "auth",

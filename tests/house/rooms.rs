@@ -40,6 +40,8 @@ fn findings(tree: &[Source]) -> Vec<String> {
         }
         // The pool's settings are those of the sandboxes.
         let section = room.strip_suffix("_pool").unwrap_or(room);
+        // The sinks' are a part of the log's: [audit.sinks.NAME].
+        let section = if section == "sinks" { "audit" } else { section };
         if !defaults.get(section).is_some_and(toml::Value::is_table) {
             lacks(&format!("no section [{section}] in config/default.toml"));
         }

@@ -20,6 +20,7 @@ mod pairing;
 mod real;
 mod sandbox_pool;
 mod signing;
+mod sinks;
 mod spin;
 mod stop;
 mod store;

@@ -8,6 +8,7 @@
 mod child;
 mod crash;
 mod epochs;
+mod histories;
 mod retention;
 mod room;
 mod tiles;
@@ -82,7 +83,7 @@ fn try_open(dir: &Path, boot: u8, config: AuditConfig) -> Result<Open, AuditErro
         clock: Clock::new(),
         version: "test".into(),
     };
-    let (writer, report) = Writer::open(spec, Feed::new())?;
+    let (writer, report) = Writer::open(spec, Feed::new(), std::sync::Arc::default())?;
     Ok(Open { writer, report })
 }
 

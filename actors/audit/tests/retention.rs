@@ -128,7 +128,7 @@ fn what_is_gone_without_a_word_and_what_was_changed_of_it_is_found() {
     // Nobody asked for it, or what is needed lies there: nothing goes.
     let find = |config: &AuditConfig, needed: Option<Seq>, now| {
         let needed = needed.unwrap_or(Seq(u64::MAX));
-        retire::candidates(&place.dir, config, needed, now)
+        retire::candidates(&place.dir, config, needed, &[], now)
             .unwrap()
             .len()
     };
@@ -153,7 +153,7 @@ fn what_is_gone_without_a_word_and_what_was_changed_of_it_is_found() {
     assert_eq!(find(&days, None, now), 0);
     std::fs::write(&tile, &good).unwrap();
     // Removed, and no record says so.
-    let gone = retire::candidates(&place.dir, &days, Seq(u64::MAX), now).unwrap();
+    let gone = retire::candidates(&place.dir, &days, Seq(u64::MAX), &[], now).unwrap();
     retire::remove(&place.dir, &gone).unwrap();
     assert_eq!(segments(&place)[0], all[4]);
     let fault = verify_dir(&place.dir).unwrap().first_break.unwrap();
@@ -161,7 +161,7 @@ fn what_is_gone_without_a_word_and_what_was_changed_of_it_is_found() {
     assert!(fault.why.contains("no record says"), "{fault}");
     // With a record of it.
     let log = try_open(&place.dir, 2, keeping(0)).unwrap();
-    log.append(retire::record(&gone).unwrap()).unwrap();
+    log.append(retire::record(&gone, &[]).unwrap()).unwrap();
     log.close();
     intact(&place.dir);
     // Every byte of what stays, and of the tiles over what is gone.
@@ -169,7 +169,7 @@ fn what_is_gone_without_a_word_and_what_was_changed_of_it_is_found() {
         let path = place.dir.join(name);
         let good = std::fs::read(&path).unwrap();
         let under_gone = Tile::of_path(name).is_none_or(|tile| (tile.index + 1) * 256 < all[4].0);
-        for at in (0..good.len()).step_by(if name == "retired" { 7 } else { 61 }) {
+        for at in (0..good.len()).step_by(if name == "retired" { 1 } else { 61 }) {
             let mut bad = good.clone();
             bad[at] ^= 4;
             std::fs::write(&path, &bad).unwrap();

@@ -14,6 +14,7 @@ fn wiring(dir: &Path, boot: u8) -> AuditWiring {
         boot: BootId([boot; 16]),
         clock: Clock::new(),
         feed: Feed::new(),
+        dropped: std::sync::Arc::default(),
         version: "test".into(),
     }
 }
@@ -67,7 +68,7 @@ async fn an_act_is_recorded_read_back_watched_and_verified() {
     assert_eq!(found.len(), 1);
     assert_eq!(found[0].record.seq, intent);
     let end = found[0].outcome.as_ref().unwrap();
-    assert_eq!((end.seq, &end.outcome), (ended, &outcome));
+    assert_eq!((end.seq, &end.outcome.result), (ended, &outcome.result));
     let still = Query {
         outcome: Some(OutcomeFilter::Open),
         ..Query::default()
@@ -89,6 +90,53 @@ async fn an_act_is_recorded_read_back_watched_and_verified() {
     assert_eq!(report.head, audit.head().await.unwrap());
     tree.stop().await;
     assert_eq!(place.records().last().unwrap().body.kind(), "stop");
+    intact(&place.dir);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_only_noted_and_did_not_reach_the_log_is_counted_in_a_gap_record() {
+    let place = Place::new();
+    let first = wiring(&place.dir, 1);
+    let dropped = first.dropped.clone();
+    let fatal: OnFatal = Arc::new(|room, why| panic!("{room}: {why}"));
+    let mut builder = TreeBuilder::new(Intensity::default(), fatal.clone());
+    let audit = AuditHandle::add(&mut builder, first);
+    let tree = builder.start().await.unwrap();
+    let seq = audit.note(Entry::new("auth.refused")).await.unwrap();
+    // Nobody has lost anything: no gap.
+    assert_eq!(audit.head().await.unwrap().seq, seq);
+    audit.note(Entry::new("No Good")).await.unwrap_err();
+    audit.passed_over(3);
+    audit.event(Entry::new("a")).await.unwrap();
+    let gap = |records: Vec<Arc<Record>>| {
+        let found = records.iter().rev().find_map(|record| match &record.body {
+            Body::Gap { count, reason, .. } => Some((*count, reason.clone())),
+            _ => None,
+        });
+        found.unwrap()
+    };
+    assert_eq!(
+        gap(audit.tail(2).await.unwrap()),
+        (4, "OVERLOADED".to_owned())
+    );
+    tree.stop().await;
+    for _ in 0..2 {
+        let error = audit.note(Entry::new("auth.refused")).await.unwrap_err();
+        assert_eq!(error.code(), "ROOM_DOWN");
+    }
+    let mut builder = TreeBuilder::new(Intensity::default(), fatal);
+    let again = AuditWiring {
+        dropped,
+        ..wiring(&place.dir, 2)
+    };
+    let audit = AuditHandle::add(&mut builder, again);
+    let tree = builder.start().await.unwrap();
+    audit.event(Entry::new("a")).await.unwrap();
+    assert_eq!(
+        gap(audit.tail(10).await.unwrap()),
+        (2, "ROOM_DOWN".to_owned())
+    );
+    tree.stop().await;
     intact(&place.dir);
 }
 

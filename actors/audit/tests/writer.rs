@@ -27,6 +27,36 @@ fn what_was_acknowledged_is_there_in_order_and_verifies() {
 }
 
 #[test]
+fn each_outcome_says_how_long_its_act_took() {
+    let place = Place::new();
+    let log = place.open(1);
+    let (slow, quick) = (log.intent("exec.run"), log.intent("exec.run"));
+    log.outcome(quick, Outcome::ok().with("took_ms", "5"))
+        .unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(30));
+    log.outcome(slow, Outcome::ok()).unwrap();
+    let left = log.intent("exec.run");
+    log.crash();
+    // Of what another start began nobody knows.
+    place.open(2).close();
+    let took: Vec<_> = place
+        .records()
+        .into_iter()
+        .filter_map(|record| match record.body {
+            Body::Outcome { intent, outcome } => {
+                Some((intent, outcome.detail.get("took_ms").cloned()))
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(took[0], (quick, Some("5".into())));
+    assert_eq!(took[1].0, slow);
+    let ms: u64 = took[1].1.as_ref().unwrap().parse().unwrap();
+    assert!((30..10_000).contains(&ms), "{ms}");
+    assert_eq!(took[2], (left, None));
+}
+
+#[test]
 fn files_and_folder_are_for_the_owner_only_and_a_looser_folder_is_refused() {
     let place = Place::new();
     place.open(1).close();

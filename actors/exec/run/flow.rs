@@ -83,7 +83,7 @@ impl Flow {
                 decided
             }
             Err(refusal) => {
-                self.record_refusal(&refusal);
+                self.record_refusal(&refusal).await;
                 self.note(Note::Told);
                 reply.refuse(refusal);
                 return;
@@ -174,13 +174,15 @@ impl Flow {
 
     /// What policy refused stands in the log too, and what was tried outside the sandbox; the refusal itself does not wait
     /// for it to be there.
-    fn record_refusal(&self, refusal: &ExecRefusal) {
+    async fn record_refusal(&self, refusal: &ExecRefusal) {
         let by_policy = [codes::ELEVATED_DISABLED, codes::POLICY_DENIED].contains(&refusal.code);
         if !by_policy && (self.request.target == Target::Sandbox || refusal.code.retryable) {
             return;
         }
+        let ground = self.gate.ground(&self.request.agent, None).await;
         let entry = Entry {
             decision: Some("deny".to_owned()),
+            policy_hash: ground.ok().map(|ground| ground.policy_hash),
             ..self.entry("exec.refused")
         }
         .with("code", refusal.code.name)
@@ -288,9 +290,16 @@ impl Flow {
     /// The last looks, and the durable word that it is about to run.
     async fn intent(&mut self, decided: &Decided) -> Result<Seq, Over> {
         let plan = &decided.frozen.plan;
+        let ground = self
+            .gate
+            .ground(&plan.agent, decided.approval.as_ref())
+            .await
+            .map_err(Over::refused)?;
         let entry = Entry {
             decision: Some("allow".to_owned()),
             rule: decided.rule.clone(),
+            policy_hash: Some(ground.policy_hash),
+            proof: ground.proof,
             plan_hash: Some(portcullis_core::audit::Hash32(decided.plan_hash.0)),
             approval_id: decided.approval.as_ref().map(ToString::to_string),
             idempotency_key: Some(self.request.idempotency_key.clone()),
@@ -299,6 +308,10 @@ impl Flow {
         .with("command", plan.redacted_line())
         .with("cwd", plan.cwd.clone())
         .with("executable", plan.executable.path().unwrap_or_default());
+        let entry = match ground.waited_ms {
+            Some(ms) => entry.with("waited_ms", ms.to_string()),
+            None => entry,
+        };
         let entry = if plan.operands.is_empty() {
             entry
         } else {

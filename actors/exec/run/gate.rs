@@ -4,10 +4,10 @@ use portcullis_core::approval::{Record, Status};
 use portcullis_core::audit::Seq;
 use portcullis_core::codes::{self, Code};
 use portcullis_core::display::visible;
-use portcullis_core::ids::{ApprovalId, Hash32};
+use portcullis_core::ids::{AgentId, ApprovalId, Hash32};
 use portcullis_core::plan::ExecPlan;
 
-use crate::approval::{ApprovalHandle, ApprovalRefusal, Ask, Decision, Found};
+use crate::approval::{ApprovalHandle, ApprovalRefusal, Ask, Decision, Found, Ground};
 use crate::exec::messages::{ExecRefusal, OnlyAsk, RunRequest};
 
 /// Approval, for one run.
@@ -114,6 +114,16 @@ impl Gate {
     pub async fn used_by(&self, id: &ApprovalId) -> Option<Seq> {
         let record = self.0.get(id.as_str()).await.ok()?;
         record.used_by.map(Seq)
+    }
+
+    /// What the act rests on, for its record.
+    pub async fn ground(
+        &self,
+        agent: &AgentId,
+        id: Option<&ApprovalId>,
+    ) -> Result<Ground, ExecRefusal> {
+        let ground = self.0.ground(agent, id).await;
+        ground.map_err(|error| refusal(&error))
     }
 
     /// Uses the answer, once.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use portcullis_core::approval::Word;
+use portcullis_core::audit::{Body, Query};
 use portcullis_core::codes;
 use portcullis_core::plan::Target;
 
@@ -83,6 +84,29 @@ async fn what_was_frozen_runs_and_not_what_replaced_it() {
     std::fs::copy("/usr/bin/false", &copy).unwrap();
     house.answer(&accepted, Word::AllowOnce).await;
     assert_eq!(finish(seen).await.out, "frozen\n");
+    // The record of the act says under which policy, by whose word, and how long each took.
+    let one = |action: &str| Query {
+        action: Some(action.to_owned()),
+        ..Query::default()
+    };
+    let ran = house.audit.query(one("exec.run")).await.unwrap();
+    let Body::Intent(entry) = &ran[0].record.body else {
+        panic!()
+    };
+    let said = house.audit.query(one("approval.resolve")).await.unwrap();
+    let proof = entry.proof.as_ref().unwrap();
+    assert_eq!(proof.recorded, said[0].record.seq);
+    assert_eq!(proof.decision, "allow-once");
+    assert!(proof.how.contains("uid by the kernel"), "{proof:?}");
+    assert!(entry.detail.contains_key("waited_ms"));
+    let policy = entry.policy_hash.unwrap();
+    let asked = house.audit.query(one("approval.requested")).await.unwrap();
+    let Body::Event(question) = &asked[0].record.body else {
+        panic!()
+    };
+    assert_eq!(question.policy_hash, Some(policy));
+    let ended = &ran[0].outcome.as_ref().unwrap().outcome.detail;
+    assert!(ended.contains_key("took_ms") && ended.contains_key("duration_ms"));
     house.end().await;
 }
 

@@ -227,6 +227,13 @@ fn the_largest_legal_entry_fits_a_record() {
         approval_id: long(128),
         idempotency_key: long(256),
         request_id: long(256),
+        policy_hash: Some(Hash32([2; 32])),
+        proof: Some(Proof {
+            by: "b".repeat(256),
+            how: "h".repeat(256),
+            decision: "d".repeat(64),
+            recorded: Seq(u64::MAX),
+        }),
         detail: (0..32)
             .map(|i| (format!("{i:064}"), "v".repeat(5_000)))
             .collect(),
@@ -293,7 +300,7 @@ fn the_ledger_knows_what_is_open_from_any_mark_on() {
             ledger.observe(&leaf, head);
         }
         assert_eq!(ledger.open.keys().copied().collect::<Vec<_>>(), [Seq(5)]);
-        assert_eq!(ledger.open[&Seq(5)], BOOT);
+        assert_eq!(ledger.open[&Seq(5)].boot, BOOT);
         let key = |n: u64| OnceKey::of(Some(&format!("device:{n}")), &format!("key{n}"));
         let now = STAMP.wall_ms;
         assert_eq!(

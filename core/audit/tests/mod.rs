@@ -3,6 +3,7 @@
 mod damage;
 mod epoch;
 mod format;
+mod later;
 mod torn;
 mod tree;
 
@@ -32,6 +33,7 @@ fn full_entry(n: u64) -> Entry {
             ("argv".into(), "uname -a".into()),
             ("cwd".into(), String::new()),
         ]),
+        ..Entry::default()
     }
 }
 
