@@ -312,6 +312,22 @@ impl Engine {
             .map_err(|error| broken(&error))
     }
 
+    /// As [`Self::checkpoint`], and an error where a reader kept it from being whole: then older rows may still stand in the
+    /// write-ahead log, where `secure_delete` does not reach.
+    pub fn scrub(&self) -> Result<(), StoreError> {
+        let busy = self
+            .db
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| {
+                row.get::<_, i64>(0)
+            })
+            .map_err(|error| broken(&error))?;
+        if busy == 0 {
+            Ok(())
+        } else {
+            Err(StoreError::Overloaded)
+        }
+    }
+
     /// A disk that is full after this many pages.
     #[cfg(test)]
     pub fn limit_pages(&self, pages: i64) {

@@ -148,6 +148,16 @@ impl Store {
             .await?
     }
 
+    /// Nothing that was replaced or deleted stands in the database's files when this returns; what the disk keeps of their old
+    /// blocks is another matter.
+    ///
+    /// # Errors
+    /// `STORE_BUSY` where a reader was in the way, and what a commit may meet.
+    pub async fn scrub(&self) -> Result<(), StoreError> {
+        self.ask(&self.writer, true, |reply| Job::Scrub { reply })
+            .await?
+    }
+
     /// Finishes what is queued, folds the write-ahead log into the file and closes it. Later calls get `STORE_DOWN`.
     pub async fn close(&self) -> Result<(), StoreError> {
         // The last connection to close removes the write-ahead log, and that is the writer's to do.

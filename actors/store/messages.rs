@@ -332,6 +332,9 @@ pub(super) enum Job {
     HighestIntent {
         reply: Answer<Result<u64, StoreError>>,
     },
+    Scrub {
+        reply: Answer<Result<(), StoreError>>,
+    },
     Close {
         reply: Answer<Result<(), StoreError>>,
     },

@@ -25,6 +25,7 @@ pub(super) fn write(engine: Engine, mut jobs: Receiver<Job>) {
                 reply.send(result);
                 return;
             }
+            Job::Scrub { reply } => reply.send(engine.scrub()),
             job => read_one(&engine, job),
         }
     }
@@ -65,7 +66,7 @@ fn read_one(engine: &Engine, job: Job) {
         } => reply.send(engine.entries(&kind, &id, after, limit)),
         Job::HighestIntent { reply } => reply.send(engine.highest_intent()),
         // Not a reader's: dropping the reply tells the caller that nothing ran here.
-        Job::Commit { .. } | Job::Close { .. } => {}
+        Job::Commit { .. } | Job::Scrub { .. } | Job::Close { .. } => {}
     }
 }
 

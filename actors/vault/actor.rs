@@ -1,5 +1,6 @@
 //! The room: Unsealing, then Open or Sealed, and between the two by a person's word.
 
+use super::asked::{joined, typed};
 use super::keys::{Machine, Person, Worked};
 use super::messages::{
     Added, NewUnlocker, Opener, Phase, Rekeyed, Status, VaultMsg, VaultRefusal, VaultWiring, Wanted,
@@ -10,9 +11,8 @@ use super::rows;
 use crate::act::ActError;
 use crate::supervision::{Crash, Ctx, Reply, Room, Snapshot, TaskEnd, TaskHandle};
 use portcullis_core::audit::{Entry, Outcome, Seq};
-use portcullis_core::auth::limits::{Class, Limiter, Limits, Source, Tried};
-use portcullis_core::seal::Secret;
-use portcullis_core::vault::{Header, Kind, RecoveryCode, VaultError};
+use portcullis_core::auth::limits::{Limiter, Limits, Source, Tried};
+use portcullis_core::vault::{Header, VaultError};
 use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -41,6 +41,8 @@ pub struct Vault {
     /// scrypt runs: one at a time.
     is_busy: bool,
     tries: Limiter,
+    /// What was taken away may still stand in the store's write-ahead log.
+    to_scrub: bool,
 }
 
 enum State {
@@ -66,6 +68,7 @@ impl Room for Vault {
             state: State::Sealed(VaultError::Locked),
             is_busy: false,
             tries: Limiter::new(TRIES),
+            to_scrub: false,
         };
         match rows::read_header(&wiring.store).await? {
             Err(error) => room.seal_for(error),
@@ -190,7 +193,11 @@ impl Vault {
                     Err(refusal) => return answer(reply, Err(refusal)),
                 };
                 let added = open.add_unlocker(&wiring, *by, made, replaces.as_deref());
-                answer(reply, added.await.map(|()| Added { id, code }))
+                let added = added.await;
+                if added.is_ok() && replaces.is_some() {
+                    self.scrub().await;
+                }
+                answer(reply, added.map(|()| Added { id, code }))
             }
             Worked::Exported {
                 made,
@@ -290,6 +297,10 @@ impl Vault {
             _ => Phase::Sealed,
         };
         self.wiring.around.phase.set(phase);
+        if phase == Phase::Open {
+            // A crash may have left what had just been removed.
+            self.scrub().await;
+        }
         if let Some(person) = person {
             self.tell(person, said).await;
         }
@@ -354,6 +365,9 @@ impl Vault {
 
     /// Names the manifest again where the log has grown: so the next opening need not read far.
     async fn pin(&mut self) -> Result<(), Crash> {
+        if self.to_scrub {
+            self.scrub().await;
+        }
         let State::Open(open) = &mut self.state else {
             return Ok(());
         };
@@ -383,13 +397,23 @@ impl Vault {
         let Ok(open) = self.open() else { return Ok(()) };
         match open.seal_anew(&wiring).await {
             Ok(true) => self.ctx.notify(VaultMsg::SealAnew),
-            Ok(false) => {}
+            Ok(false) => self.scrub().await,
             Err(VaultRefusal::Act(error)) if error.must_reread() => return Err(Crash::new(error)),
             Err(refusal) => {
                 tracing::warn!(target: "portcullis", %refusal, "records are still under an older key");
             }
         }
         Ok(())
+    }
+
+    /// A header or a record that was replaced opens by what was taken away, and the store keeps it until its write-ahead log is
+    /// folded into the file.
+    async fn scrub(&mut self) {
+        let scrubbed = self.wiring.store.scrub().await;
+        if let Err(error) = &scrubbed {
+            tracing::warn!(target: "portcullis", %error, "what was removed may still stand in state.db-wal: it is tried again");
+        }
+        self.to_scrub = scrubbed.is_err();
     }
 
     fn open(&mut self) -> Result<&mut Open, VaultRefusal> {
@@ -589,7 +613,11 @@ impl Vault {
                 reply,
             } => answer(reply, open.set(&wiring, *by, &name, &value).await),
             Wanted::Remove { by, name, reply } => {
-                answer(reply, open.remove(&wiring, *by, &name).await)
+                let removed = open.remove(&wiring, *by, &name).await;
+                if removed.is_ok() {
+                    self.scrub().await;
+                }
+                answer(reply, removed)
             }
             Wanted::Derived(label, reply) => {
                 reply.send(open.derived(&wiring, label).await);
@@ -626,7 +654,11 @@ impl Vault {
                 answer(reply, rotated)
             }
             Wanted::RemoveUnlocker { by, id, reply } => {
-                answer(reply, open.remove_unlocker(&wiring, *by, &id).await)
+                let removed = open.remove_unlocker(&wiring, *by, &id).await;
+                if removed.is_ok() {
+                    self.scrub().await;
+                }
+                answer(reply, removed)
             }
             Wanted::Seal { by, reply } => {
                 let held = opening::note("vault.seal", &open.rows, &open.keys);
@@ -728,53 +760,6 @@ impl Vault {
             by: Box::new(by),
             reply,
         })
-    }
-}
-
-/// Who does it, and what.
-fn joined(by: Entry, what: Entry) -> Entry {
-    Entry {
-        action: what.action,
-        object: what.object,
-        detail: by.detail.into_iter().chain(what.detail).collect(),
-        ..by
-    }
-}
-
-/// What a person typed, and at which unlocker.
-struct Typed {
-    class: Class,
-    id: String,
-    secret: Secret,
-}
-
-/// Finds the one unlocker that it is for: never are several tried.
-fn typed(
-    header: &Header,
-    kind: Kind,
-    id: Option<&str>,
-    secret: Secret,
-) -> Result<Typed, VaultError> {
-    let (class, secret) = match kind {
-        Kind::Passphrase => (Class::Passphrase, secret),
-        Kind::Recovery => {
-            let text =
-                std::str::from_utf8(secret.expose()).map_err(|_| VaultError::RecoveryTypo)?;
-            (Class::RecoveryCode, RecoveryCode::parse(text)?.secret())
-        }
-        Kind::Machine | Kind::File => return Err(VaultError::UnlockerNotFound),
-    };
-    let mut fit = header
-        .unlockers()
-        .iter()
-        .filter(|one| one.kind() == kind && id.is_none_or(|id| id == one.id()));
-    match (fit.next(), fit.next()) {
-        (Some(one), None) => Ok(Typed {
-            class,
-            id: one.id().to_owned(),
-            secret,
-        }),
-        _ => Err(VaultError::UnlockerNotFound),
     }
 }
 

@@ -11,6 +11,7 @@
 //!   act cannot be recorded. While unsealing, callers wait up to their own deadline.
 
 mod actor;
+mod asked;
 mod config;
 mod files;
 mod handle;

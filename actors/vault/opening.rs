@@ -103,7 +103,10 @@ pub(super) fn note(action: &str, rows: &Rows, keys: &VaultKeys) -> Entry {
         object: Some("vault".to_owned()),
         ..Entry::new(action)
     }
-    .with("generation", rows.manifest.generation().to_string())
+    .with(
+        "manifest_generation",
+        rows.manifest.generation().to_string(),
+    )
     .vault_holds(rows.manifest.digest(keys))
 }
 

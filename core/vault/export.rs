@@ -6,6 +6,7 @@ use crate::encoding::{base64url, from_base64url, hex, unhex};
 use crate::seal::{NONCE, Secret, join};
 use crate::time::Millis;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use zeroize::Zeroizing;
 
 const DOMAIN: &[u8] = b"portcullis-vault-export-v1";
@@ -110,7 +111,7 @@ impl Export {
             .open(&nonce, &self.aad(&aad), &sealed)
             .ok_or(VaultError::Wrong)?;
         let mut rest = plain.expose();
-        let mut records = vec![];
+        let (mut records, mut names) = (vec![], BTreeSet::new());
         while !rest.is_empty() {
             let name = field(&mut rest)?;
             let value = field(&mut rest)?;
@@ -118,6 +119,9 @@ impl Export {
             check_name(name)?;
             if value.is_empty() || value.len() > MAX_VALUE {
                 return Err(VaultError::ValueInvalid);
+            }
+            if !names.insert(name) {
+                return Err(VaultError::ExportInvalid);
             }
             records.push((name.to_owned(), Secret::new(value.to_vec())));
         }
@@ -190,6 +194,15 @@ mod tests {
             let altered = Export::parse(text.replacen(from, to, 1).as_bytes());
             assert_eq!(altered.err(), Some(VaultError::ExportInvalid), "{from}");
         }
+    }
+
+    /// The bug: a crafted file with one name twice crashed the vault's room.
+    #[test]
+    fn a_file_with_a_name_twice_is_none() {
+        let twice = ["A", "B", "A"].map(|name| (name.to_owned(), secret(b"x")));
+        let export = sealed(&twice, b"correct horse battery").expect("seals");
+        let opened = export.open(&secret(b"correct horse battery"));
+        assert_eq!(opened.err(), Some(VaultError::ExportInvalid));
     }
 
     #[test]
