@@ -151,12 +151,16 @@ pub(super) fn create_new(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Reads a small file whole, or its first `limit` bytes.
+/// Reads a small file whole, or its first `limit` bytes. A pipe in its place keeps nobody waiting.
 pub(super) fn read_limited(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = OpenOptions::new()
         .read(true)
-        .custom_flags(nofollow())
+        .custom_flags(flags.bits().cast_signed())
         .open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is no plain file"));
+    }
     let mut bytes = Vec::new();
     file.take(limit as u64).read_to_end(&mut bytes)?;
     Ok(bytes)

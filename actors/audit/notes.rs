@@ -60,12 +60,13 @@ fn altered(epoch: u64, notes: &Notes, why: &str) -> AuditError {
     })
 }
 
-/// The checkpoints of an epoch. Where a crash may have left one half written, that is passed over.
+/// The checkpoints of an epoch. Where a crash may have left one half written, or parts that never arrived, that is passed over
+/// and told.
 pub(super) fn read(
     dir: &Path,
     epoch: u64,
     may_be_cut: bool,
-) -> Result<Vec<SignedCheckpoint>, AuditError> {
+) -> Result<(Vec<SignedCheckpoint>, bool), AuditError> {
     let (notes, bytes) = load(dir, epoch)?;
     let is_cut = may_be_cut && has_lost_parts(&bytes, notes.whole);
     if let Some(flaw) = notes.flaw.filter(|_| !is_cut) {
@@ -74,7 +75,7 @@ pub(super) fn read(
     if notes.whole < bytes.len() && !may_be_cut {
         return Err(altered(epoch, &notes, "the last one is cut short"));
     }
-    Ok(notes.all)
+    Ok((notes.all, notes.whole < bytes.len()))
 }
 
 /// What a power cut leaves of what was not synced: parts that never arrived, which read as zeros, be it three bytes at the
@@ -212,7 +213,8 @@ mod tests {
         fs::create_dir(folder(dir.path())).unwrap();
         fs::write(path(dir.path(), 1), bytes).unwrap();
         let size = |note: &SignedCheckpoint| note.checkpoint.size;
-        let read = read(dir.path(), 1, true).map(|all| all.iter().map(size).collect::<Vec<_>>());
+        let read = read(dir.path(), 1, true);
+        let read = read.map(|(all, _)| all.iter().map(size).collect::<Vec<_>>());
         let notes = recover(dir.path(), 1)?;
         let sizes: Vec<u64> = notes.all.iter().map(size).collect();
         assert_eq!(read.unwrap(), sizes);

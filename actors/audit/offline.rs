@@ -48,6 +48,11 @@ pub struct VerifyReport {
     pub first_key: Option<String>,
     /// The log ends with a stop mark.
     pub closed: bool,
+    /// Records at the end that no checkpoint of the log's own covers: whoever can write the files can have made them.
+    pub unsigned: u64,
+    /// The newest epoch, where its checkpoints end in parts that never arrived: a power cut leaves that, and so does whoever
+    /// wipes them.
+    pub cut_checkpoints: Option<u64>,
     /// What this verifying could not see.
     pub notice: Option<&'static str>,
     /// Tiles of the tree that are gone, or that a crash has not let become whole: the next start makes them anew.
@@ -91,6 +96,10 @@ struct Ahead<'a> {
     dir: &'a Path,
     epochs: VecDeque<u64>,
     ready: VecDeque<(u64, SignedCheckpoint)>,
+    /// What was passed over of the newest.
+    cut: Option<u64>,
+    /// Records under the newest one.
+    covers: u64,
 }
 
 impl<'a> Ahead<'a> {
@@ -99,6 +108,8 @@ impl<'a> Ahead<'a> {
             dir,
             epochs: notes::epochs(dir)?.into(),
             ready: VecDeque::new(),
+            cut: None,
+            covers: 0,
         })
     }
 
@@ -110,7 +121,11 @@ impl<'a> Ahead<'a> {
             };
             // Only the newest may end in one that was being written.
             let is_last = self.epochs.is_empty();
-            let notes = notes::read(self.dir, epoch, is_last)?;
+            let (notes, is_cut) = notes::read(self.dir, epoch, is_last)?;
+            self.cut = is_cut.then_some(epoch);
+            if let Some(last) = notes.last() {
+                self.covers = last.checkpoint.size;
+            }
             self.ready
                 .extend(notes.into_iter().map(|note| (epoch, note)));
         }
@@ -339,6 +354,8 @@ pub(super) fn verify(
             epochs: 0,
             first_key: None,
             closed: false,
+            unsigned: 0,
+            cut_checkpoints: None,
             notice: (!has_outside).then_some(NO_OUTSIDE),
             missing_tiles: 0,
             first_break: None,
@@ -480,6 +497,7 @@ fn finish(
         checker,
         tiles,
         finding,
+        ahead: Ahead { cut, covers, .. },
         ..
     } = reading;
     for found in [finding, of_tiles].into_iter().flatten() {
@@ -503,6 +521,8 @@ fn finish(
         .zip(checker.chain().first())
         .map(|(origin, first)| verifier_key(&origin, &first.key));
     report.missing_tiles = tiles.missing();
+    report.unsigned = checker.edge().size().saturating_sub(covers);
+    report.cut_checkpoints = cut;
     report.intact = report.first_break.is_none();
     Ok(report)
 }

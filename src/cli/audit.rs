@@ -1,5 +1,7 @@
 //! `portcullis audit`: read the record, and check that nobody changed it.
 
+use std::io::Read as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use portcullis_actors::audit::verify_dir_against;
@@ -262,6 +264,18 @@ fn verdict(answer: &Value, out: Out) -> Result<u8, Failure> {
                 text.push_str(&fault(torn));
                 text.push('\n');
             }
+            if let Some(count) = number(answer, "unsigned").filter(|count| *count > 0) {
+                let line = format!(
+                    "the last {count} are under no checkpoint yet: whoever can write the files can have made them\n"
+                );
+                text.push_str(&line);
+            }
+            if let Some(epoch) = number(answer, "cut_checkpoints") {
+                let line = format!(
+                    "the checkpoints of epoch {epoch} end in parts that never arrived: a power cut leaves that, and so does whoever wipes them\n"
+                );
+                text.push_str(&line);
+            }
             let notice = clean(field(answer, "notice"));
             if !notice.is_empty() {
                 text.push_str(&notice);
@@ -301,11 +315,20 @@ fn read_note(file: &Path) -> Result<SignedCheckpoint, Failure> {
         )
         .hint("`portcullis audit head` prints a checkpoint")
     };
-    let meta = std::fs::metadata(file).map_err(|e| wrong(&e.to_string()))?;
-    if meta.len() > MAX_NOTE {
+    let unread = |error: std::io::Error| wrong(&error.to_string());
+    let opened = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
+        .open(file)
+        .map_err(unread)?;
+    if !opened.metadata().map_err(unread)?.is_file() {
+        return Err(wrong("it is no plain file"));
+    }
+    let mut text = String::new();
+    let read = opened.take(MAX_NOTE + 1).read_to_string(&mut text);
+    if read.map_err(unread)? as u64 > MAX_NOTE {
         return Err(wrong("it is too long"));
     }
-    let text = std::fs::read_to_string(file).map_err(|e| wrong(&e.to_string()))?;
     SignedCheckpoint::parse(&text).map_err(|e| wrong(&e.to_string()))
 }
 

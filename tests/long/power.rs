@@ -58,7 +58,7 @@ async fn traced(time: Duration) -> Traced {
     let watch = async {
         tokio::time::sleep(time).await;
         // A machine with other work gets less done in it.
-        let end = tokio::time::Instant::now() + Duration::from_secs(60);
+        let end = tokio::time::Instant::now() + Duration::from_mins(1);
         while acked(&mix) < 2 * LEAST && tokio::time::Instant::now() < end {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }

@@ -140,7 +140,7 @@ fn a_quiet_log_is_signed_in_its_time_and_an_end_in_order_at_once() {
     let log = try_open(&place.dir, 1, config).unwrap();
     log.append(event(1)).unwrap();
     let sizes = |epoch| {
-        let all = notes::read(&place.dir, epoch, true).unwrap();
+        let all = notes::read(&place.dir, epoch, true).unwrap().0;
         all.iter()
             .map(|note| note.checkpoint.size)
             .collect::<Vec<_>>()
@@ -156,6 +156,55 @@ fn a_quiet_log_is_signed_in_its_time_and_an_end_in_order_at_once() {
     log.close();
     assert_eq!(sizes(1).last(), Some(&3));
     assert!(verify_dir(&place.dir).unwrap().closed);
+}
+
+/// The bug: a checkpoint that was wiped was passed over as one that a power cut had lost, and nothing said so. And of what no
+/// key has signed yet nothing was said at all.
+#[test]
+fn verifying_says_what_no_checkpoint_covers_and_which_were_passed_over() {
+    let place = Place::new();
+    let log = place.try_open(1).unwrap();
+    fill(&log, 300);
+    log.close();
+    let report = verify_dir(&place.dir).unwrap();
+    assert_eq!(
+        (report.intact, report.unsigned, report.cut_checkpoints),
+        (true, 0, None)
+    );
+    let path = place.dir.join("checkpoints/0000000000000001");
+    let whole = std::fs::read(&path).unwrap();
+    let mut wiped = whole.clone();
+    let last = whole.len() - 10;
+    wiped[last] = 0;
+    std::fs::write(&path, &wiped).unwrap();
+    let report = verify_dir(&place.dir).unwrap();
+    assert!(
+        report.unsigned > 0 && report.cut_checkpoints == Some(1),
+        "{report:?}"
+    );
+    std::fs::remove_file(&path).unwrap();
+    let report = verify_dir(&place.dir).unwrap();
+    assert_eq!(report.unsigned, report.records);
+}
+
+/// The bug: a pipe in the place of a file kept a verifier, and a start, waiting for ever.
+#[test]
+fn a_pipe_in_the_place_of_a_file_keeps_nobody_waiting() {
+    let place = Place::new();
+    let log = place.try_open(1).unwrap();
+    fill(&log, 300);
+    log.close();
+    for name in ["retired", "checkpoints/0000000000000001", "tile/0/000"] {
+        let path = place.dir.join(name);
+        let _ = std::fs::remove_file(&path);
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        let kind = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, &path, kind, mode, 0).unwrap();
+        // An answer of some kind.
+        let _ = verify_dir(&place.dir);
+        let _ = try_open(&place.dir, 2, AuditConfig::default());
+        std::fs::remove_file(&path).unwrap();
+    }
 }
 
 #[test]
