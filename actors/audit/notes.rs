@@ -132,15 +132,14 @@ impl NoteFile {
             None => self.open()?,
         };
         let written = file.write_all(text.as_bytes());
+        // One that was not synced where that was asked for is no more there than half a one: it is written again.
+        let written = written.and_then(|()| if sync { file.sync_all() } else { Ok(()) });
         if let Err(error) = written {
-            // What cannot be cut back now is cut by the next start.
+            // What cannot be cut back now is cut when the file is opened again.
             let _ = file.set_len(self.len);
             return Err(error);
         }
         self.len += text.len() as u64;
-        if sync {
-            file.sync_all()?;
-        }
         self.file = Some(file);
         Ok(())
     }
