@@ -5,4 +5,5 @@
 pub mod gateway;
 pub mod log;
 pub mod parsers;
+pub mod vault;
 pub mod wire;

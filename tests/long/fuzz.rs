@@ -8,6 +8,8 @@ mod gateway;
 mod log;
 #[path = "../../fuzz/src/parsers.rs"]
 mod parsers;
+#[path = "../../fuzz/src/vault.rs"]
+mod vault;
 #[path = "../../fuzz/src/wire.rs"]
 mod wire;
 
@@ -16,6 +18,7 @@ fn all() -> impl Iterator<Item = &'static parsers::Target> {
     parsers::ALL
         .iter()
         .chain(of_log)
+        .chain(vault::ALL)
         .chain(wire::ALL)
         .chain(gateway::ALL)
 }
