@@ -114,6 +114,7 @@ codes! {
     VAULT_KEY_FILE, "UNAVAILABLE", false, 4, "the key file must be a plain file of 0600 outside the state directory, a credential one of $CREDENTIALS_DIRECTORY";
     VAULT_UNLOCKER_NOT_FOUND, "INVALID_REQUEST", false, 3, "`portcullis vault unlockers list` shows their ids";
     VAULT_NOT_BOUND, "FORBIDDEN", false, 5, "an operator binds the secret to the agent: `portcullis vault bind NAME --agent AGENT`";
+    SECRET_NOT_FOR_NODES, "INVALID_REQUEST", false, 5, "run it in the sandbox or on the host, or give that machine a secret of its own";
     VAULT_EXPORT_INVALID, "INVALID_REQUEST", false, 2, "name a file that `portcullis vault export` wrote";
     VAULT_EXPORT_TOO_LARGE, "INVALID_REQUEST", false, 5, "an export holds 8 MiB: remove what is not needed any more";
     VAULT_EXISTS, "INVALID_REQUEST", false, 5, "nothing was imported: `portcullis vault import --replace` overwrites what is there";
@@ -121,6 +122,7 @@ codes! {
     VAULT_PASSPHRASE_NEEDED, "INVALID_REQUEST", false, 2, "type the passphrase of each such unlocker, or drop it: `portcullis vault rekey --drop ID`";
     VAULT_LAST_UNLOCKER, "INVALID_REQUEST", false, 5, "add another unlocker first: without one the vault would never open again";
     IDENTITY_MISMATCH, "UNAVAILABLE", false, 4, "the identity key is not the one that this state was made with: point --identity at the right file";
+    SECRET_IN_CONFIG, "UNAVAILABLE", false, 2, "put it into the vault (`portcullis vault set NAME < file`) and write { vault = \"NAME\" } in its place; it was readable, so change it where it came from too";
     CONFIG_INVALID, "UNAVAILABLE", false, 2, "mend the lines named, then start again";
     STATE_MODE, "UNAVAILABLE", false, 4, "others can reach this file: run the chmod in the message";
     STATE_LOCKED, "UNAVAILABLE", false, 1, "another gateway uses this state directory: stop it, or choose another with --state";

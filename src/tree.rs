@@ -286,11 +286,13 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             agents: config
                 .agents
                 .named()
-                .filter_map(|(name, agent)| {
-                    let timeout_ms = (agent.timeout_ms > 0).then_some(agent.timeout_ms);
-                    Some((AgentId::new(name).ok()?, AgentLimits { timeout_ms }))
-                })
+                .filter_map(|(name, agent)| Some((AgentId::new(name).ok()?, limits_of(agent))))
                 .collect(),
+            every: AgentLimits {
+                // Of all runs: see above.
+                timeout_ms: None,
+                ..limits_of(&config.agents.every())
+            },
             operator_uids: config
                 .gateway
                 .local
@@ -396,6 +398,15 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
         methods,
         dashboard,
         pool,
+    }
+}
+
+fn limits_of(agent: &crate::config::Agent) -> AgentLimits {
+    let secrets = agent.secrets.iter();
+    let secrets = secrets.map(|(variable, of)| (variable.clone(), of.vault.clone().into()));
+    AgentLimits {
+        timeout_ms: (agent.timeout_ms > 0).then_some(agent.timeout_ms),
+        secrets: secrets.collect(),
     }
 }
 

@@ -38,6 +38,9 @@ pub(super) struct Request {
     cwd: Option<String>,
     #[serde(default)]
     env: Option<BTreeMap<String, String>>,
+    /// As in `exec.run`, whose request under this id must name the same.
+    #[serde(default)]
+    secrets: BTreeMap<String, String>,
     #[serde(default)]
     agent_id: Option<String>,
     #[serde(default)]
@@ -179,7 +182,7 @@ pub(super) async fn request(conn: &Conn, frame: &str, params: Request) -> Result
     let (target, id) = (params.target()?, params.id(conn)?);
     let argv = params.argv(&target)?;
     let request = RunRequest {
-        secrets: std::collections::BTreeMap::new(),
+        secrets: params.secrets,
         principal: conn.principal.as_ref().clone(),
         connection: conn.conn_id.to_string(),
         agent: agent(conn, params.agent_id.as_deref())?,

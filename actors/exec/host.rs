@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use portcullis_cell::{Decoder, Ended, Exit, Frame, Spawn};
+use portcullis_cell::{Decoder, Ended, Exit, Frame, Spawn, Value, wipe};
 use portcullis_core::codes;
-use portcullis_core::plan::{EnvValue, ExecPlan, MAX_OPERANDS};
+use portcullis_core::plan::{ExecPlan, MAX_OPERANDS};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -51,6 +51,8 @@ pub struct HostOrder<'a> {
     pub config: &'a HostConfig,
     pub plan: &'a ExecPlan,
     pub means: &'a HostMeans,
+    /// The plan's variables with their values.
+    pub env: Vec<(String, Value)>,
 }
 
 /// How a run ends without its exit.
@@ -108,7 +110,10 @@ impl HostRun {
             .stderr(Stdio::piped());
         order.send_descriptors(&ours).map_err(failed)?;
         // A socket's buffer holds more than the longest frame, and nobody reads yet.
-        (&ours).write_all(&frame).map_err(failed)?;
+        let written = (&ours).write_all(&frame);
+        // Its variables may be secrets.
+        wipe(&mut frame);
+        written.map_err(failed)?;
         ours.set_nonblocking(true).map_err(failed)?;
         let stream = UnixStream::from_std(ours).map_err(failed)?;
         let child = tokio::process::Command::from(command)
@@ -253,18 +258,9 @@ impl HostOrder<'_> {
     }
 
     fn spawn(&self, argv: Vec<String>) -> Spawn {
-        let env = self
-            .plan
-            .env
-            .iter()
-            .filter_map(|(name, value)| match value {
-                EnvValue::Plain(text) => Some((name.clone(), text.clone())),
-                // No request can name one yet.
-                EnvValue::Secret { .. } => None,
-            });
         Spawn {
             argv,
-            env: env.collect(),
+            env: self.env.clone(),
             cwd: self.plan.cwd.clone(),
             timeout_ms: self.plan.limits.timeout_ms,
             grace_ms: GRACE_MS,

@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use portcullis_cell::Stream;
+use portcullis_cell::{Stream, Value};
 use portcullis_core::codes;
 use portcullis_core::ids::{AgentId, Hash32};
 use portcullis_core::plan::{
-    Egress, EnvPolicy, ExecPlan, Executable, Form, Limits, Nonce, Stdin, Target,
+    Egress, EnvPolicy, EnvValue, ExecPlan, Executable, Form, Limits, Nonce, Stdin, Target,
 };
 
 use super::config::HostConfig;
@@ -155,9 +155,19 @@ impl HostedPlan {
             config: &hosted.config,
             plan: &self.plan,
             means: &self.means,
+            // Of a gateway's request, which never has a secret of the vault.
+            env: plain_values(&self.plan),
         };
         HostRun::start(&order).map(|run| HostedRun(Box::new(run)))
     }
+}
+
+fn plain_values(plan: &ExecPlan) -> Vec<(String, Value)> {
+    let plain = |(name, value): (&String, &EnvValue)| match value {
+        EnvValue::Plain(text) => Some((name.clone(), Value::new(text))),
+        EnvValue::Secret { .. } => None,
+    };
+    plan.env.iter().filter_map(plain).collect()
 }
 
 /// A command that runs. Dropped, it is ended with all that it started.

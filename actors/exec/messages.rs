@@ -41,7 +41,7 @@ pub struct RunRequest {
     pub cwd: Option<String>,
     /// Variables to set, as far as the plan's rules allow.
     pub env: BTreeMap<String, String>,
-    /// Variables that get secrets of the vault, by the secrets' names; in the sandbox only.
+    /// Variables that get secrets of the vault, by the secrets' names; never on a node.
     pub secrets: BTreeMap<String, String>,
     /// Milliseconds; none: the configured time.
     pub timeout_ms: Option<u64>,
@@ -210,10 +210,12 @@ impl ExecRefusal {
 }
 
 /// What the configuration says of one agent's runs.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AgentLimits {
     /// Milliseconds of a run that asks for none; none: as configured for all.
     pub timeout_ms: Option<u64>,
+    /// Variables of each of its runs in the sandbox that get secrets of the vault, by the secrets' names.
+    pub secrets: BTreeMap<String, String>,
 }
 
 /// What the room is given at each start.
@@ -223,6 +225,8 @@ pub struct ExecWiring {
     pub config: ExecConfig,
     /// Agents that have values of their own.
     pub agents: BTreeMap<AgentId, AgentLimits>,
+    /// What holds for all others.
+    pub every: AgentLimits,
     /// Users whom an operator door accepts: no host command runs as one.
     pub operator_uids: Vec<u32>,
     /// Groups whom an operator door accepts.

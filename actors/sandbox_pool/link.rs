@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use portcullis_cell::{Decoder, Frame, FrameError, PROTO};
+use portcullis_cell::{Decoder, Frame, FrameError, PROTO, wipe};
 use rustix::fs::{AtFlags, Mode};
 use rustix::process::{Gid, Uid};
 use tokio::io::Interest;
@@ -178,6 +178,8 @@ impl Link {
                 Err(error) => return Err(error),
             }
         }
+        // A run's variables may be secrets.
+        wipe(&mut self.out);
         self.out.clear();
         self.sent = 0;
         Ok(())

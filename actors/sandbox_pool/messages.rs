@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use portcullis_cell::Value;
 use portcullis_core::ids::{AgentId, BoxId, RunId};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -11,7 +12,7 @@ use super::runs::RunEvent;
 use crate::supervision::Reply;
 
 /// A command for an agent's box. Policy has been asked before; the pool only contains.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct RunSpec {
     /// The run's name, unique among the agent's live runs.
     pub run: RunId,
@@ -20,7 +21,7 @@ pub struct RunSpec {
     /// Working folder inside the box; none is `/workspace`.
     pub cwd: Option<String>,
     /// Variables on top of PATH, HOME, LANG and TMPDIR, which they may replace.
-    pub env: Vec<(String, String)>,
+    pub env: Vec<(String, Value)>,
     /// None is the configured time; more than the ceiling is cut to it.
     pub timeout: Option<Duration>,
 }

@@ -1,6 +1,6 @@
 //! From a request to what the cell is asked, and the name of what contains it.
 
-use portcullis_cell::Spawn;
+use portcullis_cell::{Spawn, Value};
 use portcullis_core::ids::Hash32;
 
 use super::config::SandboxPoolConfig;
@@ -19,9 +19,9 @@ pub fn spawn(config: &SandboxPoolConfig, spec: &RunSpec) -> Result<Spawn, String
     if spec.argv.first().is_none_or(String::is_empty) {
         return Err("argv must name a command".to_owned());
     }
-    let mut env: Vec<(String, String)> = BoxSpec::cell_env()
+    let mut env: Vec<(String, Value)> = BoxSpec::cell_env()
         .into_iter()
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .map(|(name, value)| (name.to_owned(), Value::new(value)))
         .collect();
     for (name, value) in &spec.env {
         if name.is_empty() || name.contains('=') {
@@ -34,11 +34,14 @@ pub fn spawn(config: &SandboxPoolConfig, spec: &RunSpec) -> Result<Spawn, String
         .cwd
         .clone()
         .unwrap_or_else(|| WORKSPACE_INSIDE.to_owned());
+    let variables = env.iter();
+    let variables = variables.flat_map(|(name, value)| [name.as_str(), value.expose()]);
     let texts = spec
         .argv
         .iter()
-        .chain(env.iter().flat_map(|(name, value)| [name, value]))
-        .chain([&cwd]);
+        .map(String::as_str)
+        .chain(variables)
+        .chain([cwd.as_str()]);
     if texts.into_iter().any(|text| text.contains('\0')) {
         return Err("argv, env and cwd must not hold NUL".to_owned());
     }

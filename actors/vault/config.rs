@@ -11,6 +11,8 @@ pub struct VaultConfig {
     pub max_records: usize,
     /// The machine's own id (machine-id(5)), which the machine's unlocker is bound to.
     pub machine_id_file: PathBuf,
+    /// Folders with backups, in which `vault migrate` looks for secrets that lie in the clear.
+    pub backups: Vec<PathBuf>,
 }
 
 impl Default for VaultConfig {
@@ -18,6 +20,7 @@ impl Default for VaultConfig {
         Self {
             max_records: 10_000,
             machine_id_file: PathBuf::from("/etc/machine-id"),
+            backups: vec![],
         }
     }
 }

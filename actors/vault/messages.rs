@@ -13,7 +13,7 @@ use portcullis_core::identity::Identity;
 use portcullis_core::seal::{Key, Secret};
 use portcullis_core::time::Millis;
 use portcullis_core::vault::{
-    Asked, Binds, Export, KeyLabel, KeySource, Kind, RecordMeta, VaultError,
+    Asked, Binds, Export, KeyLabel, KeySource, Kind, LastUse, RecordMeta, VaultError,
 };
 use serde::Serialize;
 use std::path::PathBuf;
@@ -98,12 +98,9 @@ pub struct Listed {
     pub code: Option<&'static str>,
     /// What it may be used for.
     pub binds: Binds,
-    /// When it was last used, since this room began.
-    #[serde(rename = "lastUsedAtMs", skip_serializing_if = "Option::is_none")]
-    pub last_used_at_ms: Option<Millis>,
-    /// By whom.
-    #[serde(rename = "lastUsedBy", skip_serializing_if = "Option::is_none")]
-    pub last_used_by: Option<String>,
+    /// Its last use, if there was one.
+    #[serde(rename = "lastUse", skip_serializing_if = "Option::is_none")]
+    pub last_use: Option<LastUse>,
 }
 
 /// How the vault is.

@@ -1,7 +1,7 @@
 //! The vault: named secrets, sealed with AES-256-GCM under keys that only this room has.
 //!
-//! - *Owns*: the root key in memory, the vault's header, manifest and records in the store (kinds `vault.header`,
-//!   `vault.manifest`, `vault.page`, `vault`).
+//! - *Owns*: the root key in memory, the vault's header, manifest, records and their last uses in the store (kinds
+//!   `vault.header`, `vault.manifest`, `vault.page`, `vault`, `vault.key`, `vault.used`).
 //! - *Called by*: the edge (set, list, remove) and exec (a secret's value for one run).
 //! - *Calls*: the audit log and the store.
 //! - *On a crash* the keys are gone from memory and nothing else: it re-reads the header, runs scrypt once, off its

@@ -3,15 +3,15 @@
 use super::keys::Wrapped;
 use super::locked::Locked;
 use super::messages::{Listed, OpenStatus, Rekeyed, ShownUnlocker, VaultRefusal, VaultWiring};
-use super::opening::Open;
-use super::rows::{Edit, Parts, Row, Space, open_record, random, read_record};
+use super::opening::{Open, note};
+use super::rows::{Edit, Parts, Row, Space, keep_use, open_record, random, read_record};
 use crate::act::ActError;
 use portcullis_core::audit::Entry;
 use portcullis_core::seal::{Key, Secret};
 use portcullis_core::time::Millis;
 use portcullis_core::vault::{
-    Asked, Binds, Change, Header, KeyLabel, Kind, MAX_EXPORT, RecordMeta, SealedRecord, Unlocker,
-    VaultError, check_name,
+    Asked, Binds, Change, Header, KeyLabel, Kind, LastUse, MAX_EXPORT, RecordMeta, SealedRecord,
+    Unlocker, VaultError, check_name,
 };
 
 /// Records that are sealed anew by one change: callers come in between.
@@ -73,8 +73,7 @@ impl Open {
             meta: row.state.unwrap_or(unreadable),
             code: row.state.err().map(VaultError::code),
             binds: row.binds.clone(),
-            last_used_at_ms: row.used.as_ref().map(|(at, _)| *at),
-            last_used_by: row.used.as_ref().map(|(_, by)| by.clone()),
+            last_use: row.used.as_ref().map(|(used, _)| used.clone()),
         };
         self.rows.secrets().map(listed).collect()
     }
@@ -104,11 +103,47 @@ impl Open {
         if version.is_some_and(|wanted| wanted != meta.version) {
             return Err(VaultError::NotFound.into());
         }
+        let record = match asked.record {
+            Some(record) => record,
+            // No act of another room has it on record.
+            None => self.note_use(wiring, name, &meta, &asked).await?,
+        };
+        let used = LastUse {
+            at_ms: wiring.clock.now(),
+            by: asked.by,
+            agent: asked.agent,
+            run: asked.run,
+            record,
+        };
         let place = (Space::Secrets, name.to_owned());
         if let Some(row) = self.rows.records.get_mut(&place) {
-            row.used = Some((wiring.clock.now(), asked.by));
+            keep_use(&wiring.store, name, row, used).await?;
         }
         Ok((meta, secret))
+    }
+
+    async fn note_use(
+        &mut self,
+        wiring: &VaultWiring,
+        name: &str,
+        meta: &RecordMeta,
+        asked: &Asked,
+    ) -> Result<u64, VaultRefusal> {
+        let entry = Entry {
+            principal: Some("system".to_owned()),
+            ..note("vault.use", &self.rows, &self.keys)
+        };
+        let mut entry = described(entry, "vault.use", name)
+            .with("version", meta.version.to_string())
+            .with("use", asked.way.as_str())
+            .with("by", asked.by.clone());
+        if let Some(host) = &asked.host {
+            entry = entry.with("host", host.clone());
+        }
+        let seq = wiring.audit.event(entry).await;
+        let seq = seq.map_err(ActError::CannotRecord)?;
+        self.marked = seq.0;
+        Ok(seq.0)
     }
 
     /// What it may be used for from now on; its value and version stay.
@@ -441,7 +476,6 @@ impl Open {
             return Err(refusal);
         }
         let term = self.rows.manifest.epoch().term;
-        self.lock();
         self.all_are_stale();
         for label in KeyLabel::ALL {
             let place = (Space::Keys, label.record().to_owned());
@@ -459,6 +493,7 @@ impl Open {
     /// Other keys lie elsewhere. The old pages go first: one page may hold both, and is let go with them.
     fn lock(&mut self) {
         self.locked = Locked::none();
+        self.keys.hold(self.rows.manifest.epoch().term);
         self.locked = Locked::of(&self.keys);
     }
 
@@ -516,6 +551,10 @@ impl Open {
         };
         let done = rows.change(wiring, keys, entry, change, parts).await?;
         *marked = done.intent;
+        // A new epoch has new keys.
+        if self.keys.held() != Some(self.rows.manifest.epoch().term) {
+            self.lock();
+        }
         Ok(())
     }
 }

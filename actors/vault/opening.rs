@@ -3,7 +3,7 @@
 use super::keys::{Unlock, Unlocked};
 use super::locked::Locked;
 use super::messages::{VaultRefusal, VaultWiring};
-use super::rows::{self, EPOCH, HEADER, HeaderRow, MANIFEST, ONLY, PAGE, Parts, Rows, Space};
+use super::rows::{self, EPOCH, HEADER, HeaderRow, MANIFEST, ONLY, PAGE, Parts, Rows, Space, USED};
 use crate::act::{ActError, store_with};
 use crate::audit::AuditHandle;
 use crate::store::Op;
@@ -30,7 +30,11 @@ pub(super) async fn open(
     wiring: &VaultWiring,
     unlocked: Unlocked,
 ) -> Result<Result<Open, VaultError>, Crash> {
-    let Unlocked { keys, header, by } = unlocked;
+    let Unlocked {
+        mut keys,
+        header,
+        by,
+    } = unlocked;
     let mark = mark(&wiring.audit).await?;
     let (has_header, found) = match &header {
         Unlock::Made(_) => (false, None),
@@ -81,6 +85,7 @@ pub(super) async fn open(
             wiring.audit.head().await?.seq.0
         }
     };
+    keys.hold(rows.manifest.epoch().term);
     Ok(Ok(Open {
         locked: Locked::of(&keys),
         keys,
@@ -247,7 +252,10 @@ pub(super) async fn clear(wiring: &VaultWiring, by: Entry) -> Result<(), VaultRe
     let intent = audit.intent(entry).await.map_err(ActError::CannotRecord)?;
     let cleared = async {
         let kinds = Space::ALL.map(Space::kind);
-        for kind in kinds.into_iter().chain([PAGE, MANIFEST, EPOCH, HEADER]) {
+        for kind in kinds
+            .into_iter()
+            .chain([USED, PAGE, MANIFEST, EPOCH, HEADER])
+        {
             let rows = store.list_all(kind).await.map_err(ActError::Refused)?;
             for batch in rows.chunks(BATCH) {
                 let gone = |intent| {

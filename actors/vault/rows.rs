@@ -1,22 +1,24 @@
 //! What lies in the store, and how it is read back and changed: rows on one side, manifest and records on the other.
 
 use super::messages::VaultWiring;
-use crate::act::{ActError, Done, act};
+use crate::act::{ActError, Done, act, store_with};
 use crate::store::{Object, Op, Store};
 use crate::supervision::Crash;
 use portcullis_core::audit::Entry;
 use portcullis_core::ids::Hash32;
 use portcullis_core::seal::Secret;
-use portcullis_core::time::Millis;
 use portcullis_core::vault::{
-    Binds, Change, Header, Manifest, PAGES, Page, Place, RecordMeta, SealedManifest, SealedRecord,
-    VaultError, VaultKeys, id_of,
+    Binds, Change, Header, LastUse, Manifest, PAGES, Page, Place, RecordMeta, SealedManifest,
+    SealedRecord, VaultError, VaultKeys, id_of,
 };
 use std::collections::BTreeMap;
 
 pub(super) const HEADER: &str = "vault.header";
 pub(super) const MANIFEST: &str = "vault.manifest";
 pub(super) const PAGE: &str = "vault.page";
+/// Last uses, by the secret's name. Not under the manifest, which changes with secrets and not with their use: the record
+/// that a row names is the proof of it.
+pub(super) const USED: &str = "vault.used";
 /// Before there was a manifest.
 pub(super) const EPOCH: &str = "vault.epoch";
 pub(super) const ONLY: &str = "only";
@@ -70,8 +72,8 @@ pub(super) struct Row {
     pub state: Result<RecordMeta, VaultError>,
     /// What it may be used for.
     pub binds: Binds,
-    /// When and by whom it was last used, since this room began.
-    pub used: Option<(Millis, String)>,
+    /// Its last use, and the revision of that row.
+    pub used: Option<(LastUse, u64)>,
     /// It is to be sealed anew: an older epoch, or an older form.
     pub is_stale: bool,
 }
@@ -229,6 +231,14 @@ pub(super) async fn read_rows(
             is_stale: false,
         });
     }
+    for object in store.list_all(USED).await? {
+        // One that was altered is not believed, and keeps nothing from being used.
+        let used = serde_json::from_slice::<LastUse>(&object.payload).ok();
+        let used = used.filter(|used| used.record == object.intent);
+        if let (Some(used), Some(row)) = (used, records.get_mut(&(Space::Secrets, object.id))) {
+            row.used = Some((used, object.rev));
+        }
+    }
     Ok(Rows {
         manifest,
         manifest_rev: rev,
@@ -320,6 +330,10 @@ impl Rows {
                 Edit::Remove { space, name } => {
                     if let Some(rev) = self.rev(*space, name) {
                         ops.push(Op::delete_if(space.kind(), name, intent, rev));
+                    }
+                    if let Some((_, rev)) = self.get(*space, name).and_then(|row| row.used.as_ref())
+                    {
+                        ops.push(Op::delete_if(USED, name, intent, *rev));
                     }
                 }
             }
@@ -416,6 +430,23 @@ impl Rows {
         }
         Ok(done)
     }
+}
+
+/// Keeps a secret's last use; the record that it names is in the log already.
+pub(super) async fn keep_use(
+    store: &Store,
+    name: &str,
+    row: &mut Row,
+    used: LastUse,
+) -> Result<(), ActError> {
+    let rev = row.used.as_ref().map(|(_, rev)| *rev);
+    let kept = store_with(store, used.record, |intent| {
+        let payload = serde_json::to_vec(&used).map_err(|_| "a use is no JSON")?;
+        Ok(vec![put(USED, name, intent, rev, payload)])
+    });
+    let rev = kept.await?.first().ok_or(ActError::Stale)?.0;
+    row.used = Some((used, rev));
+    Ok(())
 }
 
 /// The manifest to come.

@@ -1,5 +1,6 @@
 //! The room with the real audit log, the real store and the real cost of scrypt.
 
+mod flipped;
 mod unlockers;
 
 use super::*;

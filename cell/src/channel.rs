@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
-use portcullis_cell::{Decoder, Frame, MAX_FRAME};
+use portcullis_cell::{Decoder, Frame, MAX_FRAME, wipe};
 
 /// One end of a link.
 pub struct Channel {
@@ -40,6 +40,7 @@ impl Channel {
 
     /// Gives up what waits to be sent.
     pub fn forget(&mut self) {
+        wipe(&mut self.out);
         self.out.clear();
         self.sent = 0;
     }
@@ -65,6 +66,7 @@ impl Channel {
             Ok(0) => Ok(false),
             Ok(count) => {
                 self.decoder.push(&self.scratch[..count]);
+                wipe(&mut self.scratch[..count]);
                 Ok(true)
             }
             Err(error)

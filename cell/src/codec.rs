@@ -1,6 +1,6 @@
 //! Bytes to frames and back.
 
-use crate::frames::{Cause, Ended, Exit, Frame, Spawn, Stream};
+use crate::frames::{Cause, Ended, Exit, Frame, Spawn, Stream, Value, wipe};
 use crate::{MAX_FRAME, MAX_ITEMS, MAX_NONCE, MAX_OUTPUT};
 
 const HELLO: u8 = 1;
@@ -47,6 +47,10 @@ impl Frame {
     /// [`FrameError::Length`] where the frame would be longer than [`MAX_FRAME`].
     pub fn encode(&self, into: &mut Vec<u8>) -> Result<(), FrameError> {
         let start = into.len();
+        if let Self::Spawn { spawn, .. } = self {
+            // Room for all of it at once: a buffer that grows leaves copies of variables behind.
+            room(into, spawn.size());
+        }
         into.extend_from_slice(&[0; 4]);
         let (kind, run) = self.head();
         into.push(kind);
@@ -54,6 +58,7 @@ impl Frame {
         self.body(into);
         let length = into.len() - start - 4;
         if length > MAX_FRAME {
+            wipe(&mut into[start..]);
             into.truncate(start);
             return Err(FrameError::Length(
                 u32::try_from(length).unwrap_or(u32::MAX),
@@ -221,8 +226,34 @@ impl Decoder {
             return Ok(None);
         };
         let frame = Frame::decode(body)?;
-        self.start += 4 + size;
+        let end = self.start + 4 + size;
+        if matches!(frame, Frame::Spawn { .. }) {
+            wipe(&mut self.buffer[self.start..end]);
+        }
+        self.start = end;
         Ok(Some(frame))
+    }
+}
+
+/// Room for so many bytes more; what moves for it is overwritten where it was.
+fn room(into: &mut Vec<u8>, more: usize) {
+    if into.capacity() - into.len() < more {
+        let mut moved = Vec::with_capacity(into.len() + more);
+        moved.extend_from_slice(into);
+        wipe(into);
+        *into = moved;
+    }
+}
+
+impl Spawn {
+    /// Bytes of its frame, at most.
+    fn size(&self) -> usize {
+        let texts = self.argv.iter().map(String::len);
+        let env = self
+            .env
+            .iter()
+            .map(|(name, value)| 4 + name.len() + value.expose().len());
+        texts.chain(env).map(|len| 4 + len).sum::<usize>() + self.cwd.len() + 64
     }
 }
 
@@ -252,7 +283,7 @@ fn put_spawn(into: &mut Vec<u8>, spawn: &Spawn) {
     put_count(into, spawn.env.len());
     for (name, value) in &spawn.env {
         put_text(into, name);
-        put_text(into, value);
+        put_text(into, value.expose());
     }
     put_text(into, &spawn.cwd);
     put_u64(into, spawn.timeout_ms);
@@ -328,12 +359,16 @@ impl Reader<'_> {
     }
 
     fn text(&mut self, most: usize) -> Result<String, FrameError> {
+        self.str(most).map(str::to_owned)
+    }
+
+    fn str(&mut self, most: usize) -> Result<&'_ str, FrameError> {
         let size = self.count(most)?;
         let (text, rest) = self.bytes.split_at(size);
         self.bytes = rest;
         // NUL cannot reach execve, and a name that ends early there is not the name that was approved.
         match std::str::from_utf8(text) {
-            Ok(text) if !text.contains('\0') => Ok(text.to_owned()),
+            Ok(text) if !text.contains('\0') => Ok(text),
             _ => Err(self.bad()),
         }
     }
@@ -358,7 +393,7 @@ impl Reader<'_> {
             if name.is_empty() || name.contains('=') {
                 return Err(self.bad());
             }
-            env.push((name, self.text(MAX_FRAME)?));
+            env.push((name, Value::new(self.str(MAX_FRAME)?)));
         }
         let spawn = Spawn {
             argv,
@@ -428,6 +463,12 @@ mod tests {
         )
             .prop_map(
                 |(argv, env, cwd, (timeout_ms, grace_ms, output_cap, open_files, file_bytes))| {
+                    let env = env.into_iter();
+                    let env: Vec<(String, String)> = env.collect();
+                    let env = env
+                        .iter()
+                        .map(|(name, value)| (name.clone(), Value::new(value)));
+                    let env = env.collect();
                     Spawn {
                         argv,
                         env,

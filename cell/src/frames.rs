@@ -65,13 +65,49 @@ pub enum Stream {
     Err,
 }
 
+/// The value of a variable, which may be a secret: overwritten when dropped, and not printed. Without a crate that wipes (this
+/// library is std-only) the compiler is asked not to leave the overwriting out ([`std::hint::black_box`]).
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Value(Vec<u8>);
+
+impl Value {
+    /// A copy of exactly this size; the caller wipes its own.
+    pub fn new(text: &str) -> Self {
+        Self(text.as_bytes().to_vec())
+    }
+
+    /// The text, for the environment of the process that it is for.
+    pub fn expose(&self) -> &str {
+        // Made of a text: never anything else.
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+impl Drop for Value {
+    fn drop(&mut self) {
+        wipe(&mut self.0);
+    }
+}
+
+impl From<&str> for Value {
+    fn from(text: &str) -> Self {
+        Self::new(text)
+    }
+}
+
+/// Overwrites what held a secret.
+pub fn wipe(bytes: &mut [u8]) {
+    bytes.fill(0);
+    std::hint::black_box(bytes);
+}
+
 /// What to start, and its limits.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Clone, PartialEq, Eq, Default)]
 pub struct Spawn {
     /// Command and arguments; the first is looked for in PATH of `env` unless it holds a slash.
     pub argv: Vec<String>,
     /// The command's whole environment.
-    pub env: Vec<(String, String)>,
+    pub env: Vec<(String, Value)>,
     /// Working folder inside the box.
     pub cwd: String,
     /// Milliseconds from the start of the command to its end by force; 0 is refused: there is always a limit.
@@ -84,6 +120,18 @@ pub struct Spawn {
     pub open_files: u32,
     /// RLIMIT_FSIZE in bytes.
     pub file_bytes: u64,
+}
+
+impl std::fmt::Debug for Spawn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<&String> = self.env.iter().map(|(name, _)| name).collect();
+        f.debug_struct("Spawn")
+            .field("argv", &self.argv)
+            .field("env", &names)
+            .field("cwd", &self.cwd)
+            .field("timeout_ms", &self.timeout_ms)
+            .finish_non_exhaustive()
+    }
 }
 
 /// How a command ended.
@@ -127,4 +175,28 @@ pub struct Exit {
     pub dropped_err: u64,
     /// Processes that the leader left behind and that were killed.
     pub swept: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_variable_is_not_printed_and_what_held_it_is_overwritten() {
+        let spawn = Spawn {
+            argv: vec!["env".into()],
+            env: vec![("TOKEN".into(), "planted".into())],
+            ..Spawn::default()
+        };
+        let shown = format!("{spawn:?}");
+        assert!(
+            shown.contains("TOKEN") && !shown.contains("planted"),
+            "{shown}"
+        );
+        assert!(!shown.contains("112"), "not as bytes either: {shown}");
+        let mut bytes = *b"planted";
+        wipe(&mut bytes);
+        assert_eq!(bytes, [0; 7]);
+        assert_eq!(spawn.env[0].1.expose(), "planted");
+    }
 }

@@ -10,7 +10,7 @@ mod codec;
 mod frames;
 
 pub use codec::{Decoder, FrameError};
-pub use frames::{Cause, Ended, Exit, Frame, Spawn, Stream};
+pub use frames::{Cause, Ended, Exit, Frame, Spawn, Stream, Value, wipe};
 
 /// Version of the frames, said in HELLO; a peer of another version is refused.
 pub const PROTO: u16 = 1;

@@ -4,7 +4,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use portcullis_cell::Spawn;
+use portcullis_cell::{Spawn, Value};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, setrlimit};
 
@@ -63,7 +63,7 @@ fn spawn_restricted(
         .arg0(argv.first().map_or("", String::as_str))
         .args(argv.iter().skip(1))
         .env_clear()
-        .envs(spawn.env.iter().map(|(name, value)| (name, value)));
+        .envs(spawn.env.iter().map(|(name, value)| (name, value.expose())));
     // A group of its own, so that a signal to it spares the supervisor, whose session it shares with nobody else.
     command
         .stdin(Stdio::null())
@@ -93,7 +93,7 @@ fn refused(program: &Path, error: &std::io::Error) -> NotStarted {
 }
 
 /// Looks a command up in its own PATH.
-fn find(name: &str, env: &[(String, String)]) -> Result<PathBuf, NotStarted> {
+fn find(name: &str, env: &[(String, Value)]) -> Result<PathBuf, NotStarted> {
     if name.contains('/') {
         return match usable(Path::new(name)) {
             Usable::Yes => Ok(PathBuf::from(name)),
@@ -105,7 +105,7 @@ fn find(name: &str, env: &[(String, String)]) -> Result<PathBuf, NotStarted> {
         .iter()
         .rev()
         .find(|(name, _)| name == "PATH")
-        .map_or("", |(_, value)| value.as_str());
+        .map_or("", |(_, value)| value.expose());
     let mut seen = false;
     // An empty entry means the working folder to a shell; here it means nothing, so that no agent's file becomes `ls` by accident.
     for folder in path

@@ -1,6 +1,7 @@
 //! What a secret may be used for, under its seal.
 
 use super::VaultError;
+use crate::time::Millis;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
@@ -48,8 +49,30 @@ pub struct Asked {
     pub host: Option<String>,
     /// In this way.
     pub way: Use,
-    /// Who, for people: a run's name.
+    /// Who asks for it, for people.
     pub by: String,
+    /// For which run.
+    pub run: Option<String>,
+    /// The audit record of the act that it is used in.
+    pub record: Option<u64>,
+}
+
+/// The last use of a secret, as it is kept and shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LastUse {
+    /// When.
+    pub at_ms: Millis,
+    /// Who asked for it.
+    pub by: String,
+    /// For which agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<String>,
+    /// In which run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<String>,
+    /// The audit record of that act: what it says is the log's word.
+    pub record: u64,
 }
 
 impl Asked {
@@ -60,6 +83,8 @@ impl Asked {
             host: None,
             way: Use::Gateway,
             by: what.to_owned(),
+            run: None,
+            record: None,
         }
     }
 }
@@ -110,6 +135,8 @@ mod tests {
             host: host.map(str::to_owned),
             way: Use::Run,
             by: "run".to_owned(),
+            run: None,
+            record: None,
         };
         let none = Binds::default();
         assert_eq!(none.allow(&run("demo", None)), Err(VaultError::NotBound));

@@ -5,7 +5,10 @@ use super::unlocker::{Kdf, UnlockSecret, Unlocker};
 use crate::encoding::{base64url, from_base64url, hex, unhex};
 use crate::seal::{Key, NONCE};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 
+const DATA: &str = "portcullis/vault/data/v1";
+const MANIFEST: &str = "portcullis/vault/manifest/v1";
 const PREVIOUS: &[u8] = b"portcullis-vault-previous-root-v1";
 const FORMAT: u8 = 2;
 const FIRST_FORMAT: u8 = 1;
@@ -46,13 +49,33 @@ struct FirstHeader {
     wrapped_root: String,
 }
 
-/// The root key and the vault's id. Wiped when dropped.
-#[derive(Clone)]
+/// The root key and the vault's id, and the keys of one epoch. Wiped when dropped.
 pub struct VaultKeys {
     pub(super) root: Key,
     pub(super) store_id: [u8; 16],
     /// The last epoch of the root key before, and that key.
     pub(super) previous: Option<(u32, Key)>,
+    /// Made once and kept where they lie, so that they can be locked there.
+    held: Option<Box<Held>>,
+}
+
+/// The keys of the epoch that is sealed under.
+struct Held {
+    epoch: u32,
+    data: Key,
+    manifest: Key,
+}
+
+/// For work elsewhere: without the epoch's keys, which it does not need.
+impl Clone for VaultKeys {
+    fn clone(&self) -> Self {
+        Self {
+            root: self.root.clone(),
+            store_id: self.store_id,
+            previous: self.previous.clone(),
+            held: None,
+        }
+    }
 }
 
 impl VaultKeys {
@@ -62,7 +85,24 @@ impl VaultKeys {
             root,
             store_id,
             previous: None,
+            held: None,
         }
+    }
+
+    /// From now on the keys of this epoch are the same ones, at the same place, until another is held.
+    pub fn hold(&mut self, epoch: u32) {
+        if self.held() != Some(epoch) {
+            self.held = Some(Box::new(Held {
+                epoch,
+                data: self.of_epoch(DATA, epoch),
+                manifest: self.of_epoch(MANIFEST, epoch),
+            }));
+        }
+    }
+
+    /// The epoch whose keys are held.
+    pub fn held(&self) -> Option<u32> {
+        self.held.as_ref().map(|held| held.epoch)
     }
 
     /// After a new root key: what was sealed up to this epoch is under the old one.
@@ -72,6 +112,7 @@ impl VaultKeys {
             root,
             store_id: self.store_id,
             previous: Some((up_to, self.root.clone())),
+            held: None,
         }
     }
 
@@ -80,10 +121,15 @@ impl VaultKeys {
         self.previous = None;
     }
 
-    /// Where in memory the root keys lie: for who keeps them from being written to swap.
+    /// Where in memory the root keys and the held epoch's keys lie: for who keeps them from being written to swap.
     pub fn places(&self) -> Vec<(*const u8, usize)> {
-        let previous = self.previous.iter().flat_map(|(_, key)| key.places());
-        self.root.places().into_iter().chain(previous).collect()
+        let previous = self.previous.iter().map(|(_, key)| key);
+        let held = self
+            .held
+            .iter()
+            .flat_map(|held| [&held.data, &held.manifest]);
+        let all = std::iter::once(&self.root).chain(previous).chain(held);
+        all.flat_map(Key::places).collect()
     }
 
     /// What is wrapped by unlockers.
@@ -96,12 +142,18 @@ impl VaultKeys {
         self.root.derive(&self.store_id, label, b"")
     }
 
-    pub(super) fn data_key(&self, epoch: u32) -> Key {
-        self.of_epoch("portcullis/vault/data/v1", epoch)
+    pub(super) fn data_key(&self, epoch: u32) -> Cow<'_, Key> {
+        match &self.held {
+            Some(held) if held.epoch == epoch => Cow::Borrowed(&held.data),
+            _ => Cow::Owned(self.of_epoch(DATA, epoch)),
+        }
     }
 
-    pub(super) fn manifest_key(&self, epoch: u32) -> Key {
-        self.of_epoch("portcullis/vault/manifest/v1", epoch)
+    pub(super) fn manifest_key(&self, epoch: u32) -> Cow<'_, Key> {
+        match &self.held {
+            Some(held) if held.epoch == epoch => Cow::Borrowed(&held.manifest),
+            _ => Cow::Owned(self.of_epoch(MANIFEST, epoch)),
+        }
     }
 
     fn of_epoch(&self, label: &str, epoch: u32) -> Key {
@@ -205,6 +257,7 @@ impl Header {
             root,
             store_id,
             previous,
+            held: None,
         })
     }
 

@@ -26,7 +26,7 @@ mod record;
 mod recovery;
 mod unlocker;
 
-pub use binds::{Asked, Binds, Use};
+pub use binds::{Asked, Binds, LastUse, Use};
 pub use export::{Export, ExportRandom, MAX_EXPORT};
 pub use header::{Header, MAX_UNLOCKERS, VaultKeys};
 pub use label::KeyLabel;

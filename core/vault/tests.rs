@@ -222,3 +222,32 @@ proptest! {
         }
     }
 }
+
+/// The keys of an epoch are made once, lie where they lay, and are the same as those that are made each time.
+#[test]
+fn the_keys_of_the_epoch_that_is_held_are_listed_and_are_that_epochs() {
+    let mut held = keys(1);
+    let roots = held.places().len();
+    for epoch in [1, 2, 2] {
+        held.hold(epoch);
+        assert_eq!(held.held(), Some(epoch));
+        assert_eq!(held.places().len(), 3 * roots);
+    }
+    let places = held.places();
+    for epoch in [1, 2, 3] {
+        assert_eq!(
+            held.data_key(epoch).expose(),
+            keys(1).data_key(epoch).expose()
+        );
+        assert_eq!(
+            held.manifest_key(epoch).expose(),
+            keys(1).manifest_key(epoch).expose()
+        );
+    }
+    let at = std::ptr::from_ref(held.data_key(2).expose()).cast::<u8>();
+    assert!(places.iter().any(|(place, _)| *place == at));
+    let at = std::ptr::from_ref(held.manifest_key(2).expose()).cast::<u8>();
+    assert!(places.iter().any(|(place, _)| *place == at));
+    // Who works elsewhere with a copy has none of them.
+    assert_eq!(held.clone().places().len(), roots);
+}

@@ -4,7 +4,6 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use portcullis_core::auth::Scope;
-use portcullis_core::codes;
 use serde_json::json;
 
 use super::approvals::pretty;
@@ -67,7 +66,7 @@ pub fn failure(error: &LoadError) -> Failure {
     match error {
         LoadError::File(error) => Failure::of(error.code(), error.to_string()),
         LoadError::Invalid(errors) => {
-            let mut failure = Failure::of(codes::CONFIG_INVALID, errors.summary());
+            let mut failure = Failure::of(error.code(), errors.summary());
             failure.fix = Some(errors.details().into());
             failure
         }

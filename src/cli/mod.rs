@@ -8,6 +8,7 @@ mod config;
 mod devices;
 mod exec;
 mod failure;
+mod migrate;
 mod nodes;
 mod out;
 mod secrets;
@@ -135,6 +136,19 @@ async fn command(cli: &Cli, out: Out) -> Result<u8, Failure> {
         Command::Password(what) => secrets::password(&door()?, what, out).await,
         Command::Auth(args::Auth::Token(args::AuthToken::Rotate)) => {
             secrets::rotate(&door()?, out).await
+        }
+        Command::Vault(args::Vault::Migrate {
+            keep,
+            replace,
+            file,
+        }) => {
+            let wanted = migrate::Wanted {
+                file,
+                keep: *keep,
+                replace: *replace,
+                state: state_dir(cli.global.state.as_deref())?,
+            };
+            migrate::run(&door()?, &wanted, out).await
         }
         Command::Vault(what) => vault::run(&door()?, what, out).await,
         Command::Audit(what) => audit::run(door, state, what, out).await,

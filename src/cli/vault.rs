@@ -32,7 +32,8 @@ const TYPED_MAX: usize = 4 * 1024;
 pub async fn run(door: &Door, what: &Vault, out: Out) -> Result<u8, Failure> {
     // Read before dialling: the gateway's patience is not for typing.
     let (method, params) = match what {
-        Vault::Status => return status(door, out).await,
+        // Migrating needs the state directory too: super::migrate does it.
+        Vault::Status | Vault::Migrate { .. } => return status(door, out).await,
         Vault::Export { i_understand, file } => {
             return export(door, *i_understand, file, out).await;
         }
@@ -144,10 +145,7 @@ async fn show(door: &Door, name: &str, out: Out) -> Result<u8, Failure> {
         None => none.to_owned(),
     };
     out.both(one, || {
-        let used = number(one, "lastUsedAtMs").map_or_else(
-            || "not since the vault's room began; the log has more".to_owned(),
-            |at| format!("{} by {}", utc(at), clean(field(one, "lastUsedBy"))),
-        );
+        let used = used(&one["lastUse"]);
         format!(
             "{}, version {}\nagents    {}\nhosts     {}\nuses      {}\nlast use  {used}\n",
             clean(name),
@@ -158,6 +156,21 @@ async fn show(door: &Door, name: &str, out: Out) -> Result<u8, Failure> {
         )
     })?;
     Ok(0)
+}
+
+/// When, by whom, for which run, and where the log has it.
+fn used(last: &Value) -> String {
+    let Some(at) = number(last, "atMs") else {
+        return "never".to_owned();
+    };
+    let mut text = format!("{} by {}", utc(at), clean(field(last, "by")));
+    for (key, before) in [("agent", " for "), ("run", ", run ")] {
+        if last[key].is_string() {
+            text = format!("{text}{before}{}", clean(field(last, key)));
+        }
+    }
+    let record = number(last, "record").unwrap_or_default();
+    format!("{text} (portcullis audit show {record})")
 }
 
 async fn status(door: &Door, out: Out) -> Result<u8, Failure> {

@@ -1,6 +1,7 @@
 //! default.toml < file < environment < flags, leaf by leaf, each with the place it came from.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use portcullis_core::ids::AgentId;
 use serde::de::DeserializeOwned;
@@ -101,7 +102,11 @@ impl Layers {
     pub fn environment(&mut self, variables: impl Iterator<Item = (String, String)>) {
         for (name, value) in variables {
             if let Some(key) = name.strip_prefix(PREFIX) {
-                let path: Vec<String> = key.split("__").map(str::to_ascii_lowercase).collect();
+                let mut path: Vec<String> = key.split("__").map(str::to_ascii_lowercase).collect();
+                if is_reference(path.get(..4).unwrap_or_default()) {
+                    // Variables have capital letters.
+                    path[3].make_ascii_uppercase();
+                }
                 self.word(path, &value, Place::Env(name));
             }
         }
@@ -207,7 +212,15 @@ impl Layers {
             key,
             message,
             nearest,
+            is_secret: false,
         });
+    }
+
+    /// The last problem is a secret where none may stand.
+    fn mark_secret(&mut self, is_secret: bool) {
+        if let Some(last) = self.problems.last_mut() {
+            last.is_secret |= is_secret;
+        }
     }
 
     fn walk(
@@ -222,14 +235,21 @@ impl Layers {
             let name = key.get_ref().as_ref();
             path.push(name.to_owned());
             match known(template, path) {
-                Err(refusal) => self.problem(
-                    at(key.span().start),
-                    &path.join("."),
-                    &refusal.message,
-                    refusal.nearest,
-                ),
+                Err(refusal) => {
+                    self.problem(
+                        at(key.span().start),
+                        &path.join("."),
+                        &refusal.message,
+                        refusal.nearest,
+                    );
+                    self.mark_secret(refusal.is_secret);
+                }
                 Ok(Value::Table(template)) => match value.get_ref() {
                     DeValue::Table(inner) => self.walk(inner, template, path, at, found),
+                    _ if is_reference(path) => {
+                        self.problem(at(key.span().start), &path.join("."), LITERAL, None);
+                        self.mark_secret(true);
+                    }
                     other => {
                         let message = format!("expected a table, found {}", a(other.type_str()));
                         self.problem(at(value.span().start), &path.join("."), &message, None);
@@ -258,6 +278,10 @@ impl Layers {
             match known(template, &path[..depth]) {
                 Ok(Value::Table(inner)) if depth < path.len() => template = inner,
                 Ok(value) if depth == path.len() && !value.is_table() => exemplar = Some(value),
+                Ok(_) if is_reference(&path[..depth]) => {
+                    self.problem(place, &path[..depth].join("."), LITERAL, None);
+                    return self.mark_secret(true);
+                }
                 Ok(value) => {
                     let message = if value.is_table() {
                         "this is a section, not a key"
@@ -267,12 +291,13 @@ impl Layers {
                     return self.problem(place, &path[..depth].join("."), message, None);
                 }
                 Err(refusal) => {
-                    return self.problem(
+                    self.problem(
                         place,
                         &path[..depth].join("."),
                         &refusal.message,
                         refusal.nearest,
                     );
+                    return self.mark_secret(refusal.is_secret);
                 }
             }
         }
@@ -362,11 +387,30 @@ const REMOVED: [(&str, &str); 2] = [
 struct Refusal {
     message: String,
     nearest: Option<String>,
+    is_secret: bool,
+}
+
+/// Where a secret is expected, a reference stands.
+const LITERAL: &str = "a secret does not stand in the configuration: `portcullis vault set NAME < file`, then { vault = \"NAME\" } here";
+
+/// What may stand there, as an example of it.
+static REFERENCE: LazyLock<Value> = LazyLock::new(|| {
+    let name = ("vault".to_owned(), Value::String(String::new()));
+    Value::Table(Table::from_iter([name]))
+});
+
+/// Is a secret expected there? `agents.NAME.secrets.VARIABLE`.
+fn is_reference(path: &[String]) -> bool {
+    matches!(path, [agents, _, secrets, _] if [agents.as_str()] == AGENTS && secrets == "secrets")
 }
 
 /// What default.toml has under the last name of `path`; `template` is its table one level up.
 fn known<'a>(template: &'a Table, path: &[String]) -> Result<&'a Value, Refusal> {
-    let refusal = |message: String, nearest: Option<String>| Refusal { message, nearest };
+    let refusal = |message: String, nearest: Option<String>| Refusal {
+        message,
+        nearest,
+        is_secret: false,
+    };
     let Some(name) = path.last() else {
         return Err(refusal("no key is named".to_owned(), None));
     };
@@ -376,10 +420,25 @@ fn known<'a>(template: &'a Table, path: &[String]) -> Result<&'a Value, Refusal>
             .get(EVERY)
             .ok_or_else(|| refusal("unknown key".to_owned(), None));
     }
+    if is_reference(path) {
+        let is_variable = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+        let is_name = !name.is_empty()
+            && !name.as_bytes()[0].is_ascii_digit()
+            && name.bytes().all(is_variable);
+        return if is_name {
+            Ok(&REFERENCE)
+        } else {
+            Err(refusal("this is no name of a variable".to_owned(), None))
+        };
+    }
     template.get(name).ok_or_else(|| {
         if is_secret(name) {
+            let refusal = |message: String, nearest: Option<String>| Refusal {
+                is_secret: true,
+                ..refusal(message, nearest)
+            };
             return refusal(
-                "a secret does not stand in the configuration: put it into the vault (`portcullis vault set NAME < file`), or give the gateway's token by PORTCULLIS_GATEWAY_TOKEN_FILE".to_owned(),
+                "a secret does not stand in the configuration: put it into the vault (`portcullis vault set NAME < file`) and name it where a key takes { vault = \"NAME\" }, or give the gateway's token by PORTCULLIS_GATEWAY_TOKEN_FILE".to_owned(),
                 None,
             );
         }

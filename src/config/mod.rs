@@ -20,8 +20,8 @@ pub use file::{FileError, write_first};
 pub use layers::Flag;
 pub use problem::{ConfigErrors, Place, Problem};
 pub use sections::{
-    Agent, Agents, Elevated, ExecMode, Gateway, GatewayAuth, Limits, Local, Operator, Tls,
-    TrustedProxy,
+    Agent, Agents, Elevated, ExecMode, Gateway, GatewayAuth, Limits, Local, Operator, SecretName,
+    Tls, TrustedProxy, VaultRef,
 };
 pub use view::Leaf;
 
@@ -170,10 +170,11 @@ pub enum LoadError {
 }
 
 impl LoadError {
-    /// The stable code: `STATE_MODE` or `CONFIG_INVALID`.
-    pub const fn code(&self) -> &'static Code {
+    /// The stable code: `STATE_MODE`, `SECRET_IN_CONFIG` or `CONFIG_INVALID`.
+    pub fn code(&self) -> &'static Code {
         match self {
             Self::File(error) => error.code(),
+            Self::Invalid(errors) if errors.has_secret() => codes::SECRET_IN_CONFIG,
             Self::Invalid(_) => codes::CONFIG_INVALID,
         }
     }

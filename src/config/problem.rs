@@ -49,6 +49,8 @@ pub struct Problem {
     pub message: String,
     /// The nearest valid key or value.
     pub nearest: Option<String>,
+    /// It is a secret where none may stand.
+    pub is_secret: bool,
 }
 
 impl fmt::Display for Problem {
@@ -87,6 +89,11 @@ impl fmt::Display for Problem {
 pub struct ConfigErrors(pub Vec<Problem>);
 
 impl ConfigErrors {
+    /// Does a secret stand in it?
+    pub fn has_secret(&self) -> bool {
+        self.0.iter().any(|problem| problem.is_secret)
+    }
+
     /// How many there are, in one line.
     pub fn summary(&self) -> String {
         let count = self.0.len();
@@ -119,7 +126,7 @@ pub fn place(file: &str, text: &str, offset: usize) -> Place {
         file: file.to_owned(),
         line: text[..start].matches('\n').count() + 1,
         column: text[start..offset].chars().count() + 1,
-        text: if holds_long_secret(text) {
+        text: if holds_long_secret(text) || is_among_secrets(&text[..offset]) {
             "(not shown: near a secret)".to_owned()
         } else {
             shown(line)
@@ -147,7 +154,7 @@ fn blot(line: &str) -> String {
             .rsplit(|c: char| !(c.is_alphanumeric() || c == '_' || c == '-'))
             .next()
             .unwrap_or_default();
-        if is_secret(key) {
+        if is_secret(key) || line[..at].contains("secrets") {
             cut.truncate(at);
             cut.push_str("= •••");
             break;
@@ -166,6 +173,15 @@ pub fn without_user(text: &str) -> String {
         Some((user, _)) => format!("{scheme}://•••{}", &rest[user.len()..]),
         None => text.to_owned(),
     }
+}
+
+/// In a table of secrets any key may have one.
+fn is_among_secrets(before: &str) -> bool {
+    let header = before
+        .lines()
+        .rev()
+        .find(|line| line.trim_start().starts_with('['));
+    header.is_some_and(|line| line.trim_end().trim_end_matches(']').ends_with("secrets"))
 }
 
 /// A secret in a text over several lines: then no line of the file is safe to show.

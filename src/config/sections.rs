@@ -10,7 +10,7 @@ use portcullis_core::auth::proxy::Network;
 use portcullis_core::auth::{Scope, ScopeSet};
 use portcullis_core::ids::AgentId;
 pub use portcullis_core::policy::{Elevated, ExecMode};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// `[gateway]`: where it listens, and who is who there.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -316,6 +316,37 @@ pub struct Agent {
     pub elevated: Elevated,
     /// Of a run that asks for no time, milliseconds; 0: as in `[sandbox]` and `[exec.host]`.
     pub timeout_ms: u64,
+    /// Variables of each of its runs in the sandbox, and the secret of the vault that each gets.
+    pub secrets: BTreeMap<String, VaultRef>,
+}
+
+/// `{ vault = "NAME" }`: stands where a secret is expected.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VaultRef {
+    /// The secret's name.
+    pub vault: SecretName,
+}
+
+/// A name as the vault takes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SecretName(String);
+
+impl TryFrom<String> for SecretName {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        // The text is not repeated: it may be what was to be named.
+        portcullis_core::vault::check_name(&name).map_err(|error| error.to_string())?;
+        Ok(Self(name))
+    }
+}
+
+impl From<SecretName> for String {
+    fn from(name: SecretName) -> Self {
+        name.0
+    }
 }
 
 impl Agent {

@@ -405,6 +405,53 @@ fn a_secret_in_the_file_is_refused_and_not_repeated() {
 }
 
 #[test]
+fn a_secret_is_named_where_one_is_expected_and_a_literal_is_an_error_with_the_fix() {
+    let text = "[agents.demo.secrets]\nTOKEN = { vault = \"API_KEY\" }\nOTHER = { vault = \"B\" }\n[agents.\"*\".secrets]\nALL = { vault = \"C\" }";
+    let loaded = file(text).unwrap();
+    let of = |name: &str| {
+        let agent = loaded.config.agents.of(&AgentId::new(name).unwrap());
+        let secrets = agent.secrets.into_iter();
+        let text =
+            |(variable, of): (String, VaultRef)| format!("{variable}={}", String::from(of.vault));
+        secrets.map(text).collect::<Vec<_>>()
+    };
+    assert_eq!(of("demo"), ["ALL=C", "OTHER=B", "TOKEN=API_KEY"]);
+    assert_eq!(of("another"), ["ALL=C"]);
+    let loaded = env("PORTCULLIS__AGENTS__DEMO__SECRETS__TOKEN__VAULT", "API_KEY").unwrap();
+    let demo = loaded.config.agents.of(&AgentId::new("demo").unwrap());
+    assert!(demo.secrets.contains_key("TOKEN"));
+
+    for text in [
+        "[agents.demo.secrets]\nCRED = \"hunter2\"",
+        "[agents.demo.secrets]\nCRED = [\"hunter2\"]",
+        "[agents.demo]\nsecrets = { CRED = \"hunter2\" }",
+        "[agents.demo]\nsecrets.CRED = \"hunter2\"",
+        "[agents.\"*\".secrets]\nCRED = \"hunter2\"",
+        "[gateway.auth]\npassword = \"hunter2\"",
+        "[agents.demo.secrets]\nCRED = \"hunter2",
+    ] {
+        let errors = file(text).unwrap_err();
+        assert!(errors.has_secret(), "{text}");
+        let shown = errors.to_string();
+        assert!(shown.contains("{ vault = \"NAME\" }"), "{shown}");
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
+    let errors = env("PORTCULLIS__AGENTS__DEMO__SECRETS__CRED", "hunter2").unwrap_err();
+    assert!(errors.has_secret() && !errors.to_string().contains("hunter2"));
+    // Other errors are none of a secret, and repeat nothing that may be one.
+    for text in [
+        "[agents.demo.secrets]\nCRED = { vault = \"hunter2\" }",
+        "[agents.demo.secrets]\nCRED = { vlt = \"hunter2\" }",
+        "[agents.demo.secrets]\nCRED = { vault = 5, x = \"hunter2\" }",
+        "[agents.demo.secrets]\n\"a b\" = { vault = \"hunter2\" }",
+    ] {
+        let errors = file(text).unwrap_err();
+        assert!(!errors.has_secret(), "{text}");
+        assert!(!errors.to_string().contains("hunter2"), "{errors}");
+    }
+}
+
+#[test]
 fn the_first_run_file_loads_and_changes_only_what_it_says() {
     let text = first_run();
     let loaded = file(&text).unwrap();

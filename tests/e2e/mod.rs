@@ -25,5 +25,7 @@ mod remote_cli;
 mod starts;
 mod trace;
 mod vault;
+mod vault_migrate;
+mod vault_runs;
 mod walk;
 mod watch;

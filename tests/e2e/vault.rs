@@ -245,10 +245,17 @@ fn a_secret_reaches_the_runs_of_agents_that_it_is_bound_to_and_no_others() {
     assert_eq!(run("demo", "TOKEN=KEY").1, "planted-2\n");
     let shown = gateway.json(&["vault", "show", "KEY"]);
     assert_eq!(shown["binds"], json!({ "agents": ["demo"] }));
-    assert!(
-        shown["lastUsedBy"].as_str().unwrap().starts_with("demo: "),
-        "{shown}"
+    let last = shown["lastUse"].clone();
+    assert_eq!(last["agent"], "demo", "{shown}");
+    let text = gateway.cli(&["vault", "show", "KEY"]).stdout;
+    let text = String::from_utf8(text).unwrap();
+    let line = format!(
+        " by {} for demo, run {} (portcullis audit show {})",
+        last["by"].as_str().unwrap(),
+        last["run"].as_str().unwrap(),
+        last["record"]
     );
+    assert!(text.contains(&line), "{text}");
     assert_eq!(
         gateway.cli(&["vault", "show", "NONE"]).status.code(),
         Some(3)
@@ -263,6 +270,15 @@ fn a_secret_reaches_the_runs_of_agents_that_it_is_bound_to_and_no_others() {
         .map(|one| one["record"]["detail"]["secrets"].clone())
         .collect();
     assert_eq!(used, [json!("TOKEN=KEY@1"), json!("TOKEN=KEY@2")], "{runs}");
+    // The last use is that record's.
+    let record = &runs["records"].as_array().unwrap()[1]["record"];
+    assert_eq!(record["object"], last["run"]);
+    assert_eq!(record["principal"], last["by"]);
+    let seq = last["record"].to_string();
+    assert_eq!(
+        gateway.json(&["audit", "show", &seq])["record"]["object"],
+        record["object"]
+    );
     let all = gateway.json(&["audit", "tail", "-n", "1000"]).to_string();
     assert!(!all.contains("planted") && !gateway.log().contains("planted"));
 
@@ -288,12 +304,21 @@ fn a_secret_reaches_the_runs_of_agents_that_it_is_bound_to_and_no_others() {
     gateway.json(&["vault", "unlock"]);
     assert_eq!(gateway.feed(&["vault", "set", "KEY"], b"\xff\xfe"), 0);
     refused("demo", "TOKEN=KEY", "VAULT_VALUE_INVALID");
-    // Bindings outlive a start.
-    let bound = gateway.json(&["vault", "show", "KEY"])["binds"].clone();
+    // Bindings and the last use outlive a start, and go with the name.
+    let (bound, last) = {
+        let shown = gateway.json(&["vault", "show", "KEY"]);
+        (shown["binds"].clone(), shown["lastUse"].clone())
+    };
+    assert!(last["atMs"].is_u64(), "{last}");
     let mut gateway = gateway;
     gateway.crash_and_start();
     gateway.vault_is_open();
-    assert_eq!(gateway.json(&["vault", "show", "KEY"])["binds"], bound);
+    let shown = gateway.json(&["vault", "show", "KEY"]);
+    assert_eq!((&shown["binds"], &shown["lastUse"]), (&bound, &last));
+    gateway.json(&["vault", "rm", "KEY"]);
+    assert_eq!(gateway.feed(&["vault", "set", "KEY"], b"planted-3"), 0);
+    let shown = gateway.json(&["vault", "show", "KEY"]);
+    assert!(shown["lastUse"].is_null(), "{shown}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

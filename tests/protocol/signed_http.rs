@@ -83,20 +83,36 @@ impl Signer {
     }
 
     /// The same by a socket that has not connected yet, of a gateway whose vault is open.
-    pub async fn paired_by(mut client: Client, scopes: &[&str]) -> Option<Self> {
+    pub async fn paired_by(client: Client, scopes: &[&str]) -> Option<Self> {
+        let connect = Connect::token().scopes(scopes);
+        Some(Self::paired_with(client, connect).await?.0)
+    }
+
+    /// The same by another secret; and the device's own token.
+    pub async fn paired_with(
+        mut client: Client,
+        connect: Connect<'_>,
+    ) -> Option<(Self, Option<String>)> {
         let device = Device::new();
-        let connect = Connect::token().scopes(scopes).device(&device);
-        let mut params = connect.params(&client.nonce, client.ts);
+        let params = connect.device(&device).params(&client.nonce, client.ts);
+        let mut params = params;
         params["caps"] = json!(["request-signing-v1"]);
         let answer = client.try_call("connect", params).await?;
-        let given = &answer["payload"]["auth"]["signingKey"];
+        let auth = &answer["payload"]["auth"];
+        let token = auth["deviceToken"].as_str().map(str::to_owned);
+        let given = &auth["signingKey"];
         let signer = Self {
             key_id: given["keyId"].as_str()?.to_owned(),
             key: SigningKey::parse(given["key"].as_str()?).unwrap(),
             device,
         };
         tokio::time::sleep(std::time::Duration::from_millis(1_100)).await;
-        Some(signer)
+        Some((signer, token))
+    }
+
+    /// The key itself.
+    pub fn secret(&self) -> &[u8] {
+        self.key.expose()
     }
 
     fn at(&self, gateway: &Gateway, method: &str, body: &str, created: u64) -> Sent {

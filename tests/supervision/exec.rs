@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use portcullis_actors::approval::ApprovalHandle;
 use portcullis_actors::exec::{
-    Accepted, ExecConfig, ExecEvent, ExecHandle, ExecRefusal, ExecWiring, RunRequest, RunResult,
+    Accepted, AgentLimits, ExecConfig, ExecEvent, ExecHandle, ExecRefusal, ExecWiring, RunRequest,
+    RunResult,
 };
 use portcullis_actors::sandbox_pool::cell_file;
 use portcullis_actors::supervision::Flag;
@@ -45,6 +46,7 @@ async fn house(most: usize) -> Runs {
                 ..ExecConfig::default()
             },
             agents: BTreeMap::new(),
+            every: AgentLimits::default(),
             operator_uids: vec![rustix::process::geteuid().as_raw()],
             operator_gids: vec![],
             state: ground.state.path().to_owned(),

@@ -63,6 +63,11 @@ impl Collector {
         bodies.iter().flat_map(|body| spans(body)).collect()
     }
 
+    /// Everything that came, as it came.
+    pub fn everything(&self) -> Vec<u8> {
+        self.bodies.lock().unwrap().concat()
+    }
+
     /// Does this text stand anywhere in what came?
     pub fn has(&self, text: &str) -> bool {
         let bodies = self.bodies.lock().unwrap();

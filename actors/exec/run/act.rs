@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use portcullis_cell::Cause;
+use portcullis_cell::{Cause, Value as Variable};
 use portcullis_core::audit::Seq;
 use portcullis_core::codes;
 use portcullis_core::ids::{AgentId, RunId};
-use portcullis_core::plan::EnvValue;
-use portcullis_core::vault::VaultError;
+use portcullis_core::plan::{EnvValue, ExecPlan};
+use portcullis_core::vault::{Asked, VaultError};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -54,11 +54,15 @@ enum News {
 /// A secret's value at the moment of its run: the version that the plan names, or none.
 async fn revealed(
     flow: &Flow,
-    agent: &AgentId,
-    secret: &str,
-    version: u64,
-) -> Result<String, ExecRefusal> {
-    let asked = asked(agent, flow.run.as_str());
+    intent: Seq,
+    plan: &ExecPlan,
+    (secret, version): (&str, u64),
+) -> Result<Variable, ExecRefusal> {
+    let asked = Asked {
+        run: Some(flow.run.to_string()),
+        record: Some(intent.0),
+        ..asked(&plan.agent, &plan.principal)
+    };
     let vault = flow.wiring.vault.as_ref();
     let found = match vault {
         Some(vault) => vault.reveal(secret, Some(version), asked).await,
@@ -73,13 +77,33 @@ async fn revealed(
     })?;
     let text = std::str::from_utf8(value.expose()).ok();
     text.filter(|text| !text.contains('\0'))
-        .map(str::to_owned)
+        .map(Variable::new)
         .ok_or_else(|| {
             ExecRefusal::new(
                 codes::VAULT_VALUE_INVALID,
                 "a secret of this plan is no text: a variable cannot hold it",
             )
         })
+}
+
+/// The plan's variables with their values: secrets go from the vault to the process's environment and nowhere else.
+async fn values(
+    flow: &Flow,
+    intent: Seq,
+    plan: &ExecPlan,
+) -> Result<Vec<(String, Variable)>, ExecRefusal> {
+    let mut env = Vec::with_capacity(plan.env.len());
+    for (name, value) in &plan.env {
+        let text = match value {
+            EnvValue::Plain(text) => Variable::new(text),
+            EnvValue::Secret {
+                name: secret,
+                version,
+            } => revealed(flow, intent, plan, (secret, *version)).await?,
+        };
+        env.push((name.clone(), text));
+    }
+    Ok(env)
 }
 
 impl Acting {
@@ -95,13 +119,16 @@ impl Acting {
                 let run = NodeRun::start(nodes, means, &frozen.plan, (&run, intent), approved);
                 Ok(Self::Node(Box::new(run)))
             }
-            Means::Box(_) => Self::in_box(flow, frozen).await,
+            Means::Box(_) => Self::in_box(flow, frozen, intent).await,
             Means::Host(means) => {
                 let order = HostOrder {
                     cell: &flow.wiring.cell,
                     config: &flow.wiring.config.host,
                     plan: &frozen.plan,
                     means,
+                    env: values(flow, intent, &frozen.plan)
+                        .await
+                        .map_err(Over::refused)?,
                 };
                 HostRun::start(&order)
                     .map(|run| Self::Host(Box::new(run)))
@@ -110,21 +137,9 @@ impl Acting {
         }
     }
 
-    async fn in_box(flow: &Flow, frozen: &Frozen) -> Result<Self, Over> {
+    async fn in_box(flow: &Flow, frozen: &Frozen, intent: Seq) -> Result<Self, Over> {
         let plan = &frozen.plan;
-        let mut env = Vec::with_capacity(plan.env.len());
-        for (name, value) in &plan.env {
-            let text = match value {
-                EnvValue::Plain(text) => text.clone(),
-                EnvValue::Secret {
-                    name: secret,
-                    version,
-                } => revealed(flow, &plan.agent, secret, *version)
-                    .await
-                    .map_err(Over::refused)?,
-            };
-            env.push((name.clone(), text));
-        }
+        let env = values(flow, intent, plan).await.map_err(Over::refused)?;
         let spec = RunSpec {
             run: flow.run.clone(),
             argv: plan.argv.clone(),

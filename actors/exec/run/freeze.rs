@@ -160,11 +160,14 @@ pub async fn freeze(
             )));
         }
     }
-    if !request.secrets.is_empty() && request.target != Target::Sandbox {
-        return Err(invalid("secrets are given to commands in the sandbox only"));
+    if !request.secrets.is_empty() && matches!(request.target, Target::Node(_)) {
+        return Err(ExecRefusal::new(
+            codes::SECRET_NOT_FOR_NODES,
+            "no secret of the vault goes to a node",
+        ));
     }
-    let own = wiring.agents.get(&request.agent);
-    let asked = request.timeout_ms.or(own.and_then(|own| own.timeout_ms));
+    let own = wiring.agents.get(&request.agent).unwrap_or(&wiring.every);
+    let asked = request.timeout_ms.or(own.timeout_ms);
     let frozen = match &request.target {
         Target::Sandbox => in_box(wiring, request, asked, seal).await?,
         Target::Host => on_host(wiring, ctx, request, asked, seal).await?,
@@ -208,7 +211,14 @@ async fn in_box(
         cwd,
         uid: profile.uid,
         gid: profile.gid,
-        env: with_secrets(wiring, request).await?,
+        env: {
+            // What is configured for the agent, but where the request says something else of that variable.
+            let own = wiring.agents.get(&request.agent).unwrap_or(&wiring.every);
+            let mut named = own.secrets.clone();
+            named.retain(|variable, _| !request.env.contains_key(variable));
+            named.extend(request.secrets.clone());
+            with_secrets(wiring, request, plain(&request.env), &named).await?
+        },
         limits,
         profile_digest: Hash32::try_from(profile.profile_hash.clone()).map_err(invalid)?,
         ..blank(request, seal)
@@ -303,6 +313,7 @@ async fn on_host(
     let host = &wiring.config.host;
     let user = &means.opened.place.user;
     let env = host_env(&request.env, user);
+    let env = with_secrets(wiring, request, env, &request.secrets).await?;
     let plan = ExecPlan {
         executable: means.opened.program.executable(),
         operands: means.opened.operands.list.clone(),
@@ -417,18 +428,19 @@ fn plain(env: &BTreeMap<String, String>) -> BTreeMap<String, EnvValue> {
         .collect()
 }
 
-/// The variables of a run in the sandbox; secrets by name and version, never by value.
+/// These variables, and those that get secrets: by name and version, never by value.
 async fn with_secrets(
     wiring: &ExecWiring,
     request: &RunRequest,
+    mut env: BTreeMap<String, EnvValue>,
+    named: &BTreeMap<String, String>,
 ) -> Result<BTreeMap<String, EnvValue>, ExecRefusal> {
-    let mut env = plain(&request.env);
-    for (variable, name) in &request.secrets {
+    for (variable, name) in named {
         let vault = wiring
             .vault
             .as_ref()
             .ok_or_else(|| ExecRefusal::of_vault(&VaultRefusal::Sealed(VaultError::Locked)))?;
-        let asked = asked(&request.agent, "plan");
+        let asked = asked(&request.agent, &request.principal.name());
         let meta = vault.usable(name, asked).await;
         let secret = EnvValue::Secret {
             name: name.clone(),
@@ -445,7 +457,9 @@ pub fn asked(agent: &AgentId, by: &str) -> Asked {
         agent: Some(agent.to_string()),
         host: None,
         way: Use::Run,
-        by: format!("{agent}: {by}"),
+        by: by.to_owned(),
+        run: None,
+        record: None,
     }
 }
 

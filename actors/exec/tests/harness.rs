@@ -169,6 +169,7 @@ pub async fn house_of(
         vault: None,
         config: ExecConfig::default(),
         agents: BTreeMap::new(),
+        every: crate::exec::AgentLimits::default(),
         operator_uids: vec![rustix::process::geteuid().as_raw()],
         operator_gids: Vec::new(),
         state: state.to_owned(),

@@ -174,8 +174,8 @@ impl Live {
         let mut spawn = Spawn {
             argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
             env: vec![
-                ("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned()),
-                ("HOME".to_owned(), "/workspace".to_owned()),
+                ("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".into()),
+                ("HOME".to_owned(), "/workspace".into()),
             ],
             cwd: "/workspace".to_owned(),
             timeout_ms: 20_000,

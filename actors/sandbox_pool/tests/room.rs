@@ -61,7 +61,7 @@ impl Pool {
             run: run.clone(),
             argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
             cwd: None,
-            env: vec![("GREETING".to_owned(), "hello".to_owned())],
+            env: vec![("GREETING".to_owned(), "hello".into())],
             timeout: None,
         };
         let (events, seen) = mpsc::channel(16);

@@ -240,7 +240,7 @@ async fn the_embedded_cell_dials_as_the_first_process_of_its_box_and_runs_a_comm
             ]
             .map(str::to_owned)
             .to_vec(),
-            env: vec![("PATH".to_owned(), "/bin".to_owned())],
+            env: vec![("PATH".to_owned(), "/bin".into())],
             cwd: "/workspace".to_owned(),
             timeout_ms: 10_000,
             grace_ms: 100,
