@@ -11,10 +11,10 @@ use crate::support::gateway::Gateway;
 use crate::support::ws::{Came, Client, Connect, Device, by_token, join};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_33rd_silent_socket_closes_the_oldest_and_is_served_itself() {
+async fn the_257th_websocket_that_says_nothing_closes_the_oldest_and_is_served_itself() {
     let gateway = Gateway::start();
     let mut sockets = vec![];
-    for _ in 0..32 {
+    for _ in 0..256 {
         sockets.push(Client::dial(&gateway).await);
     }
     let mut newcomer = Client::dial(&gateway).await;
