@@ -16,19 +16,24 @@ use portcullis_core::protocol::ConnectRefusal;
 use rustix::net::SocketFlags;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::{TcpStream, UnixListener, UnixStream};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
 use super::actor::{Edge, EdgeWiring};
 use super::budget::Origin;
 use super::handle::EdgeHandle;
-use super::peer;
+use super::peer::{self, Came};
 use crate::config::Local;
 
 /// After a failed accept (no descriptors left): the kernel keeps newcomers in its backlog meanwhile.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Of the shared socket, before anything else has its turn.
 const AT_ONCE: usize = 64;
+/// Who may wait for the next reading of the kernel's list; the others wait at the door.
+const UNSAID: usize = 512;
+/// The thread that reads it.
+pub const LIST: &str = "list";
 /// Who is no operator and is told so, a second; more are dropped without a word, which costs least.
 const GOODBYES: u32 = 32;
 /// For one of them to ask and to read.
@@ -104,17 +109,44 @@ pub fn all(wiring: &EdgeWiring, ctx: &Ctx<Edge>) -> Result<(), Crash> {
 fn accept_tcp(wiring: &EdgeWiring, ctx: &Ctx<Edge>) -> Result<(), Crash> {
     let listener = wiring.doors.tcp()?;
     let edge = EdgeHandle::new(ctx.myself());
+    let readers = ctx.clone();
     ctx.task("tcp door", 0, async move {
+        let mut unsaid: Vec<Newcomer> = Vec::new();
+        // One at a time, for all who came before it: however many come, this task reads no list.
+        let mut reading = FuturesUnordered::new();
         loop {
-            match listener.accept().await {
+            let accepted = tokio::select! {
+                accepted = listener.accept(), if unsaid.len() < UNSAID => accepted,
+                Some(read) = reading.next() => {
+                    for (newcomer, came) in read {
+                        enter(&edge, newcomer, came).await;
+                    }
+                    if !unsaid.is_empty() {
+                        reading.push(listed(readers.clone(), std::mem::take(&mut unsaid)));
+                    }
+                    continue;
+                }
+            };
+            match accepted {
                 Ok((stream, peer)) => {
                     // Small frames each way: waiting to fill packets only costs time.
                     let _ = stream.set_nodelay(true);
-                    if let Ok(own) = stream.local_addr() {
-                        // Asked now: it is the first moment, and whoever closes later has been seen.
-                        let owner = peer::tcp_owner(peer, own);
-                        edge.accepted(Stream::Tcp(stream), From::Tcp { peer, owner })
-                            .await;
+                    let Ok(own) = stream.local_addr() else {
+                        continue;
+                    };
+                    // Asked now: it is the first moment, and whoever closes later has been seen.
+                    let came = peer::came(peer, own);
+                    // Without its other end our own says nothing of that end.
+                    if came == Came::Gone || stream.peer_addr().is_err() {
+                        continue;
+                    }
+                    let newcomer = Newcomer { stream, peer, own };
+                    if came != Came::Unsaid {
+                        enter(&edge, newcomer, came).await;
+                    } else if reading.is_empty() {
+                        reading.push(listed(readers.clone(), vec![newcomer]));
+                    } else {
+                        unsaid.push(newcomer);
                     }
                 }
                 Err(error) => pause("tcp", &error).await,
@@ -123,6 +155,42 @@ fn accept_tcp(wiring: &EdgeWiring, ctx: &Ctx<Edge>) -> Result<(), Crash> {
     })
     .keep();
     Ok(())
+}
+
+/// At the TCP door, and not entered yet.
+struct Newcomer {
+    stream: TcpStream,
+    peer: SocketAddr,
+    own: SocketAddr,
+}
+
+/// What the kernel's list says of these.
+async fn listed(readers: Ctx<Edge>, newcomers: Vec<Newcomer>) -> Vec<(Newcomer, Came)> {
+    let ends: Vec<_> = newcomers.iter().map(|n| (n.peer, n.own)).collect();
+    let (tell, told) = oneshot::channel();
+    let job = move || drop(tell.send(peer::listed(&ends)));
+    let read = match readers.blocking(LIST, 0, job) {
+        Ok(()) => told.await.unwrap_or_default(),
+        // Nothing was read: nobody is known.
+        Err(_) => Vec::new(),
+    };
+    let mut came = read.into_iter();
+    let newcomers = newcomers.into_iter();
+    newcomers
+        .map(|newcomer| (newcomer, came.next().unwrap_or(Came::By(None))))
+        .collect()
+}
+
+/// Who has gone takes no place: a flood of those costs nobody his.
+async fn enter(edge: &EdgeHandle, newcomer: Newcomer, came: Came) {
+    let Newcomer { stream, peer, .. } = newcomer;
+    let owner = match came {
+        Came::By(owner) => owner,
+        Came::Unsaid => None,
+        Came::Gone => return,
+    };
+    let from = From::Tcp { peer, owner };
+    edge.accepted(Stream::Tcp(stream), from).await;
 }
 
 fn accept_control(wiring: &EdgeWiring, ctx: &Ctx<Edge>) -> Result<(), Crash> {

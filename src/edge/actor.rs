@@ -221,7 +221,7 @@ impl Room for Edge {
                 }
                 Ok(())
             }
-            ("look", _) => Ok(()),
+            ("look" | accept::LIST, _) => Ok(()),
             (name, end) => Err(Crash::new(format!("its {name} task ended: {end:?}"))),
         }
     }

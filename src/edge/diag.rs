@@ -4,6 +4,7 @@
 //! libraries for it bring crates that are not kept any more, for 72 bytes of request.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
 use rustix::net::netlink::{SOCK_DIAG, SocketAddrNetlink};
@@ -23,24 +24,59 @@ const ASK: usize = 16 + 56;
 /// `struct nlmsghdr` and `struct inet_diag_msg`.
 const TOLD: usize = 16 + 72;
 
-/// Uid and inode of the socket whose own end is `local` and whose other end is `remote`; `None`: there is none that
-/// a process holds.
-///
-/// # Errors
-/// The kernel cannot be asked this way.
-pub fn owner(local: SocketAddr, remote: SocketAddr) -> rustix::io::Result<Option<(u32, u64)>> {
-    let flags = SocketFlags::CLOEXEC;
-    let kind = SocketType::RAW;
-    let kernel = rustix::net::socket_with(AddressFamily::NETLINK, kind, flags, Some(SOCK_DIAG))?;
-    let to = SocketAddrNetlink::new(0, 0);
-    rustix::net::sendto(&kernel, &ask(local, remote), SendFlags::empty(), &to)?;
-    // The kernel has answered before the question's call returns: waiting would be for ever.
-    let mut answer = [0; 512];
-    let (_, length) = rustix::net::recv(&kernel, &mut answer, RecvFlags::DONTWAIT)?;
-    read(answer.get(..length).unwrap_or_default(), local, remote)
+/// A socket that the kernel knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Known {
+    /// A process holds it.
+    Held {
+        /// Its user.
+        uid: u32,
+        /// Of the socket.
+        inode: u64,
+    },
+    /// Its holder has closed it: it keeps its place a while, with the uid 0 and the inode 0 of nobody.
+    Ended,
 }
 
-fn ask(local: SocketAddr, remote: SocketAddr) -> [u8; ASK] {
+/// The way to ask.
+#[derive(Debug)]
+pub struct Diag(OwnedFd);
+
+impl Diag {
+    /// # Errors
+    /// The kernel cannot be asked this way.
+    pub fn open() -> rustix::io::Result<Self> {
+        let (kind, flags) = (SocketType::RAW, SocketFlags::CLOEXEC);
+        rustix::net::socket_with(AddressFamily::NETLINK, kind, flags, Some(SOCK_DIAG)).map(Self)
+    }
+
+    /// The socket whose own end is `local` and whose other end is `remote`, and which is bound to no device, or to the
+    /// one with the index `device` (0: to none); `None`: there is no such socket, or (inet_diag is not there) the kernel
+    /// says nothing of any.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked this way.
+    pub fn ask(
+        &self,
+        local: SocketAddr,
+        remote: SocketAddr,
+        device: u32,
+    ) -> rustix::io::Result<Option<Known>> {
+        let to = SocketAddrNetlink::new(0, 0);
+        rustix::net::sendto(
+            &self.0,
+            &ask(local, remote, device),
+            SendFlags::empty(),
+            &to,
+        )?;
+        // The kernel has answered before the question's call returns: waiting would be for ever.
+        let mut answer = [0; 512];
+        let (_, length) = rustix::net::recv(&self.0, &mut answer, RecvFlags::DONTWAIT)?;
+        read(answer.get(..length).unwrap_or_default(), local, remote)
+    }
+}
+
+fn ask(local: SocketAddr, remote: SocketAddr, device: u32) -> [u8; ASK] {
     let mut ask = [0; ASK];
     let mut put = |at: usize, bytes: &[u8]| ask[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, &72_u32.to_ne_bytes());
@@ -57,17 +93,14 @@ fn ask(local: SocketAddr, remote: SocketAddr) -> [u8; ASK] {
             IpAddr::V6(v6) => put(at, &v6.octets()),
         }
     }
-    // Of any interface, and any cookie.
+    put(60, &device.to_ne_bytes());
+    // Any cookie.
     put(64, &[0xff; 8]);
     ask
 }
 
 /// An answer about another socket, a listening one with the same port for instance, is none.
-fn read(
-    answer: &[u8],
-    local: SocketAddr,
-    remote: SocketAddr,
-) -> rustix::io::Result<Option<(u32, u64)>> {
+fn read(answer: &[u8], local: SocketAddr, remote: SocketAddr) -> rustix::io::Result<Option<Known>> {
     let word = |at: usize| -> Option<u32> {
         Some(u32::from_ne_bytes(answer.get(at..at + 4)?.try_into().ok()?))
     };
@@ -96,16 +129,22 @@ fn read(
     if end(20, 24) != Some(plain(local)) || end(22, 40) != Some(plain(remote)) {
         return Ok(None);
     }
-    // A socket that has ended keeps its place a while, with the uid 0 and the inode 0 of nobody.
-    Ok(word(80)
-        .zip(word(84))
-        .filter(|(_, inode)| *inode != 0)
-        .map(|(uid, inode)| (uid, u64::from(inode))))
+    Ok(word(80).zip(word(84)).map(|told| match told {
+        (_, 0) => Known::Ended,
+        (uid, inode) => Known::Held {
+            uid,
+            inode: u64::from(inode),
+        },
+    }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn owner(local: SocketAddr, remote: SocketAddr) -> Option<Known> {
+        Diag::open().unwrap().ask(local, remote, 0).unwrap()
+    }
 
     #[test]
     fn the_kernel_names_the_owner_of_either_end_and_of_no_other() {
@@ -115,13 +154,17 @@ mod tests {
             let client = std::net::TcpStream::connect(at).unwrap();
             let (server, peer) = listener.accept().unwrap();
             let uid = rustix::process::geteuid().as_raw();
-            let told = owner(peer, at).unwrap().unwrap();
+            let [told, other] =
+                [(peer, at), (at, peer)].map(|(local, remote)| match owner(local, remote) {
+                    Some(Known::Held { uid, inode }) => (uid, inode),
+                    other => panic!("{other:?}"),
+                });
             assert_eq!(told.0, uid);
-            assert_ne!(told.1, owner(at, peer).unwrap().unwrap().1, "the other end");
+            assert_ne!(told.1, other.1, "the other end");
             // A listener with the right port is not the connection that is asked about.
             let mut stranger = peer;
             stranger.set_port(peer.port().wrapping_add(1).max(1024));
-            assert_eq!(owner(at, stranger).unwrap(), None);
+            assert_eq!(owner(at, stranger), None);
             drop(server);
             drop(client);
         }
@@ -136,7 +179,7 @@ mod tests {
         // Who closes first keeps the ended socket.
         drop(client);
         drop(server);
-        assert_eq!(owner(peer, at).unwrap(), None);
+        assert_eq!(owner(peer, at), Some(Known::Ended));
     }
 
     #[test]
@@ -154,8 +197,16 @@ mod tests {
         answer[40..44].copy_from_slice(&[127, 0, 0, 1]);
         answer[80..84].copy_from_slice(&1000_u32.to_ne_bytes());
         answer[84..88].copy_from_slice(&7_u32.to_ne_bytes());
-        assert_eq!(read(&answer, local, remote), Ok(Some((1000, 7))));
+        assert_eq!(
+            read(&answer, local, remote),
+            Ok(Some(Known::Held {
+                uid: 1000,
+                inode: 7
+            }))
+        );
         assert_eq!(read(&answer, remote, local), Ok(None));
+        answer[84..88].fill(0);
+        assert_eq!(read(&answer, local, remote), Ok(Some(Known::Ended)));
         assert!(read(&answer[..TOLD - 1], local, remote).is_err());
         assert!(read(&[], local, remote).is_err());
     }

@@ -179,3 +179,141 @@ async fn one_agent_has_so_many_connections_and_another_is_not_held_up_by_them() 
         agent.get("health", json!({})).await;
     }
 }
+
+/// Connects and goes away again, for ever: every second time in order, else with a reset.
+const COMES_AND_GOES: &str = "
+import random, socket, struct, sys
+for n in range(10 ** 9):
+    s = socket.socket()
+    try:
+        # The ports of one address would run out.
+        s.bind((f'127.{random.randrange(1, 99)}.{random.randrange(99)}.{random.randrange(1, 99)}', 0))
+        if n % 2:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+        s.connect(('127.0.0.1', int(sys.argv[1])))
+    except OSError:
+        pass
+    s.close()
+    if n == int(sys.argv[2]):
+        print('full', flush=True)
+";
+
+struct Flood(Vec<std::process::Child>);
+
+impl Flood {
+    /// It runs, and so many have come and gone already for each of its processes.
+    fn of(port: u16, already: u32) -> Self {
+        use std::os::unix::process::CommandExt as _;
+        let mut flood = Self(vec![]);
+        for _ in 0..2 {
+            let mut one = std::process::Command::new("python3");
+            one.args([
+                "-c",
+                COMES_AND_GOES,
+                &port.to_string(),
+                &already.to_string(),
+            ])
+            .stdout(std::process::Stdio::piped())
+            .current_dir("/");
+            // Of another user where the tests may choose.
+            if rustix::process::geteuid().is_root() {
+                one.uid(65_528).gid(65_528);
+            }
+            flood.0.push(one.spawn().unwrap());
+        }
+        for one in &mut flood.0 {
+            let mut told = [0; 5];
+            std::io::Read::read_exact(one.stdout.as_mut().unwrap(), &mut told).unwrap();
+        }
+        flood
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        for one in &mut self.0 {
+            one.kill().unwrap();
+            one.wait().unwrap();
+        }
+    }
+}
+
+fn edge_fact(status: &serde_json::Value, name: &str) -> u64 {
+    let rooms = status["portcullis"]["rooms"].as_array().unwrap();
+    let edge = rooms.iter().find(|room| room["name"] == "edge").unwrap();
+    let facts = edge["facts"].as_array().unwrap();
+    let fact = facts.iter().find(|fact| fact[0] == name).unwrap();
+    fact[1].as_str().unwrap().parse().unwrap()
+}
+
+/// The bug: for each socket that was closed again the kernel's whole list was read, and one user shut the door for all.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_and_goes_shuts_the_door_for_nobody() {
+    let gateway = Gateway::start();
+    let mut inside = crate::support::ws::admin(&gateway).await;
+    let flood = Flood::of(gateway.port(), 10_000);
+    let before = edge_fact(&inside.get("status", json!({})).await, "accepted");
+    let mut slowest = std::time::Duration::ZERO;
+    for _ in 0..20 {
+        let began = std::time::Instant::now();
+        // In, and nobody made him dial again: the flood takes no place of his.
+        let mut honest = by_token(&gateway, &[]).await;
+        honest.get("health", json!({})).await;
+        slowest = slowest.max(began.elapsed());
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let status = inside.get("status", json!({})).await;
+    drop(flood);
+    // Without the flood: a few milliseconds. With the list read for each: minutes.
+    assert!(slowest.as_secs() < 3, "{slowest:?}");
+    // Who closes while he is entered is there for a moment; by far most have gone before.
+    let entered = edge_fact(&status, "accepted") - before;
+    assert!(entered < 15_000, "{entered}: {status}");
+}
+
+/// As under a service manager's list of address families without AF_NETLINK.
+fn without_sock_diag() {
+    use seccompiler::{
+        SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+        SeccompRule, TargetArch,
+    };
+    let netlink = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, 16).unwrap();
+    let socket = if cfg!(target_arch = "x86_64") {
+        41
+    } else {
+        198
+    };
+    let rules = [(socket, vec![SeccompRule::new(vec![netlink]).unwrap()])];
+    let filter = SeccompFilter::new(
+        rules.into(),
+        SeccompAction::Allow,
+        // EAFNOSUPPORT
+        SeccompAction::Errno(97),
+        TargetArch::try_from(std::env::consts::ARCH).unwrap(),
+    );
+    let program: seccompiler::BpfProgram = filter.unwrap().try_into().unwrap();
+    seccompiler::apply_filter(&program).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_sock_diag_cannot_be_asked_one_reading_of_the_list_is_for_many() {
+    // What this thread starts has the filter too; no other thread of the tests.
+    let start = std::thread::spawn(|| {
+        without_sock_diag();
+        Gateway::start()
+    });
+    let gateway = start.join().unwrap();
+    // Whose it is is still known: only an operator's process gets these scopes for the token alone.
+    let mut client = Client::dial(&gateway).await;
+    let hello = client
+        .hello(&Connect::token().scopes(&["operator.read"]))
+        .await;
+    assert_eq!(hello["auth"]["scopes"], json!(["operator.read"]), "{hello}");
+    let _flood = Flood::of(gateway.port(), 500);
+    for _ in 0..5 {
+        let began = std::time::Instant::now();
+        let mut honest = by_token(&gateway, &[]).await;
+        honest.get("health", json!({})).await;
+        assert!(began.elapsed().as_secs() < 10, "{:?}", began.elapsed());
+    }
+}
