@@ -25,6 +25,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tracing::Instrument as _;
 
+use super::lines::Strict;
 use super::looks::Looks;
 use super::peer::{self, Holders};
 use super::proxy::{self, Name};
@@ -32,7 +33,7 @@ use super::rpc::{self, Rpc};
 use crate::methods::Site;
 
 /// A request's header, bytes.
-const HEADER_MAX: usize = 16 * 1024;
+pub(super) const HEADER_MAX: usize = 16 * 1024;
 
 /// A TCP socket.
 #[derive(Debug, Clone, Copy)]
@@ -199,9 +200,9 @@ pub async fn serve(
     let runs = Arc::clone(&http.runs);
     match stream {
         Stream::Tcp(tcp) => {
-            let ends = tcp.peer_addr().ok().zip(tcp.local_addr().ok());
-            let tcp_ends = ends.map(|(peer, own)| Tcp { peer, own, owner });
-            let ends = Ends::new(runs, tcp_ends, tell);
+            // One that has been reset is nobody's, and must not pass for a Unix socket.
+            let (peer, own) = tcp.peer_addr().ok().zip(tcp.local_addr().ok())?;
+            let ends = Ends::new(runs, Some(Tcp { peer, own, owner }), tell);
             let by = Instant::now() + Duration::from_millis(http.header_ms.max(1));
             match timeout_at(by.min(until), opened(&http, tcp)).await.ok()?? {
                 Stream::Tcp(tcp) => over(http, tcp, ends, Stream::Tcp, until).await,
@@ -278,8 +279,13 @@ async fn over<S: Socket>(
         let (http, tx, ends) = (http.clone(), tx.clone(), Arc::clone(&ends));
         let span = span_of(&request);
         async move {
+            let is_last = is_last(&request);
             let answer = answer(&http, request, &ends, tls, &tx).instrument(span.clone());
-            let answer = answer.await;
+            let mut answer = answer.await;
+            if is_last && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+                let close = HeaderValue::from_static("close");
+                answer.headers_mut().insert(header::CONNECTION, close);
+            }
             span.record("http.response.status_code", answer.status().as_u16());
             Ok::<_, std::convert::Infallible>(answer)
         }
@@ -288,7 +294,7 @@ async fn over<S: Socket>(
         .timer(TokioTimer::new())
         .header_read_timeout(within)
         .max_buf_size(HEADER_MAX)
-        .serve_connection(TokioIo::new(socket), service)
+        .serve_connection(TokioIo::new(Strict::new(socket)), service)
         .with_upgrades();
     // One that asks now and then, or does not read what it is answered, does not stay for ever: browsers dial again.
     let mut connection = std::pin::pin!(connection);
@@ -303,8 +309,10 @@ async fn over<S: Socket>(
         tracing::debug!(target: "portcullis", %error, "http connection ended");
     }
     let (on_upgrade, said): (hyper::upgrade::OnUpgrade, Said) = upgraded.try_recv().ok()?;
-    let parts = on_upgrade.await.ok()?.downcast::<TokioIo<S>>().ok()?;
-    Some((Io::new(wrap(parts.io.into_inner()), &parts.read_buf), said))
+    let parts = on_upgrade.await.ok()?.downcast::<TokioIo<Strict<S>>>();
+    let parts = parts.ok()?;
+    let socket = parts.io.into_inner().into_inner();
+    Some((Io::new(wrap(socket), &parts.read_buf), said))
 }
 
 /// Answered to everybody who may ask at all.
@@ -481,6 +489,12 @@ async fn answer(
     plain(StatusCode::NOT_FOUND, "nothing here\n")
 }
 
+/// No request is answered after one whose end [`Strict`] does not follow.
+fn is_last(request: &Request<Incoming>) -> bool {
+    let headers = request.headers();
+    headers.contains_key(header::TRANSFER_ENCODING) || headers.contains_key(header::UPGRADE)
+}
+
 /// Refuses a body in any other coding than one `chunked` (RFC 9112 6.1): the HTTP library looks at the last coding alone, and
 /// whoever stands before us may look at another.
 fn coded(request: &Request<Incoming>) -> Option<Answer> {
@@ -490,13 +504,10 @@ fn coded(request: &Request<Incoming>) -> Option<Answer> {
     if is_chunked && codings.next().is_none() && request.version() == Version::HTTP_11 {
         return None;
     }
-    let mut answer = plain(
+    Some(plain(
         StatusCode::NOT_IMPLEMENTED,
         "Transfer-Encoding: chunked and no other, once\n",
-    );
-    let close = HeaderValue::from_static("close");
-    answer.headers_mut().insert(header::CONNECTION, close);
-    Some(answer)
+    ))
 }
 
 fn upgrade(

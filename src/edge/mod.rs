@@ -13,6 +13,7 @@ mod budget;
 mod diag;
 mod handle;
 mod http;
+mod lines;
 mod listen;
 mod looks;
 mod peer;

@@ -147,7 +147,9 @@ pub fn name_of(
     let Some(name) = host.and_then(without_port) else {
         return Name::Foreign;
     };
-    let bare = name.trim_start_matches('[').trim_end_matches(']');
+    // With both brackets or none: `without_port` has seen to it.
+    let inner = name.strip_prefix('[').and_then(|n| n.strip_suffix(']'));
+    let bare = inner.unwrap_or(name);
     let ip = bare.parse::<IpAddr>().ok().map(|ip| ip.to_canonical());
     let is_loopback_name =
         name.eq_ignore_ascii_case("localhost") || ip.is_some_and(|ip| ip.is_loopback());
@@ -164,7 +166,12 @@ pub fn name_of(
 
 /// `None`: not `NAME`, `NAME:PORT`, `[V6]` or `[V6]:PORT`.
 fn without_port(host: &str) -> Option<&str> {
-    let is_port = |port: &str| port.is_empty() || port.parse::<u16>().is_ok();
+    // Digits alone: a number may have a sign where it is parsed.
+    let is_port = |port: &str| {
+        let has_digits = port.bytes().all(|b| b.is_ascii_digit());
+        port.is_empty() || has_digits && port.parse::<u16>().is_ok()
+    };
+    let is_name = |name: &&str| !name.is_empty() && !name.contains(['[', ']']);
     if host.starts_with('[') {
         let end = host.find(']')?;
         let (name, rest) = host.split_at(end + 1);
@@ -175,7 +182,7 @@ fn without_port(host: &str) -> Option<&str> {
         None => Some(host),
         Some((name, port)) => is_port(port).then_some(name),
     }
-    .filter(|name| !name.is_empty())
+    .filter(is_name)
 }
 
 #[cfg(test)]
@@ -226,6 +233,17 @@ mod tests {
             "localhost.",
             "127.1",
             "[::1]x",
+            "127.0.0.1]",
+            "127.0.0.1]:18789",
+            "localhost]",
+            "[127.0.0.1]",
+            "[[::1]]",
+            "[::1]]",
+            "::1",
+            "::1]",
+            "localhost:+80",
+            "127.0.0.1:-1",
+            "[::1]:+80",
         ] {
             assert_eq!(ask(foreign, "127.0.0.1"), Name::Foreign, "{foreign}");
         }

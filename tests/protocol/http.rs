@@ -409,3 +409,46 @@ fn a_body_in_another_coding_than_one_chunked_is_refused_on_every_path() {
         assert_eq!(status(&ask("/healthz", &[coding])), 200);
     }
 }
+
+/// The bug: one value of a proxy's header with a line feed in it was read as two headers, and let its sender in as a user.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bare_lf_or_cr_in_a_head_is_refused_at_every_door() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let gateway = Gateway::start();
+    let good = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n";
+    let heads = [
+        format!("{good}X-Forwarded-For: 203.0.113.9\nX-User: ann\r\n\r\n"),
+        format!("{good}A: b\rC: d\r\n\r\n"),
+        format!("{good}\n"),
+        format!("{good}\r\r\n"),
+        "GET /healthz HTTP/1.1\nHost: localhost\r\n\r\n".to_owned(),
+        "GET /healthz HTTP/1.1\rHost: localhost\r\n\r\n".to_owned(),
+        "GET /healthz HTTP/1.1\nHost: localhost\n\n".to_owned(),
+        format!("\n{good}\r\n"),
+        // On a connection that goes on, behind a body.
+        format!(
+            "POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\na\nb{good}A: b\nC: d\r\n\r\n"
+        ),
+        format!("{good}\r\n{good}A: b\nC: d\r\n\r\n"),
+    ];
+    for head in &heads {
+        let answer = gateway.http(head);
+        let last = answer.rsplit("HTTP/1.1 ").next().unwrap_or_default();
+        assert!(last.starts_with("400"), "{head:?}: {answer}");
+        for door in ["control.sock", "agent.sock"] {
+            let path = gateway.state().join("run").join(door);
+            let mut socket = tokio::net::UnixStream::connect(path).await.unwrap();
+            socket.write_all(head.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            socket.read_to_string(&mut answer).await.unwrap();
+            let last = answer.rsplit("HTTP/1.1 ").next().unwrap_or_default();
+            assert!(last.starts_with("400"), "{door}: {head:?}: {answer}");
+        }
+    }
+    // What is whole goes on: one socket, many requests, and a line feed in a body is its own business.
+    let answer = gateway.http(&format!(
+        "POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\na\nb{good}\r\n{good}Connection: close\r\n\r\n"
+    ));
+    assert_eq!(answer.matches("HTTP/1.1 405").count(), 1, "{answer}");
+    assert_eq!(answer.matches("HTTP/1.1 200").count(), 2, "{answer}");
+}
