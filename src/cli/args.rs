@@ -124,6 +124,8 @@ impl Command {
             Self::Gateway(_)
                 | Self::Up(_)
                 | Self::Version
+                // A code is given on control.sock only, and what a gateway elsewhere names is no page for our browser.
+                | Self::Dashboard { .. }
                 | Self::Config(Config::Check)
                 | Self::Audit(Audit::Verify(Verify { offline: true, .. }))
         )

@@ -12,7 +12,7 @@ use super::out::Out;
 use crate::client::{Client, Door};
 use crate::show::qr;
 use crate::show::text::{clean, cut, fingerprint, now_ms, span, table, utc};
-use crate::show::value::{field, joined, list, number};
+use crate::show::value::{field, joined, list, number, secret};
 
 /// Runs one of them.
 ///
@@ -68,7 +68,8 @@ pub async fn run(door: &Door, what: &Devices, out: Out) -> Result<u8, Failure> {
                 params["publicUrl"] = url.as_str().into();
             }
             let answer = client.call("device.pair.setupCode", params).await?;
-            out.both(&answer, || setup_code(&answer, role))?;
+            let code = secret(&answer, "setupCode")?;
+            out.both(&answer, || setup_code(&answer, code, role))?;
         }
         Devices::Reject { id } => {
             let pending = find(list(&all, "pending"), "requestId", id)?;
@@ -139,8 +140,7 @@ pub async fn run(door: &Door, what: &Devices, out: Out) -> Result<u8, Failure> {
 }
 
 /// The code as text, and drawn for a camera.
-fn setup_code(answer: &Value, role: &str) -> String {
-    let code = field(answer, "setupCode");
+fn setup_code(answer: &Value, code: &str, role: &str) -> String {
     let until = utc(number(answer, "expiresAtMs").unwrap_or_default());
     format!(
         "Setup code for one new device as {}, good once, until {until}:\n\n{code}\n\n{}\n\

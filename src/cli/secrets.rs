@@ -17,7 +17,7 @@ use super::out::Out;
 use super::typing;
 use crate::client::{Client, Door};
 use crate::show::text::{clean, table, utc};
-use crate::show::value::{field, list, number};
+use crate::show::value::{field, list, number, secret};
 
 /// `portcullis agents …`
 ///
@@ -29,10 +29,10 @@ pub async fn agents(door: &Door, what: &Agents, out: Out) -> Result<u8, Failure>
         Agents::Token { name } => {
             let params = json!({ "agentId": name });
             let answer = client.call("agent.token.mint", params).await?;
+            let token = secret(&answer, "token")?;
             out.both(&answer, || {
                 format!(
-                    "{}\nThis token is {}'s alone and is shown this once: role agent, scope exec, over TCP or agent.sock.\n",
-                    field(&answer, "token"),
+                    "{token}\nThis token is {}'s alone and is shown this once: role agent, scope exec, over TCP or agent.sock.\n",
                     clean(name)
                 )
             })?;
@@ -109,10 +109,10 @@ pub async fn password(door: &Door, what: &Password, out: Out) -> Result<u8, Fail
 pub async fn rotate(door: &Door, out: Out) -> Result<u8, Failure> {
     let mut client = Client::connect(door, &[Scope::Admin], &[]).await?;
     let answer = client.call("auth.token.rotate", json!({})).await?;
+    let token = secret(&answer, "token")?;
     out.both(&answer, || {
         format!(
-            "{}\nThis is the gateway's token from now on and is shown this once. Sessions of the old one are closed.\n",
-            field(&answer, "token")
+            "{token}\nThis is the gateway's token from now on and is shown this once. Sessions of the old one are closed.\n",
         )
     })?;
     client.close().await;

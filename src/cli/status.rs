@@ -10,7 +10,7 @@ use super::failure::Failure;
 use super::out::{Out, note};
 use crate::client::{Client, Door, seen};
 use crate::show::text::{clean, left, span, table};
-use crate::show::value::{field, list, number};
+use crate::show::value::{field, list, number, secret};
 
 /// Exit code of a gateway that runs but has a room down.
 const DEGRADED: u8 = 8;
@@ -173,7 +173,7 @@ pub async fn dashboard(door: &Door, open: bool, out: Out) -> Result<u8, Failure>
     let mut client = Client::connect(door, &[Scope::Admin], &[]).await?;
     let answer = client.call("dashboard.code", json!({})).await?;
     client.close().await;
-    let (url, code) = (field(&answer, "url"), field(&answer, "code"));
+    let (url, code) = (field(&answer, "url"), secret(&answer, "code")?);
     let page = url
         .split('#')
         .next()
@@ -189,10 +189,10 @@ pub async fn dashboard(door: &Door, open: bool, out: Out) -> Result<u8, Failure>
             clean(&link),
             clean(&page),
             number(&answer, "expiresAtMs").map_or_else(|| "a minute".to_owned(), left),
-            clean(code),
+            code,
         )
     })?;
-    if open && link.starts_with("http") {
+    if open && is_page(&link) {
         let opened = std::process::Command::new("xdg-open")
             .arg(&link)
             .stdin(std::process::Stdio::null())
@@ -204,6 +204,12 @@ pub async fn dashboard(door: &Door, open: bool, out: Out) -> Result<u8, Failure>
         }
     }
     Ok(0)
+}
+
+/// An address for a browser, and no option or other scheme for what opens it.
+fn is_page(link: &str) -> bool {
+    let is_plain = link.bytes().all(|b| b.is_ascii_graphic());
+    is_plain && (link.starts_with("http://") || link.starts_with("https://"))
 }
 
 /// Versions.

@@ -721,3 +721,47 @@ async fn what_a_gateway_elsewhere_advises_is_shown_as_its_own_words() {
     );
     assert_eq!((code(&output), said.as_str()), (3, expected.as_str()));
 }
+
+/// The bug: a gateway elsewhere wrote into its operator's terminal what it liked in the place of a token or a code.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_answer_steers_the_terminal() {
+    const EVIL: &str = "x\u{1b}]0;pwn\u{7}\u{1b}[2J\u{202e}\u{9b}31m\nnext: run evil\r";
+    let gateway = Gateway::start(false, |method, _| match method {
+        "connect" => vec![],
+        _ => vec![ok(json!({
+            "token": EVIL, "setupCode": EVIL, "gatewayUrl": EVIL, "expiresAtMs": 1, "code": EVIL, "url": EVIL,
+            "recoveryCode": EVIL, "unlocker": EVIL, "state": EVIL, "hash": EVIL, "pending": [], "paired": [],
+            "agents": [{"agentId": EVIL, "createdAtMs": 1}], "passwords": [{"name": EVIL, "createdAtMs": 1}],
+            "runtimeVersion": EVIL, "file": {"x": EVIL},
+        }))],
+    });
+    let show: &[&[&str]] = &[
+        &["agents", "list"],
+        &["password", "list"],
+        &["devices", "list"],
+        &["vault", "status"],
+        &["vault", "seal"],
+        &["approvals", "policy"],
+        &["approvals", "list"],
+        &["nodes", "list"],
+        &["status"],
+        &["tls", "show"],
+    ];
+    let secrets: &[&[&str]] = &[
+        &["agents", "token", "demo"],
+        &["auth", "token", "rotate"],
+        &["devices", "setup-code"],
+        &["dashboard"],
+    ];
+    for args in [show, secrets].concat() {
+        let output = run(&gateway.dir(false), args).await;
+        let said = text(&output.stdout) + &text(&output.stderr);
+        let steers = |c: char| c != '\n' && portcullis_core::display::hides(c);
+        assert!(!said.contains(steers), "{args:?}: {said:?}");
+        assert!(!said.contains("\nnext: run evil"), "{args:?}: {said:?}");
+        if secrets.contains(&args) {
+            assert_eq!(code(&output), 2, "{args:?}: {said}");
+            assert!(said.contains("INVALID_FRAME"), "{args:?}: {said}");
+        }
+    }
+}

@@ -294,6 +294,12 @@ fn what_would_leak_is_refused_before_anything_is_sent() {
         ),
         (vec!["config", "check", "--url", &url], "INVALID_PARAMS", 2),
         (vec!["gateway", "--url", &url], "INVALID_PARAMS", 2),
+        // What a gateway elsewhere names is no page for our browser.
+        (
+            vec!["dashboard", "--open", "--url", &url],
+            "INVALID_PARAMS",
+            2,
+        ),
         (vec!["status", "--pin", "sha256:00"], "INVALID_PARAMS", 2),
     ] {
         let output = gateway.cli(&[&args[..], &["--json"]].concat());
