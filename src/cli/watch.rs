@@ -9,12 +9,16 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::Interrupts;
+use super::approvals::{answer_change, is_change};
 use super::failure::Failure;
 use super::out::{self, Out, note};
 use crate::client::{Client, Door, Incoming};
 use crate::show::card::card;
 use crate::show::text::{clean, document, now_ms};
 use crate::show::value::{field, number};
+
+/// What was asked on another connection; ids of this one are numbers.
+const ELSEWHERE: &str = "elsewhere";
 
 /// Watches until ctrl-C.
 ///
@@ -60,8 +64,17 @@ pub async fn run(door: &Door, out: Out) -> Result<u8, Failure> {
             Some(key) = keys.recv() => {
                 if let Some((id, decision)) = queue.key(&key) {
                     let params = json!({ "id": id, "decision": decision });
-                    let request = client.send("exec.approval.resolve", params).await?;
-                    queue.sent = Some((request, id));
+                    if queue.is_change(&id) {
+                        let result = tokio::select! {
+                            result = answer_change(door, params) => result,
+                            () = interrupts.next() => return Ok(0),
+                        };
+                        queue.sent = Some((ELSEWHERE.to_owned(), id));
+                        queue.answered(ELSEWHERE, result);
+                    } else {
+                        let request = client.send("exec.approval.resolve", params).await?;
+                        queue.sent = Some((request, id));
+                    }
                 }
             }
             () = interrupts.next() => {
@@ -142,6 +155,12 @@ impl Queue {
         }
         self.drop(id);
         Ok(())
+    }
+
+    fn is_change(&self, id: &str) -> bool {
+        self.waiting
+            .iter()
+            .any(|approval| field(approval, "id") == id && is_change(approval))
     }
 
     fn drop(&mut self, id: &str) {

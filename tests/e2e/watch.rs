@@ -103,6 +103,19 @@ fn a_person_at_a_terminal_decides_what_comes_by_a_key() {
     watch.until(": allow-once by ");
     let (code, out, told) = allowed.end();
     assert_eq!((code, out.trim_end()), (0, "second"), "{told}");
+    // A change of the policy is answered here too.
+    let file = gateway.home().join("policy.json");
+    std::fs::write(
+        &file,
+        r#"{"version":1,"agents":{"demo":{"security":"full","ask":"off"}}}"#,
+    )
+    .unwrap();
+    gateway.cli(&["approvals", "policy", "--set", file.to_str().unwrap()]);
+    watch.until("[d] deny   [a3] allow once, then Enter");
+    watch.types("a3\n");
+    watch.until(": allow-once by ");
+    let policy = gateway.json(&["approvals", "policy"]);
+    assert_eq!(policy["file"]["agents"]["demo"]["ask"], "off", "{policy}");
     // Ctrl-C at the terminal.
     let pid = rustix::process::Pid::from_child(&watch.child);
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();

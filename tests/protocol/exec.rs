@@ -278,3 +278,42 @@ async fn a_document_that_frees_something_waits_for_another_connection_and_a_stal
         (&json!("gateway"), &json!("self"))
     );
 }
+
+/// The bug: the command that the refusal names asked for too little, and was refused.
+#[test]
+fn a_change_of_the_policy_is_allowed_by_the_command_that_is_named() {
+    use std::io::Write as _;
+    let gateway = Gateway::start();
+    let file = gateway.home().join("policy.json");
+    let free = json!({"version": 1, "agents": {"demo": {"security": "full", "ask": "off"}}});
+    let mut written = std::fs::File::create(&file).unwrap();
+    written.write_all(free.to_string().as_bytes()).unwrap();
+    let set = [
+        "approvals",
+        "policy",
+        "--set",
+        file.to_str().unwrap(),
+        "--json",
+    ];
+    let output = gateway.cli(&set);
+    let refused: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(refused["error"]["code"], "CHANGE_WAITS", "{refused}");
+    let id = gateway.json(&["approvals", "list"])[0]["id"].clone();
+    let allowed = gateway.json(&["approvals", "allow", id.as_str().unwrap()]);
+    assert_eq!(allowed["decision"], "allow-once", "{allowed}");
+    let policy = gateway.json(&["approvals", "policy"]);
+    assert_eq!(
+        policy["file"]["agents"]["demo"]["security"], "full",
+        "{policy}"
+    );
+    // And denied likewise.
+    let free = json!({"version": 1, "agents": {"demo": {"security": "full", "ask": "off"}, "other": {"security": "full", "ask": "off"}}});
+    std::fs::write(&file, free.to_string()).unwrap();
+    gateway.cli(&set);
+    let id = gateway.json(&["approvals", "list"])[0]["id"].clone();
+    gateway.json(&["approvals", "deny", id.as_str().unwrap()]);
+    assert_eq!(
+        gateway.json(&["approvals", "policy"])["hash"],
+        policy["hash"]
+    );
+}
