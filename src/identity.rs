@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 use zeroize::{Zeroize as _, Zeroizing};
 
+use crate::above::{Open, open_above};
+
 /// Larger than any file of ours.
 const MAX_FILE: u64 = 64 * 1024;
 
@@ -26,6 +28,14 @@ pub enum KeyFileError {
         path: String,
         /// What is wrong.
         why: String,
+    },
+    /// Somebody else may write a folder on the way to it.
+    #[error("others could put another key in the place of {path}: {open}; run: chmod go-w {folder}, or choose another place", folder = open.folder.display())]
+    Above {
+        /// The file.
+        path: String,
+        /// Which folder, and why.
+        open: Open,
     },
     /// It lies in the state directory, so whoever copies the state copies its key.
     #[error(
@@ -59,7 +69,7 @@ impl KeyFileError {
     /// Stable code.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Mode { .. } => "STATE_MODE",
+            Self::Mode { .. } | Self::Above { .. } => "STATE_MODE",
             Self::Key { source, .. } => source.code(),
             Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => "DISK_FULL",
             Self::Inside { .. } | Self::Io { .. } => "IDENTITY_INVALID",
@@ -73,13 +83,16 @@ impl KeyFileError {
 /// [`KeyFileError`]; a file that exists is never replaced.
 pub fn open_or_make(path: &Path, state: &Path) -> Result<(Identity, bool), KeyFileError> {
     refuse_inside(path, state)?;
+    refuse_above(path)?;
     if let Some(identity) = open(path)? {
         return Ok((identity, false));
     }
     let mut random = Zeroizing::new([0; 32]);
     fill(&mut *random, path)?;
     let identity = Identity::from_random(*random);
-    match make(path, identity.to_text().as_bytes()) {
+    let made = make(path, identity.to_text().as_bytes());
+    refuse_above(path)?;
+    match made {
         Ok(()) => Ok((identity, true)),
         // Another start was quicker: its key is the key.
         Err(KeyFileError::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {
@@ -97,6 +110,7 @@ pub fn open_or_make(path: &Path, state: &Path) -> Result<(Identity, bool), KeyFi
 /// [`KeyFileError`].
 pub fn open_existing(path: &Path, state: &Path) -> Result<Identity, KeyFileError> {
     refuse_inside(path, state)?;
+    refuse_above(path)?;
     open(path)?.ok_or_else(|| failed(path, io::Error::from(io::ErrorKind::NotFound)))
 }
 
@@ -224,6 +238,17 @@ fn refuse_inside(path: &Path, state: &Path) -> Result<(), KeyFileError> {
     }
 }
 
+/// Who may write a folder above takes the key away, and the next start makes or finds another.
+fn refuse_above(path: &Path) -> Result<(), KeyFileError> {
+    match open_above(path).map_err(|e| failed(path, e))? {
+        None => Ok(()),
+        Some(open) => Err(KeyFileError::Above {
+            path: path.display().to_string(),
+            open,
+        }),
+    }
+}
+
 fn folder_of(path: &Path) -> PathBuf {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
@@ -292,6 +317,33 @@ mod tests {
             code(open_existing(&folder.path().join("none"), &state)),
             Some("IDENTITY_INVALID")
         );
+    }
+
+    #[test]
+    fn a_key_under_a_folder_that_others_write_is_refused() {
+        let home = tempfile::tempdir().unwrap();
+        let open = home.path().join("open");
+        std::fs::create_dir(&open).unwrap();
+        let (path, state) = (open.join("keys/identity.key"), home.path().join("state"));
+        let set = |mode| {
+            std::fs::set_permissions(&open, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        set(0o777);
+        let refused = open_or_make(&path, &state).err().unwrap();
+        assert_eq!(refused.code(), "STATE_MODE");
+        assert!(
+            refused
+                .to_string()
+                .contains(&format!("chmod go-w {}", open.display()))
+        );
+        assert!(!open.join("keys").exists(), "nothing is made there");
+        set(0o755);
+        open_or_make(&path, &state).unwrap();
+        set(0o777);
+        assert_eq!(code(open_or_make(&path, &state)), Some("STATE_MODE"));
+        assert_eq!(code(open_existing(&path, &state)), Some("STATE_MODE"));
+        set(0o1777);
+        assert!(open_existing(&path, &state).is_ok());
     }
 
     #[test]

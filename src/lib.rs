@@ -2,6 +2,7 @@
 //! Portcullis: the binary's rooms above the actors. Wires them, opens the doors, and serves the command line.
 #![forbid(unsafe_code)]
 
+mod above;
 pub mod cli;
 pub mod client;
 pub mod config;

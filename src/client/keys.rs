@@ -18,6 +18,7 @@ use portcullis_core::vault::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::above;
 use crate::cli::Failure;
 use crate::files;
 use crate::identity;
@@ -124,6 +125,7 @@ impl Place {
     /// Made private, or found so.
     fn make_folder(&self) -> Result<(), Failure> {
         let failed = |e: std::io::Error| Failure::io(codes::STATE_MODE, self.folder.display(), &e);
+        self.check_above()?;
         std::fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -138,13 +140,34 @@ impl Place {
         } else if meta.mode() & 0o077 != 0 {
             format!("has mode {:04o}", meta.mode() & 0o7777)
         } else {
-            return Ok(());
+            return self.check_above();
         };
         let at = self.folder.display();
         Err(Failure::of(
             codes::STATE_MODE,
             format!("{at} {why}: others could reach the keys; run: chmod 700 {at}"),
         ))
+    }
+
+    /// Who may write a folder above puts keys of his own there.
+    fn check_above(&self) -> Result<(), Failure> {
+        let at = self.folder.display();
+        match above::open_above(&self.folder) {
+            Ok(None) => Ok(()),
+            Ok(Some(open)) => Err(Failure::of(
+                codes::STATE_MODE,
+                format!("others could put another folder in the place of {at}: {open}"),
+            )
+            .hint(format!(
+                "chmod go-w {}, or choose another with --client-keys DIR",
+                open.folder.display()
+            ))),
+            Err(e) => Err(Failure::io(
+                codes::STATE_MODE,
+                format!("the folders above {at}"),
+                &e,
+            )),
+        }
     }
 
     fn read(&self) -> Result<Option<Kept>, Failure> {

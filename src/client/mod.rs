@@ -5,6 +5,7 @@ mod device;
 mod keys;
 mod remote;
 pub mod seen;
+mod server;
 mod wire;
 
 pub use address::Address;

@@ -24,6 +24,7 @@ use super::address::{Address, Stream};
 use super::device::Who;
 use super::remote::Remote;
 use super::seen;
+use super::server;
 use crate::cli::Failure;
 use crate::show::text::clean;
 
@@ -365,7 +366,7 @@ impl Client {
     }
 }
 
-/// The control socket, and why it does not open.
+/// The control socket, with a gateway at it that may hear secrets; or why it does not open.
 async fn control(path: &Path) -> Result<Box<dyn Stream>, Failure> {
     let stream = dial(path).await.map_err(|e| match e.kind() {
         std::io::ErrorKind::PermissionDenied => unreachable(path, "your user may not open it").hint(
@@ -375,6 +376,7 @@ async fn control(path: &Path) -> Result<Box<dyn Stream>, Failure> {
         std::io::ErrorKind::ConnectionRefused => unreachable(path, "its gateway has ended"),
         _ => unreachable(path, &e.to_string()),
     })?;
+    server::check(&stream, path)?;
     Ok(Box::new(stream))
 }
 

@@ -9,13 +9,17 @@ use std::time::{Duration, Instant};
 use portcullis_core::codes;
 use rustix::fs::FlockOperation;
 
+use crate::above;
 use crate::cli::Failure;
 
 /// How long a lock that is held is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_millis(300);
 
-/// Makes what is missing (0700; `run` 0750) and refuses what is too open or another's.
+/// Makes what is missing (0700; `run` 0750) and refuses what is too open or another's, or where others could put another
+/// folder in its place.
 pub fn make(state: &Path) -> Result<(), Failure> {
+    // Before anything is made there, and once more when all is.
+    check_above(state)?;
     let folders = [
         (state.to_path_buf(), 0o700),
         (state.join("audit"), 0o700),
@@ -43,7 +47,24 @@ pub fn make(state: &Path) -> Result<(), Failure> {
             })?;
         check(&folder, mode)?;
     }
-    Ok(())
+    check_above(state)
+}
+
+/// Who may write a folder above takes the state away and serves his own there: our command line would send him secrets.
+fn check_above(state: &Path) -> Result<(), Failure> {
+    let shown = state.display();
+    match above::open_above(state) {
+        Ok(None) => Ok(()),
+        Ok(Some(open)) => Err(Failure::of(
+            codes::STATE_MODE,
+            format!("others could put another folder in the place of {shown}: {open}"),
+        )
+        .hint(format!(
+            "choose another with --state DIR, or let root or this user own {0} and nobody else write it: chmod go-w {0}",
+            open.folder.display()
+        ))),
+        Err(e) => Err(Failure::io(codes::STATE_MODE, format!("the folders above {shown}"), &e)),
+    }
 }
 
 fn check(folder: &Path, mode: u32) -> Result<(), Failure> {

@@ -151,3 +151,131 @@ fn a_shared_socket_is_made_only_where_nobody_else_could_take_its_place() {
     let (_, told) = gateway.refused();
     assert!(told.contains("an absolute path"), "{told}");
 }
+
+/// Listens at a path, and says how much whoever dials has to say before he is answered.
+const LISTENS: &str = "
+import os, socket, sys
+path = sys.argv[1]
+os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+l = socket.socket(socket.AF_UNIX)
+l.bind(path)
+os.chmod(path, 0o777)
+l.listen(5)
+print('ready', flush=True)
+while True:
+    c, _ = l.accept()
+    print(len(c.recv(65536)), flush=True)
+    c.close()
+";
+
+struct Listener(
+    std::process::Child,
+    std::io::BufReader<std::process::ChildStdout>,
+);
+
+impl Listener {
+    fn at(path: &std::path::Path, uid: u32) -> Self {
+        let mut command = Command::new("python3");
+        command
+            .args(["-c", LISTENS, path.to_str().unwrap()])
+            .stdout(std::process::Stdio::piped())
+            .current_dir("/")
+            .uid(uid)
+            .gid(uid);
+        let mut child = command.spawn().unwrap();
+        let out = std::io::BufReader::new(child.stdout.take().unwrap());
+        let mut listener = Self(child, out);
+        assert_eq!(listener.line(), "ready");
+        listener
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut self.1, &mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+/// `vault set` by root: the exit code, what it said, and how much of it the one who listens has heard.
+fn secret_sent(state: &std::path::Path, listener: &mut Listener) -> (i32, String, usize) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
+    command
+        .args(["vault", "set", "DB", "--state"])
+        .arg(state)
+        .stdin(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"hunter2hunter2").unwrap();
+    let heard = listener.line().parse().unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    (output.status.code().unwrap(), said, heard)
+}
+
+/// The bug: who could write the folder above the state moved it away, listened at its path, and got what root set.
+#[test]
+fn a_secret_goes_to_no_socket_that_another_user_has_put_there() {
+    use std::os::unix::fs::{PermissionsExt as _, chown};
+    const OTHER: u32 = 65_528;
+    if !is_root() {
+        return;
+    }
+    let set = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    // Below folders of root's alone, so that the sticky bit of a shared one has no part in it.
+    let home = tempfile::tempdir_in("/var/lib").unwrap();
+    set(home.path(), 0o755);
+    let above = home.path().join("above");
+    std::fs::create_dir(&above).unwrap();
+    set(&above, 0o777);
+    let state = above.join("state");
+    let mut listener = Listener::at(&state.join("run/control.sock"), OTHER);
+    let refused = |(code, said, heard): (i32, String, usize)| {
+        assert_eq!((code, heard), (4, 0), "{said}");
+        assert!(
+            said.contains("SERVER_NOT_VERIFIED") && said.contains("65528"),
+            "{said}"
+        );
+    };
+    refused(secret_sent(&state, &mut listener));
+    // He may make all look tidy in a folder that is his.
+    chown(&above, Some(OTHER), None).unwrap();
+    set(&above, 0o755);
+    refused(secret_sent(&state, &mut listener));
+    chown(&above, Some(0), None).unwrap();
+    set(&above, 0o1777);
+    refused(secret_sent(&state, &mut listener));
+    // Where root gave him a state folder of his own, he is a gateway.
+    set(&above, 0o755);
+    let (code, said, heard) = secret_sent(&state, &mut listener);
+    assert!(code == 7 && heard > 0, "{code} {heard} {said}");
+}
+
+/// The bug: it served where everybody could take the state away and put another in its place.
+#[test]
+fn no_gateway_serves_in_a_state_that_others_could_replace() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let gateway = Gateway::prepared(&[]);
+    let set = |mode| {
+        let mode = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(gateway.home(), mode).unwrap();
+    };
+    for mode in [0o777, 0o773, 0o722] {
+        set(mode);
+        let (code, said) = gateway.refused();
+        let fix = format!("chmod go-w {}", gateway.home().display());
+        assert_eq!(code, 4, "{said}");
+        assert!(said.contains("STATE_MODE") && said.contains(&fix), "{said}");
+    }
+    set(0o1777);
+    let mut gateway = gateway;
+    gateway.launch();
+}
