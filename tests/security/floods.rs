@@ -250,9 +250,13 @@ fn edge_fact(status: &serde_json::Value, name: &str) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_comes_and_goes_shuts_the_door_for_nobody() {
     let gateway = Gateway::start();
-    let mut inside = crate::support::ws::admin(&gateway).await;
+    // A new one each time: who does not read is no client of long.
+    let accepted = async || {
+        let mut client = crate::support::ws::admin(&gateway).await;
+        edge_fact(&client.get("status", json!({})).await, "accepted")
+    };
     let flood = Flood::of(gateway.port(), 10_000);
-    let before = edge_fact(&inside.get("status", json!({})).await, "accepted");
+    let before = accepted().await;
     let mut slowest = std::time::Duration::ZERO;
     for _ in 0..20 {
         let began = std::time::Instant::now();
@@ -262,13 +266,12 @@ async fn who_comes_and_goes_shuts_the_door_for_nobody() {
         slowest = slowest.max(began.elapsed());
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
-    let status = inside.get("status", json!({})).await;
+    let entered = accepted().await - before;
     drop(flood);
     // Without the flood: a few milliseconds. With the list read for each: minutes.
-    assert!(slowest.as_secs() < 3, "{slowest:?}");
+    assert!(slowest.as_secs() < 8, "{slowest:?}");
     // Who closes while he is entered is there for a moment; by far most have gone before.
-    let entered = edge_fact(&status, "accepted") - before;
-    assert!(entered < 15_000, "{entered}: {status}");
+    assert!(entered < 15_000, "{entered}");
 }
 
 /// As under a service manager's list of address families without AF_NETLINK.
