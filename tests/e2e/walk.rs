@@ -65,19 +65,24 @@ async fn walk(mut gateway: Gateway, driver: &str, containers: impl Fn(usize)) {
     assert_eq!(report["intact"], true);
 }
 
-/// Five lines: address and page, driver and why, how clients authenticate, what is pending, what to try next.
+/// Six lines: address and page, driver and why, how clients authenticate, what is pending, the log's first key, what to try
+/// next.
 fn started(gateway: &Gateway, driver: &str) {
-    until("the five lines", || gateway.said().lines().count() >= 5);
+    until("the six lines", || gateway.said().lines().count() >= 6);
     let said = gateway.said();
     let lines: Vec<_> = said.lines().collect();
-    assert_eq!(lines.len(), 5, "{said}");
+    assert_eq!(lines.len(), 6, "{said}");
     let port = gateway.port();
     let page = format!("page http://localhost:{port}");
     assert!(lines[0].contains(&format!("ws://127.0.0.1:{port}")) && lines[0].contains(&page));
     assert!(lines[1].contains(&format!("{driver} (")), "{said}");
     assert!(lines[2].contains("token") && lines[2].contains("control.sock"));
     assert!(lines[3].contains("portcullis devices list"));
-    assert!(lines[4].contains("portcullis exec --agent demo -- sh -c 'id; ls /'"));
+    assert!(
+        lines[4].starts_with("log key   portcullis-audit/"),
+        "{said}"
+    );
+    assert!(lines[5].contains("portcullis exec --agent demo -- sh -c 'id; ls /'"));
     let status = gateway.json(&["status"]);
     assert_eq!(status["portcullis"]["driver"]["name"], driver, "{status}");
     let config = std::fs::read_to_string(gateway.state().join("config.toml")).unwrap();

@@ -18,6 +18,7 @@ use crate::support::ws::{Came, Client, Connect};
 const ROOMS: &[(&str, &str)] = &[
     ("audit", "audit.tail"),
     ("vault", "vault.list"),
+    ("sinks", "status"),
     ("pairing", "device.pair.list"),
     ("signing", "POST /rpc/health"),
     ("auth", "connect"),
