@@ -266,7 +266,7 @@ fn verdict(answer: &Value, out: Out) -> Result<u8, Failure> {
             }
             if let Some(count) = number(answer, "unsigned").filter(|count| *count > 0) {
                 let line = format!(
-                    "the last {count} are under no checkpoint yet: whoever can write the files can have made them\n"
+                    "under no checkpoint yet: the last {count}, which whoever can write the files can have made\n"
                 );
                 text.push_str(&line);
             }
