@@ -25,6 +25,7 @@ mod remote_cli;
 mod starts;
 mod trace;
 mod vault;
+mod vault_kills;
 mod vault_migrate;
 mod vault_runs;
 mod walk;
