@@ -82,8 +82,8 @@ fn parts(path: &Path) -> Vec<OsString> {
 /// May he read (4), write (2) or execute and search (1) what lies at `at`? By its access list where it has one (acl(5)), else
 /// by its mode.
 pub fn may(at: &Path, data: &Metadata, user: &User, bit: u32) -> bool {
-    let mut list = vec![0; LONGEST_LIST];
-    match rustix::fs::getxattr(at, c"system.posix_acl_access", &mut list) {
+    let mut list = [0; LONGEST_LIST];
+    match rustix::fs::getxattr(at, c"system.posix_acl_access", &mut list[..]) {
         Ok(len) => listed(&list[..len], data, user, bit),
         Err(Errno::NODATA | Errno::NOTSUP) => by_mode(data, user, bit),
         // Too long a list, or none that can be read: nobody is taken to be on it.

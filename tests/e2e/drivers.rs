@@ -51,7 +51,7 @@ fn told(gateway: &Gateway) -> (String, String, String, String) {
         let found = text.lines().find(|line| line.starts_with("sandbox "));
         found.unwrap_or_default().to_owned()
     };
-    until("the five lines do not come", gateway, || {
+    until("the first lines do not come", gateway, || {
         (gateway.said().lines().count() >= 5).then_some(())
     });
     let status = gateway.cli(&["status"]);

@@ -244,8 +244,13 @@ impl Carry {
             .with("sink", self.wiring.name.clone())
             .with("version", now.version.to_string());
         let recorded = self.wiring.all.audit.event(entry).await;
-        recorded.map_err(|error| error.to_string())?;
-        let revealed = vault.reveal(&name, Some(now.version), asked()).await;
+        let recorded = recorded.map_err(|error| error.to_string())?;
+        // That record is the use's: the vault need not make another.
+        let asked = Asked {
+            record: Some(recorded.0),
+            ..asked()
+        };
+        let revealed = vault.reveal(&name, Some(now.version), asked).await;
         let (meta, token) = revealed.map_err(|error| format!("its token {name}: {error}"))?;
         self.token = Some((meta.version, token.clone()));
         Ok(Some(token))
