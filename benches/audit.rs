@@ -16,10 +16,11 @@ use portcullis_actors::audit::{
 };
 use portcullis_actors::supervision::{Feed, Intensity, OnFatal, Tree, TreeBuilder};
 use portcullis_core::audit::{
-    Body, BootId, Entry, Head, SegmentHeader, Stamp, encode_record, leaf_hash,
+    Body, BootId, Entry, EpochKey, Head, SegmentHeader, Stamp, encode_record, leaf_hash,
 };
 use portcullis_core::identity::Identity;
 use support::{cpu_of, least, median};
+use zeroize::Zeroizing;
 
 /// Short turns, limit and subject one after the other: the disk's mood changes within seconds.
 const SPAN: Duration = Duration::from_millis(200);
@@ -94,7 +95,9 @@ fn body() -> Result<Body> {
 /// Records a second of the same bytes into one plain file, `group` for each fdatasync.
 fn plain(folder: &Path, group: usize) -> Result<f64> {
     let mut one = vec![];
-    encode_record(&mut one, Head::EMPTY, STAMP, BOOT, &body()?)
+    let key = EpochKey::from_random(&Zeroizing::new([1; 32]));
+    let key = Some(key.records());
+    encode_record(&mut one, Head::EMPTY, STAMP, BOOT, &body()?, key)
         .ok()
         .context("not encoded")?;
     let bytes = one.repeat(group);
@@ -171,8 +174,10 @@ fn verifying(dir: &Path) -> Result<()> {
     out.extend_from_slice(&header.encode());
     let start = out.len();
     let body = body()?;
+    let key = EpochKey::from_random(&Zeroizing::new([1; 32]));
+    let key = Some(key.records());
     for _ in 0..RECORDS {
-        head = encode_record(&mut out, head, STAMP, BOOT, &body)
+        head = encode_record(&mut out, head, STAMP, BOOT, &body, key)
             .ok()
             .context("not encoded")?;
     }

@@ -1,4 +1,5 @@
-//! The epoch keys' files: `STATE/keys/audit-<epoch, 16 digits>.key`, sealed under the machine's identity.
+//! The epoch keys' files: `STATE/keys/audit-<epoch, 16 digits>.key`, sealed under the machine's identity; and beside each,
+//! as `.at`, how many records the log is known to have had.
 
 use super::error::AuditError;
 use super::files;
@@ -33,6 +34,10 @@ impl AuditKeys {
 
     fn path(&self, epoch: u64) -> PathBuf {
         self.dir.join(format!("audit-{epoch:016}.key"))
+    }
+
+    fn path_reached(&self, epoch: u64) -> PathBuf {
+        self.path(epoch).with_extension("at")
     }
 
     /// The epochs whose keys are there.
@@ -73,25 +78,50 @@ impl AuditKeys {
         Ok(keys)
     }
 
-    /// Makes the key of an epoch, durable when this returns. One that was never named gives way.
-    pub(super) fn make(&self, epoch: u64) -> io::Result<EpochKey> {
-        let (mut seed, mut nonce) = (Zeroizing::new([0; 32]), [0; NONCE]);
+    /// Makes the key of an epoch, which is to be named by the record behind `size` others; durable when this returns. One
+    /// that was never named gives way.
+    pub(super) fn make(&self, epoch: u64, size: u64) -> io::Result<EpochKey> {
+        let mut seed = Zeroizing::new([0; 32]);
         getrandom::fill(&mut *seed).map_err(io::Error::other)?;
-        getrandom::fill(&mut nonce).map_err(io::Error::other)?;
         let key = EpochKey::from_random(&seed);
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(&self.dir)?;
         self.destroy(epoch)?;
-        let path = self.path(epoch);
+        // First: a key without it tells that somebody took it away.
+        self.reach(epoch, size)?;
+        let sealed = self.sealer.seal(epoch, &key, &nonce()?);
+        self.replace(&self.path(epoch), &sealed)?;
+        Ok(key)
+    }
+
+    /// Writes down, durably, that the log has so many durable records in this epoch.
+    pub(super) fn reach(&self, epoch: u64, size: u64) -> io::Result<()> {
+        let sealed = self.sealer.seal_reached(epoch, size, &nonce()?);
+        self.replace(&self.path_reached(epoch), &sealed)
+    }
+
+    /// What was written down last; `None`: nothing ever was.
+    pub(super) fn reached(&self, epoch: u64) -> Result<Option<u64>, AuditError> {
+        let file = match files::read_limited(&self.path_reached(epoch), MAX_FILE) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(AuditError::reading("the size of the audit log", &error)),
+        };
+        let size = self.sealer.open_reached(epoch, &file);
+        let wrong =
+            |error| AuditError::Key(format!("the size of the log in epoch {epoch}: {error}"));
+        size.map(Some).map_err(wrong)
+    }
+
+    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let new = path.with_extension("new");
         let mut file = files::create_new(&new)?;
-        file.write_all(&self.sealer.seal(epoch, &key, &nonce))?;
+        file.write_all(bytes)?;
         file.sync_all()?;
-        fs::rename(&new, &path)?;
-        self.sync()?;
-        Ok(key)
+        fs::rename(&new, path)?;
+        self.sync()
     }
 
     /// Overwrites the key of an epoch and removes it, durably. What the disk keeps of old blocks is the disk's.
@@ -111,6 +141,10 @@ impl AuditKeys {
             Err(error) => return Err(error),
         }
         fs::remove_file(&path)?;
+        match fs::remove_file(self.path_reached(epoch)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         self.sync()
     }
 
@@ -121,4 +155,10 @@ impl AuditKeys {
         }
         Ok(())
     }
+}
+
+fn nonce() -> io::Result<[u8; NONCE]> {
+    let mut nonce = [0; NONCE];
+    getrandom::fill(&mut nonce).map_err(io::Error::other)?;
+    Ok(nonce)
 }

@@ -131,6 +131,8 @@ struct Draft {
     stamp: Stamp,
     lead: Vec<Body>,
     heads: Vec<Head>,
+    /// A record of the group names the next epoch's key: it and all behind it are that epoch's to tag.
+    enters: bool,
 }
 
 /// A group that is durable.
@@ -169,11 +171,17 @@ impl Log {
         let every = Duration::from_millis(spec.config.checkpoint_ms);
         let head = found.ledger.head;
         let mut signer = Signer::open(&spec.dir, &spec.keys, found.ledger.epoch, head, every)?;
+        let is_ours = signer.has_tagged(&found.last, head)?;
         let wanted = signer.wanted();
         let (tree, roots) = Tree::open(&spec.dir, found.base, &found.leaves, &wanted)
             .filter(|(_, roots)| signer.agrees(roots))
             .map_or_else(|| Tree::rebuild(&spec.dir, head, &wanted), Ok)?;
+        if !is_ours {
+            signer.must_cover(head, &roots)?;
+        }
         signer.settle(&roots, || recover::first_key(&spec.dir))?;
+        // Only now is anything changed: a log that is refused stays as it was found.
+        recover::clear(&spec.dir, &found)?;
         let lost: Vec<(Seq, BootId)> = found
             .ledger
             .open
@@ -200,13 +208,20 @@ impl Log {
             buf: Vec::new(),
             spec,
         };
-        if let Some((offset, bytes)) = found.torn {
-            let segment = log.segment.first();
-            log.append_own(&[Body::Recovered {
-                segment,
-                offset,
-                bytes,
-            }])?;
+        let segment = log.segment.first();
+        let recovered = found.torn.map(|(offset, bytes)| Body::Recovered {
+            segment,
+            offset,
+            bytes,
+        });
+        // Of a log that begins here the start comes first: it names the key that tags.
+        let (first, behind) = if began {
+            (None, recovered)
+        } else {
+            (recovered, None)
+        };
+        if let Some(first) = first {
+            log.append_own(&[first])?;
         }
         for group in lost.chunks(OPENING_GROUP) {
             let group: Vec<Body> = group
@@ -226,6 +241,9 @@ impl Log {
             version: log.spec.version.clone(),
             epoch: Some(mark.map_err(|error| AuditError::writing(&error))?),
         }])?;
+        if let Some(behind) = behind {
+            log.append_own(&[behind])?;
+        }
         log.opening = false;
         let report = OpenReport {
             head: log.head,
@@ -276,10 +294,9 @@ impl Log {
             None => self.begin().inspect_err(|error| self.refused(error, 1))?,
         };
         let before = draft.heads.last().copied().unwrap_or(self.head);
-        let pushed = encode_record(&mut self.buf, before, draft.stamp, self.spec.boot, body);
-        let pushed = pushed.map(|head| draft.heads.push(head));
+        let pushed = self.encode(&mut draft, before, body);
         self.draft = Some(draft);
-        pushed.map_err(AuditError::from)
+        pushed
     }
 
     /// Makes the group under way durable, all or none of it. Records of the log's own are enough of a group.
@@ -339,6 +356,7 @@ impl Log {
             stamp: self.spec.clock.stamp(),
             lead: Vec::new(),
             heads: Vec::new(),
+            enters: false,
         };
         if let Some(gap) = gap {
             self.lead(&mut draft, gap)?;
@@ -357,9 +375,21 @@ impl Log {
 
     fn lead(&mut self, draft: &mut Draft, body: Body) -> Result<(), AuditError> {
         let before = draft.heads.last().copied().unwrap_or(self.head);
-        let head = encode_record(&mut self.buf, before, draft.stamp, self.spec.boot, &body)?;
-        draft.heads.push(head);
+        self.encode(draft, before, &body)?;
         draft.lead.push(body);
+        Ok(())
+    }
+
+    fn encode(&mut self, draft: &mut Draft, before: Head, body: &Body) -> Result<(), AuditError> {
+        let enters = draft.enters || body.next_epoch().is_some();
+        let Some(key) = self.signer.records(enters) else {
+            let why = "a record before the first that names a key".to_owned();
+            return Err(AuditError::CannotRecord(why));
+        };
+        let (stamp, boot) = (draft.stamp, self.spec.boot);
+        let head = encode_record(&mut self.buf, before, stamp, boot, body, Some(key))?;
+        draft.enters = enters;
+        draft.heads.push(head);
         Ok(())
     }
 
@@ -371,13 +401,7 @@ impl Log {
                 .wrote(body, written.stamp, self.spec.boot, *head);
             self.tree.push(head.hash);
             self.began_segment |= matches!(body, Body::Carry { .. });
-            if let Body::Start {
-                epoch: Some(mark), ..
-            }
-            | Body::Carry {
-                epoch: Some(mark), ..
-            } = body
-            {
+            if let Some(mark) = body.next_epoch() {
                 self.signer.entered(mark, head.seq, self.tree.root());
             }
         }
@@ -414,8 +438,13 @@ impl Log {
         retire::taken(&self.spec.dir, &self.spec.config)
     }
 
-    /// Removes them: the record that says so is durable.
+    /// Removes them, once the record that says so is under a checkpoint: of one that is not, nobody can tell who wrote it.
     pub(super) fn retire(&mut self, gone: &[Gone]) {
+        self.signer.sign(self.head.seq.0, self.tree.root(), true);
+        if self.signer.covered() < self.head.seq.0 {
+            tracing::warn!("old segments of the audit log stay: their end cannot be signed yet");
+            return;
+        }
         match retire::remove(&self.spec.dir, gone) {
             // There may be more.
             Ok(()) => self.began_segment = true,

@@ -23,6 +23,8 @@ pub(super) struct Recovered {
     /// What the first segment that was read follows, and the leaf hashes from there on.
     pub(super) base: Head,
     pub(super) leaves: Vec<Hash32>,
+    /// The last record's leaf; empty: there is no record.
+    pub(super) last: Vec<u8>,
     /// Where the end was cut and how many bytes went.
     pub(super) torn: Option<(u64, u64)>,
     /// This boot has written here before: the audit room alone was restarted.
@@ -30,16 +32,17 @@ pub(super) struct Recovered {
     pub(super) segments_read: usize,
     /// The keys of the whole time are in the ledger; else [`keys`] has them.
     pub(super) has_keys: bool,
+    /// Up to here retention has removed the records.
+    pub(super) gone_until: Seq,
 }
 
 /// Verifies the last segment, and as many before it as are needed to know the open intents; keys may lie further back,
 /// and more is `verify`'s work. The caller holds the lock.
 pub(super) fn recover(spec: &LogSpec, dir: &File) -> Result<Recovered, AuditError> {
-    remove_unfinished(&spec.dir)?;
     let gone = retire::load(&spec.dir)?;
-    retire::sweep(&spec.dir, retire::until(&gone).seq)
-        .map_err(|error| AuditError::writing(&error))?;
-    let segments = files::segments(&spec.dir)?;
+    let gone_until = retire::until(&gone).seq;
+    let mut segments = files::segments(&spec.dir)?;
+    segments.retain(|first| *first > gone_until);
     let Some(last) = segments.last() else {
         let header = SegmentHeader { after: Head::EMPTY };
         let file = files::create_segment(&spec.dir, dir, header)
@@ -51,10 +54,12 @@ pub(super) fn recover(spec: &LogSpec, dir: &File) -> Result<Recovered, AuditErro
             ledger: Ledger::new(Head::EMPTY, index(spec)),
             base: Head::EMPTY,
             leaves: Vec::new(),
+            last: Vec::new(),
             torn: None,
             same_boot: false,
             segments_read: 0,
             has_keys: true,
+            gone_until,
         });
     };
     // Locked before it is read: a second writer may have come another way.
@@ -74,10 +79,6 @@ pub(super) fn recover(spec: &LogSpec, dir: &File) -> Result<Recovered, AuditErro
         }
         count = (count * 2).min(segments.len());
     };
-    if tail.torn.is_some() {
-        let cut = file.set_len(tail.len).and_then(|()| file.sync_all());
-        cut.map_err(|error| AuditError::writing(&error))?;
-    }
     Ok(Recovered {
         file,
         segment: tail.segment,
@@ -85,11 +86,25 @@ pub(super) fn recover(spec: &LogSpec, dir: &File) -> Result<Recovered, AuditErro
         ledger: tail.ledger,
         base: tail.after,
         leaves: tail.leaves,
+        last: tail.last,
         torn: tail.torn,
         same_boot: tail.same_boot,
         segments_read: count,
         has_keys: tail.has_keys || from == 0,
+        gone_until,
     })
+}
+
+/// Cuts a torn end off, and removes what was begun or ended and not whole. After the log was found to be ours.
+pub(super) fn clear(dir: &Path, found: &Recovered) -> Result<(), AuditError> {
+    let writing = |error: io::Error| AuditError::writing(&error);
+    remove_unfinished(dir)?;
+    retire::sweep(dir, found.gone_until).map_err(writing)?;
+    if found.torn.is_some() {
+        let cut = found.file.set_len(found.len);
+        cut.and_then(|()| found.file.sync_all()).map_err(writing)?;
+    }
+    Ok(())
 }
 
 /// The idempotency keys of the whole time, verified on the way, where the last `count` segments do not hold them all.
@@ -118,6 +133,7 @@ struct Tail {
     len: u64,
     ledger: Ledger,
     leaves: Vec<Hash32>,
+    last: Vec<u8>,
     torn: Option<(u64, u64)>,
     same_boot: bool,
     /// A mark says which intents were open.
@@ -145,6 +161,7 @@ fn read_tail(spec: &LogSpec, segments: &[Seq]) -> Result<Tail, AuditError> {
                 len: 0,
                 ledger: Ledger::new(segment.after(), self::index(spec)),
                 leaves: Vec::new(),
+                last: Vec::new(),
                 torn: None,
                 same_boot: false,
                 is_marked: false,
@@ -167,6 +184,8 @@ fn read_tail(spec: &LogSpec, segments: &[Seq]) -> Result<Tail, AuditError> {
             };
             now.ledger.observe(&passing.leaf, head);
             now.leaves.push(passing.hash);
+            now.last.clear();
+            now.last.extend_from_slice(passing.leaf.raw);
             marked |= Ledger::is_mark(&passing.leaf.body);
             now.same_boot |= passing.leaf.boot == spec.boot;
             first_ms.get_or_insert(passing.leaf.stamp.wall_ms);

@@ -10,7 +10,8 @@ use super::keys::AuditKeys;
 use super::notes::{self, NoteFile};
 use portcullis_core::audit::note::{origin, verifier_key};
 use portcullis_core::audit::{
-    Checkpoint, Epoch, EpochKey, EpochMark, Hash32, Head, PublicKey, Seq, SignedCheckpoint,
+    Checkpoint, Epoch, EpochKey, EpochMark, Hash32, Head, PublicKey, RecordKey, Seq,
+    SignedCheckpoint, decode_leaf,
 };
 use std::collections::BTreeMap;
 use std::io;
@@ -20,6 +21,9 @@ use std::time::{Duration, Instant};
 
 /// A checkpoint follows so many records at the latest.
 pub(super) const RECORDS: u64 = 256;
+
+/// Between two times that the log's size is written down beside its key, but for an orderly stop: it costs three syncs.
+const REACH_EVERY: Duration = Duration::from_mins(1);
 
 /// See the module.
 pub(super) struct Signer {
@@ -36,6 +40,10 @@ pub(super) struct Signer {
     /// Since when there are records that no checkpoint covers.
     dirty: Option<Instant>,
     every: Duration,
+    /// When the log's size was last written down.
+    reached: Instant,
+    /// The root over the records up to the epoch's mark, as the epoch before has signed it.
+    sealed: Option<Arc<SignedCheckpoint>>,
 }
 
 struct Current {
@@ -79,6 +87,8 @@ impl Signer {
             last: None,
             dirty: None,
             every,
+            reached: Instant::now(),
+            sealed: None,
         };
         let number = epoch.map_or(0, |epoch| epoch.number);
         let noted = notes::epochs(dir)?.last().copied();
@@ -100,7 +110,73 @@ impl Signer {
             return Err(altered(head.next().0, why));
         }
         signer.take_keys(epoch)?;
+        if let Some(epoch) = epoch {
+            signer.take_sealed(epoch)?;
+        }
         Ok(signer)
+    }
+
+    /// What tags the next record: the epoch's key, or the next one's from the record on that `enters` its epoch.
+    pub(super) fn records(&self, enters: bool) -> Option<&RecordKey> {
+        let next = || self.next.as_ref().map(|(_, key)| key);
+        let current = || self.current.as_ref().map(|current| &current.key);
+        let key = if enters { next() } else { current() };
+        key.map(EpochKey::records)
+    }
+
+    /// Whether the last record is the epoch's: its tag vouches for all before it. `false`: it is of before there were tags,
+    /// and [`Self::must_cover`] is to be asked.
+    pub(super) fn has_tagged(&self, last: &[u8], head: Head) -> Result<bool, AuditError> {
+        if head == Head::EMPTY && last.is_empty() {
+            return Ok(true);
+        }
+        let foreign = |why: &str| altered(head.seq.0, why.to_owned());
+        let leaf = decode_leaf(last).ok().filter(|leaf| leaf.seq == head.seq);
+        let Some((leaf, key)) = leaf.zip(self.records(false)) else {
+            return Err(foreign("the log ends with no record of a known key"));
+        };
+        if !leaf.is_tagged {
+            return Ok(false);
+        }
+        if !key.has_tagged(&leaf) {
+            return Err(foreign(
+                "the last record was not written by this gateway: its tag is not the epoch key's",
+            ));
+        }
+        let epoch = self.epoch();
+        let Some(reached) = self.keys.reached(epoch)? else {
+            return Err(AuditError::Key(format!(
+                "how many records the log has had in epoch {epoch} is written down no more"
+            )));
+        };
+        if reached > head.seq.0 {
+            let why = format!("the log ends before it, and had {reached} records");
+            return Err(altered(head.next().0, why));
+        }
+        Ok(true)
+    }
+
+    /// Of a log without tags: the newest checkpoint must be the epoch's own, over all of it.
+    pub(super) fn must_cover(
+        &self,
+        head: Head,
+        roots: &BTreeMap<u64, Hash32>,
+    ) -> Result<(), AuditError> {
+        let is_covered =
+            self.last
+                .as_ref()
+                .zip(self.current.as_ref())
+                .is_some_and(|(last, current)| {
+                    let signed = &last.checkpoint;
+                    signed.size == head.seq.0
+                        && last.is_by(&current.epoch.key)
+                        && roots.get(&signed.size) == Some(&signed.root)
+                });
+        if is_covered {
+            return Ok(());
+        }
+        let why = "the last record has no tag, and no checkpoint covers it";
+        Err(altered(head.seq.0, why.to_owned()))
     }
 
     /// The keys on the disk must be those that the log's end asks for.
@@ -164,6 +240,31 @@ impl Signer {
         Ok(())
     }
 
+    /// The checkpoint that closes the epoch before this one must be there, unless its key is: it is written first.
+    fn take_sealed(&mut self, epoch: Epoch) -> Result<(), AuditError> {
+        let Some(before) = epoch.number.checked_sub(1).filter(|before| *before > 0) else {
+            return Ok(());
+        };
+        if self
+            .closing
+            .as_ref()
+            .is_some_and(|closing| closing.epoch == before)
+        {
+            return Ok(());
+        }
+        let notes = notes::recover(&self.dir, before)?;
+        let sealed = notes
+            .all
+            .last()
+            .filter(|note| note.checkpoint.size == epoch.mark.0);
+        if sealed.is_none() {
+            let why = format!("the checkpoint that closes epoch {before} is gone");
+            return Err(altered(epoch.mark.0, why));
+        }
+        self.sealed = sealed.cloned().map(Arc::new);
+        Ok(())
+    }
+
     /// The sizes whose roots [`Self::settle`] wants.
     pub(super) fn wanted(&self) -> Vec<u64> {
         let last = self.last.iter().map(|last| last.checkpoint.size);
@@ -173,9 +274,9 @@ impl Signer {
 
     /// Whether the tree is the one that was signed, as far as a root is there.
     pub(super) fn agrees(&self, roots: &BTreeMap<u64, Hash32>) -> bool {
-        self.last.as_ref().is_none_or(|last| {
-            let root = roots.get(&last.checkpoint.size);
-            root.is_none_or(|root| *root == last.checkpoint.root)
+        self.last.iter().chain(&self.sealed).all(|note| {
+            let root = roots.get(&note.checkpoint.size);
+            root.is_none_or(|root| *root == note.checkpoint.root)
         })
     }
 
@@ -245,7 +346,7 @@ impl Signer {
             .as_ref()
             .map_or(1, |current| current.epoch.number.saturating_add(1));
         if self.next.as_ref().is_none_or(|(next, _)| *next != number) {
-            self.next = Some((number, self.keys.make(number)?));
+            self.next = Some((number, self.keys.make(number, head.seq.0)?));
         }
         let Some((_, next)) = &self.next else {
             return Err(io::Error::other("no key was made"));
@@ -360,6 +461,13 @@ impl Signer {
             Err(error) => {
                 tracing::warn!(%error, "a checkpoint of the audit log cannot be written yet");
                 self.dirty = Some(Instant::now());
+            }
+        }
+        if sync || self.reached.elapsed() >= REACH_EVERY {
+            self.reached = Instant::now();
+            let (epoch, keys) = (self.epoch(), &self.keys);
+            if let Err(error) = keys.reach(epoch, size) {
+                tracing::warn!(%error, "the size of the audit log cannot be written down yet");
             }
         }
     }

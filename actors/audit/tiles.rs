@@ -6,6 +6,7 @@
 
 use super::error::AuditError;
 use super::files;
+use super::retire;
 use super::walk::{Buffer, Segment};
 use portcullis_core::audit::tree::{Nodes as _, perfect_root};
 use portcullis_core::audit::{
@@ -71,8 +72,10 @@ impl Tree {
         head: Head,
         wanted: &[u64],
     ) -> Result<(Self, Roots), AuditError> {
-        let segments = files::segments(dir)?;
+        let until = retire::until(&retire::load(dir)?).seq;
+        let mut segments = files::segments(dir)?;
         // What retention has removed is in the tiles alone.
+        segments.retain(|first| *first > until);
         let gone = segments
             .first()
             .map_or(0, |first| first.0.saturating_sub(1));

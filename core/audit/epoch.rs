@@ -5,6 +5,7 @@ use super::Head;
 use super::hash::Seq;
 use super::note::{Checkpoint, SignedCheckpoint, origin};
 use super::record::{BodyRef, LeafRef};
+use super::tag::RecordKey;
 use crate::identity::{Identity, IdentityError};
 use crate::seal::{Key, NONCE};
 use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};
@@ -16,7 +17,9 @@ pub use super::hash::{PublicKey, Signature};
 /// What a mark's signature is over begins so: no checkpoint does.
 const DOMAIN: &[u8] = b"portcullis-audit-epoch-v1\0";
 const LABEL: &[u8] = b"portcullis/audit/epoch/v1";
+const LABEL_REACHED: &[u8] = b"portcullis/audit/reached/v1";
 const MAGIC: &[u8; 4] = b"PCEK";
+const MAGIC_REACHED: &[u8; 4] = b"PCER";
 const VERSION: u8 = 1;
 const CHECK: usize = 8;
 
@@ -60,23 +63,34 @@ impl EpochMark {
 }
 
 /// The private key of an epoch. Wiped when dropped; cannot be printed.
-pub struct EpochKey(SigningKey);
+pub struct EpochKey {
+    signing: SigningKey,
+    records: RecordKey,
+}
 
 impl EpochKey {
     /// Makes a key of 32 random bytes from the operating system.
     pub fn from_random(random: &Zeroizing<[u8; 32]>) -> Self {
-        Self(SigningKey::from_bytes(random))
+        Self {
+            signing: SigningKey::from_bytes(random),
+            records: RecordKey::of(random),
+        }
+    }
+
+    /// What tags the epoch's records.
+    pub const fn records(&self) -> &RecordKey {
+        &self.records
     }
 
     /// Its public half.
     pub fn public(&self) -> PublicKey {
-        PublicKey(self.0.verifying_key().to_bytes())
+        PublicKey(self.signing.verifying_key().to_bytes())
     }
 
     /// Hands over to the next epoch, in the record that follows `head`; the first epoch's key does it for itself.
     pub fn hand_over(&self, epoch: u64, key: PublicKey, head: Head) -> EpochMark {
         let text = EpochMark::text(epoch, &key, head);
-        let signature = Signature(self.0.sign(&text).to_bytes());
+        let signature = Signature(self.signing.sign(&text).to_bytes());
         EpochMark {
             epoch,
             key,
@@ -86,7 +100,7 @@ impl EpochKey {
 
     /// Signs what the log is.
     pub fn sign(&self, checkpoint: Checkpoint) -> SignedCheckpoint {
-        let signature = self.0.sign(checkpoint.text().as_bytes()).to_bytes();
+        let signature = self.signing.sign(checkpoint.text().as_bytes()).to_bytes();
         SignedCheckpoint::new(checkpoint, &self.public(), signature)
     }
 }
@@ -107,23 +121,22 @@ impl EpochSealer {
         }
     }
 
-    fn aad<'a>(&'a self, epoch: &'a [u8; 8]) -> [&'a [u8]; 5] {
-        [MAGIC, &[VERSION], LABEL, &self.check, epoch]
-    }
-
-    /// For its file.
-    pub fn seal(&self, epoch: u64, key: &EpochKey, nonce: &[u8; NONCE]) -> Vec<u8> {
+    /// Seals what is said of an epoch.
+    fn put(&self, what: What, epoch: u64, plain: &[u8], nonce: &[u8; NONCE]) -> Vec<u8> {
+        let (magic, label) = what;
         let epoch = epoch.to_be_bytes();
-        let seed = Zeroizing::new(key.0.to_bytes());
-        let sealed = self.key.seal(nonce, &self.aad(&epoch), &*seed);
-        [MAGIC, &[VERSION][..], &self.check, &epoch, nonce, &sealed].concat()
+        let aad: [&[u8]; 5] = [magic, &[VERSION], label, &self.check, &epoch];
+        let sealed = self.key.seal(nonce, &aad, plain);
+        [magic, &[VERSION][..], &self.check, &epoch, nonce, &sealed].concat()
     }
 
-    /// Opens the file of this epoch's key.
-    ///
-    /// # Errors
-    /// Another identity's, another epoch's, or altered.
-    pub fn open(&self, epoch: u64, file: &[u8]) -> Result<EpochKey, IdentityError> {
+    fn take<const N: usize>(
+        &self,
+        what: What,
+        epoch: u64,
+        file: &[u8],
+    ) -> Result<Zeroizing<[u8; N]>, IdentityError> {
+        let (magic, label) = what;
         let cut = |bytes: &mut &[u8], n: usize| {
             let (front, rest) = bytes.split_at_checked(n).ok_or(IdentityError::Damaged)?;
             let front = front.to_vec();
@@ -131,30 +144,64 @@ impl EpochSealer {
             Ok(front)
         };
         let mut rest = file;
-        let start = cut(&mut rest, MAGIC.len() + 1)?;
+        let start = cut(&mut rest, magic.len() + 1)?;
         let check = cut(&mut rest, CHECK)?;
         let number = cut(&mut rest, 8)?;
         let (nonce, sealed) = rest
             .split_first_chunk::<NONCE>()
             .ok_or(IdentityError::Damaged)?;
         let epoch = epoch.to_be_bytes();
-        if start[..MAGIC.len()] != *MAGIC || start[MAGIC.len()] != VERSION || number != epoch {
+        if start[..magic.len()] != *magic || start[magic.len()] != VERSION || number != epoch {
             return Err(IdentityError::Damaged);
         }
         if check != self.check {
             return Err(IdentityError::Mismatch);
         }
-        let seed = self
+        let aad: [&[u8]; 5] = [magic, &[VERSION], label, &self.check, &epoch];
+        let plain = self
             .key
-            .open(nonce, &self.aad(&epoch), sealed)
+            .open(nonce, &aad, sealed)
             .ok_or(IdentityError::Damaged)?;
-        let seed: [u8; 32] = seed
+        let plain: [u8; N] = plain
             .expose()
             .try_into()
             .map_err(|_| IdentityError::Damaged)?;
-        Ok(EpochKey::from_random(&Zeroizing::new(seed)))
+        Ok(Zeroizing::new(plain))
+    }
+
+    /// For the file of the epoch's key.
+    pub fn seal(&self, epoch: u64, key: &EpochKey, nonce: &[u8; NONCE]) -> Vec<u8> {
+        let seed = Zeroizing::new(key.signing.to_bytes());
+        self.put((MAGIC, LABEL), epoch, &*seed, nonce)
+    }
+
+    /// Opens the file of this epoch's key.
+    ///
+    /// # Errors
+    /// Another identity's, another epoch's, or altered.
+    pub fn open(&self, epoch: u64, file: &[u8]) -> Result<EpochKey, IdentityError> {
+        let seed = self.take((MAGIC, LABEL), epoch, file)?;
+        Ok(EpochKey::from_random(&seed))
+    }
+
+    /// For the file that says how many records the log has had in this epoch: what ends before them was cut.
+    pub fn seal_reached(&self, epoch: u64, size: u64, nonce: &[u8; NONCE]) -> Vec<u8> {
+        let what = (MAGIC_REACHED, LABEL_REACHED);
+        self.put(what, epoch, &size.to_be_bytes(), nonce)
+    }
+
+    /// Opens what [`Self::seal_reached`] made.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_reached(&self, epoch: u64, file: &[u8]) -> Result<u64, IdentityError> {
+        let size = self.take((MAGIC_REACHED, LABEL_REACHED), epoch, file)?;
+        Ok(u64::from_be_bytes(*size))
     }
 }
+
+/// What a sealed file is: its first bytes, and the label of its use.
+type What = (&'static [u8; 4], &'static [u8]);
 
 /// An epoch of a log: sizes from just behind its mark up to the next mark are its key's to sign.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

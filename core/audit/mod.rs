@@ -6,14 +6,15 @@
 //! parsed. All integers are big-endian:
 //!
 //! ```text
-//! "portcullis-audit" (16) | version u8 = 1 | leaf length u32 | seq u64 | previous leaf hash (32)
-//! | wall ms u64 | monotonic ms u64 | boot id (16) | kind u8 | body
+//! "portcullis-audit" (16) | version u8 = 2 | leaf length u32 | seq u64 | previous leaf hash (32)
+//! | wall ms u64 | monotonic ms u64 | boot id (16) | kind u8 | body | tag (16)
 //! string: u16 length, bytes       optional: u8 0, or u8 1 and the value       map: u16 count, (string, string)* by rising key
 //! ```
 //!
 //! The *leaf hash* is SHA-256(0x00 ‖ leaf): RFC 6962 section 2.1, and the records are the leaves of the tree ([`tree`]) that
 //! lies in tiles ([`Tile`]) beside the segments. The previous leaf hash inside chains the records; the text in front keeps these hashes
-//! apart from all others. Sequence numbers begin at 1; the tree's leaf index is `seq - 1`.
+//! apart from all others. Sequence numbers begin at 1; the tree's leaf index is `seq - 1`. The tag says who wrote the record
+//! ([`RecordKey`]); records of version 1 have none.
 //!
 //! # File
 //! A segment is a header ([`SegmentHeader`], under its own hash) and then, for each record,
@@ -42,6 +43,7 @@ pub mod retired;
 mod scan;
 mod segment;
 pub mod syslog;
+mod tag;
 mod tile;
 mod torn;
 pub mod tree;
@@ -61,6 +63,7 @@ pub use record::{
 };
 pub use scan::{Break, Scanner, Step};
 pub use segment::{HEADER_BYTES, HeaderError, SegmentHeader};
+pub use tag::{RecordKey, TAG};
 pub use tile::{TILE_BYTES, TILE_WIDTH, Tile, TileEdge, TileNodes, tile_bytes, tile_hashes};
 
 /// Largest leaf in bytes; every legal [`Entry`] fits.

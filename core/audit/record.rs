@@ -4,20 +4,30 @@ use super::codec::{Cut, Flaw, pairs, put_map, put_opt, put_str};
 use super::entry::{Entry, EntryError, Outcome, OutcomeResult, Proof};
 use super::epoch::{EpochMark, Signature};
 use super::hash::{BootId, Hash32, PublicKey, Seq, leaf_hash};
+use super::tag::{RecordKey, TAG};
 use super::{Head, MAX_LEAF, MAX_MARK_OPEN};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// What every leaf begins with: domain and version.
-pub(super) const DOMAIN: &[u8; 17] = b"portcullis-audit\x01";
+/// What every leaf begins with; the version follows.
+pub(super) const DOMAIN: &[u8; 16] = b"portcullis-audit";
+/// Versions of the format: without a tag at the end of the leaf, and with one.
+const VERSIONS: [u8; 2] = [1, 2];
+/// Offset of the version.
+pub(super) const AT_VERSION: usize = DOMAIN.len();
 /// Offset of the leaf length inside the leaf.
-pub(super) const AT_LEN: usize = DOMAIN.len();
+pub(super) const AT_LEN: usize = AT_VERSION + 1;
 /// Offset of the sequence.
 pub(super) const AT_SEQ: usize = AT_LEN + 4;
 /// Offset of the previous leaf hash.
 pub(super) const AT_PREV: usize = AT_SEQ + 8;
 /// Offset of the body: every leaf is longer than this.
 pub(super) const AT_BODY: usize = AT_PREV + 32 + 8 + 8 + 16 + 1;
+
+/// Whether this is a version that is read here.
+pub(super) const fn is_version(byte: u8) -> bool {
+    byte == VERSIONS[0] || byte == VERSIONS[1]
+}
 
 /// When a record was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,6 +147,14 @@ impl Body {
             Self::Carry { .. } => "carry",
             Self::Recovered { .. } => "recovered",
             Self::Gap { .. } => "gap",
+        }
+    }
+
+    /// What it says of the epoch that begins behind it.
+    pub const fn next_epoch(&self) -> Option<&EpochMark> {
+        match self {
+            Self::Start { epoch, .. } | Self::Carry { epoch, .. } => epoch.as_ref(),
+            _ => None,
         }
     }
 
@@ -288,16 +306,18 @@ fn put_open(out: &mut Vec<u8>, open: Option<&[Seq]>) -> Result<(), Flaw> {
 }
 
 /// Appends the record that follows `head` to `out` in its file form (length, leaf, hash) and returns the new head.
-/// On an error `out` is as before.
+/// `key`: tags it; without one it is as records were before they had tags, which no log goes on from unless a checkpoint
+/// covers it. On an error `out` is as before.
 pub fn encode_record(
     out: &mut Vec<u8>,
     head: Head,
     stamp: Stamp,
     boot: BootId,
     body: &Body,
+    key: Option<&RecordKey>,
 ) -> Result<Head, EntryError> {
     let start = out.len();
-    let written = put_record(out, head, stamp, boot, body);
+    let written = put_record(out, head, stamp, boot, body, key);
     if written.is_err() {
         out.truncate(start);
     }
@@ -310,11 +330,13 @@ fn put_record(
     stamp: Stamp,
     boot: BootId,
     body: &Body,
+    key: Option<&RecordKey>,
 ) -> Result<Head, Flaw> {
     let seq = head.next();
     out.extend_from_slice(&[0; 4]);
     let leaf_at = out.len();
     out.extend_from_slice(DOMAIN);
+    out.push(VERSIONS[usize::from(key.is_some())]);
     out.extend_from_slice(&[0; 4]);
     out.extend_from_slice(&seq.0.to_be_bytes());
     out.extend_from_slice(&head.hash.0);
@@ -323,13 +345,17 @@ fn put_record(
     out.extend_from_slice(&boot.0);
     out.push(body.tag());
     body.put(out)?;
-    let len = out.len() - leaf_at;
+    let len = out.len() - leaf_at + key.map_or(0, |_| TAG);
     let len = u32::try_from(len)
         .ok()
         .filter(|_| len <= MAX_LEAF)
         .ok_or("the record is longer than 64 KiB")?;
     out[leaf_at - 4..leaf_at].copy_from_slice(&len.to_be_bytes());
     out[leaf_at + AT_LEN..leaf_at + AT_SEQ].copy_from_slice(&len.to_be_bytes());
+    if let Some(key) = key {
+        let tag = key.tag(&out[leaf_at..]);
+        out.extend_from_slice(&tag);
+    }
     let hash = leaf_hash(&out[leaf_at..]);
     out.extend_from_slice(&hash.0);
     Ok(Head { seq, hash })
@@ -348,6 +374,10 @@ pub struct LeafRef<'a> {
     pub boot: BootId,
     /// What it says.
     pub body: BodyRef<'a>,
+    /// It ends with a tag, which [`RecordKey::has_tagged`] checks.
+    pub is_tagged: bool,
+    /// All of its bytes.
+    pub raw: &'a [u8],
 }
 
 /// [`Body`], borrowed.
@@ -518,13 +548,14 @@ fn cut_entry<'a>(cut: &mut Cut<'a>, kind: u8) -> Result<EntryRef<'a>, Flaw> {
 /// caller's to check ([`super::Scanner`] does both).
 pub fn decode_leaf(leaf: &[u8]) -> Result<LeafRef<'_>, &'static str> {
     let mut cut = Cut(leaf);
-    let domain: [u8; 17] = cut.array()?;
-    if domain[..16] != DOMAIN[..16] {
+    if cut.array()? != *DOMAIN {
         return Err("not an audit record");
     }
-    if domain[16] != DOMAIN[16] {
+    let version = cut.byte()?;
+    if !is_version(version) {
         return Err("written by another version of the format");
     }
+    let is_tagged = version == VERSIONS[1];
     if usize::try_from(u32::from_be_bytes(cut.array()?)) != Ok(leaf.len()) || leaf.len() > MAX_LEAF
     {
         return Err("the length inside the record is wrong");
@@ -579,6 +610,9 @@ pub fn decode_leaf(leaf: &[u8]) -> Result<LeafRef<'_>, &'static str> {
         },
         _ => return Err("a kind of record that this version does not know"),
     };
+    if is_tagged {
+        cut.array::<TAG>()?;
+    }
     cut.end()?;
     Ok(LeafRef {
         seq,
@@ -586,6 +620,8 @@ pub fn decode_leaf(leaf: &[u8]) -> Result<LeafRef<'_>, &'static str> {
         stamp,
         boot,
         body,
+        is_tagged,
+        raw: leaf,
     })
 }
 

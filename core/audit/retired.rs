@@ -125,7 +125,7 @@ mod tests {
             epoch: None,
         };
         let mut out = Vec::new();
-        let head = encode_record(&mut out, head, stamp, BootId([1; 16]), &body).unwrap();
+        let head = encode_record(&mut out, head, stamp, BootId([1; 16]), &body, None).unwrap();
         (out[4..out.len() - 32].to_vec(), head)
     }
 

@@ -1,7 +1,9 @@
 //! Reading a segment record by record, telling a torn end from an altered file.
 
 use super::hash::{Hash32, Seq, leaf_hash};
-use super::record::{AT_BODY, AT_LEN, AT_PREV, AT_SEQ, DOMAIN, LeafRef, decode_leaf};
+use super::record::{
+    AT_BODY, AT_LEN, AT_PREV, AT_SEQ, AT_VERSION, DOMAIN, LeafRef, decode_leaf, is_version,
+};
 use super::{Head, MAX_LEAF, MAX_TORN, torn};
 
 /// A shorter run of zeros at the end of a file may be part of a hash and is no sign of a torn write.
@@ -197,6 +199,7 @@ impl Scanner {
                 .all(|(found, wanted)| found == wanted)
         };
         if !(agrees(0, DOMAIN)
+            && leaf.get(AT_VERSION).is_none_or(|byte| is_version(*byte))
             && agrees(AT_LEN, &copy)
             && agrees(AT_SEQ, &seq)
             && agrees(AT_PREV, &self.head.hash.0))

@@ -7,7 +7,9 @@
 //! log would take all that was written after it along.
 
 use super::hash::{BootId, Hash32, Seq, leaf_hash};
-use super::record::{AT_BODY, AT_LEN, AT_PREV, AT_SEQ, DOMAIN, Stamp, decode_leaf};
+use super::record::{
+    AT_BODY, AT_LEN, AT_PREV, AT_SEQ, AT_VERSION, DOMAIN, Stamp, decode_leaf, is_version,
+};
 use super::{Head, MAX_LEAF};
 
 /// The unit in which a disk writes or does not.
@@ -119,7 +121,11 @@ impl<'a> Tail<'a> {
             return Found::Wrong;
         };
         let leaf = at + 4;
-        if !self.agrees(leaf, DOMAIN) || !self.takes_stamp(leaf, wanted) {
+        let version = self.get::<1>(leaf + AT_VERSION);
+        if !self.agrees(leaf, DOMAIN)
+            || version.is_some_and(|[byte]| !is_version(byte))
+            || !self.takes_stamp(leaf, wanted)
+        {
             return Found::Wrong;
         }
         if let Some(seq) = self.get::<8>(leaf + AT_SEQ) {

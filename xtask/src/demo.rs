@@ -131,6 +131,7 @@ impl Demo {
         copy(&state, &early)?;
 
         self.thief(&state)?;
+        self.forger(&state, &own)?;
         self.intruder(&state, &own, &key)?;
         self.tail(&state, &own, &early)
     }
@@ -189,19 +190,48 @@ impl Demo {
         Ok(())
     }
 
-    /// 2. Write access to everything, the identity key too.
+    /// 2. Write access to the state directory while nothing runs, and no key.
+    fn forger(&self, state: &Path, own: &Path) -> Result<()> {
+        title("2. Somebody may write the files while the gateway is down, and has no key");
+        let forged = self.home.join("forged");
+        copy(state, &forged)?;
+        let segment = newest_segment(&forged)?;
+        let good = fs::read(&segment)?;
+        let record = follow(&good, "vault.open")?;
+        fs::write(&segment, [good.as_slice(), &record].concat())?;
+        println!("  He adds an act to the log; its hashes are right:");
+        let offline = ["audit", "verify", "--offline"];
+        let said = self.must(&forged, own, &offline, None, 0)?;
+        ensure!(
+            said.text.contains("under no checkpoint yet: the last 1"),
+            "it does not say what nobody has signed"
+        );
+        let started = self.start(&forged, own)?;
+        ensure!(started.is_none(), "a gateway goes on with a forged log");
+        held("the gateway does not go on with it: the record's tag is not under the log's key");
+        println!("  He cuts the end of the log, and the checkpoints with it:");
+        let kept = good.len() - last_record(&good)?.len();
+        fs::write(&segment, &good[..kept])?;
+        let audit = forged.join("audit");
+        let notes = audit.join("checkpoints");
+        let newest = names(&notes)?.pop().context("no checkpoints")?;
+        fs::remove_file(notes.join(newest))?;
+        fs::remove_dir_all(audit.join("tile"))?;
+        let started = self.start(&forged, own)?;
+        ensure!(started.is_none(), "a gateway goes on with a cut log");
+        held("how far the log had come at its stop is sealed: it does not go on with less");
+        fs::remove_dir_all(forged)?;
+        Ok(())
+    }
+
+    /// 3. Write access to everything, the identity key too.
     fn intruder(&self, state: &Path, own: &Path, key: &str) -> Result<()> {
-        title("2. An intruder may write everywhere, and has the identity key too");
+        title("3. An intruder may write everywhere, and has the identity key too");
         let words = ["audit", "verify", "--offline", "--key", key];
         self.must(state, own, &words, None, 0)?;
         let changed = self.home.join("changed");
         copy(state, &changed)?;
-        let segment = changed.join("audit").join(
-            names(&changed.join("audit"))?
-                .into_iter()
-                .find(|name| Path::new(name).extension().is_some_and(|end| end == "log"))
-                .context("no segment")?,
-        );
+        let segment = newest_segment(&changed)?;
         let mut bytes = fs::read(&segment)?;
         let at = find(&bytes, b"vault.set").context("no act in the first segment")?;
         bytes[at..at + 9].copy_from_slice(b"vault.get");
@@ -226,9 +256,9 @@ impl Demo {
         Ok(())
     }
 
-    /// 3. The tail cut, by putting back an older folder.
+    /// 4. The tail cut, by putting back an older folder.
     fn tail(&self, state: &Path, own: &Path, early: &Path) -> Result<()> {
-        title("3. He cuts the log's end: the folder of before is put back");
+        title("4. He cuts the log's end: the folder of before is put back");
         let gateway = self.start(state, own)?.context("it does not serve")?;
         self.must(state, own, &["vault", "rm", "API_KEY"], None, 0)?;
         let head = self.must(state, own, &["audit", "head"], None, 0)?;
@@ -403,6 +433,70 @@ impl Demo {
 )]
 fn pause() {
     std::thread::sleep(Duration::from_millis(50));
+}
+
+/// The segment that the log ends in.
+fn newest_segment(state: &Path) -> Result<PathBuf> {
+    let audit = state.join("audit");
+    let name = names(&audit)?
+        .into_iter()
+        .rfind(|name| Path::new(name).extension().is_some_and(|end| end == "log"))
+        .context("no segment")?;
+    Ok(audit.join(name))
+}
+
+/// The last record of a segment: its length, its leaf, its hash.
+fn last_record(segment: &[u8]) -> Result<&[u8]> {
+    // Behind the header.
+    let mut rest = segment.get(84..).context("no segment")?;
+    loop {
+        let (len, _) = rest.split_first_chunk::<4>().context("no record")?;
+        let len = 4 + usize::try_from(u32::from_be_bytes(*len))? + 32;
+        let (record, behind) = rest.split_at_checked(len).context("half a record")?;
+        if behind.is_empty() {
+            return Ok(record);
+        }
+        rest = behind;
+    }
+}
+
+/// A record that follows the segment's last one, of an act of this name: all of it right but for the tag, which takes a key.
+fn follow(segment: &[u8], action: &str) -> Result<Vec<u8>> {
+    const SEQ: usize = 16 + 1 + 4;
+    const PREV: usize = SEQ + 8;
+    let last = last_record(segment)?;
+    let (leaf, hash) = last[4..].split_at(last.len() - 36);
+    let mut new = leaf[..PREV + 64].to_vec();
+    let seq = leaf[SEQ..PREV].try_into().map(u64::from_be_bytes)? + 1;
+    new[SEQ..PREV].copy_from_slice(&seq.to_be_bytes());
+    new[PREV..PREV + 32].copy_from_slice(hash);
+    // An event: its action, ten fields that are not there, no details.
+    new.push(3);
+    new.extend_from_slice(&u16::try_from(action.len())?.to_be_bytes());
+    new.extend_from_slice(action.as_bytes());
+    new.extend_from_slice(&[0; 12]);
+    // The tag.
+    new.extend_from_slice(&[0xaa; 16]);
+    let len = u32::try_from(new.len())?.to_be_bytes();
+    new[17..SEQ].copy_from_slice(&len);
+    let hash = sha256(&[&[0], new.as_slice()].concat())?;
+    Ok([&len, new.as_slice(), &hash].concat())
+}
+
+/// By the system's own tool.
+fn sha256(bytes: &[u8]) -> Result<Vec<u8>> {
+    let mut child = Command::new("sha256sum")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("sha256sum(1)")?;
+    let mut pipe = child.stdin.take().context("no pipe")?;
+    pipe.write_all(bytes)?;
+    drop(pipe);
+    let said = String::from_utf8(child.wait_with_output()?.stdout)?;
+    let digits = said.get(..64).context("sha256sum(1) says no sum")?;
+    let byte = |at: usize| u8::from_str_radix(&digits[at..at + 2], 16);
+    Ok((0..64).step_by(2).map(byte).collect::<Result<_, _>>()?)
 }
 
 fn title(text: &str) {

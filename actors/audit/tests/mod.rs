@@ -8,6 +8,7 @@
 mod child;
 mod crash;
 mod epochs;
+mod forged;
 mod histories;
 mod retention;
 mod room;
@@ -24,7 +25,7 @@ use super::read::tail_dir;
 use super::writer::{Answer, Job, NotTaken, Writer};
 use crate::supervision::Feed;
 use portcullis_core::audit::verify::Outside;
-use portcullis_core::audit::{Body, BootId, Entry, Once, Outcome, Record, Seq};
+use portcullis_core::audit::{Body, BootId, Entry, Head, Once, Outcome, Record, Seq};
 use portcullis_core::identity::Identity;
 use std::path::{Path, PathBuf};
 use tokio::sync::oneshot;
@@ -60,6 +61,23 @@ impl Place {
 
     fn records(&self) -> Vec<Record> {
         tail_dir(&self.dir, usize::MAX).unwrap()
+    }
+
+    fn head(&self) -> Head {
+        let last = self.records().pop().unwrap();
+        Head {
+            seq: last.seq,
+            hash: last.hash,
+        }
+    }
+
+    /// Bytes at the end of the last segment, past the writer.
+    fn add(&self, bytes: &[u8]) {
+        let last = super::files::segments(&self.dir).unwrap().pop().unwrap();
+        let path = self.segment(last.0);
+        let mut all = std::fs::read(&path).unwrap();
+        all.extend_from_slice(bytes);
+        std::fs::write(path, all).unwrap();
     }
 }
 

@@ -158,7 +158,10 @@ fn what_is_gone_without_a_word_and_what_was_changed_of_it_is_found() {
     assert_eq!(segments(&place)[0], all[4]);
     let fault = verify_dir(&place.dir).unwrap().first_break.unwrap();
     assert_eq!(fault.seq.0, all[4].0 - 1, "{fault}");
-    assert!(fault.why.contains("no record says"), "{fault}");
+    assert!(
+        fault.why.contains("no record under a checkpoint says"),
+        "{fault}"
+    );
     // With a record of it.
     let log = try_open(&place.dir, 2, keeping(0)).unwrap();
     log.append(retire::record(&gone, &[]).unwrap()).unwrap();

@@ -166,9 +166,10 @@ async fn a_log_cut_under_a_running_daemon_is_found_and_the_room_does_not_start_o
             record.stamp,
             record.boot,
             &record.body,
+            None,
         )
         .unwrap();
-        out.len()
+        out.len() + portcullis_core::audit::TAG
     };
     std::fs::write(place.segment(1), &bytes[..bytes.len() - size]).unwrap();
     let report = audit.verify().await.unwrap();

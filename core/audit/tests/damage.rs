@@ -115,7 +115,15 @@ fn a_record_removed_doubled_or_taken_from_another_log_is_altered() {
             hash: Hash32([1; 32]),
         },
     );
-    encode_record(&mut other, first, STAMP, BOOT, &body(1)).unwrap();
+    encode_record(
+        &mut other,
+        first,
+        STAMP,
+        BOOT,
+        &body(1),
+        Some(&record_key()),
+    )
+    .unwrap();
     let foreign = [&bytes[..at[1]], &other[..]].concat();
     assert!(matches!(read(&foreign), End::Altered(found) if found.seq == Seq(2)));
 }

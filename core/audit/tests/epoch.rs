@@ -130,7 +130,7 @@ impl Log {
     }
 
     fn push(&mut self, body: &Body) {
-        self.head = encode_record(&mut self.bytes, self.head, STAMP, BOOT, body).unwrap();
+        self.head = encode_record(&mut self.bytes, self.head, STAMP, BOOT, body, None).unwrap();
         self.edge.push(self.head.hash, |_, _| {});
     }
 

@@ -46,12 +46,12 @@ fn the_leaf_hash_is_that_of_rfc_6962() {
 #[test]
 fn the_bytes_of_version_one_stay() {
     let mut out = Vec::new();
-    let head = encode_record(&mut out, Head::EMPTY, STAMP, BOOT, &Body::Stop).unwrap();
+    let head = encode_record(&mut out, Head::EMPTY, STAMP, BOOT, &Body::Stop, None).unwrap();
     assert_eq!(head.seq, Seq(1));
     assert_eq!(out.len(), 4 + 94 + 32);
     assert_eq!(&out[..4], &94_u32.to_be_bytes());
     assert_eq!(&out[4..21], b"portcullis-audit\x01");
-    let (bytes, _) = chain(8);
+    let (bytes, _) = chain_by(8, None);
     assert_eq!(
         leaf_hash(&bytes).to_string(),
         GOLDEN,
@@ -61,6 +61,34 @@ fn the_bytes_of_version_one_stay() {
 
 /// The hash over eight records, one of each kind: computed once, then kept.
 const GOLDEN: &str = "166c872588b3e3a4414d7f93077352187caecc955f8acf1c66b96a15ef371e98";
+
+/// The tag was computed by HKDF and HMAC of another language's standard library.
+#[test]
+fn the_tag_of_a_record_is_hmac_sha_256_under_a_key_that_hkdf_gives_of_the_epochs() {
+    let mut out = Vec::new();
+    let key = record_key();
+    encode_record(&mut out, Head::EMPTY, STAMP, BOOT, &Body::Stop, Some(&key)).unwrap();
+    assert_eq!(out.len(), 4 + 94 + TAG + 32);
+    assert_eq!(&out[4..21], b"portcullis-audit\x02");
+    let leaf = &out[4..out.len() - 32];
+    let tag: [u8; TAG] = leaf[94..].try_into().unwrap();
+    assert_eq!(BootId(tag).to_string(), TAG_OF_STOP);
+    let read = decode_leaf(leaf).unwrap();
+    assert!(key.has_tagged(&read));
+    let other = EpochKey::from_random(&zeroize::Zeroizing::new([8; 32]));
+    assert!(!other.records().has_tagged(&read));
+    for bit in 0..leaf.len() * 8 {
+        let mut bad = leaf.to_vec();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        assert!(!decode_leaf(&bad).is_ok_and(|bad| key.has_tagged(&bad)));
+    }
+    // Without a tag nothing is anybody's, whatever its last bytes are.
+    let (plain, _) = chain_by(1, None);
+    assert!(!key.has_tagged(&decode_leaf(&plain[4..plain.len() - 32]).unwrap()));
+}
+
+/// Of the record above.
+const TAG_OF_STOP: &str = "9b849e832d6983988cae6a52da564d9b";
 
 #[test]
 fn a_header_comes_back_and_any_flipped_bit_in_it_is_an_error() {
@@ -102,7 +130,7 @@ fn a_header_comes_back_and_any_flipped_bit_in_it_is_an_error() {
 fn a_leaf_with_anything_left_over_or_out_of_order_is_refused() {
     let mut out = Vec::new();
     let body = Body::event(Entry::new("a").with("k1", "v").with("k2", "v")).unwrap();
-    encode_record(&mut out, Head::EMPTY, STAMP, BOOT, &body).unwrap();
+    encode_record(&mut out, Head::EMPTY, STAMP, BOOT, &body, None).unwrap();
     let leaf = &out[4..out.len() - 32];
     decode_leaf(leaf).unwrap();
     let relen = |mut leaf: Vec<u8>| {
@@ -132,7 +160,7 @@ fn a_leaf_with_anything_left_over_or_out_of_order_is_refused() {
     bad[at] = 0xff;
     assert_eq!(decode_leaf(&bad).unwrap_err(), "a field is not UTF-8");
     let mut bad = leaf.to_vec();
-    bad[16] = 2;
+    bad[16] = 3;
     assert_eq!(
         decode_leaf(&bad).unwrap_err(),
         "written by another version of the format"
@@ -158,7 +186,7 @@ fn nothing_that_forges_a_line_gets_in() {
         ..Entry::new("x")
     });
     let mut out = vec![1];
-    encode_record(&mut out, Head::EMPTY, STAMP, BOOT, &raw).unwrap_err();
+    encode_record(&mut out, Head::EMPTY, STAMP, BOOT, &raw, None).unwrap_err();
     assert_eq!(out, [1]);
 }
 
@@ -245,6 +273,7 @@ fn the_largest_legal_entry_fits_a_record() {
         STAMP,
         BOOT,
         &Body::intent(entry).unwrap(),
+        None,
     )
     .unwrap();
     assert!(out.len() <= MAX_RECORD);
@@ -255,6 +284,7 @@ fn the_largest_legal_entry_fits_a_record() {
         STAMP,
         BOOT,
         &Body::Carry { open, epoch: None },
+        None,
     )
     .unwrap();
     let open = Some((0..=MAX_MARK_OPEN as u64).map(Seq).collect());
@@ -264,6 +294,7 @@ fn the_largest_legal_entry_fits_a_record() {
         STAMP,
         BOOT,
         &Body::Carry { open, epoch: None },
+        None,
     )
     .unwrap_err();
 }
@@ -283,7 +314,7 @@ fn the_ledger_knows_what_is_open_from_any_mark_on() {
     ];
     let (mut out, mut head, mut at) = (Vec::new(), Head::EMPTY, vec![(0, Head::EMPTY)]);
     for body in &bodies {
-        head = encode_record(&mut out, head, STAMP, BOOT, body).unwrap();
+        head = encode_record(&mut out, head, STAMP, BOOT, body, None).unwrap();
         at.push((out.len(), head));
     }
     for from in [0, 3] {
@@ -386,6 +417,7 @@ fn a_query_holds_all_its_conditions() {
         STAMP,
         BOOT,
         &Body::intent(full_entry(1)).unwrap(),
+        None,
     )
     .unwrap();
     let leaf = decode_leaf(&out[4..out.len() - 32]).unwrap();
@@ -465,7 +497,7 @@ proptest! {
         let entry = Entry { object, detail, ..Entry::new("a.b") };
         let Ok(body) = Body::event(entry) else { return Ok(()) };
         let mut out = Vec::new();
-        encode_record(&mut out, Head::EMPTY, STAMP, BOOT, &body).unwrap();
+        encode_record(&mut out, Head::EMPTY, STAMP, BOOT, &body, None).unwrap();
         prop_assert_eq!(&decode_all(&out)[0].body, &body);
     }
 }

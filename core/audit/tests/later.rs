@@ -4,7 +4,7 @@ use super::*;
 
 fn leaf(body: &Body) -> Vec<u8> {
     let mut out = Vec::new();
-    encode_record(&mut out, Head::EMPTY, STAMP, BOOT, body).unwrap();
+    encode_record(&mut out, Head::EMPTY, STAMP, BOOT, body, None).unwrap();
     out[4..out.len() - 32].to_vec()
 }
 

@@ -64,11 +64,21 @@ fn body(n: u64) -> Body {
     }
 }
 
+/// What tags the records of these tests.
+fn record_key() -> RecordKey {
+    let seed = zeroize::Zeroizing::new([7; 32]);
+    EpochKey::from_random(&seed).records().clone()
+}
+
 /// The records of a segment without its header, and the offset of each (the last is the end).
 fn chain(n: u64) -> (Vec<u8>, Vec<usize>) {
+    chain_by(n, Some(&record_key()))
+}
+
+fn chain_by(n: u64, key: Option<&RecordKey>) -> (Vec<u8>, Vec<usize>) {
     let (mut out, mut head, mut at) = (Vec::new(), Head::EMPTY, vec![0]);
     for i in 0..n {
-        head = encode_record(&mut out, head, STAMP, BOOT, &body(i)).unwrap();
+        head = encode_record(&mut out, head, STAMP, BOOT, &body(i), key).unwrap();
         at.push(out.len());
     }
     (out, at)

@@ -15,7 +15,7 @@ fn two_groups(first: u64, second: u64) -> (Vec<u8>, usize, Vec<usize>) {
     let mut durable = 0;
     for i in 0..first + second {
         let stamp = if i < first { STAMP } else { LATER };
-        head = encode_record(&mut out, head, stamp, BOOT, &body(i)).unwrap();
+        head = encode_record(&mut out, head, stamp, BOOT, &body(i), Some(&record_key())).unwrap();
         at.push(out.len());
         if i + 1 == first {
             durable = out.len();
@@ -95,7 +95,7 @@ fn a_hole_with_another_group_behind_it_is_altered() {
 fn a_hole_in_more_than_one_group_can_be_is_altered() {
     let (mut bytes, mut head) = (Vec::new(), Head::EMPTY);
     while bytes.len() < MAX_TORN + SECTOR {
-        head = encode_record(&mut bytes, head, STAMP, BOOT, &body(0)).unwrap();
+        head = encode_record(&mut bytes, head, STAMP, BOOT, &body(0), Some(&record_key())).unwrap();
     }
     bytes[..SECTOR].fill(0);
     assert!(matches!(read(&bytes), End::Altered(found) if found.seq == Seq(1)));
