@@ -1,11 +1,11 @@
 //! `tail` and `query`: reading records back from the files.
 
-use super::error::AuditError;
+use super::error::{AuditError, Fault};
 use super::files;
 use super::offline::Horizon;
 use super::walk::{Buffer, Segment, SegmentEnd};
 use portcullis_core::audit::{
-    BodyRef, HEADER_BYTES, Outcome, OutcomeFilter, Query, Record, Seq, decode_leaf, leaf_hash,
+    BodyRef, HEADER_BYTES, Head, Outcome, OutcomeFilter, Query, Record, Seq, decode_leaf, leaf_hash,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
@@ -47,6 +47,33 @@ struct OutcomeAt {
     end: OutcomeFilter,
 }
 
+/// Reading back from the newest segment, each must end with what the one behind it follows. A start has checked who wrote the
+/// newest; so what is read of the others is what was written, though it was not read at the start.
+struct Links(Option<Head>);
+
+impl Links {
+    fn to(horizon: Option<Horizon>) -> Self {
+        Self(horizon.map(|horizon| horizon.head))
+    }
+
+    /// `segment` was read to this end.
+    fn holds(&mut self, first: Seq, segment: &Segment, end: SegmentEnd) -> Result<(), AuditError> {
+        let wanted = self.0.replace(segment.after());
+        match end {
+            SegmentEnd::Altered(fault) => Err(AuditError::Altered(fault)),
+            SegmentEnd::Clean | SegmentEnd::Torn(..) | SegmentEnd::Stopped => match wanted {
+                Some(wanted) if wanted != segment.head() => Err(AuditError::Altered(Fault {
+                    seq: segment.head().next(),
+                    segment: first,
+                    offset: segment.offset(),
+                    why: "the segment does not end with what the next one follows".to_owned(),
+                })),
+                _ => Ok(()),
+            },
+        }
+    }
+}
+
 /// The newest matches, in rising order. Reads segments from the newest back and stops when it has enough; holds places
 /// of records, not records, until the end.
 ///
@@ -66,7 +93,7 @@ pub(super) fn query_to(
     // Outcomes of intents in segments not yet looked at: as many as acts that were under way at a rotation.
     let mut later: BTreeMap<Seq, OutcomeAt> = BTreeMap::new();
     let mut found: VecDeque<Found> = VecDeque::new();
-    let mut buf = Buffer::new();
+    let (mut buf, mut links) = (Buffer::new(), Links::to(horizon));
     for first in files::segments(dir)?.into_iter().rev() {
         if horizon.is_some_and(|horizon| first > horizon.segment) {
             continue;
@@ -106,9 +133,7 @@ pub(super) fn query_to(
             }
             ControlFlow::Continue(())
         })?;
-        if let SegmentEnd::Altered(fault) = end {
-            return Err(AuditError::Altered(fault));
-        }
+        links.holds(first, &segment, end)?;
         for (seq, at) in hits.into_iter().rev() {
             let outcome = later.remove(&seq);
             if !query.ended_so(outcome.map(|outcome| outcome.end)) {
@@ -173,9 +198,19 @@ pub(super) fn records_to(
     let begin = segments
         .partition_point(|first| *first <= from)
         .saturating_sub(1);
+    let mut before = None;
     for first in segments.into_iter().skip(begin) {
         let limit_bytes = (horizon.segment == first).then_some(horizon.len);
-        let end = Segment::open(dir, first, limit_bytes)?.read(&mut buf, |passing| {
+        let mut segment = Segment::open(dir, first, limit_bytes)?;
+        if before.is_some_and(|before| before != segment.after()) {
+            return Err(AuditError::Altered(Fault {
+                seq: first,
+                segment: first,
+                offset: 0,
+                why: "the segment does not follow the one before it".to_owned(),
+            }));
+        }
+        let end = segment.read(&mut buf, |passing| {
             if passing.leaf.seq >= from {
                 found.push(passing.leaf.to_record(passing.hash));
             }
@@ -190,6 +225,7 @@ pub(super) fn records_to(
         if found.len() == limit {
             break;
         }
+        before = Some(segment.head());
     }
     Ok(found)
 }
@@ -208,7 +244,7 @@ pub(super) fn tail_to(
     horizon: Option<Horizon>,
 ) -> Result<Vec<Record>, AuditError> {
     let mut out: VecDeque<Record> = VecDeque::new();
-    let mut buf = Buffer::new();
+    let (mut buf, mut links) = (Buffer::new(), Links::to(horizon));
     for first in files::segments(dir)?.into_iter().rev() {
         if horizon.is_some_and(|horizon| first > horizon.segment) {
             continue;
@@ -233,9 +269,7 @@ pub(super) fn tail_to(
             });
             ControlFlow::Continue(())
         })?;
-        if let SegmentEnd::Altered(fault) = end {
-            return Err(AuditError::Altered(fault));
-        }
+        links.holds(first, &segment, end)?;
         for at in places.into_iter().rev() {
             out.push_front(read_at(dir, first, at)?);
         }

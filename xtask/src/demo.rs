@@ -179,7 +179,9 @@ impl Demo {
         let keys = names(&stolen.join("keys"))?;
         let log: Vec<&String> = keys
             .iter()
-            .filter(|name| name.starts_with("audit-"))
+            .filter(|name| {
+                name.starts_with("audit-") && Path::new(name).extension() == Some("key".as_ref())
+            })
             .collect();
         println!("  $ ls stolen/keys\n    {}", keys.join("  "));
         ensure!(log.len() == 1, "more than one key of the log lies there");

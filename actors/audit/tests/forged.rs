@@ -1,6 +1,7 @@
 //! Whoever can write the files at rest, and has no key: what they add, rewrite or cut is not gone on with, and nothing of it
 //! is signed.
 
+use super::super::read::tail_to;
 use super::super::retire;
 use super::*;
 use portcullis_core::audit::{
@@ -254,6 +255,61 @@ fn the_checkpoint_that_closes_an_epoch_cannot_be_taken_away() {
     }
     std::fs::write(&closing, good).unwrap();
     place.open(4).close();
+}
+
+/// The bug: a start reads the end of the log only, and what was changed before it was found where a person verified.
+#[test]
+fn what_is_read_back_from_before_the_start_is_what_was_written() {
+    let place = Place::new();
+    let config = AuditConfig {
+        segment_bytes: 64 * 1024,
+        ..AuditConfig::default()
+    };
+    let log = try_open(&place.dir, 1, config.clone()).unwrap();
+    for n in 0..900 {
+        log.append(event(n)).unwrap();
+    }
+    log.close();
+    let segments = super::super::files::segments(&place.dir).unwrap();
+    assert!(segments.len() > 2, "{segments:?}");
+    // The whole of the second one written anew, with right hashes.
+    let second = segments[1];
+    let records = place.records();
+    let range = usize::try_from(second.0).unwrap() - 1..usize::try_from(segments[2].0).unwrap() - 1;
+    let after = records[range.start].prev_head();
+    let mut bodies: Vec<Body> = records[range]
+        .iter()
+        .map(|record| record.body.clone())
+        .collect();
+    bodies[5] = event(77_777);
+    let header = SegmentHeader { after }.encode();
+    let forged = forge(after, &bodies, Some(foreign().records()));
+    std::fs::write(place.segment(second.0), [&header[..], &forged].concat()).unwrap();
+    // The start does not look there; whoever reads does.
+    let log = try_open(&place.dir, 2, config).unwrap();
+    let horizon = horizon(&log);
+    let all = portcullis_core::audit::Query {
+        limit: 1_000,
+        ..portcullis_core::audit::Query::default()
+    };
+    let read = [
+        super::super::read::query_to(&place.dir, &all, Some(horizon)).map(|_| ()),
+        tail_to(&place.dir, usize::MAX, Some(horizon)).map(|_| ()),
+        super::super::read::records_to(&place.dir, Seq(1), usize::MAX, horizon).map(|_| ()),
+        super::super::read::query_dir(&place.dir, &all).map(|_| ()),
+    ];
+    for (n, read) in read.into_iter().enumerate() {
+        assert_eq!(read.unwrap_err().code(), "AUDIT_ALTERED", "{n}");
+    }
+    // What lies behind it is read.
+    tail_to(&place.dir, 100, Some(horizon)).unwrap();
+    log.close();
+}
+
+fn horizon(log: &Open) -> super::super::offline::Horizon {
+    let (tx, rx) = oneshot::channel();
+    assert!(log.writer.submit(Job::Look(Answer::Own(tx), false)).is_ok());
+    rx.blocking_recv().unwrap().unwrap().horizon
 }
 
 /// The bug: closed segments were gone by a forged word of retention.

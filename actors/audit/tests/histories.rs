@@ -204,7 +204,9 @@ proptest! {
             for path in touched {
                 std::fs::write(path, &files[path]).unwrap();
             }
-            prop_assert!(!report.is_ok_and(|report| report.intact), "{why}");
+            // A byte of the newest checkpoints that became a zero is what a power cut leaves: told, and no break.
+            let unseen = report.is_ok_and(|report| report.intact && report.cut_checkpoints.is_none());
+            prop_assert!(!unseen, "{why}");
         }
         prop_assert!(verify_dir_against(&place.dir, outside(newest)).unwrap().intact);
     }
