@@ -127,6 +127,7 @@ codes! {
     STATE_MODE, "UNAVAILABLE", false, 4, "others can reach this file: run the chmod in the message";
     STATE_LOCKED, "UNAVAILABLE", false, 1, "another gateway uses this state directory: stop it, or choose another with --state";
     STATE_CORRUPT, "UNAVAILABLE", false, 10, "the state does not fit the audit log: look at `portcullis audit verify --offline` and restore both from one backup";
+    STATE_ROW_ALTERED, "UNAVAILABLE", false, 10, "a row of the state database was altered or is none of ours: stop the gateway, restore state and audit log from one backup, and look at `portcullis audit verify --offline`";
     AUDIT_ALTERED, "UNAVAILABLE", false, 10, "the audit log was altered: keep a copy as evidence; `portcullis audit verify --offline` names the first bad record";
     AUDIT_KEY_MISMATCH, "UNAVAILABLE", false, 10, "the audit log and the key that signs it do not belong together, as when one of them was put back: restore STATE/audit and STATE/keys from one backup";
     STATE_FORMAT, "UNAVAILABLE", false, 1, "the state was made by a newer Portcullis: run the build that wrote it";

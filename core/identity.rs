@@ -5,6 +5,7 @@
 //! vault opens, so each is sealed under a label of its own and none is in the vault.
 
 use crate::encoding::{base64url, from_base64url};
+use crate::row::RowKey;
 use crate::seal::{Key, NONCE, Secret};
 use thiserror::Error;
 use zeroize::Zeroizing;
@@ -113,6 +114,11 @@ impl Identity {
         let mut check = [0; CHECK];
         check.copy_from_slice(&derived.expose()[..CHECK]);
         check
+    }
+
+    /// What rows of the state database are tagged under.
+    pub fn row_key(&self) -> RowKey {
+        RowKey::new(self.derive("portcullis/store/rows/v1"))
     }
 
     /// The password that scrypt turns into the vault's wrapping key.

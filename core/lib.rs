@@ -17,6 +17,7 @@ pub mod pairing;
 pub mod plan;
 pub mod policy;
 pub mod protocol;
+pub mod row;
 pub mod seal;
 pub mod signing;
 pub mod time;

@@ -1,6 +1,7 @@
 //! SQLite: schema, pragmas, and each operation as one conditional statement.
 
 use super::messages::{Change, CommitError, Entry, Lease, Object, Op, Revision, StoreError};
+use portcullis_core::row::{Place, RowKey, Tag};
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row, params};
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -9,7 +10,9 @@ use std::path::Path;
 use std::time::Duration;
 
 const APPLICATION_ID: i64 = 0x5043_5354;
-const FORMAT: i64 = 1;
+const FORMAT: i64 = 2;
+/// Rows had no tag.
+const UNTAGGED: i64 = 1;
 /// Above this a start would wait noticeably for the check (about 1 ms per MiB).
 const QUICK_CHECK_MAX_BYTES: u64 = 64 << 20;
 const BUSY: Duration = Duration::from_secs(1);
@@ -17,48 +20,62 @@ const BUSY: Duration = Duration::from_secs(1);
 const SCHEMA: &str = "
     CREATE TABLE object (
         kind TEXT NOT NULL, id TEXT NOT NULL, rev INTEGER NOT NULL, intent INTEGER NOT NULL,
-        payload BLOB NOT NULL, labels TEXT NOT NULL, PRIMARY KEY (kind, id)
+        payload BLOB NOT NULL, labels TEXT NOT NULL, tag BLOB NOT NULL, PRIMARY KEY (kind, id)
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE list (
         kind TEXT NOT NULL, id TEXT NOT NULL, seq INTEGER NOT NULL, intent INTEGER NOT NULL,
-        payload BLOB NOT NULL, PRIMARY KEY (kind, id, seq)
+        payload BLOB NOT NULL, tag BLOB NOT NULL, PRIMARY KEY (kind, id, seq)
     ) STRICT, WITHOUT ROWID;
-    CREATE TABLE head (only INTEGER PRIMARY KEY CHECK (only = 1), rev INTEGER NOT NULL, intent INTEGER NOT NULL) STRICT;
-    INSERT INTO head VALUES (1, 0, 0);
+    CREATE TABLE head (
+        only INTEGER PRIMARY KEY CHECK (only = 1), rev INTEGER NOT NULL, intent INTEGER NOT NULL, tag BLOB NOT NULL
+    ) STRICT;
+    INSERT INTO head VALUES (1, 0, 0, x'');
+";
+
+/// From the form before; every row gets its tag in the same transaction.
+const ADD_TAGS: &str = "
+    ALTER TABLE object ADD COLUMN tag BLOB NOT NULL DEFAULT x'';
+    ALTER TABLE list ADD COLUMN tag BLOB NOT NULL DEFAULT x'';
+    ALTER TABLE head ADD COLUMN tag BLOB NOT NULL DEFAULT x'';
 ";
 
 pub(super) struct Engine {
     db: Connection,
+    key: RowKey,
+    /// Rows that had no tag when it was opened.
+    tagged: usize,
 }
 
 impl Engine {
     /// Opens or makes the file, 0600, and checks it.
-    pub fn open_writer(path: &Path) -> Result<Self, StoreError> {
+    pub fn open_writer(path: &Path, key: RowKey) -> Result<Self, StoreError> {
         own_file(path)?;
         let db = Connection::open_with_flags(
             path,
             OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
         )
         .map_err(|error| broken(&error))?;
-        let engine = Self { db };
+        let mut engine = Self { db, key, tagged: 0 };
         engine.set_up(true).map_err(|error| broken(&error))?;
         engine.check_format()?;
         let bytes = std::fs::metadata(path).map_or(0, |meta| meta.len());
         if bytes <= QUICK_CHECK_MAX_BYTES {
             engine.quick_check()?;
         }
+        engine.highest_intent()?;
+        engine.check_rows()?;
         Ok(engine)
     }
 
     /// A second connection that can only read; the writer has made the file.
-    pub fn open_reader(path: &Path) -> Result<Self, StoreError> {
+    pub fn open_reader(path: &Path, key: RowKey) -> Result<Self, StoreError> {
         // Read-write on the file, since a reader of a WAL must be able to write its index; query_only below.
         let db = Connection::open_with_flags(
             path,
             OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
         )
         .map_err(|error| broken(&error))?;
-        let engine = Self { db };
+        let engine = Self { db, key, tagged: 0 };
         engine.set_up(false).map_err(|error| broken(&error))?;
         engine
             .db
@@ -69,9 +86,15 @@ impl Engine {
 
     pub fn in_memory() -> Result<Self, StoreError> {
         let db = Connection::open_in_memory().map_err(|error| broken(&error))?;
-        let engine = Self { db };
+        let key = RowKey::none();
+        let mut engine = Self { db, key, tagged: 0 };
         engine.check_format()?;
         Ok(engine)
+    }
+
+    /// Rows that had no tag when it was opened.
+    pub const fn tagged(&self) -> usize {
+        self.tagged
     }
 
     fn set_up(&self, writer: bool) -> rusqlite::Result<()> {
@@ -87,7 +110,7 @@ impl Engine {
         self.db.pragma_update(None, "synchronous", "FULL")
     }
 
-    fn check_format(&self) -> Result<(), StoreError> {
+    fn check_format(&mut self) -> Result<(), StoreError> {
         let read = |name| {
             self.db
                 .pragma_query_value(None, name, |row| row.get::<_, i64>(0))
@@ -100,14 +123,115 @@ impl Engine {
             .map_err(|error| broken(&error))?;
         match (application, found, tables) {
             (APPLICATION_ID, FORMAT, _) => Ok(()),
-            (0, 0, 0) => self
-                .db
-                .execute_batch(&format!(
-                    "BEGIN IMMEDIATE; {SCHEMA} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; COMMIT;"
-                ))
-                .map_err(|error| broken(&error)),
-            _ => Err(StoreError::Format { found, known: FORMAT }),
+            (0, 0, 0) => self.make(SCHEMA).map(drop),
+            (APPLICATION_ID, UNTAGGED, _) => {
+                self.tagged = self.make(ADD_TAGS)?;
+                Ok(())
+            }
+            _ => Err(StoreError::Format {
+                found,
+                known: FORMAT,
+            }),
         }
+    }
+
+    /// Makes or changes the tables and gives every row its tag, all or nothing; how many rows there were.
+    fn make(&self, schema: &str) -> Result<usize, StoreError> {
+        self.begin()?;
+        let made = self
+            .db
+            .execute_batch(&format!(
+                "{schema} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT};"
+            ))
+            .and_then(|()| self.tag_all())
+            .map_err(|error| broken(&error))
+            .and_then(|rows| self.commit().map(|()| rows));
+        if made.is_err() {
+            self.rollback();
+        }
+        made
+    }
+
+    fn tag_all(&self) -> rusqlite::Result<usize> {
+        let mut rows = 0;
+        let names = |table| {
+            self.db
+                .prepare(&format!("SELECT kind, id FROM {table} GROUP BY kind, id"))?
+                .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+                .collect::<rusqlite::Result<Vec<(String, String)>>>()
+        };
+        for (kind, id) in names("object")? {
+            let tag = self.db.query_row(
+                "SELECT rev, intent, payload, labels FROM object WHERE kind = ?1 AND id = ?2",
+                [&kind, &id],
+                |row| {
+                    let (payload, labels): (Vec<u8>, String) = (row.get(2)?, row.get(3)?);
+                    let place = Place::row(&kind, &id, row.get(0)?, row.get(1)?);
+                    Ok(self.key.tag(&place, &payload, &labels))
+                },
+            )?;
+            rows += self.db.execute(
+                "UPDATE object SET tag = ?3 WHERE kind = ?1 AND id = ?2",
+                params![kind, id, tag],
+            )?;
+        }
+        for (kind, id) in names("list")? {
+            let found: Vec<(i64, Tag)> = self
+                .db
+                .prepare("SELECT seq, intent, payload FROM list WHERE kind = ?1 AND id = ?2")?
+                .query_map([&kind, &id], |row| {
+                    let (seq, payload): (i64, Vec<u8>) = (row.get(0)?, row.get(2)?);
+                    let place = Place::entry(&kind, &id, seq, row.get(1)?);
+                    Ok((seq, self.key.tag(&place, &payload, "")))
+                })?
+                .collect::<rusqlite::Result<_>>()?;
+            for (seq, tag) in found {
+                rows += self.db.execute(
+                    "UPDATE list SET tag = ?4 WHERE kind = ?1 AND id = ?2 AND seq = ?3",
+                    params![kind, id, seq, tag],
+                )?;
+            }
+        }
+        let (rev, intent) = self
+            .db
+            .query_row("SELECT rev, intent FROM head", [], |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })?;
+        self.tag_head(rev, intent)?;
+        Ok(rows)
+    }
+
+    fn tag_head(&self, rev: i64, intent: i64) -> rusqlite::Result<()> {
+        let tag = self.key.tag(&Place::head(rev, intent), &[], "");
+        self.db
+            .prepare_cached("UPDATE head SET tag = ?1")?
+            .execute([tag])
+            .map(drop)
+    }
+
+    /// Every row whose room takes it as it lies there.
+    fn check_rows(&self) -> Result<(), StoreError> {
+        let kinds = |table| {
+            self.db
+                .prepare(&format!("SELECT DISTINCT kind FROM {table}"))?
+                .query_map([], |row| row.get(0))?
+                .collect::<rusqlite::Result<Vec<String>>>()
+        };
+        for kind in kinds("object").map_err(|error| broken(&error))? {
+            if !seals_itself(&kind) {
+                self.list(&kind, "", usize::MAX)?;
+            }
+        }
+        for kind in kinds("list").map_err(|error| broken(&error))? {
+            let ids: rusqlite::Result<Vec<String>> = self
+                .db
+                .prepare("SELECT DISTINCT id FROM list WHERE kind = ?1")
+                .and_then(|mut ids| ids.query_map([&kind], |row| row.get(0))?.collect());
+            for id in ids.map_err(|error| broken(&error))? {
+                self.entries(&kind, &id, 0, usize::MAX)?;
+            }
+        }
+        Ok(())
     }
 
     fn quick_check(&self) -> Result<(), StoreError> {
@@ -171,8 +295,13 @@ impl Engine {
     fn next_revision(&self, ops: &[Op]) -> Result<i64, StoreError> {
         let intent = ops.iter().map(|op| to_sql(op.intent)).max().unwrap_or(0);
         self.db
-            .prepare_cached("UPDATE head SET rev = rev + 1, intent = max(intent, ?1) RETURNING rev")
-            .and_then(|mut statement| statement.query_row([intent], |row| row.get(0)))
+            .prepare_cached(
+                "UPDATE head SET rev = rev + 1, intent = max(intent, ?1) RETURNING rev, intent",
+            )
+            .and_then(|mut statement| {
+                statement.query_row([intent], |row| Ok((row.get(0)?, row.get(1)?)))
+            })
+            .and_then(|(rev, intent)| self.tag_head(rev, intent).map(|()| rev))
             .map_err(|error| broken(&error))
     }
 
@@ -185,37 +314,60 @@ impl Engine {
             change,
         } = op;
         let intent = to_sql(*intent);
+        let tag = |payload: &[u8], labels: &str| {
+            let place = Place::row(kind, id, rev, intent);
+            self.key.tag(&place, payload, labels)
+        };
         let changed = match change {
-            Change::Create { payload, labels } => self
-                .db
-                .prepare_cached(
-                    "INSERT INTO object (kind, id, rev, intent, payload, labels) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-                     ON CONFLICT DO NOTHING",
-                )?
-                .execute(params![kind, id, rev, intent, payload, labels_text(labels)])?,
-            Change::CompareAndSet { rev: expected, payload, labels } => self
-                .db
-                .prepare_cached(
-                    "UPDATE object SET rev = ?3, intent = ?4, payload = ?5, labels = ?6
-                     WHERE kind = ?1 AND id = ?2 AND rev = ?7",
-                )?
-                .execute(params![kind, id, rev, intent, payload, labels_text(labels), to_sql(*expected)])?,
+            Change::Create { payload, labels } => {
+                let labels = labels_text(labels);
+                let tag = tag(payload, &labels);
+                self.db
+                    .prepare_cached(
+                        "INSERT INTO object (kind, id, rev, intent, payload, labels, tag)
+                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO NOTHING",
+                    )?
+                    .execute(params![kind, id, rev, intent, payload, labels, tag])?
+            }
+            Change::CompareAndSet {
+                rev: expected,
+                payload,
+                labels,
+            } => {
+                let labels = labels_text(labels);
+                let (tag, expected) = (tag(payload, &labels), to_sql(*expected));
+                self.db
+                    .prepare_cached(
+                        "UPDATE object SET rev = ?3, intent = ?4, payload = ?5, labels = ?6, tag = ?8
+                         WHERE kind = ?1 AND id = ?2 AND rev = ?7",
+                    )?
+                    .execute(params![kind, id, rev, intent, payload, labels, expected, tag])?
+            }
             Change::DeleteIf { rev: expected } => self
                 .db
                 .prepare_cached("DELETE FROM object WHERE kind = ?1 AND id = ?2 AND rev = ?3")?
                 .execute(params![kind, id, to_sql(*expected)])?,
             Change::Append { payload } => {
-                return self
+                let seq: i64 = self
                     .db
                     .prepare_cached(
-                        "INSERT INTO list (kind, id, seq, intent, payload)
-                         SELECT ?1, ?2, coalesce(max(seq), 0) + 1, ?3, ?4 FROM list WHERE kind = ?1 AND id = ?2
-                         RETURNING seq",
+                        "SELECT coalesce(max(seq), 0) + 1 FROM list WHERE kind = ?1 AND id = ?2",
                     )?
-                    .query_row(params![kind, id, intent, payload], |row| row.get(0))
-                    .map(Some);
+                    .query_row([kind, id], |row| row.get(0))?;
+                let place = Place::entry(kind, id, seq, intent);
+                let tag = self.key.tag(&place, payload, "");
+                self.db
+                    .prepare_cached(
+                        "INSERT INTO list (kind, id, seq, intent, payload, tag) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                    )?
+                    .execute(params![kind, id, seq, intent, payload, tag])?;
+                return Ok(Some(seq));
             }
-            Change::Claim { holder, now_ms, lease_ms } => {
+            Change::Claim {
+                holder,
+                now_ms,
+                lease_ms,
+            } => {
                 return self.claim(op, rev, holder, *now_ms, *lease_ms);
             }
         };
@@ -250,31 +402,46 @@ impl Engine {
         };
         let payload = serde_json::to_vec(&lease)
             .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+        let (intent, labels) = (to_sql(op.intent), "{}");
+        let place = Place::row(&op.kind, &op.id, rev, intent);
+        let tag = self.key.tag(&place, &payload, labels);
         self.db
             .prepare_cached(
-                "INSERT INTO object (kind, id, rev, intent, payload, labels) VALUES (?1, ?2, ?3, ?4, ?5, '{}')
-                 ON CONFLICT DO UPDATE SET rev = ?3, intent = ?4, payload = ?5",
+                "INSERT INTO object (kind, id, rev, intent, payload, labels, tag) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+                 ON CONFLICT DO UPDATE SET rev = ?3, intent = ?4, payload = ?5, labels = ?6, tag = ?7",
             )?
-            .execute(params![op.kind, op.id, rev, to_sql(op.intent), payload])?;
+            .execute(params![op.kind, op.id, rev, intent, payload, labels, tag])?;
         Ok(Some(rev))
     }
 
     pub fn get(&self, kind: &str, id: &str) -> Result<Option<Object>, StoreError> {
-        self.db
+        let found = self
+            .db
             .prepare_cached(
-                "SELECT id, rev, intent, payload, labels FROM object WHERE kind = ?1 AND id = ?2",
+                "SELECT id, rev, intent, payload, labels, tag FROM object WHERE kind = ?1 AND id = ?2",
             )
-            .and_then(|mut statement| statement.query_row([kind, id], object).optional())
-            .map_err(|error| broken(&error))
+            .and_then(|mut statement| {
+                let read = |row: &Row<'_>| self.object(kind, row);
+                statement.query_row([kind, id], read).optional()
+            })
+            .map_err(|error| broken(&error))?;
+        found.map(|row| believed(kind, row)).transpose()
     }
 
     pub fn list(&self, kind: &str, after: &str, limit: usize) -> Result<Vec<Object>, StoreError> {
-        self.db
+        let found: Vec<Object> = self
+            .db
             .prepare_cached(
-                "SELECT id, rev, intent, payload, labels FROM object WHERE kind = ?1 AND id > ?2 ORDER BY id LIMIT ?3",
+                "SELECT id, rev, intent, payload, labels, tag FROM object WHERE kind = ?1 AND id > ?2 ORDER BY id LIMIT ?3",
             )
-            .and_then(|mut statement| statement.query_map(params![kind, after, limit_sql(limit)], object)?.collect())
-            .map_err(|error| broken(&error))
+            .and_then(|mut statement| {
+                let read = |row: &Row<'_>| self.object(kind, row);
+                statement
+                    .query_map(params![kind, after, limit_sql(limit)], read)?
+                    .collect()
+            })
+            .map_err(|error| broken(&error))?;
+        found.into_iter().map(|row| believed(kind, row)).collect()
     }
 
     pub fn entries(
@@ -284,25 +451,58 @@ impl Engine {
         after: u64,
         limit: usize,
     ) -> Result<Vec<Entry>, StoreError> {
-        self.db
+        let found: Vec<(Entry, bool)> = self
+            .db
             .prepare_cached(
-                "SELECT seq, intent, payload FROM list WHERE kind = ?1 AND id = ?2 AND seq > ?3 ORDER BY seq LIMIT ?4",
+                "SELECT seq, intent, payload, tag FROM list WHERE kind = ?1 AND id = ?2 AND seq > ?3 ORDER BY seq LIMIT ?4",
             )
             .and_then(|mut statement| {
                 statement
                     .query_map(params![kind, id, to_sql(after), limit_sql(limit)], |row| {
-                        Ok(Entry { seq: from_sql(row.get(0)?), intent: from_sql(row.get(1)?), payload: row.get(2)? })
+                        let (seq, intent, payload): (_, _, Vec<u8>) = (row.get(0)?, row.get(1)?, row.get(2)?);
+                        let place = Place::entry(kind, id, seq, intent);
+                        let whole = self.key.fits(&place, &payload, "", &row.get::<_, Vec<u8>>(3)?);
+                        Ok((Entry { seq: from_sql(seq), intent: from_sql(intent), payload }, whole))
                     })?
                     .collect()
             })
-            .map_err(|error| broken(&error))
+            .map_err(|error| broken(&error))?;
+        let whole = |(entry, whole)| match whole {
+            true => Ok(entry),
+            false => Err(altered(kind, id)),
+        };
+        found.into_iter().map(whole).collect()
+    }
+
+    fn object(&self, kind: &str, row: &Row<'_>) -> rusqlite::Result<Object> {
+        let (id, rev, intent): (String, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        let (payload, labels, tag): (Vec<u8>, String, Vec<u8>) =
+            (row.get(3)?, row.get(4)?, row.get(5)?);
+        let place = Place::row(kind, &id, rev, intent);
+        let is_whole = self.key.fits(&place, &payload, &labels, &tag);
+        let labels = serde_json::from_str(&labels);
+        Ok(Object {
+            rev: from_sql(rev),
+            intent: from_sql(intent),
+            payload,
+            // Altered ones are not read, and say so.
+            is_whole: is_whole && labels.is_ok(),
+            labels: labels.unwrap_or_default(),
+            id,
+        })
     }
 
     pub fn highest_intent(&self) -> Result<u64, StoreError> {
-        self.db
-            .query_row("SELECT intent FROM head", [], |row| row.get(0))
-            .map(from_sql)
-            .map_err(|error| broken(&error))
+        let (rev, intent, tag): (i64, i64, Vec<u8>) = self
+            .db
+            .query_row("SELECT rev, intent, tag FROM head", [], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+            })
+            .map_err(|error| broken(&error))?;
+        if self.key.fits(&Place::head(rev, intent), &[], "", &tag) {
+            return Ok(from_sql(intent));
+        }
+        Err(altered("head", "only"))
     }
 
     /// Moves the WAL into the file and empties it.
@@ -345,17 +545,24 @@ impl Engine {
     }
 }
 
-fn object(row: &Row<'_>) -> rusqlite::Result<Object> {
-    let labels: String = row.get(4)?;
-    Ok(Object {
-        id: row.get(0)?,
-        rev: from_sql(row.get(1)?),
-        intent: from_sql(row.get(2)?),
-        payload: row.get(3)?,
-        labels: serde_json::from_str(&labels).map_err(|error| {
-            rusqlite::Error::FromSqlConversionFailure(4, rusqlite::types::Type::Text, error.into())
-        })?,
-    })
+/// Rows that their rooms seal and hold against a manifest or their own place: what is wrong with one is for the room to say,
+/// and keeps nobody from the others.
+fn seals_itself(kind: &str) -> bool {
+    kind.starts_with("vault") || kind.starts_with("approval") || kind == "signing.key"
+}
+
+fn believed(kind: &str, row: Object) -> Result<Object, StoreError> {
+    if row.is_whole || seals_itself(kind) {
+        return Ok(row);
+    }
+    Err(altered(kind, &row.id))
+}
+
+fn altered(kind: &str, id: &str) -> StoreError {
+    StoreError::Altered {
+        kind: kind.escape_debug().to_string(),
+        id: id.escape_debug().to_string(),
+    }
 }
 
 fn labels_text(labels: &BTreeMap<String, String>) -> String {

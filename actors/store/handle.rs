@@ -5,6 +5,7 @@ use super::messages::{
     Answer, CommitError, Entry, Job, MAX_OPS, Object, Op, Revision, StoreError, check_kind,
 };
 use super::threads;
+use portcullis_core::row::RowKey;
 use std::path::Path;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -21,11 +22,19 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens or makes the database file (0600) and starts one writer and two readers. Blocking: call it before the
-    /// loops run. Checks the whole file when it is smaller than 64 MiB.
+    /// As [`Self::open_under`], without a machine: its tags are checksums and no more.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let writer = Engine::open_writer(path)?;
-        let readers = [Engine::open_reader(path)?, Engine::open_reader(path)?];
+        Self::open_under(path, &RowKey::none()).map(|(store, _)| store)
+    }
+
+    /// Opens or makes the database file (0600) and starts one writer and two readers. Blocking: call it before the
+    /// loops run. Checks the whole file when it is smaller than 64 MiB, and the tag of every row that its room takes as it
+    /// lies there. Also says how many rows had none: the file was of the form before, and they were taken as they were.
+    pub fn open_under(path: &Path, key: &RowKey) -> Result<(Self, usize), StoreError> {
+        let writer = Engine::open_writer(path, key.clone())?;
+        let tagged = writer.tagged();
+        let reader = || Engine::open_reader(path, key.clone());
+        let readers = [reader()?, reader()?];
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new()
                 .name(name.to_owned())
@@ -44,10 +53,11 @@ impl Store {
             spawn("store-read", Box::new(move || threads::read(reader, jobs)))?;
             to_readers.push(to_reader);
         }
-        Ok(Self {
+        let store = Self {
             writer: to_writer,
             readers: to_readers,
-        })
+        };
+        Ok((store, tagged))
     }
 
     /// A store that ends with the process, for tests: its calls never let a paused clock run on.

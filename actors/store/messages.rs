@@ -24,6 +24,8 @@ pub struct Object {
     pub payload: Vec<u8>,
     /// Small facts to select by.
     pub labels: BTreeMap<String, String>,
+    /// Its tag is that of these bytes. Rows of rooms that seal theirs come without, too.
+    pub is_whole: bool,
 }
 
 /// One appended record of a list.
@@ -232,6 +234,16 @@ pub enum StoreError {
         "the state database is damaged ({0}): stop the gateway and restore the file from a backup"
     )]
     Corrupt(String),
+    /// A row was altered, or put there by somebody else.
+    #[error(
+        "the row {kind}/{id} of the state database was altered, or is none of ours: stop the gateway, restore state and audit log from one backup, and look at `portcullis audit verify --offline`"
+    )]
+    Altered {
+        /// Its kind.
+        kind: String,
+        /// Its name.
+        id: String,
+    },
     /// Made by a newer Portcullis, or no database of ours.
     #[error(
         "the state database has format {found}, this build reads {known}: run the build that wrote it"
@@ -272,6 +284,7 @@ impl StoreError {
             Self::Locked => "STATE_LOCKED",
             Self::DiskFull => "DISK_FULL",
             Self::Corrupt(_) => "STATE_CORRUPT",
+            Self::Altered { .. } => "STATE_ROW_ALTERED",
             Self::Format { .. } => "STATE_FORMAT",
             Self::Mode(_) => "STATE_MODE",
             Self::Io(_) => "STATE_IO",

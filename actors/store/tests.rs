@@ -1,5 +1,7 @@
 //! The store against a model, against a killed process, and against what can be wrong with its file.
 
+mod tagged;
+
 use super::engine::Engine;
 use super::messages::{Change, Lease};
 use super::*;
@@ -313,37 +315,6 @@ fn what_is_wrong_with_the_file_has_a_code() {
         .execute_batch("PRAGMA user_version = 99; CREATE TABLE t (x);")
         .expect("sql");
     assert_eq!(code(&newer), Some("STATE_FORMAT"));
-}
-
-#[test]
-fn every_flipped_byte_is_detected_or_harmless() {
-    let folder = folder();
-    let path = folder.path().join("state.db");
-    rt().block_on(async {
-        let store = Store::open(&path).expect("open");
-        for n in 0..40 {
-            store
-                .commit(vec![Op::create("k", &format!("{n:02}"), n, vec![7; 200])])
-                .await
-                .expect("commit");
-        }
-        store.close().await.expect("close");
-    });
-    let good = std::fs::read(&path).expect("read");
-    for at in (0..good.len()).step_by(211) {
-        let mut bad = good.clone();
-        bad[at] ^= 0x41;
-        std::fs::write(&path, bad).expect("write");
-        drop(std::fs::remove_file(folder.path().join("state.db-wal")));
-        drop(std::fs::remove_file(folder.path().join("state.db-shm")));
-        // No panic and no hang; whether the payload is right is for the seals of those who wrote it.
-        rt().block_on(async {
-            if let Ok(store) = Store::open(&path) {
-                drop(store.list_all("k").await);
-                drop(store.close().await);
-            }
-        });
-    }
 }
 
 #[tokio::test]

@@ -234,7 +234,7 @@ pub(super) async fn read_rows(
     for object in store.list_all(USED).await? {
         // One that was altered is not believed, and keeps nothing from being used.
         let used = serde_json::from_slice::<LastUse>(&object.payload).ok();
-        let used = used.filter(|used| used.record == object.intent);
+        let used = used.filter(|used| object.is_whole && used.record == object.intent);
         if let (Some(used), Some(row)) = (used, records.get_mut(&(Space::Secrets, object.id))) {
             row.used = Some((used, object.rev));
         }

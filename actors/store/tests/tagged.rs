@@ -1,0 +1,178 @@
+//! What is altered in the file is told, or changes nothing. Flips are sampled here, at every byte in a long run.
+
+use super::*;
+use portcullis_core::row::RowKey;
+use portcullis_core::seal::Key;
+use std::collections::BTreeMap;
+
+fn key(n: u8) -> RowKey {
+    RowKey::new(Key::new([n; 32]))
+}
+
+/// All that rooms see of the file.
+type Seen = (Vec<Object>, Vec<Entry>, u64);
+
+/// `Err`: refused, by its code.
+async fn look(path: &Path, key: &RowKey) -> Result<Seen, &'static str> {
+    let (store, _) = Store::open_under(path, key).map_err(|error| error.code())?;
+    let read = async {
+        let mut rows = vec![];
+        for kind in ["auth.agent", "pairing.device", "pairing.pending"] {
+            rows.extend(store.list_all(kind).await?);
+        }
+        let entries = store.entries("pairing.past", "one", 0, 100).await?;
+        Ok((rows, entries, store.highest_intent().await?))
+    };
+    let seen = read.await;
+    drop(store.close().await);
+    seen.map_err(|error: StoreError| error.code())
+}
+
+fn without_sidecars(path: &Path) {
+    for beside in ["state.db-wal", "state.db-shm"] {
+        drop(std::fs::remove_file(path.with_file_name(beside)));
+    }
+}
+
+async fn filled(path: &Path, key: &RowKey) {
+    let (store, tagged) = Store::open_under(path, key).expect("open");
+    assert_eq!(tagged, 0, "a new file has nothing to be tagged");
+    for n in 1..=12_u64 {
+        let (kind, id) = (
+            ["pairing.device", "auth.agent"][n as usize % 2],
+            format!("{n:064x}"),
+        );
+        let labels: BTreeMap<_, _> = [("role".to_owned(), format!("operator-{n}"))].into();
+        let row = Op::create(kind, &id, n, vec![b'a' + n as u8; 300]).labelled(labels);
+        let entry = Op::append("pairing.past", "one", n, vec![b'A' + n as u8; 40]);
+        store.commit(vec![row, entry]).await.expect("commit");
+    }
+    let row = store.get("pairing.device", &format!("{:064x}", 2)).await;
+    let rev = row.expect("get").expect("a row").rev;
+    let id = format!("{:064x}", 2);
+    let set = Op::compare_and_set("pairing.device", &id, 20, rev, b"set".to_vec());
+    let claim = Op::claim("pairing.pending", "lease", 21, "me", 1, 1);
+    store.commit(vec![set, claim]).await.expect("commit");
+    store.close().await.expect("close");
+}
+
+/// The bug: rows of devices and tokens had no checksum, and a flip in one was another device's word.
+#[test]
+fn every_flipped_byte_of_a_row_is_detected_or_harmless() {
+    let folder = folder();
+    let path = folder.path().join("state.db");
+    rt().block_on(filled(&path, &key(1)));
+    let good = std::fs::read(&path).expect("read");
+    let right = rt().block_on(look(&path, &key(1))).expect("whole");
+    assert_eq!((right.0.len(), right.1.len(), right.2), (13, 12, 21));
+    let step = match std::env::var_os("PORTCULLIS_LONG") {
+        Some(_) => 1,
+        None => (good.len() / 600).max(1),
+    };
+    let mut came: BTreeMap<&str, u32> = BTreeMap::new();
+    for at in (0..good.len()).step_by(step) {
+        let mut bad = good.clone();
+        bad[at] ^= 1 << (at % 8);
+        std::fs::write(&path, bad).expect("write");
+        without_sidecars(&path);
+        let how = match rt().block_on(look(&path, &key(1))) {
+            Ok(seen) => {
+                assert_eq!(seen, right, "byte {at} is another and nobody says so");
+                "harmless"
+            }
+            Err(code) => code,
+        };
+        *came.entry(how).or_default() += 1;
+    }
+    println!(
+        "FIGURE: flipped bytes of state.db ({} bytes): {came:?}",
+        good.len()
+    );
+    assert!(
+        came["STATE_ROW_ALTERED"] > 20 && came["harmless"] > 0,
+        "{came:?}"
+    );
+}
+
+/// The bug: a row that somebody had put into the file was a room's own.
+#[test]
+fn a_row_that_was_planted_moved_or_changed_is_refused_with_its_name() {
+    for (sql, name) in [
+        (
+            "INSERT INTO object SELECT 'pairing.device', 'planted', rev, intent, payload, labels, tag FROM object WHERE kind = 'auth.agent' LIMIT 1",
+            "pairing.device/planted",
+        ),
+        (
+            "INSERT INTO object VALUES ('auth.agent', 'planted', 1, 1, x'7b7d', '{}', x'')",
+            "auth.agent/planted",
+        ),
+        (
+            "UPDATE object SET labels = '{}' WHERE id LIKE '%c'",
+            "pairing.device/0",
+        ),
+        (
+            "UPDATE object SET intent = 1 WHERE id LIKE '%c'",
+            "pairing.device/0",
+        ),
+        (
+            "UPDATE list SET seq = 99 WHERE seq = 12",
+            "pairing.past/one",
+        ),
+        ("UPDATE head SET intent = 1", "head/only"),
+        (
+            "UPDATE object SET kind = 'pairing.other' WHERE id = 'lease'",
+            "pairing.other/lease",
+        ),
+    ] {
+        let folder = folder();
+        let path = folder.path().join("state.db");
+        rt().block_on(filled(&path, &key(1)));
+        let raw = rusqlite::Connection::open(&path).expect("raw");
+        assert!(raw.execute(sql, []).expect(sql) > 0);
+        drop(raw);
+        let error = Store::open_under(&path, &key(1)).err().expect(sql);
+        assert_eq!(error.code(), "STATE_ROW_ALTERED");
+        assert!(error.to_string().contains(name), "{error}");
+    }
+    // Whoever has not the machine's key cannot make a tag.
+    let folder = folder();
+    let path = folder.path().join("state.db");
+    rt().block_on(filled(&path, &key(2)));
+    assert_eq!(
+        rt().block_on(look(&path, &key(1))),
+        Err("STATE_ROW_ALTERED")
+    );
+}
+
+#[test]
+fn a_file_of_the_form_without_tags_gets_them_once_with_all_that_is_in_it() {
+    let folder = folder();
+    let path = folder.path().join("state.db");
+    rt().block_on(filled(&path, &key(1)));
+    let right = rt().block_on(look(&path, &key(1)));
+    let raw = rusqlite::Connection::open(&path).expect("raw");
+    raw.execute_batch(
+        "BEGIN;
+         CREATE TABLE o (kind TEXT NOT NULL, id TEXT NOT NULL, rev INTEGER NOT NULL, intent INTEGER NOT NULL,
+             payload BLOB NOT NULL, labels TEXT NOT NULL, PRIMARY KEY (kind, id)) STRICT, WITHOUT ROWID;
+         INSERT INTO o SELECT kind, id, rev, intent, payload, labels FROM object;
+         DROP TABLE object; ALTER TABLE o RENAME TO object;
+         CREATE TABLE l (kind TEXT NOT NULL, id TEXT NOT NULL, seq INTEGER NOT NULL, intent INTEGER NOT NULL,
+             payload BLOB NOT NULL, PRIMARY KEY (kind, id, seq)) STRICT, WITHOUT ROWID;
+         INSERT INTO l SELECT kind, id, seq, intent, payload FROM list;
+         DROP TABLE list; ALTER TABLE l RENAME TO list;
+         CREATE TABLE h (only INTEGER PRIMARY KEY CHECK (only = 1), rev INTEGER NOT NULL, intent INTEGER NOT NULL) STRICT;
+         INSERT INTO h SELECT only, rev, intent FROM head;
+         DROP TABLE head; ALTER TABLE h RENAME TO head;
+         PRAGMA user_version = 1; COMMIT;",
+    )
+    .expect("the form before");
+    drop(raw);
+    let (store, tagged) = Store::open_under(&path, &key(1)).expect("open");
+    assert_eq!(tagged, 13 + 12);
+    rt().block_on(store.close()).expect("close");
+    let (store, tagged) = Store::open_under(&path, &key(1)).expect("open");
+    assert_eq!(tagged, 0);
+    rt().block_on(store.close()).expect("close");
+    assert_eq!(rt().block_on(look(&path, &key(1))), right);
+}
