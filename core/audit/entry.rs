@@ -1,7 +1,9 @@
 //! What a room hands over to be recorded, its limits, and the escaping that keeps one record one line.
 
 use super::hash::{BootId, Hash32, Seq};
+use crate::encoding::hex;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -10,6 +12,8 @@ use std::fmt::Write as _;
 const ACTION: usize = 64;
 /// Longest detail value in bytes after escaping; longer ones are cut and say so.
 const VALUE: usize = 1_024;
+/// Room for the mark of a cut with any length.
+const MARK: usize = 128;
 /// Longest detail key in bytes.
 const KEY: usize = 64;
 /// The detail of an outcome that says how long the act took, in milliseconds from its intent on.
@@ -22,7 +26,7 @@ const KEYS: usize = 32;
 /// Every field but `action` may be absent. Limits in bytes after escaping: `action` 64 of `[a-z0-9_.-]`, `door` 32,
 /// `decision` 64, `approval_id` 128, `principal`, `act_as`, `rule`, `idempotency_key`, `request_id` 256 each, `object`
 /// 4,096, `detail` 32 keys of 64 with values of 1,024. Identity is never cut: over the limit is an error. Detail values
-/// are cut, with a mark that says how much is gone.
+/// are cut, with a mark that says how much is gone and has the SHA-256 of the whole, as it was handed over.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Entry {
@@ -126,6 +130,19 @@ impl Entry {
     pub fn with(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.detail.insert(key.into(), value.into());
         self
+    }
+
+    /// Adds a list, as JSON: whatever its words hold, no two read as three. One that will be cut has its count beside it.
+    #[must_use]
+    pub fn with_list<'a>(self, key: &str, words: impl IntoIterator<Item = &'a str>) -> Self {
+        let words: Vec<&str> = words.into_iter().collect();
+        let whole = serde_json::json!(words).to_string();
+        let entry = if escape(&whole).len() > VALUE {
+            self.with(format!("{key}_count"), words.len().to_string())
+        } else {
+            self
+        };
+        entry.with(key, whole)
     }
 
     /// Escapes every field and holds it to its limit. Call it once: it would escape the escapes.
@@ -269,7 +286,7 @@ fn clean_detail(detail: BTreeMap<String, String>) -> Result<BTreeMap<String, Str
     }
     detail
         .into_iter()
-        .map(|(mut key, mut value)| {
+        .map(|(mut key, value)| {
             clean_in_place(&mut key);
             if key.len() > KEY {
                 return Err(EntryError::TooLong {
@@ -277,21 +294,29 @@ fn clean_detail(detail: BTreeMap<String, String>) -> Result<BTreeMap<String, Str
                     limit: KEY,
                 });
             }
-            clean_in_place(&mut value);
-            if value.len() > VALUE {
-                // 32 bytes are room for the mark with any length.
-                let mut cut = VALUE - 32;
-                while !value.is_char_boundary(cut) {
-                    cut -= 1;
-                }
-                let gone = value.len() - cut;
-                value.truncate(cut);
-                // Writing to a String cannot fail.
-                let _ = write!(value, "[{gone} bytes cut]");
-            }
-            Ok((key, value))
+            Ok((key, bounded(value)))
         })
         .collect()
+}
+
+/// Escaped, and where it is too long cut: what is gone is still bound by the digest of the whole.
+fn bounded(whole: String) -> String {
+    let mut value = match escape(&whole) {
+        Cow::Borrowed(_) if whole.len() <= VALUE => return whole,
+        escaped => escaped.into_owned(),
+    };
+    if value.len() > VALUE {
+        let mut cut = VALUE - MARK;
+        while !value.is_char_boundary(cut) {
+            cut -= 1;
+        }
+        let gone = value.len() - cut;
+        value.truncate(cut);
+        let digest = hex(&Sha256::digest(&whole));
+        // Writing to a String cannot fail.
+        let _ = write!(value, "[{gone} bytes cut, sha256 {digest}]");
+    }
+    value
 }
 
 fn clean_in_place(text: &mut String) {

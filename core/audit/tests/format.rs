@@ -233,11 +233,38 @@ fn identity_over_its_limit_is_refused_and_details_are_cut_with_a_mark() {
     else {
         panic!()
     };
+    let digest = crate::ids::Hash32::of("\u{e9}".repeat(1_000).as_bytes());
     assert!(
-        cut.detail["k"].len() <= 1_024 && cut.detail["k"].ends_with("[1008 bytes cut]"),
+        cut.detail["k"].len() <= 1_024
+            && cut.detail["k"].ends_with(&format!("[1104 bytes cut, sha256 {digest}]")),
         "{}",
         cut.detail["k"]
     );
+}
+
+/// The bug: a list was joined by commas, so a host with a comma read as two; and a long one was cut without a trace of the
+/// rest.
+#[test]
+fn a_list_reads_as_the_words_that_it_was_made_of_and_a_long_one_has_its_count_and_digest() {
+    let listed = |words: &[&str]| {
+        let entry = Entry::new("a").with_list("hosts", words.iter().copied());
+        let Body::Intent(entry) = Body::intent(entry).unwrap() else {
+            panic!()
+        };
+        entry.detail.clone()
+    };
+    assert_eq!(listed(&["a,b", "c"])["hosts"], r#"["a,b","c"]"#);
+    assert_ne!(listed(&["a,b"]), listed(&["a", "b"]));
+    assert_ne!(listed(&["a\",\"b"]), listed(&["a", "b"]));
+    let long: Vec<String> = (0..200).map(|n| format!("host-{n}.example")).collect();
+    let words: Vec<&str> = long.iter().map(String::as_str).collect();
+    let detail = listed(&words);
+    let whole = serde_json::json!(words).to_string();
+    let digest = crate::ids::Hash32::of(whole.as_bytes());
+    assert_eq!(detail["hosts_count"], "200");
+    assert!(detail["hosts"].ends_with(&format!("sha256 {digest}]")));
+    // One more or one less at the end, where it is cut: another record.
+    assert_ne!(listed(&words[..199])["hosts"], detail["hosts"]);
 }
 
 #[test]
