@@ -96,11 +96,8 @@ impl Methods {
                         ));
                     }
                 };
-                let source = match by.proof {
-                    Proof::PeerUid(uid) => Source::User(uid),
-                    _ => Source::Local,
-                };
-                vault.unlock(entry, source, opener).await.map_err(refusal)?;
+                let unlocked = vault.unlock(entry, source_of(by), opener).await;
+                unlocked.map_err(refusal)?;
                 Ok(self.vault_status().await)
             }
             "vault.rotate" => {
@@ -115,7 +112,7 @@ impl Methods {
                     let secret = bytes(&one.secret_base64, "vault.rekey", "secretBase64")?;
                     passphrases.push((one.unlocker, secret));
                 }
-                let made = vault.rekey(entry, passphrases, p.drop).await;
+                let made = vault.rekey(entry, source_of(by), passphrases, p.drop).await;
                 let made = made.map_err(refusal)?;
                 let codes: Vec<Value> = made
                     .codes
@@ -146,7 +143,9 @@ impl Methods {
                 let export = Export::parse(p.export.to_string().as_bytes())
                     .map_err(|error| refusal(error.into()))?;
                 let passphrase = bytes(&p.passphrase_base64, "vault.import", "passphraseBase64")?;
-                let set = vault.import(entry, export, passphrase, p.replace).await;
+                let (from, replace) = (source_of(by), p.replace);
+                let set = vault.import(entry, from, export, passphrase, replace);
+                let set = set.await;
                 Ok(json!({ "imported": set.map_err(refusal)? }))
             }
             "vault.unlockers.list" => {
@@ -218,6 +217,14 @@ fn refusal(refusal: VaultRefusal) -> ErrorBody {
         details["reason"] = why.code().into();
     }
     error
+}
+
+/// Whose tries are counted.
+const fn source_of(by: &Principal) -> Source {
+    match by.proof {
+        Proof::PeerUid(uid) => Source::User(uid),
+        _ => Source::Local,
+    }
 }
 
 fn wrong(method: &str, why: &str) -> ErrorBody {

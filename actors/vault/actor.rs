@@ -1,19 +1,20 @@
 //! The room: Unsealing, then Open or Sealed, and between the two by a person's word.
 
-use super::asked::{joined, typed};
-use super::keys::{Machine, Person, Worked};
+use super::asked::joined;
+use super::keys::{Machine, Person, Try, Worked};
 use super::messages::{
-    Added, NewUnlocker, Opener, Phase, Rekeyed, Status, VaultMsg, VaultRefusal, VaultWiring, Wanted,
+    Added, NewUnlocker, Phase, Status, VaultMsg, VaultRefusal, VaultWiring, Wanted,
 };
 use super::open::of_vault;
 use super::opening::{self, Open};
 use super::rows;
+use super::tries::TRY;
 use crate::act::ActError;
 use crate::supervision::{Crash, Ctx, Reply, Room, Snapshot, TaskEnd, TaskHandle};
-use portcullis_core::audit::{Entry, Outcome, Seq};
-use portcullis_core::auth::limits::{Limiter, Limits, Source, Tried};
-use portcullis_core::vault::{Header, VaultError};
-use std::collections::VecDeque;
+use portcullis_core::audit::{Entry, Outcome};
+use portcullis_core::auth::limits::{Class, Limiter, Limits};
+use portcullis_core::vault::VaultError;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -35,17 +36,17 @@ const TRIES: Limits = Limits {
 
 /// The vault's actor.
 pub struct Vault {
-    wiring: VaultWiring,
-    ctx: Ctx<Self>,
-    state: State,
+    pub(super) wiring: VaultWiring,
+    pub(super) ctx: Ctx<Self>,
+    pub(super) state: State,
     /// scrypt runs: one at a time.
-    is_busy: bool,
-    tries: Limiter,
+    pub(super) is_busy: bool,
+    pub(super) tries: Limiter,
     /// What was taken away may still stand in the store's write-ahead log.
     to_scrub: bool,
 }
 
-enum State {
+pub(super) enum State {
     /// scrypt runs on another thread; what comes meanwhile waits (each holds a permit of the room's gate).
     Unsealing {
         waiting: VecDeque<(Instant, Wanted)>,
@@ -134,7 +135,7 @@ impl Room for Vault {
 
 impl Vault {
     /// Runs scrypt on a thread of its own. The caller has seen that none runs.
-    fn work(
+    pub(super) fn work(
         &mut self,
         name: &'static str,
         job: impl FnOnce(Machine) -> Worked + Send + 'static,
@@ -152,7 +153,7 @@ impl Vault {
         Ok(())
     }
 
-    fn unsealing(&mut self) {
+    pub(super) fn unsealing(&mut self) {
         let look = self
             .ctx
             .every("unsealing", LOOK, || VaultMsg::StillUnsealing);
@@ -171,6 +172,7 @@ impl Vault {
     async fn worked(&mut self, worked: Worked) -> Result<(), Crash> {
         self.is_busy = false;
         // The work took its time: who has gone meanwhile gets no effect, and loses no code that would never be shown again.
+        // His try counts all the same.
         if !worked.is_wanted() {
             return Ok(());
         }
@@ -218,12 +220,15 @@ impl Vault {
             }
             Worked::Imported {
                 found,
+                tried,
                 replace,
                 by,
                 reply,
             } => {
+                self.tried(tried, found.as_ref().err().copied()).await;
                 let found = match found {
-                    Ok(found) => found,
+                    Ok(found) if reply.is_wanted() => found,
+                    Ok(_) => return Ok(()),
                     Err(error) => return answer(reply, Err(error.into())),
                 };
                 let (wiring, _waiting) = (self.wiring.clone(), self.ctx.waiting());
@@ -236,33 +241,15 @@ impl Vault {
             }
             Worked::Rekeyed {
                 made,
+                tried,
                 before,
                 by,
                 reply,
-            } => self.rekeyed(made, &before, *by, reply).await,
+            } => {
+                self.tried(tried, made.as_ref().err().copied()).await;
+                self.rekeyed(made, &before, *by, reply).await
+            }
         }
-    }
-
-    async fn rekeyed(
-        &mut self,
-        made: Result<super::keys::Wrapped, VaultError>,
-        before: &Header,
-        by: Entry,
-        reply: Reply<Rekeyed, VaultRefusal>,
-    ) -> Result<(), Crash> {
-        let (wiring, _waiting) = (self.wiring.clone(), self.ctx.waiting());
-        let wrapped = match made {
-            Ok(wrapped) => wrapped,
-            Err(error) => return answer(reply, Err(error.into())),
-        };
-        let result = match self.open() {
-            Ok(open) => open.rekey(&wiring, by, before, wrapped).await,
-            Err(refusal) => Err(refusal),
-        };
-        if result.is_ok() {
-            self.ctx.notify(VaultMsg::SealAnew);
-        }
-        answer(reply, result)
     }
 
     async fn unlocked(
@@ -315,37 +302,6 @@ impl Vault {
             self.ask(wanted).await?;
         }
         Ok(())
-    }
-
-    /// Counts the try, records its end, answers.
-    async fn tell(&mut self, person: Person, said: Option<VaultError>) {
-        let Person {
-            intent,
-            tries,
-            reply,
-            ..
-        } = person;
-        if let Some((class, source)) = tries {
-            let tried = match said {
-                None => Tried::Right,
-                Some(VaultError::Wrong) => Tried::Wrong,
-                Some(_) => Tried::Not,
-            };
-            let now = self.wiring.clock.now();
-            self.tries.end(class, &source, tried, now);
-        }
-        let outcome = said.map_or_else(Outcome::ok, |error| Outcome::refused(error.code()));
-        self.record(intent, outcome).await;
-        match said {
-            None => reply.ok(()),
-            Some(error) => reply.refuse(error.into()),
-        }
-    }
-
-    async fn record(&self, intent: Seq, outcome: Outcome) {
-        if let Err(error) = self.wiring.audit.outcome(intent, outcome).await {
-            tracing::error!(target: "portcullis", intent = intent.0, %error, "an outcome could not be recorded");
-        }
     }
 
     /// A caller hears "not yet, and nothing was done" before its own deadline leaves it guessing.
@@ -416,7 +372,7 @@ impl Vault {
         self.to_scrub = scrubbed.is_err();
     }
 
-    fn open(&mut self) -> Result<&mut Open, VaultRefusal> {
+    pub(super) fn open(&mut self) -> Result<&mut Open, VaultRefusal> {
         match &mut self.state {
             State::Open(open) => Ok(open),
             State::Sealed(error) => Err(VaultRefusal::Sealed(*error)),
@@ -496,12 +452,11 @@ impl Vault {
                     return answer(reply, Err(refusal));
                 }
                 self.unsealing();
-                let person = Person {
+                let tried = Try {
                     intent,
-                    tries: None,
-                    why,
-                    reply,
+                    counted: None,
                 };
+                let person = Person { tried, why, reply };
                 self.work("init", move |machine| {
                     Worked::Unlocked(machine.new_vault(), Some(person))
                 })
@@ -516,83 +471,6 @@ impl Vault {
                 Ok(())
             }
         }
-    }
-
-    async fn intent(&self, entry: Entry) -> Result<Seq, VaultRefusal> {
-        let intent = self.wiring.audit.intent(entry).await;
-        intent.map_err(|error| ActError::CannotRecord(error).into())
-    }
-
-    /// A person opens it: counted and recorded before anything is looked at.
-    async fn unlock(
-        &mut self,
-        why: VaultError,
-        by: Entry,
-        source: Source,
-        opener: Opener,
-        reply: Reply<(), VaultRefusal>,
-    ) -> Result<(), Crash> {
-        let row = match rows::read_header(&self.wiring.store).await? {
-            Ok(Some(row)) => row,
-            Ok(None) => return answer(reply, Err(VaultError::Missing.into())),
-            Err(error) => return answer(reply, Err(error.into())),
-        };
-        if self.is_busy {
-            return answer(reply, Err(VaultRefusal::Overloaded));
-        }
-        let typed = match opener {
-            Opener::Automatic => {
-                if !row
-                    .header
-                    .unlockers()
-                    .iter()
-                    .any(|one| one.kind().is_automatic())
-                {
-                    return answer(reply, Err(VaultError::Locked.into()));
-                }
-                None
-            }
-            Opener::Typed { kind, id, secret } => {
-                match typed(&row.header, kind, id.as_deref(), secret) {
-                    Ok(typed) => Some(typed),
-                    Err(error) => return answer(reply, Err(error.into())),
-                }
-            }
-        };
-        let tries = typed.as_ref().map(|typed| (typed.class, source));
-        if let Some((class, source)) = &tries {
-            let now = self.wiring.clock.now();
-            if let Err(limited) = self.tries.begin(*class, source, now) {
-                return answer(reply, Err(VaultRefusal::Limited(limited)));
-            }
-        }
-        let named = typed.as_ref().map_or("automatic", |typed| &typed.id);
-        let entry = of_vault(by, "vault.unlock").with("unlocker", named);
-        let _waiting = self.ctx.waiting();
-        let intent = match self.intent(entry).await {
-            Ok(intent) => intent,
-            Err(refusal) => {
-                if let Some((class, source)) = &tries {
-                    let now = self.wiring.clock.now();
-                    self.tries.end(*class, source, Tried::Not, now);
-                }
-                return answer(reply, Err(refusal));
-            }
-        };
-        self.unsealing();
-        let person = Person {
-            intent,
-            tries,
-            why,
-            reply,
-        };
-        self.work("unlock", move |machine| {
-            let unlocked = match typed {
-                None => machine.unlock(Some(row)),
-                Some(typed) => Machine::unlock_by(row, &typed.id, &typed.secret),
-            };
-            Worked::Unlocked(unlocked, Some(person))
-        })
     }
 
     async fn ask_open(&mut self, wanted: Wanted) -> Result<(), Crash> {
@@ -706,26 +584,51 @@ impl Vault {
             }
             Wanted::Import {
                 by,
+                source,
                 export,
                 passphrase,
                 replace,
                 reply,
-            } => self.work("import", move |_| Worked::Imported {
-                found: export.open(&passphrase),
-                replace,
-                by,
-                reply,
-            }),
+            } => {
+                let counted = Some((Class::ExportPassphrase, source));
+                let entry = of_vault(*by.clone(), TRY).with("for", "import");
+                let tried = match self.begin(counted, entry).await {
+                    Ok(tried) => tried,
+                    Err(refusal) => return answer(reply, Err(refusal)),
+                };
+                self.work("import", move |_| Worked::Imported {
+                    found: export.open(&passphrase),
+                    tried,
+                    replace,
+                    by,
+                    reply,
+                })
+            }
             Wanted::AddUnlocker { by, new, reply } => self.add(*by, *new, reply),
             Wanted::Rekey {
                 by,
+                source,
                 passphrases,
                 drop,
                 reply,
             } => {
                 let before = Box::new(open.rows.header.clone());
+                // What names no unlocker is not looked at, and not recorded.
+                let named = passphrases.iter().map(|(id, _)| id.as_str());
+                let looked_at: BTreeSet<&str> =
+                    named.filter(|id| before.unlocker(id).is_ok()).collect();
+                let listed: Vec<&str> = looked_at.iter().copied().collect();
+                let counted = (!looked_at.is_empty()).then_some((Class::Passphrase, source));
+                let entry = of_vault(*by.clone(), TRY)
+                    .with("for", "rekey")
+                    .with("unlockers", listed.join(","));
+                let tried = match self.begin(counted, entry).await {
+                    Ok(tried) => tried,
+                    Err(refusal) => return answer(reply, Err(refusal)),
+                };
                 self.work("rekey", move |machine| Worked::Rekeyed {
                     made: machine.rekey(&before, &passphrases, &drop),
+                    tried,
                     before,
                     by,
                     reply,
@@ -764,7 +667,10 @@ impl Vault {
 }
 
 /// Answers, and crashes the room where only re-reading helps.
-fn answer<T>(reply: Reply<T, VaultRefusal>, result: Result<T, VaultRefusal>) -> Result<(), Crash> {
+pub(super) fn answer<T>(
+    reply: Reply<T, VaultRefusal>,
+    result: Result<T, VaultRefusal>,
+) -> Result<(), Crash> {
     let broken = match &result {
         Err(VaultRefusal::Act(error)) if error.must_reread() => Some(Crash::new(error)),
         _ => None,

@@ -9,13 +9,30 @@ use std::io::Read as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+/// Magic numbers (statfs(2)) of file systems whose files the kernel makes up: proc, sysfs, cgroup and cgroup2, debugfs, tracefs,
+/// securityfs, bpf, selinux, efivarfs, configfs, nsfs.
+const MADE_UP: [rustix::fs::FsWord; 12] = [
+    0x9fa0,
+    0x6265_6572,
+    0x0027_e0eb,
+    0x6367_7270,
+    0x6462_6720,
+    0x7472_6163,
+    0x7363_6673,
+    0xcafe_4a11,
+    0xf97c_ff8c,
+    0xde5e_81e4,
+    0x6265_6570,
+    0x6e73_6673,
+];
+
 /// The content of a key file or credential. Opened by descriptor, checked by descriptor, read by descriptor.
 pub(super) fn read(source: &KeySource, around: &Around) -> Result<Secret, VaultError> {
     let (path, is_credential) = match source {
         KeySource::File(path) => (PathBuf::from(path), false),
         KeySource::Credential(name) => (credential(name, around)?, true),
     };
-    if !path.is_absolute() || is_inside(&path, around.state.as_deref()) {
+    if !path.is_absolute() || is_inside(&path, around.state.as_deref()) || is_of_kernel(&path) {
         return Err(VaultError::KeyFile);
     }
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
@@ -31,6 +48,10 @@ pub(super) fn read(source: &KeySource, around: &Around) -> Result<Secret, VaultE
     if !meta.is_file() || meta.mode() & others != 0 || (meta.uid() != own && meta.uid() != 0) {
         return Err(VaultError::KeyFile);
     }
+    let kind = rustix::fs::fstatfs(&file).map_err(|_| VaultError::KeyFile)?;
+    if MADE_UP.contains(&kind.f_type) {
+        return Err(VaultError::KeyFile);
+    }
     // Room for all of it at once: a buffer that grows leaves copies behind.
     let room = usize::try_from(meta.len())
         .unwrap_or(usize::MAX)
@@ -40,6 +61,10 @@ pub(super) fn read(source: &KeySource, around: &Around) -> Result<Secret, VaultE
         .take(MAX_UNLOCK as u64 + 1)
         .read_to_end(&mut bytes)
         .map_err(|_| VaultError::KeyFile)?;
+    // What has no length, or another one than it says, is made while it is read.
+    if bytes.len() as u64 != meta.len() && bytes.len() <= MAX_UNLOCK {
+        return Err(VaultError::KeyFile);
+    }
     Ok(Secret::new(std::mem::take(&mut *bytes)))
 }
 
@@ -48,6 +73,14 @@ fn credential(name: &str, around: &Around) -> Result<PathBuf, VaultError> {
     let is_name = !name.is_empty() && !name.contains('/') && name != "." && name != "..";
     let folder = around.credentials.as_ref().filter(|_| is_name);
     Ok(folder.ok_or(VaultError::KeyFile)?.join(name))
+}
+
+/// Of `/proc`, `/sys` or `/dev`: what lies there is no key of anybody's, and another at the next start.
+fn is_of_kernel(path: &Path) -> bool {
+    let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    ["/proc", "/sys", "/dev"]
+        .iter()
+        .any(|folder| path.starts_with(folder) || real.starts_with(folder))
 }
 
 /// Who copies the state directory would copy its key with it.
@@ -63,6 +96,37 @@ fn is_inside(path: &Path, state: Option<&Path>) -> bool {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt as _;
+
+    /// The bug: a process's environment was taken for a key file, and is another at the next start.
+    #[test]
+    fn what_the_kernel_makes_up_is_no_key_file() {
+        let around = Around::default();
+        let read = |path: &str| super::read(&KeySource::File(path.to_owned()), &around).err();
+        let own = format!("/proc/{}/environ", std::process::id());
+        for made_up in [
+            "/proc/self/environ",
+            &own,
+            "/proc/thread-self/environ",
+            "/proc/self/root/proc/self/environ",
+            "/sys/kernel/notes",
+            "/dev/null",
+            "/dev/zero",
+            "/dev/random",
+            "/dev/stdin",
+        ] {
+            assert_eq!(read(made_up), Some(VaultError::KeyFile), "{made_up}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        assert_eq!(read(&pipe.display().to_string()), Some(VaultError::KeyFile));
+        // A folder may be reached by another name: the file system says what it is.
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink("/proc/self", &link).unwrap();
+        let by_link = link.join("environ").display().to_string();
+        assert_eq!(read(&by_link), Some(VaultError::KeyFile));
+    }
 
     #[test]
     fn a_key_file_is_private_whole_and_outside_the_state_and_a_credential_is_no_path() {

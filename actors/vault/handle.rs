@@ -205,19 +205,21 @@ impl VaultHandle {
     }
 
     /// A new root key and a new data key, with every unlocker made anew. Each passphrase must be given, or its unlocker
-    /// dropped; recovery codes are replaced by new ones.
+    /// dropped; recovery codes are replaced by new ones. Wrong tries of `source` are counted.
     ///
     /// # Errors
     /// [`VaultRefusal`].
     pub async fn rekey(
         &self,
         by: Entry,
+        source: Source,
         passphrases: Vec<(String, Secret)>,
         drop: Vec<String>,
     ) -> Result<Rekeyed, VaultRefusal> {
         let by = Box::new(by);
         self.ask_within(SLOW, |reply| Wanted::Rekey {
             by,
+            source,
             passphrases,
             drop,
             reply,
@@ -243,13 +245,14 @@ impl VaultHandle {
         .await
     }
 
-    /// Sets the secrets of an export; how many.
+    /// Sets the secrets of an export; how many. Wrong tries of `source` are counted.
     ///
     /// # Errors
     /// [`VaultRefusal`].
     pub async fn import(
         &self,
         by: Entry,
+        source: Source,
         export: Export,
         passphrase: Secret,
         replace: bool,
@@ -257,6 +260,7 @@ impl VaultHandle {
         let (by, export) = (Box::new(by), Box::new(export));
         self.ask_within(SLOW, |reply| Wanted::Import {
             by,
+            source,
             export,
             passphrase,
             replace,

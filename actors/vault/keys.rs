@@ -31,11 +31,16 @@ pub(super) enum Unlock {
     Made(Box<Header>),
 }
 
+/// A passphrase that is being looked at: counted and on record before.
+pub struct Try {
+    pub(super) intent: Seq,
+    /// Whose; nobody's where nothing was typed.
+    pub(super) counted: Option<(Class, Source)>,
+}
+
 /// A person who opens a sealed vault.
 pub struct Person {
-    pub(super) intent: Seq,
-    /// Whose try it is, where it can be wrong.
-    pub(super) tries: Option<(Class, Source)>,
+    pub(super) tried: Try,
     /// Why it was sealed, and stays so if this opens nothing.
     pub(super) why: VaultError,
     pub(super) reply: Reply<(), VaultRefusal>,
@@ -71,6 +76,8 @@ pub enum Worked {
     Imported {
         /// What was in it.
         found: Result<Vec<(String, Secret)>, VaultError>,
+        /// The passphrase that was tried.
+        tried: Try,
         /// May it overwrite?
         replace: bool,
         /// Who asked.
@@ -82,6 +89,8 @@ pub enum Worked {
     Rekeyed {
         /// Them.
         made: Result<Wrapped, VaultError>,
+        /// The passphrases that were tried.
+        tried: Try,
         /// What they replace.
         before: Box<Header>,
         /// Who asked.
@@ -92,13 +101,14 @@ pub enum Worked {
 }
 
 impl Worked {
-    /// Does anybody wait for it still? An unlocking and an export have an intent that is to be ended in any case.
+    /// Does anybody wait for it still? What has an intent is to be ended in any case.
     pub(super) fn is_wanted(&self) -> bool {
         match self {
-            Self::Unlocked(..) | Self::Exported { .. } => true,
+            Self::Unlocked(..)
+            | Self::Exported { .. }
+            | Self::Imported { .. }
+            | Self::Rekeyed { .. } => true,
             Self::Made { reply, .. } => reply.is_wanted(),
-            Self::Imported { reply, .. } => reply.is_wanted(),
-            Self::Rekeyed { reply, .. } => reply.is_wanted(),
         }
     }
 }
@@ -335,7 +345,12 @@ impl Machine {
                 Kind::File => {
                     let source = old.source().ok_or(VaultError::HeaderCorrupt)?;
                     let content = files::read(source, &self.around)?;
-                    old.open(&store_id, &UnlockSecret::Bytes(&content))?;
+                    let opened = old.open(&store_id, &UnlockSecret::Bytes(&content));
+                    // Nobody guesses at a file.
+                    opened.map_err(|error| match error {
+                        VaultError::Wrong => VaultError::KeyFile,
+                        other => other,
+                    })?;
                     self.of_bytes(root, &new, &content)?
                 }
                 Kind::Passphrase => {

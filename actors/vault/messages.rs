@@ -383,6 +383,8 @@ pub enum Wanted {
     Rekey {
         /// Who.
         by: Box<Entry>,
+        /// Whose tries are counted.
+        source: Source,
         /// The passphrases of those that have one, by id.
         passphrases: Vec<(String, Secret)>,
         /// Unlockers that are not to open the vault any more.
@@ -403,6 +405,8 @@ pub enum Wanted {
     Import {
         /// Who.
         by: Box<Entry>,
+        /// Whose tries are counted.
+        source: Source,
         /// The file.
         export: Box<Export>,
         /// Its passphrase.

@@ -23,6 +23,7 @@ mod opening;
 mod rows;
 #[cfg(test)]
 mod tests;
+mod tries;
 
 pub use actor::Vault;
 pub use config::VaultConfig;

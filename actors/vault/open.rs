@@ -157,16 +157,13 @@ impl Open {
         check_name(name)?;
         let (meta, secret) = self.read(wiring, Space::Secrets, name).await?;
         let mut change = self.rows.manifest.next(1);
-        let words = |words: &mut dyn Iterator<Item = &str>| words.collect::<Vec<_>>().join(",");
-        let mut entry = described(by, "vault.bind", name).with(
-            "agents",
-            words(&mut binds.agents.iter().map(String::as_str)),
-        );
+        let mut entry = described(by, "vault.bind", name)
+            .with_list("agents", binds.agents.iter().map(String::as_str));
         if let Some(hosts) = &binds.hosts {
-            entry = entry.with("hosts", words(&mut hosts.iter().map(String::as_str)));
+            entry = entry.with_list("hosts", hosts.iter().map(String::as_str));
         }
         if let Some(uses) = &binds.uses {
-            entry = entry.with("uses", words(&mut uses.iter().map(|one| one.as_str())));
+            entry = entry.with_list("uses", uses.iter().map(|one| one.as_str()));
         }
         let edit = self.sealed(&mut change, Space::Secrets, name, (meta, binds), &secret)?;
         self.change(wiring, entry, change, vec![edit], None).await

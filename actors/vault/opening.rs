@@ -6,9 +6,9 @@ use super::messages::{VaultRefusal, VaultWiring};
 use super::rows::{self, EPOCH, HEADER, HeaderRow, MANIFEST, ONLY, PAGE, Parts, Rows, Space, USED};
 use crate::act::{ActError, store_with};
 use crate::audit::AuditHandle;
-use crate::store::Op;
+use crate::store::{Op, Store};
 use crate::supervision::Crash;
-use portcullis_core::audit::{Body, Entry, Outcome, Query, Seq};
+use portcullis_core::audit::{Body, Entry, Outcome, OutcomeResult, Query, Seq};
 use portcullis_core::ids::Hash32;
 use portcullis_core::vault::{Epoch, Found, Header, Manifest, Mark, VaultError, VaultKeys};
 use serde::Deserialize;
@@ -24,6 +24,9 @@ pub(super) struct Open {
     pub marked: u64,
 }
 
+/// The act that throws a vault away.
+const DISCARD: &str = "vault.init";
+
 /// Opens it, if what lies there is what the log says. What it does to a vault of an older form, and to none, is a recorded
 /// change.
 pub(super) async fn open(
@@ -35,7 +38,7 @@ pub(super) async fn open(
         header,
         by,
     } = unlocked;
-    let mark = mark(&wiring.audit).await?;
+    let (mark, begun) = mark(&wiring.audit).await?;
     let (has_header, found) = match &header {
         Unlock::Made(_) => (false, None),
         Unlock::Stored(..) => match rows::read_manifest(&wiring.store, &keys).await? {
@@ -44,6 +47,11 @@ pub(super) async fn open(
         },
     };
     let digest = found.as_ref().map(|found| found.digest(&keys));
+    // A person threw it away, and a crash came in between: the header went first, so his word is carried out.
+    let mark = match begun {
+        Some(_) if !has_header => Mark::Discarded,
+        _ => mark,
+    };
     let verdict = match mark.judge(has_header, digest) {
         Ok(verdict) => verdict,
         Err(error) => return Ok(Err(error)),
@@ -70,7 +78,13 @@ pub(super) async fn open(
                 Err(error) => return Ok(Err(error)),
             }
         }
-        (Found::New, Unlock::Made(header), None) => made(wiring, &keys, *header).await?,
+        (Found::New, Unlock::Made(header), None) => {
+            if let Some(intent) = begun {
+                take_head(&wiring.store, intent.0).await?;
+                take_rest(&wiring.store, intent.0).await?;
+            }
+            made(wiring, &keys, *header).await?
+        }
         _ => return Ok(Err(VaultError::ManifestCorrupt)),
     };
     let opened = Entry {
@@ -115,9 +129,10 @@ pub(super) fn note(action: &str, rows: &Rows, keys: &VaultKeys) -> Entry {
     .vault_holds(rows.manifest.digest(keys))
 }
 
-/// The newest record that says which manifest must be found.
-async fn mark(audit: &AuditHandle) -> Result<Mark, Crash> {
-    let (mut limit, mut until) = (1, None);
+/// The newest record that says which manifest must be found; and behind it the one, if any, by which a person began to throw
+/// the vault away, and nobody knows whether that was done.
+async fn mark(audit: &AuditHandle) -> Result<(Mark, Option<Seq>), Crash> {
+    let (mut limit, mut until, mut begun) = (1, None, None);
     loop {
         let query = Query {
             action: Some("vault.".to_owned()),
@@ -134,7 +149,13 @@ async fn mark(audit: &AuditHandle) -> Result<Mark, Crash> {
                 _ => None,
             };
             if let Some(mark) = mark {
-                return Ok(mark);
+                return Ok((mark, begun));
+            }
+            if let Body::Intent(entry) = &one.record.body
+                && entry.action == DISCARD
+                && matches!(outcome, None | Some(OutcomeResult::Unknown { .. }))
+            {
+                begun.get_or_insert(one.record.seq);
             }
         }
         match found.first() {
@@ -142,7 +163,7 @@ async fn mark(audit: &AuditHandle) -> Result<Mark, Crash> {
                 until = Some(Seq(first.record.seq.0 - 1));
                 limit = (limit * 8).min(1_000);
             }
-            _ => return Ok(Mark::Never),
+            _ => return Ok((Mark::Never, begun)),
         }
     }
 }
@@ -241,41 +262,60 @@ async fn listed(
 const BATCH: usize = 200;
 
 /// Takes away everything that lies there, so that a new vault can be made: a person's word, when the old one cannot be
-/// opened. A stop in between leaves less of what could not be opened anyway.
+/// opened. What says that there is a vault goes first, in one commit: a stop before it leaves all as it was, and a stop after
+/// it leaves what the next opening takes away.
 pub(super) async fn clear(wiring: &VaultWiring, by: Entry) -> Result<(), VaultRefusal> {
     let VaultWiring { audit, store, .. } = wiring;
     let entry = Entry {
         object: Some("vault".to_owned()),
-        action: "vault.init".to_owned(),
+        action: DISCARD.to_owned(),
         ..by
     };
     let intent = audit.intent(entry).await.map_err(ActError::CannotRecord)?;
-    let cleared = async {
-        let kinds = Space::ALL.map(Space::kind);
-        for kind in kinds
-            .into_iter()
-            .chain([USED, PAGE, MANIFEST, EPOCH, HEADER])
-        {
-            let rows = store.list_all(kind).await.map_err(ActError::Refused)?;
-            for batch in rows.chunks(BATCH) {
-                let gone = |intent| {
-                    let delete = batch
-                        .iter()
-                        .map(|row| Op::delete_if(kind, &row.id, intent, row.rev));
-                    Ok(delete.collect())
-                };
-                store_with(store, intent.0, gone).await?;
-            }
-        }
-        Ok::<_, ActError>(())
+    let head = take_head(store, intent.0).await;
+    let has_begun = !head.as_ref().is_err_and(|error| !error.must_reread());
+    let cleared = match head {
+        Ok(()) => take_rest(store, intent.0).await,
+        Err(error) => Err(error),
     };
-    let cleared = cleared.await;
     let outcome = match &cleared {
         Ok(()) => Outcome::ok(),
+        // Begun and not done: left open, so that the next opening carries it out.
+        Err(_) if has_begun => return Ok(cleared?),
         Err(error) => Outcome::failed(error.code()),
     };
     if let Err(error) = audit.outcome(intent, outcome).await {
         tracing::error!(target: "portcullis", intent = intent.0, %error, "an outcome could not be recorded");
     }
     Ok(cleared?)
+}
+
+/// What says that there is a vault.
+async fn take_head(store: &Store, intent: u64) -> Result<(), ActError> {
+    let mut head = vec![];
+    for kind in [HEADER, MANIFEST, EPOCH, PAGE] {
+        head.extend(taken(store, kind, intent).await?);
+    }
+    for batch in head.chunks(BATCH) {
+        store_with(store, intent, |_| Ok(batch.to_vec())).await?;
+    }
+    Ok(())
+}
+
+/// All the rest of it.
+async fn take_rest(store: &Store, intent: u64) -> Result<(), ActError> {
+    for kind in Space::ALL.map(Space::kind).into_iter().chain([USED]) {
+        for batch in taken(store, kind, intent).await?.chunks(BATCH) {
+            store_with(store, intent, |_| Ok(batch.to_vec())).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn taken(store: &Store, kind: &str, intent: u64) -> Result<Vec<Op>, ActError> {
+    let rows = store.list_all(kind).await.map_err(ActError::Refused)?;
+    let gone = rows.iter();
+    Ok(gone
+        .map(|row| Op::delete_if(kind, &row.id, intent, row.rev))
+        .collect())
 }

@@ -25,6 +25,8 @@ pub enum Class {
     Passphrase,
     /// A recovery code of the vault.
     RecoveryCode,
+    /// The passphrase of an export's file.
+    ExportPassphrase,
 }
 
 /// Who guesses, as far as the kernel and a signature say; nothing of it is the client's word.

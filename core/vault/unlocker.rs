@@ -26,15 +26,15 @@ pub const MIN_KEY_FILE: usize = 32;
 pub const MAX_UNLOCK: usize = 64 * 1024;
 
 /// Cost of scrypt (RFC 7914). Floor and ceiling hold for every header that is read: a lower cost would weaken what is
-/// sealed, a higher one would let an altered header exhaust memory (128 * N * r bytes).
+/// sealed, a higher one would let an altered header exhaust memory (128 * N * r bytes: 256 MiB at most) and time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Kdf {
-    /// log2 of N, 17 to 20.
+    /// log2 of N, 17 or 18.
     pub log_n: u8,
     /// Block size, 8.
     pub r: u32,
-    /// Parallelism, 1 to 4.
+    /// Parallelism, 1 or 2.
     pub p: u32,
 }
 
@@ -47,7 +47,7 @@ impl Kdf {
     };
 
     pub(super) fn is_allowed(self) -> bool {
-        (17..=20).contains(&self.log_n) && self.r == 8 && (1..=4).contains(&self.p)
+        (17..=18).contains(&self.log_n) && self.r == 8 && (1..=2).contains(&self.p)
     }
 
     /// Slow by design: never on an actor's loop.

@@ -30,7 +30,7 @@ pub const LISTED: [&str; 2] = ["keys/SIGNING_KEYS", "secrets/ONE"];
 
 /// A cost that is run; within it, scrypt takes from half a second, so nothing here does.
 const fn is_allowed(kdf: Kdf) -> bool {
-    kdf.log_n >= 17 && kdf.log_n <= 20 && kdf.r == 8 && kdf.p >= 1 && kdf.p <= 4
+    kdf.log_n >= 17 && kdf.log_n <= 18 && kdf.r == 8 && kdf.p >= 1 && kdf.p <= 2
 }
 
 /// The header: what is taken has one to sixteen unlockers, and is the same when it is stored and read again. And a

@@ -245,3 +245,51 @@ async fn new_keys_and_unlockers_are_there_whole_or_not_at_all_after_a_kill_befor
         "kills before the nth write of a new data key, root key, an unlocker more and less: {kills}, nothing lost, nothing half"
     ));
 }
+
+/// The bug: killed in `vault init`, the gateway said that the vault had been taken away, though a person had thrown it away.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vault_that_is_thrown_away_is_there_whole_or_made_anew_after_a_kill_before_any_write() {
+    let gateway = Gateway::start();
+    gateway.vault_is_open();
+    let mut house = House {
+        gateway,
+        values: BTreeMap::new(),
+        codes: BTreeMap::new(),
+    };
+    let (mut n, mut kept, mut gone) = (1, 0, 0);
+    loop {
+        let what = format!("vault.init, killed before write {n}");
+        let mut by = admin(&house.gateway).await;
+        for k in 0..SECRETS {
+            let (name, value) = (format!("S{k}"), format!("value-{n}-{k}"));
+            let params = json!({ "name": name, "valueBase64": STANDARD.encode(&value) });
+            by.get("vault.set", params).await;
+            house.values.insert(name, value.into_bytes());
+        }
+        by.get("vault.seal", json!({})).await;
+        let killer = Killer::at(&house.gateway, n);
+        let answer = by.try_call("vault.init", json!({ "discard": true })).await;
+        drop(killer);
+        if answer.is_some_and(|answer| answer["ok"] == true) {
+            house.values.clear();
+            house.check(&what).await;
+            break;
+        }
+        house.gateway.crash_and_start();
+        house.gateway.vault_is_open();
+        let mut by = admin(&house.gateway).await;
+        let names = by.get("vault.list", json!({})).await;
+        if names["entries"].as_array().unwrap().is_empty() {
+            house.values.clear();
+            gone += 1;
+        } else {
+            kept += 1;
+        }
+        house.check(&what).await;
+        n += if is_long() { 1 } else { 3 };
+    }
+    assert!(kept > 0 && gone > 0, "{kept} whole, {gone} made anew");
+    figure(&format!(
+        "kills before the nth write of vault.init: {kept} left it whole, {gone} made anew"
+    ));
+}

@@ -1,11 +1,14 @@
 //! Unlockers, sealing and new keys, with the real cost of scrypt.
 
 use super::*;
+use crate::audit::Found;
+use portcullis_core::audit::{Body, OutcomeFilter};
 use portcullis_core::auth::limits::Source;
 use portcullis_core::vault::{KeyLabel, KeySource, Kind};
 use std::os::unix::fs::PermissionsExt as _;
 
 const PASSPHRASE: &str = "correct horse battery staple";
+const ME: Source = Source::User(1);
 
 fn typed(kind: Kind, text: &str) -> Opener {
     Opener::Typed {
@@ -333,7 +336,7 @@ async fn a_new_root_key_takes_everything_along_and_what_opened_the_old_one_opens
         let typed = typed.map(|text| (id.clone(), Secret::new(text.as_bytes().to_vec())));
         let made = house
             .vault
-            .rekey(by(), typed.into_iter().collect(), drop)
+            .rekey(by(), ME, typed.into_iter().collect(), drop)
             .await;
         made.map_err(|refusal| refusal.code())
     };
@@ -447,11 +450,11 @@ async fn an_export_has_the_newest_of_every_secret_and_an_import_is_all_or_nothin
     house_2.set("B", b"other").await.unwrap();
     let exists = house_2
         .vault
-        .import(by(), export.clone(), word(), false)
+        .import(by(), ME, export.clone(), word(), false)
         .await;
     assert_eq!(exists.map_err(|e| e.code()), Err("VAULT_EXISTS"));
     assert_eq!(house_2.value("A").await, Err("VAULT_NOT_FOUND"));
-    let set = house_2.vault.import(by(), export, word(), true).await;
+    let set = house_2.vault.import(by(), ME, export, word(), true).await;
     assert_eq!(set.map_err(|e| e.code()), Ok(2));
     assert_eq!(house_2.value("A").await, Ok(b"a-2".to_vec()));
     assert_eq!(house_2.value("B").await, Ok(b"b".to_vec()));
@@ -467,7 +470,7 @@ async fn a_stop_while_records_follow_a_new_key_goes_on_at_the_next_start() {
         house.set(name, name.as_bytes()).await.unwrap();
     }
     rows_of(at, "before");
-    house.vault.rekey(by(), vec![], vec![]).await.unwrap();
+    house.vault.rekey(by(), ME, vec![], vec![]).await.unwrap();
     // One record at a time follows here: some have, some have not.
     let stale = house
         .vault
@@ -542,4 +545,124 @@ async fn who_left_while_the_work_was_done_gets_no_effect() {
     let opener = typed(Kind::Passphrase, PASSPHRASE);
     house.unlock(1, opener).await.unwrap();
     assert_eq!(house.value("A").await, Ok(b"a".to_vec()));
+}
+
+/// The bug: `vault rekey` said of any passphrase whether it was right, as often as one liked, and no record said so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_passphrase_that_is_tried_elsewhere_than_to_unlock_is_counted_and_on_record_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let house = house_again(folder.path(), 1).await;
+    house.set("A", b"a").await.unwrap();
+    house.add(passphrase(PASSPHRASE)).await.unwrap();
+    let id = house.id(Kind::Passphrase).await;
+    let word = |text: &str| Secret::new(text.as_bytes().to_vec());
+    let rekey = async |source: Source, text: &str| {
+        let typed = vec![
+            (id.clone(), word(text)),
+            ("ffffffff".into(), word("no such")),
+        ];
+        let made = house.vault.rekey(by(), source, typed, vec![]).await;
+        made.map(|_| ()).map_err(|refusal| refusal.code())
+    };
+    for _ in 0..5 {
+        assert_eq!(
+            rekey(ME, "wrong wrong wrong").await,
+            Err("VAULT_UNLOCK_WRONG")
+        );
+    }
+    // Now the right one is not looked at either: whoever guesses learns nothing more.
+    assert_eq!(rekey(ME, PASSPHRASE).await, Err("VAULT_UNLOCK_LIMITED"));
+    // The count is one for all that takes a passphrase, and is his alone.
+    house.vault.seal(by()).await.unwrap();
+    let unlocked = house.unlock(1, typed(Kind::Passphrase, PASSPHRASE)).await;
+    assert_eq!(unlocked, Err("VAULT_UNLOCK_LIMITED"));
+    let other = house.unlock(2, typed(Kind::Passphrase, PASSPHRASE)).await;
+    assert_eq!(other, Ok(()));
+
+    let (export, _) = house.vault.export(by(), word(PASSPHRASE)).await.unwrap();
+    let import = async |text: &str| {
+        let set = house
+            .vault
+            .import(by(), ME, export.clone(), word(text), true)
+            .await;
+        set.map_err(|refusal| refusal.code())
+    };
+    for _ in 0..5 {
+        assert_eq!(import("wrong wrong wrong").await, Err("VAULT_UNLOCK_WRONG"));
+    }
+    assert_eq!(import(PASSPHRASE).await, Err("VAULT_UNLOCK_LIMITED"));
+
+    let query = |outcome| Query {
+        action: Some("vault.try".into()),
+        outcome: Some(outcome),
+        limit: 100,
+        ..Query::default()
+    };
+    let refused = house
+        .audit
+        .query(query(OutcomeFilter::Refused))
+        .await
+        .unwrap();
+    let count = |what: &str| {
+        let of = |found: &&Found| {
+            let Body::Intent(entry) = &found.record.body else {
+                return false;
+            };
+            entry.detail["for"] == what
+                && entry.detail.get("unlockers").is_none_or(|all| *all == id)
+        };
+        refused.iter().filter(of).count()
+    };
+    assert_eq!((count("rekey"), count("import")), (5, 5));
+    // The right one, by somebody else, is one try more and not a wrong one.
+    assert_eq!(rekey(Source::User(3), PASSPHRASE).await, Ok(()));
+    let right = house.audit.query(query(OutcomeFilter::Ok)).await.unwrap();
+    assert_eq!(right.len(), 1);
+    house.end().await;
+}
+
+/// The bug: a kill in `vault init` left a state that said `VAULT_MISSING`, though a person had thrown the vault away.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vault_that_a_person_throws_away_is_there_or_made_anew_wherever_a_kill_comes() {
+    for taken in [
+        None,
+        // As one commit takes it, and the records are still there.
+        Some("kind IN ('vault.header', 'vault.manifest', 'vault.page')"),
+        // All of it, and the outcome is missing.
+        Some("1"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let at = folder.path();
+        let house = house_again(at, 1).await;
+        house.set("A", b"a").await.unwrap();
+        let begun = Entry {
+            object: Some("vault".into()),
+            ..Entry::new("vault.init")
+        };
+        house.audit.intent(begun).await.unwrap();
+        house.end().await;
+        if let Some(taken) = taken {
+            take_away(at, taken);
+        }
+        let house = house_again(at, 2).await;
+        let found = house.value("A").await;
+        match taken {
+            None => assert_eq!(found, Ok(b"a".to_vec())),
+            Some(_) => {
+                assert_eq!(found, Err("VAULT_NOT_FOUND"));
+                assert_eq!(house.vault.list().await.unwrap(), []);
+            }
+        }
+        house.set("B", b"b").await.unwrap();
+        house.end().await;
+        // Once: a vault that is taken away after that is missing.
+        take_away(
+            at,
+            "kind IN ('vault.header', 'vault.manifest', 'vault.page')",
+        );
+        let house = house_again(at, 3).await;
+        let status = house.vault.status().await.unwrap();
+        assert_eq!(status.code, Some("VAULT_MISSING"));
+        house.end().await;
+    }
 }
