@@ -9,6 +9,9 @@ use crate::auth::ScopeSet;
 use crate::ids::Hash32;
 use crate::time::Millis;
 
+/// A view that reloads itself is one reading of the log for so long; then it is on record anew.
+const READING_MS: u64 = 15 * 60_000;
+
 /// How long things last, and how many there may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -53,7 +56,10 @@ pub struct Session {
     pub by: String,
     /// When it was opened.
     pub since: Millis,
+    /// Its reading of the audit log is on record, and not for long.
+    pub reads: bool,
     used: Millis,
+    read: Option<Millis>,
 }
 
 /// All codes and sessions.
@@ -120,7 +126,9 @@ impl Sessions {
             scopes,
             by,
             since: now,
+            reads: false,
             used: now,
+            read: None,
         };
         self.live.insert(session, opened.clone());
         Ok(opened)
@@ -145,7 +153,15 @@ impl Sessions {
         if touch {
             live.used = now;
         }
+        live.reads = live.read.is_some_and(|at| now.since(at) < READING_MS);
         Ok(live.clone())
+    }
+
+    /// The log has been opened for it, on record: what its view reloads now is the same reading.
+    pub fn read(&mut self, session: Hash32, now: Millis) {
+        if let Some(live) = self.live.get_mut(&session) {
+            live.read = Some(now);
+        }
     }
 
     /// Ends one; no matter whether it lived.
@@ -222,6 +238,21 @@ mod tests {
             books.redeem(hash(3), hash(7), Millis(MINUTE)),
             Err(SessionRefusal::BadCode)
         );
+    }
+
+    #[test]
+    fn a_reading_of_the_log_is_one_for_a_quarter_of_an_hour_and_of_its_session_only() {
+        let mut books = books();
+        for n in [1, 2] {
+            books.mint(hash(n), admin(), String::new(), Millis(0));
+            let opened = books.redeem(hash(n), hash(8 + n), Millis(0)).unwrap();
+            assert!(!opened.reads);
+        }
+        assert!(!books.check(hash(9), false, Millis(1)).unwrap().reads);
+        books.read(hash(9), Millis(1));
+        let mut reads = |session, at| books.check(hash(session), false, Millis(at)).unwrap().reads;
+        assert!(reads(9, READING_MS) && !reads(10, 2));
+        assert!(!reads(9, READING_MS + 1));
     }
 
     #[test]

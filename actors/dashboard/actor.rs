@@ -54,6 +54,10 @@ impl Room for Dashboard {
             } => {
                 reply.send(self.books.check(session.hash(), touch, self.now()));
             }
+            DashboardMsg::Read { session, reply } => {
+                self.books.read(session.hash(), self.now());
+                reply.ok(());
+            }
             DashboardMsg::End { session, reply } => {
                 self.books.end(session.hash());
                 reply.ok(());

@@ -62,6 +62,15 @@ impl DashboardHandle {
         .await
     }
 
+    /// The audit log was opened for this session, on record: what its view reloads is the same reading.
+    ///
+    /// # Errors
+    /// [`DashboardError::Room`] only.
+    pub async fn read(&self, session: Secret) -> Result<(), DashboardError> {
+        self.ask(|reply| DashboardMsg::Read { session, reply })
+            .await
+    }
+
     /// Ends one session.
     ///
     /// # Errors

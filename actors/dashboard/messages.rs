@@ -64,6 +64,10 @@ pub enum DashboardMsg {
         touch: bool,
         reply: Reply<Session, SessionRefusal>,
     },
+    Read {
+        session: Secret,
+        reply: Reply<(), SessionRefusal>,
+    },
     End {
         session: Secret,
         reply: Reply<(), SessionRefusal>,

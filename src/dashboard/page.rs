@@ -376,12 +376,18 @@ impl<C: Calls> Page<C> {
     ) -> Answer {
         let principal = visitor.principal();
         let read = |method, params| self.call(&principal, method, params, READ_WITHIN);
+        // Whoever asks for the part that reloads, and never opened the page, opens the log.
+        let again = live && visitor.session.reads;
         let (approvals, devices, records, state) = tokio::join!(
             read("exec.approval.list", json!({})),
             read("device.pair.list", json!({})),
-            read("audit.tail", json!({ "limit": RECORDS, "again": live })),
+            read("audit.tail", json!({ "limit": RECORDS, "again": again })),
             read("status", json!({})),
         );
+        if !again && records.is_ok() {
+            // Not noted, the next view is on record once more.
+            let _ = self.sessions.read(visitor.key.clone()).await;
+        }
         // Looked at here, and told by `status`: who may not ask that is not shown it either.
         let tree = method::admit(&principal, "status").map(|()| self.tree.look());
         let content = Content {

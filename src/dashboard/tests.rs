@@ -17,7 +17,10 @@ use serde_json::{Value, json};
 use super::{Calls, Page, PageConfig};
 
 #[derive(Clone, Default)]
-struct Scripted(Arc<Mutex<Vec<(String, Value)>>>, Records);
+struct Scripted(Arc<Mutex<Vec<(String, Value)>>>, Records, Reads);
+
+/// What was asked of the log's end.
+type Reads = Arc<Mutex<Vec<Value>>>;
 
 /// What was recorded, and whether the log takes records at all.
 type Records = Arc<Mutex<(Vec<Entry>, bool)>>;
@@ -43,10 +46,13 @@ impl Calls for Scripted {
                 json!({"pending": [{"requestId": "req-1", "deviceId": "abcd".repeat(16),
                 "displayName": "<img src=x onerror=1>", "role": "operator", "scopes": ["operator.read"], "ts": 0}], "paired": []}),
             ),
-            "audit.tail" => Ok(
-                json!({"records": [{"seq": 7, "wall_ms": 0, "kind": "event", "action": "page.login",
-                "principal": "uid:0"}], "head": {"seq": 7, "hash": "ab12"}}),
-            ),
+            "audit.tail" => {
+                self.2.lock().unwrap().push(params);
+                Ok(
+                    json!({"records": [{"seq": 7, "wall_ms": 0, "kind": "event", "action": "page.login",
+                    "principal": "uid:0"}], "head": {"seq": 7, "hash": "ab12"}}),
+                )
+            }
             // Never answers: the page must come all the same.
             "status" => std::future::pending().await,
             _ => {
@@ -523,4 +529,85 @@ async fn cookie_and_origin_are_judged_by_how_the_request_came() {
             assert_eq!(got.status, status);
         }
     }
+}
+
+/// Every way to read over HTTP, by every scope alone: who lacks a part's scope has no word of it, and it is not asked for.
+#[tokio::test(start_paused = true)]
+async fn each_door_of_the_page_shows_a_session_what_its_scopes_are_for_and_no_more() {
+    let setup = setup().await;
+    let parts = [
+        ("/bin/sh", Scope::Approvals),
+        ("abcd abcd", Scope::Pairing),
+        ("page.login", Scope::Auditor),
+    ];
+    let all = [
+        Scope::Read,
+        Scope::Approvals,
+        Scope::Pairing,
+        Scope::Auditor,
+        Scope::Admin,
+    ];
+    for scope in all {
+        let code = setup.code(&[scope]).await;
+        let body = format!("code={code}");
+        let login = setup.send("POST", "/login", &[FORM, ORIGIN], &body).await;
+        let cookie = login.header("set-cookie").split(';').next().unwrap();
+        let cookie = [("cookie", cookie)];
+        let held: ScopeSet = [scope].into_iter().collect();
+        for path in ["/live", "/", "/seen", "/seen/proof?old=1&new=2"] {
+            setup.calls.0.lock().unwrap().clear();
+            setup.calls.2.lock().unwrap().clear();
+            let got = setup.send("GET", path, &cookie, "").await;
+            let shows_parts = matches!(path, "/" | "/live");
+            for (mark, needs) in &parts {
+                let may = held.allows(*needs) && shows_parts;
+                assert_eq!(got.body.contains(mark), may, "{path} {scope:?} {mark}");
+            }
+            let may = held.allows(Scope::Auditor) && shows_parts;
+            let asked = setup.calls.2.lock().unwrap().len();
+            assert_eq!(asked, usize::from(may), "{path} {scope:?}");
+            // What is behind the proof of the log is open to whoever holds any scope, and to nobody else.
+            let proof = setup.calls.0.lock().unwrap().len();
+            assert_eq!(proof, usize::from(!shows_parts), "{path} {scope:?}");
+        }
+    }
+    // Without a session, or with one that may nothing.
+    for path in ["/live", "/", "/seen", "/seen/proof?old=1&new=2"] {
+        let got = setup.send("GET", path, &[], "").await;
+        assert_eq!(got.header("location"), "/login", "{path}");
+    }
+    let (cookie, _) = setup.login(&[]).await;
+    setup.calls.0.lock().unwrap().clear();
+    setup.calls.2.lock().unwrap().clear();
+    for path in ["/live", "/", "/seen", "/seen/proof?old=1&new=2"] {
+        let got = setup.send("GET", path, &[("cookie", &cookie)], "").await;
+        for (mark, _) in &parts {
+            assert!(!got.body.contains(mark), "{path} {mark}");
+        }
+    }
+    assert!(setup.calls.0.lock().unwrap().is_empty() && setup.calls.2.lock().unwrap().is_empty());
+    setup.tree.stop().await;
+}
+
+/// The bug: whoever asked for `/live` alone read the log, and no record said so.
+#[tokio::test(start_paused = true)]
+async fn the_part_that_reloads_is_a_reading_of_its_own_where_the_page_was_not_opened() {
+    let setup = setup().await;
+    let code = setup.code(&[Scope::Auditor]).await;
+    let body = format!("code={code}");
+    let login = setup.send("POST", "/login", &[FORM, ORIGIN], &body).await;
+    let cookie = login.header("set-cookie").split(';').next().unwrap();
+    let cookie = [("cookie", cookie)];
+    let unrecorded = async |path: &str| {
+        setup.send("GET", path, &cookie, "").await;
+        setup.calls.2.lock().unwrap().pop().unwrap()["again"] == true
+    };
+    assert!(!unrecorded("/live").await);
+    assert!(unrecorded("/live").await);
+    // Who goes on looking is on record every quarter of an hour, and each time that he opens the page.
+    tokio::time::sleep(std::time::Duration::from_mins(16)).await;
+    assert!(!unrecorded("/live").await);
+    assert!(!unrecorded("/").await);
+    assert!(unrecorded("/live").await);
+    setup.tree.stop().await;
 }
