@@ -16,6 +16,10 @@ use crate::supervision::{Allowance, Taken};
 /// Read and thrown away in one go after a fault, bytes.
 const THROWN: usize = 4096;
 
+/// A Pong of its own, as a client would send it: masked with nothing, and of nothing.
+const FILL: usize = 131;
+const FILL_HEAD: [u8; 6] = [0x8a, 0x80 | 125, 0, 0, 0, 0];
+
 /// A byte stream of either kind.
 #[derive(Debug)]
 pub enum Stream {
@@ -35,6 +39,8 @@ pub struct Io {
     scan: Scan,
     /// Nothing more is delivered: what comes is thrown away, so that the last words are not lost to a reset.
     deaf: bool,
+    /// Bytes of fill that are to be delivered yet.
+    fill: usize,
 }
 
 impl Io {
@@ -46,6 +52,7 @@ impl Io {
             early: Bytes::copy_from_slice(early),
             scan: Scan::new(),
             deaf: false,
+            fill: 0,
         }
     }
 
@@ -57,6 +64,29 @@ impl Io {
     /// A message that has begun and is not there yet.
     pub(super) fn unfinished(&self) -> Option<Unfinished> {
         self.scan.unfinished()
+    }
+
+    /// The protocol library hands a message out of its reading buffer and goes on behind it: what has passed lies there until the
+    /// buffer is full. So it is filled, with Pongs that nobody sent, and the library takes another: then who holds the message
+    /// holds all of the old one, and can overwrite it. How many Pongs will come.
+    pub(super) fn fill(&mut self, buffer: usize) -> usize {
+        let pongs = buffer.div_ceil(FILL) + 1;
+        self.fill += pongs * FILL;
+        pongs
+    }
+
+    /// Between two frames only, and what has begun is finished first.
+    fn give_fill(&mut self, buf: &mut ReadBuf<'_>) -> bool {
+        let within = !self.fill.is_multiple_of(FILL);
+        if self.fill == 0 || !(within || self.scan.is_between()) {
+            return false;
+        }
+        while self.fill > 0 && buf.remaining() > 0 {
+            let at = (FILL - self.fill % FILL) % FILL;
+            buf.put_slice(&[FILL_HEAD.get(at).copied().unwrap_or(0)]);
+            self.fill -= 1;
+        }
+        true
     }
 
     /// From here on what comes is thrown away.
@@ -94,6 +124,9 @@ impl AsyncRead for Io {
         let this = self.get_mut();
         if this.deaf {
             return this.poll_thrown(cx);
+        }
+        if this.give_fill(buf) {
+            return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
         if this.early.is_empty() {

@@ -107,6 +107,11 @@ impl Scan {
         }
     }
 
+    /// No frame has begun that is not there yet.
+    pub const fn is_between(&self) -> bool {
+        self.payload_left == 0 && self.have == 0
+    }
+
     /// What has begun and is not there yet.
     pub fn unfinished(&self) -> Option<Unfinished> {
         let is_under_way = self.open || self.payload_left > 0 || self.have > 0;

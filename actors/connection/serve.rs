@@ -5,13 +5,14 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::stream::{self, FuturesUnordered, SelectAll};
 use futures_util::{FutureExt as _, Sink as _, SinkExt as _, Stream, StreamExt as _};
 use portcullis_core::auth::{Principal, Role};
 use portcullis_core::codes;
 use portcullis_core::protocol::frame::ErrorBody;
 use portcullis_core::protocol::limits::{CLOSE_REASON, FRAME, PING_MS, TICK_MS, WRONG_ROLE_CALLS};
-use portcullis_core::protocol::{Encoding, FrameError, Wire};
+use portcullis_core::protocol::{Encoding, FrameError, Wire, method};
 use portcullis_core::signing::frame::{FrameRefusal, Keys};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -22,6 +23,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role as WsRole, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tracing::Instrument as _;
+use zeroize::Zeroize as _;
 
 use super::actor::{CLOSE_GRACE, ConnectionWiring};
 use super::answer;
@@ -36,6 +38,8 @@ use crate::supervision::{Flag, FlagReader};
 
 /// Frames answered before the loop looks at its timers and events again.
 const BURST: usize = 64;
+/// Bytes. The library's default is 131 KB a socket; two KiB hold a burst of sixteen requests.
+const READ_BUFFER: usize = 2_048;
 /// Frames of the connection's own runs and requests that wait for the socket.
 const OUT_DEPTH: usize = 8;
 /// To a client that asked for MessagePack and sends text.
@@ -159,8 +163,7 @@ pub(super) async fn serve(
 /// The socket's end of the protocol, for messages up to a size.
 pub(super) async fn open(io: Io, frame_max: usize) -> Ws {
     let mut config = WebSocketConfig::default();
-    // Default read buffer: 131 KB a socket. Two KiB hold a burst of sixteen requests.
-    config.read_buffer_size = 2048;
+    config.read_buffer_size = READ_BUFFER;
     config.write_buffer_size = 16 * 1024;
     config.max_message_size = Some(frame_max);
     config.max_frame_size = Some(frame_max);
@@ -246,6 +249,12 @@ struct Session {
     idle: Idle,
     /// Every frame is signed, both ways.
     signing: Option<Keys>,
+    /// The frame that was just read brought a secret.
+    brought_secret: bool,
+    /// Such frames, until nothing else holds their bytes.
+    to_wipe: Vec<Bytes>,
+    /// Frames to come that nobody sent ([`Io::fill`]).
+    fill: usize,
 }
 
 pub(super) type Ws = WebSocketStream<Io>;
@@ -289,6 +298,9 @@ impl Session {
             write_within,
             idle: Idle::new(),
             signing: shaken.signing,
+            brought_secret: false,
+            to_wipe: Vec::new(),
+            fill: 0,
         }
     }
 
@@ -357,7 +369,7 @@ impl Session {
                     }
                     Side::Ping => {
                         unanswered_pings += 1;
-                        self.feed(ws, Message::Ping(bytes::Bytes::new())).await
+                        self.feed(ws, Message::Ping(Bytes::new())).await
                     }
                 },
             };
@@ -403,21 +415,38 @@ impl Session {
                 Message::Binary(bytes) => keys.to_server.open(now, bytes),
                 _ => Err(FrameRefusal::Unsigned),
             };
-            return match opened {
+            let step = match opened {
                 Ok(bytes) => self.request(ws, bytes).await,
                 Err(refusal) => end(1008, &refusal.to_string()),
             };
+            if let Some(Ok(message)) = frame {
+                self.wipe_later(ws, message.into_data());
+            }
+            return step;
         }
         match frame {
             Some(Ok(Message::Text(text))) => match self.conn.encoding {
-                Encoding::Json => self.request(ws, text.as_bytes()).await,
+                Encoding::Json => {
+                    let step = self.request(ws, text.as_bytes()).await;
+                    self.wipe_later(ws, text.into());
+                    step
+                }
                 Encoding::MsgPack => end(1003, WRONG_KIND),
             },
             Some(Ok(Message::Binary(bytes))) => match self.conn.encoding {
                 // As with the peer: passed over (wire.md section 1).
                 Encoding::Json => self.asks_nothing(),
-                Encoding::MsgPack => self.request(ws, &bytes).await,
+                Encoding::MsgPack => {
+                    let step = self.request(ws, &bytes).await;
+                    self.wipe_later(ws, bytes);
+                    step
+                }
             },
+            Some(Ok(Message::Pong(_))) if self.fill > 0 => {
+                self.fill -= 1;
+                self.wipe();
+                Ok(())
+            }
             Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {
                 self.asks_nothing()
             }
@@ -431,6 +460,28 @@ impl Session {
                 None => Err(None),
             },
             None => Err(None),
+        }
+    }
+
+    /// A frame that brought a secret is overwritten as soon as the protocol library has let go of it.
+    fn wipe_later(&mut self, ws: &mut Ws, frame: Bytes) {
+        if std::mem::take(&mut self.brought_secret) {
+            self.to_wipe.push(frame);
+            self.fill += ws.get_mut().fill(READ_BUFFER);
+        }
+    }
+
+    fn wipe(&mut self) {
+        let held = std::mem::take(&mut self.to_wipe);
+        for frame in held {
+            match frame.try_into_mut() {
+                Ok(mut alone) => alone.as_mut().zeroize(),
+                Err(shared) => self.to_wipe.push(shared),
+            }
+        }
+        if self.fill == 0 {
+            // It never lets go: kept, it would be one copy all the same.
+            self.to_wipe.clear();
         }
     }
 
@@ -448,6 +499,7 @@ impl Session {
                     .await;
             }
         };
+        self.brought_secret = method::brings_secret(&request.method);
         if request.method == "health" {
             self.wrong_roles = 0;
             if let Err(error) = answer::params_of("health", request.params) {

@@ -128,6 +128,20 @@ pub const EVENTS: &[&str] = &[
     "node.invoke.cancel",
 ];
 
+/// Do its params hold a secret? Then no buffer keeps its frame.
+pub fn brings_secret(method: &str) -> bool {
+    matches!(
+        method,
+        "vault.set"
+            | "vault.unlock"
+            | "vault.rekey"
+            | "vault.export"
+            | "vault.import"
+            | "vault.unlockers.add"
+            | "auth.password.set"
+    )
+}
+
 /// The scope that hearing an event needs; `None`: everyone (wire.md section 8).
 pub fn event_scope(event: &str) -> Option<Scope> {
     match event {
