@@ -218,6 +218,29 @@ impl Approval {
         })
     }
 
+    /// With the policy under which somebody decides, and the document that his word sets. Of a change of the document itself
+    /// that policy is the document before.
+    fn judged(&self, mut entry: Entry, step: &Step) -> Entry {
+        let document = step.puts.iter().find_map(|put| match put {
+            Put::Document(document) => Some(document),
+            _ => None,
+        });
+        let plan = step.puts.iter().find_map(|put| match put {
+            Put::Record(record) => record.plan(),
+            _ => None,
+        });
+        let policy = match (document, plan) {
+            (None, Some(plan)) => self.policy_hash(&plan.agent),
+            _ => portcullis_core::audit::Hash32(self.machine.policy().hash.0),
+        };
+        if let Some(document) = document {
+            let digest = Hash32::of(document.to_string().as_bytes());
+            entry = entry.with("document", digest.to_string());
+        }
+        entry.policy_hash = Some(policy);
+        entry
+    }
+
     fn policy_hash(&self, agent: &AgentId) -> portcullis_core::audit::Hash32 {
         portcullis_core::audit::Hash32(self.machine.policy_hash(agent).0)
     }
@@ -354,7 +377,7 @@ impl Approval {
                     decision: Some(word.as_str().to_owned()),
                     ..entry_of(&by.principal)
                 };
-                let entry = about(entry, &step);
+                let entry = self.judged(about(entry, &step), &step);
                 self.make(entry, step).await.map(|()| true)
             }
             Err(refusal) => Err(refusal.into()),
@@ -416,7 +439,8 @@ impl Approval {
                     action: "approval.policy.set".to_owned(),
                     ..entry
                 };
-                let made = self.make(about(entry, &step), step).await;
+                let entry = self.judged(about(entry, &step), &step);
+                let made = self.make(entry, step).await;
                 made.map(|()| PolicyChange::Applied(self.machine.policy()))
             }
             Ok(PolicySet::Ask(id, step)) => {
@@ -425,7 +449,8 @@ impl Approval {
                     action: "approval.requested".to_owned(),
                     ..entry
                 };
-                let made = self.make_event(about(entry, &step), step).await;
+                let entry = self.judged(about(entry, &step), &step);
+                let made = self.make_event(entry, step).await;
                 made.map(|()| PolicyChange::Pending { id, expires_at })
             }
             Err(refusal) => Err(refusal.into()),

@@ -13,7 +13,7 @@ use crate::pairing::{PairingConfig, PairingHandle, PairingWiring};
 use crate::store::{Op, Store};
 use crate::supervision::{Feed, FeedItem, FeedReader, Intensity, Tree, TreeBuilder};
 use portcullis_core::approval::{Agents, PlanSealer, Refusal, Status, Word, record_json};
-use portcullis_core::audit::{BootId, Entry, Query, Seq};
+use portcullis_core::audit::{Body, BootId, Entry, Query, Seq};
 use portcullis_core::auth::{Door, Principal, Proof, Role, Scope};
 use portcullis_core::identity::Identity;
 use portcullis_core::ids::{AgentId, ApprovalId, Hash32};
@@ -299,6 +299,11 @@ async fn a_question_outlives_the_process_and_its_answer_is_used_once() {
         ..Query::default()
     };
     let said = third.audit.query(said).await.unwrap();
+    // The bug: the record of his word did not say under which policy he gave it.
+    let Body::Intent(entry) = &said[0].record.body else {
+        panic!("an act")
+    };
+    assert_eq!(entry.policy_hash, Some(ground.policy_hash));
     // Using the answer wrote its row anew, under the act's own intent.
     assert!(proof.recorded > said[0].record.seq);
     third.end().await;

@@ -224,3 +224,31 @@ async fn a_question_that_is_asked_ahead_names_the_secret_and_no_node_gets_one() 
     assert_eq!(end["payload"]["exitCode"], 0, "{end}");
     assert_eq!(out, "planted-1\n");
 }
+
+/// The bug: an agent tried one secret after the other in its sandbox, and no record said so.
+#[test]
+fn a_secret_that_is_refused_is_on_record_with_who_asked_for_which() {
+    let gateway = gateway();
+    let (code, _, err) = run(&gateway, &["--agent", "other", "--secret", "WANTED=KEY"]);
+    assert_eq!(code, 125);
+    assert!(err.contains("VAULT_NOT_BOUND"), "{err}");
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let record = loop {
+        let found = gateway.json(&["audit", "query", "--action", "exec.refused"]);
+        if let Some(one) = found["records"].as_array().and_then(|all| all.first()) {
+            break one["record"].clone();
+        }
+        assert!(std::time::Instant::now() < end, "{found}");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    };
+    let detail = &record["detail"];
+    assert_eq!(
+        (&detail["code"], &detail["agent"], &detail["secrets"]),
+        (
+            &json!("VAULT_NOT_BOUND"),
+            &json!("other"),
+            &json!(r#"["WANTED=KEY"]"#)
+        ),
+        "{record}"
+    );
+}

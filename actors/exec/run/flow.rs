@@ -175,7 +175,15 @@ impl Flow {
     /// What policy refused stands in the log too, and what was tried outside the sandbox; the refusal itself does not wait
     /// for it to be there.
     async fn record_refusal(&self, refusal: &ExecRefusal) {
-        let by_policy = [codes::ELEVATED_DISABLED, codes::POLICY_DENIED].contains(&refusal.code);
+        // A secret that was asked for and not given is told too, whatever the target.
+        let by_policy = [
+            codes::ELEVATED_DISABLED,
+            codes::POLICY_DENIED,
+            codes::VAULT_NOT_BOUND,
+            codes::VAULT_NOT_FOUND,
+            codes::SECRET_NOT_FOR_NODES,
+        ]
+        .contains(&refusal.code);
         if !by_policy && (self.request.target == Target::Sandbox || refusal.code.retryable) {
             return;
         }
@@ -190,6 +198,19 @@ impl Flow {
             "command",
             portcullis_core::display::redacted_line(&self.request.argv),
         );
+        let wiring = &self.wiring;
+        let own = wiring.agents.get(&self.request.agent);
+        let mut asked = own.unwrap_or(&wiring.every).secrets.clone();
+        asked.extend(self.request.secrets.clone());
+        let asked: Vec<String> = asked
+            .iter()
+            .map(|(variable, name)| format!("{variable}={name}"))
+            .collect();
+        let entry = if asked.is_empty() {
+            entry
+        } else {
+            entry.with_list("secrets", asked.iter().map(String::as_str))
+        };
         self.note(Note::Refused(Box::new(entry)));
     }
 
