@@ -24,6 +24,18 @@ const PIDS: u32 = 16;
 /// Longest time for the whole proof.
 const WITHIN: Duration = Duration::from_secs(20);
 
+/// What to do about it. A full disk says nothing of walls.
+fn fix(reason: &str) -> &'static str {
+    let full = [rustix::io::Errno::NOSPC, rustix::io::Errno::DQUOT];
+    let is_full = |errno| reason.contains(&io::Error::from(errno).to_string());
+    if full.into_iter().any(is_full) {
+        return "free disk space under the state directory: the trial's files did not fit; it is tried again";
+    }
+    "the walls that did not hold are named; usual causes: user namespaces that are switched off (sysctl \
+     kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns), no seccomp in the kernel, an \
+     engine without its own limits"
+}
+
 /// Starts a box, lets the trial run in it, and compares what it says with what a box must be.
 ///
 /// # Errors
@@ -33,15 +45,10 @@ pub async fn prove(
     context: &ProbeContext,
     ceilings: bool,
 ) -> Result<(), DriverError> {
-    let none = |reason: String| {
-        DriverError::NoDriver {
+    let none = |reason: String| DriverError::NoDriver {
         driver: driver.name(),
+        fix: fix(&reason).to_owned(),
         reason,
-        fix: "the walls that did not hold are named; usual causes: user namespaces that are switched off (sysctl \
-              kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns), no seccomp in the kernel, an \
-              engine without its own limits"
-            .to_owned(),
-    }
     };
     let id = BoxId::new(&random_hex(6).map_err(|error| none(error.to_string()))?)
         .map_err(|error| none(error.to_string()))?;
@@ -268,6 +275,16 @@ pub fn random_hex(bytes: usize) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The bug: on a full disk one was told to look at user namespaces.
+    #[test]
+    fn a_trial_that_did_not_fit_on_the_disk_says_so_and_blames_no_wall() {
+        for errno in [rustix::io::Errno::NOSPC, rustix::io::Errno::DQUOT] {
+            let reason = format!("trial: {}", io::Error::from(errno));
+            assert!(fix(&reason).starts_with("free disk space"), "{reason}");
+        }
+        assert!(fix("a trial box did not hold: CapEff").starts_with("the walls"));
+    }
 
     fn good() -> (BTreeMap<String, String>, u32) {
         let uid = 65_533;

@@ -12,6 +12,13 @@ use rustix::fs::FlockOperation;
 use crate::above;
 use crate::cli::Failure;
 
+/// The state is this process's until it is dropped. The file has the pid for whoever is refused; it can be taken away, and the
+/// folder under a running gateway cannot.
+pub struct Lock {
+    _file: File,
+    _folder: File,
+}
+
 /// How long a lock that is held is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_millis(300);
 
@@ -105,7 +112,7 @@ fn check(folder: &Path, mode: u32) -> Result<(), Failure> {
 }
 
 /// One process a state directory: held until the file is dropped, also by the kernel when the process dies.
-pub async fn lock(state: &Path) -> Result<File, Failure> {
+pub async fn lock(state: &Path) -> Result<Lock, Failure> {
     let path = state.join("lock");
     let failed = |e: io::Error| Failure::io(codes::STATE_MODE, path.display(), &e);
     let mut file = OpenOptions::new()
@@ -117,8 +124,12 @@ pub async fn lock(state: &Path) -> Result<File, Failure> {
         .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
         .open(&path)
         .map_err(failed)?;
+    let folder = File::open(state).map_err(failed)?;
+    let locks = |file: &File| rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive);
     // What a killed gateway was just starting holds its lock until that is executed: moments, and no other gateway.
-    let free = || rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
+    // Some network file systems lock no folders; there the file alone is what is held.
+    let free =
+        || locks(&file).is_ok() && !matches!(locks(&folder), Err(rustix::io::Errno::WOULDBLOCK));
     let until = Instant::now() + LOCK_PATIENCE;
     let mut is_ours = free();
     while !is_ours && Instant::now() < until {
@@ -129,17 +140,20 @@ pub async fn lock(state: &Path) -> Result<File, Failure> {
         let mut pid = String::new();
         // Who holds it is a courtesy: that it is held is the fact.
         let _ = file.read_to_string(&mut pid);
+        let pid = match pid.trim() {
+            "" => "whose lock file was removed".to_owned(),
+            pid => format!("pid {pid}"),
+        };
         return Err(Failure::of(
             codes::STATE_LOCKED,
-            format!(
-                "another gateway (pid {}) uses {}",
-                pid.trim(),
-                state.display()
-            ),
+            format!("another gateway ({pid}) uses {}", state.display()),
         ));
     }
     file.set_len(0).map_err(failed)?;
     file.rewind().map_err(failed)?;
     writeln!(file, "{}", std::process::id()).map_err(failed)?;
-    Ok(file)
+    Ok(Lock {
+        _file: file,
+        _folder: folder,
+    })
 }

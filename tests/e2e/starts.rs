@@ -37,6 +37,22 @@ async fn a_second_daemon_is_refused_with_the_pid_of_the_first() {
     by_token(&gateway, &[]).await;
 }
 
+/// The bug: the lock file was removed beside a running gateway, and a second one wrote into its state.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_daemon_is_refused_though_the_lock_file_was_removed_or_replaced() {
+    let mut gateway = Gateway::start();
+    let lock = gateway.state().join("lock");
+    std::fs::remove_file(&lock).unwrap();
+    refused(&gateway, "STATE_LOCKED", 1);
+    std::fs::remove_file(&lock).unwrap();
+    std::fs::write(&lock, "1\n").unwrap();
+    mode(&lock, 0o600);
+    refused(&gateway, "STATE_LOCKED", 1);
+    by_token(&gateway, &[]).await;
+    gateway.kill();
+    gateway.launch();
+}
+
 #[test]
 fn a_state_folder_that_others_can_reach_is_refused_with_its_chmod() {
     let mut gateway = Gateway::prepared(&[]);
