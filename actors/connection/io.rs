@@ -18,7 +18,7 @@ const THROWN: usize = 4096;
 
 /// A Pong of its own, as a client would send it: masked with nothing, and of nothing.
 const FILL: usize = 131;
-const FILL_HEAD: [u8; 6] = [0x8a, 0x80 | 125, 0, 0, 0, 0];
+const FILL_HEAD: [u8; 6] = [0x8a, 0xfd, 0, 0, 0, 0];
 
 /// A byte stream of either kind.
 #[derive(Debug)]

@@ -467,9 +467,12 @@ impl Engine {
                     .collect()
             })
             .map_err(|error| broken(&error))?;
-        let whole = |(entry, whole)| match whole {
-            true => Ok(entry),
-            false => Err(altered(kind, id)),
+        let whole = |(entry, is_whole)| {
+            if is_whole {
+                Ok(entry)
+            } else {
+                Err(altered(kind, id))
+            }
         };
         found.into_iter().map(whole).collect()
     }
