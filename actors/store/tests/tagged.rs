@@ -37,14 +37,15 @@ fn without_sidecars(path: &Path) {
 async fn filled(path: &Path, key: &RowKey) {
     let (store, tagged) = Store::open_under(path, key).expect("open");
     assert_eq!(tagged, 0, "a new file has nothing to be tagged");
-    for n in 1..=12_u64 {
+    for byte in 1..=12_u8 {
+        let n = u64::from(byte);
         let (kind, id) = (
-            ["pairing.device", "auth.agent"][n as usize % 2],
+            ["pairing.device", "auth.agent"][usize::from(byte % 2)],
             format!("{n:064x}"),
         );
         let labels: BTreeMap<_, _> = [("role".to_owned(), format!("operator-{n}"))].into();
-        let row = Op::create(kind, &id, n, vec![b'a' + n as u8; 300]).labelled(labels);
-        let entry = Op::append("pairing.past", "one", n, vec![b'A' + n as u8; 40]);
+        let row = Op::create(kind, &id, n, vec![b'a' + byte; 300]).labelled(labels);
+        let entry = Op::append("pairing.past", "one", n, vec![b'A' + byte; 40]);
         store.commit(vec![row, entry]).await.expect("commit");
     }
     let row = store.get("pairing.device", &format!("{:064x}", 2)).await;

@@ -646,12 +646,11 @@ async fn a_vault_that_a_person_throws_away_is_there_or_made_anew_wherever_a_kill
         }
         let house = house_again(at, 2).await;
         let found = house.value("A").await;
-        match taken {
-            None => assert_eq!(found, Ok(b"a".to_vec())),
-            Some(_) => {
-                assert_eq!(found, Err("VAULT_NOT_FOUND"));
-                assert_eq!(house.vault.list().await.unwrap(), []);
-            }
+        if taken.is_none() {
+            assert_eq!(found, Ok(b"a".to_vec()));
+        } else {
+            assert_eq!(found, Err("VAULT_NOT_FOUND"));
+            assert_eq!(house.vault.list().await.unwrap(), []);
         }
         house.set("B", b"b").await.unwrap();
         house.end().await;
