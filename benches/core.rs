@@ -129,9 +129,11 @@ fn sealing() -> Result<()> {
     let (bytes, nonce, plain, aad) = ([7; 32], [8; 12], [9; 256], [1; 64]);
     let key = Key::new(bytes);
     let cipher = Aes256Gcm::new(&bytes.into());
-    let sealed = key.seal(&nonce, &[&aad], &plain);
+    // Behind its length it is as much as the cipher alone gets.
+    let field = &aad[4..];
+    let sealed = key.seal(&nonce, &[field], &plain);
     let opened = key
-        .open(&nonce, &[&aad], &sealed)
+        .open(&nonce, &[field], &sealed)
         .context("it does not open")?;
     ensure!(opened.expose() == plain, "it opens to something else");
     let (mut ratios, mut ours, mut limits) = (vec![], vec![], vec![]);
@@ -154,8 +156,8 @@ fn sealing() -> Result<()> {
             drop(black_box(opened));
         });
         let rate = rate(SEALS, || {
-            let sealed = key.seal(&nonce, &[black_box(&aad)], black_box(&plain));
-            drop(black_box(key.open(&nonce, &[&aad], &sealed)));
+            let sealed = key.seal(&nonce, &[black_box(field)], black_box(&plain));
+            drop(black_box(key.open(&nonce, &[field], &sealed)));
         });
         ratios.push(rate / limit);
         ours.push(1e6 / rate);

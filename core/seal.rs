@@ -4,7 +4,7 @@ use aes_gcm::aead::{Aead as _, Payload};
 use aes_gcm::{Aes256Gcm, KeyInit as _, Nonce};
 use hkdf::Hkdf;
 use sha2::Sha256;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, ZeroizeOnDrop, Zeroizing};
 
 /// Bytes of a nonce (NIST SP 800-38D, 96 bit, random).
 pub const NONCE: usize = 12;
@@ -59,7 +59,7 @@ impl Key {
 
     /// Seals `plain`; a (key, nonce) pair must never come twice.
     pub fn seal(&self, nonce: &[u8; NONCE], aad: &[&[u8]], plain: &[u8]) -> Vec<u8> {
-        self.seal_with(nonce, &join(aad), plain)
+        with_joined(aad, |aad| self.seal_with(nonce, aad, plain))
     }
 
     fn seal_with(&self, nonce: &[u8; NONCE], aad: &[u8], plain: &[u8]) -> Vec<u8> {
@@ -70,7 +70,7 @@ impl Key {
 
     /// Opens what [`Self::seal`] made; `None` when anything differs: key, nonce, data or associated data.
     pub fn open(&self, nonce: &[u8; NONCE], aad: &[&[u8]], sealed: &[u8]) -> Option<Secret> {
-        self.open_with(nonce, &join(aad), sealed)
+        with_joined(aad, |aad| self.open_with(nonce, aad, sealed))
     }
 
     fn open_with(&self, nonce: &[u8; NONCE], aad: &[u8], sealed: &[u8]) -> Option<Secret> {
@@ -90,12 +90,22 @@ fn expand(ikm: &[u8], salt: &[u8], info: &[u8], okm: &mut [u8]) -> bool {
 
 /// Secret bytes. Wiped when dropped; cannot be printed, compared or serialised.
 #[derive(Clone)]
-pub struct Secret(Zeroizing<Vec<u8>>);
+pub struct Secret(Vec<u8>);
+
+impl Drop for Secret {
+    fn drop(&mut self) {
+        // As slices, at once: `Vec`'s own wipes byte by byte, a barrier behind each, and that took a quarter of an opening.
+        self.0.as_mut_slice().zeroize();
+        self.0.spare_capacity_mut().zeroize();
+    }
+}
+
+impl ZeroizeOnDrop for Secret {}
 
 impl Secret {
     /// Takes the bytes over; the caller keeps no copy.
     pub fn new(bytes: Vec<u8>) -> Self {
-        Self(Zeroizing::new(bytes))
+        Self(bytes)
     }
 
     /// The bytes, for the one use they were asked for.
@@ -114,6 +124,24 @@ impl Secret {
     }
 }
 
+/// As [`join`], for a use that is over at once: without a heap where it is short.
+fn with_joined<T>(fields: &[&[u8]], take: impl FnOnce(&[u8]) -> T) -> T {
+    let mut bytes = [0; 256];
+    let mut at = 0;
+    for field in fields {
+        let len = u32::try_from(field.len()).unwrap_or(u32::MAX).to_be_bytes();
+        let end = at + len.len() + field.len();
+        let Some(slot) = bytes.get_mut(at..end) else {
+            return take(&join(fields));
+        };
+        let (front, rest) = slot.split_at_mut(len.len());
+        front.copy_from_slice(&len);
+        rest.copy_from_slice(field);
+        at = end;
+    }
+    take(&bytes[..at])
+}
+
 /// Each field behind its length (u32 big-endian), so that no two lists of fields give the same bytes.
 pub(crate) fn join(fields: &[&[u8]]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(fields.iter().map(|field| field.len() + 4).sum());
@@ -128,6 +156,28 @@ pub(crate) fn join(fields: &[&[u8]]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn fields_are_joined_alike_on_the_stack_and_on_the_heap() {
+        for lens in [
+            &[][..],
+            &[0],
+            &[3, 0, 5],
+            &[252],
+            &[253],
+            &[200, 48],
+            &[200, 49],
+            &[1_000, 3],
+        ] {
+            let fields: Vec<Vec<u8>> = lens.iter().map(|len| vec![7; *len]).collect();
+            let fields: Vec<&[u8]> = fields.iter().map(Vec::as_slice).collect();
+            assert_eq!(
+                with_joined(&fields, <[u8]>::to_vec),
+                join(&fields),
+                "{lens:?}"
+            );
+        }
+    }
 
     #[test]
     fn wycheproof_aes_256_gcm_through_our_api() {
