@@ -130,7 +130,7 @@ codes! {
     STATE_ROW_ALTERED, "UNAVAILABLE", false, 10, "a row of the state database was altered or is none of ours: stop the gateway, restore state and audit log from one backup, and look at `portcullis audit verify --offline`";
     AUDIT_ALTERED, "UNAVAILABLE", false, 10, "the audit log was altered: keep a copy as evidence; `portcullis audit verify --offline` names the first bad record";
     AUDIT_KEY_MISMATCH, "UNAVAILABLE", false, 10, "the audit log and the key that signs it do not belong together, as when one of them was put back: restore STATE/audit and STATE/keys from one backup";
-    STATE_FORMAT, "UNAVAILABLE", false, 1, "the state was made by a newer Portcullis: run the build that wrote it";
+    STATE_FORMAT, "UNAVAILABLE", false, 1, "the state was made by another version of Portcullis: run the build that wrote it";
     STATE_IO, "UNAVAILABLE", true, 8, "the state database could not be read or written: look at the disk and the system log";
     STORE_DOWN, "UNAVAILABLE", true, 8, "the state database has stopped and the gateway ends with it: its service starts it again";
     STORE_INVALID, "UNAVAILABLE", false, 1, "this is a defect of ours: the state database refused what a room wanted to write";

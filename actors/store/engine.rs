@@ -1,7 +1,7 @@
 //! SQLite: schema, pragmas, and each operation as one conditional statement.
 
 use super::messages::{Change, CommitError, Entry, Lease, Object, Op, Revision, StoreError};
-use portcullis_core::row::{Place, RowKey, Tag};
+use portcullis_core::row::{Place, RowKey};
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row, params};
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -11,8 +11,6 @@ use std::time::Duration;
 
 const APPLICATION_ID: i64 = 0x5043_5354;
 const FORMAT: i64 = 2;
-/// Rows had no tag.
-const UNTAGGED: i64 = 1;
 /// Above this a start would wait noticeably for the check (about 1 ms per MiB).
 const QUICK_CHECK_MAX_BYTES: u64 = 64 << 20;
 const BUSY: Duration = Duration::from_secs(1);
@@ -32,18 +30,9 @@ const SCHEMA: &str = "
     INSERT INTO head VALUES (1, 0, 0, x'');
 ";
 
-/// From the form before; every row gets its tag in the same transaction.
-const ADD_TAGS: &str = "
-    ALTER TABLE object ADD COLUMN tag BLOB NOT NULL DEFAULT x'';
-    ALTER TABLE list ADD COLUMN tag BLOB NOT NULL DEFAULT x'';
-    ALTER TABLE head ADD COLUMN tag BLOB NOT NULL DEFAULT x'';
-";
-
 pub(super) struct Engine {
     db: Connection,
     key: RowKey,
-    /// Rows that had no tag when it was opened.
-    tagged: usize,
 }
 
 impl Engine {
@@ -55,7 +44,7 @@ impl Engine {
             OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
         )
         .map_err(|error| broken(&error))?;
-        let mut engine = Self { db, key, tagged: 0 };
+        let engine = Self { db, key };
         engine.set_up(true).map_err(|error| broken(&error))?;
         engine.check_format()?;
         let bytes = std::fs::metadata(path).map_or(0, |meta| meta.len());
@@ -75,7 +64,7 @@ impl Engine {
             OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
         )
         .map_err(|error| broken(&error))?;
-        let engine = Self { db, key, tagged: 0 };
+        let engine = Self { db, key };
         engine.set_up(false).map_err(|error| broken(&error))?;
         engine
             .db
@@ -87,14 +76,9 @@ impl Engine {
     pub fn in_memory() -> Result<Self, StoreError> {
         let db = Connection::open_in_memory().map_err(|error| broken(&error))?;
         let key = RowKey::none();
-        let mut engine = Self { db, key, tagged: 0 };
+        let engine = Self { db, key };
         engine.check_format()?;
         Ok(engine)
-    }
-
-    /// Rows that had no tag when it was opened.
-    pub const fn tagged(&self) -> usize {
-        self.tagged
     }
 
     fn set_up(&self, writer: bool) -> rusqlite::Result<()> {
@@ -110,7 +94,7 @@ impl Engine {
         self.db.pragma_update(None, "synchronous", "FULL")
     }
 
-    fn check_format(&mut self) -> Result<(), StoreError> {
+    fn check_format(&self) -> Result<(), StoreError> {
         let read = |name| {
             self.db
                 .pragma_query_value(None, name, |row| row.get::<_, i64>(0))
@@ -123,11 +107,8 @@ impl Engine {
             .map_err(|error| broken(&error))?;
         match (application, found, tables) {
             (APPLICATION_ID, FORMAT, _) => Ok(()),
-            (0, 0, 0) => self.make(SCHEMA).map(drop),
-            (APPLICATION_ID, UNTAGGED, _) => {
-                self.tagged = self.make(ADD_TAGS)?;
-                Ok(())
-            }
+            (0, 0, 0) => self.make(),
+            // Of form 1 too, whose rows had no tags: whoever has no key could put any row into such a file.
             _ => Err(StoreError::Format {
                 found,
                 known: FORMAT,
@@ -135,70 +116,21 @@ impl Engine {
         }
     }
 
-    /// Makes or changes the tables and gives every row its tag, all or nothing; how many rows there were.
-    fn make(&self, schema: &str) -> Result<usize, StoreError> {
+    /// Makes the tables, all or nothing.
+    fn make(&self) -> Result<(), StoreError> {
         self.begin()?;
         let made = self
             .db
             .execute_batch(&format!(
-                "{schema} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT};"
+                "{SCHEMA} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT};"
             ))
-            .and_then(|()| self.tag_all())
+            .and_then(|()| self.tag_head(0, 0))
             .map_err(|error| broken(&error))
-            .and_then(|rows| self.commit().map(|()| rows));
+            .and_then(|()| self.commit());
         if made.is_err() {
             self.rollback();
         }
         made
-    }
-
-    fn tag_all(&self) -> rusqlite::Result<usize> {
-        let mut rows = 0;
-        let names = |table| {
-            self.db
-                .prepare(&format!("SELECT kind, id FROM {table} GROUP BY kind, id"))?
-                .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
-                .collect::<rusqlite::Result<Vec<(String, String)>>>()
-        };
-        for (kind, id) in names("object")? {
-            let tag = self.db.query_row(
-                "SELECT rev, intent, payload, labels FROM object WHERE kind = ?1 AND id = ?2",
-                [&kind, &id],
-                |row| {
-                    let (payload, labels): (Vec<u8>, String) = (row.get(2)?, row.get(3)?);
-                    let place = Place::row(&kind, &id, row.get(0)?, row.get(1)?);
-                    Ok(self.key.tag(&place, &payload, &labels))
-                },
-            )?;
-            rows += self.db.execute(
-                "UPDATE object SET tag = ?3 WHERE kind = ?1 AND id = ?2",
-                params![kind, id, tag],
-            )?;
-        }
-        for (kind, id) in names("list")? {
-            let found: Vec<(i64, Tag)> = self
-                .db
-                .prepare("SELECT seq, intent, payload FROM list WHERE kind = ?1 AND id = ?2")?
-                .query_map([&kind, &id], |row| {
-                    let (seq, payload): (i64, Vec<u8>) = (row.get(0)?, row.get(2)?);
-                    let place = Place::entry(&kind, &id, seq, row.get(1)?);
-                    Ok((seq, self.key.tag(&place, &payload, "")))
-                })?
-                .collect::<rusqlite::Result<_>>()?;
-            for (seq, tag) in found {
-                rows += self.db.execute(
-                    "UPDATE list SET tag = ?4 WHERE kind = ?1 AND id = ?2 AND seq = ?3",
-                    params![kind, id, seq, tag],
-                )?;
-            }
-        }
-        let (rev, intent) = self
-            .db
-            .query_row("SELECT rev, intent FROM head", [], |row| {
-                Ok((row.get(0)?, row.get(1)?))
-            })?;
-        self.tag_head(rev, intent)?;
-        Ok(rows)
     }
 
     fn tag_head(&self, rev: i64, intent: i64) -> rusqlite::Result<()> {

@@ -24,15 +24,14 @@ pub struct Store {
 impl Store {
     /// As [`Self::open_under`], without a machine: its tags are checksums and no more.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        Self::open_under(path, &RowKey::none()).map(|(store, _)| store)
+        Self::open_under(path, &RowKey::none())
     }
 
     /// Opens or makes the database file (0600) and starts one writer and two readers. Blocking: call it before the
     /// loops run. Checks the whole file when it is smaller than 64 MiB, and the tag of every row that its room takes as it
-    /// lies there. Also says how many rows had none: the file was of the form before, and they were taken as they were.
-    pub fn open_under(path: &Path, key: &RowKey) -> Result<(Self, usize), StoreError> {
+    /// lies there.
+    pub fn open_under(path: &Path, key: &RowKey) -> Result<Self, StoreError> {
         let writer = Engine::open_writer(path, key.clone())?;
-        let tagged = writer.tagged();
         let reader = || Engine::open_reader(path, key.clone());
         let readers = [reader()?, reader()?];
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
@@ -53,11 +52,10 @@ impl Store {
             spawn("store-read", Box::new(move || threads::read(reader, jobs)))?;
             to_readers.push(to_reader);
         }
-        let store = Self {
+        Ok(Self {
             writer: to_writer,
             readers: to_readers,
-        };
-        Ok((store, tagged))
+        })
     }
 
     /// A store that ends with the process, for tests: its calls never let a paused clock run on.

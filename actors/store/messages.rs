@@ -244,7 +244,7 @@ pub enum StoreError {
         /// Its name.
         id: String,
     },
-    /// Made by a newer Portcullis, or no database of ours.
+    /// Made by another Portcullis, or no database of ours.
     #[error(
         "the state database has format {found}, this build reads {known}: run the build that wrote it"
     )]

@@ -14,7 +14,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portcullis_actors::audit::AuditHandle;
 use portcullis_actors::clock::Clock;
 use portcullis_actors::connection::{Certificate, Methods};
 use portcullis_actors::sandbox_pool::cell_file;
@@ -194,7 +193,7 @@ async fn serve(
     let database = state.join("state.db");
     let row_key = identity.row_key();
     let opened = tokio::task::spawn_blocking(move || Store::open_under(&database, &row_key));
-    let (store, tagged) = opened
+    let store = opened
         .await
         .map_err(|e| Failure::of(codes::INTERNAL, e.to_string()))?
         .map_err(|e| {
@@ -281,7 +280,6 @@ async fn serve(
         Failure::of(code.unwrap_or(codes::INTERNAL), e.to_string())
     })?;
     window.set(Some(tree.window()));
-    note_tagged(&methods.audit, tagged).await;
     let page = Page::new(
         Local(methods.clone()),
         dashboard,
@@ -353,20 +351,6 @@ fn keep_memory() -> Result<(), Failure> {
 }
 
 /// As machine-id(5) has it: 32 lower-case hexadecimal digits.
-/// Rows of an older state came without a tag and were taken as they were: the log says when, and a second time is a warning.
-async fn note_tagged(audit: &AuditHandle, rows: usize) {
-    if rows == 0 {
-        return;
-    }
-    let entry = Entry {
-        principal: Some("system".to_owned()),
-        ..Entry::new("store.tag").with("rows", rows.to_string())
-    };
-    if let Err(error) = audit.event(entry).await {
-        tracing::warn!(target: "portcullis", rows, %error, "that rows of the state got their tags could not be recorded");
-    }
-}
-
 fn machine_id(file: &Path) -> Option<Arc<str>> {
     let text = std::fs::read_to_string(file).ok()?;
     let id = text.trim_end();

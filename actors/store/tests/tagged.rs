@@ -14,7 +14,7 @@ type Seen = (Vec<Object>, Vec<Entry>, u64);
 
 /// `Err`: refused, by its code.
 async fn look(path: &Path, key: &RowKey) -> Result<Seen, &'static str> {
-    let (store, _) = Store::open_under(path, key).map_err(|error| error.code())?;
+    let store = Store::open_under(path, key).map_err(|error| error.code())?;
     let read = async {
         let mut rows = vec![];
         for kind in ["auth.agent", "pairing.device", "pairing.pending"] {
@@ -35,8 +35,7 @@ fn without_sidecars(path: &Path) {
 }
 
 async fn filled(path: &Path, key: &RowKey) {
-    let (store, tagged) = Store::open_under(path, key).expect("open");
-    assert_eq!(tagged, 0, "a new file has nothing to be tagged");
+    let store = Store::open_under(path, key).expect("open");
     for byte in 1..=12_u8 {
         let n = u64::from(byte);
         let (kind, id) = (
@@ -145,12 +144,12 @@ fn a_row_that_was_planted_moved_or_changed_is_refused_with_its_name() {
     );
 }
 
+/// The bug: such a file, made of a good one by who has no key, got right tags for all that he had put there.
 #[test]
-fn a_file_of_the_form_without_tags_gets_them_once_with_all_that_is_in_it() {
+fn a_file_of_the_form_without_tags_is_not_opened() {
     let folder = folder();
     let path = folder.path().join("state.db");
     rt().block_on(filled(&path, &key(1)));
-    let right = rt().block_on(look(&path, &key(1)));
     let raw = rusqlite::Connection::open(&path).expect("raw");
     raw.execute_batch(
         "BEGIN;
@@ -169,11 +168,5 @@ fn a_file_of_the_form_without_tags_gets_them_once_with_all_that_is_in_it() {
     )
     .expect("the form before");
     drop(raw);
-    let (store, tagged) = Store::open_under(&path, &key(1)).expect("open");
-    assert_eq!(tagged, 13 + 12);
-    rt().block_on(store.close()).expect("close");
-    let (store, tagged) = Store::open_under(&path, &key(1)).expect("open");
-    assert_eq!(tagged, 0);
-    rt().block_on(store.close()).expect("close");
-    assert_eq!(rt().block_on(look(&path, &key(1))), right);
+    assert_eq!(rt().block_on(look(&path, &key(1))), Err("STATE_FORMAT"));
 }
