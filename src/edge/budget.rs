@@ -209,7 +209,8 @@ impl Budget {
     }
 
     /// Who makes room where one more would be too many of this origin: `own` that are silent, [`KNOCKING`] times as many in
-    /// all. Whoever floods with what costs him nothing pushes out nobody who has done more.
+    /// all. Whoever floods with what costs him nothing pushes out nobody who has done more; and whoever has just come, whose
+    /// request is not read yet, does not go for those that have asked and say no more.
     fn over(&self, origin: Origin, own: usize) -> Option<u64> {
         let all = self.count(origin);
         if all < own {
@@ -221,7 +222,7 @@ impl Budget {
         if silent >= own {
             self.first(|s| s.origin == origin && s.standing <= Standing::Silent)
         } else if all >= own.saturating_mul(KNOCKING) {
-            self.first(|s| s.origin == origin)
+            self.first(|s| s.origin == origin && s.standing != Standing::Silent)
         } else {
             None
         }
@@ -387,6 +388,34 @@ mod tests {
         }
         assert_eq!(b.len() as u64, limit);
         assert_eq!(b.enter(1_000, ip("10.0.0.2"), false), None);
+    }
+
+    /// The bug: where those that had asked for a WebSocket filled their places, each newcomer closed the one before it, whose
+    /// request was not read yet: of a hundred dials of one user eight came in.
+    #[test]
+    fn a_newcomer_is_not_closed_for_those_that_have_asked_for_a_websocket_and_say_no_more() {
+        let mut b = Budget::new(Limits {
+            per_address: 3,
+            total: 100,
+            unix: 2,
+        });
+        let limit = 3 * KNOCKING as u64;
+        for key in 0..limit {
+            assert_eq!(b.enter(key, ip("10.0.0.1"), false), None, "{key}");
+            b.knocks(key);
+        }
+        // Two come while the first of them is not read yet.
+        assert_eq!(b.enter(limit, ip("10.0.0.1"), false), Some(0));
+        assert_eq!(b.enter(limit + 1, ip("10.0.0.1"), false), Some(1));
+        b.knocks(limit);
+        assert_eq!(b.enter(limit + 2, ip("10.0.0.1"), false), Some(2));
+        // One that was turned away goes before those that may still say who they are.
+        b.refused(limit);
+        assert_eq!(b.enter(limit + 3, ip("10.0.0.1"), false), Some(limit));
+        // Those that stay silent are as few as ever.
+        let oldest = Some(limit + 1);
+        assert_eq!(b.enter(limit + 4, ip("10.0.0.1"), false), oldest);
+        assert_eq!(b.len() as u64, limit);
     }
 
     /// The bug: one user's reconnects over loopback closed the sockets of another who was about to say who he is.
