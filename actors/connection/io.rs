@@ -15,6 +15,9 @@ use crate::supervision::{Allowance, Taken};
 
 /// Read and thrown away in one go after a fault, bytes.
 const THROWN: usize = 4096;
+/// Of a stranger all together, four times what its frame may have: whoever is turned away and goes on sending is read no
+/// longer than a client needs to hear why.
+const OF_A_STRANGER: u64 = 256 * 1024;
 
 /// A Pong of its own, as a client would send it: masked with nothing, and of nothing.
 const FILL: usize = 131;
@@ -41,6 +44,8 @@ pub struct Io {
     deaf: bool,
     /// Bytes of fill that are to be delivered yet.
     fill: usize,
+    /// So many bytes more are thrown away; then this end is at its end.
+    left: u64,
 }
 
 impl Io {
@@ -53,12 +58,14 @@ impl Io {
             scan: Scan::new(),
             deaf: false,
             fill: 0,
+            left: OF_A_STRANGER,
         }
     }
 
     /// From here on messages may have so many bytes, and hold room of this until they are there.
     pub fn trust(&mut self, most: usize, of: Option<Arc<Allowance>>) {
         self.scan.trust(most, of.map(Taken::none));
+        self.left = u64::MAX;
     }
 
     /// A message that has begun and is not there yet.
@@ -96,11 +103,11 @@ impl Io {
 }
 
 impl Io {
-    /// To the other end's last byte; then this end is at its end too.
+    /// To the other end's last byte, or the last that is thrown away; then this end is at its end too.
     fn poll_thrown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.early.clear();
         let mut scratch = [0; THROWN];
-        loop {
+        while self.left > 0 {
             let mut thrown = ReadBuf::new(&mut scratch);
             let read = match &mut self.stream {
                 Stream::Tcp(s) => Pin::new(s).poll_read(cx, &mut thrown),
@@ -108,10 +115,13 @@ impl Io {
                 Stream::Unix(s) => Pin::new(s).poll_read(cx, &mut thrown),
             };
             match read {
-                Poll::Ready(Ok(())) if !thrown.filled().is_empty() => {}
+                Poll::Ready(Ok(())) if !thrown.filled().is_empty() => {
+                    self.left = self.left.saturating_sub(thrown.filled().len() as u64);
+                }
                 other => return other,
             }
         }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -179,6 +189,42 @@ impl AsyncWrite for Io {
             Stream::Tcp(s) => Pin::new(s).poll_shutdown(cx),
             Stream::Tls(s) => Pin::new(s).poll_shutdown(cx),
             Stream::Unix(s) => Pin::new(s).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    /// The bug: a stranger that was turned away for its first frame's size was read for a second more, as fast as it sent.
+    #[tokio::test]
+    async fn a_stranger_that_is_turned_away_and_goes_on_sending_is_read_no_further() {
+        const MORE: u64 = 4 * OF_A_STRANGER;
+        for is_trusted in [false, true] {
+            let (own, mut other) = UnixStream::pair().unwrap();
+            let mut io = Io::new(Stream::Unix(own), &[]);
+            if is_trusted {
+                io.trust(1 << 20, None);
+            }
+            io.deafen();
+            let sends = async {
+                let piece = vec![b' '; THROWN];
+                let mut sent = 0;
+                while sent < MORE && other.write_all(&piece).await.is_ok() {
+                    sent += piece.len() as u64;
+                }
+                let _ = other.shutdown().await;
+                sent
+            };
+            let reads = async move { io.read(&mut [0]).await.unwrap() };
+            let (sent, read) = tokio::join!(sends, reads);
+            assert_eq!(read, 0);
+            // What lay in the kernel's buffers on the way is less than what it would have sent.
+            assert_eq!(sent >= MORE, is_trusted, "{sent}");
+            assert!(sent >= OF_A_STRANGER);
         }
     }
 }
