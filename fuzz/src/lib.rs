@@ -3,6 +3,8 @@
 
 #[cfg(feature = "gateway")]
 pub mod gateway;
+#[cfg(feature = "gateway")]
+pub mod heads;
 pub mod log;
 pub mod parsers;
 pub mod vault;

@@ -33,7 +33,7 @@ use super::rpc::{self, Rpc};
 use crate::methods::Site;
 
 /// A request's header, bytes.
-pub(super) const HEADER_MAX: usize = 16 * 1024;
+pub const HEADER_MAX: usize = 16 * 1024;
 
 /// A TCP socket.
 #[derive(Debug, Clone, Copy)]
@@ -279,7 +279,7 @@ async fn over<S: Socket>(
         let (http, tx, ends) = (http.clone(), tx.clone(), Arc::clone(&ends));
         let span = span_of(&request);
         async move {
-            let is_last = is_last(&request);
+            let is_last = is_last(request.headers());
             let answer = answer(&http, request, &ends, tls, &tx).instrument(span.clone());
             let mut answer = answer.await;
             if is_last && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -490,8 +490,7 @@ async fn answer(
 }
 
 /// No request is answered after one whose end [`Strict`] does not follow.
-fn is_last(request: &Request<Incoming>) -> bool {
-    let headers = request.headers();
+pub fn is_last(headers: &HeaderMap) -> bool {
     headers.contains_key(header::TRANSFER_ENCODING) || headers.contains_key(header::UPGRADE)
 }
 

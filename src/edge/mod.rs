@@ -23,7 +23,11 @@ mod rpc;
 
 pub use actor::{Edge, EdgeWiring};
 pub use handle::EdgeHandle;
+#[doc(hidden)]
+pub use http::{HEADER_MAX, is_last};
 pub use http::{Http, serve as serve_http};
+#[doc(hidden)]
+pub use lines::Strict;
 pub use listen::{Doors, ListenError};
 pub use looks::Looks;
 pub use peer::{Runs, sub_uids};

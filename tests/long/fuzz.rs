@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 #[path = "../../fuzz/src/gateway.rs"]
 mod gateway;
+#[path = "../../fuzz/src/heads.rs"]
+mod heads;
 #[path = "../../fuzz/src/log.rs"]
 mod log;
 #[path = "../../fuzz/src/parsers.rs"]
@@ -21,6 +23,7 @@ fn all() -> impl Iterator<Item = &'static parsers::Target> {
         .chain(vault::ALL)
         .chain(wire::ALL)
         .chain(gateway::ALL)
+        .chain(heads::ALL)
 }
 
 fn folder() -> PathBuf {
@@ -110,5 +113,25 @@ fn a_signed_seed_is_taken_where_its_name_says_so_and_nowhere_else() {
     for name in taken.iter().chain(&refused) {
         let seed = std::fs::read(folder.join(name)).unwrap();
         assert_eq!(wire::is_taken(&seed), taken.contains(name), "{name}");
+    }
+}
+
+/// What the target compares is there: a seed of two requests has two, and one that a bare LF would make into two headers none.
+#[test]
+fn heads_of_seeds_are_taken_as_they_were_sent() {
+    let seed = |name: &str| {
+        let seed = std::fs::read(folder().join("corpus/heads").join(name)).unwrap();
+        heads::taken(&seed[1..], usize::from(seed[0])).len()
+    };
+    for (name, count) in [
+        ("pipelined", 2),
+        ("body-with-lf", 2),
+        ("length-twice", 2),
+        ("chunked", 1),
+        ("upgrade", 1),
+        ("bare-lf", 0),
+        ("bare-cr", 0),
+    ] {
+        assert_eq!(seed(name), count, "{name}");
     }
 }
