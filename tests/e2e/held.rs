@@ -269,7 +269,7 @@ fn the_demonstration_of_the_evidence_holds() {
     let said = String::from_utf8_lossy(&output.stdout);
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}\n{told}");
-    assert_eq!(said.matches("HELD: ").count(), 8, "{said}");
+    assert_eq!(said.matches("HELD: ").count(), 10, "{said}");
     for text in [
         "IDENTITY_MISMATCH",
         "AUDIT_ALTERED",
