@@ -115,6 +115,16 @@ impl AuditKeys {
         size.map(Some).map_err(wrong)
     }
 
+    /// Writes down, durably, that retention may have removed the records up to here: the word of no epoch, so of number 0.
+    pub(super) fn retire(&self, until: u64) -> io::Result<()> {
+        self.reach(0, until)
+    }
+
+    /// How far retention may have come.
+    pub(super) fn retired(&self) -> Result<u64, AuditError> {
+        self.reached(0).map(Option::unwrap_or_default)
+    }
+
     fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let new = path.with_extension("new");
         let mut file = files::create_new(&new)?;

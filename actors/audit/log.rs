@@ -445,6 +445,10 @@ impl Log {
             tracing::warn!("old segments of the audit log stay: their end cannot be signed yet");
             return;
         }
+        if let Err(error) = self.spec.keys.retire(retire::until(gone).seq.0) {
+            tracing::warn!(%error, "old segments of the audit log stay: that they go cannot be written down yet");
+            return;
+        }
         match retire::remove(&self.spec.dir, gone) {
             // There may be more.
             Ok(()) => self.began_segment = true,
@@ -457,10 +461,11 @@ impl Log {
     /// Signs what the log is, if that is due: after so many records, or so long after one.
     pub(super) fn tick(&mut self) {
         let uncovered = self.head.seq.0.saturating_sub(self.signer.covered());
-        let is_due = self.signer.due().is_some_and(|due| due <= Instant::now());
+        let is_due = self.signer.is_due(Instant::now());
         if uncovered >= signer::RECORDS || is_due {
             self.signer.sign(self.head.seq.0, self.tree.root(), false);
         }
+        self.signer.keep();
     }
 
     /// Signs what the log is now.

@@ -41,6 +41,14 @@ pub(super) struct Recovered {
 pub(super) fn recover(spec: &LogSpec, dir: &File) -> Result<Recovered, AuditError> {
     let gone = retire::load(&spec.dir)?;
     let gone_until = retire::until(&gone).seq;
+    if gone_until.0 > spec.keys.retired()? {
+        return Err(AuditError::Altered(Fault {
+            seq: gone_until,
+            segment: Seq(0),
+            offset: 0,
+            why: "what says that the records up to this one are gone is not of this gateway's retention".into(),
+        }));
+    }
     let mut segments = files::segments(&spec.dir)?;
     segments.retain(|first| *first > gone_until);
     let Some(last) = segments.last() else {

@@ -40,8 +40,9 @@ pub(super) struct Signer {
     /// Since when there are records that no checkpoint covers.
     dirty: Option<Instant>,
     every: Duration,
-    /// When the log's size was last written down.
+    /// When the log's size was last written down, and which.
     reached: Instant,
+    reached_size: u64,
     /// The root over the records up to the epoch's mark, as the epoch before has signed it.
     sealed: Option<Arc<SignedCheckpoint>>,
 }
@@ -88,6 +89,7 @@ impl Signer {
             dirty: None,
             every,
             reached: Instant::now(),
+            reached_size: 0,
             sealed: None,
         };
         let number = epoch.map_or(0, |epoch| epoch.number);
@@ -294,11 +296,8 @@ impl Signer {
             let last = self.last.as_ref();
             last.is_none_or(|last| last.checkpoint.origin == origin(key))
         };
-        let key = match written.filter(fits) {
-            Some(key) => Some(key),
-            None => first()?,
-        };
-        let Some(key) = key.filter(fits) else {
+        // Of the log and not of the file: anybody could have put another one there.
+        let Some(key) = first()?.filter(fits) else {
             let why = "its checkpoints are of another log".to_owned();
             return Err(altered(1, why));
         };
@@ -415,9 +414,17 @@ impl Signer {
         self.dirty.get_or_insert(now);
     }
 
-    /// When the next checkpoint is due.
+    /// When there is something to do without a record: a checkpoint, or the log's size.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.dirty.map(|since| since + self.every)
+        let checkpoint = self.dirty.map(|since| since + self.every);
+        let is_behind = self.covered() > self.reached_size;
+        let size = is_behind.then(|| self.reached + REACH_EVERY);
+        checkpoint.into_iter().chain(size).min()
+    }
+
+    /// Whether a checkpoint is due.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.dirty.is_some_and(|since| since + self.every <= now)
     }
 
     /// How many records the newest checkpoint covers.
@@ -463,12 +470,30 @@ impl Signer {
                 self.dirty = Some(Instant::now());
             }
         }
-        if sync || self.reached.elapsed() >= REACH_EVERY {
-            self.reached = Instant::now();
-            let (epoch, keys) = (self.epoch(), &self.keys);
-            if let Err(error) = keys.reach(epoch, size) {
+        if sync {
+            self.reach();
+        }
+    }
+
+    /// Writes down how far the log has come, where the newest checkpoint says more than what was written down last.
+    fn reach(&mut self) {
+        self.reached = Instant::now();
+        let covered = self.covered();
+        if covered <= self.reached_size {
+            return;
+        }
+        match self.keys.reach(self.epoch(), covered) {
+            Ok(()) => self.reached_size = covered,
+            Err(error) => {
                 tracing::warn!(%error, "the size of the audit log cannot be written down yet");
             }
+        }
+    }
+
+    /// The same, where its time has come.
+    pub(super) fn keep(&mut self) {
+        if self.covered() > self.reached_size && self.reached.elapsed() >= REACH_EVERY {
+            self.reach();
         }
     }
 }

@@ -319,6 +319,19 @@ pub(super) fn node_error(error: &NodesError) -> ErrorBody {
     ErrorBody::with(error.code(), error.to_string(), details)
 }
 
+/// The most that a node's answer may take in an answer of ours, bytes; it stands there twice, and 32 may be under way.
+const NODE_ANSWER_MAX: usize = 4 * 1024 * 1024;
+
+/// How many bytes a text takes as JSON: a control character takes six.
+fn told_in(text: &str) -> usize {
+    let more = text.bytes().map(|byte| match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 8 | 12 => 1,
+        0..=31 => 5,
+        _ => 0,
+    });
+    text.len() + more.sum::<usize>()
+}
+
 async fn result(methods: &Methods, about: About<'_>, p: InvokeResult) -> Answer {
     let outcome = if p.ok {
         // Either form; as text it goes on unread.
@@ -327,7 +340,16 @@ async fn result(methods: &Methods, about: About<'_>, p: InvokeResult) -> Answer 
             (None, Some(value)) => Some(value.to_string()),
             (None, None) => None,
         };
-        Ok(text)
+        let told = text.as_deref().map_or(0, told_in);
+        if told > NODE_ANSWER_MAX {
+            let code = "ANSWER_TOO_LARGE".to_owned();
+            let message = format!(
+                "the node's answer takes {told} bytes on the wire, {NODE_ANSWER_MAX} are the most: ask for less of it"
+            );
+            Err((code, message))
+        } else {
+            Ok(text)
+        }
     } else {
         let error = p.error.unwrap_or_default();
         let code = error.code.unwrap_or_else(|| "UNAVAILABLE".to_owned());
@@ -481,4 +503,16 @@ struct Inventory {
 struct WorkerHost {
     #[serde(default)]
     enabled: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::told_in;
+
+    #[test]
+    fn a_text_is_counted_as_it_stands_in_an_answer() {
+        let all: String = (0..=0x2ff).filter_map(char::from_u32).collect();
+        let written = serde_json::to_string(&all).unwrap();
+        assert_eq!(told_in(&all) + 2, written.len());
+    }
 }

@@ -106,7 +106,7 @@ impl Engine {
             .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
             .map_err(|error| broken(&error))?;
         match (application, found, tables) {
-            (APPLICATION_ID, FORMAT, _) => Ok(()),
+            (APPLICATION_ID, FORMAT, _) => self.check_schema(),
             (0, 0, 0) => self.make(),
             // Of form 1 too, whose rows had no tags: whoever has no key could put any row into such a file.
             _ => Err(StoreError::Format {
@@ -114,6 +114,29 @@ impl Engine {
                 known: FORMAT,
             }),
         }
+    }
+
+    /// The tables as they are made here, and nothing beside them: a trigger would undo writes whose rows have right tags.
+    fn check_schema(&self) -> Result<(), StoreError> {
+        let read = |db: &Connection| {
+            db.prepare("SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY name")?
+                .query_map([], |row| {
+                    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+                })?
+                .collect::<rusqlite::Result<Vec<(String, String, String, Option<String>)>>>()
+        };
+        let ours = Connection::open_in_memory().and_then(|db| {
+            db.execute_batch(SCHEMA)?;
+            read(&db)
+        });
+        let ours = ours.map_err(|error| broken(&error))?;
+        let found = read(&self.db).map_err(|error| broken(&error))?;
+        if found == ours {
+            return Ok(());
+        }
+        let foreign = found.iter().find(|entry| !ours.contains(entry));
+        let name = foreign.map_or("a table is missing", |(_, name, ..)| name);
+        Err(altered("schema", name))
     }
 
     /// Makes the tables, all or nothing.

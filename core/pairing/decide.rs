@@ -178,13 +178,8 @@ impl Pairing {
         };
         let device = self.devices.get(&facts.device_id);
         let held = device.and_then(|device| device.held(facts.role));
-        let ceiling = held.map(|grant| {
-            if facts.authenticated {
-                &grant.scopes
-            } else {
-                &grant.token_scopes
-            }
-        });
+        // Whatever it has come in with: a rotation that gave its token less is a cut, which a shared secret does not undo.
+        let ceiling = held.map(|grant| &grant.token_scopes);
         let is_local = facts.authenticated && is_trusted_locally(facts);
         let reason = match (device, ceiling) {
             (None, _) if is_local => return self.pair_locally(facts, &asked, now, &fresh),
@@ -447,14 +442,9 @@ fn let_in(
         change.put_devices.push(device.clone());
         change
     });
-    let own = device.held(facts.role).map(|grant| {
-        let ceiling = if facts.authenticated {
-            &grant.scopes
-        } else {
-            &grant.token_scopes
-        };
-        ceiling.narrow(&asked)
-    });
+    let own = device
+        .held(facts.role)
+        .map(|grant| grant.token_scopes.narrow(&asked));
     let verdict = Verdict::Paired {
         own: own.unwrap_or_default(),
         scopes: asked,

@@ -163,15 +163,20 @@ fn blot(line: &str) -> String {
     without_user(&cut)
 }
 
-/// `http://user:word@host/` as `http://•••@host/`.
+/// `http://user:word@host/?key=word` as `http://•••@host/?•••`.
 pub fn without_user(text: &str) -> String {
     let Some((scheme, rest)) = text.split_once("://") else {
         return text.to_owned();
     };
-    let authority = rest.split(['/', '"', '\'', ' ']).next().unwrap_or_default();
+    let (address, behind) = rest.split_at(rest.find(['"', '\'', ' ']).unwrap_or(rest.len()));
+    let address = match address.split_once('?') {
+        Some((front, _)) => format!("{front}?•••"),
+        None => address.to_owned(),
+    };
+    let authority = address.split(['/', '?']).next().unwrap_or_default();
     match authority.rsplit_once('@') {
-        Some((user, _)) => format!("{scheme}://•••{}", &rest[user.len()..]),
-        None => text.to_owned(),
+        Some((user, _)) => format!("{scheme}://•••{}{behind}", &address[user.len()..]),
+        None => format!("{scheme}://{address}{behind}"),
     }
 }
 
@@ -326,5 +331,23 @@ mod tests {
                 ..
             }
         ));
+    }
+
+    /// The bug: a key in the query of an address was told to whoever may read the configuration.
+    #[test]
+    fn no_user_and_no_query_of_an_address_is_told() {
+        for (text, told) in [
+            ("no address", "no address"),
+            ("https://h/p", "https://h/p"),
+            ("https://h/p?api_key=x@y", "https://h/p?•••"),
+            ("https://h?k=x", "https://h?•••"),
+            ("http://u:w@h:1/p?k=x", "http://•••@h:1/p?•••"),
+            (
+                "a = \"http://u:w@h/?k=x\" # b",
+                "a = \"http://•••@h/?•••\" # b",
+            ),
+        ] {
+            assert_eq!(without_user(text), told);
+        }
     }
 }

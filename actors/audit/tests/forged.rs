@@ -313,6 +313,26 @@ fn horizon(log: &Open) -> super::super::offline::Horizon {
     rx.blocking_recv().unwrap().unwrap().horizon
 }
 
+/// The bug: the first key was read from its file, and told to people as the one to keep.
+#[test]
+fn a_first_key_that_somebody_put_there_is_not_told() {
+    let place = Place::new();
+    let log = place.open(1);
+    some(&log, 2);
+    log.close();
+    let path = place.dir.join("first.pub");
+    let good = std::fs::read(&path).unwrap();
+    let foreign = foreign().public();
+    let origin = portcullis_core::audit::note::origin(&foreign);
+    let text = portcullis_core::audit::note::verifier_key(&origin, &foreign);
+    std::fs::write(&path, format!("{text}\n")).unwrap();
+    std::fs::remove_dir_all(place.dir.join("checkpoints")).unwrap();
+    let log = place.open(2);
+    assert_eq!(std::fs::read(&path).unwrap(), good);
+    log.close();
+    intact(&place.dir);
+}
+
 /// The bug: closed segments were gone by a forged word of retention.
 #[test]
 fn segments_gone_by_a_forged_word_of_retention_are_missed() {
@@ -345,7 +365,9 @@ fn segments_gone_by_a_forged_word_of_retention_are_missed() {
     );
     let error = refusal(&place);
     assert!(
-        error.to_string().contains("not written by this gateway"),
+        error
+            .to_string()
+            .contains("not of this gateway's retention"),
         "{error}"
     );
 }

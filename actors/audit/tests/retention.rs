@@ -162,6 +162,15 @@ fn what_is_gone_without_a_word_and_what_was_changed_of_it_is_found() {
         fault.why.contains("no record under a checkpoint says"),
         "{fault}"
     );
+    // Nor is it gone on with: that it may be so is not written down.
+    let refused = try_open(&place.dir, 2, keeping(0)).err().unwrap();
+    assert!(
+        refused
+            .to_string()
+            .contains("not of this gateway's retention"),
+        "{refused}"
+    );
+    keys(&place.dir).retire(retire::until(&gone).seq.0).unwrap();
     // With a record of it.
     let log = try_open(&place.dir, 2, keeping(0)).unwrap();
     log.append(retire::record(&gone, &[]).unwrap()).unwrap();

@@ -170,3 +170,31 @@ fn a_file_of_the_form_without_tags_is_not_opened() {
     drop(raw);
     assert_eq!(rt().block_on(look(&path, &key(1))), Err("STATE_FORMAT"));
 }
+
+/// The bug: a trigger put back what a write had removed, and every row had its right tag.
+#[test]
+fn a_file_with_anything_beside_our_tables_is_not_opened() {
+    for sql in [
+        "CREATE TRIGGER back AFTER DELETE ON object BEGIN
+             INSERT INTO object VALUES (old.kind, old.id, old.rev, old.intent, old.payload, old.labels, old.tag);
+         END",
+        "CREATE TRIGGER stay AFTER UPDATE ON head BEGIN UPDATE head SET rev = old.rev; END",
+        "CREATE VIEW more AS SELECT * FROM object",
+        "CREATE TABLE more (id TEXT)",
+        "CREATE INDEX more ON object (rev)",
+        "DROP TABLE list",
+        "ALTER TABLE object RENAME TO kept; CREATE VIEW object AS SELECT * FROM kept",
+    ] {
+        let folder = folder();
+        let path = folder.path().join("state.db");
+        rt().block_on(filled(&path, &key(1)));
+        let raw = rusqlite::Connection::open(&path).expect("raw");
+        raw.execute_batch(sql).expect(sql);
+        drop(raw);
+        assert_eq!(
+            rt().block_on(look(&path, &key(1))),
+            Err("STATE_ROW_ALTERED"),
+            "{sql}"
+        );
+    }
+}

@@ -492,6 +492,35 @@ fn rotation_gives_no_more_than_was_approved_and_than_the_caller_holds() {
     assert!(bench.paired(&asks).1.is_some());
 }
 
+/// The bug: with the shared token a device went on with all that was approved before its own token was given less.
+#[test]
+fn a_rotation_that_gives_less_holds_with_the_shared_token_too() {
+    let mut bench = Bench::new(Limits::default());
+    let wide = facts(1, Role::Operator, &[Scope::Write, Scope::Approvals]);
+    let (request, _) = bench.request(&wide);
+    bench.approve(&request, &admin()).expect("approved");
+    bench.paired(&wide);
+    let less = Some(set(&[Scope::Read]));
+    let (_, change) = bench
+        .machine
+        .rotate(
+            &id(1),
+            Role::Operator,
+            less,
+            &admin(),
+            bench.now,
+            &bench.fresh(),
+        )
+        .expect("rotated");
+    bench.settle(change);
+    assert_eq!(bench.request(&wide).1, Reason::ScopeUpgrade);
+    let narrow = facts(1, Role::Operator, &[Scope::Read]);
+    let Ok(Verdict::Paired { own, scopes, .. }) = bench.connect(&narrow) else {
+        panic!("not let in");
+    };
+    assert_eq!((own, scopes), (set(&[Scope::Read]), set(&[Scope::Read])));
+}
+
 /// The bug: a name of many spaces made lines of its own before who decided on it.
 #[test]
 fn what_a_device_calls_itself_makes_no_lines_and_pushes_nothing_aside() {
