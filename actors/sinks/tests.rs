@@ -329,6 +329,23 @@ async fn what_a_receiver_has_taken_is_not_lost_when_nobody_could_note_it() {
             "siem",
         )
         .await;
+    // Nor with one that no record of this log has: the receiver would be told nothing until then.
+    std::fs::write(
+        folder.path().join("state/sinks/siem"),
+        "18446744073709551615\n",
+    )
+    .unwrap();
+    third
+        .until(
+            "it says so too",
+            |s| {
+                s.error
+                    .as_deref()
+                    .is_some_and(|why| why.contains("behind the log's end"))
+            },
+            "siem",
+        )
+        .await;
     // Mended, it goes on without a restart of the gateway.
     Cursor::new(&folder.path().join("state/sinks"), "siem")
         .write(last)

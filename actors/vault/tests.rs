@@ -311,13 +311,22 @@ async fn a_damaged_header_seals_and_a_vault_that_the_log_does_not_know_is_not_be
     house_1.end().await;
 }
 
+/// The state's file, and beside it one of the tests' own: nothing of theirs may stand in it.
+fn with_copies(folder: &Path) -> rusqlite::Connection {
+    let db = rusqlite::Connection::open(folder.join("state.db")).unwrap();
+    let copies = folder.join("copies.db");
+    db.execute("ATTACH ?1 AS copies", [copies.to_str()])
+        .unwrap();
+    db
+}
+
 /// The vault's rows as they are now, whatever else is done to them later.
 fn rows_of(folder: &Path, to: &str) {
-    let db = rusqlite::Connection::open(folder.join("state.db")).unwrap();
     let copy = format!(
-        "DROP TABLE IF EXISTS {to}; CREATE TABLE {to} AS SELECT * FROM object WHERE kind LIKE 'vault%';"
+        "DROP TABLE IF EXISTS copies.{to};
+         CREATE TABLE copies.{to} AS SELECT * FROM object WHERE kind LIKE 'vault%';"
     );
-    db.execute_batch(&copy).unwrap();
+    with_copies(folder).execute_batch(&copy).unwrap();
 }
 
 /// Takes rows away, as somebody who can write the file.
@@ -330,9 +339,8 @@ fn take_away(folder: &Path, which: &str) {
 /// Puts earlier ones in their place.
 fn put_back(folder: &Path, from: &str, which: &str) {
     take_away(folder, which);
-    let db = rusqlite::Connection::open(folder.join("state.db")).unwrap();
-    let back = format!("INSERT INTO object SELECT * FROM {from} WHERE {which}");
-    assert!(db.execute(&back, []).unwrap() > 0);
+    let back = format!("INSERT INTO object SELECT * FROM copies.{from} WHERE {which}");
+    assert!(with_copies(folder).execute(&back, []).unwrap() > 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -227,8 +227,8 @@ fn a_failure_while_mending_is_no_acknowledgement_either() {
         ("ftruncate", 2),
         ("fsync", 1),
         ("fdatasync", 5),
-        ("openat", 3),
         ("openat", 4),
+        ("openat", 5),
     ] {
         for first in ["write", "fdatasync"] {
             if call == first {

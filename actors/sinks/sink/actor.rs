@@ -33,6 +33,15 @@ impl Room for SinkRoom {
         let taken = Cursor::new(&wiring.all.dir, &wiring.name)
             .read()
             .map_err(|error| Crash::new(format!("STATE/sinks/{}: {error}", wiring.name)))?;
+        let head = wiring.all.audit.head().await;
+        let head = head.map_err(|error| Crash::new(error.to_string()))?.seq.0;
+        if taken > head {
+            // Of another log, or somebody's: with it the receiver would be told nothing for long.
+            let name = &wiring.name;
+            let why =
+                format!("STATE/sinks/{name}: {taken} lies behind the log's end, which is {head}");
+            return Err(Crash::new(why));
+        }
         wiring.status.update(|status| status.taken = taken);
         let carry = Carry::new(wiring.clone(), ctx.clone(), taken);
         ctx.task("carry", 0, carry.run()).keep();
