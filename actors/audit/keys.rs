@@ -150,11 +150,12 @@ impl AuditKeys {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),
         }
-        fs::remove_file(&path)?;
+        // Before the key: a stop in between leaves a wiped key, which the next start takes for one to be destroyed.
         match fs::remove_file(self.path_reached(epoch)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
+        fs::remove_file(&path)?;
         self.sync()
     }
 

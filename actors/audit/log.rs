@@ -180,7 +180,7 @@ impl Log {
             signer.must_cover(head, &roots)?;
         }
         signer.settle(&roots, || recover::first_key(&spec.dir))?;
-        // Only now is anything changed: a log that is refused stays as it was found.
+        // Only now is a file of the log changed: one that is refused stays as it was found.
         recover::clear(&spec.dir, &found)?;
         let lost: Vec<(Seq, BootId)> = found
             .ledger

@@ -69,7 +69,7 @@ pub struct KeptToken {
 pub struct Grant {
     /// Approved at the most.
     pub scopes: ScopeSet,
-    /// What its token gives: `scopes`, or less after a rotation that asked for less.
+    /// What the device has, whatever it comes in with: `scopes`, or less after a rotation that asked for less.
     pub token_scopes: ScopeSet,
     /// `None`: to be issued at the next connection that proves another credential.
     pub token: Option<KeptToken>,

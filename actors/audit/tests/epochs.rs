@@ -304,6 +304,12 @@ fn a_change_of_epoch_broken_off_anywhere_is_ended_by_the_next_start() {
     std::fs::write(&old_key, [0; 81]).unwrap();
     place.open(3).crash();
     assert_eq!(own_keys(&place), [3]);
+    let names = std::fs::read_dir(place.dir.with_file_name("keys")).unwrap();
+    let of_old = |name: &str| name.contains("0000000000000001");
+    let left = names
+        .filter(|entry| of_old(entry.as_ref().unwrap().file_name().to_str().unwrap()))
+        .count();
+    assert_eq!(left, 0, "nothing of a destroyed key stays");
 }
 
 #[test]
