@@ -115,6 +115,7 @@ async fn start(dir: &Path) -> Result<(AuditHandle, Tree)> {
     let fatal: OnFatal = Arc::new(|room, why| panic!("{room}: {why}"));
     let mut builder = TreeBuilder::new(Intensity::default(), fatal);
     let wiring = AuditWiring {
+        state: None,
         dir: dir.to_owned(),
         keys: AuditKeys::new(dir.with_extension("keys"), &Identity::from_random([1; 32])),
         config: AuditConfig::default(),

@@ -184,6 +184,7 @@ async fn record(log: &Path, acts: usize) -> Result<()> {
     let identity = std::fs::read_to_string(file.join("identity.key"))?;
     let identity = Identity::parse(&identity).ok().context("no identity")?;
     let wiring = AuditWiring {
+        state: None,
         dir: log.to_owned(),
         keys: AuditKeys::new(log.with_file_name("keys"), &identity),
         config: AuditConfig::default(),

@@ -113,7 +113,7 @@ codes! {
     VAULT_UNLOCKER_WEAK, "INVALID_REQUEST", false, 2, "give a passphrase of 12 characters or more, or a key file of 32 bytes or more";
     VAULT_KEY_FILE, "UNAVAILABLE", false, 4, "the key file must be a plain file of 0600 outside the state directory, a credential one of $CREDENTIALS_DIRECTORY";
     VAULT_UNLOCKER_NOT_FOUND, "INVALID_REQUEST", false, 3, "`portcullis vault unlockers list` shows their ids";
-    VAULT_NOT_BOUND, "FORBIDDEN", false, 5, "an operator binds the secret to the agent: `portcullis vault bind NAME --agent AGENT`";
+    VAULT_NOT_BOUND, "FORBIDDEN", false, 5, "an operator binds the secret to the agent, or to the host that the gateway sends it to: `portcullis vault bind NAME --agent AGENT` or `--host HOST`";
     SECRET_NOT_FOR_NODES, "INVALID_REQUEST", false, 5, "run it in the sandbox or on the host, or give that machine a secret of its own";
     VAULT_EXPORT_INVALID, "INVALID_REQUEST", false, 2, "name a file that `portcullis vault export` wrote";
     VAULT_EXPORT_TOO_LARGE, "INVALID_REQUEST", false, 5, "an export holds 8 MiB: remove what is not needed any more";

@@ -1,6 +1,7 @@
 //! The tag of a row of the state database: whatever of it is altered, or put there without the machine's key, is seen.
 //!
-//! A row that was whole once, put back whole, has a right tag: that is for those to find who hold rows against the audit log.
+//! A row that was whole once, put back whole, has a right tag: so all rows together have a sum, which nobody without the key
+//! knows, and which the tag of the counters is over.
 
 use crate::seal::{Key, join};
 use hmac::{Hmac, KeyInit as _, Mac as _};
@@ -11,6 +12,30 @@ const BYTES: usize = 16;
 
 /// HMAC-SHA256, its first 16 bytes.
 pub type Tag = [u8; BYTES];
+
+/// What a row adds to the sum of all, modulo 2^128. Nobody without the key can tell: else old rows could be chosen that add up
+/// to the same (which a sum of known numbers allows).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Weight(u128);
+
+impl Weight {
+    /// Of no row.
+    pub const fn none() -> Self {
+        Self(0)
+    }
+
+    /// With a row more.
+    #[must_use]
+    pub const fn with(self, row: Self) -> Self {
+        Self(self.0.wrapping_add(row.0))
+    }
+
+    /// With a row less.
+    #[must_use]
+    pub const fn without(self, row: Self) -> Self {
+        Self(self.0.wrapping_sub(row.0))
+    }
+}
 
 /// What rows are tagged under: derived of the machine's identity key, which lies outside the state.
 #[derive(Clone)]
@@ -49,8 +74,8 @@ impl<'a> Place<'a> {
         }
     }
 
-    /// The one row of counters.
-    pub const fn head(rev: i64, intent: i64) -> Self {
+    /// The one row of counters. Its payload is the sum of all others.
+    const fn head(rev: i64, intent: i64) -> Self {
         Self {
             table: "head",
             kind: "",
@@ -74,10 +99,16 @@ impl RowKey {
 
     /// Of these bytes at this place.
     pub fn tag(&self, place: &Place<'_>, payload: &[u8], labels: &str) -> Tag {
-        let mut tag = [0; BYTES];
+        self.weigh(place, payload, labels).0
+    }
+
+    /// The tag, and what the row adds to the sum: the halves of one MAC.
+    pub fn weigh(&self, place: &Place<'_>, payload: &[u8], labels: &str) -> (Tag, Weight) {
+        let (mut tag, mut weight) = ([0; BYTES], [0; BYTES]);
         let whole = self.mac(place, payload, labels).finalize().into_bytes();
         tag.copy_from_slice(&whole[..BYTES]);
-        tag
+        weight.copy_from_slice(&whole[BYTES..]);
+        (tag, Weight(u128::from_be_bytes(weight)))
     }
 
     /// Is this their tag? In constant time.
@@ -87,6 +118,16 @@ impl RowKey {
                 .mac(place, payload, labels)
                 .verify_truncated_left(tag)
                 .is_ok()
+    }
+
+    /// Of the counters, over all rows.
+    pub fn tag_head(&self, rev: i64, intent: i64, sum: Weight) -> Tag {
+        self.tag(&Place::head(rev, intent), &sum.0.to_be_bytes(), "")
+    }
+
+    /// Is this the counters' tag, with these rows?
+    pub fn fits_head(&self, rev: i64, intent: i64, sum: Weight, tag: &[u8]) -> bool {
+        self.fits(&Place::head(rev, intent), &sum.0.to_be_bytes(), "", tag)
     }
 
     fn mac(&self, place: &Place<'_>, payload: &[u8], labels: &str) -> Hmac<Sha256> {
@@ -139,5 +180,33 @@ mod tests {
             assert!(!key.fits(&place, b"payload", "{}", &flipped));
             assert!(!key.fits(&place, b"payload", "{}", &tag[..n]));
         }
+    }
+    #[test]
+    fn the_sum_is_of_exactly_these_rows_in_any_order() {
+        let key = RowKey::new(Key::new([1; 32]));
+        let row = |id, rev| {
+            key.weigh(&Place::row("approval.grant", id, rev, 7), b"", "{}")
+                .1
+        };
+        let (a, b) = (row("a", 1), row("b", 2));
+        let sum = Weight::default().with(a).with(b);
+        assert_eq!(sum, Weight::default().with(b).with(a));
+        assert_eq!(sum.without(a), Weight::default().with(b));
+        let tag = key.tag_head(2, 7, sum);
+        assert!(key.fits_head(2, 7, sum, &tag));
+        // A row put back as it was, taken away, there twice.
+        for other in [
+            Weight::default().with(row("a", 0)).with(b),
+            Weight::default().with(b),
+            sum.with(a),
+        ] {
+            assert!(!key.fits_head(2, 7, other, &tag));
+        }
+        assert!(!key.fits_head(1, 7, sum, &tag) && !key.fits_head(2, 6, sum, &tag));
+        // The half that is written down does not tell the other.
+        assert_ne!(
+            a.0.to_be_bytes(),
+            key.tag(&Place::row("approval.grant", "a", 1, 7), b"", "{}")
+        );
     }
 }

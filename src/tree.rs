@@ -161,6 +161,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             feed: Feed::new(),
             dropped: Arc::default(),
             version: version.to_owned(),
+            state: Some(store.revision()),
         },
     );
     let vault = VaultHandle::add(

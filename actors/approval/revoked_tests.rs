@@ -38,6 +38,7 @@ async fn house(folder: &Path, boot: u8, approves: bool) -> House {
     let audit = AuditHandle::add(
         &mut tree,
         AuditWiring {
+            state: None,
             dir: folder.join("audit"),
             keys: AuditKeys::new(folder.join("keys"), &Identity::from_random([1; 32])),
             config: AuditConfig::default(),

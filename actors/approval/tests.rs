@@ -56,6 +56,7 @@ async fn house_with(folder: &Path, boot: u8, clock: Clock, store: Store, key: u8
     let audit = AuditHandle::add(
         &mut tree,
         AuditWiring {
+            state: None,
             dir: folder.join("audit"),
             keys: AuditKeys::new(folder.join("keys"), &Identity::from_random([1; 32])),
             config: AuditConfig::default(),
@@ -741,6 +742,7 @@ async fn a_row_beyond_the_audit_log_stops_the_start() {
     let audit = AuditHandle::add(
         &mut tree,
         AuditWiring {
+            state: None,
             dir: folder.path().join("audit"),
             keys: AuditKeys::new(folder.path().join("keys"), &Identity::from_random([1; 32])),
             config: AuditConfig::default(),

@@ -49,6 +49,7 @@ impl Room for Audit {
             boot: wiring.boot,
             clock: wiring.clock,
             version: wiring.version.clone(),
+            state: wiring.state.clone(),
         };
         let (feed, dropped) = (wiring.feed.clone(), wiring.dropped.clone());
         ctx.blocking("open", 0, move || {

@@ -68,6 +68,16 @@ pub enum AuditError {
         /// The state's.
         state: Seq,
     },
+    /// The state is older than the log says: an older copy, or writes in it were taken away.
+    #[error(
+        "STATE_CORRUPT: state.db was changed {state} times, and the log has recorded {said}: it is an older copy, or its write-ahead log (state.db-wal) was taken away; put that back, or restore state and audit log from one backup"
+    )]
+    StateBehind {
+        /// How far the state has come.
+        state: u64,
+        /// How far the log says.
+        said: u64,
+    },
     /// The credential under which it would be done has ended: nothing was recorded, and nothing may be done.
     #[error("SESSION_ENDED: the credential of this connection was changed or revoked")]
     Ended,
@@ -124,7 +134,7 @@ impl AuditError {
             Self::Altered(_) => "AUDIT_ALTERED",
             Self::Key(_) => "AUDIT_KEY_MISMATCH",
             Self::Ended => "SESSION_ENDED",
-            Self::Behind { .. } => "STATE_CORRUPT",
+            Self::Behind { .. } | Self::StateBehind { .. } => "STATE_CORRUPT",
             Self::Locked { .. } => "STATE_LOCKED",
             Self::Mode { .. } => "STATE_MODE",
             Self::NoRecord { .. } => "AUDIT_NO_RECORD",

@@ -12,6 +12,7 @@ use super::retire;
 use super::signer::{self, Signer};
 use super::tiles::Tree;
 use super::walk::{Buffer, Segment, SegmentEnd};
+use crate::supervision::FlagReader;
 use portcullis_core::audit::retired::Gone;
 use portcullis_core::audit::{
     Body, BootId, GROUP_BYTES, HEADER_BYTES, Head, Ledger, Outcome, SegmentHeader, Seq, Stamp,
@@ -78,6 +79,15 @@ pub struct LogSpec {
     pub clock: Clock,
     /// The program's version, for the start mark.
     pub version: String,
+    /// How often the state was changed, durably.
+    pub state: Option<FlagReader<u64>>,
+}
+
+impl LogSpec {
+    /// So far has the state come by now.
+    pub(super) fn state_rev(&self) -> Option<u64> {
+        self.state.as_ref().map(FlagReader::get)
+    }
 }
 
 /// What opening found and did.
@@ -167,6 +177,12 @@ impl Log {
                 state: Seq(spec.config.at_least),
             });
         }
+        // Writes that the log knows of are durable: only whoever takes them away makes this so.
+        if let (Some(state), Some(said)) = (spec.state_rev(), found.ledger.state_rev)
+            && state < said
+        {
+            return Err(AuditError::StateBehind { state, said });
+        }
         let began = found.ledger.epoch.is_none();
         let every = Duration::from_millis(spec.config.checkpoint_ms);
         let head = found.ledger.head;
@@ -239,6 +255,7 @@ impl Log {
             reopened: found.same_boot,
             open: log.ledger.open_list(),
             version: log.spec.version.clone(),
+            state_rev: log.spec.state_rev(),
             epoch: Some(mark.map_err(|error| AuditError::writing(&error))?),
         }])?;
         if let Some(behind) = behind {
@@ -366,6 +383,7 @@ impl Log {
             let mark = self.signer.mark(head);
             let carry = Body::Carry {
                 open: self.ledger.open_list(),
+                state_rev: self.spec.state_rev(),
                 epoch: Some(mark.map_err(|error| AuditError::writing(&error))?),
             };
             self.lead(&mut draft, carry)?;

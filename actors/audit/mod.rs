@@ -43,7 +43,7 @@ pub use offline::{VerifyReport, verify_dir, verify_dir_against};
 pub use proofs::{Consistency, Inclusion, Signed, Told};
 pub use read::{Ended, Found, query_dir, tail_dir};
 
-use crate::supervision::{Feed, Flag};
+use crate::supervision::{Feed, Flag, FlagReader};
 use portcullis_core::audit::{BootId, Record};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -67,6 +67,9 @@ pub struct AuditWiring {
     pub dropped: Arc<Flag<Dropped>>,
     /// The program's version, for the start mark.
     pub version: String,
+    /// How often the state was changed, durably ([`Store::revision`](crate::store::Store::revision)): the log says so, and is
+    /// not opened over a state that has come less far.
+    pub state: Option<FlagReader<u64>>,
 }
 
 #[cfg(test)]

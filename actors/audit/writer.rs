@@ -364,6 +364,8 @@ impl Thread {
                     if let Some(ms) = self.log.open_for(*intent) {
                         outcome.took(ms);
                     }
+                    let state = self.log.spec().state_rev();
+                    outcome.state_rev = state.filter(|_| state > self.log.ledger.state_rev);
                 }
                 self.push(group, *body, answer, Wait::Seq);
             }

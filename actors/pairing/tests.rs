@@ -35,6 +35,7 @@ async fn house_with(folder: &Path, boot: u8, clock: Clock, config: PairingConfig
     let audit = AuditHandle::add(
         &mut tree,
         AuditWiring {
+            state: None,
             dir: folder.join("audit"),
             keys: AuditKeys::new(folder.join("keys"), &Identity::from_random([1; 32])),
             config: AuditConfig::default(),

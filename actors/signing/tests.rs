@@ -40,6 +40,7 @@ async fn house(folder: &Path, boot: u8, identity: u8, config: SigningConfig) -> 
     let audit = AuditHandle::add(
         &mut tree,
         AuditWiring {
+            state: None,
             dir: folder.join("audit"),
             keys: AuditKeys::new(folder.join("keys"), &Identity::from_random([1; 32])),
             config: AuditConfig::default(),

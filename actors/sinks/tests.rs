@@ -49,6 +49,7 @@ async fn house(folder: &Path, boot: u8, sinks: &[(&str, SinkConfig)]) -> House {
     let audit = AuditHandle::add(
         &mut tree,
         AuditWiring {
+            state: None,
             dir: state.join("audit"),
             keys: AuditKeys::new(state.join("keys"), &Identity::from_random([1; 32])),
             config: AuditConfig::default(),
@@ -457,6 +458,7 @@ async fn a_hole_that_retention_left_is_counted_and_stands_in_the_log() {
     let audit = AuditHandle::add(
         &mut tree,
         AuditWiring {
+            state: None,
             dir: state.join("audit"),
             keys: AuditKeys::new(state.join("keys"), &Identity::from_random([1; 32])),
             config: small,

@@ -1,8 +1,9 @@
 //! SQLite: schema, pragmas, and each operation as one conditional statement.
 
 use super::messages::{Change, CommitError, Entry, Lease, Object, Op, Revision, StoreError};
-use portcullis_core::row::{Place, RowKey};
+use portcullis_core::row::{Place, RowKey, Tag, Weight};
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row, params};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
@@ -10,7 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 const APPLICATION_ID: i64 = 0x5043_5354;
-const FORMAT: i64 = 2;
+const FORMAT: i64 = 3;
 /// Above this a start would wait noticeably for the check (about 1 ms per MiB).
 const QUICK_CHECK_MAX_BYTES: u64 = 64 << 20;
 const BUSY: Duration = Duration::from_secs(1);
@@ -33,6 +34,10 @@ const SCHEMA: &str = "
 pub(super) struct Engine {
     db: Connection,
     key: RowKey,
+    /// Of all rows that are in the sum, as the open transaction leaves them; readers have none.
+    sum: Cell<Weight>,
+    /// As it was when the transaction began.
+    sum_before: Cell<Weight>,
 }
 
 impl Engine {
@@ -44,16 +49,25 @@ impl Engine {
             OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
         )
         .map_err(|error| broken(&error))?;
-        let engine = Self { db, key };
+        let engine = Self::of(db, key);
         engine.set_up(true).map_err(|error| broken(&error))?;
         engine.check_format()?;
         let bytes = std::fs::metadata(path).map_or(0, |meta| meta.len());
         if bytes <= QUICK_CHECK_MAX_BYTES {
             engine.quick_check()?;
         }
-        engine.highest_intent()?;
         engine.check_rows()?;
         Ok(engine)
+    }
+
+    const fn of(db: Connection, key: RowKey) -> Self {
+        let none = Weight::none();
+        Self {
+            db,
+            key,
+            sum: Cell::new(none),
+            sum_before: Cell::new(none),
+        }
     }
 
     /// A second connection that can only read; the writer has made the file.
@@ -64,7 +78,7 @@ impl Engine {
             OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
         )
         .map_err(|error| broken(&error))?;
-        let engine = Self { db, key };
+        let engine = Self::of(db, key);
         engine.set_up(false).map_err(|error| broken(&error))?;
         engine
             .db
@@ -75,8 +89,7 @@ impl Engine {
 
     pub fn in_memory() -> Result<Self, StoreError> {
         let db = Connection::open_in_memory().map_err(|error| broken(&error))?;
-        let key = RowKey::none();
-        let engine = Self { db, key };
+        let engine = Self::of(db, RowKey::none());
         engine.check_format()?;
         Ok(engine)
     }
@@ -108,7 +121,8 @@ impl Engine {
         match (application, found, tables) {
             (APPLICATION_ID, FORMAT, _) => self.check_schema(),
             (0, 0, 0) => self.make(),
-            // Of form 1 too, whose rows had no tags: whoever has no key could put any row into such a file.
+            // Of the forms before too, whose rows had no tags, or no sum: whoever has no key could put any row of his own, or
+            // any old one, into such a file.
             _ => Err(StoreError::Format {
                 found,
                 known: FORMAT,
@@ -157,36 +171,74 @@ impl Engine {
     }
 
     fn tag_head(&self, rev: i64, intent: i64) -> rusqlite::Result<()> {
-        let tag = self.key.tag(&Place::head(rev, intent), &[], "");
+        let tag = self.key.tag_head(rev, intent, self.sum.get());
         self.db
             .prepare_cached("UPDATE head SET tag = ?1")?
             .execute([tag])
             .map(drop)
     }
 
-    /// Every row whose room takes it as it lies there.
-    fn check_rows(&self) -> Result<(), StoreError> {
-        let kinds = |table| {
-            self.db
-                .prepare(&format!("SELECT DISTINCT kind FROM {table}"))?
-                .query_map([], |row| row.get(0))?
-                .collect::<rusqlite::Result<Vec<String>>>()
+    /// Every row whose room takes it as it lies there, and that they are all, and the newest of each.
+    pub(super) fn check_rows(&self) -> Result<(), StoreError> {
+        let mut sum = Weight::none();
+        let mut check = |kind: &str, id: &str, tag: &[u8], (right, weight): (Tag, Weight)| {
+            if tag != right {
+                return Err(altered(kind, id));
+            }
+            sum = sum.with(weight);
+            Ok(())
         };
-        for kind in kinds("object").map_err(|error| broken(&error))? {
-            if !seals_itself(&kind) {
-                self.list(&kind, "", usize::MAX)?;
+        let of_rows = "SELECT kind, id, rev, intent, payload, labels, tag FROM object";
+        self.each(of_rows, |row| {
+            let (kind, id): (String, String) = (row.get(0)?, row.get(1)?);
+            let place = Place::row(&kind, &id, row.get(2)?, row.get(3)?);
+            let (payload, labels): (Vec<u8>, String) = (row.get(4)?, row.get(5)?);
+            if seals_itself(&kind) {
+                return Ok(Ok(()));
             }
+            let right = self.key.weigh(&place, &payload, &labels);
+            Ok(check(&kind, &id, &row.get::<_, Vec<u8>>(6)?, right))
+        })?;
+        let of_lists = "SELECT kind, id, seq, intent, payload, tag FROM list";
+        self.each(of_lists, |row| {
+            let (kind, id): (String, String) = (row.get(0)?, row.get(1)?);
+            let place = Place::entry(&kind, &id, row.get(2)?, row.get(3)?);
+            let right = self.key.weigh(&place, &row.get::<_, Vec<u8>>(4)?, "");
+            Ok(check(&kind, &id, &row.get::<_, Vec<u8>>(5)?, right))
+        })?;
+        self.sum.set(sum);
+        let (rev, intent, tag) = self.head()?;
+        if self.key.fits_head(rev, intent, sum, &tag) {
+            return Ok(());
         }
-        for kind in kinds("list").map_err(|error| broken(&error))? {
-            let ids: rusqlite::Result<Vec<String>> = self
-                .db
-                .prepare("SELECT DISTINCT id FROM list WHERE kind = ?1")
-                .and_then(|mut ids| ids.query_map([&kind], |row| row.get(0))?.collect());
-            for id in ids.map_err(|error| broken(&error))? {
-                self.entries(&kind, &id, 0, usize::MAX)?;
-            }
+        Err(StoreError::Replaced)
+    }
+
+    /// Until the first that is not as it should be.
+    fn each(
+        &self,
+        sql: &str,
+        mut check: impl FnMut(&Row<'_>) -> rusqlite::Result<Result<(), StoreError>>,
+    ) -> Result<(), StoreError> {
+        let mut statement = self.db.prepare(sql).map_err(|error| broken(&error))?;
+        let mut rows = statement.query([]).map_err(|error| broken(&error))?;
+        while let Some(row) = rows.next().map_err(|error| broken(&error))? {
+            check(row).map_err(|error| broken(&error))??;
         }
         Ok(())
+    }
+
+    fn head(&self) -> Result<(i64, i64, Vec<u8>), StoreError> {
+        self.db
+            .query_row("SELECT rev, intent, tag FROM head", [], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+            })
+            .map_err(|error| broken(&error))
+    }
+
+    /// How often the state was changed.
+    pub fn revision(&self) -> Result<u64, StoreError> {
+        self.head().map(|(rev, ..)| from_sql(rev))
     }
 
     fn quick_check(&self) -> Result<(), StoreError> {
@@ -201,6 +253,7 @@ impl Engine {
     }
 
     pub fn begin(&self) -> Result<(), StoreError> {
+        self.sum_before.set(self.sum.get());
         self.db
             .execute_batch("BEGIN IMMEDIATE")
             .map_err(|error| broken(&error))
@@ -214,6 +267,7 @@ impl Engine {
 
     /// Leaves no transaction open, whatever state the engine is in.
     pub fn rollback(&self) {
+        self.sum.set(self.sum_before.get());
         if !self.db.is_autocommit() {
             drop(self.db.execute_batch("ROLLBACK"));
         }
@@ -222,8 +276,10 @@ impl Engine {
     /// Applies one commit inside the open transaction: all of it or nothing.
     pub fn apply(&self, ops: &[Op]) -> Result<Vec<Revision>, CommitError> {
         self.run("SAVEPOINT one")?;
+        let before = self.sum.get();
         let result = self.apply_all(ops);
         if result.is_err() {
+            self.sum.set(before);
             // A full disk may have rolled the whole transaction back already; then there is no savepoint.
             if !self.db.is_autocommit() {
                 self.run("ROLLBACK TO one")?;
@@ -236,18 +292,21 @@ impl Engine {
     }
 
     fn apply_all(&self, ops: &[Op]) -> Result<Vec<Revision>, CommitError> {
-        let rev = self.next_revision(ops)?;
-        ops.iter()
+        let (rev, intent) = self.next_revision(ops)?;
+        let revisions = ops
+            .iter()
             .enumerate()
             .map(|(index, op)| match self.apply_one(op, rev) {
                 Ok(Some(revision)) => Ok(Revision(from_sql(revision))),
                 Ok(None) => Err(CommitError::Conflict { index }),
                 Err(error) => Err(broken(&error).into()),
             })
-            .collect()
+            .collect::<Result<_, CommitError>>()?;
+        self.tag_head(rev, intent).map_err(|error| broken(&error))?;
+        Ok(revisions)
     }
 
-    fn next_revision(&self, ops: &[Op]) -> Result<i64, StoreError> {
+    fn next_revision(&self, ops: &[Op]) -> Result<(i64, i64), StoreError> {
         let intent = ops.iter().map(|op| to_sql(op.intent)).max().unwrap_or(0);
         self.db
             .prepare_cached(
@@ -256,7 +315,6 @@ impl Engine {
             .and_then(|mut statement| {
                 statement.query_row([intent], |row| Ok((row.get(0)?, row.get(1)?)))
             })
-            .and_then(|(rev, intent)| self.tag_head(rev, intent).map(|()| rev))
             .map_err(|error| broken(&error))
     }
 
@@ -270,8 +328,7 @@ impl Engine {
         } = op;
         let intent = to_sql(*intent);
         let tag = |payload: &[u8], labels: &str| {
-            let place = Place::row(kind, id, rev, intent);
-            self.key.tag(&place, payload, labels)
+            self.enters(kind, &Place::row(kind, id, rev, intent), payload, labels)
         };
         let changed = match change {
             Change::Create { payload, labels } => {
@@ -290,6 +347,7 @@ impl Engine {
                 labels,
             } => {
                 let labels = labels_text(labels);
+                self.leaves(kind, id)?;
                 let (tag, expected) = (tag(payload, &labels), to_sql(*expected));
                 self.db
                     .prepare_cached(
@@ -298,10 +356,12 @@ impl Engine {
                     )?
                     .execute(params![kind, id, rev, intent, payload, labels, expected, tag])?
             }
-            Change::DeleteIf { rev: expected } => self
-                .db
-                .prepare_cached("DELETE FROM object WHERE kind = ?1 AND id = ?2 AND rev = ?3")?
-                .execute(params![kind, id, to_sql(*expected)])?,
+            Change::DeleteIf { rev: expected } => {
+                self.leaves(kind, id)?;
+                self.db
+                    .prepare_cached("DELETE FROM object WHERE kind = ?1 AND id = ?2 AND rev = ?3")?
+                    .execute(params![kind, id, to_sql(*expected)])?
+            }
             Change::Append { payload } => {
                 let seq: i64 = self
                     .db
@@ -310,7 +370,7 @@ impl Engine {
                     )?
                     .query_row([kind, id], |row| row.get(0))?;
                 let place = Place::entry(kind, id, seq, intent);
-                let tag = self.key.tag(&place, payload, "");
+                let tag = self.enters("", &place, payload, "");
                 self.db
                     .prepare_cached(
                         "INSERT INTO list (kind, id, seq, intent, payload, tag) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
@@ -327,6 +387,36 @@ impl Engine {
             }
         };
         Ok((changed == 1).then_some(rev))
+    }
+
+    /// The tag of a row that is written. Of a condition that does not hold the whole commit goes, and the sum with it.
+    fn enters(&self, kind: &str, place: &Place<'_>, payload: &[u8], labels: &str) -> Tag {
+        let (tag, weight) = self.key.weigh(place, payload, labels);
+        if !seals_itself(kind) {
+            self.sum.set(self.sum.get().with(weight));
+        }
+        tag
+    }
+
+    /// The row as it stands is replaced or goes.
+    fn leaves(&self, kind: &str, id: &str) -> rusqlite::Result<()> {
+        if seals_itself(kind) {
+            return Ok(());
+        }
+        let weight = self
+            .db
+            .prepare_cached(
+                "SELECT rev, intent, payload, labels FROM object WHERE kind = ?1 AND id = ?2",
+            )?
+            .query_row([kind, id], |row| {
+                let place = Place::row(kind, id, row.get(0)?, row.get(1)?);
+                let (payload, labels): (Vec<u8>, String) = (row.get(2)?, row.get(3)?);
+                Ok(self.key.weigh(&place, &payload, &labels).1)
+            })
+            .optional()?;
+        self.sum
+            .set(self.sum.get().without(weight.unwrap_or_default()));
+        Ok(())
     }
 
     fn claim(
@@ -359,7 +449,8 @@ impl Engine {
             .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
         let (intent, labels) = (to_sql(op.intent), "{}");
         let place = Place::row(&op.kind, &op.id, rev, intent);
-        let tag = self.key.tag(&place, &payload, labels);
+        self.leaves(&op.kind, &op.id)?;
+        let tag = self.enters(&op.kind, &place, &payload, labels);
         self.db
             .prepare_cached(
                 "INSERT INTO object (kind, id, rev, intent, payload, labels, tag) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
@@ -451,16 +542,7 @@ impl Engine {
     }
 
     pub fn highest_intent(&self) -> Result<u64, StoreError> {
-        let (rev, intent, tag): (i64, i64, Vec<u8>) = self
-            .db
-            .query_row("SELECT rev, intent, tag FROM head", [], |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-            })
-            .map_err(|error| broken(&error))?;
-        if self.key.fits(&Place::head(rev, intent), &[], "", &tag) {
-            return Ok(from_sql(intent));
-        }
-        Err(altered("head", "only"))
+        self.head().map(|(_, intent, _)| from_sql(intent))
     }
 
     /// Moves the WAL into the file and empties it.
@@ -503,10 +585,10 @@ impl Engine {
     }
 }
 
-/// Rows that their rooms seal and hold against a manifest or their own place: what is wrong with one is for the room to say,
-/// and keeps nobody from the others.
+/// Rows that their room seals and holds against a manifest, which the audit log has: what is wrong with one is for the room to
+/// say, and keeps nobody from the others. They are not in the sum.
 fn seals_itself(kind: &str) -> bool {
-    kind.starts_with("vault") || kind.starts_with("approval") || kind == "signing.key"
+    kind.starts_with("vault")
 }
 
 fn believed(kind: &str, row: Object) -> Result<Object, StoreError> {

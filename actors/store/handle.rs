@@ -5,6 +5,7 @@ use super::messages::{
     Answer, CommitError, Entry, Job, MAX_OPS, Object, Op, Revision, StoreError, check_kind,
 };
 use super::threads;
+use crate::supervision::{Flag, FlagReader};
 use portcullis_core::row::RowKey;
 use std::path::Path;
 use std::time::Duration;
@@ -19,6 +20,7 @@ const WITHIN: Duration = Duration::from_secs(5);
 pub struct Store {
     writer: mpsc::Sender<Job>,
     readers: Vec<mpsc::Sender<Job>>,
+    revision: FlagReader<u64>,
 }
 
 impl Store {
@@ -32,6 +34,8 @@ impl Store {
     /// lies there.
     pub fn open_under(path: &Path, key: &RowKey) -> Result<Self, StoreError> {
         let writer = Engine::open_writer(path, key.clone())?;
+        let reached = Flag::new(writer.revision()?);
+        let revision = reached.reader();
         let reader = || Engine::open_reader(path, key.clone());
         let readers = [reader()?, reader()?];
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
@@ -44,7 +48,7 @@ impl Store {
         let (to_writer, jobs) = mpsc::channel(QUEUE);
         spawn(
             "store-write",
-            Box::new(move || threads::write(writer, jobs)),
+            Box::new(move || threads::write(writer, jobs, &reached)),
         )?;
         let mut to_readers = Vec::with_capacity(readers.len());
         for reader in readers {
@@ -55,6 +59,7 @@ impl Store {
         Ok(Self {
             writer: to_writer,
             readers: to_readers,
+            revision,
         })
     }
 
@@ -62,13 +67,16 @@ impl Store {
     pub fn in_memory() -> Result<Self, StoreError> {
         let engine = Engine::in_memory()?;
         let (writer, jobs) = mpsc::channel(QUEUE);
+        let reached = Flag::new(0);
+        let revision = reached.reader();
         std::thread::Builder::new()
             .name("store-memory".to_owned())
-            .spawn(move || threads::write(engine, jobs))
+            .spawn(move || threads::write(engine, jobs, &reached))
             .map_err(|error| StoreError::Io(error.to_string()))?;
         Ok(Self {
             writer,
             readers: Vec::new(),
+            revision,
         })
     }
 
@@ -141,6 +149,11 @@ impl Store {
     pub async fn highest_intent(&self) -> Result<u64, StoreError> {
         self.ask(self.reader(), false, |reply| Job::HighestIntent { reply })
             .await?
+    }
+
+    /// How often the state was changed, durably: it only rises.
+    pub fn revision(&self) -> FlagReader<u64> {
+        self.revision.clone()
     }
 
     /// Applies all operations or none, durably: when it returns `Ok`, a power cut does not undo it. Conditions are

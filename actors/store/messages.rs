@@ -244,6 +244,11 @@ pub enum StoreError {
         /// Its name.
         id: String,
     },
+    /// Rows were put back as they had been, or taken away; each by itself is right.
+    #[error(
+        "rows of the state database were put back or taken away: stop the gateway, restore state and audit log from one backup, and look at `portcullis audit verify --offline`"
+    )]
+    Replaced,
     /// Made by another Portcullis, or no database of ours.
     #[error(
         "the state database has format {found}, this build reads {known}: run the build that wrote it"
@@ -284,7 +289,7 @@ impl StoreError {
             Self::Locked => "STATE_LOCKED",
             Self::DiskFull => "DISK_FULL",
             Self::Corrupt(_) => "STATE_CORRUPT",
-            Self::Altered { .. } => "STATE_ROW_ALTERED",
+            Self::Altered { .. } | Self::Replaced => "STATE_ROW_ALTERED",
             Self::Format { .. } => "STATE_FORMAT",
             Self::Mode(_) => "STATE_MODE",
             Self::Io(_) => "STATE_IO",

@@ -2,6 +2,7 @@
 
 use super::engine::Engine;
 use super::messages::{Answer, CommitError, Job, Op, Revision, StoreError};
+use crate::supervision::Flag;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::Receiver;
 
@@ -14,11 +15,11 @@ type CommitReply = Answer<Result<Vec<Revision>, CommitError>>;
 
 /// Commits in groups: whatever queued while the last group was on its way to the disk goes in one transaction with
 /// one sync. A lone commit waits for nobody. In memory this thread reads as well.
-pub(super) fn write(engine: Engine, mut jobs: Receiver<Job>) {
+pub(super) fn write(engine: Engine, mut jobs: Receiver<Job>, revision: &Flag<u64>) {
     let mut next = None;
     while let Some(job) = next.take().or_else(|| jobs.blocking_recv()) {
         match job {
-            Job::Commit { ops, reply } => next = group(&engine, &mut jobs, (ops, reply)),
+            Job::Commit { ops, reply } => next = group(&engine, &mut jobs, (ops, reply), revision),
             Job::Close { reply } => {
                 let result = engine.checkpoint();
                 drop(engine);
@@ -71,7 +72,12 @@ fn read_one(engine: &Engine, job: Job) {
 }
 
 /// Applies a group, commits it, then answers all of it. Returns a job that was taken but is no commit.
-fn group(engine: &Engine, jobs: &mut Receiver<Job>, first: (Vec<Op>, CommitReply)) -> Option<Job> {
+fn group(
+    engine: &Engine,
+    jobs: &mut Receiver<Job>,
+    first: (Vec<Op>, CommitReply),
+    revision: &Flag<u64>,
+) -> Option<Job> {
     let mut answers = Vec::with_capacity(GROUP);
     let mut left_over = None;
     let mut failed = engine.begin().err();
@@ -99,8 +105,14 @@ fn group(engine: &Engine, jobs: &mut Receiver<Job>, first: (Vec<Op>, CommitReply
         Some(error) => Err(error),
         None => engine.commit(),
     };
-    if end.is_err() {
-        engine.rollback();
+    match &end {
+        // Before any answer: what is told of this change, the audit log knows to be in the state.
+        Ok(()) => {
+            if let Ok(reached) = engine.revision() {
+                revision.set(reached);
+            }
+        }
+        Err(_) => engine.rollback(),
     }
     for (reply, result) in answers {
         // Even a conflict was judged on rows that a failed group did not write.

@@ -86,6 +86,7 @@ fn log(tree: &mut TreeBuilder, folder: &Path, boot: u8) -> AuditHandle {
     AuditHandle::add(
         tree,
         AuditWiring {
+            state: None,
             dir: folder.join("audit"),
             keys: AuditKeys::new(folder.join("keys"), &Identity::from_random([1; 32])),
             // No checkpoint between two stops: tests cut the log where a machine stopped.

@@ -192,6 +192,9 @@ pub struct Outcome {
     /// The end itself.
     #[serde(flatten)]
     pub result: OutcomeResult,
+    /// How often the state had been changed by then, durably; where the log has not said so before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_rev: Option<u64>,
     /// Short redacted facts: exit code, duration.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub detail: BTreeMap<String, String>,
@@ -245,6 +248,7 @@ impl Outcome {
     const fn of(result: OutcomeResult) -> Self {
         Self {
             result,
+            state_rev: None,
             detail: BTreeMap::new(),
         }
     }

@@ -31,6 +31,8 @@ pub struct Ledger {
     pub ended: Ended,
     /// The epoch that the records are in.
     pub epoch: Option<Epoch>,
+    /// How often the state was changed, as far as the log says.
+    pub state_rev: Option<u64>,
     /// The newest opening of the vault: what it must hold is read back from there on.
     pub opened: Option<Seq>,
 }
@@ -44,6 +46,7 @@ impl Ledger {
             once,
             ended: Ended::default(),
             epoch: None,
+            state_rev: None,
             opened: None,
         }
     }
@@ -54,8 +57,15 @@ impl Ledger {
         if matches!(leaf.body, BodyRef::Event(entry) if entry.action == OPENED) {
             self.opened = Some(leaf.seq);
         }
-        if let BodyRef::Start { epoch, .. } | BodyRef::Carry { epoch, .. } = &leaf.body {
+        if let BodyRef::Start {
+            epoch, state_rev, ..
+        }
+        | BodyRef::Carry {
+            epoch, state_rev, ..
+        } = &leaf.body
+        {
             self.enter(epoch.as_ref(), leaf.seq);
+            self.state_rev = self.state_rev.max(*state_rev);
         }
         match leaf.body {
             BodyRef::Intent(entry) => {
@@ -77,6 +87,7 @@ impl Ledger {
             }
             BodyRef::Outcome { intent, outcome } => {
                 self.open.remove(&intent);
+                self.state_rev = self.state_rev.max(outcome.state_rev);
                 if matches!(
                     outcome.result,
                     ResultRef::Refused { .. } | ResultRef::Failed { .. }
@@ -125,6 +136,7 @@ impl Ledger {
             }
             Body::Outcome { intent, outcome } => {
                 self.open.remove(intent);
+                self.state_rev = self.state_rev.max(outcome.state_rev);
                 if matches!(
                     outcome.result,
                     OutcomeResult::Refused { .. } | OutcomeResult::Failed { .. }
@@ -135,8 +147,14 @@ impl Ledger {
             }
             Body::Event(entry) if entry.action == OPENED => self.opened = Some(head.seq),
             // The writer's own marks state of the intents what is here already.
-            Body::Start { epoch, .. } | Body::Carry { epoch, .. } => {
+            Body::Start {
+                epoch, state_rev, ..
+            }
+            | Body::Carry {
+                epoch, state_rev, ..
+            } => {
                 self.enter(epoch.as_ref(), head.seq);
+                self.state_rev = self.state_rev.max(*state_rev);
             }
             _ => {}
         }

@@ -37,6 +37,7 @@ mod hash;
 mod ledger;
 pub mod note;
 mod once;
+mod owned;
 mod query;
 mod record;
 pub mod retired;

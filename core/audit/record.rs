@@ -1,13 +1,12 @@
 //! One record: its owned form, its borrowed form as read from a file, and the bytes between them.
 
-use super::codec::{Cut, Flaw, pairs, put_map, put_opt, put_str};
-use super::entry::{Entry, EntryError, Outcome, OutcomeResult, Proof};
+use super::codec::{Cut, Flaw, put_map, put_opt, put_str};
+use super::entry::{Entry, EntryError, Outcome, OutcomeResult};
 use super::epoch::{EpochMark, Signature};
 use super::hash::{BootId, Hash32, PublicKey, Seq, leaf_hash};
 use super::tag::{RecordKey, TAG};
 use super::{Head, MAX_LEAF, MAX_MARK_OPEN};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 
 /// What every leaf begins with; the version follows.
 pub(super) const DOMAIN: &[u8; 16] = b"portcullis-audit";
@@ -81,6 +80,9 @@ pub enum Body {
         open: Option<Vec<Seq>>,
         /// The program's version.
         version: String,
+        /// How often the state had been changed by then, durably.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        state_rev: Option<u64>,
         /// The epoch that begins here; none in logs of before there were epochs.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         epoch: Option<EpochMark>,
@@ -91,6 +93,9 @@ pub enum Body {
     Carry {
         /// As in `Start`.
         open: Option<Vec<Seq>>,
+        /// As in `Start`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        state_rev: Option<u64>,
         /// As in `Start`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         epoch: Option<EpochMark>,
@@ -163,6 +168,7 @@ impl Body {
             Self::Intent(entry) if has_more(entry) => 11,
             Self::Event(entry) if has_more(entry) => 12,
             Self::Intent(_) => 1,
+            Self::Outcome { outcome, .. } if outcome.state_rev.is_some() => 13,
             Self::Outcome { .. } => 2,
             Self::Event(_) => 3,
             Self::Start { epoch: None, .. } => 4,
@@ -170,8 +176,14 @@ impl Body {
             Self::Carry { epoch: None, .. } => 6,
             Self::Recovered { .. } => 7,
             Self::Gap { .. } => 8,
-            Self::Start { epoch: Some(_), .. } => 9,
-            Self::Carry { epoch: Some(_), .. } => 10,
+            Self::Start {
+                state_rev: None, ..
+            } => 9,
+            Self::Carry {
+                state_rev: None, ..
+            } => 10,
+            Self::Start { .. } => 14,
+            Self::Carry { .. } => 15,
         }
     }
 
@@ -195,24 +207,33 @@ impl Body {
                         out.extend_from_slice(&boot.0);
                     }
                 }
-                put_map(out, &outcome.detail)
+                put_map(out, &outcome.detail)?;
+                put_rev(out, outcome.state_rev);
+                Ok(())
             }
             Self::Start {
                 reopened,
                 open,
                 version,
+                state_rev,
                 epoch,
             } => {
                 out.push(u8::from(*reopened));
                 put_open(out, open.as_deref())?;
                 put_str(out, version)?;
                 put_mark(out, epoch.as_ref());
+                put_rev(out, state_rev.filter(|_| epoch.is_some()));
                 Ok(())
             }
             Self::Stop => Ok(()),
-            Self::Carry { open, epoch } => {
+            Self::Carry {
+                open,
+                state_rev,
+                epoch,
+            } => {
                 put_open(out, open.as_deref())?;
                 put_mark(out, epoch.as_ref());
+                put_rev(out, state_rev.filter(|_| epoch.is_some()));
                 Ok(())
             }
             Self::Recovered {
@@ -289,6 +310,11 @@ fn put_mark(out: &mut Vec<u8>, mark: Option<&EpochMark>) {
         out.extend_from_slice(&mark.key.0);
         out.extend_from_slice(&mark.signature.0);
     }
+}
+
+/// As [`put_mark`].
+fn put_rev(out: &mut Vec<u8>, rev: Option<u64>) {
+    out.extend(rev.iter().flat_map(|rev| rev.to_be_bytes()));
 }
 
 fn put_open(out: &mut Vec<u8>, open: Option<&[Seq]>) -> Result<(), Flaw> {
@@ -394,11 +420,13 @@ pub enum BodyRef<'a> {
         reopened: bool,
         open: Option<OpenRef<'a>>,
         version: &'a str,
+        state_rev: Option<u64>,
         epoch: Option<EpochMark>,
     },
     Stop,
     Carry {
         open: Option<OpenRef<'a>>,
+        state_rev: Option<u64>,
         epoch: Option<EpochMark>,
     },
     Recovered {
@@ -431,7 +459,7 @@ pub struct EntryRef<'a> {
     pub plan_hash: Option<Hash32>,
     pub policy_hash: Option<Hash32>,
     pub proof: Option<ProofRef<'a>>,
-    detail: &'a [u8],
+    pub(super) detail: &'a [u8],
 }
 
 /// [`Proof`], borrowed.
@@ -449,7 +477,9 @@ pub struct ProofRef<'a> {
 pub struct OutcomeRef<'a> {
     /// The end itself.
     pub result: ResultRef<'a>,
-    detail: &'a [u8],
+    /// How often the state had been changed by then.
+    pub state_rev: Option<u64>,
+    pub(super) detail: &'a [u8],
 }
 
 /// [`OutcomeResult`], borrowed.
@@ -464,7 +494,7 @@ pub enum ResultRef<'a> {
 
 /// A list of open intents, borrowed.
 #[derive(Clone, Copy, Debug)]
-pub struct OpenRef<'a>(&'a [u8]);
+pub struct OpenRef<'a>(pub(super) &'a [u8]);
 
 impl OpenRef<'_> {
     /// The sequences, rising.
@@ -501,6 +531,30 @@ fn cut_mark(cut: &mut Cut<'_>, kind: u8) -> Result<Option<EpochMark>, Flaw> {
         key: PublicKey(cut.array()?),
         signature: Signature(cut.array()?),
     }))
+}
+
+/// The last kinds have it.
+fn cut_rev(cut: &mut Cut<'_>, kind: u8) -> Result<Option<u64>, Flaw> {
+    if kind < 13 {
+        return Ok(None);
+    }
+    cut.u64().map(Some)
+}
+
+fn cut_outcome<'a>(cut: &mut Cut<'a>, kind: u8) -> Result<OutcomeRef<'a>, Flaw> {
+    Ok(OutcomeRef {
+        result: match cut.byte()? {
+            0 => ResultRef::Ok,
+            1 => ResultRef::Refused { code: cut.str()? },
+            2 => ResultRef::Failed { code: cut.str()? },
+            3 => ResultRef::Unknown {
+                boot: BootId(cut.array()?),
+            },
+            _ => return Err("an outcome that this version does not know"),
+        },
+        detail: cut.map()?,
+        state_rev: cut_rev(cut, kind)?,
+    })
 }
 
 fn cut_entry<'a>(cut: &mut Cut<'a>, kind: u8) -> Result<EntryRef<'a>, Flaw> {
@@ -570,32 +624,23 @@ pub fn decode_leaf(leaf: &[u8]) -> Result<LeafRef<'_>, &'static str> {
     let kind = cut.byte()?;
     let body = match kind {
         1 | 11 => BodyRef::Intent(cut_entry(&mut cut, kind)?),
-        2 => BodyRef::Outcome {
+        2 | 13 => BodyRef::Outcome {
             intent: Seq(cut.u64()?),
-            outcome: OutcomeRef {
-                result: match cut.byte()? {
-                    0 => ResultRef::Ok,
-                    1 => ResultRef::Refused { code: cut.str()? },
-                    2 => ResultRef::Failed { code: cut.str()? },
-                    3 => ResultRef::Unknown {
-                        boot: BootId(cut.array()?),
-                    },
-                    _ => return Err("an outcome that this version does not know"),
-                },
-                detail: cut.map()?,
-            },
+            outcome: cut_outcome(&mut cut, kind)?,
         },
         3 | 12 => BodyRef::Event(cut_entry(&mut cut, kind)?),
-        4 | 9 => BodyRef::Start {
+        4 | 9 | 14 => BodyRef::Start {
             reopened: cut.flag()?,
             open: cut_open(&mut cut)?,
             version: cut.str()?,
             epoch: cut_mark(&mut cut, kind)?,
+            state_rev: cut_rev(&mut cut, kind)?,
         },
         5 => BodyRef::Stop,
-        6 | 10 => BodyRef::Carry {
+        6 | 10 | 15 => BodyRef::Carry {
             open: cut_open(&mut cut)?,
             epoch: cut_mark(&mut cut, kind)?,
+            state_rev: cut_rev(&mut cut, kind)?,
         },
         7 => BodyRef::Recovered {
             segment: Seq(cut.u64()?),
@@ -623,142 +668,4 @@ pub fn decode_leaf(leaf: &[u8]) -> Result<LeafRef<'_>, &'static str> {
         is_tagged,
         raw: leaf,
     })
-}
-
-impl LeafRef<'_> {
-    /// An owned copy, with the leaf's hash.
-    pub fn to_record(&self, hash: Hash32) -> Record {
-        Record {
-            seq: self.seq,
-            prev: self.prev,
-            hash,
-            stamp: self.stamp,
-            boot: self.boot,
-            body: self.body.to_body(),
-        }
-    }
-}
-
-impl BodyRef<'_> {
-    /// The entry of an intent or event.
-    pub const fn entry(&self) -> Option<&EntryRef<'_>> {
-        match self {
-            Self::Intent(entry) | Self::Event(entry) => Some(entry),
-            _ => None,
-        }
-    }
-
-    /// An owned copy.
-    pub fn to_body(&self) -> Body {
-        let list = |open: &Option<OpenRef<'_>>| open.map(|open| open.iter().collect());
-        match self {
-            Self::Intent(entry) => Body::Intent(entry.to_entry()),
-            Self::Event(entry) => Body::Event(entry.to_entry()),
-            Self::Outcome { intent, outcome } => Body::Outcome {
-                intent: *intent,
-                outcome: outcome.to_outcome(),
-            },
-            Self::Start {
-                reopened,
-                open,
-                version,
-                epoch,
-            } => Body::Start {
-                reopened: *reopened,
-                open: list(open),
-                version: (*version).to_owned(),
-                epoch: *epoch,
-            },
-            Self::Stop => Body::Stop,
-            Self::Carry { open, epoch } => Body::Carry {
-                open: list(open),
-                epoch: *epoch,
-            },
-            Self::Recovered {
-                segment,
-                offset,
-                bytes,
-            } => Body::Recovered {
-                segment: *segment,
-                offset: *offset,
-                bytes: *bytes,
-            },
-            Self::Gap {
-                count,
-                first_ms,
-                last_ms,
-                reason,
-            } => Body::Gap {
-                count: *count,
-                first_ms: *first_ms,
-                last_ms: *last_ms,
-                reason: (*reason).to_owned(),
-            },
-        }
-    }
-}
-
-impl EntryRef<'_> {
-    /// The details, by rising key.
-    pub fn detail(&self) -> impl Iterator<Item = (&str, &str)> {
-        pairs(self.detail)
-    }
-
-    /// An owned copy.
-    pub fn to_entry(&self) -> Entry {
-        let own = |text: Option<&str>| text.map(str::to_owned);
-        Entry {
-            action: self.action.to_owned(),
-            principal: own(self.principal),
-            act_as: own(self.act_as),
-            door: own(self.door),
-            object: own(self.object),
-            decision: own(self.decision),
-            rule: own(self.rule),
-            plan_hash: self.plan_hash,
-            policy_hash: self.policy_hash,
-            proof: self.proof.map(|proof| Proof {
-                by: proof.by.to_owned(),
-                how: proof.how.to_owned(),
-                decision: proof.decision.to_owned(),
-                recorded: proof.recorded,
-            }),
-            approval_id: own(self.approval_id),
-            idempotency_key: own(self.idempotency_key),
-            request_id: own(self.request_id),
-            detail: own_map(self.detail),
-        }
-    }
-}
-
-impl OutcomeRef<'_> {
-    /// An owned copy.
-    pub fn to_outcome(&self) -> Outcome {
-        Outcome {
-            result: self.result.to_result(),
-            detail: own_map(self.detail),
-        }
-    }
-}
-
-impl ResultRef<'_> {
-    /// An owned copy.
-    pub fn to_result(&self) -> OutcomeResult {
-        match *self {
-            Self::Ok => OutcomeResult::Ok,
-            Self::Refused { code } => OutcomeResult::Refused {
-                code: code.to_owned(),
-            },
-            Self::Failed { code } => OutcomeResult::Failed {
-                code: code.to_owned(),
-            },
-            Self::Unknown { boot } => OutcomeResult::Unknown { boot },
-        }
-    }
-}
-
-fn own_map(map: &[u8]) -> BTreeMap<String, String> {
-    pairs(map)
-        .map(|(key, value)| (key.to_owned(), value.to_owned()))
-        .collect()
 }

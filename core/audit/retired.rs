@@ -122,6 +122,7 @@ mod tests {
         };
         let body = Body::Carry {
             open: None,
+            state_rev: None,
             epoch: None,
         };
         let mut out = Vec::new();

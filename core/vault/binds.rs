@@ -32,7 +32,8 @@ pub struct Binds {
     /// Agents whose runs may have it; empty: none.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub agents: BTreeSet<String>,
-    /// Hosts that it may be sent to; absent: not bound to hosts. A use that names no host is refused where it is.
+    /// Hosts that it may be sent to; absent: not bound to hosts, and the gateway itself sends it to none. A use that names no
+    /// host is refused where it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hosts: Option<BTreeSet<String>>,
     /// Ways to use it; absent: any.
@@ -104,10 +105,14 @@ impl Binds {
             (Some(agent), _) => self.agents.contains(agent),
             (None, way) => way == Use::Gateway,
         };
-        let host = self
-            .hosts
-            .as_ref()
-            .is_none_or(|hosts| asked.host.as_ref().is_some_and(|host| hosts.contains(host)));
+        let host = match (&self.hosts, &asked.host) {
+            (Some(hosts), Some(host)) => hosts.contains(host),
+            (Some(_), None) => false,
+            // On the configuration's word alone it goes nowhere: whoever writes that file could name any secret, and a
+            // receiver of his own.
+            (None, Some(_)) => asked.agent.is_some(),
+            (None, None) => true,
+        };
         let way = self
             .uses
             .as_ref()
@@ -159,6 +164,18 @@ mod tests {
         };
         assert_eq!(hosts.allow(&run("demo", None)), Err(VaultError::NotBound));
         assert_eq!(hosts.allow(&run("demo", Some("api.example"))), Ok(()));
+        // The bug: whoever wrote the configuration had any secret sent to a receiver of his.
+        let sent = |host: &str| Asked {
+            host: Some(host.to_owned()),
+            ..Asked::by_gateway("audit sink x")
+        };
+        assert_eq!(hosts.allow(&sent("api.example")), Ok(()));
+        assert_eq!(
+            hosts.allow(&sent("other.example")),
+            Err(VaultError::NotBound)
+        );
+        assert_eq!(none.allow(&sent("api.example")), Err(VaultError::NotBound));
+        assert_eq!(demo.allow(&sent("api.example")), Err(VaultError::NotBound));
         assert!(hosts.allow(&run("demo", Some("other.example"))).is_err());
         let uses = Binds {
             uses: Some([Use::Gateway].into()),

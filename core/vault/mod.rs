@@ -81,7 +81,7 @@ pub enum VaultError {
     KeyFile,
     /// Not for this agent, host or use.
     #[error(
-        "this secret is not bound to this agent and use: `portcullis vault show` says to what it is"
+        "this secret is not bound to this agent, host and use: `portcullis vault show` says to what it is"
     )]
     NotBound,
     /// No file of ours.

@@ -155,8 +155,10 @@ async fn serve(
         Failure::of(code, e.to_string())
     })?;
     let auth = &loaded.config.gateway.auth;
+    let row_key = identity.row_key();
     let (token, made) = tokio::task::block_in_place(|| {
-        token::settle(&state, secret, &auth.token_file, &pepper, auth.bcrypt_cost)
+        let cost = auth.bcrypt_cost;
+        token::settle(&state, secret, &auth.token_file, &pepper, cost, &row_key)
     })?;
     let address = SocketAddr::new(loaded.config.gateway.bind, loaded.config.gateway.port);
     let local = &loaded.config.gateway.local;
@@ -191,7 +193,6 @@ async fn serve(
     };
     let proxies = Proxies::open(&loaded.config.gateway.auth)?;
     let database = state.join("state.db");
-    let row_key = identity.row_key();
     let opened = tokio::task::spawn_blocking(move || Store::open_under(&database, &row_key));
     let store = opened
         .await

@@ -11,6 +11,8 @@ use portcullis_actors::auth::SharedSecret;
 use portcullis_core::auth::password::PasswordHash;
 use portcullis_core::auth::secret::{self, SharedHash, Strength};
 use portcullis_core::codes;
+use portcullis_core::encoding::hex;
+use portcullis_core::row::{Place, RowKey};
 use portcullis_core::seal::Secret;
 use portcullis_core::token::{Token, TokenHash, TokenKind};
 use zeroize::Zeroizing;
@@ -106,6 +108,7 @@ pub fn settle(
     token_file: &Path,
     pepper: &Secret,
     cost: u32,
+    key: &RowKey,
 ) -> Result<(SharedSecret, Option<Token>), Failure> {
     let given = match given {
         Some(given) => Some(given),
@@ -136,18 +139,25 @@ pub fn settle(
     let kept = state.join("keys/gateway-token.json");
     match std::fs::read(&kept) {
         Ok(bytes) => serde_json::from_slice::<Kept>(&bytes)
+            .ok()
+            // Else whoever writes the file would name a token of his own.
+            .filter(|kept| kept.is_whole(key))
             .map(|kept| (ours(kept.sha256), None))
-            .map_err(|_| {
+            .ok_or_else(|| {
                 Failure::of(
                     codes::STATE_CORRUPT,
-                    format!("{} is no token's hash", kept.display()),
+                    format!(
+                        "{} is not the token's hash that this gateway wrote",
+                        kept.display()
+                    ),
                 )
-                .hint("remove the file: a new token is made at the next start")
+                .hint("restore it, or remove it: a new token is made at the next start")
             }),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             let bytes = random::<32>()?;
             let token = Token::from_random(TokenKind::Gateway, &bytes);
-            keep(&kept, &token).map_err(|e| Failure::io(codes::STATE_MODE, kept.display(), &e))?;
+            keep(&kept, &token, key)
+                .map_err(|e| Failure::io(codes::STATE_MODE, kept.display(), &e))?;
             Ok((ours(token.hash()), Some(token)))
         }
         Err(e) => Err(Failure::io(codes::STATE_MODE, kept.display(), &e)),
@@ -158,18 +168,37 @@ pub fn settle(
 struct Kept {
     v: u32,
     sha256: TokenHash,
+    tag: String,
 }
 
-fn keep(path: &Path, token: &Token) -> io::Result<()> {
+impl Kept {
+    const VERSION: u32 = 2;
+
+    fn tag(sha256: &TokenHash, key: &RowKey) -> io::Result<String> {
+        let place = Place::row("gateway-token", "only", i64::from(Self::VERSION), 0);
+        Ok(hex(&key.tag(&place, &serde_json::to_vec(sha256)?, "")))
+    }
+
+    fn is_whole(&self, key: &RowKey) -> bool {
+        // Who compares may know both: neither is a secret.
+        self.v == Self::VERSION && Self::tag(&self.sha256, key).is_ok_and(|tag| tag == self.tag)
+    }
+}
+
+fn keep(path: &Path, token: &Token, key: &RowKey) -> io::Result<()> {
+    let sha256 = token.hash();
     let kept = Kept {
-        v: 1,
-        sha256: token.hash(),
+        v: Kept::VERSION,
+        tag: Kept::tag(&sha256, key)?,
+        sha256,
     };
     files::replace(path, &serde_json::to_vec(&kept)?)
 }
 
 #[cfg(test)]
 mod tests {
+    use portcullis_core::seal::Key;
+
     use super::*;
 
     #[test]
@@ -177,7 +206,9 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         std::fs::create_dir(state.path().join("keys")).unwrap();
         let pepper = Secret::new(vec![1; 32]);
-        let settle = |given| settle(state.path(), given, Path::new(""), &pepper, 10).unwrap();
+        let key = RowKey::new(Key::new([1; 32]));
+        let settle_by = |given, key| settle(state.path(), given, Path::new(""), &pepper, 10, key);
+        let settle = |given| settle_by(given, &key).unwrap();
         let (kept, made) = settle(None);
         let made = made.unwrap();
         let SharedHash::Random(hash) = kept.hash else {
@@ -186,6 +217,13 @@ mod tests {
         assert!(hash.matches(made.expose()) && !kept.is_given);
         let kept = std::fs::read_to_string(state.path().join("keys/gateway-token.json")).unwrap();
         assert!(!kept.contains(made.expose()));
+        // The bug: whoever wrote the file named a token of his own.
+        let path = state.path().join("keys/gateway-token.json");
+        let other = Token::from_random(TokenKind::Gateway, &[7; 32]);
+        keep(&path, &other, &RowKey::new(Key::new([2; 32]))).unwrap();
+        let refused = settle_by(None, &key).err().unwrap();
+        assert_eq!(refused.code, "STATE_CORRUPT");
+        std::fs::write(&path, &kept).unwrap();
         let (again, none) = settle(None);
         let SharedHash::Random(again) = again.hash else {
             panic!("a made token is random")

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use portcullis_actors::audit::AuditHandle;
 use portcullis_actors::connection::Certificate;
-use portcullis_core::audit::{Entry, Outcome, OutcomeResult};
+use portcullis_core::audit::{Entry, Outcome};
 use portcullis_core::codes;
 use portcullis_core::protocol::frame::ErrorBody;
 use serde_json::Value;
@@ -52,23 +52,19 @@ impl Keeper {
         // A few small files.
         let done = tokio::task::spawn_blocking(move || tls.reload().map_err(|e| e.to_string()));
         let done = done.await.unwrap_or_else(|e| Err(e.to_string()));
-        let mut detail = std::collections::BTreeMap::new();
-        detail.insert("served".to_owned(), self.tls.pin().unwrap_or_default());
-        let result = match &done {
+        let outcome = match &done {
             Ok(()) => {
                 tracing::info!(target: "portcullis", cause, pin = self.tls.pin(), "certificate read again");
-                OutcomeResult::Ok
+                Outcome::ok()
             }
             Err(error) => {
                 tracing::error!(target: "portcullis", cause, error, "the new certificate cannot be used: the old one is kept");
                 let short: String = error.chars().take(256).collect();
-                detail.insert("why".to_owned(), short);
-                OutcomeResult::Failed {
-                    code: codes::CERTIFICATE_INVALID.name.to_owned(),
-                }
+                Outcome::failed(codes::CERTIFICATE_INVALID.name).with("why", short)
             }
         };
-        if let Err(error) = self.audit.outcome(intent, Outcome { result, detail }).await {
+        let outcome = outcome.with("served", self.tls.pin().unwrap_or_default());
+        if let Err(error) = self.audit.outcome(intent, outcome).await {
             tracing::error!(target: "portcullis", %error, "the end of a reload could not be recorded");
         }
         done.map_err(|why| ErrorBody::of(codes::CERTIFICATE_INVALID, why))

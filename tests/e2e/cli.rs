@@ -564,6 +564,7 @@ async fn the_log_is_verified_without_a_gateway_and_one_flipped_bit_exits_with_10
     let audit = AuditHandle::add(
         &mut builder,
         AuditWiring {
+            state: None,
             dir: state.path().join("audit"),
             keys: AuditKeys::new(state.path().join("keys"), &Identity::from_random([1; 32])),
             config: AuditConfig::default(),

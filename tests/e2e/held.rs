@@ -186,6 +186,23 @@ fn a_sink_with_a_token_of_the_vault_gets_every_record_also_those_of_a_crash_and_
             .is_some_and(|why| why.contains("SIEM"))
     });
     assert_eq!(gateway.feed(&["vault", "set", "SIEM"], b"another-token"), 0);
+    // The bug: whoever wrote config.toml had any secret sent to a receiver of his.
+    until(
+        &gateway,
+        "a token that is not bound to the receiver",
+        &|now| {
+            let why = now["error"].as_str().unwrap_or_default();
+            why.contains("SIEM") && why.contains("bound")
+        },
+    );
+    assert!(seen.lock().unwrap().is_empty());
+    let host = address
+        .strip_prefix("http://")
+        .unwrap()
+        .split(':')
+        .next()
+        .unwrap();
+    gateway.json(&["vault", "bind", "SIEM", "--host", host, "--use", "gateway"]);
     until(&gateway, "a wrong token", &|now| {
         now["error"].as_str().is_some_and(|why| why.contains("401"))
     });

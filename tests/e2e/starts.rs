@@ -273,6 +273,57 @@ async fn a_log_older_than_the_state_is_refused() {
     refused(&gateway, "STATE_CORRUPT", 10);
 }
 
+/// The bug: who took away what SQLite had not moved into its file yet, or put an older file back, undid what was revoked, and
+/// the log that said so was intact.
+#[test]
+fn a_state_older_than_the_log_says_is_refused_and_what_was_revoked_stays_so() {
+    let mut gateway = Gateway::start();
+    let (file, wal) = (
+        gateway.state().join("state.db"),
+        gateway.state().join("state.db-wal"),
+    );
+    gateway.json(&["agents", "token", "demo"]);
+    gateway.stop();
+    let old = std::fs::read(&file).unwrap();
+    gateway.launch();
+    gateway.json(&["agents", "revoke", "demo"]);
+    gateway.kill();
+    let new = std::fs::read(&wal).unwrap();
+    assert!(!new.is_empty());
+    std::fs::remove_file(&wal).unwrap();
+    let text = refused(&gateway, "STATE_CORRUPT", 10);
+    assert!(text.contains("state.db-wal"), "{text}");
+    std::fs::write(&file, &old).unwrap();
+    refused(&gateway, "STATE_CORRUPT", 10);
+    // A state that begins anew is none of this log either.
+    std::fs::remove_file(&file).unwrap();
+    refused(&gateway, "STATE_CORRUPT", 10);
+    // What was taken away, put back: nothing is lost.
+    for beside in ["state.db-wal", "state.db-shm"] {
+        // Left by who was refused, or not there.
+        drop(std::fs::remove_file(gateway.state().join(beside)));
+    }
+    std::fs::write(&file, &old).unwrap();
+    std::fs::write(&wal, &new).unwrap();
+    for file in [&file, &wal] {
+        mode(file, 0o600);
+    }
+    gateway.launch();
+    assert_eq!(gateway.json(&["agents", "list"])["agents"], json!([]));
+    gateway.stop();
+    // The row alone, whole as it was.
+    let db = rusqlite::Connection::open(&file).unwrap();
+    let copy = gateway.home().join("copy.db");
+    std::fs::write(&copy, &old).unwrap();
+    db.execute_batch(&format!("ATTACH '{}' AS old", copy.display()))
+        .unwrap();
+    let rows = "INSERT OR REPLACE INTO object SELECT * FROM old.object WHERE kind = 'auth.agent'";
+    assert!(db.execute(rows, []).unwrap() > 0);
+    drop(db);
+    let text = refused(&gateway, "STATE_ROW_ALTERED", 10);
+    assert!(text.contains("put back"), "{text}");
+}
+
 #[test]
 fn a_stop_is_in_order_and_says_so_in_the_log() {
     let mut gateway = Gateway::start();

@@ -76,6 +76,7 @@ impl Ground {
         let audit = AuditHandle::add(
             &mut tree,
             AuditWiring {
+                state: None,
                 dir: state.path().join("audit"),
                 keys: AuditKeys::new(state.path().join("keys"), &Identity::from_random([1; 32])),
                 config,

@@ -472,6 +472,7 @@ fn a_log_that_names_no_key_verifies_and_is_not_gone_on_with() {
                 reopened,
                 open,
                 version,
+                state_rev: None,
                 epoch: None,
             },
             body => body,

@@ -168,6 +168,7 @@ fn a_log_made_whole_by_somebody_else_is_refused() {
         reopened: false,
         open: Some(Vec::new()),
         version: "test".into(),
+        state_rev: None,
         epoch: Some(own.hand_over(1, own.public(), Head::EMPTY)),
     };
     let named = [&[start][..], &bodies].concat();
@@ -384,6 +385,7 @@ fn a_log_without_tags_goes_on_where_a_checkpoint_covers_its_end_and_nowhere_else
         reopened: false,
         open: Some(Vec::new()),
         version: "0.0.9".into(),
+        state_rev: None,
         epoch: Some(key.hand_over(1, key.public(), Head::EMPTY)),
     };
     let header = SegmentHeader { after: Head::EMPTY }.encode();

@@ -23,7 +23,7 @@ use super::messages::Refused;
 use super::offline::{verify_dir, verify_dir_against};
 use super::read::tail_dir;
 use super::writer::{Answer, Job, NotTaken, Writer};
-use crate::supervision::Feed;
+use crate::supervision::{Feed, Flag, FlagReader};
 use portcullis_core::audit::verify::Outside;
 use portcullis_core::audit::{Body, BootId, Entry, Head, Once, Outcome, Record, Seq};
 use portcullis_core::identity::Identity;
@@ -93,6 +93,16 @@ struct Open {
 }
 
 fn try_open(dir: &Path, boot: u8, config: AuditConfig) -> Result<Open, AuditError> {
+    try_open_over(dir, boot, config, None)
+}
+
+/// Over a state that has come so far.
+fn try_open_over(
+    dir: &Path,
+    boot: u8,
+    config: AuditConfig,
+    state: Option<FlagReader<u64>>,
+) -> Result<Open, AuditError> {
     let spec = LogSpec {
         dir: dir.to_owned(),
         keys: keys(dir),
@@ -100,6 +110,7 @@ fn try_open(dir: &Path, boot: u8, config: AuditConfig) -> Result<Open, AuditErro
         boot: BootId([boot; 16]),
         clock: Clock::new(),
         version: "test".into(),
+        state,
     };
     let (writer, report) = Writer::open(spec, Feed::new(), std::sync::Arc::default())?;
     Ok(Open { writer, report })

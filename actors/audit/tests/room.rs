@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 fn wiring(dir: &Path, boot: u8) -> AuditWiring {
     AuditWiring {
+        state: None,
         dir: dir.to_owned(),
         keys: keys(dir),
         config: AuditConfig::default(),
@@ -126,6 +127,7 @@ async fn what_was_only_noted_and_did_not_reach_the_log_is_counted_in_a_gap_recor
     }
     let mut builder = TreeBuilder::new(Intensity::default(), fatal);
     let again = AuditWiring {
+        state: None,
         dropped,
         ..wiring(&place.dir, 2)
     };

@@ -374,3 +374,71 @@ fn what_a_failed_rotation_left_behind_does_no_harm() {
     log.close();
     intact(&place.dir);
 }
+
+/// The bug: writes of the state that the log knew of were taken away, and the log went on as if nothing were.
+#[test]
+fn a_log_is_not_opened_over_a_state_that_has_come_less_far_than_it_says() {
+    let place = Place::new();
+    let state = Flag::new(3);
+    let open = |boot| {
+        let config = AuditConfig {
+            segment_bytes: 1,
+            ..AuditConfig::default()
+        };
+        try_open_over(&place.dir, boot, config, Some(state.reader()))
+    };
+    let log = open(1).unwrap();
+    for n in 4..6 {
+        let intent = log.intent("pairing.revoke");
+        state.set(n);
+        log.outcome(intent, Outcome::ok()).unwrap();
+        // What changed nothing need not say it again.
+        let intent = log.intent("exec.run");
+        log.outcome(intent, Outcome::ok()).unwrap();
+    }
+    let said = || -> Vec<Option<u64>> {
+        let revs = place
+            .records()
+            .into_iter()
+            .filter_map(|record| match record.body {
+                Body::Outcome { outcome, .. } => Some(outcome.state_rev),
+                Body::Start { state_rev, .. } | Body::Carry { state_rev, .. } => Some(state_rev),
+                _ => None,
+            });
+        revs.collect()
+    };
+    assert_eq!(said(), [Some(3), Some(4), None, Some(5), None]);
+    log.crash();
+    for (boot, less) in [(2, 4), (3, 0)] {
+        state.set(less);
+        let (before, error) = (place.records(), open(boot).err().unwrap());
+        assert_eq!(
+            error,
+            AuditError::StateBehind {
+                state: less,
+                said: 5
+            }
+        );
+        assert_eq!(error.code(), "STATE_CORRUPT");
+        assert_eq!(place.records(), before);
+    }
+    // As far, and further: writes whose outcome is not on record.
+    state.set(5);
+    open(4).unwrap().crash();
+    state.set(9);
+    let log = open(5).unwrap();
+    // Many segments on, none of whose acts changed the state: each begins with it.
+    for _ in 0..4 {
+        let waits: Vec<_> = (0..500).map(|n| log.send(event(n))).collect();
+        for wait in waits {
+            wait.blocking_recv().unwrap().unwrap();
+        }
+    }
+    log.close();
+    assert!(super::super::files::segments(&place.dir).unwrap().len() > 2);
+    state.set(8);
+    let error = open(6).err().unwrap();
+    assert_eq!(error, AuditError::StateBehind { state: 8, said: 9 });
+    state.set(9);
+    open(7).unwrap().close();
+}

@@ -198,6 +198,7 @@ pub async fn house_of(
 
 fn audit_in(folder: &Path, boot: u8) -> AuditWiring {
     AuditWiring {
+        state: None,
         dir: folder.join("audit"),
         keys: AuditKeys::new(folder.join("keys"), &Identity::from_random([1; 32])),
         config: AuditConfig::default(),

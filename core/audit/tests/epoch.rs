@@ -151,6 +151,7 @@ impl Log {
         self.push(&if next.is_multiple_of(2) {
             Body::Carry {
                 open: None,
+                state_rev: None,
                 epoch: Some(mark),
             }
         } else {
@@ -158,6 +159,7 @@ impl Log {
                 reopened: false,
                 open: None,
                 version: "1".into(),
+                state_rev: None,
                 epoch: Some(mark),
             }
         });
@@ -296,6 +298,7 @@ fn keys_that_do_not_follow_and_checkpoints_of_the_wrong_epoch_are_found() {
         let mark = by.hand_over(number, key(9).public(), log.head);
         log.push(&Body::Carry {
             open: None,
+            state_rev: None,
             epoch: Some(mark),
         });
         let (seq, _) = log.check(Outside::default()).map(|_| ()).unwrap_err();
@@ -306,6 +309,7 @@ fn keys_that_do_not_follow_and_checkpoints_of_the_wrong_epoch_are_found() {
     let mark = log.key.hand_over(4, key(9).public(), Head::EMPTY);
     log.push(&Body::Carry {
         open: None,
+        state_rev: None,
         epoch: Some(mark),
     });
     log.check(Outside::default()).map(|_| ()).unwrap_err();
@@ -313,6 +317,7 @@ fn keys_that_do_not_follow_and_checkpoints_of_the_wrong_epoch_are_found() {
     let mut log = Log::three();
     log.push(&Body::Carry {
         open: None,
+        state_rev: None,
         epoch: None,
     });
     let (seq, why) = log.check(Outside::default()).map(|_| ()).unwrap_err();

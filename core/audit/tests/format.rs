@@ -310,7 +310,11 @@ fn the_largest_legal_entry_fits_a_record() {
         Head::EMPTY,
         STAMP,
         BOOT,
-        &Body::Carry { open, epoch: None },
+        &Body::Carry {
+            open,
+            state_rev: None,
+            epoch: None,
+        },
         None,
     )
     .unwrap();
@@ -320,7 +324,11 @@ fn the_largest_legal_entry_fits_a_record() {
         Head::EMPTY,
         STAMP,
         BOOT,
-        &Body::Carry { open, epoch: None },
+        &Body::Carry {
+            open,
+            state_rev: None,
+            epoch: None,
+        },
         None,
     )
     .unwrap_err();
@@ -334,6 +342,7 @@ fn the_ledger_knows_what_is_open_from_any_mark_on() {
         Body::outcome(Seq(1), Outcome::ok()).unwrap(),
         Body::Carry {
             open: Some(vec![Seq(2)]),
+            state_rev: None,
             epoch: None,
         },
         Body::intent(full_entry(5)).unwrap(),

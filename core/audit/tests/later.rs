@@ -1,5 +1,6 @@
 //! What came into the format later: it has kinds of its own, and what was written before reads as it did.
 
+use super::super::epoch::Signature;
 use super::*;
 
 fn leaf(body: &Body) -> Vec<u8> {
@@ -79,7 +80,7 @@ fn each_record_has_one_form() {
     for cut in old.len()..new.len() {
         decode_leaf(&with_kind(new[..cut].to_vec(), 11)).unwrap_err();
     }
-    for kind in [0, 13, 14, 255] {
+    for kind in [0, 13, 14, 15, 16, 255] {
         decode_leaf(&with_kind(new.clone(), kind)).unwrap_err();
     }
 }
@@ -108,4 +109,64 @@ fn what_a_proof_says_is_one_line_and_within_its_limits() {
         Body::intent(long).unwrap_err().code(),
         "AUDIT_ENTRY_INVALID"
     );
+}
+
+#[test]
+fn how_far_the_state_had_come_comes_back_and_records_without_it_keep_their_bytes() {
+    let mark = EpochMark {
+        epoch: 3,
+        key: PublicKey([5; 32]),
+        signature: Signature([6; 64]),
+    };
+    let outcome = |state_rev| {
+        let outcome = Outcome {
+            state_rev,
+            ..Outcome::ok().with("exit", "0")
+        };
+        Body::outcome(Seq(1), outcome).unwrap()
+    };
+    let start = |state_rev| Body::Start {
+        reopened: false,
+        open: Some(vec![Seq(1)]),
+        version: "1".into(),
+        state_rev,
+        epoch: Some(mark),
+    };
+    let carry = |state_rev| Body::Carry {
+        open: None,
+        state_rev,
+        epoch: Some(mark),
+    };
+    let kinds: [(&dyn Fn(Option<u64>) -> Body, [u8; 2]); 3] =
+        [(&outcome, [2, 13]), (&start, [9, 14]), (&carry, [10, 15])];
+    for (body, kinds) in kinds {
+        for (rev, kind) in [None, Some(u64::MAX - 1)].into_iter().zip(kinds) {
+            let body = body(rev);
+            let leaf = leaf(&body);
+            assert_eq!(leaf[93], kind);
+            let read = decode_leaf(&leaf).unwrap();
+            assert_eq!(read.body.to_body(), body);
+            let json = serde_json::to_string(&read.to_record(leaf_hash(&leaf))).unwrap();
+            let back: Record = serde_json::from_str(&json).unwrap();
+            assert_eq!(back.body, body, "{json}");
+            assert_eq!(json.contains("state_rev"), rev.is_some());
+            // What it says is the highest so far, read back as written.
+            let mut ledgers = [(); 2].map(|()| Ledger::new(Head::EMPTY, OnceIndex::new(1, 1)));
+            let head = Head {
+                seq: Seq(1),
+                hash: leaf_hash(&leaf),
+            };
+            ledgers[0].observe(&read, head);
+            ledgers[1].wrote(&body, STAMP, BOOT, head);
+            for ledger in ledgers {
+                assert_eq!(ledger.state_rev, rev);
+            }
+            // The kind with it, without it, and the other way round, is none.
+            let cut = with_kind(
+                leaf[..leaf.len() - if rev.is_some() { 8 } else { 0 }].to_vec(),
+                kind,
+            );
+            assert_eq!(decode_leaf(&cut).is_ok(), rev.is_none());
+        }
+    }
 }

@@ -47,11 +47,13 @@ fn body(n: u64) -> Body {
             reopened: false,
             open: Some(vec![Seq(1), Seq(4)]),
             version: "0.1.0".into(),
+            state_rev: None,
             epoch: None,
         },
         4 => Body::outcome(Seq(n), Outcome::unknown(BOOT)).unwrap(),
         5 => Body::Carry {
             open: None,
+            state_rev: None,
             epoch: None,
         },
         6 => Body::outcome(Seq(n), Outcome::refused("PLAN_CHANGED")).unwrap(),
