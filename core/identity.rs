@@ -136,6 +136,11 @@ impl Identity {
         self.derive("portcullis/audit/epoch/v1")
     }
 
+    /// What seals the plans in the audit log ([`crate::plan::PlanKey`]).
+    pub fn logged_plans(&self) -> Key {
+        self.derive("portcullis/audit/plans/v1")
+    }
+
     /// Seals a boot key for its file.
     pub fn seal(&self, which: BootKey, plain: &Secret, nonce: &[u8; NONCE]) -> Vec<u8> {
         let check = self.check();

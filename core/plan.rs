@@ -15,11 +15,13 @@ use crate::ids::{AgentId, Hash32};
 mod encode;
 mod env;
 mod operand;
+mod sealed;
 
 pub(crate) use env::is_harmless;
 pub use env::{EnvPolicy, HOST_PATH, steers};
 use env::{OWN_HOST_ENV, check_env_name};
 pub use operand::{Held, MAX_OPERANDS, Operand, Unkept};
+pub use sealed::PlanKey;
 
 /// Most items of argv.
 pub const MAX_ARGV: usize = 1024;

@@ -30,6 +30,7 @@ use portcullis_core::auth::proxy::ProxyRules;
 use portcullis_core::auth::sub_uids::SubUids;
 use portcullis_core::identity::Identity;
 use portcullis_core::ids::AgentId;
+use portcullis_core::plan::PlanKey;
 use portcullis_core::policy::AgentPolicy;
 use portcullis_core::seal::Secret;
 use serde_json::Value;
@@ -130,6 +131,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
         ..
     } = ground;
     let sealer = PlanSealer::new(identity.plans_key());
+    let plans = PlanKey::new(identity.logged_plans());
     // What is said of every agent holds for those without a section of their own too.
     let every = config.agents.every().timeout_ms;
     if every > 0 {
@@ -306,6 +308,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             pool: pool.clone(),
             nodes: nodes.clone(),
             audit: audit.clone(),
+            plans: plans.clone(),
             clock: clock.clone(),
             since: Arc::new(Flag::new(None)),
         },
@@ -320,6 +323,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
         vault,
         approval,
         audit,
+        plans,
         exec: exec.clone(),
         sessions: sessions.reader(),
         pool: pool.clone(),

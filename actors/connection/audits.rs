@@ -7,6 +7,7 @@ use portcullis_core::audit::{
 };
 use portcullis_core::auth::{Principal, Scope};
 use portcullis_core::codes;
+use portcullis_core::ids::Hash32;
 use portcullis_core::protocol::frame::ErrorBody;
 use portcullis_core::protocol::method::unknown;
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,7 @@ use super::answer::Params;
 use super::methods::{About, Answer, Methods, Nothing, internal, refused};
 use crate::act::entry_of;
 use crate::audit::AuditError;
+use crate::exec::PLAN_PARTS;
 
 /// What reading the log is called in the log.
 const READ: &str = "audit.read";
@@ -212,7 +214,44 @@ async fn show(methods: &Methods, by: &Principal, seq: Seq) -> Result<Value, Audi
             Err(refusal) => json!({ "withheld": refusal.to_string() }),
         },
     };
-    Ok(json!({ "record": record, "outcome": outcome, "approval": plan }))
+    let mut answer = json!({ "record": record, "outcome": outcome, "approval": plan });
+    if let Body::Intent(entry) = &record.body
+        && !entry.sealed.is_empty()
+    {
+        answer["plan"] = if by.scopes.allows(Scope::Approvals) {
+            ran(methods, entry).await?
+        } else {
+            json!({ "withheld": format!("the plan needs the scope {}", Scope::Approvals) })
+        };
+        // It stands there opened, or is not for him.
+        if let Some(record) = answer["record"].as_object_mut() {
+            record.remove("sealed");
+        }
+    }
+    Ok(answer)
+}
+
+/// The plan that ran: what is sealed in its record, behind what of it did not fit there.
+async fn ran(methods: &Methods, entry: &Entry) -> Result<Value, AuditError> {
+    let parts = entry.detail.get(PLAN_PARTS);
+    let parts: Vec<String> = parts
+        .and_then(|parts| serde_json::from_str(parts).ok())
+        .unwrap_or_default();
+    let mut sealed = Vec::new();
+    for seq in parts.iter().filter_map(|seq| seq.parse().ok()) {
+        for record in methods.audit.records(Seq(seq), 1).await? {
+            if let Body::Event(part) = &record.body {
+                sealed.extend_from_slice(part.sealed.bytes());
+            }
+        }
+    }
+    sealed.extend_from_slice(entry.sealed.bytes());
+    let hash = entry.plan_hash.map(|hash| Hash32(hash.0));
+    let plan = hash.and_then(|hash| methods.plans.open(&hash, &sealed));
+    let shown = plan.and_then(|plan| serde_json::to_value(plan).ok());
+    Ok(shown.unwrap_or_else(|| {
+        json!({ "withheld": "what is sealed with this record is not the plan with its hash: it was recorded under another identity key, or retention took a part" })
+    }))
 }
 
 #[derive(Deserialize)]

@@ -11,6 +11,7 @@ use portcullis_core::auth::{Door, Principal, Role, Scope};
 use portcullis_core::codes::{self, Code};
 use portcullis_core::ids::DeviceId;
 use portcullis_core::pairing::{Caller, News as PairingNews};
+use portcullis_core::plan::PlanKey;
 use portcullis_core::protocol::frame::ErrorBody;
 use portcullis_core::protocol::method::unknown;
 use serde::Deserialize;
@@ -49,6 +50,8 @@ pub struct Methods {
     pub approval: ApprovalHandle,
     /// Records.
     pub audit: AuditHandle,
+    /// What opens the plans in them.
+    pub plans: PlanKey,
     /// Where records go besides.
     pub sinks: SinksHandle,
     /// Runs.

@@ -12,7 +12,7 @@ use portcullis_core::audit::{Entry, Seq};
 use portcullis_core::auth::{Principal, Whose};
 use portcullis_core::codes::{self, Code};
 use portcullis_core::ids::{AgentId, ApprovalId, DeviceId, Hash32, RunId};
-use portcullis_core::plan::Target;
+use portcullis_core::plan::{PlanKey, Target};
 use rustix::io::Errno;
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
@@ -247,11 +247,16 @@ pub struct ExecWiring {
     pub vault: Option<VaultHandle>,
     /// The log.
     pub audit: AuditHandle,
+    /// What seals plans in it.
+    pub plans: PlanKey,
     /// The time.
     pub clock: Clock,
     /// Where the log stood when this process' first life of the room began: what later lives look through.
     pub since: Arc<Flag<Option<Seq>>>,
 }
+
+/// The detail of a run's record that names, as a JSON list of sequences, those with the beginning of its sealed plan.
+pub const PLAN_PARTS: &str = "plan_parts";
 
 /// A run to begin.
 pub struct Begin {

@@ -28,8 +28,8 @@ pub use descent::is_descendant_of_daemon;
 pub use handle::ExecHandle;
 pub use hosted::{Hosted, HostedNews, HostedPlan, HostedRequest, HostedRun};
 pub use messages::{
-    Accepted, AgentLimits, ExecEvent, ExecMsg, ExecRefusal, ExecWiring, OnlyAsk, RunRequest,
-    RunResult, Spared,
+    Accepted, AgentLimits, ExecEvent, ExecMsg, ExecRefusal, ExecWiring, OnlyAsk, PLAN_PARTS,
+    RunRequest, RunResult, Spared,
 };
 pub use portcullis_cell::Stream;
 pub use user::{uid_of, uids};

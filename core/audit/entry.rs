@@ -1,7 +1,7 @@
 //! What a room hands over to be recorded, its limits, and the escaping that keeps one record one line.
 
 use super::hash::{BootId, Hash32, Seq};
-use crate::encoding::hex;
+use crate::encoding::{base64url, from_base64url, hex};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::borrow::Cow;
@@ -26,7 +26,7 @@ const KEYS: usize = 32;
 /// Every field but `action` may be absent. Limits in bytes after escaping: `action` 64 of `[a-z0-9_.-]`, `door` 32,
 /// `decision` 64, `approval_id` 128, `principal`, `act_as`, `rule`, `idempotency_key`, `request_id` 256 each, `object`
 /// 4,096, `detail` 32 keys of 64 with values of 1,024. Identity is never cut: over the limit is an error. Detail values
-/// are cut, with a mark that says how much is gone and has the SHA-256 of the whole, as it was handed over.
+/// are cut, with a mark that says how much is gone and has the SHA-256 of the whole, as it was handed over. `sealed` 16 KiB.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Entry {
@@ -71,6 +71,50 @@ pub struct Entry {
     /// Short redacted facts.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub detail: BTreeMap<String, String>,
+    /// What is kept with it and may not be read by whoever reads the log: a plan, or a part of one.
+    #[serde(skip_serializing_if = "Sealed::is_empty")]
+    pub sealed: Sealed,
+}
+
+/// Sealed bytes, at most [`Sealed::MOST`]; in JSON as base64url.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct Sealed(Vec<u8>);
+
+impl Sealed {
+    /// The most of one record.
+    pub const MOST: usize = 16 * 1024;
+
+    /// Of a part of it, as many bytes as one record takes.
+    pub const fn new(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Is nothing kept?
+    pub const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl From<Sealed> for String {
+    fn from(sealed: Sealed) -> Self {
+        base64url(&sealed.0)
+    }
+}
+
+impl TryFrom<String> for Sealed {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        from_base64url(&text)
+            .map(Self)
+            .ok_or("what is sealed is no base64url")
+    }
 }
 
 /// What an approval rests on. Limits in bytes after escaping: `by` and `how` 256, `decision` 64.
@@ -180,6 +224,12 @@ impl Entry {
                     return Err(EntryError::TooLong { field, limit });
                 }
             }
+        }
+        if self.sealed.0.len() > Sealed::MOST {
+            return Err(EntryError::TooLong {
+                field: "sealed",
+                limit: Sealed::MOST,
+            });
         }
         self.detail = clean_detail(self.detail)?;
         Ok(self)

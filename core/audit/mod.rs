@@ -51,7 +51,7 @@ pub mod tree;
 pub mod verify;
 
 pub use ended::Ended;
-pub use entry::{Entry, EntryError, Outcome, OutcomeResult, Proof, escape};
+pub use entry::{Entry, EntryError, Outcome, OutcomeResult, Proof, Sealed, escape};
 pub use epoch::{Epoch, EpochKey, EpochMark, EpochSealer, KeyChain};
 pub use hash::{BootId, Hash32, HexError, PublicKey, Seq, leaf_hash};
 pub use ledger::{Ledger, OpenIntent};

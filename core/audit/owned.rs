@@ -1,7 +1,7 @@
 //! Owned copies of what was read.
 
 use super::codec::pairs;
-use super::entry::{Entry, Outcome, OutcomeResult, Proof};
+use super::entry::{Entry, Outcome, OutcomeResult, Proof, Sealed};
 use super::hash::Hash32;
 use super::record::{Body, BodyRef, EntryRef, LeafRef, OpenRef, OutcomeRef, Record, ResultRef};
 use std::collections::BTreeMap;
@@ -115,6 +115,7 @@ impl EntryRef<'_> {
             idempotency_key: own(self.idempotency_key),
             request_id: own(self.request_id),
             detail: own_map(self.detail),
+            sealed: Sealed::new(self.sealed.to_vec()),
         }
     }
 }

@@ -165,6 +165,8 @@ impl Body {
 
     const fn tag(&self) -> u8 {
         match self {
+            Self::Intent(entry) if !entry.sealed.is_empty() => 16,
+            Self::Event(entry) if !entry.sealed.is_empty() => 17,
             Self::Intent(entry) if has_more(entry) => 11,
             Self::Event(entry) if has_more(entry) => 12,
             Self::Intent(_) => 1,
@@ -281,7 +283,8 @@ fn put_entry(out: &mut Vec<u8>, entry: &Entry) -> Result<(), Flaw> {
         out.extend_from_slice(&hash.0);
     }
     put_map(out, &entry.detail)?;
-    if !has_more(entry) {
+    let sealed = entry.sealed.bytes();
+    if !has_more(entry) && sealed.is_empty() {
         return Ok(());
     }
     out.push(u8::from(entry.policy_hash.is_some()));
@@ -294,6 +297,11 @@ fn put_entry(out: &mut Vec<u8>, entry: &Entry) -> Result<(), Flaw> {
             put_str(out, text)?;
         }
         out.extend_from_slice(&proof.recorded.0.to_be_bytes());
+    }
+    if !sealed.is_empty() {
+        let len = u16::try_from(sealed.len()).map_err(|_| "what is sealed is over 65,535 bytes")?;
+        out.extend_from_slice(&len.to_be_bytes());
+        out.extend_from_slice(sealed);
     }
     Ok(())
 }
@@ -459,6 +467,7 @@ pub struct EntryRef<'a> {
     pub plan_hash: Option<Hash32>,
     pub policy_hash: Option<Hash32>,
     pub proof: Option<ProofRef<'a>>,
+    pub sealed: &'a [u8],
     pub(super) detail: &'a [u8],
 }
 
@@ -576,6 +585,7 @@ fn cut_entry<'a>(cut: &mut Cut<'a>, kind: u8) -> Result<EntryRef<'a>, Flaw> {
         },
         policy_hash: None,
         proof: None,
+        sealed: &[],
         detail: cut.map()?,
     };
     if kind < 11 {
@@ -592,7 +602,16 @@ fn cut_entry<'a>(cut: &mut Cut<'a>, kind: u8) -> Result<EntryRef<'a>, Flaw> {
             recorded: Seq(cut.u64()?),
         });
     }
-    if entry.policy_hash.is_none() && entry.proof.is_none() {
+    if kind > 15 {
+        let len = usize::from(cut.u16()?);
+        entry.sealed = cut.bytes(len)?;
+    }
+    let is_later = if kind > 15 {
+        !entry.sealed.is_empty()
+    } else {
+        entry.policy_hash.is_some() || entry.proof.is_some()
+    };
+    if !is_later {
         return Err("a record of the later kind without what the kind is for");
     }
     Ok(entry)
@@ -623,12 +642,12 @@ pub fn decode_leaf(leaf: &[u8]) -> Result<LeafRef<'_>, &'static str> {
     let boot = BootId(cut.array()?);
     let kind = cut.byte()?;
     let body = match kind {
-        1 | 11 => BodyRef::Intent(cut_entry(&mut cut, kind)?),
+        1 | 11 | 16 => BodyRef::Intent(cut_entry(&mut cut, kind)?),
         2 | 13 => BodyRef::Outcome {
             intent: Seq(cut.u64()?),
             outcome: cut_outcome(&mut cut, kind)?,
         },
-        3 | 12 => BodyRef::Event(cut_entry(&mut cut, kind)?),
+        3 | 12 | 17 => BodyRef::Event(cut_entry(&mut cut, kind)?),
         4 | 9 | 14 => BodyRef::Start {
             reopened: cut.flag()?,
             open: cut_open(&mut cut)?,

@@ -414,10 +414,13 @@ pub enum Audit {
     Verify(Verify),
     /// A signed checkpoint of the log as it is, and its first public key: keep both elsewhere
     Head,
-    /// One record whole, with its outcome and the plan that a person was asked about
+    /// One record whole, with its outcome, what a person was asked, and of a run the plan that is sealed in it
     Show {
         /// Its number
         seq: u64,
+        /// At a gateway elsewhere too: ask for `operator.approvals`, without which the plan stays sealed
+        #[arg(long)]
+        plan: bool,
     },
     /// Prove that a record is in the log
     Prove {

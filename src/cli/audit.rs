@@ -47,7 +47,13 @@ pub async fn run(
         _ => Scope::Auditor,
     };
     // Whoever may read the log may see its checkpoints.
-    let scopes = [scope, Scope::Read];
+    let mut scopes = vec![scope, Scope::Read];
+    // Here it is given to who may have it. Elsewhere a device that is asked for more than it has waits for a person.
+    if let Audit::Show { plan, .. } = what
+        && (*plan || matches!(door, Door::Socket(_)))
+    {
+        scopes.push(Scope::Approvals);
+    }
     let mut client = Client::connect(&door, &scopes, &[]).await?;
     let done = ask(&mut client, &door, what, out).await;
     client.close().await;
@@ -64,7 +70,7 @@ async fn ask(client: &mut Client, door: &Door, what: &Audit, out: Out) -> Result
             let answer = client.call("audit.query", params(query)).await?;
             out.both(&answer, || listing(&answer))?;
         }
-        Audit::Show { seq } => {
+        Audit::Show { seq, .. } => {
             let answer = client.call("audit.show", json!({ "seq": seq })).await?;
             out.both(&answer, || format!("{}\n", clean_document(&answer)))?;
         }

@@ -6,9 +6,10 @@ use std::process::Output;
 use portcullis_core::audit::note::parse_first_key;
 use portcullis_core::audit::tree::check_inclusion;
 use portcullis_core::audit::{Hash32, SignedCheckpoint};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::gateway::Gateway;
+use crate::support::ws::{Connect, Device, join};
 
 fn run(gateway: &Gateway, args: &[&str]) -> Output {
     gateway.command(args).output().unwrap()
@@ -184,4 +185,61 @@ fn a_record_is_shown_proven_and_exported_and_who_reads_is_on_record() {
     let tail = tail["records"].as_array().unwrap();
     assert!(!tail.is_empty());
     assert!(tail.iter().all(|record| record["action"] != "audit.read"));
+}
+
+/// The bug: of a run that nobody was asked about the log had a hash of the plan and no plan.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_plan_of_each_run_lies_sealed_in_its_record_and_opens_for_who_may_see_it() {
+    let mut gateway = Gateway::prepared(&[]).by_up();
+    gateway.launch();
+    let secret = "--token=hunter2-in-an-argument";
+    let long = "x".repeat(60_000);
+    for args in [["echo", secret], ["true", long.as_str()]] {
+        let exec = [&["exec", "--agent", "demo", "--"][..], &args].concat();
+        assert_eq!(run(&gateway, &exec).status.code(), Some(0));
+    }
+    let runs = json_of(&gateway, &["audit", "query", "--action", "exec.run"]);
+    let runs = runs["records"].as_array().unwrap();
+    let seqs: Vec<u64> = runs
+        .iter()
+        .map(|run| run["record"]["seq"].as_u64().unwrap())
+        .collect();
+    assert_eq!(seqs.len(), 2);
+    for (seq, argument) in seqs.iter().zip([secret, &long]) {
+        let shown = json_of(&gateway, &["audit", "show", &seq.to_string()]);
+        assert_eq!(shown["plan"]["argv"][1], argument, "{seq}");
+        assert_eq!(shown["record"]["sealed"], Value::Null);
+        assert_eq!(shown["approval"], Value::Null);
+    }
+    // Whoever reads the log alone gets the hash.
+    let (mut auditor, _) = join(
+        &gateway,
+        &Connect::token()
+            .scopes(&["operator.auditor"])
+            .device(&Device::new()),
+    )
+    .await;
+    let shown = auditor.get("audit.show", json!({ "seq": seqs[0] })).await;
+    let why = shown["plan"]["withheld"].as_str().unwrap();
+    assert!(why.contains("operator.approvals"), "{why}");
+    assert!(!shown.to_string().contains("hunter2"), "{shown}");
+    // Another record's sealed bytes are no plan, and one that has none says nothing of it.
+    let shown = json_of(&gateway, &["audit", "show", "1"]);
+    assert_eq!(shown.get("plan"), None);
+    assert_eq!(gateway.stop(), 0);
+    let files = std::fs::read_dir(gateway.state().join("audit")).unwrap();
+    for file in files
+        .map(|file| file.unwrap().path())
+        .filter(|path| path.is_file())
+    {
+        let bytes = std::fs::read(&file).unwrap();
+        // The beginning of a line is there, what looks like a secret masked.
+        let has = |text: &[u8]| bytes.windows(text.len()).any(|window| window == text);
+        let open = has(b"hunter2") || has(&long.as_bytes()[..2_000]);
+        assert!(!open, "{}", file.display());
+    }
+    assert_eq!(
+        json_of(&gateway, &["audit", "verify", "--offline"])["intact"],
+        true
+    );
 }

@@ -12,7 +12,8 @@ use portcullis_actors::sandbox_pool::cell_file;
 use portcullis_actors::supervision::Flag;
 use portcullis_core::approval::Word;
 use portcullis_core::audit::{Entry, OutcomeFilter, Query};
-use portcullis_core::plan::Target;
+use portcullis_core::plan::{PlanKey, Target};
+use portcullis_core::seal::Key;
 use tokio::sync::mpsc;
 
 use super::real::{Ground, Standing, Trip, agent, in_time, operator};
@@ -56,6 +57,7 @@ async fn house(most: usize) -> Runs {
             pool,
             nodes,
             audit: ground.audit.clone(),
+            plans: PlanKey::new(Key::new([1; 32])),
             clock: own.clock(),
             since: Arc::new(Flag::new(None)),
         },

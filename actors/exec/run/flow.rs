@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use portcullis_core::audit::{Entry, Once, Outcome, Query, Seq};
+use portcullis_core::audit::{Entry, Once, Outcome, Query, Sealed, Seq};
 use portcullis_core::codes::{self, Code};
 use portcullis_core::ids::{ApprovalId, Hash32, RunId};
 use portcullis_core::plan::{EnvValue, ExecPlan, Operand, Target};
@@ -22,12 +22,15 @@ use crate::act::entry_of;
 use crate::audit::{Found, Refused};
 use crate::exec::actor::RUN;
 use crate::exec::messages::{
-    Accepted, Begin, ExecEvent, ExecRefusal, ExecWiring, Note, OnlyAsk, RunRequest, RunResult,
+    Accepted, Begin, ExecEvent, ExecRefusal, ExecWiring, Note, OnlyAsk, PLAN_PARTS, RunRequest,
+    RunResult,
 };
 use crate::supervision::{Ctx, FeedItem, FlagReader, Reply};
 
 /// How often a question is looked at without news of it.
 const LOOK: Duration = Duration::from_secs(5);
+/// A part of a plan that is too long for one record.
+const PLAN: &str = "exec.plan";
 /// For the caller to take its last event.
 const TELL_WITHIN: Duration = Duration::from_secs(30);
 
@@ -342,6 +345,7 @@ impl Flow {
             Some(secrets) => entry.with("secrets", secrets),
             None => entry,
         };
+        let entry = self.with_plan(entry, plan).await?;
         match self.wiring.audit.intent_once(entry, Refused::Stands).await {
             Ok(Once::New { seq }) => {
                 self.note(Note::Intent(seq));
@@ -353,6 +357,32 @@ impl Flow {
             }
             Err(error) => Err(Over::refused(ExecRefusal::of_audit(&error))),
         }
+    }
+
+    /// The plan itself, sealed: one that is too long for a record begins in others before it, which are named.
+    async fn with_plan(&self, mut entry: Entry, plan: &ExecPlan) -> Result<Entry, Over> {
+        let whole = self.wiring.plans.seal(plan);
+        let mut parts: Vec<Sealed> = whole
+            .chunks(Sealed::MOST)
+            .map(|part| Sealed::new(part.to_vec()))
+            .collect();
+        let last = parts.pop().unwrap_or_default();
+        let mut before = Vec::new();
+        for sealed in parts {
+            let part = Entry {
+                plan_hash: entry.plan_hash,
+                sealed,
+                ..self.entry(PLAN)
+            };
+            let recorded = self.wiring.audit.event(part).await;
+            let seq = recorded.map_err(|e| Over::refused(ExecRefusal::of_audit(&e)))?;
+            before.push(seq.to_string());
+        }
+        if !before.is_empty() {
+            entry = entry.with_list(PLAN_PARTS, before.iter().map(String::as_str));
+        }
+        entry.sealed = last;
+        Ok(entry)
     }
 
     /// The record of an earlier run's intent, and of its end.

@@ -11,7 +11,7 @@ use portcullis_core::audit::{BootId, Query};
 use portcullis_core::auth::{Door, Principal, Proof, Role, Scope};
 use portcullis_core::identity::Identity;
 use portcullis_core::ids::AgentId;
-use portcullis_core::plan::Target;
+use portcullis_core::plan::{PlanKey, Target};
 use portcullis_core::policy::{AgentPolicy, Elevated, ExecMode};
 use portcullis_core::seal::Key;
 use tokio::sync::mpsc;
@@ -179,6 +179,7 @@ pub async fn house_of(
         pool,
         nodes,
         audit: audit.clone(),
+        plans: plans(),
         clock: Clock::system(),
         since: Arc::new(Flag::new(None)),
     };
@@ -194,6 +195,11 @@ pub async fn house_of(
         boot,
         keys: 0,
     }
+}
+
+/// What seals plans in the log.
+pub(super) fn plans() -> PlanKey {
+    PlanKey::new(Identity::from_random([1; 32]).logged_plans())
 }
 
 fn audit_in(folder: &Path, boot: u8) -> AuditWiring {

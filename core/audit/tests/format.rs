@@ -292,6 +292,7 @@ fn the_largest_legal_entry_fits_a_record() {
         detail: (0..32)
             .map(|i| (format!("{i:064}"), "v".repeat(5_000)))
             .collect(),
+        sealed: Sealed::new(vec![1; Sealed::MOST]),
     };
     let mut out = Vec::new();
     encode_record(

@@ -80,7 +80,7 @@ fn each_record_has_one_form() {
     for cut in old.len()..new.len() {
         decode_leaf(&with_kind(new[..cut].to_vec(), 11)).unwrap_err();
     }
-    for kind in [0, 13, 14, 15, 16, 255] {
+    for kind in [0, 13, 14, 15, 18, 255] {
         decode_leaf(&with_kind(new.clone(), kind)).unwrap_err();
     }
 }
@@ -169,4 +169,48 @@ fn how_far_the_state_had_come_comes_back_and_records_without_it_keep_their_bytes
             assert_eq!(decode_leaf(&cut).is_ok(), rev.is_none());
         }
     }
+}
+
+#[test]
+fn what_is_sealed_comes_back_and_is_bounded() {
+    for (policy_hash, body) in [
+        (None, Body::event as fn(Entry) -> _),
+        (Some(Hash32([4; 32])), Body::intent),
+    ] {
+        let entry = Entry {
+            policy_hash,
+            sealed: Sealed::new(vec![0x9f; 700]),
+            ..full_entry(1)
+        };
+        let body = body(entry).unwrap();
+        let leaf = leaf(&body);
+        let kind = if policy_hash.is_some() { 16 } else { 17 };
+        assert_eq!(leaf[93], kind);
+        let read = decode_leaf(&leaf).unwrap();
+        assert_eq!(read.body.to_body(), body);
+        let json = serde_json::to_string(&read.to_record(leaf_hash(&leaf))).unwrap();
+        let back: Record = serde_json::from_str(&json).unwrap();
+        assert_eq!(back.body, body, "{json}");
+        // A kind of before with the bytes behind it, and this kind without them.
+        for other in [1, 3, 11, 12] {
+            decode_leaf(&with_kind(leaf.clone(), other)).unwrap_err();
+        }
+        for cut in 0..702 {
+            decode_leaf(&with_kind(leaf[..leaf.len() - 1 - cut].to_vec(), kind)).unwrap_err();
+        }
+        let mut none = leaf[..leaf.len() - 702].to_vec();
+        none.extend([0, 0]);
+        assert_eq!(
+            decode_leaf(&with_kind(none, kind)).unwrap_err(),
+            "a record of the later kind without what the kind is for"
+        );
+    }
+    let long = Entry {
+        sealed: Sealed::new(vec![0; Sealed::MOST + 1]),
+        ..Entry::new("exec.run")
+    };
+    assert_eq!(
+        Body::intent(long).unwrap_err().code(),
+        "AUDIT_ENTRY_INVALID"
+    );
 }
