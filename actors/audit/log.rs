@@ -498,6 +498,18 @@ impl Log {
         })
     }
 
+    /// Whether this intent's outcome must not be undone by who puts an older log back, after a crash too.
+    pub(super) fn is_weighty(&self, intent: Seq) -> bool {
+        let open = self.ledger.open.get(&intent);
+        open.is_some_and(|open| open.is_weighty)
+    }
+
+    /// Signs what the log is now, and writes down beside its key that it has come so far. Where that fails it is tried again
+    /// within a minute, and what is recorded stays so.
+    pub(super) fn bind(&mut self) {
+        self.signer.sign(self.head.seq.0, self.tree.root(), true);
+    }
+
     /// After the stop mark: what an orderly end leaves.
     pub(super) fn finish(&mut self) {
         self.signer.sign(self.head.seq.0, self.tree.root(), true);

@@ -209,6 +209,8 @@ struct Group {
     closed: BTreeSet<Seq>,
     looks: Vec<(Answer<Look>, bool)>,
     close: Option<Answer<Seq>>,
+    /// An act has ended that must not be undone.
+    is_weighty: bool,
 }
 
 enum Wait {
@@ -364,6 +366,7 @@ impl Thread {
                     if let Some(ms) = self.log.open_for(*intent) {
                         outcome.took(ms);
                     }
+                    group.is_weighty |= self.log.is_weighty(*intent);
                     let state = self.log.spec().state_rev();
                     outcome.state_rev = state.filter(|_| state > self.log.ledger.state_rev);
                 }
@@ -444,20 +447,16 @@ impl Thread {
             Ok(written) => {
                 // Before any answer: whoever was answered finds its record in the head.
                 self.status.set(status_of(&self.log, self.groups));
-                let heads = &written.heads[written.lead.len()..];
-                for wait in group.waits {
-                    match wait {
-                        Wait::Seq(index, answer) => answer.send(Ok(heads[index].seq)),
-                        Wait::New(index, answer) => answer.send(Ok(Once::New {
-                            seq: heads[index].seq,
-                        })),
-                        Wait::Twin(index, answer) => answer.send(Ok(Once::Seen {
-                            seq: heads[index].seq,
-                            outcome: None,
-                        })),
-                    }
+                let heads = written.heads[written.lead.len()..].to_vec();
+                if group.is_weighty {
+                    // Whoever hears that something was taken back may rely on it.
+                    self.publish(written, group.bodies);
+                    self.log.bind();
+                    Self::answer(group.waits, &heads);
+                } else {
+                    Self::answer(group.waits, &heads);
+                    self.publish(written, group.bodies);
                 }
-                self.publish(written, group.bodies);
             }
             Err(error) => {
                 self.altered |= matches!(error, AuditError::Altered(_));
@@ -470,6 +469,21 @@ impl Thread {
                     }
                 }
                 self.status.set(status_of(&self.log, self.groups));
+            }
+        }
+    }
+
+    fn answer(waits: Vec<Wait>, heads: &[Head]) {
+        for wait in waits {
+            match wait {
+                Wait::Seq(index, answer) => answer.send(Ok(heads[index].seq)),
+                Wait::New(index, answer) => answer.send(Ok(Once::New {
+                    seq: heads[index].seq,
+                })),
+                Wait::Twin(index, answer) => answer.send(Ok(Once::Seen {
+                    seq: heads[index].seq,
+                    outcome: None,
+                })),
             }
         }
     }

@@ -11,6 +11,7 @@ use portcullis_core::auth::{Door, Holder, ScopeSet, Whose};
 use portcullis_core::protocol::ConnectRefusal;
 use portcullis_core::seal::Secret;
 use portcullis_core::time::Millis;
+use portcullis_core::token::TokenHash;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -88,13 +89,16 @@ impl Room for Auth {
 
     async fn start(wiring: &AuthWiring, ctx: Ctx<Self>) -> Result<Self, Crash> {
         let head = wiring.audit.head().await?.seq.0;
-        let credentials =
+        let mut credentials =
             Credentials::read(&wiring.store, &wiring.token, &wiring.proxy_users, head).await?;
         if credentials.left_out > 0 {
             tracing::error!(
                 left_out = credentials.left_out,
                 "rows of secrets do not fit the audit log or are damaged: what they opened stays shut"
             );
+        }
+        if let Some(hash) = credentials.unkept.clone() {
+            credentials = keep(wiring, &credentials, &hash).await?;
         }
         Ok(Self {
             wiring: wiring.clone(),
@@ -226,6 +230,32 @@ impl Desk {
     pub fn counted(&self, class: Class, source: Source, tried: Tried) {
         self.ctx.notify(AuthMsg::Counted(class, source, tried));
     }
+}
+
+/// The first start's token goes into the state: there no other can take its place unseen.
+async fn keep(
+    wiring: &AuthWiring,
+    before: &Credentials,
+    hash: &TokenHash,
+) -> Result<Credentials, Crash> {
+    let entry = Entry {
+        principal: Some("system".to_owned()),
+        object: Some("token".to_owned()),
+        ..Entry::new("auth.token.make")
+    };
+    let (now, mut next) = (wiring.clock.now(), None);
+    let plan = |intent: u64| {
+        let (op, after) = before.keep(hash, intent, now)?;
+        next = Some(after);
+        Ok(vec![op])
+    };
+    let done = act(&wiring.audit, &wiring.store, entry, plan).await;
+    let done = done.map_err(|error| Crash::new(format!("{}: {error}", error.code())))?;
+    let mut next = next.unwrap_or_else(|| before.clone());
+    if let Some(rev) = done.revisions.first() {
+        next.kept(rev.0);
+    }
+    Ok(next)
 }
 
 impl Auth {

@@ -23,13 +23,25 @@ const PASSWORD: &str = "auth.password";
 const ONLY: &str = "shared";
 const FORMAT: u8 = 1;
 
-/// The shared secret that the gateway was started with.
+/// The shared secret that the gateway is started with.
 #[derive(Debug, Clone)]
-pub struct SharedSecret {
-    /// As it is kept.
-    pub hash: SharedHash,
+pub enum SharedSecret {
     /// By environment or file: it is changed there, and not by us.
-    pub is_given: bool,
+    Given(SharedHash),
+    /// Made at this start, because the state has none: the room keeps it.
+    Made(TokenHash),
+    /// The state has it.
+    Kept,
+}
+
+impl SharedSecret {
+    /// Has the state one?
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn is_kept(store: &Store) -> Result<bool, StoreError> {
+        store.get(SHARED, ONLY).await.map(|row| row.is_some())
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -72,6 +84,8 @@ pub(super) struct Credentials {
     /// None: nobody has it.
     pub shared: Option<SharedHash>,
     pub is_given: bool,
+    /// Made at this start, and not in the state yet.
+    pub unkept: Option<TokenHash>,
     pub agents: BTreeMap<AgentId, AgentRow>,
     pub passwords: BTreeMap<String, PasswordRow>,
     /// Whom a trusted proxy may name, as the configuration has it.
@@ -92,23 +106,28 @@ impl Credentials {
         head: u64,
     ) -> Result<Self, StoreError> {
         let mut all = Self {
-            is_given: started_with.is_given,
+            is_given: matches!(started_with, SharedSecret::Given(_)),
             proxy_users: proxy_users.clone(),
             ..Self::default()
         };
         let shared = store.list_all(SHARED).await?;
-        let is_changed = !shared.is_empty();
+        let is_kept = !shared.is_empty();
         let shared = all.rows_of::<SharedRow>(SHARED, shared, head, |row, id| {
             row.v == FORMAT && id == ONLY
         });
-        all.shared = if started_with.is_given || !is_changed {
-            Some(started_with.hash.clone())
-        } else {
-            // One that was rotated and cannot be read: the token before it must not come back.
-            shared.into_iter().next().map(|(row, generation)| {
-                all.shared_generation = generation;
-                SharedHash::Random(row.sha256)
-            })
+        all.shared = match started_with {
+            SharedSecret::Given(hash) => Some(hash.clone()),
+            SharedSecret::Made(hash) if !is_kept => {
+                all.unkept = Some(hash.clone());
+                Some(SharedHash::Random(hash.clone()))
+            }
+            // One that cannot be read: nobody has it, until it is rotated.
+            SharedSecret::Made(_) | SharedSecret::Kept => {
+                shared.into_iter().next().map(|(row, generation)| {
+                    all.shared_generation = generation;
+                    SharedHash::Random(row.sha256)
+                })
+            }
         };
         let agents = store.list_all(AGENT).await?;
         let agents = all.rows_of::<AgentRow>(AGENT, agents, head, |row, id| {
@@ -127,6 +146,32 @@ impl Credentials {
             .map(|(row, generation)| (row.name.clone(), PasswordRow { generation, ..row }))
             .collect();
         Ok(all)
+    }
+
+    /// The write that keeps a token that was made, and what is held after it.
+    pub fn keep(
+        &self,
+        hash: &TokenHash,
+        intent: u64,
+        now: Millis,
+    ) -> Result<(Op, Self), &'static str> {
+        let row = SharedRow {
+            v: FORMAT,
+            sha256: hash.clone(),
+            created_at_ms: now,
+        };
+        let payload = serde_json::to_vec(&row).map_err(|_| "a row that is no JSON")?;
+        let next = Self {
+            unkept: None,
+            shared_generation: intent,
+            ..self.clone()
+        };
+        Ok((Op::create(SHARED, ONLY, intent, payload), next))
+    }
+
+    /// The store has it.
+    pub fn kept(&mut self, rev: u64) {
+        self.rows.insert((SHARED, ONLY.to_owned()), rev);
     }
 
     fn rows_of<T: DeserializeOwned>(

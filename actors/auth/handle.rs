@@ -50,10 +50,9 @@ impl AuthHandle {
             modes: super::Modes::default(),
             bcrypt_cost: 4,
             pepper: portcullis_core::seal::Secret::new(vec![1; 32]),
-            token: super::SharedSecret {
-                hash: portcullis_core::auth::secret::SharedHash::Random(hash),
-                is_given: false,
-            },
+            token: super::SharedSecret::Given(portcullis_core::auth::secret::SharedHash::Random(
+                hash,
+            )),
             proxy_users: std::sync::Arc::new([]),
             shared_token_scopes: none(),
             local_trust: false,

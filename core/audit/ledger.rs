@@ -16,6 +16,8 @@ pub struct OpenIntent {
     pub boot: BootId,
     /// When, in that boot's monotonic time; unknown where only a mark names it.
     pub mono_ms: Option<u64>,
+    /// Its end must not be undone: it takes something back, or may.
+    pub is_weighty: bool,
 }
 
 /// The state that follows from reading records in order.
@@ -71,7 +73,13 @@ impl Ledger {
             BodyRef::Intent(entry) => {
                 let mono_ms = Some(leaf.stamp.mono_ms);
                 let boot = leaf.boot;
-                self.open.insert(leaf.seq, OpenIntent { boot, mono_ms });
+                let is_weighty = is_weighty(entry.action);
+                let open = OpenIntent {
+                    boot,
+                    mono_ms,
+                    is_weighty,
+                };
+                self.open.insert(leaf.seq, open);
                 if may_end(entry.action)
                     && let Some((_, name)) = entry.detail().find(|(key, _)| *key == ENDS)
                 {
@@ -108,6 +116,7 @@ impl Ledger {
                     let only = OpenIntent {
                         boot: leaf.boot,
                         mono_ms: None,
+                        is_weighty: false,
                     };
                     // What was read itself says more.
                     let known = before.get(&seq).filter(|known| known.boot == leaf.boot);
@@ -125,7 +134,12 @@ impl Ledger {
         match body {
             Body::Intent(entry) => {
                 let mono_ms = Some(stamp.mono_ms);
-                self.open.insert(head.seq, OpenIntent { boot, mono_ms });
+                let open = OpenIntent {
+                    boot,
+                    mono_ms,
+                    is_weighty: is_weighty(&entry.action),
+                };
+                self.open.insert(head.seq, open);
                 if let Some(name) = entry.ends().filter(|_| may_end(&entry.action)) {
                     self.ended.begin(name, head.seq);
                 }
@@ -190,4 +204,17 @@ const OPENED: &str = "vault.open";
 /// Acts that may end a credential: the details of all others need not be looked through.
 fn may_end(action: &str) -> bool {
     action.starts_with("pairing.") || action.starts_with("auth.")
+}
+
+/// Acts that may take something back: a device, a token, a grant, a rule, a secret.
+fn is_weighty(action: &str) -> bool {
+    let rooms = [
+        "pairing.",
+        "auth.",
+        "signing.",
+        "approval.grant.",
+        "approval.policy.",
+        "vault.",
+    ];
+    rooms.iter().any(|room| action.starts_with(room)) && action != "vault.use"
 }

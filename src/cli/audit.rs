@@ -335,7 +335,13 @@ fn read_note(file: &Path) -> Result<SignedCheckpoint, Failure> {
     if read.map_err(unread)? as u64 > MAX_NOTE {
         return Err(wrong("it is too long"));
     }
-    SignedCheckpoint::parse(&text).map_err(|e| wrong(&e.to_string()))
+    SignedCheckpoint::parse(without_key(&text)).map_err(|e| wrong(&e.to_string()))
+}
+
+/// Without the line that `portcullis audit head` writes behind a note: the first public key.
+fn without_key(text: &str) -> &str {
+    let end = text.find("\nfirst key ").map_or(text.len(), |at| at + 1);
+    text.get(..end).unwrap_or(text)
 }
 
 /// Reads the files themselves: no gateway is asked, none is needed.

@@ -151,7 +151,10 @@ async fn show(door: &Door, name: &str, out: Out) -> Result<u8, Failure> {
             clean(name),
             number(one, "version").unwrap_or_default(),
             words("agents", "none: no agent's run may have it"),
-            words("hosts", "any"),
+            words(
+                "hosts",
+                "any for a run; the gateway itself sends it to none"
+            ),
             words("uses", "any"),
         )
     })?;

@@ -14,10 +14,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use portcullis_actors::auth::SharedSecret;
 use portcullis_actors::clock::Clock;
 use portcullis_actors::connection::{Certificate, Methods};
 use portcullis_actors::sandbox_pool::cell_file;
-use portcullis_actors::store::Store;
+use portcullis_actors::store::{Store, StoreError};
 use portcullis_actors::supervision::{self, EXIT_TREE, OnFatal};
 use portcullis_actors::vault::Around;
 use portcullis_core::audit::{BootId, Entry};
@@ -154,12 +155,6 @@ async fn serve(
         let code = codes::find(e.code()).unwrap_or(codes::STATE_CORRUPT);
         Failure::of(code, e.to_string())
     })?;
-    let auth = &loaded.config.gateway.auth;
-    let row_key = identity.row_key();
-    let (token, made) = tokio::task::block_in_place(|| {
-        let cost = auth.bcrypt_cost;
-        token::settle(&state, secret, &auth.token_file, &pepper, cost, &row_key)
-    })?;
     let address = SocketAddr::new(loaded.config.gateway.bind, loaded.config.gateway.port);
     let local = &loaded.config.gateway.local;
     warn_of_operators(local);
@@ -193,6 +188,7 @@ async fn serve(
     };
     let proxies = Proxies::open(&loaded.config.gateway.auth)?;
     let database = state.join("state.db");
+    let row_key = identity.row_key();
     let opened = tokio::task::spawn_blocking(move || Store::open_under(&database, &row_key));
     let store = opened
         .await
@@ -203,11 +199,18 @@ async fn serve(
                 e.to_string(),
             )
         })?;
-    let highest = store.highest_intent().await.map_err(|e| {
+    let unread = |e: StoreError| {
         Failure::of(
             codes::find(e.code()).unwrap_or(codes::STATE_CORRUPT),
             e.to_string(),
         )
+    };
+    let highest = store.highest_intent().await.map_err(unread)?;
+    let is_kept = SharedSecret::is_kept(&store).await.map_err(unread)?;
+    let auth = &loaded.config.gateway.auth;
+    let (token, made) = tokio::task::block_in_place(|| {
+        let cost = auth.bcrypt_cost;
+        token::settle(secret, &auth.token_file, &pepper, cost, is_kept)
     })?;
     let (cell_file, _) = cell_file::place(&state.join("run"), CELL)
         .map_err(|e| Failure::io(codes::STATE_MODE, "run/", &e))?;

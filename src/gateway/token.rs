@@ -11,14 +11,11 @@ use portcullis_actors::auth::SharedSecret;
 use portcullis_core::auth::password::PasswordHash;
 use portcullis_core::auth::secret::{self, SharedHash, Strength};
 use portcullis_core::codes;
-use portcullis_core::encoding::hex;
-use portcullis_core::row::{Place, RowKey};
 use portcullis_core::seal::Secret;
 use portcullis_core::token::{Token, TokenHash, TokenKind};
 use zeroize::Zeroizing;
 
 use crate::cli::Failure;
-use crate::files;
 use crate::random::random;
 
 /// A token that somebody chose.
@@ -101,14 +98,13 @@ fn forget(passed: &Path) -> io::Result<()> {
 }
 
 /// What to compare with, and the token itself where it was made just now. A token of somebody's own choice is hashed
-/// slowly here: its start takes that much longer.
+/// slowly here: its start takes that much longer. `is_kept`: the state has one.
 pub fn settle(
-    state: &Path,
     given: Option<Given>,
     token_file: &Path,
     pepper: &Secret,
     cost: u32,
-    key: &RowKey,
+    is_kept: bool,
 ) -> Result<(SharedSecret, Option<Token>), Failure> {
     let given = match given {
         Some(given) => Some(given),
@@ -129,111 +125,34 @@ pub fn settle(
                 SharedHash::Chosen(hash.map_err(|why| unfit(&why))?)
             }
         };
-        let is_given = true;
-        return Ok((SharedSecret { hash, is_given }, None));
+        return Ok((SharedSecret::Given(hash), None));
     }
-    let ours = |hash: TokenHash| SharedSecret {
-        hash: SharedHash::Random(hash),
-        is_given: false,
-    };
-    let kept = state.join("keys/gateway-token.json");
-    match std::fs::read(&kept) {
-        Ok(bytes) => serde_json::from_slice::<Kept>(&bytes)
-            .ok()
-            // Else whoever writes the file would name a token of his own.
-            .filter(|kept| kept.is_whole(key))
-            .map(|kept| (ours(kept.sha256), None))
-            .ok_or_else(|| {
-                Failure::of(
-                    codes::STATE_CORRUPT,
-                    format!(
-                        "{} is not the token's hash that this gateway wrote",
-                        kept.display()
-                    ),
-                )
-                .hint("restore it, or remove it: a new token is made at the next start")
-            }),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            let bytes = random::<32>()?;
-            let token = Token::from_random(TokenKind::Gateway, &bytes);
-            keep(&kept, &token, key)
-                .map_err(|e| Failure::io(codes::STATE_MODE, kept.display(), &e))?;
-            Ok((ours(token.hash()), Some(token)))
-        }
-        Err(e) => Err(Failure::io(codes::STATE_MODE, kept.display(), &e)),
+    if is_kept {
+        return Ok((SharedSecret::Kept, None));
     }
-}
-
-#[derive(serde::Serialize, serde::Deserialize)]
-struct Kept {
-    v: u32,
-    sha256: TokenHash,
-    tag: String,
-}
-
-impl Kept {
-    const VERSION: u32 = 2;
-
-    fn tag(sha256: &TokenHash, key: &RowKey) -> io::Result<String> {
-        let place = Place::row("gateway-token", "only", i64::from(Self::VERSION), 0);
-        Ok(hex(&key.tag(&place, &serde_json::to_vec(sha256)?, "")))
-    }
-
-    fn is_whole(&self, key: &RowKey) -> bool {
-        // Who compares may know both: neither is a secret.
-        self.v == Self::VERSION && Self::tag(&self.sha256, key).is_ok_and(|tag| tag == self.tag)
-    }
-}
-
-fn keep(path: &Path, token: &Token, key: &RowKey) -> io::Result<()> {
-    let sha256 = token.hash();
-    let kept = Kept {
-        v: Kept::VERSION,
-        tag: Kept::tag(&sha256, key)?,
-        sha256,
-    };
-    files::replace(path, &serde_json::to_vec(&kept)?)
+    let token = Token::from_random(TokenKind::Gateway, &random::<32>()?);
+    Ok((SharedSecret::Made(token.hash()), Some(token)))
 }
 
 #[cfg(test)]
 mod tests {
-    use portcullis_core::seal::Key;
-
     use super::*;
 
     #[test]
-    fn a_made_token_is_kept_as_its_hash_and_found_again() {
-        let state = tempfile::tempdir().unwrap();
-        std::fs::create_dir(state.path().join("keys")).unwrap();
+    fn a_token_is_made_where_the_state_has_none_and_a_chosen_one_is_slow_to_guess() {
         let pepper = Secret::new(vec![1; 32]);
-        let key = RowKey::new(Key::new([1; 32]));
-        let settle_by = |given, key| settle(state.path(), given, Path::new(""), &pepper, 10, key);
-        let settle = |given| settle_by(given, &key).unwrap();
-        let (kept, made) = settle(None);
-        let made = made.unwrap();
-        let SharedHash::Random(hash) = kept.hash else {
-            panic!("a made token is random")
+        let settle = |given, is_kept| settle(given, Path::new(""), &pepper, 10, is_kept).unwrap();
+        let (SharedSecret::Made(hash), Some(made)) = settle(None, false) else {
+            panic!("there was none")
         };
-        assert!(hash.matches(made.expose()) && !kept.is_given);
-        let kept = std::fs::read_to_string(state.path().join("keys/gateway-token.json")).unwrap();
-        assert!(!kept.contains(made.expose()));
-        // The bug: whoever wrote the file named a token of his own.
-        let path = state.path().join("keys/gateway-token.json");
-        let other = Token::from_random(TokenKind::Gateway, &[7; 32]);
-        keep(&path, &other, &RowKey::new(Key::new([2; 32]))).unwrap();
-        let refused = settle_by(None, &key).err().unwrap();
-        assert_eq!(refused.code, "STATE_CORRUPT");
-        std::fs::write(&path, &kept).unwrap();
-        let (again, none) = settle(None);
-        let SharedHash::Random(again) = again.hash else {
-            panic!("a made token is random")
-        };
-        assert!(none.is_none() && again.same(&hash));
-        // One that somebody chose is kept slow to guess, and one that is random is not.
+        assert!(hash.matches(made.expose()));
+        assert!(matches!(settle(None, true), (SharedSecret::Kept, None)));
         let given = |text: &str| Some(Given(Zeroizing::new(text.to_owned())));
-        let (chosen, _) = settle(given("correct-horse-battery-staple"));
-        assert!(matches!(chosen.hash, SharedHash::Chosen(_)) && chosen.is_given);
-        let (uuid, _) = settle(given("478c9e6a-b11b-422b-8bf4-6ef024b4d6c3"));
-        assert!(matches!(uuid.hash, SharedHash::Random(_)));
+        for is_kept in [false, true] {
+            let (chosen, none) = settle(given("correct-horse-battery-staple"), is_kept);
+            assert!(matches!(chosen, SharedSecret::Given(SharedHash::Chosen(_))) && none.is_none());
+            let (uuid, _) = settle(given("478c9e6a-b11b-422b-8bf4-6ef024b4d6c3"), is_kept);
+            assert!(matches!(uuid, SharedSecret::Given(SharedHash::Random(_))));
+        }
     }
 }

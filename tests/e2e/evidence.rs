@@ -119,6 +119,17 @@ fn a_record_is_shown_proven_and_exported_and_who_reads_is_on_record() {
         (&report["intact"], &report["notice"]),
         (&true.into(), &Value::Null)
     );
+    // The bug: what `audit head` prints, kept whole as it was printed, was no checkpoint.
+    let printed = run(&gateway, &["audit", "head"]).stdout;
+    std::fs::write(&file, printed).unwrap();
+    for offline in [&[][..], &["--offline"]] {
+        let against = ["audit", "verify", "--against", file.to_str().unwrap()];
+        let report = json_of(&gateway, &[&against, offline].concat());
+        assert_eq!(
+            (&report["intact"], &report["notice"]),
+            (&true.into(), &Value::Null)
+        );
+    }
     let zero = "0".repeat(64);
     let output = run(&gateway, &["audit", "verify", "--key", &zero]);
     assert_eq!(output.status.code(), Some(10));

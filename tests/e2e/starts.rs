@@ -311,6 +311,36 @@ fn a_state_older_than_the_log_says_is_refused_and_what_was_revoked_stays_so() {
     gateway.launch();
     assert_eq!(gateway.json(&["agents", "list"])["agents"], json!([]));
     gateway.stop();
+    // Both of before the revocation, together, and the keys as they are.
+    gateway.launch();
+    gateway.json(&["agents", "token", "demo"]);
+    gateway.kill();
+    let early = gateway.home().join("early");
+    let both = |from: &Path, to: &Path| {
+        std::fs::create_dir_all(to).unwrap();
+        for name in ["state.db", "state.db-wal", "state.db-shm", "audit"] {
+            let to = to.join(name);
+            drop(std::fs::remove_dir_all(&to));
+            drop(std::fs::remove_file(&to));
+            let copied = std::process::Command::new("cp")
+                .arg("-a")
+                .args([from.join(name), to])
+                .output();
+            assert!(copied.unwrap().status.success(), "{name}");
+        }
+    };
+    both(&gateway.state(), &early);
+    let late = gateway.home().join("late");
+    gateway.launch();
+    gateway.json(&["agents", "revoke", "demo"]);
+    gateway.kill();
+    both(&gateway.state(), &late);
+    both(&early, &gateway.state());
+    refused(&gateway, "AUDIT_KEY_MISMATCH", 10);
+    both(&late, &gateway.state());
+    gateway.launch();
+    assert_eq!(gateway.json(&["agents", "list"])["agents"], json!([]));
+    gateway.stop();
     // The row alone, whole as it was.
     let db = rusqlite::Connection::open(&file).unwrap();
     let copy = gateway.home().join("copy.db");

@@ -88,10 +88,7 @@ impl House {
                 state: state.clone(),
                 store: store.clone(),
                 identity: Identity::from_random(random()),
-                token: SharedSecret {
-                    hash: SharedHash::Random(TokenHash::of(TOKEN)),
-                    is_given: true,
-                },
+                token: SharedSecret::Given(SharedHash::Random(TokenHash::of(TOKEN))),
                 pepper: Secret::new(vec![1; 32]),
                 boot: BootId(random()),
                 owner: crate::support::ws::hex(&random::<8>()),

@@ -120,8 +120,22 @@ async fn a_token_that_was_made_is_kept_as_its_hash_only() {
         !gateway.log().contains("pc_gw_"),
         "a log is no place for it"
     );
-    let kept = std::fs::read_to_string(gateway.state().join("keys/gateway-token.json")).unwrap();
-    assert!(kept.contains("sha256") && !kept.contains("pc_gw_"));
+    for file in ["state.db", "state.db-wal"] {
+        let bytes = std::fs::read(gateway.state().join(file)).unwrap();
+        let has = |text: &str| {
+            bytes
+                .windows(text.len())
+                .any(|window| window == text.as_bytes())
+        };
+        assert!(!has("pc_gw_"), "{file}");
+    }
+    let made = gateway.json(&["audit", "query", "--action", "auth.token.make"]);
+    assert_eq!(made["records"].as_array().unwrap().len(), 1);
+    // The bug: an older file with the token's hash, put back, was the token.
+    gateway.stop();
+    gateway.launch();
+    let made = gateway.json(&["audit", "query", "--action", "auth.token.make"]);
+    assert_eq!(made["records"].as_array().unwrap().len(), 1);
     let (error, _) = Client::dial(&gateway).await.denied(&Connect::token()).await;
     assert_eq!(error["details"]["code"], "AUTH_TOKEN_MISMATCH");
 }

@@ -59,10 +59,9 @@ async fn house(concurrent: usize) -> (Arc<AuthHandle>, Trip, Standing) {
             modes: Modes::default(),
             bcrypt_cost: 10,
             pepper: Secret::new(vec![1; 32]),
-            token: SharedSecret {
-                hash: SharedHash::Random(TokenHash::of("a token that nobody guesses")),
-                is_given: true,
-            },
+            token: SharedSecret::Given(SharedHash::Random(TokenHash::of(
+                "a token that nobody guesses",
+            ))),
             store: ground.store.clone(),
             news: Feed::new(),
             proxy_users: Arc::new([]),

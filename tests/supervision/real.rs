@@ -130,10 +130,7 @@ impl Ground {
                 modes: Modes::default(),
                 bcrypt_cost: 4,
                 pepper: Secret::new(vec![1; 32]),
-                token: SharedSecret {
-                    hash: SharedHash::Random(TokenHash::of("tests")),
-                    is_given: false,
-                },
+                token: SharedSecret::Given(SharedHash::Random(TokenHash::of("tests"))),
                 proxy_users: Arc::new([]),
                 shared_token_scopes: ScopeSet::empty(),
                 local_trust: false,

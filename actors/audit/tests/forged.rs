@@ -42,6 +42,14 @@ fn newest_notes(place: &Place) -> PathBuf {
     paths.max().unwrap_or(none)
 }
 
+fn copy(from: &Path, to: &Path) {
+    let done = std::process::Command::new("cp")
+        .arg("-a")
+        .args([from, to])
+        .status();
+    assert!(done.unwrap().success());
+}
+
 fn refusal(place: &Place) -> AuditError {
     match place.try_open(9) {
         Err(error) => error,
@@ -192,6 +200,39 @@ fn a_log_made_whole_by_somebody_else_is_refused() {
             ["AUDIT_ALTERED", "AUDIT_KEY_MISMATCH"].contains(&code),
             "{error}"
         );
+    }
+}
+
+/// The bug: within a minute after a crash, log and state of before a revocation, put back together, were gone on from.
+#[test]
+fn what_was_taken_back_is_not_undone_by_an_older_log_after_a_crash() {
+    for (action, is_found) in [
+        ("pairing.revoke", true),
+        ("auth.token.rotate", true),
+        ("approval.grant.revoke", true),
+        ("vault.remove", true),
+        // A record of what ran is under the next minute's word.
+        ("exec.run", false),
+    ] {
+        let place = Place::new();
+        let log = place.open(1);
+        some(&log, 4);
+        // The start's own record is covered here, and those behind it.
+        let intent = log.intent("pairing.approve");
+        log.outcome(intent, Outcome::ok()).unwrap();
+        let early = place.dir.with_file_name("early");
+        copy(&place.dir, &early);
+        let intent = log.intent(action);
+        log.outcome(intent, Outcome::ok()).unwrap();
+        log.crash();
+        std::fs::remove_dir_all(&place.dir).unwrap();
+        copy(&early, &place.dir);
+        assert!(verify_dir(&place.dir).unwrap().intact);
+        if is_found {
+            refused(&place, "the log ends before it, and had 9 records");
+        } else {
+            place.open(2).close();
+        }
     }
 }
 
