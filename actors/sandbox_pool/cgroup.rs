@@ -58,6 +58,7 @@ impl Cgroups {
             memory_bytes: 64 << 20,
             cpu_millis: 1000,
             pids: 16,
+            open_files: 1024,
         };
         let made = trial
             .make(&limits)
@@ -345,6 +346,7 @@ mod tests {
                 memory_bytes: 1 << 29,
                 cpu_millis: 1500,
                 pids: 128,
+                open_files: 1024,
             })
             .unwrap();
         let read = |file: &str| fs::read_to_string(own.join("portcullis-abc").join(file)).unwrap();

@@ -120,6 +120,7 @@ impl SandboxPoolConfig {
             memory_bytes: self.memory_bytes,
             cpu_millis: self.cpu_millis,
             pids: self.pids,
+            open_files: self.open_files,
         }
     }
 

@@ -25,8 +25,8 @@ pub const BOOT_LABEL: &str = "portcullis.boot";
 /// Label: digest of the profile it was made with.
 pub const PROFILE_LABEL: &str = "portcullis.profile";
 
-/// Open files of each process in a box.
-const OPEN_FILES: i64 = 1024;
+/// Open files of each process in a box, where runs are given fewer: the cell has more to hold.
+const OPEN_FILES: u32 = 1024;
 /// `/dev/shm`, in bytes; counts as memory of the box.
 const SHARED_MEMORY: i64 = 64 << 20;
 /// The kernel ends a box before the gateway when memory of the whole machine runs out.
@@ -69,6 +69,7 @@ fn host_config(spec: &BoxSpec) -> HostConfig {
         soft: Some(value),
         hard: Some(value),
     };
+    let files = i64::from(spec.limits.open_files.max(OPEN_FILES));
     // Exec stays allowed in /tmp: /workspace has it anyway, and `go run`, `pip` and test runners start what they put there.
     let tmp = format!(
         "rw,exec,nosuid,nodev,mode=1777,size={},nr_inodes={TMP_INODES}",
@@ -87,7 +88,7 @@ fn host_config(spec: &BoxSpec) -> HostConfig {
         memory_swap: Some(memory),
         nano_cpus: Some(i64::from(spec.limits.cpu_millis) * 1_000_000),
         pids_limit: Some(i64::from(spec.limits.pids)),
-        ulimits: Some(vec![limit("nofile", OPEN_FILES), limit("core", 0)]),
+        ulimits: Some(vec![limit("nofile", files), limit("core", 0)]),
         shm_size: Some(SHARED_MEMORY.min(memory)),
         oom_score_adj: Some(OOM_SCORE),
         // The cell is pid 1 and reaps by itself.

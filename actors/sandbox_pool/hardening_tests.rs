@@ -22,6 +22,7 @@ fn spec() -> BoxSpec {
             memory_bytes: 64 << 20,
             cpu_millis: 1500,
             pids: 64,
+            open_files: 2048,
         },
         uid: 1000,
         gid: 1001,

@@ -27,6 +27,8 @@ pub struct BoxLimits {
     pub cpu_millis: u32,
     /// Most processes and threads alive at once, the cell included.
     pub pids: u32,
+    /// Most open files of each process: what a run is given can be no more.
+    pub open_files: u32,
 }
 
 /// One box, completely described before anything is started.

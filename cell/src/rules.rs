@@ -127,7 +127,7 @@ pub fn seccomp() -> Result<(), String> {
     Ok(())
 }
 
-/// Room on the disk cannot be taken at a stroke, only by writing: the gateway sees that and ends who fills the disk. Punching holes (2) gives
+/// Room on the disk cannot be taken at a stroke, only by writing. Punching holes (2) gives
 /// room back. The C library writes zeros where it is refused so.
 fn no_preallocation() -> Result<BpfProgram, String> {
     let takes =

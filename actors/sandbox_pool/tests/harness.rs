@@ -102,6 +102,7 @@ impl State {
                 memory_bytes: 96 << 20,
                 cpu_millis: 2000,
                 pids: 40,
+                open_files: 4096,
             },
             require_cgroup: rustix::process::geteuid().is_root(),
         };

@@ -31,6 +31,7 @@ const LIMITS: BoxLimits = BoxLimits {
     memory_bytes: 256 << 20,
     cpu_millis: 500,
     pids: 40,
+    open_files: 1024,
 };
 /// A cell that only stays: a script is as good an entry point as a program.
 const STAYS: &str = "#!/bin/sh\nexec sleep 600\n";
