@@ -31,6 +31,7 @@ pub mod dashboard;
 pub mod exec;
 pub mod nodes;
 pub mod pairing;
+pub mod plain;
 pub mod sandbox_pool;
 pub mod signing;
 pub mod sinks;

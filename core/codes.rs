@@ -124,7 +124,7 @@ codes! {
     IDENTITY_MISMATCH, "UNAVAILABLE", false, 4, "the identity key is not the one that this state was made with: point --identity at the right file";
     SECRET_IN_CONFIG, "UNAVAILABLE", false, 2, "put it into the vault (`portcullis vault set NAME < file`) and write { vault = \"NAME\" } in its place; it was readable, so change it where it came from too";
     CONFIG_INVALID, "UNAVAILABLE", false, 2, "mend the lines named, then start again";
-    STATE_MODE, "UNAVAILABLE", false, 4, "others can reach this file: run the chmod in the message";
+    STATE_MODE, "UNAVAILABLE", false, 4, "others can reach this file, or it is none: the message says what mends it";
     STATE_LOCKED, "UNAVAILABLE", false, 1, "another gateway uses this state directory: stop it, or choose another with --state";
     STATE_CORRUPT, "UNAVAILABLE", false, 10, "the state does not fit the audit log: look at `portcullis audit verify --offline` and restore both from one backup";
     STATE_ROW_ALTERED, "UNAVAILABLE", false, 10, "a row of the state database was altered or is none of ours: stop the gateway, restore state and audit log from one backup, and look at `portcullis audit verify --offline`";

@@ -3,9 +3,9 @@
 //! The identity key is the one plaintext secret, so its file is private, made whole or not at all, and never inside
 //! the state directory: a copied state directory opens nowhere else.
 
+use portcullis_actors::plain;
 use portcullis_core::identity::{BootKey, Identity, IdentityError};
 use portcullis_core::seal::{NONCE, Secret};
-use rustix::fs::OFlags;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -21,7 +21,10 @@ const MAX_FILE: u64 = 64 * 1024;
 /// Why an identity or boot key file cannot be used. `Display` says what to do.
 #[derive(Debug, Error)]
 pub enum KeyFileError {
-    /// Group or others have a right to it, or it is no plain file, or another user's.
+    /// A pipe, a folder, a link lies in its place.
+    #[error("{0}")]
+    Odd(io::Error),
+    /// Group or others have a right to it, or it is another user's.
     #[error("{path} {why}: others could read the key; run: chmod 600 {path}")]
     Mode {
         /// The file.
@@ -69,7 +72,7 @@ impl KeyFileError {
     /// Stable code.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Mode { .. } | Self::Above { .. } => "STATE_MODE",
+            Self::Odd(_) | Self::Mode { .. } | Self::Above { .. } => "STATE_MODE",
             Self::Key { source, .. } => source.code(),
             Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => "DISK_FULL",
             Self::Inside { .. } | Self::Io { .. } => "IDENTITY_INVALID",
@@ -149,23 +152,15 @@ fn open(path: &Path) -> Result<Option<Identity>, KeyFileError> {
 
 /// Opens by descriptor, checks the descriptor, reads the descriptor.
 pub(crate) fn read_private(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, KeyFileError> {
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(i32::try_from(flags.bits()).unwrap_or(0))
-        .open(path);
-    let mut file = match file {
+    let mut file = match plain::open(File::options().read(true), path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
-            return Err(loose(path, "is a symbolic link".to_owned()));
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            return Err(KeyFileError::Odd(error));
         }
         Err(error) => return Err(failed(path, error)),
     };
     let meta = file.metadata().map_err(|error| failed(path, error))?;
-    if !meta.is_file() {
-        return Err(loose(path, "is no plain file".to_owned()));
-    }
     if meta.mode() & 0o077 != 0 {
         return Err(loose(
             path,

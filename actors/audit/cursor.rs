@@ -1,12 +1,14 @@
 //! How far each sink has come: `STATE/sinks/NAME`, the number of the last record that its receiver has taken.
 
+use super::files;
+use crate::plain;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 /// No number is longer.
-const MAX_FILE: u64 = 32;
+const MAX_FILE: usize = 32;
 
 /// The place where one sink's is kept.
 #[derive(Debug, Clone)]
@@ -30,16 +32,16 @@ impl Cursor {
     /// It cannot be read, or is no number: what was taken is not known.
     pub fn read(&self) -> io::Result<u64> {
         let path = self.dir.join(&self.name);
-        let meta = match fs::symlink_metadata(&path) {
-            Ok(meta) => meta,
+        if !plain::is_folder(&self.dir)? {
+            return Ok(0);
+        }
+        let bytes = match plain::read(&path, MAX_FILE) {
+            Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
             Err(error) => return Err(error),
         };
         let none = || io::Error::new(io::ErrorKind::InvalidData, "the cursor is no number");
-        if !meta.is_file() || meta.len() > MAX_FILE {
-            return Err(none());
-        }
-        let text = fs::read_to_string(&path)?;
+        let text = std::str::from_utf8(&bytes).map_err(|_| none())?;
         let digits = text.strip_suffix('\n').ok_or_else(none)?;
         digits.parse().map_err(|_| none())
     }
@@ -50,12 +52,8 @@ impl Cursor {
     /// The disk's.
     pub fn write(&self, taken: u64) -> io::Result<()> {
         let new = self.dir.join(format!("{}.new", self.name));
-        let mut file = File::options()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&new)?;
+        plain::is_folder(&self.dir)?;
+        let mut file = files::create_new(&new)?;
         file.write_all(format!("{taken}\n").as_bytes())?;
         file.sync_all()?;
         fs::rename(&new, self.dir.join(&self.name))?;
@@ -67,9 +65,9 @@ impl Cursor {
     /// # Errors
     /// The disk's.
     pub fn folder(dir: &Path) -> io::Result<()> {
-        match DirBuilder::new().mode(0o700).create(dir) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-            _ => Ok(()),
+        if plain::is_folder(dir)? {
+            return Ok(());
         }
+        DirBuilder::new().mode(0o700).create(dir)
     }
 }

@@ -1,8 +1,8 @@
 //! The directory and the files of the log: names, modes, locks, durable creation.
 
 use super::error::AuditError;
-use portcullis_core::audit::{SegmentHeader, Seq};
-use rustix::fs::OFlags;
+use crate::plain;
+use portcullis_core::audit::{HEADER_BYTES, SegmentHeader, Seq};
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -12,13 +12,10 @@ use std::time::{Duration, Instant};
 /// How long a restart within this process waits for the old writer to end.
 const OWN_LOCK_WAIT: Duration = Duration::from_secs(20);
 
-/// `O_NOFOLLOW`: a link planted in the directory leads nowhere.
-pub(super) const fn nofollow() -> i32 {
-    OFlags::NOFOLLOW.bits().cast_signed()
-}
-
 /// Makes the directory (0700) if it is missing, and refuses one that others may enter.
 pub(super) fn open_dir(path: &Path) -> Result<File, AuditError> {
+    // A folder that is a link's end is somebody else's.
+    plain::is_folder(path).map_err(|error| AuditError::reading("the directory", &error))?;
     match DirBuilder::new().mode(0o700).create(path) {
         Ok(()) => {
             if let Some(parent) = path
@@ -59,15 +56,9 @@ fn sync_dir(path: &Path) -> io::Result<()> {
 /// writer thread at its last records: it is waited for.
 pub(super) fn lock(dir: &Path) -> Result<File, AuditError> {
     let path = dir.join("lock");
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(nofollow())
-        .open(&path)
-        .map_err(|error| AuditError::writing(&error))?;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).mode(0o600);
+    let mut file = plain::open(&options, &path).map_err(|error| AuditError::writing(&error))?;
     let own = std::process::id().to_string();
     let began = Instant::now();
     loop {
@@ -100,10 +91,17 @@ pub(super) fn lock(dir: &Path) -> Result<File, AuditError> {
     Ok(file)
 }
 
+/// Whether this folder of the log's is there; a link in its place is followed by nobody.
+pub(super) fn has_folder(path: &Path) -> Result<bool, AuditError> {
+    let seen = plain::is_folder(path);
+    seen.map_err(|error| AuditError::reading("a folder of the log", &error))
+}
+
 /// The segments' first sequences, rising.
 pub(super) fn segments(dir: &Path) -> Result<Vec<Seq>, AuditError> {
     let unreadable = |error: io::Error| AuditError::reading("the directory", &error);
     let mut found = Vec::new();
+    has_folder(dir)?;
     for entry in std::fs::read_dir(dir).map_err(unreadable)? {
         let name = entry.map_err(unreadable)?.file_name();
         found.extend(name.to_str().and_then(SegmentHeader::first_of_name));
@@ -119,57 +117,32 @@ pub(super) fn segment_path(dir: &Path, first: Seq) -> PathBuf {
 
 /// Opens a segment for appending and locks it.
 pub(super) fn open_segment(dir: &Path, first: Seq) -> io::Result<File> {
-    let file = OpenOptions::new()
-        .read(true)
-        .append(true)
-        .custom_flags(nofollow())
-        .open(segment_path(dir, first))?;
+    let path = segment_path(dir, first);
+    let file = plain::open(OpenOptions::new().read(true).append(true), &path)?;
     file.try_lock().map_err(io::Error::from)?;
     Ok(file)
 }
 
 /// Opens a segment for reading.
 pub(super) fn read_segment(dir: &Path, first: Seq) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .custom_flags(nofollow())
-        .open(segment_path(dir, first))
+    plain::open(File::options().read(true), &segment_path(dir, first))
 }
 
 /// Makes a file (0600) in place of one that a crash left.
 pub(super) fn create_new(path: &Path) -> io::Result<File> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    plain::remove(path)?;
     OpenOptions::new()
         .read(true)
         .append(true)
         .create_new(true)
         .mode(0o600)
-        .custom_flags(nofollow())
         .open(path)
-}
-
-/// Reads a small file whole, or its first `limit` bytes. A pipe in its place keeps nobody waiting.
-pub(super) fn read_limited(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(flags.bits().cast_signed())
-        .open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is no plain file"));
-    }
-    let mut bytes = Vec::new();
-    file.take(limit as u64).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
 
 /// Makes a segment with its header, locked and durable under its name: a name never stands for half a header.
 pub(super) fn create_segment(dir: &Path, dir_fd: &File, header: SegmentHeader) -> io::Result<File> {
     let path = segment_path(dir, header.first());
-    match std::fs::read(&path) {
+    match plain::read(&path, HEADER_BYTES + 1) {
         // Made by an attempt that failed after the rename: nothing was ever written behind its header.
         Ok(bytes) if bytes == header.encode() => {
             let file = open_segment(dir, header.first())?;

@@ -3,13 +3,14 @@
 
 use super::error::AuditError;
 use super::files;
+use crate::plain;
 use portcullis_core::audit::{EpochKey, EpochSealer};
 use portcullis_core::identity::Identity;
 use portcullis_core::seal::NONCE;
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
@@ -43,6 +44,7 @@ impl AuditKeys {
     /// The epochs whose keys are there.
     pub(super) fn list(&self) -> Result<Vec<u64>, AuditError> {
         let failed = |error: io::Error| AuditError::reading("the folder of keys", &error);
+        plain::is_folder(&self.dir).map_err(failed)?;
         let entries = match fs::read_dir(&self.dir) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -60,22 +62,21 @@ impl AuditKeys {
         Ok(epochs)
     }
 
-    /// All that are there. One that was being destroyed goes.
-    pub(super) fn open_all(&self) -> Result<BTreeMap<u64, EpochKey>, AuditError> {
-        let mut keys = BTreeMap::new();
+    /// All that are there, and the epochs of those that were being destroyed.
+    pub(super) fn open_all(&self) -> Result<(BTreeMap<u64, EpochKey>, Vec<u64>), AuditError> {
+        let (mut keys, mut wiped) = (BTreeMap::new(), Vec::new());
         for epoch in self.list()? {
-            let file = files::read_limited(&self.path(epoch), MAX_FILE)
+            let file = plain::read(&self.path(epoch), MAX_FILE)
                 .map_err(|error| AuditError::reading("a key of the audit log", &error))?;
             if file.iter().all(|byte| *byte == 0) {
-                self.destroy(epoch)
-                    .map_err(|error| AuditError::writing(&error))?;
+                wiped.push(epoch);
                 continue;
             }
             let key = self.sealer.open(epoch, &file);
             let key = key.map_err(|error| AuditError::Key(format!("epoch {epoch}: {error}")))?;
             keys.insert(epoch, key);
         }
-        Ok(keys)
+        Ok((keys, wiped))
     }
 
     /// Makes the key of an epoch, which is to be named by the record behind `size` others; durable when this returns. One
@@ -104,7 +105,7 @@ impl AuditKeys {
 
     /// What was written down last; `None`: nothing ever was.
     pub(super) fn reached(&self, epoch: u64) -> Result<Option<u64>, AuditError> {
-        let file = match files::read_limited(&self.path_reached(epoch), MAX_FILE) {
+        let file = match plain::read(&self.path_reached(epoch), MAX_FILE) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(AuditError::reading("the size of the audit log", &error)),
@@ -137,11 +138,7 @@ impl AuditKeys {
     /// Overwrites the key of an epoch and removes it, durably. What the disk keeps of old blocks is the disk's.
     pub(super) fn destroy(&self, epoch: u64) -> io::Result<()> {
         let path = self.path(epoch);
-        let open = OpenOptions::new()
-            .write(true)
-            .custom_flags(files::nofollow())
-            .open(&path);
-        match open {
+        match plain::open(File::options().write(true), &path) {
             Ok(mut file) => {
                 let len = file.metadata()?.len().min(MAX_FILE as u64);
                 file.write_all(&vec![0; usize::try_from(len).unwrap_or(0)])?;

@@ -170,7 +170,7 @@ impl Log {
     pub(super) fn open(spec: LogSpec) -> Result<(Self, OpenReport), AuditError> {
         let dir = files::open_dir(&spec.dir)?;
         let lock = files::lock(&spec.dir)?;
-        let found = recover::recover(&spec, &dir)?;
+        let mut found = recover::recover(&spec)?;
         if found.ledger.head.seq.0 < spec.config.at_least {
             return Err(AuditError::Behind {
                 head: found.ledger.head.seq,
@@ -189,15 +189,16 @@ impl Log {
         let mut signer = Signer::open(&spec.dir, &spec.keys, found.ledger.epoch, head, every)?;
         let is_ours = signer.has_tagged(&found.last, head)?;
         let wanted = signer.wanted();
-        let (tree, roots) = Tree::open(&spec.dir, found.base, &found.leaves, &wanted)
+        let (mut tree, roots) = Tree::open(&spec.dir, found.base, &found.leaves, &wanted)
             .filter(|(_, roots)| signer.agrees(roots))
-            .map_or_else(|| Tree::rebuild(&spec.dir, head, &wanted), Ok)?;
+            .map_or_else(|| Tree::rebuild(&spec.dir, head, &wanted, false), Ok)?;
         if !is_ours {
             signer.must_cover(head, &roots)?;
         }
         signer.settle(&roots, || recover::first_key(&spec.dir))?;
         // Only now is a file of the log changed: one that is refused stays as it was found.
-        recover::clear(&spec.dir, &found)?;
+        let file = recover::clear(&spec.dir, &dir, &mut found)?;
+        tree.flush();
         let lost: Vec<(Seq, BootId)> = found
             .ledger
             .open
@@ -208,7 +209,7 @@ impl Log {
         let mut log = Self {
             dir,
             _lock: lock,
-            file: Some(found.file),
+            file: Some(file),
             segment: found.segment,
             len: found.len,
             head: found.ledger.head,
@@ -276,7 +277,7 @@ impl Log {
     /// the gateway from serving. Before the first key is asked for.
     pub(super) fn recall(&mut self) -> Result<(), AuditError> {
         if !self.tree.is_whole() {
-            match Tree::rebuild(&self.spec.dir, self.head, &[]) {
+            match Tree::rebuild(&self.spec.dir, self.head, &[], true) {
                 Ok((tree, _)) => self.tree = tree,
                 // Of records that retention has removed a tile cannot be made anew: recording goes on, verifying says so.
                 Err(AuditError::Unreadable(why)) => {

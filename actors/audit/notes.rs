@@ -3,6 +3,7 @@
 
 use super::error::{AuditError, Fault};
 use super::files;
+use crate::plain;
 use portcullis_core::audit::note::{origin, parse_first_key, verifier_key};
 use portcullis_core::audit::{Notes, PublicKey, Seq, SignedCheckpoint};
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -27,11 +28,10 @@ fn unreadable(error: &io::Error) -> AuditError {
 
 /// The epochs that have checkpoints, rising.
 pub(super) fn epochs(dir: &Path) -> Result<Vec<u64>, AuditError> {
-    let entries = match fs::read_dir(folder(dir)) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(unreadable(&error)),
-    };
+    if !files::has_folder(&folder(dir))? {
+        return Ok(Vec::new());
+    }
+    let entries = fs::read_dir(folder(dir)).map_err(|error| unreadable(&error))?;
     let mut found = Vec::new();
     for entry in entries {
         let name = entry.map_err(|error| unreadable(&error))?.file_name();
@@ -43,7 +43,7 @@ pub(super) fn epochs(dir: &Path) -> Result<Vec<u64>, AuditError> {
 }
 
 fn load(dir: &Path, epoch: u64) -> Result<(Notes, Vec<u8>), AuditError> {
-    match files::read_limited(&path(dir, epoch), MAX_FILE) {
+    match plain::read(&path(dir, epoch), MAX_FILE) {
         Ok(bytes) => Ok((Notes::read(&bytes), bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok((Notes::read(&[]), Vec::new())),
         Err(error) => Err(unreadable(&error)),
@@ -84,23 +84,25 @@ fn has_lost_parts(bytes: &[u8], whole: usize) -> bool {
     bytes[whole..].contains(&0)
 }
 
-/// For going on behind them: what was being written, or did not arrive, is cut off; anything else is refused. None where
-/// there is no file.
+/// For going on behind them: what was being written, or did not arrive, is passed over, and is to be [`cut`] off; anything
+/// else is refused. None where there is no file.
 pub(super) fn recover(dir: &Path, epoch: u64) -> Result<Notes, AuditError> {
     let (mut notes, bytes) = load(dir, epoch)?;
     if let Some(flaw) = notes.flaw.take_if(|_| !has_lost_parts(&bytes, notes.whole)) {
         return Err(altered(epoch, &notes, &flaw.to_string()));
     }
     notes.flaw = None;
-    if notes.whole < bytes.len() {
-        OpenOptions::new()
-            .write(true)
-            .custom_flags(files::nofollow())
-            .open(path(dir, epoch))
-            .and_then(|file| file.set_len(notes.whole as u64))
-            .map_err(|error| AuditError::writing(&error))?;
-    }
     Ok(notes)
+}
+
+/// Cuts the file of an epoch behind its whole checkpoints.
+pub(super) fn cut(dir: &Path, epoch: u64, whole: usize) -> io::Result<()> {
+    let path = path(dir, epoch);
+    match plain::open(File::options().write(true), &path) {
+        Ok(file) if file.metadata()?.len() > whole as u64 => file.set_len(whole as u64),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// The file that an epoch's checkpoints go to.
@@ -146,17 +148,15 @@ impl NoteFile {
 
     fn open(&self) -> io::Result<File> {
         let folder = folder(&self.dir);
+        plain::is_folder(&folder)?;
         match DirBuilder::new().mode(0o700).create(&folder) {
             Ok(()) => File::open(&self.dir)?.sync_all()?,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
         }
-        let file = OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .custom_flags(files::nofollow())
-            .open(path(&self.dir, self.epoch))?;
+        let mut options = OpenOptions::new();
+        options.append(true).create(true).mode(0o600);
+        let file = plain::open(&options, &path(&self.dir, self.epoch))?;
         file.set_len(self.len)?;
         File::open(folder)?.sync_all()?;
         Ok(file)
@@ -170,7 +170,7 @@ pub(super) fn write_first(dir: &Path, key: &PublicKey) -> io::Result<()> {
     let mut file = files::create_new(&new)?;
     file.write_all(format!("{}\n", verifier_key(&origin(key), key)).as_bytes())?;
     file.sync_all()?;
-    fs::rename(new, path)?;
+    plain::rename(&new, &path)?;
     File::open(dir)?.sync_all()
 }
 
@@ -188,7 +188,7 @@ pub(super) fn contradicts(dir: &Path, key: Option<PublicKey>) -> Result<bool, Au
 
 /// The log's first public key, as it was written down.
 pub(super) fn read_first(dir: &Path) -> Option<PublicKey> {
-    let bytes = files::read_limited(&dir.join("first.pub"), 1_024).ok()?;
+    let bytes = plain::read(&dir.join("first.pub"), 1_024).ok()?;
     parse_first_key(std::str::from_utf8(&bytes).ok()?.strip_suffix('\n')?)
 }
 
@@ -217,6 +217,7 @@ mod tests {
         let notes = recover(dir.path(), 1)?;
         let sizes: Vec<u64> = notes.all.iter().map(size).collect();
         assert_eq!(read.unwrap(), sizes);
+        cut(dir.path(), 1, notes.whole).unwrap();
         assert_eq!(fs::read(path(dir.path(), 1)).unwrap().len(), notes.whole);
         Ok(sizes)
     }

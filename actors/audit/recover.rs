@@ -4,7 +4,9 @@ use super::error::{AuditError, Fault};
 use super::files;
 use super::log::LogSpec;
 use super::retire;
+use super::tiles;
 use super::walk::{Buffer, Segment, SegmentEnd};
+use crate::plain;
 use portcullis_core::audit::{
     BodyRef, HEADER_BYTES, Hash32, Head, Ledger, OnceIndex, PublicKey, SegmentHeader, Seq,
     decode_leaf,
@@ -16,7 +18,8 @@ use std::path::Path;
 
 /// The log as found, its torn end cut off.
 pub(super) struct Recovered {
-    pub(super) file: File,
+    /// `None`: there is no segment yet, and [`clear`] makes the first.
+    pub(super) file: Option<File>,
     pub(super) segment: SegmentHeader,
     pub(super) len: u64,
     pub(super) ledger: Ledger,
@@ -38,7 +41,9 @@ pub(super) struct Recovered {
 
 /// Verifies the last segment, and as many before it as are needed to know the open intents; keys may lie further back,
 /// and more is `verify`'s work. The caller holds the lock.
-pub(super) fn recover(spec: &LogSpec, dir: &File) -> Result<Recovered, AuditError> {
+pub(super) fn recover(spec: &LogSpec) -> Result<Recovered, AuditError> {
+    files::has_folder(&spec.dir.join("checkpoints"))?;
+    tiles::check_folders(&spec.dir)?;
     let gone = retire::load(&spec.dir)?;
     let gone_until = retire::until(&gone).seq;
     if gone_until.0 > spec.keys.retired()? {
@@ -53,10 +58,8 @@ pub(super) fn recover(spec: &LogSpec, dir: &File) -> Result<Recovered, AuditErro
     segments.retain(|first| *first > gone_until);
     let Some(last) = segments.last() else {
         let header = SegmentHeader { after: Head::EMPTY };
-        let file = files::create_segment(&spec.dir, dir, header)
-            .map_err(|error| AuditError::writing(&error))?;
         return Ok(Recovered {
-            file,
+            file: None,
             segment: header,
             len: HEADER_BYTES as u64,
             ledger: Ledger::new(Head::EMPTY, index(spec)),
@@ -88,7 +91,7 @@ pub(super) fn recover(spec: &LogSpec, dir: &File) -> Result<Recovered, AuditErro
         count = (count * 2).min(segments.len());
     };
     Ok(Recovered {
-        file,
+        file: Some(file),
         segment: tail.segment,
         len: tail.len,
         ledger: tail.ledger,
@@ -103,16 +106,20 @@ pub(super) fn recover(spec: &LogSpec, dir: &File) -> Result<Recovered, AuditErro
     })
 }
 
-/// Cuts a torn end off, and removes what was begun or ended and not whole. After the log was found to be ours.
-pub(super) fn clear(dir: &Path, found: &Recovered) -> Result<(), AuditError> {
+/// Cuts a torn end off, and removes what was begun or ended and not whole. After the log was found to be ours. The last
+/// segment, which is made where there is none.
+pub(super) fn clear(dir: &Path, dir_fd: &File, found: &mut Recovered) -> Result<File, AuditError> {
     let writing = |error: io::Error| AuditError::writing(&error);
     remove_unfinished(dir)?;
     retire::sweep(dir, found.gone_until).map_err(writing)?;
+    let Some(file) = found.file.take() else {
+        return files::create_segment(dir, dir_fd, found.segment).map_err(writing);
+    };
     if found.torn.is_some() {
-        let cut = found.file.set_len(found.len);
-        cut.and_then(|()| found.file.sync_all()).map_err(writing)?;
+        let cut = file.set_len(found.len);
+        cut.and_then(|()| file.sync_all()).map_err(writing)?;
     }
-    Ok(())
+    Ok(file)
 }
 
 /// The idempotency keys of the whole time, verified on the way, where the last `count` segments do not hold them all.
@@ -288,7 +295,7 @@ fn remove_unfinished(dir: &Path) -> Result<(), AuditError> {
     for entry in std::fs::read_dir(dir).map_err(writing)? {
         let path = entry.map_err(writing)?.path();
         if path.extension().is_some_and(|extension| extension == "new") {
-            std::fs::remove_file(path).map_err(writing)?;
+            plain::remove(&path).map_err(writing)?;
         }
     }
     Ok(())

@@ -9,12 +9,12 @@ use super::error::{AuditError, Fault};
 use super::files;
 use super::tiles::read_full;
 use super::walk::{Buffer, Segment, SegmentEnd};
+use crate::plain;
 use portcullis_core::audit::retired::{self, Gone, RETIRE, UNTIL};
 use portcullis_core::audit::{Body, BodyRef, Entry, Hash32, Head, Seq, TILE_WIDTH, Tile};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::ops::ControlFlow;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 /// No more segments at once: the writer reads each of them.
@@ -26,7 +26,7 @@ const DAY_MS: u64 = 86_400_000;
 
 /// What has been removed.
 pub(super) fn load(dir: &Path) -> Result<Vec<Gone>, AuditError> {
-    let bytes = match files::read_limited(&dir.join("retired"), MAX_FILE) {
+    let bytes = match plain::read(&dir.join("retired"), MAX_FILE) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(AuditError::reading("what retention left", &error)),
@@ -59,7 +59,7 @@ pub(super) fn candidates(
     }
     let segments = files::segments(dir)?;
     let size = |first: Seq| {
-        let meta = fs::metadata(files::segment_path(dir, first));
+        let meta = fs::symlink_metadata(files::segment_path(dir, first));
         meta.map_or(0, |meta| meta.len())
     };
     let mut total: u64 = segments.iter().map(|first| size(*first)).sum();
@@ -176,7 +176,7 @@ pub(super) fn sync_tiles(dir: &Path, gone: &[Gone]) -> io::Result<()> {
         let mut folders = Vec::new();
         for index in from..=to {
             let path = dir.join(Tile::full(level, index).path());
-            match File::open(&path) {
+            match plain::open(File::options().read(true), &path) {
                 Ok(file) => file.sync_all()?,
                 // Not full yet: its hashes come from a partial tile, which was synced.
                 Err(error) if error.kind() == io::ErrorKind::NotFound && level > 0 => continue,
@@ -201,13 +201,13 @@ pub(super) fn remove(dir: &Path, gone: &[Gone]) -> io::Result<()> {
         bytes.extend(gone.encode().map_err(io::Error::other)?);
     }
     let path = dir.join("retired");
-    let before = match fs::metadata(&path) {
+    let before = match fs::symlink_metadata(&path) {
         Ok(meta) => meta.len(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
         Err(error) => return Err(error),
     };
     // Written anew beside it: half of an entry never stands there.
-    let mut whole = files::read_limited(&path, MAX_FILE).unwrap_or_default();
+    let mut whole = plain::read(&path, MAX_FILE).unwrap_or_default();
     if whole.len() as u64 != before {
         return Err(io::Error::other("what retention left is too long"));
     }
@@ -231,11 +231,8 @@ pub(super) fn sweep(dir: &Path, until: Seq) -> io::Result<()> {
     let mut any = false;
     for first in segments.into_iter().filter(|first| *first <= until) {
         let path = files::segment_path(dir, first);
-        // Never through a link.
-        OpenOptions::new()
-            .read(true)
-            .custom_flags(files::nofollow())
-            .open(&path)?;
+        // What lies there in its place is nobody's to remove.
+        plain::open(File::options().read(true), &path)?;
         fs::remove_file(path)?;
         any = true;
     }

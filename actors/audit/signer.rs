@@ -10,7 +10,7 @@ use super::keys::AuditKeys;
 use super::notes::{self, NoteFile};
 use portcullis_core::audit::note::{origin, verifier_key};
 use portcullis_core::audit::{
-    Checkpoint, Epoch, EpochKey, EpochMark, Hash32, Head, PublicKey, RecordKey, Seq,
+    Checkpoint, Epoch, EpochKey, EpochMark, Hash32, Head, Notes, PublicKey, RecordKey, Seq,
     SignedCheckpoint, decode_leaf,
 };
 use std::collections::BTreeMap;
@@ -45,6 +45,17 @@ pub(super) struct Signer {
     reached_size: u64,
     /// The root over the records up to the epoch's mark, as the epoch before has signed it.
     sealed: Option<Arc<SignedCheckpoint>>,
+    /// What an earlier stop left, to be mended once the log was found to be ours.
+    left: Left,
+}
+
+/// Of a start that is refused everything stays as it was found, so that it can be restored or be evidence.
+#[derive(Default)]
+struct Left {
+    /// Epochs whose keys are none of the log's: never named, being destroyed, or of long ago.
+    keys: Vec<u64>,
+    /// Epochs whose checkpoints end so many bytes before their file does.
+    notes: BTreeMap<u64, usize>,
 }
 
 struct Current {
@@ -91,6 +102,7 @@ impl Signer {
             reached: Instant::now(),
             reached_size: 0,
             sealed: None,
+            left: Left::default(),
         };
         let number = epoch.map_or(0, |epoch| epoch.number);
         let noted = notes::epochs(dir)?.last().copied();
@@ -101,7 +113,7 @@ impl Signer {
                 );
                 return Err(altered(head.next().0, why));
             }
-            let newest = notes::recover(dir, noted)?;
+            let newest = signer.recover(noted)?;
             signer.last = newest.all.last().cloned().map(Arc::new);
         }
         if let Some(last) = &signer.last
@@ -181,9 +193,30 @@ impl Signer {
         Err(altered(head.seq.0, why.to_owned()))
     }
 
+    /// The checkpoints of an epoch; what is behind them goes with [`Self::mend`].
+    fn recover(&mut self, epoch: u64) -> Result<Notes, AuditError> {
+        let notes = notes::recover(&self.dir, epoch)?;
+        self.left.notes.insert(epoch, notes.whole);
+        Ok(notes)
+    }
+
+    /// The log is ours: what an earlier stop left goes.
+    fn mend(&mut self) -> Result<(), AuditError> {
+        let Left { keys, notes } = std::mem::take(&mut self.left);
+        for (epoch, whole) in notes {
+            notes::cut(&self.dir, epoch, whole).map_err(|error| AuditError::writing(&error))?;
+        }
+        for epoch in keys {
+            let destroyed = self.keys.destroy(epoch);
+            destroyed.map_err(|error| AuditError::writing(&error))?;
+        }
+        Ok(())
+    }
+
     /// The keys on the disk must be those that the log's end asks for.
     fn take_keys(&mut self, epoch: Option<Epoch>) -> Result<(), AuditError> {
-        let mut keys = self.keys.open_all()?;
+        let (mut keys, wiped) = self.keys.open_all()?;
+        self.left.keys = wiped;
         let highest = keys.keys().last().copied().unwrap_or(0);
         let Some(epoch) = epoch else {
             return if highest > 1 {
@@ -211,7 +244,7 @@ impl Signer {
                 "the key of epoch {number} is not the one that the log names"
             )));
         }
-        let whole = notes::recover(&self.dir, number)?.whole;
+        let whole = self.recover(number)?.whole;
         self.current = Some(Current {
             epoch,
             key,
@@ -219,7 +252,7 @@ impl Signer {
         });
         for (number, key) in keys {
             if number.checked_add(1) == Some(epoch.number) {
-                let notes = notes::recover(&self.dir, number)?;
+                let notes = self.recover(number)?;
                 let is_closed = notes
                     .all
                     .last()
@@ -235,8 +268,7 @@ impl Signer {
                 }
             } else {
                 // Made and never named, or left over from long ago.
-                let destroyed = self.keys.destroy(number);
-                destroyed.map_err(|error| AuditError::writing(&error))?;
+                self.left.keys.push(number);
             }
         }
         Ok(())
@@ -254,7 +286,7 @@ impl Signer {
         {
             return Ok(());
         }
-        let notes = notes::recover(&self.dir, before)?;
+        let notes = self.recover(before)?;
         let sealed = notes
             .all
             .last()
@@ -289,9 +321,8 @@ impl Signer {
         first: impl FnOnce() -> Result<Option<PublicKey>, AuditError>,
     ) -> Result<(), AuditError> {
         let Some(current) = &self.current else {
-            return Ok(());
+            return self.mend();
         };
-        let written = notes::read_first(&self.dir);
         let fits = |key: &PublicKey| {
             let last = self.last.as_ref();
             last.is_none_or(|last| last.checkpoint.origin == origin(key))
@@ -301,9 +332,6 @@ impl Signer {
             let why = "its checkpoints are of another log".to_owned();
             return Err(altered(1, why));
         };
-        if written != Some(key) {
-            notes::write_first(&self.dir, &key).map_err(|error| AuditError::writing(&error))?;
-        }
         if let Some(last) = &self.last {
             let size = last.checkpoint.size;
             let is_signed = size <= current.epoch.mark.0 || last.is_by(&current.epoch.key);
@@ -324,6 +352,10 @@ impl Signer {
             if let Some(closing) = &mut self.closing {
                 closing.note = Some(Arc::new(note));
             }
+        }
+        self.mend()?;
+        if notes::read_first(&self.dir) != Some(key) {
+            notes::write_first(&self.dir, &key).map_err(|error| AuditError::writing(&error))?;
         }
         self.close();
         Ok(())

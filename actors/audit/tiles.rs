@@ -8,6 +8,7 @@ use super::error::AuditError;
 use super::files;
 use super::retire;
 use super::walk::{Buffer, Segment};
+use crate::plain;
 use portcullis_core::audit::tree::{Nodes as _, perfect_root};
 use portcullis_core::audit::{
     Hash32, Head, TILE_BYTES, TILE_WIDTH, Tile, TileEdge, TileNodes, tile_bytes, tile_hashes,
@@ -33,11 +34,14 @@ pub(super) struct Tree {
     edge: TileEdge,
     /// Full tiles that are not in their files yet.
     waiting: Vec<(Tile, Vec<u8>)>,
+    /// There were more than are kept, and nothing could be written yet.
+    lost: bool,
 }
 
 impl Tree {
     /// The tree of the log whose `leaves` are those behind `base`, and its roots at the sizes that are wanted, where they
-    /// passed. `None`: what is on the disk does not give it, so [`Self::rebuild`] must.
+    /// passed. `None`: what is on the disk does not give it, so [`Self::rebuild`] must. Nothing is written before
+    /// [`Self::flush`].
     pub(super) fn open(
         dir: &Path,
         base: Head,
@@ -49,13 +53,13 @@ impl Tree {
             dir: dir.to_owned(),
             edge,
             waiting: Vec::new(),
+            lost: false,
         };
         let mut roots = Roots::new();
         for leaf in leaves {
             tree.push_compared(*leaf);
             tree.note(wanted, &mut roots);
         }
-        tree.flush();
         Some((tree, roots))
     }
 
@@ -66,11 +70,13 @@ impl Tree {
         }
     }
 
-    /// The tree out of all segments, up to `head`. Each tile that is missing or not right is written.
+    /// The tree out of all segments, up to `head`. Each tile that is missing or not right is written, if `writes` says that
+    /// the log is known to be ours; else none before [`Self::flush`], and what was too much for that by the next call.
     pub(super) fn rebuild(
         dir: &Path,
         head: Head,
         wanted: &[u64],
+        writes: bool,
     ) -> Result<(Self, Roots), AuditError> {
         let until = retire::until(&retire::load(dir)?).seq;
         let mut segments = files::segments(dir)?;
@@ -88,6 +94,7 @@ impl Tree {
             dir: dir.to_owned(),
             edge,
             waiting: Vec::new(),
+            lost: false,
         };
         let (mut buf, mut roots) = (Buffer::new(), Roots::new());
         for first in segments {
@@ -97,13 +104,20 @@ impl Tree {
                 }
                 tree.push_compared(passing.hash);
                 tree.note(wanted, &mut roots);
-                if tree.waiting.len() == WAITING {
-                    tree.flush();
+                if tree.waiting.len() >= WAITING {
+                    if writes {
+                        tree.flush();
+                    } else {
+                        tree.waiting.clear();
+                        tree.lost = true;
+                    }
                 }
                 ControlFlow::Continue(())
             })?;
         }
-        tree.flush();
+        if writes {
+            tree.flush();
+        }
         if tree.edge.size() == head.seq.0 {
             Ok((tree, roots))
         } else {
@@ -120,7 +134,7 @@ impl Tree {
         let (dir, waiting) = (&self.dir, &mut self.waiting);
         self.edge.push(leaf, |tile, hashes| {
             let bytes = tile_bytes(hashes);
-            let found = files::read_limited(&dir.join(tile.path()), bytes.len() + 1);
+            let found = plain::read(&dir.join(tile.path()), bytes.len() + 1);
             if found.is_ok_and(|found| found == bytes) {
                 return;
             }
@@ -175,19 +189,28 @@ impl Tree {
     /// Whether every full tile before the edge has a file of the right size.
     pub(super) fn is_whole(&self) -> bool {
         let mut rows = self.edge.size();
-        (0..8).all(|level| {
+        let all = |level| {
             rows /= 256;
             (0..rows).all(|index| {
                 let path = self.dir.join(Tile::full(level, index).path());
-                fs::metadata(path).is_ok_and(|meta| meta.len() == TILE_BYTES as u64)
+                let found = fs::symlink_metadata(path);
+                found.is_ok_and(|meta| meta.is_file() && meta.len() == TILE_BYTES as u64)
             })
-        })
+        };
+        !self.lost && (0..8).all(all)
     }
+}
+
+/// A link in the place of a folder of tiles would have them written elsewhere. Those below are looked at when they are.
+pub(super) fn check_folders(dir: &Path) -> Result<(), AuditError> {
+    let above = dir.join("tile");
+    files::has_folder(&above)?;
+    (0..8).try_for_each(|level| files::has_folder(&above.join(level.to_string())).map(drop))
 }
 
 /// Makes the folders between the log's own and this one, but not the log's own: without it nothing may be recorded.
 fn make_folders(dir: &Path, folder: &Path) -> io::Result<()> {
-    if folder == dir || folder.is_dir() {
+    if folder == dir || plain::is_folder(folder)? {
         return Ok(());
     }
     make_folders(dir, folder.parent().unwrap_or(dir))?;
@@ -232,7 +255,7 @@ fn write(dir: &Path, tile: Tile, bytes: &[u8], sync: bool) -> io::Result<()> {
 
 /// The hashes of a tile's file as they are.
 fn read(dir: &Path, tile: Tile) -> io::Result<Vec<u8>> {
-    files::read_limited(&dir.join(tile.path()), TILE_BYTES + 1)
+    plain::read(&dir.join(tile.path()), TILE_BYTES + 1)
 }
 
 /// The hashes of a full tile.
@@ -279,6 +302,7 @@ impl Compare {
         let mut found: BTreeMap<(u8, u64), Vec<u16>> = BTreeMap::new();
         let mut fault = None;
         let mut folders = vec![dir.join("tile")];
+        check_folders(dir)?;
         while let Some(folder) = folders.pop() {
             let entries = match fs::read_dir(&folder) {
                 Ok(entries) => entries,

@@ -12,6 +12,7 @@ use portcullis_core::ids::DeviceId;
 use portcullis_core::nodes::{self, Call, Connected, NodeResult, Stats, node_json};
 use portcullis_core::pairing::News;
 use portcullis_core::protocol::frame::ErrorBody;
+use portcullis_core::protocol::strict;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -334,14 +335,20 @@ fn told_in(text: &str) -> usize {
 
 async fn result(methods: &Methods, about: About<'_>, p: InvokeResult) -> Answer {
     let outcome = if p.ok {
-        // Either form; as text it goes on unread.
-        let text = match (p.payload_json, p.payload) {
-            (Some(text), _) => Some(text),
-            (None, Some(value)) => Some(value.to_string()),
-            (None, None) => None,
+        // Either form. As text it goes on as it is: it must mean the same to whoever reads it, as what stands in a frame does.
+        let (text, sound) = match (p.payload_json, p.payload) {
+            (Some(text), _) => {
+                let sound = strict::json(text.as_bytes()).map(drop);
+                (Some(text), sound)
+            }
+            (None, Some(value)) => (Some(value.to_string()), Ok(())),
+            (None, None) => (None, Ok(())),
         };
         let told = text.as_deref().map_or(0, told_in);
-        if told > NODE_ANSWER_MAX {
+        if let Err(unsound) = sound {
+            let message = format!("the node's answer cannot be passed on: {unsound}");
+            Err(("ANSWER_INVALID".to_owned(), message))
+        } else if told > NODE_ANSWER_MAX {
             let code = "ANSWER_TOO_LARGE".to_owned();
             let message = format!(
                 "the node's answer takes {told} bytes on the wire, {NODE_ANSWER_MAX} are the most: ask for less of it"
@@ -375,7 +382,7 @@ async fn result(methods: &Methods, about: About<'_>, p: InvokeResult) -> Answer 
 async fn event(methods: &Methods, about: About<'_>, p: Event) -> Answer {
     let node = own(about)?;
     let payload = match (p.payload_json, p.payload) {
-        (Some(text), _) => serde_json::from_str(&text).unwrap_or(Value::Null),
+        (Some(text), _) => strict::json(text.as_bytes()).unwrap_or(Value::Null),
         (None, value) => value.unwrap_or(Value::Null),
     };
     let unhandled =

@@ -5,6 +5,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use crate::plain;
 use portcullis_core::ids::Hash32;
 
 /// Writes the cell below `run_root` (which must exist) unless a file with exactly these bytes, this mode and this owner is there
@@ -12,6 +13,8 @@ use portcullis_core::ids::Hash32;
 pub fn place(run_root: &Path, bytes: &[u8]) -> io::Result<(PathBuf, Hash32)> {
     let digest = Hash32::of(bytes);
     let path = run_root.join(format!("cell-{digest}"));
+    // As a kill left it.
+    plain::remove(&path.with_extension("new"))?;
     if !intact(&path, bytes)? {
         write(&path, bytes)?;
         if !intact(&path, bytes)? {
@@ -25,26 +28,15 @@ pub fn place(run_root: &Path, bytes: &[u8]) -> io::Result<(PathBuf, Hash32)> {
 }
 
 fn intact(path: &Path, bytes: &[u8]) -> io::Result<bool> {
-    let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
-    let mut file = match fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(flags)
-        .open(path)
-    {
+    let mut file = match plain::open(fs::OpenOptions::new().read(true), path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        // A link: not ours, replaced below.
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
-            return Ok(false);
-        }
+        // A link, a pipe: not ours, replaced below.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Ok(false),
         other => other?,
     };
     let data = file.metadata()?;
     let owner = rustix::process::geteuid().as_raw();
-    if !data.is_file()
-        || data.mode() & 0o7777 != 0o555
-        || data.uid() != owner
-        || data.len() != bytes.len() as u64
-    {
+    if data.mode() & 0o7777 != 0o555 || data.uid() != owner || data.len() != bytes.len() as u64 {
         return Ok(false);
     }
     let mut found = Vec::with_capacity(bytes.len());
@@ -54,10 +46,7 @@ fn intact(path: &Path, bytes: &[u8]) -> io::Result<bool> {
 
 fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let new = path.with_extension("new");
-    match fs::remove_file(&new) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    plain::remove(&new)?;
     let mut file = fs::OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -67,7 +56,7 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.set_permissions(fs::Permissions::from_mode(0o555))?;
     file.sync_all()?;
     drop(file);
-    fs::rename(&new, path)
+    plain::rename(&new, path)
 }
 
 #[cfg(test)]

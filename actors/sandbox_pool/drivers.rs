@@ -11,6 +11,7 @@ use super::driver::{Driver, DriverError, ProbeContext};
 use super::engine::no_driver;
 use super::folders;
 use super::messages::{BoxProfile, PoolError, SandboxPoolMsg, Start};
+use super::probe;
 use super::runs::Order;
 use super::standing::GivenUp;
 use crate::supervision::{Crash, Reply, TaskHandle};
@@ -70,6 +71,7 @@ impl SandboxPool {
             config.driver = kept;
         }
         let trial = async move {
+            probe::sweep(&context);
             let chosen = match choose(&config, &context).await {
                 Ok(chosen) => reconcile(&chosen.driver, &context)
                     .await
@@ -214,5 +216,6 @@ async fn reconcile(driver: &Driver, context: &ProbeContext) -> Result<(), Driver
         driver.stop(&found.id).await?;
         folders::remove_run_dir(&context.run_root.join("b").join(found.id.as_str()));
     }
+    folders::sweep_run_dirs(&context.run_root.join("b"));
     Ok(())
 }

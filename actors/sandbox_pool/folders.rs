@@ -67,6 +67,20 @@ pub fn remove_run_dir(path: &Path) {
     let _ = std::fs::remove_dir(path);
 }
 
+/// Removes control folders of no box, as a kill leaves them between the folder and the box. A box that may still be there has a
+/// file beside its folder, or was found and ended by its label.
+pub fn sweep_run_dirs(base: &Path) {
+    for entry in std::fs::read_dir(base).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if is_folder && !path.with_extension("json").exists() {
+            remove_run_dir(&path);
+        } else if path.extension().is_some_and(|extension| extension == "new") {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
 fn owner_if_root(uid: u32, gid: u32) -> Option<(u32, u32)> {
     rustix::process::geteuid().is_root().then_some((uid, gid))
 }

@@ -24,9 +24,12 @@ use super::driver::{DriverError, ProbeContext};
 use super::folders;
 use super::kept::{Kept, kill_and_wait, machine, started_at, write_whole};
 use super::spec::{BoxSpec, FoundBox, HOST_NAME, StartedBox, WORKSPACE_INSIDE};
+use crate::plain;
 
 /// Longest time from the start of bubblewrap to its word about the init process.
 const START_WITHIN: Duration = Duration::from_secs(10);
+/// No file about a box is longer, bytes.
+const KEPT_MAX: usize = 64 * 1024;
 /// Where bubblewrap may lie.
 const BUBBLEWRAP: [&str; 3] = ["/usr/bin/bwrap", "/usr/local/bin/bwrap", "/bin/bwrap"];
 
@@ -372,7 +375,7 @@ impl Native {
     }
 
     fn kept(&self, id: &BoxId) -> Option<Kept> {
-        serde_json::from_slice(&fs::read(self.kept_path(id)).ok()?).ok()
+        serde_json::from_slice(&plain::read(&self.kept_path(id), KEPT_MAX).ok()?).ok()
     }
 
     fn keep(&self, spec: &BoxSpec, init: Option<(u32, u64)>) -> io::Result<()> {

@@ -24,6 +24,36 @@ const PIDS: u32 = 16;
 /// Longest time for the whole proof.
 const WITHIN: Duration = Duration::from_secs(20);
 
+/// What a trial's workspace and its file outside of the box are called, before the box's id. No agent's name begins so.
+const WORKSPACE: &str = ".probe-";
+const CANARY: &str = "canary-";
+
+/// Removes what trials left that were broken off by a kill. While none is under way.
+pub fn sweep(context: &ProbeContext) {
+    for (folder, begins) in [
+        (&context.workspaces, WORKSPACE),
+        (&context.run_root, CANARY),
+    ] {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let id = name.to_str().and_then(|name| name.strip_prefix(begins));
+            if id.is_none_or(|id| BoxId::new(id).is_err()) {
+                continue;
+            }
+            // Through no link: not the last one, and not one in it.
+            let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            let gone = if is_folder {
+                std::fs::remove_dir_all(entry.path())
+            } else {
+                std::fs::remove_file(entry.path())
+            };
+            if let Err(error) = gone {
+                tracing::warn!(path = %entry.path().display(), %error, "what a trial of the sandbox left cannot be removed");
+            }
+        }
+    }
+}
+
 /// What to do about it. A full disk says nothing of walls.
 fn fix(reason: &str) -> &'static str {
     let full = [rustix::io::Errno::NOSPC, rustix::io::Errno::DQUOT];
@@ -53,9 +83,9 @@ pub async fn prove(
     let id = BoxId::new(&random_hex(6).map_err(|error| none(error.to_string()))?)
         .map_err(|error| none(error.to_string()))?;
     let run_dir = context.run_root.join("b").join(id.as_str());
-    let folder = format!("probe-{id}");
+    let folder = format!("{WORKSPACE}{id}");
     let workspace = context.workspaces.join(&folder);
-    let canary = context.run_root.join(format!("canary-{id}"));
+    let canary = context.run_root.join(format!("{CANARY}{id}"));
     let trial = Trial {
         driver,
         context,

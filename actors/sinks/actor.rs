@@ -42,7 +42,8 @@ impl Room for Sinks {
             kept: BTreeMap::new(),
         };
         if !wiring.sinks.is_empty() {
-            Cursor::folder(&wiring.dir)?;
+            let folder = Cursor::folder(&wiring.dir);
+            folder.map_err(|error| Crash::new(format!("STATE_MODE: {error}")))?;
         }
         for (key, (name, settings)) in (0..).zip(&wiring.sinks) {
             let status = SinkStatus {

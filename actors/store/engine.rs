@@ -1,6 +1,7 @@
 //! SQLite: schema, pragmas, and each operation as one conditional statement.
 
 use super::messages::{Change, CommitError, Entry, Lease, Object, Op, Revision, StoreError};
+use crate::plain;
 use portcullis_core::row::{Place, RowKey, Tag, Weight};
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row, params};
 use std::cell::Cell;
@@ -638,16 +639,21 @@ fn limit_sql(limit: usize) -> i64 {
 
 /// Makes the file 0600 before SQLite sees it (its sidecars copy the mode); refuses one that others can reach.
 fn own_file(path: &Path) -> Result<(), StoreError> {
-    let no_follow = i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or(0);
     let open = |create| {
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(create)
-            .mode(0o600)
-            .custom_flags(no_follow)
-            .open(path)
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(create);
+        plain::open(options.mode(0o600), path)
     };
+    let failed = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::InvalidInput => StoreError::Mode(error.to_string()),
+        _ => io(&error),
+    };
+    // SQLite opens what it finds beside the file too.
+    for beside in ["-wal", "-shm", "-journal"] {
+        let mut name = path.as_os_str().to_owned();
+        name.push(beside);
+        plain::is_file(Path::new(&name)).map_err(failed)?;
+    }
     let file = match open(true) {
         Ok(file) => {
             if let Some(parent) = path
@@ -661,12 +667,12 @@ fn own_file(path: &Path) -> Result<(), StoreError> {
             file
         }
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-            open(false).map_err(|error| io(&error))?
+            open(false).map_err(failed)?
         }
-        Err(error) => return Err(io(&error)),
+        Err(error) => return Err(failed(error)),
     };
     let meta = file.metadata().map_err(|error| io(&error))?;
-    if !meta.is_file() || meta.mode() & 0o077 != 0 {
+    if meta.mode() & 0o077 != 0 {
         return Err(StoreError::Mode(format!(
             "{} has mode {:04o}; run: chmod 600 {}",
             path.display(),

@@ -296,7 +296,7 @@ fn what_is_wrong_with_the_file_has_a_code() {
 
     let link = folder.path().join("link.db");
     std::os::unix::fs::symlink(&path, &link).expect("link");
-    assert_eq!(code(&link), Some("STATE_IO"));
+    assert_eq!(code(&link), Some("STATE_MODE"));
 
     let write_private = |name: &str, bytes: &[u8]| {
         let path = folder.path().join(name);

@@ -1,10 +1,10 @@
 //! `portcullis audit`: read the record, and check that nobody changed it.
 
 use std::io::Read as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use portcullis_actors::audit::verify_dir_against;
+use portcullis_actors::plain;
 use portcullis_core::audit::export::Format;
 use portcullis_core::audit::note::{parse_first_key, proof_text};
 use portcullis_core::audit::tree::{check_consistency, check_inclusion};
@@ -322,14 +322,7 @@ fn read_note(file: &Path) -> Result<SignedCheckpoint, Failure> {
         .hint("`portcullis audit head` prints a checkpoint")
     };
     let unread = |error: std::io::Error| wrong(&error.to_string());
-    let opened = std::fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
-        .open(file)
-        .map_err(unread)?;
-    if !opened.metadata().map_err(unread)?.is_file() {
-        return Err(wrong("it is no plain file"));
-    }
+    let opened = plain::open_linked(file).map_err(unread)?;
     let mut text = String::new();
     let read = opened.take(MAX_NOTE + 1).read_to_string(&mut text);
     if read.map_err(unread)? as u64 > MAX_NOTE {

@@ -5,6 +5,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use portcullis_actors::plain;
 use portcullis_core::codes::{self, Code};
 
 /// No configuration is longer, bytes.
@@ -23,6 +24,9 @@ pub enum FileError {
         /// The command that mends it.
         fix: String,
     },
+    /// A pipe, a folder, a link lies in its place. Code `STATE_MODE`.
+    #[error("{0}")]
+    Odd(io::Error),
     /// It is too long to be one. Code `CONFIG_INVALID`.
     #[error("{path} is longer than 1 MiB; make it shorter", path = .0.display())]
     TooLong(PathBuf),
@@ -40,7 +44,7 @@ impl FileError {
     /// The stable code.
     pub const fn code(&self) -> &'static Code {
         match self {
-            Self::Mode { .. } => codes::STATE_MODE,
+            Self::Mode { .. } | Self::Odd(_) => codes::STATE_MODE,
             Self::TooLong(_) | Self::Io { .. } => codes::CONFIG_INVALID,
         }
     }
@@ -62,31 +66,15 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
         what,
         fix,
     };
-    // Non-blocking, so that a pipe put in its place does not hang the start.
-    let flags =
-        rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::CLOEXEC;
-    let opened = OpenOptions::new()
-        .read(true)
-        .custom_flags(flags.bits().cast_signed())
-        .open(path);
-    let file = match opened {
+    let file = match plain::open(File::options().read(true), path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
-            return Err(mode(
-                "it is a symbolic link".to_owned(),
-                format!("rm {}", quoted(path)),
-            ));
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            return Err(FileError::Odd(error));
         }
         Err(error) => return Err(failed(error)),
     };
     let found = file.metadata().map_err(failed)?;
-    if !found.is_file() {
-        return Err(mode(
-            "it is not a regular file".to_owned(),
-            format!("ls -ld {}", quoted(path)),
-        ));
-    }
     let own = rustix::process::geteuid().as_raw();
     if found.uid() != own {
         let what = format!(

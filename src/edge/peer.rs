@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use portcullis_actors::exec::{is_descendant_of_daemon, uid_of, uids};
+use portcullis_actors::plain;
 use portcullis_core::auth::sub_uids::SubUids;
 
 use super::diag::{Diag, Known};
@@ -134,7 +135,7 @@ pub fn sub_uids(file: &Path) -> SubUids {
         return SubUids::default();
     }
     let mut text = Vec::new();
-    let read = std::fs::File::open(file).and_then(|f| f.take(SUB_UIDS).read_to_end(&mut text));
+    let read = plain::open_linked(file).and_then(|f| f.take(SUB_UIDS).read_to_end(&mut text));
     match read {
         Ok(length) if length as u64 == SUB_UIDS => tracing::warn!(
             target: "portcullis", file = %file.display(), "only its first {SUB_UIDS} bytes are read",

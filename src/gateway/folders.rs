@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use portcullis_actors::plain;
 use portcullis_core::codes;
 use rustix::fs::FlockOperation;
 
@@ -53,6 +54,11 @@ pub fn make(state: &Path) -> Result<(), Failure> {
                 }
             })?;
         check(&folder, mode)?;
+    }
+    // Made where there are sinks.
+    let sinks = state.join("sinks");
+    if sinks.symlink_metadata().is_ok() {
+        check(&sinks, 0o700)?;
     }
     check_above(state)
 }
@@ -115,15 +121,14 @@ fn check(folder: &Path, mode: u32) -> Result<(), Failure> {
 pub async fn lock(state: &Path) -> Result<Lock, Failure> {
     let path = state.join("lock");
     let failed = |e: io::Error| Failure::io(codes::STATE_MODE, path.display(), &e);
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
-        .open(&path)
-        .map_err(failed)?;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).mode(0o600);
+    let mut file = plain::open(&options, &path).map_err(|e| match e.kind() {
+        io::ErrorKind::InvalidInput => {
+            Failure::of(codes::STATE_MODE, e.to_string()).hint(format!("rm {}", path.display()))
+        }
+        _ => failed(e),
+    })?;
     let folder = File::open(state).map_err(failed)?;
     let locks = |file: &File| rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive);
     // What a killed gateway was just starting holds its lock until that is executed: moments, and no other gateway.
@@ -139,7 +144,7 @@ pub async fn lock(state: &Path) -> Result<Lock, Failure> {
     if !is_ours {
         let mut pid = String::new();
         // Who holds it is a courtesy: that it is held is the fact.
-        let _ = file.read_to_string(&mut pid);
+        let _ = (&mut file).take(20).read_to_string(&mut pid);
         let pid = match pid.trim() {
             "" => "whose lock file was removed".to_owned(),
             pid => format!("pid {pid}"),

@@ -7,7 +7,7 @@ mod token;
 
 pub(crate) use inherited::close_all as close_inherited;
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -17,6 +17,7 @@ use std::time::Duration;
 use portcullis_actors::auth::SharedSecret;
 use portcullis_actors::clock::Clock;
 use portcullis_actors::connection::{Certificate, Methods};
+use portcullis_actors::plain;
 use portcullis_actors::sandbox_pool::cell_file;
 use portcullis_actors::store::{Store, StoreError};
 use portcullis_actors::supervision::{self, EXIT_TREE, OnFatal};
@@ -356,7 +357,9 @@ fn keep_memory() -> Result<(), Failure> {
 
 /// As machine-id(5) has it: 32 lower-case hexadecimal digits.
 fn machine_id(file: &Path) -> Option<Arc<str>> {
-    let text = std::fs::read_to_string(file).ok()?;
+    let mut text = String::new();
+    let file = plain::open_linked(file).ok()?;
+    file.take(64).read_to_string(&mut text).ok()?;
     let id = text.trim_end();
     portcullis_core::encoding::unhex::<16>(id).map(|_| id.into())
 }

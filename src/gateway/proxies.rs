@@ -1,13 +1,13 @@
 //! The rules on proxies, with the key set that the configuration names: read at start, and again when its file changed.
 
 use std::convert::Infallible;
-use std::fs::File;
 use std::io::Read as _;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use portcullis_actors::audit::AuditHandle;
+use portcullis_actors::plain;
 use portcullis_actors::supervision::{Flag, FlagReader};
 use portcullis_core::audit::Entry;
 use portcullis_core::auth::assertion::{Assertion, KeySetError};
@@ -188,16 +188,8 @@ type Keys = Result<Assertion, Unusable>;
 /// # Errors
 /// It cannot be read.
 fn read(set: &TrustedProxy, seen: Option<Stamp>) -> Result<(Stamp, Option<Keys>), String> {
-    // A pipe would be waited for without end.
-    let file = File::options()
-        .read(true)
-        .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
-        .open(&set.jwks_file)
-        .map_err(|e| e.to_string())?;
+    let file = plain::open_linked(&set.jwks_file).map_err(|e| e.to_string())?;
     let data = file.metadata().map_err(|e| e.to_string())?;
-    if !data.is_file() {
-        return Err("is not a file".to_owned());
-    }
     let stamp = Stamp {
         file: (data.dev(), data.ino()),
         size: data.len(),

@@ -8,6 +8,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 
 use portcullis_actors::auth::SharedSecret;
+use portcullis_actors::plain;
 use portcullis_core::auth::password::PasswordHash;
 use portcullis_core::auth::secret::{self, SharedHash, Strength};
 use portcullis_core::codes;
@@ -64,10 +65,11 @@ fn start_again(token: &OsString) -> Failure {
 fn read_file(path: &Path) -> Result<Given, Failure> {
     let failed =
         |why: String| Failure::of(codes::TOKEN_INVALID, format!("{}: {why}", path.display()));
-    let mut file = File::open(path).map_err(|e| failed(e.to_string()))?;
+    // Who places secrets in files may do so by links; a pipe would be waited for.
+    let mut file = plain::open_linked(path).map_err(|e| failed(e.to_string()))?;
     let meta = file.metadata().map_err(|e| failed(e.to_string()))?;
     // No name anywhere: ours of a moment ago.
-    let is_memory = path == Path::new(PASSED) && meta.is_file() && meta.nlink() == 0;
+    let is_memory = path == Path::new(PASSED) && meta.nlink() == 0;
     if !is_memory && meta.mode() & 0o077 != 0 {
         return Err(Failure::of(
             codes::STATE_MODE,

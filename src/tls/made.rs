@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
+use portcullis_actors::plain;
 use portcullis_core::identity::BootKey;
 use portcullis_core::seal::Secret;
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, PublicKeyData as _};
@@ -94,13 +95,9 @@ fn written(names: &[String]) -> Value {
 /// One that a power cut left half is none, and made anew.
 fn write(file: &Path, certificate: &CertificateDer<'_>) -> std::io::Result<()> {
     let part = file.with_extension("part");
+    plain::remove(&part)?;
     let mut open = std::fs::OpenOptions::new();
-    let mut to = open
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&part)?;
+    let mut to = open.write(true).create_new(true).mode(0o600).open(&part)?;
     to.write_all(certificate)?;
     std::fs::rename(part, file)
 }

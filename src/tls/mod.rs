@@ -7,11 +7,13 @@ mod client;
 mod keeper;
 mod made;
 
+use std::io::Read as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use portcullis_actors::clock::Clock;
+use portcullis_actors::plain;
 use portcullis_actors::supervision::{Flag, FlagReader};
 use portcullis_core::identity::Identity;
 use rustls::crypto::CryptoProvider;
@@ -281,6 +283,9 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
+/// No file of certificates is longer, bytes.
+const LONGEST: u64 = 1 << 20;
+
 fn certificates(
     setting: &'static str,
     path: &Path,
@@ -290,8 +295,16 @@ fn certificates(
         path: path.to_owned(),
         why,
     };
-    let all: Vec<_> = CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect)
+    let mut pem = vec![];
+    let file = plain::open_linked(path).map_err(|e| bad(e.to_string()))?;
+    file.take(LONGEST + 1)
+        .read_to_end(&mut pem)
+        .map_err(|e| bad(e.to_string()))?;
+    if pem.len() as u64 > LONGEST {
+        return Err(bad("is longer than 1 MiB".to_owned()));
+    }
+    let all: Vec<_> = CertificateDer::pem_slice_iter(&pem)
+        .collect::<Result<_, _>>()
         .map_err(|e| bad(e.to_string()))?;
     if all.is_empty() {
         return Err(bad("holds no certificate in PEM form".to_owned()));

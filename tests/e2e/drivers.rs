@@ -160,3 +160,44 @@ fn allowed(gateway: &Gateway, argv: &[&str]) -> Output {
     assert!(gateway.cli(&["approvals", "allow", &id]).status.success());
     child.wait_with_output().unwrap()
 }
+
+/// What trials and boxes have in the state directory while they are there.
+fn leftovers(gateway: &Gateway) -> Vec<String> {
+    let names = |folder: &str, begins: &str| {
+        let found = std::fs::read_dir(gateway.state().join(folder));
+        let names = found.into_iter().flatten().flatten();
+        let names = names.map(|entry| entry.file_name().into_string().unwrap());
+        names
+            .filter(|name| name.starts_with(begins))
+            .collect::<Vec<_>>()
+    };
+    let (trials, canaries) = (names("workspaces", ".probe-"), names("run", "canary-"));
+    [trials, canaries, names("run/b", "")].concat()
+}
+
+/// The bug: the workspace, the canary and the control folder of a trial that a kill broke off stayed for good.
+#[test]
+fn what_a_killed_start_left_of_its_trial_is_gone_after_the_next_one() {
+    let mut gateway = Gateway::prepared(&[]);
+    for _ in 0..3 {
+        let mut daemon = gateway.daemon().spawn().unwrap();
+        until("no trial is seen", &gateway, || {
+            let found = leftovers(&gateway);
+            let has = |begins: &str| found.iter().any(|name| name.starts_with(begins));
+            (has(".probe-") && has("canary-")).then_some(())
+        });
+        daemon.kill().unwrap();
+        daemon.wait().unwrap();
+    }
+    assert!(leftovers(&gateway).len() >= 3, "{:?}", leftovers(&gateway));
+    // An agent may be called so.
+    let own = gateway.state().join("workspaces/probe-0123456789ab");
+    std::fs::create_dir(&own).unwrap();
+    gateway.launch();
+    until("the sandbox is not proven", &gateway, || {
+        let status = gateway.json(&["status"]);
+        (status["portcullis"]["driver"]["name"] == "native").then_some(())
+    });
+    let left = leftovers(&gateway);
+    assert!(left.is_empty() && own.exists(), "{left:?}");
+}

@@ -657,6 +657,45 @@ async fn a_signed_request_makes_room_for_nobody_while_it_is_done() {
     assert_eq!(status, 200, "{read:?} {answer}");
 }
 
+/// The bug: a text of JSON that a node answered was passed on unread: of any depth, with a key twice, with numbers that no two
+/// readers read alike.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_node_answers_as_text_obeys_the_rules_of_a_frame() {
+    let gateway = Gateway::start();
+    let mut operator = admin(&gateway).await;
+    let device = Device::new();
+    let mut host = node(&gateway, &device, DECLARED).await;
+    approve(&mut operator, &mut host, &device).await;
+    let deep = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+    for (text, why) in [
+        (r#"{"a":1,"a":2}"#.to_owned(), "stands twice"),
+        (r#"{"a":[{"b":1,"b":1}]}"#.to_owned(), "stands twice"),
+        (r#"{"a":1e999}"#.to_owned(), "finite"),
+        ("9007199254740993".to_owned(), "finite"),
+        ("no JSON".to_owned(), "passed on"),
+        (deep(33), "too deeply"),
+        (deep(100_000), "passed on"),
+        (deep(32), ""),
+    ] {
+        let id = operator.ask("node.invoke", which(&device, 15_000)).await;
+        let asked = event(&mut host, "node.invoke.request").await;
+        let result = json!({
+            "id": asked["payload"]["id"], "nodeId": device.id(), "ok": true, "payloadJSON": text,
+        });
+        host.get("node.invoke.result", result).await;
+        let answer = operator.answer(&id).await;
+        if why.is_empty() {
+            assert_eq!(answer["payload"]["payloadJSON"], text, "{answer}");
+            continue;
+        }
+        let details = &answer["error"]["details"];
+        assert_eq!(details["code"], "NODE_ERROR", "{answer}");
+        assert_eq!(details["nodeError"]["code"], "ANSWER_INVALID", "{answer}");
+        let said = details["nodeError"]["message"].as_str().unwrap();
+        assert!(said.contains(why) && said.len() < 300, "{said}");
+    }
+}
+
 /// A refusal before the node was asked uses the key up no more: the retry that the answer asks for is a new try.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_whose_question_never_reached_the_node_is_free_again() {

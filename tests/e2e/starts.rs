@@ -1,10 +1,15 @@
 //! What a start refuses: with a stable code, a text, a next step, an exit code, and nothing lost.
 
-use std::io::Write as _;
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::{Duration, Instant};
 
 use portcullis_core::audit::HEADER_BYTES;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::support::gateway::Gateway;
@@ -504,5 +509,278 @@ async fn a_log_altered_while_the_gateway_runs_ends_the_process_with_70_and_the_n
     assert!(
         names.contains("BEFORE") && !names.contains("FULL") && !names.contains("AFTER"),
         "{names}"
+    );
+}
+
+/// Nobody waits longer for a start, on a machine that builds something else.
+const SECONDS: Duration = Duration::from_secs(20);
+
+/// All files below a folder, by their names from there.
+fn below(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let (mut found, mut folders) = (BTreeMap::new(), vec![folder.to_owned()]);
+    while let Some(next) = folders.pop() {
+        for entry in std::fs::read_dir(next).unwrap() {
+            let entry = entry.unwrap();
+            let name = entry.path().strip_prefix(folder).unwrap().to_owned();
+            let kind = entry.file_type().unwrap();
+            if kind.is_dir() {
+                folders.push(entry.path());
+            } else if kind.is_file() {
+                found.insert(name, std::fs::read(entry.path()).unwrap());
+            }
+        }
+    }
+    found
+}
+
+fn copied(from: &Path, to: &Path) {
+    let mut command = std::process::Command::new("cp");
+    assert!(
+        command
+            .arg("-a")
+            .args([from, to])
+            .status()
+            .unwrap()
+            .success()
+    );
+}
+
+/// A state that has been used and was left in order, without a token of somebody's own; with a sink. And a copy of it.
+fn used() -> (Gateway, PathBuf) {
+    let mut gateway = Gateway::prepared(&[
+        ("audit.sinks.out.kind", "file"),
+        ("gateway.tls.enabled", "true"),
+    ]);
+    gateway.unset("PORTCULLIS_GATEWAY_TOKEN");
+    let out = gateway.home().join("out.jsonl");
+    gateway.set("audit.sinks.out.path", out.to_str().unwrap());
+    for _ in 0..2 {
+        let child = begun(&gateway).unwrap();
+        gateway.vault_is_open();
+        end(child);
+    }
+    let kept = gateway.home().join("kept");
+    copied(&gateway.state(), &kept);
+    (gateway, kept)
+}
+
+/// A start that serves or ends, within seconds: its process, or its exit code and what it said.
+fn begun(gateway: &Gateway) -> Result<Child, (i32, String)> {
+    let mut child = gateway.daemon().spawn().unwrap();
+    let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        // Nobody listens any more: it serves.
+        lines
+            .map_while(Result::ok)
+            .try_for_each(|line| tell.send(line))
+    });
+    let (end, mut said) = (Instant::now() + SECONDS, String::new());
+    loop {
+        match told.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            Ok(line) if line.contains("gateway serves address=") => return Ok(child),
+            Ok(line) => said = said + &line + "\n",
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err((child.wait().unwrap().code().unwrap_or(-1), said));
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                child.kill().unwrap();
+                panic!("it neither serves nor ends:\n{said}");
+            }
+        }
+    }
+}
+
+fn end(mut child: Child) {
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+fn again(gateway: &Gateway, kept: &Path) {
+    std::fs::remove_dir_all(gateway.state()).unwrap();
+    copied(kept, &gateway.state());
+}
+
+fn put(what: &str, path: &Path, aside: &Path) {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    if path.symlink_metadata().is_ok() {
+        std::fs::rename(path, aside).unwrap();
+    } else {
+        std::fs::write(aside, "").unwrap();
+        mode(aside, 0o600);
+    }
+    match what {
+        "pipe" => mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap(),
+        "folder" => std::fs::create_dir(path).unwrap(),
+        "socket" => drop(std::os::unix::net::UnixListener::bind(path).unwrap()),
+        _ => std::os::unix::fs::symlink(aside, path).unwrap(),
+    }
+}
+
+/// The bug: a pipe in the place of a file kept a start waiting without end, and a link there was followed.
+#[test]
+fn what_is_no_file_in_the_place_of_one_is_named_by_a_start_within_seconds() {
+    let (mut gateway, kept) = used();
+    let outside = ["identity.key", "token", "machine-id"].map(|name| gateway.home().join(name));
+    let [_, token, machine] = &outside;
+    copied(Path::new("/etc/machine-id"), machine);
+    std::fs::write(token, crate::support::gateway::TOKEN).unwrap();
+    mode(token, 0o600);
+    gateway.set("vault.machine_id_file", machine.to_str().unwrap());
+    // Not there now, and read where they are.
+    let others = [
+        "audit/retired",
+        "audit/retired.new",
+        "audit/tile/0/000",
+        "keys/tls.part",
+        "state.db-wal",
+        "state.db-shm",
+        "state.db-journal",
+    ];
+    let mut paths: Vec<PathBuf> = below(&kept).into_keys().collect();
+    // Made for boxes, and not read back.
+    paths.retain(|name| !name.starts_with("run/etc"));
+    paths.extend(others.map(PathBuf::from));
+    let paths = paths.iter().map(|name| gateway.state().join(name));
+    let paths: Vec<PathBuf> = paths.chain(outside.clone()).collect();
+    assert!(paths.len() > 20, "{paths:?}");
+    // Instead of these a start makes another, or goes on without.
+    let may_go_on = [
+        "audit/first.pub",
+        "audit/retired.new",
+        "audit/tile",
+        "keys/tls.crt",
+        "keys/tls.part",
+        "run",
+        "sinks/out",
+    ]
+    .map(|name| gateway.state().join(name));
+    for path in paths {
+        for what in ["pipe", "folder", "socket", "symbolic link"] {
+            // Who places a file outside of the state may do so by a link.
+            if what == "symbolic link" && outside[1..].contains(&path) {
+                continue;
+            }
+            gateway.unset("gateway.auth.token_file");
+            if path == *token {
+                gateway.set("gateway.auth.token_file", token.to_str().unwrap());
+            }
+            let aside = gateway.home().join("aside");
+            put(what, &path, &aside);
+            match begun(&gateway) {
+                Ok(child) => {
+                    let may = may_go_on.iter().any(|may| path.starts_with(may));
+                    assert!(may || path == *machine, "a {what} at {}", path.display());
+                    end(child);
+                }
+                Err((code, text)) => {
+                    let named = format!("{} is a {what} in the place of a file", path.display());
+                    assert!(text.contains(&named), "{text}");
+                    let (_, told) = text.split_once("error[").unwrap();
+                    let (name, _) = told.split_once("]: ").unwrap();
+                    let found = portcullis_core::codes::find(name).unwrap();
+                    assert_eq!(code, i32::from(found.exit), "{text}");
+                    assert!(text.contains("\nnext: "), "{text}");
+                }
+            }
+            if outside.contains(&path) {
+                if what == "folder" {
+                    std::fs::remove_dir(&path).unwrap();
+                }
+                std::fs::rename(&aside, &path).unwrap();
+            }
+            again(&gateway, &kept);
+        }
+    }
+    end(begun(&gateway).unwrap());
+}
+
+/// The bug: a link in the place of a folder of the state led what is written to wherever it pointed.
+#[test]
+fn a_link_in_the_place_of_a_folder_of_the_state_is_refused_by_its_name() {
+    let (gateway, _) = used();
+    for name in [
+        "audit",
+        "audit/checkpoints",
+        "audit/tile",
+        "keys",
+        "run",
+        "sinks",
+        "workspaces",
+    ] {
+        let (path, aside) = (gateway.state().join(name), gateway.home().join("aside"));
+        put("symbolic link", &path, &aside);
+        let (_, text) = begun(&gateway).expect_err(name);
+        let told = format!("{} is ", path.display());
+        assert!(text.contains(&told) && text.contains("\nnext: "), "{text}");
+        assert!(
+            text.contains("error[STATE_MODE]") || text.contains("error[AUDIT_UNREADABLE]"),
+            "{text}"
+        );
+        std::fs::remove_file(&path).unwrap();
+        std::fs::rename(&aside, &path).unwrap();
+    }
+    end(begun(&gateway).unwrap());
+}
+
+/// The bug: a start that was refused had destroyed a key that lay there, and cut and written files of the log.
+#[test]
+fn a_start_that_is_refused_changes_nothing_of_the_state() {
+    let (gateway, kept) = used();
+    let child = begun(&gateway).unwrap();
+    gateway.vault_is_open();
+    end(child);
+    let old = below(&gateway.state());
+    let state = gateway.state();
+    // Of an epoch that is long over, and half a checkpoint: what a start mends that finds the log to be its own.
+    let stray = Path::new("keys/audit-0000000000000002.key");
+    let notes = Path::new("audit/checkpoints/0000000000000004");
+    let segment = Path::new("audit/0000000000000001.log");
+    let database = Path::new("state.db");
+    let child = begun(&gateway).unwrap();
+    gateway.json(&["agents", "token", "demo"]);
+    end(child);
+    std::fs::write(state.join(stray), &below(&kept)[stray]).unwrap();
+    mode(&state.join(stray), 0o600);
+    let mut text = std::fs::read(state.join(notes)).unwrap();
+    text.extend_from_slice(b"half a no");
+    std::fs::write(state.join(notes), text).unwrap();
+    std::fs::remove_file(state.join("audit/first.pub")).unwrap();
+    let whole = gateway.home().join("whole");
+    copied(&state, &whole);
+    let new = below(&whole);
+    let mut altered = new[segment].clone();
+    let at = altered.len() - 40;
+    altered[at] ^= 1;
+    let cut = new[segment][..old[segment].len()].to_vec();
+    for (what, name, bytes) in [
+        ("the last record is altered", segment, &altered),
+        ("the log's end is cut off", segment, &cut),
+        ("the state is older", database, &old[database]),
+        ("the database is none", database, &vec![b'x'; 20_000]),
+    ] {
+        again(&gateway, &whole);
+        std::fs::write(state.join(name), bytes).unwrap();
+        let before = below(&state);
+        let (_, text) = begun(&gateway).expect_err(what);
+        let mut after = below(&state);
+        // Opened, and not written to.
+        after.remove(Path::new("state.db-shm"));
+        let log = after.remove(Path::new("state.db-wal"));
+        assert!(log.is_none_or(|log| log.is_empty()), "{what}");
+        let differ = |name: &&PathBuf| before.get(*name) != after.get(*name);
+        // Who holds it, and sockets and programs for this run.
+        let is_state = |name: &&PathBuf| !name.ends_with("lock") && !name.starts_with("run");
+        let all = before.keys().chain(after.keys()).filter(is_state);
+        let changed: Vec<_> = all.filter(differ).collect();
+        assert!(changed.is_empty(), "{what}: {changed:?} changed\n{text}");
+    }
+    again(&gateway, &whole);
+    end(begun(&gateway).unwrap());
+    assert!(!state.join(stray).exists());
+    assert_eq!(
+        gateway.json(&["audit", "verify", "--offline"])["intact"],
+        true
     );
 }

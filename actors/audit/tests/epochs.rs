@@ -18,9 +18,9 @@ fn small() -> AuditConfig {
 }
 
 /// Every file beside the log and under it, by its path.
-type Files = BTreeMap<PathBuf, Vec<u8>>;
+pub(super) type Files = BTreeMap<PathBuf, Vec<u8>>;
 
-fn files(place: &Place) -> Files {
+pub(super) fn files(place: &Place) -> Files {
     let root = place.dir.parent().unwrap();
     let (mut found, mut folders) = (Files::new(), vec![root.to_owned()]);
     while let Some(folder) = folders.pop() {
@@ -38,7 +38,7 @@ fn files(place: &Place) -> Files {
 }
 
 /// Puts all of it back, or what of it `which` lets pass; nothing else stays.
-fn put_back(place: &Place, files: &Files, which: impl Fn(&Path) -> bool) {
+pub(super) fn put_back(place: &Place, files: &Files, which: impl Fn(&Path) -> bool) {
     let root = place.dir.parent().unwrap();
     for name in self::files(place).keys().filter(|name| which(name)) {
         std::fs::remove_file(root.join(name)).unwrap();
@@ -85,7 +85,7 @@ fn code(place: &Place) -> &'static str {
     place.try_open(9).err().map_or("opened", |e| e.code())
 }
 
-fn fill(log: &Open, count: u64) {
+pub(super) fn fill(log: &Open, count: u64) {
     let all: Vec<u64> = (0..count).collect();
     for some in all.chunks(500) {
         let waits: Vec<_> = some.iter().map(|n| log.send(event(*n))).collect();
@@ -185,26 +185,6 @@ fn verifying_says_what_no_checkpoint_covers_and_which_were_passed_over() {
     std::fs::remove_file(&path).unwrap();
     let report = verify_dir(&place.dir).unwrap();
     assert_eq!(report.unsigned, report.records);
-}
-
-/// The bug: a pipe in the place of a file kept a verifier, and a start, waiting for ever.
-#[test]
-fn a_pipe_in_the_place_of_a_file_keeps_nobody_waiting() {
-    let place = Place::new();
-    let log = place.try_open(1).unwrap();
-    fill(&log, 300);
-    log.close();
-    for name in ["retired", "checkpoints/0000000000000001", "tile/0/000"] {
-        let path = place.dir.join(name);
-        let _ = std::fs::remove_file(&path);
-        let mode = rustix::fs::Mode::from_raw_mode(0o600);
-        let kind = rustix::fs::FileType::Fifo;
-        rustix::fs::mknodat(rustix::fs::CWD, &path, kind, mode, 0).unwrap();
-        // An answer of some kind.
-        let _ = verify_dir(&place.dir);
-        let _ = try_open(&place.dir, 2, AuditConfig::default());
-        std::fs::remove_file(&path).unwrap();
-    }
 }
 
 #[test]

@@ -456,5 +456,5 @@ fn a_log_without_tags_goes_on_where_a_checkpoint_covers_its_end_and_nowhere_else
 }
 
 fn keys_first(place: &Place) -> portcullis_core::audit::PublicKey {
-    keys(&place.dir).open_all().unwrap()[&1].public()
+    keys(&place.dir).open_all().unwrap().0[&1].public()
 }

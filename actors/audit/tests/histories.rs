@@ -219,7 +219,7 @@ fn a_clock_that_jumps_either_way_breaks_nothing_and_takes_no_record_along() {
     let place = Place::new();
     place.open(9).crash();
     let begun = place.head();
-    let key = keys(&place.dir).open_all().unwrap().remove(&1).unwrap();
+    let key = keys(&place.dir).open_all().unwrap().0.remove(&1).unwrap();
     let (mut bytes, mut head) = (Vec::new(), begun);
     let year = 31_536_000_000;
     let now = 1_790_000_000_000_u64;

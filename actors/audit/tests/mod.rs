@@ -10,6 +10,7 @@ mod crash;
 mod epochs;
 mod forged;
 mod histories;
+mod odd;
 mod retention;
 mod room;
 mod tiles;
