@@ -291,6 +291,11 @@ impl Proof {
     }
 }
 
+/// Whether this name in records is of the machine's own console: a uid, or the shared token.
+pub fn is_console(name: &str) -> bool {
+    name == "token" || name.starts_with("uid:")
+}
+
 /// Somebody, after the gate: who, how proven, and what they may ask for at the most.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Principal {
@@ -327,6 +332,17 @@ impl Principal {
             // The door in the record says that it was on the page.
             Proof::PageSession(by) => by.clone(),
         }
+    }
+
+    /// Who stands behind it, by name: the device or the user that it is, and the person whose secret it came in with.
+    /// Nobody where it is the gateway's console (a uid, the shared token), which is not one person's.
+    pub fn behind(&self) -> BTreeSet<String> {
+        let name = Some(self.name()).filter(|name| !is_console(name));
+        let person = self
+            .secret
+            .as_ref()
+            .and_then(|standing| standing.secret.person());
+        name.into_iter().chain(person).collect()
     }
 
     /// The device behind it.

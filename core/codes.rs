@@ -137,6 +137,7 @@ codes! {
     AUDIT_NOT_OPEN, "UNAVAILABLE", false, 1, "this act was closed in the audit log before: `portcullis audit query` shows it";
     AUDIT_UNREADABLE, "UNAVAILABLE", true, 8, "the audit log could not be read: look at the disk and at the rights of the state directory";
     AUDIT_FORKED, "UNAVAILABLE", false, 10, "the gateway's audit log does not go on from what this user has seen of it: verify it against the checkpoint that is named, before you trust it";
+    AUDIT_NOT_COMPARED, "UNAVAILABLE", true, 10, "the gateway did not tell what its audit log is now: `portcullis audit verify` asks again";
     AUDIT_NO_RECORD, "INVALID_REQUEST", false, 3, "`portcullis audit tail` shows the newest records and their numbers";
     AUDIT_ENTRY_INVALID, "INVALID_REQUEST", false, 2, "a name or a value is longer than the audit log takes: shorten it, nothing was done";
     BOX_START_FAILED, "UNAVAILABLE", true, 8, "the sandbox could not be started: look at the gateway's log and the engine, then try again";
@@ -145,6 +146,7 @@ codes! {
     PORT_IN_USE, "UNAVAILABLE", false, 1, "another program listens there: choose another with --port";
     DAEMON_UNREACHABLE, "UNAVAILABLE", true, 7, "start it: `portcullis gateway`";
     SERVER_NOT_VERIFIED, "UNAVAILABLE", false, 4, "nothing was sent to it: compare --pin with what `portcullis status` of that gateway shows; without a pin its certificate must be one that this system trusts";
+    SERVER_FLOODS, "UNAVAILABLE", true, 7, "what listens there is no gateway that works, or means ill: look at --url, and at what runs there";
     NAME_NOT_OURS, "UNAVAILABLE", false, 4, "add the name to [gateway] hosts in that gateway's config.toml, then restart it";
     NOT_ON_LOOPBACK, "UNAVAILABLE", false, 1, "set [gateway] bind = \"127.0.0.1\" and restart the gateway: tunnels end there, and no network reaches it";
     SSH_MISSING, "UNAVAILABLE", false, 3, "install the OpenSSH client (Debian: openssh-client)";

@@ -10,6 +10,7 @@ pub mod dashboard;
 #[doc(hidden)]
 pub mod echo;
 pub mod edge;
+mod ends;
 mod files;
 pub mod gateway;
 pub mod identity;

@@ -14,9 +14,9 @@ use portcullis_core::approval::{
     Asked, Basis, Machine, PolicySet, Put, Record, Refusal, Requester, Status, Step, Subject, Word,
 };
 use portcullis_core::audit::{Entry, Proof, Seq};
-use portcullis_core::auth::Holder;
+use portcullis_core::auth::{Holder, Principal};
 use portcullis_core::codes;
-use portcullis_core::ids::{AgentId, ApprovalId, Hash32};
+use portcullis_core::ids::{AgentId, ApprovalId, DeviceId, Hash32};
 use portcullis_core::plan::ExecPlan;
 use portcullis_core::policy::Verdict;
 use portcullis_core::time::Millis;
@@ -358,6 +358,9 @@ impl Approval {
         if !reply.is_wanted() {
             return Ok(());
         }
+        if let Err(error) = self.check_kin(&by.principal, id).await {
+            return answer(reply, Err(error));
+        }
         let result = match self
             .machine
             .resolve(id, word, &by.principal, &by.connection, self.now())
@@ -393,6 +396,25 @@ impl Approval {
             Err(error) => Err(error),
         };
         answer(reply, result)
+    }
+
+    /// Who answers with a device, or on a page that one opened, answers nothing of who let it in.
+    async fn check_kin(&self, by: &Principal, id: &str) -> Result<(), ApprovalRefusal> {
+        let name = by.name();
+        let device = name.strip_prefix("device:");
+        let Some(device) = device.and_then(|id| DeviceId::new(id).ok()) else {
+            return Ok(());
+        };
+        let _waiting = self.ctx.waiting();
+        let came = self.wiring.pairing.let_in(&device).await;
+        // Not known: nothing is decided on it.
+        let came = came.map_err(|_| ApprovalRefusal::Down {
+            may_have_run: false,
+        })?;
+        if let Some(came) = came {
+            self.machine.may_answer_through(id, &came)?;
+        }
+        Ok(())
     }
 
     async fn revoke(

@@ -508,6 +508,7 @@ mod tests {
             scopes: [Scope::Pairing].into_iter().collect(),
             device: None,
             is_device: false,
+            behind: BTreeSet::new(),
         }
     }
 
@@ -527,6 +528,7 @@ mod tests {
         let own = Caller {
             device: Some(DeviceId::new(&"a".repeat(64)).unwrap()),
             is_device: true,
+            behind: BTreeSet::new(),
             ..person()
         };
         let admin = Caller {

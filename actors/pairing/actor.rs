@@ -92,6 +92,10 @@ impl Room for PairingRoom {
                 reply.ok(self.machine.lives(&device));
                 Ok(())
             }
+            PairingMsg::LetIn(device, reply) => {
+                reply.ok(self.machine.let_in(&device));
+                Ok(())
+            }
             PairingMsg::List(caller, connected, reply) => {
                 reply.ok(self.machine.list(&caller, &connected, self.now()));
                 Ok(())

@@ -121,9 +121,9 @@ impl PairingRoom {
             reply.ok(CodeVerdict::Refused);
             return Ok(());
         }
-        let paired = self
-            .machine
-            .pair_by_code(&facts, (id, &scopes), now, &fresh()?);
+        let paired =
+            self.machine
+                .pair_by_code(&facts, (id, &scopes, &maker.behind), now, &fresh()?);
         let (scopes, token, change) = match paired {
             Ok(paired) => paired,
             Err(Refusal::KnownDevice) => {

@@ -10,7 +10,7 @@ use crate::supervision::{CallError, Feed, FeedReader, Handle, Policy, Reply, Tre
 use portcullis_core::auth::{Principal, Role, ScopeSet};
 use portcullis_core::ids::DeviceId;
 use portcullis_core::pairing::{
-    Caller, ConnectFacts, Declared, Effective, Maker, News, SurfaceState, Verdict,
+    Caller, ConnectFacts, Declared, Effective, LetIn, Maker, News, SurfaceState, Verdict,
 };
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -69,6 +69,15 @@ impl PairingHandle {
     pub async fn lives(&self, device: &DeviceId) -> Result<Option<u64>, PairingRefusal> {
         let device = device.clone();
         self.ask(|reply| PairingMsg::Lives(device, reply)).await
+    }
+
+    /// How a device has come in; `None`: it is not paired.
+    ///
+    /// # Errors
+    /// [`PairingRefusal`].
+    pub async fn let_in(&self, device: &DeviceId) -> Result<Option<LetIn>, PairingRefusal> {
+        let device = device.clone();
+        self.ask(|reply| PairingMsg::LetIn(device, reply)).await
     }
 
     /// `device.pair.list`. `connected`: the devices that have a live socket, as the edge knows them.

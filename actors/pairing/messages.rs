@@ -10,8 +10,8 @@ use portcullis_core::audit::Entry;
 use portcullis_core::auth::{Role, ScopeSet};
 use portcullis_core::ids::DeviceId;
 use portcullis_core::pairing::{
-    Caller, ConnectFacts, Declared, Effective, IssuedToken, Maker, News, Refusal, SurfaceState,
-    Verdict,
+    Caller, ConnectFacts, Declared, Effective, IssuedToken, LetIn, Maker, News, Refusal,
+    SurfaceState, Verdict,
 };
 use portcullis_core::time::Millis;
 use portcullis_core::token::{Token, TokenHash};
@@ -80,6 +80,8 @@ pub enum PairingMsg {
     Generation(DeviceId, Role, Reply<Option<u64>, PairingRefusal>),
     /// Which generation of a device lives, in whatever role.
     Lives(DeviceId, Reply<Option<u64>, PairingRefusal>),
+    /// How a device has come in.
+    LetIn(DeviceId, Reply<Option<LetIn>, PairingRefusal>),
     /// `device.pair.list`, with the devices that are connected now.
     List(Caller, BTreeSet<DeviceId>, Reply<Value, PairingRefusal>),
     /// One request or device by its id.

@@ -8,9 +8,10 @@ use super::chosen::Chosen;
 use super::{
     Basis, Grant, Limits, Put, Record, Refusal, Requester, Resolution, Status, Step, Subject,
 };
-use crate::auth::{Principal, Role, SecretName, SecretStanding};
+use crate::auth::{Principal, Role, SecretName, SecretStanding, is_console};
 use crate::codes::Code;
 use crate::ids::{AgentId, ApprovalId, Hash32};
+use crate::pairing::LetIn;
 use crate::plan::{ExecPlan, Target, V1};
 use crate::policy::{AgentPolicy, Document, Rules, Standing, Verdict, decide, denied_outright};
 use crate::time::Millis;
@@ -564,6 +565,31 @@ pub(super) fn ended(record: &Record, status: Status, why: &str, now: Millis) -> 
     Put::Record(Box::new(record))
 }
 
+/// May a device that came in so answer that request? Not where who asked let it in, or let in who did; nor where it came
+/// when the question was there already, whoever let it in, but for a process that the kernel calls an operator's. Whoever
+/// asks for an agent's sake is told by name; an agent lets nobody in.
+pub(super) fn may_answer_through(
+    requester: &Requester,
+    came: &LetIn,
+    asked: Millis,
+) -> Result<(), Refusal> {
+    if requester.role == Role::Agent {
+        return Ok(());
+    }
+    let own = Some(requester.name.clone()).filter(|name| !is_console(name));
+    let device = requester.device.as_ref().map(|id| format!("device:{id}"));
+    let secret = requester.secret.as_ref();
+    let person = secret.and_then(|standing| standing.secret.person());
+    let names: Vec<String> = own.into_iter().chain(device).chain(person).collect();
+    if names.iter().any(|name| came.by.contains(name)) {
+        return Err(Refusal::SelfThroughAnother);
+    }
+    if !names.is_empty() && !came.is_local && came.at >= asked {
+        return Err(Refusal::SelfThroughAnother);
+    }
+    Ok(())
+}
+
 fn password(standing: Option<&SecretStanding>) -> Option<&str> {
     match &standing?.secret {
         SecretName::Password(name) => Some(name),
@@ -590,7 +616,7 @@ pub(super) fn may_answer(
         .is_some_and(|d| requester.device.as_deref() == Some(d.as_str()));
     // By name: a page is opened by the code of a device or a user, too.
     let name = by.name();
-    let is_console = name == "token" || name.starts_with("uid:");
+    let is_console = is_console(&name);
     // A password is one person's, with a device and without.
     let same_password = password(by.secret.as_ref())
         .is_some_and(|own| password(requester.secret.as_ref()) == Some(own));

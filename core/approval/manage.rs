@@ -3,12 +3,13 @@
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::machine::{Held, Machine, PolicySet, ended, may_answer};
+use super::machine::{Held, Machine, PolicySet, ended, may_answer, may_answer_through};
 use super::{
     Credential, Grant, Put, Record, Refusal, Requester, Resolution, Status, Step, Subject, Word,
 };
 use crate::auth::{Principal, Role, Scope};
 use crate::ids::{AgentId, ApprovalId, Hash32};
+use crate::pairing::LetIn;
 use crate::plan::V1;
 use crate::policy::{Diff, Document, Reason, Standing, diff};
 use crate::time::Millis;
@@ -16,6 +17,16 @@ use crate::time::Millis;
 const POLICY_DOMAIN: &[u8] = b"portcullis-policy-change-v1\0";
 
 impl Machine {
+    /// May a device that came in so answer? To be asked before [`Self::resolve`] of whoever comes with a device, or on a page
+    /// that a device opened.
+    ///
+    /// # Errors
+    /// [`Refusal::SelfThroughAnother`].
+    pub fn may_answer_through(&self, id: &str, came: &LetIn) -> Result<(), Refusal> {
+        let record = self.get(id)?;
+        may_answer_through(&record.requester, came, record.created)
+    }
+
     /// A person's answer. `None`: it was answered so before, nothing is to be written. First answer wins.
     ///
     /// # Errors

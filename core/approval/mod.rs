@@ -443,6 +443,10 @@ pub enum Refusal {
     StillPending,
     #[error("who asked cannot approve")]
     SelfApproval,
+    #[error(
+        "who asked cannot approve, nor can a device that it let in, or that came after the question"
+    )]
+    SelfThroughAnother,
     #[error("only an operator decides")]
     WrongRole,
     #[error("this needs the scope {0}")]
@@ -485,7 +489,7 @@ impl Refusal {
             Self::Expired => codes::APPROVAL_EXPIRED,
             Self::AlreadyResolved | Self::Used => codes::APPROVAL_ALREADY_RESOLVED,
             Self::Denied | Self::Cancelled(_) | Self::StillPending => codes::APPROVAL_DENIED,
-            Self::SelfApproval => codes::APPROVAL_SELF,
+            Self::SelfApproval | Self::SelfThroughAnother => codes::APPROVAL_SELF,
             Self::WrongRole => codes::WRONG_ROLE,
             Self::MissingScope(_) => codes::MISSING_SCOPE,
             Self::TooManyPending(_) | Self::TooManyIds | Self::TooManyGrants => {

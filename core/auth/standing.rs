@@ -22,6 +22,13 @@ pub enum SecretName {
     ProxyUser(String),
 }
 
+impl SecretName {
+    /// The name of the one person whose it is.
+    pub fn person(&self) -> Option<String> {
+        matches!(self, Self::Password(_) | Self::ProxyUser(_)).then(|| self.to_string())
+    }
+}
+
 impl fmt::Display for SecretName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

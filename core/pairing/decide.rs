@@ -476,6 +476,7 @@ pub(super) fn new_device(facts: &ConnectFacts, approved_via: ApprovedVia, now: M
         grants: BTreeMap::new(),
         generation: 0,
         approved_via,
+        let_in_by: BTreeSet::new(),
         created_at_ms: now,
         approved_at_ms: now,
         last_seen_at_ms: None,

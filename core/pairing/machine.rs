@@ -1,11 +1,12 @@
 //! The state, and how it changes: decided first, settled once durable.
 
-use super::records::{Client, Device, Pending};
+use super::manage::Refusal;
+use super::records::{ApprovedVia, Client, Device, Pending};
 use crate::auth::Role;
 use crate::auth::limits::Source;
 use crate::ids::DeviceId;
 use crate::time::Millis;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Requests dropped in one change: a commit has room for 256 operations.
 const EXPIRE_AT_ONCE: usize = 200;
@@ -16,6 +17,20 @@ const TURNS: u8 = 8;
 const TURN_MS: u64 = 60_000;
 /// Devices whose turns are remembered before what is over is forgotten.
 const TURNS_KEPT: usize = 1_024;
+
+/// Names that one device may have behind it.
+const LINEAGE: usize = 64;
+
+/// How a device has come in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LetIn {
+    /// By whom, and by whom they, by name.
+    pub by: BTreeSet<String>,
+    /// First.
+    pub at: Millis,
+    /// By the kernel's word that it is an operator's process.
+    pub is_local: bool,
+}
 
 /// Numbers that bound the room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -283,6 +298,36 @@ impl Pairing {
     pub fn generation(&self, device: &DeviceId, role: Role) -> Option<u64> {
         let device = self.devices.get(device)?;
         device.held(role).map(|_| device.generation)
+    }
+
+    /// How it has come in; `None`: it is not paired.
+    pub fn let_in(&self, device: &DeviceId) -> Option<LetIn> {
+        let device = self.devices.get(device)?;
+        Some(LetIn {
+            by: device.let_in_by.clone(),
+            at: device.created_at_ms,
+            is_local: device.approved_via == ApprovedVia::Silent,
+        })
+    }
+
+    /// Whoever is behind a device that is let in by these: they, and who let them in. Kept with it: it stays true when one
+    /// of them is removed.
+    ///
+    /// # Errors
+    /// [`Refusal::ChainTooLong`].
+    pub(super) fn lineage(&self, behind: &BTreeSet<String>) -> Result<BTreeSet<String>, Refusal> {
+        let mut all = behind.clone();
+        for name in behind {
+            let device = name.strip_prefix("device:");
+            let device = device.and_then(|id| DeviceId::new(id).ok());
+            if let Some(device) = device.and_then(|id| self.devices.get(&id)) {
+                all.extend(device.let_in_by.iter().cloned());
+            }
+        }
+        if all.len() > LINEAGE {
+            return Err(Refusal::ChainTooLong);
+        }
+        Ok(all)
     }
 
     /// The generation of a device in whatever role; `None`: it is not paired.

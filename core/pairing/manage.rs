@@ -7,7 +7,7 @@ use super::surface::drop_surface;
 use crate::auth::{Principal, Role, Scope, ScopeSet};
 use crate::ids::DeviceId;
 use crate::time::Millis;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
 
 /// Who asks, as far as it matters here.
@@ -20,6 +20,8 @@ pub struct Caller {
     /// It comes with a device, whatever else it brought: without admin it may act on itself only. A shared secret beside
     /// the device's signature is no word of a person on other devices, and a signed request is the device's as well.
     pub is_device: bool,
+    /// [`Principal::behind`].
+    pub behind: BTreeSet<String>,
 }
 
 impl Caller {
@@ -29,6 +31,7 @@ impl Caller {
             scopes: principal.scopes.clone(),
             device: principal.device().cloned(),
             is_device: principal.device().is_some(),
+            behind: principal.behind(),
         }
     }
 
@@ -92,6 +95,11 @@ pub enum Refusal {
     /// Used, over, or never there.
     #[error("unknown setupId")]
     UnknownSetup,
+    /// Each was let in by the one before.
+    #[error(
+        "too many devices have let in one another: let this one in at the gateway's own machine"
+    )]
+    ChainTooLong,
     /// Too many requests wait, from this address or in all.
     #[error("too many pairing requests are pending: decide on them first")]
     TooManyPending,
@@ -116,7 +124,8 @@ impl Refusal {
             | Self::RotationDenied
             | Self::RevocationDenied
             | Self::RemovalDenied
-            | Self::KnownDevice => "PAIRING_DENIED",
+            | Self::KnownDevice
+            | Self::ChainTooLong => "PAIRING_DENIED",
             Self::LabelInvalid | Self::SurfaceInvalid | Self::RoleInvalid => "INVALID_PARAMS",
             Self::TooManyPending | Self::TooManyDevices => "TOO_MANY_PENDING",
             Self::AsksTooOften => "ASKS_TOO_OFTEN",
@@ -195,6 +204,7 @@ impl Pairing {
         }
         device.client = pending.client.clone();
         device.approved_via = ApprovedVia::Owner;
+        device.let_in_by.extend(self.lineage(&caller.behind)?);
         device.approved_at_ms = now;
 
         let mut change = Change::new(Record::Intent, "pairing.approve", &pending.device_id);
@@ -469,6 +479,7 @@ fn device_of(pending: &Pending, now: Millis) -> Device {
         grants: BTreeMap::new(),
         generation: 0,
         approved_via: ApprovedVia::Owner,
+        let_in_by: BTreeSet::new(),
         created_at_ms: now,
         approved_at_ms: now,
         last_seen_at_ms: None,

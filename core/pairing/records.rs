@@ -107,6 +107,10 @@ pub struct Device {
     pub generation: u64,
     /// Who said yes last.
     pub approved_via: ApprovedVia,
+    /// Everybody who has let it in, and who had let those in, by name: its questions and theirs are not each other's to
+    /// answer. None of the console's.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub let_in_by: BTreeSet<String>,
     /// When it was first paired.
     pub created_at_ms: Millis,
     /// When it was last approved.

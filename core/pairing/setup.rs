@@ -14,7 +14,7 @@ use crate::time::Millis;
 use crate::token::TokenHash;
 use serde_json::{Value, json};
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How long a code is good.
 pub const CODE_LIFE_MS: u64 = 600_000;
@@ -30,6 +30,8 @@ pub struct Maker {
     pub device: Option<(DeviceId, Role, u64)>,
     /// The secret with which it had come in.
     pub secret: Option<SecretStanding>,
+    /// [`Principal::behind`].
+    pub behind: BTreeSet<String>,
 }
 
 impl Maker {
@@ -41,6 +43,7 @@ impl Maker {
                 .device()
                 .map(|device| (device.clone(), principal.role, principal.generation)),
             secret: principal.secret.clone(),
+            behind: principal.behind(),
         }
     }
 }
@@ -230,11 +233,11 @@ impl Pairing {
     /// Pairs a device by a code: one that is not known. Local words and codes never widen what a person has judged.
     ///
     /// # Errors
-    /// [`Refusal::KnownDevice`], [`Refusal::TooManyDevices`].
+    /// [`Refusal::KnownDevice`], [`Refusal::TooManyDevices`], [`Refusal::ChainTooLong`].
     pub fn pair_by_code(
         &self,
         facts: &ConnectFacts,
-        (id, scopes): (&str, &ScopeSet),
+        (id, scopes, behind): (&str, &ScopeSet, &BTreeSet<String>),
         now: Millis,
         fresh: &Fresh,
     ) -> Result<(ScopeSet, IssuedToken, Change), Refusal> {
@@ -245,6 +248,7 @@ impl Pairing {
             return Err(Refusal::TooManyDevices);
         }
         let mut device = new_device(facts, ApprovedVia::Bootstrap, now);
+        device.let_in_by = self.lineage(behind)?;
         grant(&mut device, facts.role, scopes.clone());
         let token = device
             .grants
@@ -278,11 +282,13 @@ mod tests {
             name: "uid:1000".to_owned(),
             device: None,
             secret: None,
+            behind: BTreeSet::new(),
         };
         let caller = Caller {
             scopes: scopes.iter().copied().collect(),
             device: None,
             is_device: false,
+            behind: BTreeSet::new(),
         };
         (caller, maker)
     }

@@ -49,6 +49,10 @@ pub struct Global {
     /// The key that gateway must have, as its `portcullis status` shows it; without it, this system's authorities vouch
     #[arg(long, global = true, value_name = "sha256:HEX", requires = "url")]
     pub pin: Option<String>,
+    /// As whom that gateway runs, by name or number, where --url is ws:// and it is neither root nor you; any: do not ask who
+    /// listens there
+    #[arg(long, global = true, value_name = "USER", requires = "url")]
+    pub gateway_user: Option<String>,
     /// File of 0600 with that gateway's token, for as long as this machine has none of its own
     #[arg(long, global = true, value_name = "FILE", requires = "url")]
     pub token_file: Option<PathBuf>,

@@ -6,7 +6,7 @@ use portcullis_core::codes;
 
 use super::args::Global;
 use super::failure::Failure;
-use crate::client::{Address, Door, Place, Remote, TokenFile};
+use crate::client::{Address, Door, Listener, Place, Remote, TokenFile};
 
 /// `--state`, `PORTCULLIS_STATE_DIR`, `STATE_DIRECTORY` (systemd), `XDG_STATE_HOME/portcullis`,
 /// `~/.local/state/portcullis`, in this order; empty counts as unset.
@@ -62,8 +62,10 @@ pub fn remote(global: &Global) -> Result<Option<Remote>, Failure> {
     let Some(url) = &global.url else {
         return Ok(None);
     };
+    let listener = global.gateway_user.as_deref().map(Listener::parse);
+    let listener = listener.transpose()?.unwrap_or_default();
     Ok(Some(Remote {
-        address: Address::parse(url, global.pin.as_deref())?,
+        address: Address::parse(url, global.pin.as_deref())?.served_by(listener)?,
         place: Place::find(global.client_keys.as_deref())?,
         token_file: global.token_file.clone().map(TokenFile),
     }))

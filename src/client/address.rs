@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use portcullis_actors::exec::uid_of;
 use portcullis_core::codes;
 use portcullis_core::encoding::hex;
 use rustls::pki_types::ServerName;
@@ -10,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::http::Uri;
 
+use super::server;
 use crate::cli::Failure;
 use crate::show::text::clean;
 use crate::tls::{Pin, client_config};
@@ -17,6 +19,37 @@ use crate::tls::{Pin, client_config};
 /// A byte stream to a gateway.
 pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+/// Who may listen at a plain address of this machine, beside root and who runs this: any user may bind a free port there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Listener {
+    /// Nobody else.
+    #[default]
+    Own,
+    /// This user.
+    User(u32),
+    /// Whoever it is; where the kernel cannot tell, too.
+    Anybody,
+}
+
+impl Listener {
+    /// Reads a user's name or number, or `any`.
+    ///
+    /// # Errors
+    /// `INVALID_PARAMS`: there is no such user.
+    pub fn parse(text: &str) -> Result<Self, Failure> {
+        if text == "any" {
+            return Ok(Self::Anybody);
+        }
+        let uid = text.parse().ok().or_else(|| uid_of(text));
+        uid.map(Self::User).ok_or_else(|| {
+            Failure::of(
+                codes::INVALID_PARAMS,
+                format!("--gateway-user: there is no user {}", clean(text)),
+            )
+        })
+    }
+}
 
 /// A gateway's address, read from `ws://` or `wss://`, and the key that it must have.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +59,7 @@ pub struct Address {
     port: u16,
     path: String,
     pin: Option<Pin>,
+    listener: Listener,
 }
 
 impl Address {
@@ -71,6 +105,7 @@ impl Address {
             port,
             path: uri.path().to_owned(),
             pin,
+            listener: Listener::default(),
         };
         if !secure && address.loopback().is_empty() {
             return Err(bad(
@@ -84,6 +119,29 @@ impl Address {
             address.name()?;
         }
         Ok(address)
+    }
+
+    /// The same, where this user may listen there too.
+    ///
+    /// # Errors
+    /// `INVALID_PARAMS`: at a `wss://` address the key tells who is there.
+    pub fn served_by(mut self, listener: Listener) -> Result<Self, Failure> {
+        if self.secure && listener != Listener::default() {
+            return Err(Failure::of(
+                codes::INVALID_PARAMS,
+                "--gateway-user: that is for a ws:// address",
+            ));
+        }
+        self.listener = listener;
+        Ok(self)
+    }
+
+    /// The same, to be greeted only: nothing of ours is sent there.
+    pub(super) fn unasked(&self) -> Self {
+        Self {
+            listener: Listener::Anybody,
+            ..self.clone()
+        }
     }
 
     /// Where the upgrade is asked for.
@@ -108,9 +166,7 @@ impl Address {
     /// `DAEMON_UNREACHABLE`, `SERVER_NOT_VERIFIED`.
     pub async fn dial(&self) -> Result<Box<dyn Stream>, Failure> {
         if !self.secure {
-            let stream = TcpStream::connect(self.loopback().as_slice()).await;
-            let stream = stream.map_err(|e| self.unreachable(&e))?;
-            return Ok(Box::new(stream));
+            return Ok(Box::new(self.plain().await?));
         }
         let host = self.host.trim_matches(['[', ']']);
         let stream = TcpStream::connect((host, self.port)).await;
@@ -121,6 +177,25 @@ impl Address {
         let secured = connector.connect(self.name()?, stream).await;
         let secured = secured.map_err(|e| self.not_verified(&e))?;
         Ok(Box::new(secured))
+    }
+
+    /// The first of this machine's addresses where somebody listens who may. Who may not does not hide him who may, on the
+    /// other address of `localhost`.
+    async fn plain(&self) -> Result<TcpStream, Failure> {
+        let mut refused = None;
+        let mut unreached = std::io::ErrorKind::NotFound.into();
+        for at in self.loopback() {
+            match TcpStream::connect(at).await {
+                Ok(stream) => match server::check_port(&stream, at, self.listener).await {
+                    Ok(()) => return Ok(stream),
+                    Err(failure) => {
+                        refused.get_or_insert(failure);
+                    }
+                },
+                Err(error) => unreached = error,
+            }
+        }
+        Err(refused.unwrap_or_else(|| self.unreachable(&unreached)))
     }
 
     /// This machine's addresses that the host stands for; a name is looked up nowhere, so that nobody can answer for it.
@@ -217,6 +292,31 @@ mod tests {
             assert_eq!(error.code, "INVALID_PARAMS", "{bad}");
             assert!(!error.lines().contains("secret"), "{bad}");
         }
+    }
+
+    #[test]
+    fn who_may_listen_is_named_for_plain_addresses_only() {
+        assert_eq!(Listener::parse("any").unwrap(), Listener::Anybody);
+        assert_eq!(Listener::parse("65528").unwrap(), Listener::User(65_528));
+        assert_eq!(Listener::parse("root").unwrap(), Listener::User(0));
+        assert!(Listener::parse("no such user").is_err());
+        let secure = Address::parse("wss://a.example", None).unwrap();
+        assert!(secure.clone().served_by(Listener::User(1)).is_err());
+        assert!(secure.served_by(Listener::Own).is_ok());
+    }
+
+    /// The bug: a token was sent to whoever listened on a gateway's port.
+    #[tokio::test]
+    async fn nobody_is_dialled_whom_the_kernel_does_not_name() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        let address = Address::parse(&format!("ws://{at}"), None).unwrap();
+        // The kernel has taken the connection, and no process has: it is nobody's yet.
+        let failure = address.dial().await.err().unwrap();
+        assert_eq!(failure.code, "DAEMON_UNREACHABLE", "{failure:?}");
+        let accepts = std::thread::spawn(move || [(); 2].map(|()| listener.accept().unwrap()));
+        assert!(address.dial().await.is_ok(), "this process took it");
+        accepts.join().unwrap();
     }
 
     #[test]

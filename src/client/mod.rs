@@ -2,13 +2,14 @@
 
 mod address;
 mod device;
+mod idle;
 mod keys;
 mod remote;
 pub mod seen;
 mod server;
 mod wire;
 
-pub use address::Address;
+pub use address::{Address, Listener};
 pub use device::Who;
 pub use keys::{Keys, Place};
 pub use remote::{Remote, Session, TokenFile};

@@ -15,10 +15,14 @@ use sha2::{Digest as _, Sha256};
 use super::{Client, Door, Place};
 use crate::cli::Failure;
 use crate::files;
+use crate::show::text::clean;
 use crate::show::value::field;
 
 /// Larger than any checkpoint.
 const MAX_FILE: u64 = 16 * 1024;
+
+/// With what a gateway says that it tells this session nothing of its log: one of before there was anything to tell.
+const SILENT: [&str; 2] = [codes::UNKNOWN_METHOD.name, codes::MISSING_SCOPE.name];
 
 /// A comparison under way, question by question, so that who has other things to hear meanwhile can hear them.
 pub struct Comparing {
@@ -62,7 +66,13 @@ impl Comparing {
         let path = &self.path;
         let told = match answer {
             Ok(told) => told,
-            // A gateway of before there were checkpoints has none to compare.
+            Err(failure) if !SILENT.contains(&failure.code.as_str()) => return Err(failure),
+            // A gateway of before there were checkpoints has none to compare. One that has told of its log before does so
+            // to everybody: silence hides what has become of it.
+            Err(failure) if path.symlink_metadata().is_ok() => {
+                let why = format!("it says no more what its log is: {}", failure.message);
+                return Err(forked(path, &why));
+            }
             Err(failure) if failure.code == codes::UNKNOWN_METHOD.name => {
                 return Ok(Step::Done(None));
             }
@@ -166,18 +176,24 @@ pub async fn hold(client: &mut Client, door: &Door) -> Result<(), Failure> {
     match compare(client, door).await {
         Ok(_) => Ok(()),
         Err(failure) if failure.code == codes::AUDIT_FORKED.name => Err(failure),
-        // Of a gateway of before such sessions could ask.
-        Err(failure) if failure.code == codes::MISSING_SCOPE.name => Ok(()),
-        Err(_) if kept(door).is_none() => Ok(()),
+        // Of a gateway of before such sessions could ask, or before there were checkpoints.
+        Err(_) if !has_seen(door) => Ok(()),
         Err(failure) => {
+            let code = codes::AUDIT_NOT_COMPARED;
             let why = format!(
-                "the gateway's audit log could not be compared with what was seen of it: {}",
-                failure.message
+                "warning[{}]: this gateway does not prove that its audit log goes on from what was seen of it: {}",
+                code.name,
+                clean(&failure.message)
             );
             crate::cli::note(&why);
             Ok(())
         }
     }
+}
+
+/// Whether anything was kept of it, readable or not.
+fn has_seen(door: &Door) -> bool {
+    place(door).is_some_and(|path| path.symlink_metadata().is_ok())
 }
 
 /// What was seen of it last, if there is any.

@@ -22,6 +22,7 @@ use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
 use super::address::{Address, Stream};
 use super::device::Who;
+use super::idle::{Allowance, Counted, FLOOD};
 use super::remote::Remote;
 use super::seen;
 use super::server;
@@ -49,7 +50,9 @@ pub enum Door {
 
 /// One authenticated connection.
 pub struct Client {
-    socket: WebSocketStream<Box<dyn Stream>>,
+    socket: WebSocketStream<Counted>,
+    /// For messages that say nothing to us.
+    idle: Allowance,
     next_id: u64,
     /// Of the last event.
     seq: u64,
@@ -165,7 +168,7 @@ impl Client {
     pub async fn greeted(address: &Address, url: &str) -> Result<(), Failure> {
         let lost = |why: &str| Failure::of(codes::DAEMON_UNREACHABLE, why);
         let whole = async {
-            let stream = address.dial().await?;
+            let stream = address.unasked().dial().await?;
             let (client, _) = Self::greet((true, url), stream, &lost).await?;
             client.close().await;
             Ok(())
@@ -185,7 +188,9 @@ impl Client {
         let mut config = WebSocketConfig::default();
         config.max_frame_size = Some(2 * FRAME);
         config.max_message_size = Some(2 * FRAME);
-        let (socket, _) = client_async_with_config(url, stream, Some(config))
+        // Of what waits to be read by the gateway, its pongs among it.
+        config.max_write_buffer_size = 2 * FRAME;
+        let (socket, _) = client_async_with_config(url, Counted::new(stream), Some(config))
             .await
             .map_err(|e| match e {
                 WsError::Http(answer) if answer.status() == MISDIRECTED => Failure::of(
@@ -198,10 +203,12 @@ impl Client {
                     failure.exit = 4;
                     failure
                 }
+                WsError::Io(e) if e.to_string() == FLOOD => flood(),
                 e => lost(&clean(&format!("it does not speak our protocol ({e})"))),
             })?;
         let mut client = Self {
             socket,
+            idle: Allowance::new(),
             next_id: 0,
             seq: 0,
             hello: Value::Null,
@@ -248,11 +255,13 @@ impl Client {
         self.next_id += 1;
         let id = self.next_id.to_string();
         let frame = json!({ "type": "req", "id": id, "method": method, "params": params });
-        self.socket
-            .send(Message::text(frame.to_string()))
-            .await
-            .map_err(|e| lost(&e.to_string()))?;
-        Ok(id)
+        let sent = self.socket.send(Message::text(frame.to_string()));
+        let sent = timeout(ANSWER_WITHIN, sent).await;
+        match sent {
+            Ok(Ok(())) => Ok(id),
+            Ok(Err(e)) => Err(broken(&e)),
+            Err(_) => Err(lost("the gateway takes nothing any more")),
+        }
     }
 
     /// The next answer or event. May be dropped and called again.
@@ -273,9 +282,11 @@ impl Client {
                         },
                     )));
                 }
-                Some(Ok(_)) => continue,
-                Some(Err(WsError::Io(e))) => return Err(lost(&e.to_string())),
-                Some(Err(e)) => return Err(lost(&e.to_string())),
+                // Pings are counted below us; others of no use here.
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
+                Some(Ok(_)) if self.idle.may() => continue,
+                Some(Ok(_)) => return Err(flood()),
+                Some(Err(e)) => return Err(broken(&e)),
                 None => return Err(lost("the gateway closed the connection")),
             };
             match serde_json::from_str::<Frame>(&text) {
@@ -309,7 +320,8 @@ impl Client {
                     return Ok(Incoming::Answer { id, result });
                 }
                 // Newer gateways may send frames of kinds that we do not know.
-                Err(_) => {}
+                Err(_) if self.idle.may() => {}
+                Err(_) => return Err(flood()),
             }
         }
     }
@@ -319,8 +331,8 @@ impl Client {
     /// # Errors
     /// The gateway's refusal, `DEADLINE`, or a lost connection.
     pub async fn call(&mut self, method: &str, params: Value) -> Result<Value, Failure> {
-        let id = self.send(method, params).await?;
         let answer = async {
+            let id = self.send(method, params).await?;
             loop {
                 if let Incoming::Answer { id: of, result } = self.next().await?
                     && of == id
@@ -417,6 +429,21 @@ fn unreachable(path: &Path, why: &str) -> Failure {
         codes::DAEMON_UNREACHABLE,
         format!("{}: {why}", clean(&path.display().to_string())),
     )
+}
+
+fn flood() -> Failure {
+    Failure::of(
+        codes::SERVER_FLOODS,
+        format!("the gateway is left: {FLOOD}"),
+    )
+}
+
+fn broken(error: &WsError) -> Failure {
+    match error {
+        WsError::Io(e) if e.to_string() == FLOOD => flood(),
+        WsError::Io(e) => lost(&e.to_string()),
+        e => lost(&e.to_string()),
+    }
 }
 
 fn lost(why: &str) -> Failure {

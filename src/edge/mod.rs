@@ -10,7 +10,6 @@
 mod accept;
 mod actor;
 mod budget;
-mod diag;
 mod handle;
 mod http;
 mod lines;

@@ -211,9 +211,9 @@ fn hopeless(failure: &Failure) -> Option<Failure> {
             "ask an operator of that gateway; to pair this machine anew start it again with --token-file FILE",
         ));
     }
-    HOPELESS
-        .contains(&failure.code.as_str())
-        .then(|| failure.clone())
+    // A port of this machine may be the gateway's again a moment later; another key stays another.
+    let may_pass = failure.code == codes::SERVER_NOT_VERIFIED.name && failure.retryable;
+    (!may_pass && HOPELESS.contains(&failure.code.as_str())).then(|| failure.clone())
 }
 
 /// Until the link is lost: why.

@@ -7,6 +7,7 @@ mod evidence;
 mod held;
 mod host_asks;
 mod host_runs;
+mod hostile;
 mod inherited;
 mod kills;
 mod leaves;

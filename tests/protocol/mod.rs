@@ -11,6 +11,7 @@ mod exec;
 mod far;
 mod hello;
 mod http;
+mod kin;
 mod life;
 mod limits;
 mod local;

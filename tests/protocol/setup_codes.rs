@@ -15,7 +15,7 @@ fn strict() -> Gateway {
 }
 
 /// What the code holds: the address and the secret.
-fn read(answer: &Value) -> (String, String) {
+pub fn read(answer: &Value) -> (String, String) {
     let code = answer["setupCode"].as_str().unwrap();
     let bytes = URL_SAFE_NO_PAD.decode(code).unwrap();
     let held: Value = serde_json::from_slice(&bytes).unwrap();

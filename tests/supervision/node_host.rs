@@ -28,6 +28,7 @@ async fn node_host(gateway: &Gateway, folder: &Path) -> Tree {
         identity: Some(folder.join("identity")),
         url: Some(format!("ws://127.0.0.1:{}", gateway.port())),
         pin: None,
+        gateway_user: None,
         token_file: Some(token),
         client_keys: Some(folder.join("keys")),
         json: false,

@@ -27,6 +27,7 @@ fn operator(scopes: &[Scope]) -> Caller {
         scopes: set(scopes),
         device: None,
         is_device: false,
+        behind: BTreeSet::new(),
     }
 }
 
@@ -281,6 +282,7 @@ fn an_approver_gives_what_it_has() {
         scopes: set(&[Scope::Pairing]),
         device: Some(id(9)),
         is_device: true,
+        behind: BTreeSet::new(),
     };
     assert_eq!(
         bench.approve(&request, &device),
@@ -433,6 +435,7 @@ fn rotation_gives_no_more_than_was_approved_and_than_the_caller_holds() {
         scopes: set(&[Scope::Write]),
         device: Some(id(1)),
         is_device: true,
+        behind: BTreeSet::new(),
     };
     let other = Caller {
         device: Some(id(2)),
@@ -556,6 +559,7 @@ fn who_asks_to_be_paired_cannot_answer() {
                 scopes: set(scopes),
                 device: Some(id(1)),
                 is_device,
+                behind: BTreeSet::new(),
             };
             for narrow in [false, true] {
                 let answer = bench.machine.approve(&wider, &own, narrow, bench.now);
@@ -568,6 +572,7 @@ fn who_asks_to_be_paired_cannot_answer() {
         scopes: set(&[Scope::Pairing]),
         device: Some(id(1)),
         is_device: true,
+        behind: BTreeSet::new(),
     };
     assert!(bench.machine.reject(&wider, &own, bench.now).is_ok());
 }

@@ -240,6 +240,7 @@ fn run(bench: &mut Bench, ledger: &mut Ledger, step: Step) -> Result<(), TestCas
                 scopes: set(&caller),
                 device: own.then(|| id(device)),
                 is_device: own,
+                behind: BTreeSet::new(),
             };
             let generation = bench.machine.generation(&id(device), role);
             let rotated = bench.machine.rotate(

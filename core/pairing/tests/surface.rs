@@ -175,6 +175,7 @@ fn a_node_cannot_approve_itself_and_a_stranger_to_it_neither() {
         let caller = Caller {
             device: Some(device.clone()),
             is_device: true,
+            behind: BTreeSet::new(),
             ..operator(&[Scope::Pairing, Scope::Write])
         };
         let result = bench.machine.approve_surface(&request, &caller, bench.now);
