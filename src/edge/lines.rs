@@ -2,7 +2,7 @@
 //!
 //! The HTTP library takes a bare LF for the end of a line (RFC 9112 2.2 allows either); what stands before us may take it
 //! for a part of the value, and pass on as one header what would be two here. So each bare LF in a head becomes a NUL,
-//! which no head may hold: the library answers 400 and closes.
+//! which no head may hold: the library answers 400 and closes. So does a `#` in the first line.
 
 use std::io;
 use std::pin::Pin;
@@ -86,6 +86,9 @@ impl Lines {
                 }
             }
             b'\n' => *byte = 0,
+            // What asks for a fragment is no request (RFC 9112 3.2, RFC 9110 4.2.5). The library would leave it out, where
+            // who stands before us, or who signed the request, takes it for a part of the path.
+            b'#' if !self.has_line => *byte = 0,
             // A CR within a line is refused by the library.
             b'\r' => {}
             // The library would refuse it in the end: here it is not to be passed over.
@@ -207,6 +210,23 @@ mod tests {
         Lines::new().take(&mut bytes);
         assert!(!bytes[..fits].contains(&0));
         assert_eq!(&bytes[fits..fits + 2], [0, 0]);
+    }
+
+    /// The bug, which fuzzing found: `GET /a#b` was read as `GET /a`.
+    #[test]
+    fn a_fragment_in_the_first_line_is_spoilt_and_nowhere_else() {
+        for (sent, read) in [
+            (
+                "GET /a#b HTTP/1.1\r\nA: #\r\n\r\nGET /# HTTP/1.1\r\n\r\n",
+                "GET /a\0b HTTP/1.1\r\nA: #\r\n\r\nGET /\0 HTTP/1.1\r\n\r\n",
+            ),
+            (
+                "\r\nPOST #? HTTP/1.1\r\nContent-Length: 1\r\n\r\n#",
+                "\r\nPOST \0? HTTP/1.1\r\nContent-Length: 1\r\n\r\n#",
+            ),
+        ] {
+            assert_eq!(through(sent), read);
+        }
     }
 
     #[test]

@@ -131,6 +131,7 @@ fn heads_of_seeds_are_taken_as_they_were_sent() {
         ("upgrade", 1),
         ("bare-lf", 0),
         ("bare-cr", 0),
+        ("fragment", 0),
     ] {
         assert_eq!(seed(name), count, "{name}");
     }
