@@ -18,6 +18,7 @@ use super::remote_cli::{STRICT, token_file};
 use crate::support::gateway::{Gateway, TOKEN};
 
 const OTHER: u32 = 65_527;
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Listens at 127.0.0.1, and says how much each who dials has to say before he is answered.
 const LISTENS: &str = "
@@ -149,7 +150,8 @@ async fn on_localhost_the_gateway_is_found_beside_who_stands_in_for_it() {
 
 /// As far as a hello, for whoever comes; what he asks first.
 async fn greets(listener: &TcpListener, role: &str, scopes: &[&str]) -> WebSocketStream<TcpStream> {
-    let (stream, _) = listener.accept().await.unwrap();
+    let came = tokio::time::timeout(PATIENCE, listener.accept()).await;
+    let (stream, _) = came.expect("nobody comes").unwrap();
     let mut ws = tokio_tungstenite::accept_async(stream).await.unwrap();
     let challenge = json!({ "type": "event", "event": "connect.challenge", "payload": { "nonce": "n-1", "ts": 5 } });
     ws.send(Message::text(challenge.to_string())).await.unwrap();
@@ -176,7 +178,9 @@ async fn asked(ws: &mut WebSocketStream<TcpStream>) -> Option<Value> {
 async fn floods(ws: WebSocketStream<TcpStream>, what: &[u8]) {
     let mut stream = ws.into_inner();
     let block = what.repeat(1_000);
-    while stream.write_all(&block).await.is_ok() {}
+    let all = async { while stream.write_all(&block).await.is_ok() {} };
+    let ended = tokio::time::timeout(PATIENCE, all).await;
+    ended.expect("the flood is heard to no end");
 }
 
 /// The bug: a gateway that flooded with pings and read none of the pongs made a client grow without end, and fragments of a
