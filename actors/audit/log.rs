@@ -505,10 +505,10 @@ impl Log {
         open.is_some_and(|open| open.is_weighty)
     }
 
-    /// Signs what the log is now, and writes down beside its key that it has come so far. Where that fails it is tried again
-    /// within a minute, and what is recorded stays so.
-    pub(super) fn bind(&mut self) {
-        self.signer.sign(self.head.seq.0, self.tree.root(), true);
+    /// Writes down beside the log's key that it has come so far.
+    pub(super) fn bind(&mut self) -> Result<(), AuditError> {
+        let bound = self.signer.reach_to(self.head.seq.0);
+        bound.map_err(|error| AuditError::writing(&error))
     }
 
     /// After the stop mark: what an orderly end leaves.

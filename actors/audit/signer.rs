@@ -510,16 +510,19 @@ impl Signer {
     /// Writes down how far the log has come, where the newest checkpoint says more than what was written down last.
     fn reach(&mut self) {
         self.reached = Instant::now();
-        let covered = self.covered();
-        if covered <= self.reached_size {
-            return;
+        if let Err(error) = self.reach_to(self.covered()) {
+            tracing::warn!(%error, "the size of the audit log cannot be written down yet");
         }
-        match self.keys.reach(self.epoch(), covered) {
-            Ok(()) => self.reached_size = covered,
-            Err(error) => {
-                tracing::warn!(%error, "the size of the audit log cannot be written down yet");
-            }
+    }
+
+    /// Writes down, durably, that the log has so many durable records, whatever a checkpoint is over.
+    pub(super) fn reach_to(&mut self, size: u64) -> io::Result<()> {
+        if size <= self.reached_size {
+            return Ok(());
         }
+        self.keys.reach(self.epoch(), size)?;
+        self.reached_size = size;
+        Ok(())
     }
 
     /// The same, where its time has come.

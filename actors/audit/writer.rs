@@ -12,7 +12,7 @@ use super::offline::Horizon;
 use super::proofs::Signed;
 use super::retire;
 use crate::supervision::{Feed, Flag, Reply};
-use portcullis_core::audit::{Body, BootId, Head, Once, OnceKey, Record, Seq};
+use portcullis_core::audit::{Body, BootId, Head, Once, OnceKey, Record, Seq, is_weighty};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -209,7 +209,7 @@ struct Group {
     closed: BTreeSet<Seq>,
     looks: Vec<(Answer<Look>, bool)>,
     close: Option<Answer<Seq>>,
-    /// An act has ended that must not be undone.
+    /// An act begins or has ended that must not be undone.
     is_weighty: bool,
 }
 
@@ -447,28 +447,34 @@ impl Thread {
             Ok(written) => {
                 // Before any answer: whoever was answered finds its record in the head.
                 self.status.set(status_of(&self.log, self.groups));
-                let heads = written.heads[written.lead.len()..].to_vec();
-                if group.is_weighty {
-                    // Whoever hears that something was taken back may rely on it.
-                    self.publish(written, group.bodies);
-                    self.log.bind();
-                    Self::answer(group.waits, &heads);
+                // Whoever hears that something was taken back may rely on it, and what cannot be bound is not begun.
+                let bound = if group.is_weighty {
+                    self.log.bind()
                 } else {
-                    Self::answer(group.waits, &heads);
-                    self.publish(written, group.bodies);
+                    Ok(())
+                };
+                match bound {
+                    Ok(()) => Self::answer(group.waits, &written.heads[written.lead.len()..]),
+                    Err(error) => {
+                        tracing::error!(%error, "how far the audit log has come cannot be written down: nothing that it must hold is begun");
+                        Self::refuse(group.waits, &error);
+                    }
                 }
+                self.publish(written, group.bodies);
             }
             Err(error) => {
                 self.altered |= matches!(error, AuditError::Altered(_));
-                for wait in group.waits {
-                    match wait {
-                        Wait::Seq(_, answer) => answer.send(Err(error.clone())),
-                        Wait::New(_, answer) | Wait::Twin(_, answer) => {
-                            answer.send(Err(error.clone()));
-                        }
-                    }
-                }
+                Self::refuse(group.waits, &error);
                 self.status.set(status_of(&self.log, self.groups));
+            }
+        }
+    }
+
+    fn refuse(waits: Vec<Wait>, error: &AuditError) {
+        for wait in waits {
+            match wait {
+                Wait::Seq(_, answer) => answer.send(Err(error.clone())),
+                Wait::New(_, answer) | Wait::Twin(_, answer) => answer.send(Err(error.clone())),
             }
         }
     }
@@ -524,6 +530,9 @@ impl Group {
             && let Some(name) = entry.ends()
         {
             self.ends.insert(name.to_owned());
+        }
+        if let Body::Intent(entry) = &body {
+            self.is_weighty |= is_weighty(entry);
         }
         if let Body::Outcome { intent, .. } = body {
             self.closed.insert(intent);

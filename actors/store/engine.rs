@@ -13,8 +13,6 @@ use std::time::Duration;
 
 const APPLICATION_ID: i64 = 0x5043_5354;
 const FORMAT: i64 = 3;
-/// Above this a start would wait noticeably for the check (about 1 ms per MiB).
-const QUICK_CHECK_MAX_BYTES: u64 = 64 << 20;
 const BUSY: Duration = Duration::from_secs(1);
 
 const SCHEMA: &str = "
@@ -53,10 +51,7 @@ impl Engine {
         let engine = Self::of(db, key);
         engine.set_up(true).map_err(|error| broken(&error))?;
         engine.check_format()?;
-        let bytes = std::fs::metadata(path).map_or(0, |meta| meta.len());
-        if bytes <= QUICK_CHECK_MAX_BYTES {
-            engine.quick_check()?;
-        }
+        engine.quick_check()?;
         engine.check_rows()?;
         Ok(engine)
     }
@@ -189,8 +184,11 @@ impl Engine {
             sum = sum.with(weight);
             Ok(())
         };
-        // As they lie in the tree, each above the one before: a scan meets every row, but a lookup trusts the order, and would
-        // not find one that was moved (SQLite's own quick_check does not see it in these tables).
+        // As they lie in the tree, each above the one before, and each is found where it is looked for: a scan meets every row,
+        // but a lookup trusts the order and the form of what it compares. It would not find a row that was moved, nor one
+        // whose header is written in more bytes than it needs; SQLite's own checks see neither.
+        let mut rows: BTreeMap<String, usize> = BTreeMap::new();
+        let mut entries: BTreeMap<(String, String), usize> = BTreeMap::new();
         let mut before = None;
         let of_rows = "SELECT kind, id, rev, intent, payload, labels, tag FROM object";
         self.each(of_rows, |row| {
@@ -206,8 +204,18 @@ impl Engine {
                 return Ok(Ok(()));
             }
             let right = self.key.weigh(&place, &payload, &labels);
+            if self.seek(&kind, &id)?.is_none_or(|found| found != right.0) {
+                return Ok(Err(altered(&kind, &id)));
+            }
+            *rows.entry(kind.clone()).or_default() += 1;
             Ok(check(&kind, &id, &row.get::<_, Vec<u8>>(6)?, right))
         })?;
+        for (kind, count) in &rows {
+            // As a room reads them all.
+            if self.list(kind, "", usize::MAX)?.len() != *count {
+                return Err(altered(kind, "(some)"));
+            }
+        }
         let mut before = None;
         let of_lists = "SELECT kind, id, seq, intent, payload, tag FROM list";
         self.each(of_lists, |row| {
@@ -219,8 +227,14 @@ impl Engine {
             before = key;
             let place = Place::entry(&kind, &id, row.get(2)?, row.get(3)?);
             let right = self.key.weigh(&place, &row.get::<_, Vec<u8>>(4)?, "");
+            *entries.entry((kind.clone(), id.clone())).or_default() += 1;
             Ok(check(&kind, &id, &row.get::<_, Vec<u8>>(5)?, right))
         })?;
+        for ((kind, id), count) in &entries {
+            if self.entries(kind, id, 0, usize::MAX)?.len() != *count {
+                return Err(altered(kind, id));
+            }
+        }
         self.sum.set(sum);
         let (rev, intent, tag) = self.head()?;
         if self.key.fits_head(rev, intent, sum, &tag) {
@@ -241,6 +255,14 @@ impl Engine {
             check(row).map_err(|error| broken(&error))??;
         }
         Ok(())
+    }
+
+    /// The tag of a row, by its key.
+    fn seek(&self, kind: &str, id: &str) -> rusqlite::Result<Option<Vec<u8>>> {
+        self.db
+            .prepare_cached("SELECT tag FROM object WHERE kind = ?1 AND id = ?2")?
+            .query_row([kind, id], |row| row.get(0))
+            .optional()
     }
 
     fn head(&self) -> Result<(i64, i64, Vec<u8>), StoreError> {

@@ -30,7 +30,7 @@ impl Store {
     }
 
     /// Opens or makes the database file (0600) and starts one writer and two readers. Blocking: call it before the
-    /// loops run. Checks the whole file when it is smaller than 64 MiB, and the tag of every row that its room takes as it
+    /// loops run. Checks the whole file (about 1 ms a MiB), and the tag of every row that its room takes as it
     /// lies there.
     pub fn open_under(path: &Path, key: &RowKey) -> Result<Self, StoreError> {
         let writer = Engine::open_writer(path, key.clone())?;

@@ -1,7 +1,7 @@
 //! What the writer must know of the log so far: its head, the open intents, the used keys.
 
 use super::ended::{ENDS, Ended};
-use super::entry::OutcomeResult;
+use super::entry::{Entry, OutcomeResult};
 use super::epoch::{Epoch, EpochMark};
 use super::hash::{BootId, Seq};
 use super::once::{OnceIndex, OnceKey};
@@ -73,7 +73,7 @@ impl Ledger {
             BodyRef::Intent(entry) => {
                 let mono_ms = Some(leaf.stamp.mono_ms);
                 let boot = leaf.boot;
-                let is_weighty = is_weighty(entry.action);
+                let is_weighty = is_act_weighty(entry.action);
                 let open = OpenIntent {
                     boot,
                     mono_ms,
@@ -137,7 +137,7 @@ impl Ledger {
                 let open = OpenIntent {
                     boot,
                     mono_ms,
-                    is_weighty: is_weighty(&entry.action),
+                    is_weighty: is_act_weighty(&entry.action),
                 };
                 self.open.insert(head.seq, open);
                 if let Some(name) = entry.ends().filter(|_| may_end(&entry.action)) {
@@ -206,12 +206,18 @@ fn may_end(action: &str) -> bool {
     action.starts_with("pairing.") || action.starts_with("auth.")
 }
 
-/// Acts that may take something back: a device, a token, a grant, a rule, a secret.
-fn is_weighty(action: &str) -> bool {
+/// Whether an older log must not be gone on from once this act is begun or has ended: it takes something back (a device, a
+/// token, a grant, a rule, a secret), or uses an answer up.
+pub fn is_weighty(entry: &Entry) -> bool {
+    is_act_weighty(&entry.action) || (entry.action == "exec.run" && entry.approval_id.is_some())
+}
+
+fn is_act_weighty(action: &str) -> bool {
     let rooms = [
         "pairing.",
         "auth.",
         "signing.",
+        "approval.resolve",
         "approval.grant.",
         "approval.policy.",
         "vault.",

@@ -54,7 +54,7 @@ pub use ended::Ended;
 pub use entry::{Entry, EntryError, Outcome, OutcomeResult, Proof, Sealed, escape};
 pub use epoch::{Epoch, EpochKey, EpochMark, EpochSealer, KeyChain};
 pub use hash::{BootId, Hash32, HexError, PublicKey, Seq, leaf_hash};
-pub use ledger::{Ledger, OpenIntent};
+pub use ledger::{Ledger, OpenIntent, is_weighty};
 pub use note::{Checkpoint, NoteError, Notes, SignedCheckpoint};
 pub use once::{Once, OnceIndex, OnceKey};
 pub use query::{OutcomeFilter, Query};

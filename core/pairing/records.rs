@@ -107,8 +107,8 @@ pub struct Device {
     pub generation: u64,
     /// Who said yes last.
     pub approved_via: ApprovedVia,
-    /// Everybody who has let it in, and who had let those in, by name: its questions and theirs are not each other's to
-    /// answer. None of the console's.
+    /// Everybody who has let it in, and who had let those in, by name: their questions are not its to answer. None of the
+    /// console's. It stays until the device is removed, whoever approves it again.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub let_in_by: BTreeSet<String>,
     /// When it was first paired.

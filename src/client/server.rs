@@ -11,13 +11,17 @@ use tokio::time::Instant;
 use super::address::Listener;
 use crate::above::{Open, Trust, open_to_others};
 use crate::cli::Failure;
-use crate::ends::{Came, came, listed};
+use crate::ends::{Came, came, listed, nobody};
 use crate::show::text::clean;
 
 /// For a process to take a connection that the kernel has taken for it.
 const TAKEN_WITHIN: Duration = Duration::from_secs(3);
+/// The same where no other address is left: just within the time that a connect has.
+const TAKEN_AT_LAST_WITHIN: Duration = Duration::from_secs(9);
 /// For the kernel to know of its other end.
 const KNOWN_WITHIN: Duration = Duration::from_millis(500);
+/// Of whom the kernel's word says nothing.
+const UNNUMBERED: &str = "who listens there has no number in this user namespace, and may be any user outside it: speak to it by wss:// and --pin";
 /// Between two looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
@@ -41,6 +45,9 @@ pub fn check(stream: &UnixStream, path: &Path) -> Result<(), Failure> {
         .map_err(|e| refuse(format!("the kernel does not say who listens ({e})")))?
         .uid();
     let own = rustix::process::geteuid().as_raw();
+    if nobody() == Some(server) {
+        return Err(refuse(UNNUMBERED.to_owned()));
+    }
     if [0, own].contains(&server) {
         return Ok(());
     }
@@ -62,7 +69,14 @@ pub fn check(stream: &UnixStream, path: &Path) -> Result<(), Failure> {
 ///
 /// # Errors
 /// `SERVER_NOT_VERIFIED`, `DAEMON_UNREACHABLE`: nobody takes it. Nothing was sent.
-pub async fn check_port(stream: &TcpStream, at: SocketAddr, may: Listener) -> Result<(), Failure> {
+///
+/// `is_last`: no other address is tried after this one, so a gateway that is busy gets its time.
+pub async fn check_port(
+    stream: &TcpStream,
+    at: SocketAddr,
+    may: Listener,
+    is_last: bool,
+) -> Result<(), Failure> {
     if may == Listener::Anybody {
         return Ok(());
     }
@@ -78,6 +92,11 @@ pub async fn check_port(stream: &TcpStream, at: SocketAddr, may: Listener) -> Re
         stream.local_addr().map_err(unsaid)?,
     );
     let began = Instant::now();
+    let taken_within = if is_last {
+        TAKEN_AT_LAST_WITHIN
+    } else {
+        TAKEN_WITHIN
+    };
     loop {
         let told = match came(ends.0, ends.1) {
             Came::Unsaid => listed(&[ends]).first().copied().unwrap_or(Came::Unsaid),
@@ -85,6 +104,9 @@ pub async fn check_port(stream: &TcpStream, at: SocketAddr, may: Listener) -> Re
         };
         match told {
             Came::By(Some((uid, _))) => {
+                if nobody() == Some(uid) {
+                    return Err(refuse(UNNUMBERED.to_owned()));
+                }
                 let own = rustix::process::geteuid().as_raw();
                 return if [0, own].contains(&uid) || may == Listener::User(uid) {
                     Ok(())
@@ -95,7 +117,7 @@ pub async fn check_port(stream: &TcpStream, at: SocketAddr, may: Listener) -> Re
                 };
             }
             // No process has it yet; or it was hung up.
-            Came::Gone if began.elapsed() < TAKEN_WITHIN => {}
+            Came::Gone if began.elapsed() < taken_within => {}
             Came::Gone => {
                 let why = format!("ws://{at}: nobody takes the connection");
                 return Err(Failure::of(codes::DAEMON_UNREACHABLE, why).hint(

@@ -53,6 +53,8 @@ pub struct Client {
     socket: WebSocketStream<Counted>,
     /// For messages that say nothing to us.
     idle: Allowance,
+    /// Why nothing comes any more: it is said once by the socket, and may have been said to who looked for something else.
+    over: Option<Failure>,
     next_id: u64,
     /// Of the last event.
     seq: u64,
@@ -209,6 +211,7 @@ impl Client {
         let mut client = Self {
             socket,
             idle: Allowance::new(),
+            over: None,
             next_id: 0,
             seq: 0,
             hello: Value::Null,
@@ -259,9 +262,13 @@ impl Client {
         let sent = timeout(ANSWER_WITHIN, sent).await;
         match sent {
             Ok(Ok(())) => Ok(id),
-            Ok(Err(e)) => Err(broken(&e)),
+            Ok(Err(e)) => Err(self.over.clone().unwrap_or_else(|| broken(&e))),
             Err(_) => Err(lost("the gateway takes nothing any more")),
         }
+    }
+
+    fn ends(&mut self, why: Failure) -> Failure {
+        self.over.get_or_insert(why).clone()
     }
 
     /// The next answer or event. May be dropped and called again.
@@ -285,9 +292,12 @@ impl Client {
                 // Pings are counted below us; others of no use here.
                 Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
                 Some(Ok(_)) if self.idle.may() => continue,
-                Some(Ok(_)) => return Err(flood()),
-                Some(Err(e)) => return Err(broken(&e)),
-                None => return Err(lost("the gateway closed the connection")),
+                Some(Ok(_)) => return Err(self.ends(flood())),
+                Some(Err(e)) => return Err(self.ends(broken(&e))),
+                None => {
+                    let over = self.over.clone();
+                    return Err(over.unwrap_or_else(|| lost("the gateway closed the connection")));
+                }
             };
             match serde_json::from_str::<Frame>(&text) {
                 Ok(Frame::Event {

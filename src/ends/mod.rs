@@ -54,6 +54,31 @@ pub fn came(peer: SocketAddr, own: SocketAddr) -> Came {
     }
 }
 
+/// In a user namespace that has not a number for every user, the one that stands for all who have none here
+/// (user_namespaces(7)): of it the kernel's word says nothing.
+pub fn nobody() -> Option<u32> {
+    // Of a kernel without such namespaces nothing is there to read.
+    let map = std::fs::read_to_string("/proc/self/uid_map").ok()?;
+    if has_all(&map) {
+        return None;
+    }
+    let named = std::fs::read_to_string("/proc/sys/kernel/overflowuid").ok();
+    Some(
+        named
+            .and_then(|uid| uid.trim().parse().ok())
+            .unwrap_or(65_534),
+    )
+}
+
+/// First number here, first outside, how many.
+fn has_all(map: &str) -> bool {
+    map.lines().any(|line| {
+        let mut fields = line.split_ascii_whitespace();
+        let (first, count) = (fields.next(), fields.nth(1));
+        first == Some("0") && count.and_then(|n| n.parse().ok()) == Some(u32::MAX)
+    })
+}
+
 /// The indexes of the network interfaces; of very many the first.
 fn devices() -> Vec<u32> {
     let Ok(interfaces) = nix::net::if_::if_nameindex() else {
@@ -140,6 +165,14 @@ pub fn is_of_this_machine(ip: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_namespace_has_a_number_for_every_user_or_one_that_stands_for_the_others() {
+        assert!(has_all("         0          0 4294967295\n"));
+        for part in ["", "65534 1000 1\n", "0 100000 65536\n1000 1000 1\n"] {
+            assert!(!has_all(part), "{part}");
+        }
+    }
 
     fn tcp_owner(peer: SocketAddr, own: SocketAddr) -> Owner {
         match came(peer, own) {

@@ -38,6 +38,7 @@ use crate::client::Place;
 use crate::config::{self, Flag};
 use crate::dashboard::{Page, PageConfig};
 use crate::edge::{self, Doors, ListenError};
+use crate::ends;
 use crate::identity;
 use crate::methods::{Local, Site};
 use crate::random::random;
@@ -85,6 +86,24 @@ pub fn run(global: &Global, args: &GatewayArgs, greet: bool) -> ExitCode {
 }
 
 /// Operators whom no door, or not every door, can know.
+/// Whom the kernel names by the number that stands for everybody without one is nobody known, so he must be no operator.
+fn can_tell_users(local: &config::Local) -> Result<(), Failure> {
+    let own = rustix::process::geteuid().as_raw();
+    let Some(nobody) = ends::nobody() else {
+        return Ok(());
+    };
+    if own != nobody && !local.uids(own).contains(&nobody) && !local.gids().contains(&nobody) {
+        return Ok(());
+    }
+    Err(Failure::of(
+        codes::CONFIG_INVALID,
+        format!(
+            "in this user namespace the number {nobody} stands for every user outside it, and it is an operator's here"
+        ),
+    )
+    .hint("run the gateway as another user of the namespace, and name no operator by that number"))
+}
+
 fn warn_of_operators(local: &config::Local) {
     let own = rustix::process::geteuid();
     if !local.has_others(own.as_raw()) {
@@ -158,6 +177,7 @@ async fn serve(
     })?;
     let address = SocketAddr::new(loaded.config.gateway.bind, loaded.config.gateway.port);
     let local = &loaded.config.gateway.local;
+    can_tell_users(local)?;
     warn_of_operators(local);
     let sub_uids = Arc::new(edge::sub_uids(&local.subuid_file));
     warn_of_lent(local, &sub_uids);

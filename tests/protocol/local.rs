@@ -279,3 +279,24 @@ fn no_gateway_serves_in_a_state_that_others_could_replace() {
     let mut gateway = gateway;
     gateway.launch();
 }
+
+/// The bug: in a user namespace one number stands for every user outside it, and where that was the gateway's own each of
+/// them was its operator.
+#[test]
+fn a_gateway_that_cannot_tell_users_apart_does_not_start() {
+    let others = ["unshare", "--user", "--map-user=65534"];
+    let mut gateway = Gateway::prepared(&[]);
+    let (exit, told) = gateway.launch_under(&others).unwrap_err();
+    assert!(
+        told.contains("CONFIG_INVALID") && told.contains("65534"),
+        "{exit}: {told}"
+    );
+    // Under a number of its own it serves, and an operator by that number is none there either.
+    let one = ["unshare", "--user", "--map-user=4711"];
+    let mut gateway = Gateway::prepared(&[]);
+    assert_eq!(gateway.launch_under(&one), Ok(()));
+    let named = [("gateway.local.operators", r#"["self", "uid:65534"]"#)];
+    let mut gateway = Gateway::prepared(&named);
+    let (_, told) = gateway.launch_under(&one).unwrap_err();
+    assert!(told.contains("CONFIG_INVALID"), "{told}");
+}

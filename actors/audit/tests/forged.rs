@@ -211,6 +211,7 @@ fn what_was_taken_back_is_not_undone_by_an_older_log_after_a_crash() {
         ("auth.token.rotate", true),
         ("approval.grant.revoke", true),
         ("vault.remove", true),
+        ("approval.resolve", true),
         // A record of what ran is under the next minute's word.
         ("exec.run", false),
     ] {
@@ -234,6 +235,41 @@ fn what_was_taken_back_is_not_undone_by_an_older_log_after_a_crash() {
             place.open(2).close();
         }
     }
+}
+
+/// The bug: an answer that had been used was good once more; a revocation was answered though nothing bound it.
+#[test]
+fn an_answer_is_used_up_before_its_run_and_what_cannot_be_bound_is_not_begun() {
+    let place = Place::new();
+    let log = place.open(1);
+    some(&log, 4);
+    let early = place.dir.with_file_name("early");
+    copy(&place.dir, &early);
+    let run = Entry {
+        approval_id: Some("ap1".into()),
+        ..Entry::new("exec.run")
+    };
+    log.append(Body::intent(run).unwrap()).unwrap();
+    log.crash();
+    let late = place.dir.with_file_name("late");
+    std::fs::rename(&place.dir, &late).unwrap();
+    copy(&early, &place.dir);
+    refused(&place, "the log ends before it, and had 6 records");
+    std::fs::remove_dir_all(&place.dir).unwrap();
+    std::fs::rename(&late, &place.dir).unwrap();
+    // A folder stands where the size is written down: root is kept from writing by nothing less.
+    let log = place.open(2);
+    let new = place
+        .dir
+        .with_file_name("keys")
+        .join("audit-0000000000000002.new");
+    std::fs::create_dir(&new).unwrap();
+    let entry = Body::intent(Entry::new("pairing.revoke")).unwrap();
+    assert_eq!(log.append(entry).unwrap_err().code(), "CANNOT_RECORD");
+    log.append(event(1)).unwrap();
+    std::fs::remove_dir(&new).unwrap();
+    log.intent("pairing.revoke");
+    log.close();
 }
 
 #[test]

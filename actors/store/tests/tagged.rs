@@ -335,3 +335,94 @@ fn a_row_that_lies_out_of_order_is_refused() {
         );
     }
 }
+
+fn varint(bytes: &[u8], at: usize) -> (usize, usize) {
+    match (bytes[at], bytes[at + 1]) {
+        (one @ ..128, _) => (usize::from(one), at + 1),
+        (one, two @ ..128) => (usize::from(one & 127) << 7 | usize::from(two), at + 2),
+        _ => panic!("a number of more than two bytes"),
+    }
+}
+
+/// The cells of a leaf of `object`, each its payload without the length before it; and where the page lies.
+fn cells(bytes: &[u8], root: usize, size: usize) -> (usize, Vec<Vec<u8>>) {
+    let two = |at: usize| usize::from(u16::from_be_bytes([bytes[at], bytes[at + 1]]));
+    let mut page = (root - 1) * size;
+    while bytes[page] == 2 {
+        let cell = page + two(page + 12);
+        let child = u32::from_be_bytes(bytes[cell..cell + 4].try_into().expect("four"));
+        page = (child as usize - 1) * size;
+    }
+    let cell = |n: usize| {
+        let (length, from) = varint(bytes, page + two(page + 8 + 2 * n));
+        bytes[from..from + length].to_vec()
+    };
+    (page, (0..two(page + 3)).map(cell).collect())
+}
+
+/// The bug: a record's header may say its own length in two bytes where one does. Every scan and check of SQLite takes that; its
+/// quick comparison of strings does not, and the row was found by no lookup: what had been revoked was valid again.
+#[test]
+fn a_row_that_no_lookup_finds_is_refused() {
+    let folder = folder();
+    let path = folder.path().join("state.db");
+    rt().block_on(filled(&path, &key(1)));
+    let right = rt().block_on(look(&path, &key(1))).expect("whole");
+    let raw = rusqlite::Connection::open(&path).expect("raw");
+    let number = |sql: &str| {
+        let found = raw.query_row(sql, [], |row| row.get::<_, u32>(0));
+        found.expect(sql) as usize
+    };
+    let root = number("SELECT rootpage FROM sqlite_schema WHERE name = 'object'");
+    let size = number("PRAGMA page_size");
+    drop(raw);
+    let good = std::fs::read(&path).expect("read");
+    let (page, cells) = cells(&good, root, size);
+    let mut refused = 0;
+    for hidden in 0..cells.len() {
+        let (mut bytes, mut end) = (good.clone(), size);
+        for (n, cell) in cells.iter().enumerate() {
+            let mut cell = cell.clone();
+            if n == hidden {
+                let length = cell[0] + 1;
+                assert!(length < 128);
+                cell.splice(..1, [0x80, length]);
+            }
+            let length = u16::try_from(cell.len()).expect("short");
+            let mut whole = vec![
+                0x80 | u8::try_from(length >> 7).expect("short"),
+                length.to_be_bytes()[1] & 127,
+            ];
+            whole.extend(cell);
+            end -= whole.len();
+            bytes[page + end..page + end + whole.len()].copy_from_slice(&whole);
+            let at = u16::try_from(end).expect("short").to_be_bytes();
+            bytes[page + 8 + 2 * n..page + 10 + 2 * n].copy_from_slice(&at);
+        }
+        // No free block, no fragments, and where the cells begin.
+        bytes[page + 1..page + 3].fill(0);
+        bytes[page + 5..page + 7]
+            .copy_from_slice(&u16::try_from(end).expect("short").to_be_bytes());
+        bytes[page + 7] = 0;
+        std::fs::write(&path, bytes).expect("write");
+        without_sidecars(&path);
+        let raw = rusqlite::Connection::open(&path).expect("raw");
+        let verdict = raw.query_row("PRAGMA integrity_check(1)", [], |row| {
+            row.get::<_, String>(0)
+        });
+        assert_eq!(
+            verdict.expect("check"),
+            "ok",
+            "SQLite itself does not see it"
+        );
+        drop(raw);
+        match rt().block_on(look(&path, &key(1))) {
+            Ok(seen) => assert_eq!(seen, right, "{hidden}"),
+            Err(code) => {
+                assert_eq!(code, "STATE_ROW_ALTERED");
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 0, "none of {} was hidden", cells.len());
+}
