@@ -2,7 +2,8 @@
 //!
 //! The HTTP library takes a bare LF for the end of a line (RFC 9112 2.2 allows either); what stands before us may take it
 //! for a part of the value, and pass on as one header what would be two here. So each bare LF in a head becomes a NUL,
-//! which no head may hold: the library answers 400 and closes. So does a `#` in the first line.
+//! which no head may hold: the library answers 400 and closes. So does a `#` in the first line, and what follows in a head
+//! with both a length and a transfer coding, of which the library would leave the length out.
 
 use std::io;
 use std::pin::Pin;
@@ -34,6 +35,8 @@ struct Lines {
     has_line: bool,
     /// Of the body that follows; `None`: not of a stated length.
     length: Option<u64>,
+    /// A length was stated, and a transfer coding: the head is two requests' (RFC 9112 6.1, 11.2).
+    ways: (bool, bool),
 }
 
 impl Lines {
@@ -43,6 +46,7 @@ impl Lines {
             after_cr: false,
             has_line: false,
             length: Some(0),
+            ways: (false, false),
         }
     }
 
@@ -72,6 +76,10 @@ impl Lines {
 
     fn head(&mut self, byte: &mut u8) {
         let At::Head(line) = &mut self.at else { return };
+        if self.ways == (true, true) {
+            *byte = 0;
+            return;
+        }
         let was_cr = std::mem::replace(&mut self.after_cr, *byte == b'\r');
         match *byte {
             b'\n' if was_cr => {
@@ -110,8 +118,10 @@ impl Lines {
             let digits = digits.filter(|v| v.bytes().all(|b| b.is_ascii_digit()));
             let said = digits.and_then(|v| v.parse().ok());
             self.length = self.length.and(said);
+            self.ways.0 = true;
         } else if is("transfer-encoding") || is("upgrade") {
             self.length = None;
+            self.ways.1 |= is("transfer-encoding");
         }
     }
 }
@@ -210,6 +220,19 @@ mod tests {
         Lines::new().take(&mut bytes);
         assert!(!bytes[..fits].contains(&0));
         assert_eq!(&bytes[fits..fits + 2], [0, 0]);
+    }
+
+    /// The bug, which fuzzing found: of a head with a length and a coding the library handed on the coding alone.
+    #[test]
+    fn a_head_with_a_length_and_a_coding_is_spoilt() {
+        for (one, other) in [
+            ("Content-Length: 2", "transfer-encoding: chunked"),
+            ("Transfer-Encoding: gzip, chunked", "Content-Length:2"),
+        ] {
+            let sent = format!("POST / HTTP/1.1\r\n{one}\r\nA: b\r\n{other}\r\n\r\nab");
+            let read = format!("POST / HTTP/1.1\r\n{one}\r\nA: b\r\n{other}\r\n\0\0\0\0");
+            assert_eq!(through(&sent), read);
+        }
     }
 
     /// The bug, which fuzzing found: `GET /a#b` was read as `GET /a`.

@@ -132,6 +132,7 @@ fn heads_of_seeds_are_taken_as_they_were_sent() {
         ("bare-lf", 0),
         ("bare-cr", 0),
         ("fragment", 0),
+        ("length-and-coding", 0),
     ] {
         assert_eq!(seed(name), count, "{name}");
     }
