@@ -6,25 +6,25 @@ use tokio::time::Instant;
 
 use super::scan::Unfinished;
 
-/// The budget of one connection.
+/// So many frames that say nothing at once, and so many a second after that. Our own clients count a gateway's by it.
 #[derive(Debug)]
-pub(super) struct Idle {
+pub struct IdleBudget {
     left: u32,
     filled: Instant,
-    seen: Option<Unfinished>,
 }
 
-impl Idle {
+impl Default for IdleBudget {
     /// Full.
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self {
             left: IDLE_FRAMES,
             filled: Instant::now(),
-            seen: None,
         }
     }
+}
 
-    /// One more frame that asks nothing.
+impl IdleBudget {
+    /// One more.
     pub fn may(&mut self) -> bool {
         if self.left == 0 {
             let seconds = self.filled.elapsed().as_secs();
@@ -37,6 +37,30 @@ impl Idle {
         }
         self.left -= 1;
         true
+    }
+
+    /// How many more there may be at once.
+    pub const fn left(&self) -> u32 {
+        self.left
+    }
+}
+
+/// The budget of one connection.
+#[derive(Debug, Default)]
+pub(super) struct Idle {
+    budget: IdleBudget,
+    seen: Option<Unfinished>,
+}
+
+impl Idle {
+    /// Full.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// One more frame that asks nothing.
+    pub fn may(&mut self) -> bool {
+        self.budget.may()
     }
 
     /// Asked at each ping: is it the same message as at the last one, with hardly more of it there?

@@ -35,6 +35,7 @@ pub use answer::Params;
 pub use config::ConnectionConfig;
 pub use echo::echo;
 pub use handle::{CAPACITY, ConnectionHandle};
+pub use idle::IdleBudget;
 pub use io::{Io, Stream};
 pub use messages::{
     Accepted, Certificate, CloseOrder, ConnectionMsg, ConnectionNews, EndSessions, Sessions,

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use portcullis_core::protocol::limits::{IDLE_FRAMES, IDLE_FRAMES_PER_SECOND};
+use portcullis_actors::connection::IdleBudget;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
@@ -24,38 +24,6 @@ const STANDS: Duration = Duration::from_secs(30);
 /// What ends the answer to the upgrade.
 const END: &[u8] = b"\r\n\r\n";
 
-/// So many at once, and so many a second after that.
-#[derive(Debug)]
-pub struct Allowance {
-    left: u32,
-    filled: Instant,
-}
-
-impl Allowance {
-    /// Full.
-    pub fn new() -> Self {
-        Self {
-            left: IDLE_FRAMES,
-            filled: Instant::now(),
-        }
-    }
-
-    /// One more that says nothing.
-    pub fn may(&mut self) -> bool {
-        if self.left == 0 {
-            let seconds = self.filled.elapsed().as_secs();
-            let more = seconds.saturating_mul(u64::from(IDLE_FRAMES_PER_SECOND));
-            if more == 0 {
-                return false;
-            }
-            self.left = u32::try_from(more).unwrap_or(u32::MAX).min(IDLE_FRAMES);
-            self.filled = Instant::now();
-        }
-        self.left -= 1;
-        true
-    }
-}
-
 /// Headers of what comes (RFC 6455 5.2), behind the answer to the upgrade.
 #[derive(Debug)]
 struct Frames {
@@ -64,7 +32,7 @@ struct Frames {
     header: [u8; 10],
     have: usize,
     payload_left: u64,
-    allowance: Allowance,
+    budget: IdleBudget,
 }
 
 impl Frames {
@@ -74,7 +42,7 @@ impl Frames {
             header: [0; 10],
             have: 0,
             payload_left: 0,
-            allowance: Allowance::new(),
+            budget: IdleBudget::default(),
         }
     }
 
@@ -108,7 +76,7 @@ impl Frames {
         self.have = 0;
         self.payload_left = length;
         let is_control = self.header[0] & 0x0f >= 8;
-        if (is_control || length < SHORT) && !self.allowance.may() {
+        if (is_control || length < SHORT) && !self.budget.may() {
             return Err(io::Error::other(FLOOD));
         }
         Ok(())
@@ -192,6 +160,8 @@ impl AsyncWrite for Counted {
 
 #[cfg(test)]
 mod tests {
+    use portcullis_core::protocol::limits::IDLE_FRAMES;
+
     use super::*;
 
     const ANSWER: &[u8] = b"HTTP/1.1 101 X\r\nUpgrade: websocket\r\n\r\n";
@@ -230,7 +200,7 @@ mod tests {
                     frames.pass(part).unwrap();
                 }
             }
-            assert_eq!(frames.allowance.left, IDLE_FRAMES, "{piece}");
+            assert_eq!(frames.budget.left(), IDLE_FRAMES, "{piece}");
         }
     }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
+use portcullis_actors::connection::IdleBudget;
 use portcullis_core::auth::{Role, Scope};
 use portcullis_core::codes;
 use portcullis_core::protocol::ConnectRefusal;
@@ -22,7 +23,7 @@ use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
 use super::address::{Address, Stream};
 use super::device::Who;
-use super::idle::{Allowance, Counted, FLOOD};
+use super::idle::{Counted, FLOOD};
 use super::remote::Remote;
 use super::seen;
 use super::server;
@@ -52,7 +53,7 @@ pub enum Door {
 pub struct Client {
     socket: WebSocketStream<Counted>,
     /// For messages that say nothing to us.
-    idle: Allowance,
+    idle: IdleBudget,
     /// Why nothing comes any more: it is said once by the socket, and may have been said to who looked for something else.
     over: Option<Failure>,
     next_id: u64,
@@ -210,7 +211,7 @@ impl Client {
             })?;
         let mut client = Self {
             socket,
-            idle: Allowance::new(),
+            idle: IdleBudget::default(),
             over: None,
             next_id: 0,
             seq: 0,
