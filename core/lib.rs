@@ -9,6 +9,7 @@ pub mod codes;
 pub mod dashboard;
 pub mod device;
 pub mod display;
+pub mod egress;
 pub mod encoding;
 pub mod identity;
 pub mod ids;

@@ -10,6 +10,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::display;
+use crate::egress::Rules;
 use crate::ids::{AgentId, Hash32};
 
 mod encode;
@@ -188,11 +189,14 @@ pub enum Stdin {
 }
 
 /// The network that the command sees.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Egress {
     /// The plan grants none: a box has no network. A host command is not confined by it and keeps the machine's.
     None,
+    /// A box without a network, and the gateway's proxy to these hosts: `host:port`, each in its one form, ascending
+    /// ([`Rules::texts`]).
+    Hosts(Vec<String>),
     /// The host's network, for a box too.
     Host,
 }
@@ -449,6 +453,7 @@ impl ExecPlan {
         }
         self.validate_operands()?;
         self.validate_user()?;
+        self.validate_egress()?;
         if !(1..=86_400_000).contains(&self.limits.timeout_ms) {
             return Err(field("limits.timeout_ms", "1 ms to 24 h"));
         }
@@ -496,6 +501,24 @@ impl ExecPlan {
                 "executable",
                 "a resolved path of at most 4096 bytes without NUL",
             ))
+        }
+    }
+
+    fn validate_egress(&self) -> Result<(), PlanError> {
+        let Egress::Hosts(hosts) = &self.egress else {
+            return Ok(());
+        };
+        if self.target != Target::Sandbox {
+            return Err(PlanError::Mismatch(
+                "only a command in the sandbox has a list of hosts",
+            ));
+        }
+        match Rules::new(hosts) {
+            Ok(rules) if !rules.is_empty() && rules.texts() == *hosts => Ok(()),
+            _ => Err(field(
+                "egress",
+                "rules as host:port in their one form, ascending, at least one",
+            )),
         }
     }
 

@@ -99,6 +99,11 @@ impl fmt::Display for Network {
 }
 
 impl Network {
+    /// Its first address.
+    pub const fn first(&self) -> IpAddr {
+        self.ip
+    }
+
     /// Is that address in it?
     pub fn contains(&self, ip: IpAddr) -> bool {
         let (own, width) = bits(self.ip);

@@ -93,10 +93,17 @@ impl ExecPlan {
             w.bytes(&cpu_millis.map_or(Vec::new(), |n| n.to_be_bytes().to_vec()));
             w.bytes(&pids.map_or(Vec::new(), |n| n.to_be_bytes().to_vec()));
         });
-        out.text(match self.egress {
-            Egress::None => "none",
-            Egress::Host => "host",
-        });
+        match &self.egress {
+            Egress::None => out.text("none"),
+            Egress::Host => out.text("host"),
+            // Longer than either word, whatever is in it.
+            Egress::Hosts(hosts) => out.nested(|w| {
+                w.text("hosts");
+                for host in hosts {
+                    w.text(host);
+                }
+            }),
+        }
         out.bytes(&self.profile_digest.0);
         if whole {
             out.bytes(&self.nonce.0);

@@ -136,12 +136,18 @@ prop_compose! {
         held in proptest::collection::vec(held(), 0..3),
         env in proptest::collection::btree_map("[AB]{1,2}", env_value(), 0..3),
         limits in (1..3u64, 1..3u64, proptest::option::of(0..2u64), proptest::option::of(0..2u32), proptest::option::of(0..2u32)),
-        egress in prop_oneof![Just(Egress::None), Just(Egress::Host)],
+        hosts in proptest::collection::btree_set("[ab]{1,2}:(1|443)", 0..3),
+        is_host in any::<bool>(),
         profile in 0..2u8,
         nonce in proptest::collection::vec(0..2u8, 16..=18),
     ) -> ExecPlan {
         let argv: Vec<String> = std::iter::once(head).chain(tail).collect();
         let held = if target == Target::Host { held } else { vec![] };
+        let egress = match (&target, hosts.is_empty()) {
+            (Target::Sandbox, false) => Egress::Hosts(Rules::new(hosts).unwrap().texts()),
+            _ if is_host => Egress::Host,
+            _ => Egress::None,
+        };
         ExecPlan {
             v: Form::V2,
             target,
@@ -453,4 +459,37 @@ fn another_version_or_an_unknown_field_is_not_read() {
     ] {
         assert!(ExecPlan::from_json(bad.as_bytes()).is_err(), "{bad}");
     }
+}
+
+#[test]
+fn a_list_of_hosts_is_for_the_sandbox_and_has_one_form() {
+    let mut plan = host_plan(&["x"]);
+    plan.target = Target::Sandbox;
+    plan.executable = Executable::Workspace { path: "x".into() };
+    plan.operands.clear();
+    let mut none = plan.clone();
+    none.egress = Egress::None;
+    let hosts = |texts: &[&str]| Egress::Hosts(texts.iter().map(|t| (*t).to_owned()).collect());
+    plan.egress = hosts(&["api.example.com:443", "*.example.com:443"]);
+    plan.validate_shape().unwrap();
+    assert_ne!(plan.plan_hash(), none.plan_hash());
+    let again = ExecPlan::from_json(&plan.to_json()).unwrap();
+    assert_eq!(again, plan);
+    for bad in [
+        &[][..],
+        &["api.example.com"],
+        &["API.example.com:443"],
+        &["*.example.com:443", "api.example.com:443"],
+        &["a.example:443", "a.example:443"],
+        &["http://a.example:443"],
+    ] {
+        plan.egress = hosts(bad);
+        assert!(plan.validate_shape().is_err(), "{bad:?}");
+    }
+    plan.egress = hosts(&["a.example:443"]);
+    plan.target = Target::Node("n".into());
+    plan.executable = Executable::Node {
+        claimed_sha256: None,
+    };
+    assert!(plan.validate_shape().is_err());
 }

@@ -1,6 +1,7 @@
 //! What the fuzzer calls with bytes of its own making.
 #![forbid(unsafe_code)]
 
+pub mod egress;
 #[cfg(feature = "gateway")]
 pub mod gateway;
 #[cfg(feature = "gateway")]

@@ -30,6 +30,18 @@ pub fn target(request: &Value) -> String {
     clean(field(request, "target"))
 }
 
+/// One word, or the hosts that the gateway's proxy lets it reach, one a line.
+fn network(request: &Value) -> Vec<String> {
+    let hosts = request.pointer("/egress/hosts").and_then(Value::as_array);
+    match hosts {
+        Some(hosts) => hosts
+            .iter()
+            .map(|host| clean(host.as_str().unwrap_or_default()))
+            .collect(),
+        None => vec![clean(field(request, "egress"))],
+    }
+}
+
 fn place(request: &Value) -> String {
     match target(request).as_str() {
         "" => String::new(),
@@ -67,7 +79,7 @@ pub fn rows(approval: &Value) -> Vec<(&'static str, String)> {
     put("cwd", one("cwd"));
     put("user", vec![user(request)]);
     put("env", list(request, "env").iter().map(variable).collect());
-    put("network", one("egress"));
+    put("network", network(request));
     let limit = request
         .pointer("/limits/timeout_ms")
         .and_then(Value::as_u64);
@@ -229,6 +241,20 @@ mod tests {
 
     fn on_host(path: &str, digit: &str) -> Value {
         json!({"path": path, "dev": 1, "ino": 2, "sha256": digit.repeat(64)})
+    }
+
+    #[test]
+    fn the_hosts_that_it_may_reach_are_shown_one_a_line() {
+        let shown = card(
+            &json!({"request": {"egress": {"hosts": ["a.example:443", "b.example:443\u{1b}"]}}}),
+        );
+        assert!(shown.contains("network    a.example:443\n"), "{shown}");
+        assert!(
+            shown.contains("           b.example:443\\u{1b}\n"),
+            "{shown}"
+        );
+        let shown = card(&json!({"request": {"egress": "none"}}));
+        assert!(shown.contains("network    none\n"), "{shown}");
     }
 
     #[test]

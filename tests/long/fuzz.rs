@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+#[path = "../../fuzz/src/egress.rs"]
+mod egress;
 #[path = "../../fuzz/src/gateway.rs"]
 mod gateway;
 #[path = "../../fuzz/src/heads.rs"]
@@ -24,6 +26,7 @@ fn all() -> impl Iterator<Item = &'static parsers::Target> {
         .chain(wire::ALL)
         .chain(gateway::ALL)
         .chain(heads::ALL)
+        .chain(egress::ALL)
 }
 
 fn folder() -> PathBuf {
