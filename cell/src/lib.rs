@@ -24,3 +24,5 @@ pub const INITIAL_WINDOW: u32 = 256 * 1024;
 pub const MAX_ITEMS: usize = 4096;
 /// Longest nonce of a HELLO, in bytes.
 pub const MAX_NONCE: usize = 128;
+/// Where a box that may reach hosts has its proxy: on 127.0.0.1, passed on by its pid 1.
+pub const RELAY_PORT: u16 = 3128;

@@ -1,6 +1,7 @@
 //! The cell: pid 1 of every box.
 //!
-//! - `portcullis-cell box --socket PATH --nonce HEX --dead-man SECONDS` is pid 1: it dials the host and starts one of the next per run.
+//! - `portcullis-cell box --socket PATH --nonce HEX --dead-man SECONDS [--egress PATH]` is pid 1: it dials the host and starts one of the next
+//!   per run; with `--egress` it passes what connects to 127.0.0.1 on to that socket.
 //! - `portcullis-cell run` supervises one run after another: its subreaper, clock, output and end. Its control channel is its standard input.
 //! - `portcullis-cell host --exe-fd N ...` is not in a box: it supervises one approved command of the host, as another user.
 //! - `portcullis-cell probe` is a command in a box that tries to get out of it: a driver's proof.
@@ -13,6 +14,7 @@ mod launch;
 mod output;
 mod pid1;
 mod probe;
+mod relay;
 mod rules;
 mod runner;
 mod start;

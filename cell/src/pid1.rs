@@ -35,6 +35,8 @@ struct Options {
     socket: String,
     nonce: String,
     dead_man: Duration,
+    /// The gateway's proxy, where the box may reach hosts.
+    egress: Option<String>,
 }
 
 fn options(mut arguments: impl Iterator<Item = String>) -> Result<Options, String> {
@@ -42,6 +44,7 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Options, Strin
         socket: "/run/portcullis/s".to_owned(),
         nonce: String::new(),
         dead_man: Duration::from_mins(1),
+        egress: None,
     };
     while let Some(name) = arguments.next() {
         let value = arguments
@@ -49,6 +52,7 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Options, Strin
             .ok_or_else(|| format!("{name} needs a value"))?;
         match name.as_str() {
             "--socket" => options.socket = value,
+            "--egress" => options.egress = Some(value),
             "--nonce" if value.len() <= MAX_NONCE => options.nonce = value,
             "--dead-man" => {
                 options.dead_man = Duration::from_secs(
@@ -73,6 +77,10 @@ pub fn main(arguments: impl Iterator<Item = String>) -> Result<(), String> {
     crate::rules::seccomp()?;
     // The daemon's own mask would leave an agent's files unreadable to the agent's other tools.
     let _ = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    // Before the first run, which could take the port. Its thread has the filters of this one.
+    if let Some(socket) = options.egress.clone() {
+        crate::relay::start(socket)?;
+    }
     let now = Instant::now();
     let mut pid1 = Pid1 {
         runs: Vec::new(),
