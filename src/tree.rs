@@ -16,7 +16,7 @@ use portcullis_actors::dashboard::{Dashboard, DashboardHandle};
 use portcullis_actors::exec::{AgentLimits, ExecHandle, ExecWiring};
 use portcullis_actors::nodes::{NodesHandle, NodesWiring};
 use portcullis_actors::pairing::{PairingHandle, PairingWiring};
-use portcullis_actors::sandbox_pool::{SandboxPool, SandboxPoolHandle, SandboxPoolWiring};
+use portcullis_actors::sandbox_pool::{SandboxPool, SandboxPoolHandle, SandboxPoolWiring, Ways};
 use portcullis_actors::signing::{SigningHandle, SigningWiring};
 use portcullis_actors::sinks::{self, SinksHandle, SinksWiring};
 use portcullis_actors::store::Store;
@@ -248,6 +248,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             cell: ground.cell,
             owner: ground.owner,
             boot: boot.clone(),
+            ways: Some(Ways::new(audit.clone())),
         },
     ));
     let nodes = NodesHandle::add(

@@ -13,6 +13,7 @@ use super::boxes::{Live, Place, answer_when_accepted, end_box};
 use super::config::{Choice, SandboxPoolConfig};
 use super::driver::{Driver, ProbeContext};
 use super::drivers::{Drivers, Retry, Waiting};
+use super::egress::Ways;
 use super::folders;
 use super::messages::{BoxProfile, PoolError, PoolStatus, RunTicket, SandboxPoolMsg, Start};
 use super::request::{profile_hash, spawn};
@@ -33,6 +34,8 @@ pub struct SandboxPoolWiring {
     pub owner: String,
     /// This start of it.
     pub boot: String,
+    /// What the ways out of boxes share; without it no box has one, and who should have one is not made.
+    pub ways: Option<Ways>,
 }
 
 /// The room.
@@ -186,6 +189,7 @@ impl SandboxPool {
             limits: self.context.limits,
             timeout_ms: self.wiring.config.timeout(timeout),
             output_bytes: self.wiring.config.output_cap_bytes,
+            egress: self.wiring.config.egress.texts(),
         });
     }
 

@@ -10,11 +10,12 @@ use tokio::time::Instant;
 use super::actor::SandboxPool;
 use super::driver::{Driver, ProbeContext};
 use super::drivers::{Drivers, MOST_WAITING};
+use super::egress::EgressWiring;
 use super::folders;
 use super::messages::{PoolError, RunTicket, SandboxPoolMsg, Start};
 use super::probe::random_hex;
 use super::runs::{Accepted, NotAccepted, Order};
-use super::sandbox::{Sandbox, SandboxHandle, SandboxWiring};
+use super::sandbox::{Sandbox, SandboxHandle, SandboxWiring, WayOut};
 use super::spec::BoxSpec;
 use super::standing::Standing;
 use crate::supervision::{ChildEnd, Crash, Ctx, Flag, FlagReader};
@@ -123,6 +124,11 @@ impl SandboxPool {
             profile_hash: profile.to_owned(),
             nonce: random_hex(16)?,
             dead_man: DEAD_MAN,
+            egress: !self.wiring.config.egress.is_empty(),
+        };
+        let egress = match self.way_out(&spec) {
+            Ok(egress) => egress,
+            Err(refusal) => return Ok(Place::Nowhere(refusal)),
         };
         self.next += 1;
         let shown = Arc::new(Flag::new(Standing::new()));
@@ -132,6 +138,7 @@ impl SandboxPool {
             spec,
             idle: self.wiring.config.idle(),
             shown,
+            egress,
         };
         let child = self.ctx.child::<Sandbox>(self.next, wiring, BOX_GATE);
         let live = Live {
@@ -144,6 +151,34 @@ impl SandboxPool {
         };
         self.boxes.insert(self.next, live);
         Ok(Place::In(self.next))
+    }
+
+    /// The way out of a box that may reach hosts.
+    fn way_out(&self, spec: &BoxSpec) -> Result<Option<WayOut>, PoolError> {
+        if !spec.egress {
+            return Ok(None);
+        }
+        let Some(ways) = &self.wiring.ways else {
+            return Err(PoolError::NoBox(
+                "it may reach hosts, and there is no log to record that in".to_owned(),
+            ));
+        };
+        let (id, agent) = (spec.id.clone(), spec.agent.clone());
+        let runs = Arc::new(Flag::new(Arc::from([])));
+        Ok(Some(WayOut {
+            wiring: EgressWiring {
+                ways: ways.clone(),
+                rules: self.wiring.config.egress.clone(),
+                addresses: self.wiring.config.egress_to_networks.clone(),
+                section: "[sandbox]".to_owned(),
+                agent,
+                id,
+                run_dir: spec.run_dir.clone(),
+                gid: spec.gid,
+                runs: runs.reader(),
+            },
+            runs,
+        }))
     }
 
     /// Keeps a request until a box has ended.

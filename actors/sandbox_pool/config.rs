@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use portcullis_core::egress::{Addresses, Rules};
 use serde::{Deserialize, Serialize};
 
 use super::spec::BoxLimits;
@@ -52,6 +53,10 @@ pub struct SandboxPoolConfig {
     pub max_boxes: usize,
     /// False: run the native driver also where it can set no ceilings (memory, processor, processes). Weaker, and shown as such.
     pub require_cgroup: bool,
+    /// Hosts that boxes may reach, `host:port`; none: nothing leaves a box.
+    pub egress: Rules,
+    /// Networks that names of `egress` may stand for although they are not the world's.
+    pub egress_to_networks: Addresses,
 }
 
 /// The config names every key, so "none" is written as an empty text.
@@ -77,6 +82,8 @@ impl Default for SandboxPoolConfig {
             idle_secs: 600,
             max_boxes: 32,
             require_cgroup: true,
+            egress: Rules::default(),
+            egress_to_networks: Addresses::default(),
         }
     }
 }
@@ -106,6 +113,10 @@ impl SandboxPoolConfig {
             (self.open_files < 32, "open_files must be at least 32"),
             (self.idle_secs == 0, "idle_secs must be at least 1"),
             (self.max_boxes == 0, "max_boxes must be at least 1"),
+            (
+                self.egress_to_networks.in_vain().is_some(),
+                "egress_to_networks must not name link-local, multicast or metadata addresses: they are never dialled",
+            ),
         ];
         rules
             .into_iter()

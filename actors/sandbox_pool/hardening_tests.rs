@@ -31,6 +31,7 @@ fn spec() -> BoxSpec {
         profile_hash: "profile".to_owned(),
         nonce: "ff".to_owned(),
         dead_man: Duration::from_mins(1),
+        egress: false,
     }
 }
 

@@ -43,6 +43,29 @@ impl From<FrameError> for LinkError {
     }
 }
 
+/// Makes the control folder (0750, group `gid`) where it is missing and listens on `name` in it, for the box's group. The descriptor
+/// must live as long as the socket: its number is in the address that was bound. Must be called on the runtime.
+pub fn listen(run_dir: &Path, name: &str, gid: u32) -> io::Result<(UnixListener, OwnedFd)> {
+    let folder = folders::run_dir(run_dir, gid)?;
+    match rustix::fs::unlinkat(&folder, name, AtFlags::empty()) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+        Err(error) => return Err(error.into()),
+    }
+    // Through the descriptor: the folder cannot be swapped, and the path never exceeds the 107 bytes of an address.
+    let socket = UnixListener::bind(format!("/proc/self/fd/{}/{name}", folder.as_raw_fd()))?;
+    if rustix::process::geteuid().is_root() {
+        rustix::fs::chownat(
+            &folder,
+            name,
+            Some(Uid::ROOT),
+            Some(Gid::from_raw(gid)),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )?;
+    }
+    rustix::fs::chmodat(&folder, name, Mode::from_raw_mode(0o660), AtFlags::empty())?;
+    Ok((socket, folder))
+}
+
 /// The socket that one box's cell dials.
 #[derive(Debug)]
 pub struct Listener {
@@ -52,25 +75,9 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Makes the control folder (0750, group `gid`) where it is missing and listens on `s` in it. Must be called on the runtime.
+    /// Listens on `s` of the control folder, as [`listen`].
     pub fn bind(run_dir: &Path, gid: u32) -> io::Result<Self> {
-        let folder = folders::run_dir(run_dir, gid)?;
-        match rustix::fs::unlinkat(&folder, "s", AtFlags::empty()) {
-            Ok(()) | Err(rustix::io::Errno::NOENT) => {}
-            Err(error) => return Err(error.into()),
-        }
-        // Through the descriptor: the folder cannot be swapped, and the path never exceeds the 107 bytes of an address.
-        let socket = UnixListener::bind(format!("/proc/self/fd/{}/s", folder.as_raw_fd()))?;
-        if rustix::process::geteuid().is_root() {
-            rustix::fs::chownat(
-                &folder,
-                "s",
-                Some(Uid::ROOT),
-                Some(Gid::from_raw(gid)),
-                AtFlags::SYMLINK_NOFOLLOW,
-            )?;
-        }
-        rustix::fs::chmodat(&folder, "s", Mode::from_raw_mode(0o660), AtFlags::empty())?;
+        let (socket, folder) = listen(run_dir, "s", gid)?;
         Ok(Self {
             socket,
             _folder: folder,

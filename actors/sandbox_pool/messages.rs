@@ -60,6 +60,8 @@ pub struct BoxProfile {
     pub timeout_ms: u64,
     /// Bytes of each output stream.
     pub output_bytes: u64,
+    /// Hosts that it may reach, `host:port` in their one form; none: it has no way out.
+    pub egress: Vec<String>,
 }
 
 /// Why a run was not started. Nothing ran.

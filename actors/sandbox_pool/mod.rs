@@ -2,11 +2,13 @@
 //!
 //! - *Owns*: the sandbox driver, one warm box per agent (a `sandbox/` child each), the agents' workspace folders and `run/b/`.
 //! - *Called by*: `exec`, through [`SandboxPoolHandle`].
-//! - *Calls*: nothing below it; a driver (bubblewrap, or a Docker engine).
+//! - *Calls*: `audit`, for what leaves boxes that may reach hosts; a driver (bubblewrap, or a Docker engine).
 //! - *On a crash*: its boxes' actors die with it, their runs end as `box lost`; on start every box that carries this gateway's label is
 //!   ended and the drivers are tried again. Workspaces are not touched.
 //! - *Refuses when*: no driver has proven itself (`NO_DRIVER`, with what each said), all boxes are in use, or a box cannot be made. There is
 //!   no falling back to the host.
+//!
+//! Where the configuration names hosts, a box has a child more: its way out ([`egress`]).
 //!
 //! A box is made by a [`Driver`], from a [`BoxSpec`]; the cell in it dials `run/b/<id>/s` (`link`), and `runs` keeps the runs on that link.
 
@@ -20,6 +22,7 @@ mod config;
 pub mod docker;
 pub mod driver;
 mod drivers;
+pub mod egress;
 pub mod engine;
 mod evidence;
 mod folders;
@@ -42,6 +45,7 @@ pub use choose::{Chosen, choose};
 pub use config::{Choice, SandboxPoolConfig};
 pub use docker::Docker;
 pub use driver::{Driver, DriverError, ProbeContext};
+pub use egress::Ways;
 pub use engine::EngineConfig;
 pub use handle::SandboxPoolHandle;
 pub use messages::{BoxProfile, PoolError, PoolStatus, RunSpec, RunTicket, SandboxPoolMsg};

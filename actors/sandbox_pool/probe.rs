@@ -155,6 +155,7 @@ impl Trial<'_> {
             boot: context.boot.clone(),
             profile_hash: "probe".to_owned(),
             nonce: random_hex(16).map_err(text("nonce"))?,
+            egress: false,
             dead_man: WITHIN,
         };
         let listener = Listener::bind(self.run_dir, context.gid).map_err(text("control socket"))?;

@@ -23,6 +23,10 @@ pub fn spawn(config: &SandboxPoolConfig, spec: &RunSpec) -> Result<Spawn, String
         .into_iter()
         .map(|(name, value)| (name.to_owned(), Value::new(value)))
         .collect();
+    if !config.egress.is_empty() {
+        let proxies = BoxSpec::egress_env().into_iter();
+        env.extend(proxies.map(|(name, value)| (name.to_owned(), Value::new(&value))));
+    }
     for (name, value) in &spec.env {
         if name.is_empty() || name.contains('=') {
             return Err(format!("env: {name:?} is no name of a variable"));
@@ -70,7 +74,7 @@ pub fn profile_hash(
     driver: &Driver,
 ) -> String {
     let text = format!(
-        "portcullis-profile-v1\n{}\ncell {}\nuid {} gid {}\nmemory {} cpu {} pids {}\nfiles {} bytes {}\noutput {}\nnetwork none\n",
+        "portcullis-profile-v1\n{}\ncell {}\nuid {} gid {}\nmemory {} cpu {} pids {}\nfiles {} bytes {}\noutput {}\nnetwork none\negress {:?}\negress_to_networks {:?}\n",
         driver.name(),
         cell,
         context.uid,
@@ -81,6 +85,8 @@ pub fn profile_hash(
         config.open_files,
         config.file_bytes,
         config.output_cap_bytes,
+        config.egress.texts(),
+        config.egress_to_networks.texts(),
     );
     Hash32::of(text.as_bytes()).to_string()
 }

@@ -185,6 +185,8 @@ pub struct Runs {
     /// Orders that came before it served.
     first: VecDeque<Order>,
     shown: Option<Arc<Flag<Standing>>>,
+    /// Where the names of what runs are shown.
+    named: Option<Arc<Flag<Arc<[RunId]>>>>,
 }
 
 impl Runs {
@@ -205,6 +207,7 @@ impl Runs {
             retiring: false,
             first: VecDeque::new(),
             shown: None,
+            named: None,
         }
     }
 
@@ -214,6 +217,19 @@ impl Runs {
         self.first = first;
         self.shown = Some(shown);
         self
+    }
+
+    /// Shows the names of the runs under way.
+    #[must_use]
+    pub fn naming(mut self, named: Option<Arc<Flag<Arc<[RunId]>>>>) -> Self {
+        self.named = named;
+        self
+    }
+
+    fn name(&self) {
+        if let Some(named) = &self.named {
+            named.set(self.live.values().map(|run| run.name.clone()).collect());
+        }
     }
 
     /// Serves until the link ends, the orders end, or the box must be given up. Every run that was alive gets [`RunEvent::BoxLost`], or
@@ -383,6 +399,7 @@ impl Runs {
             deaf: false,
         };
         self.live.insert(id, run);
+        self.name();
     }
 
     fn cancel(&mut self, id: u32) -> Result<(), LinkError> {
@@ -487,6 +504,7 @@ impl Runs {
         }
         if run.over && run.waiting.is_empty() {
             self.live.remove(&id);
+            self.name();
             self.idle_since = Instant::now();
         } else if run.owed >= GIVE_BACK && !run.over {
             run.credit += run.owed;

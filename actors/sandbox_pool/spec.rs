@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use portcullis_cell::RELAY_PORT;
 use portcullis_core::ids::{AgentId, BoxId};
 
 /// Where the box's cell binary is seen from inside.
@@ -11,6 +12,8 @@ pub const CELL_INSIDE: &str = "/run/portcullis-cell";
 pub const RUN_INSIDE: &str = "/run/portcullis";
 /// The control socket as the cell dials it.
 pub const SOCKET_INSIDE: &str = "/run/portcullis/s";
+/// The socket of the box's way out, where it has one, as the cell dials it.
+pub const EGRESS_INSIDE: &str = "/run/portcullis/e";
 /// The agent's folder as seen from inside; also HOME and the default working folder.
 pub const WORKSPACE_INSIDE: &str = "/workspace";
 /// Host name inside every box.
@@ -60,12 +63,14 @@ pub struct BoxSpec {
     pub nonce: String,
     /// How long the cell outlives a host that does not answer.
     pub dead_man: Duration,
+    /// It may reach hosts: the cell passes 127.0.0.1 on to [`EGRESS_INSIDE`]. The box has no network in either case.
+    pub egress: bool,
 }
 
 impl BoxSpec {
     /// Command line of the box's pid 1, the same in every driver.
     pub fn cell_argv(&self) -> Vec<String> {
-        vec![
+        let mut argv = vec![
             CELL_INSIDE.to_owned(),
             "box".to_owned(),
             "--socket".to_owned(),
@@ -74,7 +79,11 @@ impl BoxSpec {
             self.nonce.clone(),
             "--dead-man".to_owned(),
             self.dead_man.as_secs().max(1).to_string(),
-        ]
+        ];
+        if self.egress {
+            argv.extend(["--egress".to_owned(), EGRESS_INSIDE.to_owned()]);
+        }
+        argv
     }
 
     /// The whole environment of the box's pid 1, the same in every driver. A run's own variables travel in its SPAWN.
@@ -85,6 +94,19 @@ impl BoxSpec {
             ("LANG", "C.UTF-8"),
             ("TMPDIR", "/tmp"),
         ]
+    }
+
+    /// What the runs of a box with a way out have besides: where the proxy is, in the spellings that programs look for. Node looks at them
+    /// from version 22 on, and only if it is told to.
+    pub fn egress_env() -> Vec<(&'static str, String)> {
+        let proxy = format!("http://127.0.0.1:{RELAY_PORT}");
+        let all = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];
+        let none = "localhost,127.0.0.1,::1".to_owned();
+        let mut env: Vec<_> = all.iter().map(|name| (*name, proxy.clone())).collect();
+        env.extend(["http_proxy", "https_proxy", "all_proxy"].map(|name| (name, proxy.clone())));
+        env.extend(["NO_PROXY", "no_proxy"].map(|name| (name, none.clone())));
+        env.push(("NODE_USE_ENV_PROXY", "1".to_owned()));
+        env
     }
 }
 

@@ -736,3 +736,29 @@ fn a_name_that_no_browser_can_bring_is_an_error_of_its_key() {
         );
     }
 }
+
+#[test]
+fn a_host_that_boxes_may_reach_is_a_rule_or_an_error_of_its_key() {
+    let list = |key: &str, text: &str| format!("[sandbox]\n{key} = [{text:?}]\n");
+    for good in ["api.example.com", "*.example.com:8443", "192.0.2.7:80"] {
+        file(&list("egress", good)).unwrap();
+    }
+    file(&list("egress_to_networks", "10.1.0.0/16")).unwrap();
+    for (key, bad) in [
+        ("egress", "*"),
+        ("egress", "https://api.example.com"),
+        ("egress", "api.example.com:0"),
+        ("egress", "0x7f.1:80"),
+        ("egress", "b\u{fc}cher.example"),
+        ("egress_to_networks", "10.1.2.3/8"),
+        ("egress_to_networks", "0.0.0.0/0"),
+        ("egress_to_networks", "169.254.0.0/16"),
+        ("egress_to_networks", "169.254.169.254"),
+    ] {
+        let said = errors(&list(key, bad));
+        assert!(
+            said.len() == 1 && said[0].contains(&format!("sandbox.{key}")),
+            "{bad}: {said:?}"
+        );
+    }
+}

@@ -2,6 +2,7 @@
 
 mod cli;
 mod drivers;
+mod egress;
 mod engine;
 mod evidence;
 mod held;

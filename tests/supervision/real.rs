@@ -185,6 +185,7 @@ impl Ground {
                     self.state.path().file_name().unwrap().to_string_lossy()
                 ),
                 boot: "boot-1".to_owned(),
+                ways: None,
             },
         ))
     }

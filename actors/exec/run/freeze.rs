@@ -220,6 +220,10 @@ async fn in_box(
             with_secrets(wiring, request, plain(&request.env), &named).await?
         },
         limits,
+        egress: match &profile.egress[..] {
+            [] => Egress::None,
+            hosts => Egress::Hosts(hosts.to_vec()),
+        },
         profile_digest: Hash32::try_from(profile.profile_hash.clone()).map_err(invalid)?,
         ..blank(request, seal)
     };

@@ -111,6 +111,7 @@ pub async fn house_of(
         cell,
         owner: format!("test-{}", state.file_name().unwrap().to_string_lossy()),
         boot: format!("boot-{boot}"),
+        ways: None,
     };
     let pool = SandboxPoolHandle::new(tree.room::<SandboxPool>(Policy::new(256), pool));
     let policy = AgentPolicy {

@@ -4,20 +4,24 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use portcullis_core::ids::RunId;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
 use super::messages::{OverBy, SandboxMsg};
 use crate::sandbox_pool::driver::Driver;
+use crate::sandbox_pool::egress::{Egress, EgressWiring};
 use crate::sandbox_pool::link::{Link, Listener};
 use crate::sandbox_pool::runs::{NotAccepted, Order, Over, Runs};
 use crate::sandbox_pool::spec::{BoxSpec, StartedBox};
 use crate::sandbox_pool::standing::Standing;
 use crate::sandbox_pool::{folders, kept};
-use crate::supervision::{Crash, Ctx, Flag, Room, Snapshot, TaskHandle};
+use crate::supervision::{ChildEnd, Crash, Ctx, Flag, Room, Snapshot, TaskHandle};
 
 /// Orders on their way to the link (a box that is being started holds them all).
 const ORDERS: usize = 256;
+/// Messages of the way out's mailbox, which gets none.
+const EGRESS_GATE: usize = 1;
 /// From the start of the init process to its HELLO.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
 
@@ -32,6 +36,17 @@ pub struct SandboxWiring {
     pub idle: Duration,
     /// Where it shows what it does.
     pub shown: Arc<Flag<Standing>>,
+    /// Its way out, where it has one.
+    pub egress: Option<WayOut>,
+}
+
+/// The way out of a box.
+#[derive(Clone)]
+pub struct WayOut {
+    /// What it is started with.
+    pub wiring: EgressWiring,
+    /// Where the box shows it what runs.
+    pub runs: Arc<Flag<Arc<[RunId]>>>,
 }
 
 /// The actor of one box.
@@ -52,7 +67,7 @@ impl Room for Sandbox {
         let news = ctx.clone();
         let own = wiring.clone();
         let serving = ctx.task("box", 0, async move {
-            let over = live(&own, receiver).await;
+            let over = live(&news, &own, receiver).await;
             news.notify(SandboxMsg::Over(over));
         });
         Ok(Self {
@@ -69,6 +84,27 @@ impl Room for Sandbox {
             SandboxMsg::Over(over) => self.over(over),
             #[cfg(test)]
             SandboxMsg::Hang => std::future::pending().await,
+        }
+        Ok(())
+    }
+
+    async fn child_ended(
+        &mut self,
+        _name: &'static str,
+        _key: u64,
+        end: ChildEnd,
+    ) -> Result<(), Crash> {
+        // A way out that broke is made again at the same place: what went through it has ended, what runs in the box has not.
+        if let ChildEnd::Crashed(_) = end
+            && let Some(out) = self.wiring.egress.clone()
+        {
+            let (ctx, id) = (self.ctx.clone(), self.wiring.spec.id.clone());
+            let again = async move {
+                if let Err(error) = way_out(&ctx, &out).await {
+                    tracing::error!(%id, %error, "a box has lost its way out: what it asks for is not answered");
+                }
+            };
+            self.ctx.task("egress_again", 0, again).keep();
         }
         Ok(())
     }
@@ -102,15 +138,20 @@ impl Sandbox {
 }
 
 /// The whole life of a box: made, served, ended, nothing left.
-async fn live(wiring: &SandboxWiring, mut orders: mpsc::Receiver<Order>) -> Result<Over, OverBy> {
+async fn live(
+    ctx: &Ctx<Sandbox>,
+    wiring: &SandboxWiring,
+    mut orders: mpsc::Receiver<Order>,
+) -> Result<Over, OverBy> {
     let SandboxWiring {
         driver,
         spec,
         idle,
         shown,
+        egress,
     } = wiring;
     let mut first = VecDeque::new();
-    let (over, init) = match open(driver, spec, &mut orders, &mut first).await {
+    let (over, init) = match open(ctx, wiring, &mut orders, &mut first).await {
         Ok(Opened {
             link,
             started,
@@ -122,7 +163,9 @@ async fn live(wiring: &SandboxWiring, mut orders: mpsc::Receiver<Order>) -> Resu
             });
             let init = kept::started_at(started.init_pid).map(|at| (started.init_pid, at));
             let runs = Runs::new(link, started.image_digest, *idle);
-            let served = runs.of_pool(first, shown.clone()).serve(&mut orders).await;
+            let named = egress.as_ref().map(|out| out.runs.clone());
+            let runs = runs.of_pool(first, shown.clone()).naming(named);
+            let served = runs.serve(&mut orders).await;
             (served.map_err(OverBy::from), init)
         }
         Err(not) => {
@@ -184,12 +227,12 @@ struct Opened {
 
 /// Makes the box; what is ordered meanwhile is kept in `first`, but for the order to give it up.
 async fn open(
-    driver: &Driver,
-    spec: &BoxSpec,
+    ctx: &Ctx<Sandbox>,
+    wiring: &SandboxWiring,
     orders: &mut mpsc::Receiver<Order>,
     first: &mut VecDeque<Order>,
 ) -> Result<Opened, NotAccepted> {
-    let opening = make(driver, spec);
+    let opening = make(ctx, wiring);
     tokio::pin!(opening);
     loop {
         tokio::select! {
@@ -203,7 +246,18 @@ async fn open(
     }
 }
 
-async fn make(driver: &Driver, spec: &BoxSpec) -> Result<Opened, String> {
+/// The proxy, with its socket: before the box, whose cell passes connections on to it.
+async fn way_out(ctx: &Ctx<Sandbox>, out: &WayOut) -> Result<(), String> {
+    let child = ctx.child::<Egress>(0, out.wiring.clone(), EGRESS_GATE);
+    let started = child.await.map(drop);
+    started.map_err(|crash| format!("its way out: {}", crash.why()))
+}
+
+async fn make(ctx: &Ctx<Sandbox>, wiring: &SandboxWiring) -> Result<Opened, String> {
+    let SandboxWiring { driver, spec, .. } = wiring;
+    if let Some(out) = &wiring.egress {
+        way_out(ctx, out).await?;
+    }
     // The driver stops what is half started.
     let listener = Listener::bind(&spec.run_dir, spec.gid)
         .map_err(|error| format!("control socket: {error}"))?;

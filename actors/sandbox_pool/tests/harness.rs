@@ -128,6 +128,7 @@ impl State {
             profile_hash: "profile".to_owned(),
             nonce: random_hex(16).unwrap(),
             dead_man: Duration::from_mins(1),
+            egress: false,
         }
     }
 }

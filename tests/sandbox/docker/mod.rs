@@ -123,6 +123,7 @@ impl Scene {
             profile_hash: "profile-1".to_owned(),
             nonce: "00ff".to_owned(),
             dead_man: Duration::from_mins(1),
+            egress: false,
         }
     }
 }

@@ -1,0 +1,233 @@
+//! One connection of a box: its head, the decision, the addresses, the record, the dial; then a tunnel or one plain request.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use portcullis_core::egress::head::{self, Form, Head};
+use portcullis_core::egress::{Decision, Host, Refusal};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::{Duration, Instant, timeout, timeout_at};
+
+use super::actor::Egress;
+use super::record::{self, End};
+use super::resolve::{find, is_own};
+use super::wiring::EgressWiring;
+use super::{plain, tunnel};
+use crate::supervision::{Allowance, Ctx, FlagReader};
+
+/// Read at once.
+const READ: usize = 4096;
+/// How long what a refused client still sends is thrown away, so that it reads the answer and not a broken connection.
+const LINGER: Duration = Duration::from_millis(300);
+/// And how much of it.
+const LINGER_BYTES: usize = 256 * 1024;
+
+/// What a connection has of its box's way out.
+pub struct Place {
+    pub wiring: Arc<EgressWiring>,
+    pub ctx: Ctx<Egress>,
+    pub share: Arc<Allowance>,
+    pub closing: FlagReader<bool>,
+    /// Its number.
+    pub key: u64,
+    pub began: Instant,
+}
+
+/// A connection that was refused: what is to be recorded.
+pub struct Refused {
+    /// For whom it was, or what was read of that.
+    pub target: String,
+    /// Why.
+    pub why: Refusal,
+}
+
+/// The whole of it. An allowed one has recorded itself.
+pub async fn serve(mut client: UnixStream, mut place: Place) -> Option<Refused> {
+    let refused = match go(&mut client, &mut place).await {
+        Ok(()) => return None,
+        Err(refused) => refused,
+    };
+    if let Some(answer) = answer(&place.wiring, &refused.why) {
+        say(&mut client, &answer).await;
+    }
+    Some(refused)
+}
+
+/// The answer to a refused request; a tunnel that stands has been told in its own words.
+pub fn answer(wiring: &EgressWiring, why: &Refusal) -> Option<Vec<u8>> {
+    if matches!(why, Refusal::Hello(_)) {
+        return None;
+    }
+    let text = why.text(&wiring.rules, &wiring.section);
+    let head = format!(
+        "HTTP/1.1 {}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\nX-Portcullis-Egress: {}\r\nConnection: close\r\n\r\n",
+        why.status(),
+        text.len(),
+        why.word()
+    );
+    Some((head + &text).into_bytes())
+}
+
+/// Last words.
+pub async fn say(client: &mut UnixStream, words: &[u8]) {
+    let saying = async {
+        client.write_all(words).await?;
+        client.shutdown().await?;
+        let (mut scratch, mut left) = (vec![0; READ], LINGER_BYTES);
+        while left > 0 {
+            match client.read(&mut scratch).await? {
+                0 => break,
+                read => left = left.saturating_sub(read),
+            }
+        }
+        std::io::Result::Ok(())
+    };
+    // Who does not listen is not waited for.
+    let _ = timeout(LINGER, saying).await;
+}
+
+async fn go(client: &mut UnixStream, place: &mut Place) -> Result<(), Refused> {
+    let mut came = Vec::new();
+    let head = timeout(place.wiring.ways.limits.head, read_head(client, &mut came)).await;
+    let refuse = |target: &str, why| Refused {
+        target: target.to_owned(),
+        why,
+    };
+    let head = match head {
+        Ok(Ok(Some(head))) => head,
+        // It came and went.
+        Ok(Ok(None)) if came.is_empty() => return Ok(()),
+        Ok(Ok(None)) | Err(_) => return Err(refuse(&first_line(&came), Refusal::Slow)),
+        Ok(Err(error)) => return Err(refuse(&first_line(&came), Refusal::Head(error))),
+    };
+    let Head { host, port, form } = head;
+    let target = format!("{host}:{port}");
+    let allowed = allow(place, &host, port, matches!(form, Form::Connect), &target).await;
+    let (addresses, seq) = allowed.map_err(|why| refuse(&target, why))?;
+    let dialled = timeout(
+        place.wiring.ways.limits.dial,
+        dial(&addresses, port, place.wiring.ways.limits.dial),
+    );
+    let mut end = End {
+        result: "unreachable",
+        address: None,
+        sent: 0,
+        received: 0,
+        ms: 0,
+    };
+    let result = match dialled.await {
+        Ok(Some((address, stream))) => {
+            end.address = Some(address);
+            match form {
+                Form::Connect => tunnel::pass(client, stream, &came, &host, place, &mut end).await,
+                Form::Plain { forward, body } => {
+                    plain::pass(client, stream, &came, (forward, body), place, &mut end).await
+                }
+            }
+        }
+        _ => Err(Refusal::Unreachable(host, port)),
+    };
+    end.ms = u64::try_from(place.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    if let Err(why) = &result {
+        end.result = why.word();
+    }
+    record::end(&place.wiring, &target, seq, &end).await;
+    result.map_err(|why| refuse(&target, why))
+}
+
+/// The head, and in `came` what followed it; `None` where the client went away before.
+async fn read_head(
+    client: &mut UnixStream,
+    came: &mut Vec<u8>,
+) -> Result<Option<Head>, head::HeadError> {
+    loop {
+        if let Some((head, used)) = head::read(came)? {
+            came.drain(..used);
+            return Ok(Some(head));
+        }
+        came.reserve(READ);
+        match client.read_buf(came).await {
+            Ok(0) | Err(_) => return Ok(None),
+            Ok(_) => {}
+        }
+    }
+}
+
+/// What was asked, for the record: nobody could read more of it.
+fn first_line(came: &[u8]) -> String {
+    let line = came.split(|byte| matches!(byte, b'\r' | b'\n')).next();
+    String::from_utf8_lossy(line.unwrap_or_default()).into_owned()
+}
+
+/// The decision, in the one order: rule, addresses, record. The addresses are those that may be dialled, and no other ever is.
+async fn allow(
+    place: &Place,
+    host: &Host,
+    port: u16,
+    is_tunnel: bool,
+    target: &str,
+) -> Result<(Vec<IpAddr>, portcullis_core::audit::Seq), Refusal> {
+    let wiring = &place.wiring;
+    let rule = match wiring.rules.decide(host, port) {
+        Decision::Allow(rule) => rule.to_string(),
+        Decision::Port => return Err(Refusal::Port(host.clone(), port)),
+        Decision::Deny => {
+            return Err(match host {
+                Host::Name(_) => Refusal::NotListed(host.clone(), port),
+                Host::Address(_) => Refusal::Literal(host.clone(), port),
+            });
+        }
+    };
+    let found = match host {
+        Host::Address(address) => vec![*address],
+        Host::Name(name) => {
+            let (ways, name) = (&wiring.ways, name.to_string());
+            find(
+                &place.ctx,
+                place.key,
+                &ways.resolver,
+                &place.share,
+                &ways.limits,
+                name,
+            )
+            .await
+        }
+    };
+    if found.is_empty() {
+        return Err(Refusal::Unresolved(host.clone()));
+    }
+    // One bad address spoils the name: who mixes them means the bad one.
+    let mut addresses = Vec::with_capacity(found.len());
+    for address in found {
+        let address = wiring
+            .addresses
+            .check(address)
+            .map_err(|class| Refusal::Address(host.clone(), address, class))?;
+        if !wiring.addresses.is_named(address) && is_own(address) {
+            return Err(Refusal::Own(host.clone(), address));
+        }
+        addresses.push(address);
+    }
+    let way = if is_tunnel { "connect" } else { "http" };
+    let seq = record::allow(wiring, target, way, &rule, &addresses).await;
+    let seq = seq.map_err(|error| {
+        tracing::warn!(id = %wiring.id, %error, "an allowed connection could not be recorded, so it is refused");
+        Refusal::Unrecorded
+    });
+    Ok((addresses, seq?))
+}
+
+/// The first of the addresses where somebody answers.
+async fn dial(addresses: &[IpAddr], port: u16, within: Duration) -> Option<(IpAddr, TcpStream)> {
+    let until = Instant::now() + within;
+    let each = within / u32::try_from(addresses.len().clamp(1, 4)).unwrap_or(1);
+    for &address in addresses {
+        let one = until.min(Instant::now() + each);
+        if let Ok(Ok(stream)) = timeout_at(one, TcpStream::connect((address, port))).await {
+            let _ = stream.set_nodelay(true);
+            return Some((address, stream));
+        }
+    }
+    None
+}

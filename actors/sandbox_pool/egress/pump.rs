@@ -1,0 +1,228 @@
+//! Bytes in both directions, with clocks.
+
+use std::io;
+
+use portcullis_core::egress::{Answer, AnswerError, Body};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::time::{Instant, sleep_until};
+
+use super::wiring::EgressLimits;
+use crate::supervision::FlagReader;
+
+/// Bytes under way in each direction.
+const BUFFER: usize = 16 * 1024;
+
+/// What of a direction's bytes goes on.
+pub enum Sieve {
+    /// All.
+    All,
+    /// The body of one request, and nothing behind it.
+    Body(Body),
+    /// The heads of an answer, cleaned, then all.
+    Answer(Vec<u8>),
+}
+
+/// One direction.
+pub struct Way {
+    sieve: Sieve,
+    waiting: Vec<u8>,
+    sent: usize,
+    /// Its source gives no more, or is not asked for more.
+    dry: bool,
+    /// Its target has been told so, where it is.
+    ended: bool,
+    /// Bytes that went through.
+    pub count: u64,
+}
+
+/// Why bytes do not go on.
+#[derive(Debug)]
+pub enum Broken {
+    /// The body is not in plain chunks.
+    Body,
+    /// The server's answer is none.
+    Answer(AnswerError),
+}
+
+impl Way {
+    pub fn new(sieve: Sieve) -> Self {
+        Self {
+            sieve,
+            waiting: Vec::new(),
+            sent: 0,
+            dry: false,
+            ended: false,
+            count: 0,
+        }
+    }
+
+    /// These came already.
+    pub fn with(mut self, bytes: &[u8]) -> Result<Self, Broken> {
+        if !bytes.is_empty() {
+            self.sift(bytes)?;
+        }
+        if matches!(&self.sieve, Sieve::Body(body) if body.is_over()) {
+            self.dry = true;
+        }
+        Ok(self)
+    }
+
+    const fn takes(&self) -> bool {
+        !self.dry && self.waiting.is_empty()
+    }
+
+    const fn gives(&self) -> bool {
+        self.sent < self.waiting.len()
+    }
+
+    fn sift(&mut self, bytes: &[u8]) -> Result<(), Broken> {
+        match &mut self.sieve {
+            Sieve::All => self.waiting.extend_from_slice(bytes),
+            Sieve::Body(body) => {
+                let its = body.take(bytes).map_err(|_| Broken::Body)?;
+                self.waiting.extend_from_slice(&bytes[..its]);
+                self.dry |= body.is_over();
+            }
+            Sieve::Answer(came) => {
+                came.extend_from_slice(bytes);
+                while let Some((answer, used)) = Answer::read(came).map_err(Broken::Answer)? {
+                    self.waiting.extend_from_slice(&answer.forward);
+                    came.drain(..used);
+                    if !answer.is_interim() {
+                        self.waiting.append(came);
+                        self.sieve = Sieve::All;
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn came(&mut self, bytes: &[u8]) -> Result<(), Broken> {
+        if bytes.is_empty() {
+            self.dry = true;
+            return match self.sieve {
+                Sieve::Answer(_) => Err(Broken::Answer(AnswerError::Syntax)),
+                _ => Ok(()),
+            };
+        }
+        self.sift(bytes)
+    }
+
+    fn went(&mut self, count: usize) {
+        self.sent += count;
+        self.count += count as u64;
+        if !self.gives() {
+            self.waiting.clear();
+            self.sent = 0;
+        }
+    }
+
+    /// Nothing more will come through, and its target does not know it yet.
+    const fn is_over(&self) -> bool {
+        self.dry && !self.gives()
+    }
+}
+
+/// How it ended.
+#[derive(Debug)]
+pub enum Over {
+    /// Both ends are done.
+    Done,
+    /// One of them broke off.
+    Reset,
+    /// Nothing went through for too long.
+    Idle,
+    /// It lasted too long.
+    Total,
+    /// The box ended.
+    Closing,
+    /// What came is nothing to pass on.
+    Broken(Broken),
+}
+
+impl Over {
+    /// The word in records.
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Reset => "reset",
+            Self::Idle => "idle",
+            Self::Total => "too-long",
+            Self::Closing => "box-ended",
+            Self::Broken(Broken::Body) => "body-malformed",
+            Self::Broken(Broken::Answer(_)) => "bad-answer",
+        }
+    }
+}
+
+/// Whether the end of what the client sends is told to the host, and when it is over.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// When both directions have ended, each told to the other side.
+    Tunnel,
+    /// When the answer has ended.
+    Exchange,
+}
+
+/// Passes on until it is over.
+pub async fn pump<C, H>(
+    client: &mut C,
+    host: &mut H,
+    (up, down): (&mut Way, &mut Way),
+    kind: Kind,
+    began: Instant,
+    limits: &EgressLimits,
+    closing: &mut FlagReader<bool>,
+) -> Over
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    H: AsyncRead + AsyncWrite + Unpin,
+{
+    let (mut from_client, mut to_client) = tokio::io::split(client);
+    let (mut from_host, mut to_host) = tokio::io::split(host);
+    let mut buffers = (vec![0; BUFFER], vec![0; BUFFER]);
+    let mut last = Instant::now();
+    let until = began + limits.total;
+    loop {
+        if down.is_over() && !down.ended {
+            down.ended = true;
+            let _ = to_client.shutdown().await;
+        }
+        if up.is_over() && !up.ended {
+            up.ended = true;
+            if kind == Kind::Tunnel {
+                let _ = to_host.shutdown().await;
+            }
+        }
+        if down.ended && (up.ended || kind == Kind::Exchange) {
+            return Over::Done;
+        }
+        let idle = last + limits.idle;
+        let step = tokio::select! {
+            read = from_client.read(&mut buffers.0), if up.takes() => read.map(|n| up.came(&buffers.0[..n])),
+            read = from_host.read(&mut buffers.1), if down.takes() => read.map(|n| down.came(&buffers.1[..n])),
+            wrote = to_host.write(&up.waiting[up.sent..]), if up.gives() => wrote.map(|n| { up.went(n); Ok(()) }),
+            wrote = to_client.write(&down.waiting[down.sent..]), if down.gives() => wrote.map(|n| { down.went(n); Ok(()) }),
+            // Also where the flag is gone: then its room is.
+            _ = closing.until(|closing| *closing) => return Over::Closing,
+            () = sleep_until(idle.min(until)) => {
+                return if Instant::now() >= until { Over::Total } else { Over::Idle };
+            }
+        };
+        match step {
+            Ok(Ok(())) => last = Instant::now(),
+            Ok(Err(broken)) => return Over::Broken(broken),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) if kind == Kind::Exchange && !up.ended => {
+                // A server may answer before it has read all of a body, and close that direction.
+                up.waiting.clear();
+                up.sent = 0;
+                up.dry = true;
+                up.ended = true;
+            }
+            Err(_) => return Over::Reset,
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! What a box's way out is started with.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use portcullis_core::egress::{Addresses, Rules};
+use portcullis_core::ids::{AgentId, BoxId, RunId};
+
+use super::resolve::Resolver;
+use crate::audit::AuditHandle;
+use crate::supervision::{Allowance, FlagReader};
+
+/// Names that are looked up at once, for all boxes: each takes a thread of the runtime until the system has answered, and there are few.
+const LOOKUPS: u64 = 4;
+/// Of one box.
+const LOOKUPS_OF_ONE: u64 = 2;
+
+/// Ceilings of one box's way out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EgressLimits {
+    /// Connections at once; more are refused.
+    pub connections: usize,
+    /// Connections in a row, and how many more of them each second allows.
+    pub burst: u32,
+    /// See `burst`.
+    pub per_second: u32,
+    /// Refusals that are recorded in a row; then one a second, and the others are counted.
+    pub recorded: u32,
+    /// For a whole head of a request, and for a whole hello.
+    pub head: Duration,
+    /// To find a name.
+    pub lookup: Duration,
+    /// To reach a host, over all its addresses.
+    pub dial: Duration,
+    /// Without a byte in either direction.
+    pub idle: Duration,
+    /// From the first byte to the last.
+    pub total: Duration,
+}
+
+impl Default for EgressLimits {
+    fn default() -> Self {
+        Self {
+            connections: 64,
+            burst: 256,
+            per_second: 32,
+            recorded: 60,
+            head: Duration::from_secs(10),
+            lookup: Duration::from_secs(10),
+            dial: Duration::from_secs(10),
+            idle: Duration::from_mins(5),
+            total: Duration::from_hours(2),
+        }
+    }
+}
+
+/// What all boxes' ways out share.
+#[derive(Debug, Clone)]
+pub struct Ways {
+    pub(super) audit: AuditHandle,
+    pub(super) resolver: Resolver,
+    pub(super) lookups: Arc<Allowance>,
+    pub(super) limits: EgressLimits,
+}
+
+impl Ways {
+    /// With the system's resolver.
+    pub fn new(audit: AuditHandle) -> Self {
+        Self::with(audit, Resolver::system(), EgressLimits::default())
+    }
+
+    /// With a resolver and limits of the caller's own.
+    pub fn with(audit: AuditHandle, resolver: Resolver, limits: EgressLimits) -> Self {
+        Self {
+            audit,
+            resolver,
+            lookups: Allowance::of_all(LOOKUPS),
+            limits,
+        }
+    }
+
+    /// The lookups of one box.
+    pub(super) fn share(&self) -> Arc<Allowance> {
+        Allowance::of_one(&self.lookups, LOOKUPS_OF_ONE)
+    }
+}
+
+/// What one box's way out is started with.
+#[derive(Clone)]
+pub struct EgressWiring {
+    /// What all share.
+    pub ways: Ways,
+    /// Which hosts.
+    pub rules: Rules,
+    /// Which of their addresses.
+    pub addresses: Addresses,
+    /// The section of the configuration where the rules stand, for who asks how to change them.
+    pub section: String,
+    /// Whose box.
+    pub agent: AgentId,
+    /// Which.
+    pub id: BoxId,
+    /// Its control folder; the socket is `e` in it.
+    pub run_dir: PathBuf,
+    /// Gid of everything in the box.
+    pub gid: u32,
+    /// Runs under way in the box, for the record: which of them asked nobody can tell.
+    pub runs: FlagReader<Arc<[RunId]>>,
+}
