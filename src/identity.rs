@@ -17,6 +17,8 @@ use crate::above::{Open, open_above};
 
 /// Larger than any file of ours.
 const MAX_FILE: u64 = 64 * 1024;
+/// How the name of a key begins that is being made.
+const PART: &str = ".key-";
 
 /// Why an identity or boot key file cannot be used. `Display` says what to do.
 #[derive(Debug, Error)]
@@ -174,6 +176,9 @@ pub(crate) fn read_private(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, Ke
     if meta.len() > MAX_FILE {
         return Err(key_error(path, IdentityError::Format));
     }
+    if meta.nlink() > 1 {
+        forget_parts(path, &meta);
+    }
     // Room for all of it at once: a buffer that grows leaves copies behind.
     let mut bytes = Zeroizing::new(Vec::with_capacity(
         usize::try_from(meta.len()).unwrap_or(0) + 1,
@@ -196,11 +201,24 @@ fn make(path: &Path, bytes: &[u8]) -> Result<(), KeyFileError> {
         .map_err(|error| failed(path, error))?;
     let mut suffix = [0; 8];
     fill(&mut suffix, path)?;
-    let part = folder.join(format!(".key-{}", portcullis_core::encoding::hex(&suffix)));
+    let part = folder.join(format!("{PART}{}", portcullis_core::encoding::hex(&suffix)));
     let made = write_and_link(&part, path, bytes);
     drop(std::fs::remove_file(&part));
     made.and_then(|()| File::open(&folder)?.sync_all())
         .map_err(|error| failed(path, error))
+}
+
+/// A kill between the link and the removal of the part's name leaves the key under two names, and whoever removes one of them
+/// believes it gone.
+fn forget_parts(path: &Path, key: &std::fs::Metadata) {
+    for entry in folder_of(path).read_dir().into_iter().flatten().flatten() {
+        let is_part = entry.file_name().to_string_lossy().starts_with(PART);
+        let same = |found: std::fs::Metadata| (found.dev(), found.ino()) == (key.dev(), key.ino());
+        if is_part && entry.metadata().is_ok_and(same) {
+            // Where it cannot be removed it is as private as the key.
+            drop(std::fs::remove_file(entry.path()));
+        }
+    }
 }
 
 fn write_and_link(part: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -286,6 +304,27 @@ mod tests {
 
     fn code<T>(result: Result<T, KeyFileError>) -> Option<&'static str> {
         result.err().map(|error| error.code())
+    }
+
+    /// The bug: a kill in the middle of the first start left the identity key under a second name for good.
+    #[test]
+    fn a_second_name_of_a_key_that_a_kill_left_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, state) = (
+            folder.path().join("config/identity.key"),
+            folder.path().join("state"),
+        );
+        let (made, _) = open_or_make(&path, &state).unwrap();
+        let (part, other) = (
+            path.with_file_name(".key-0011223344556677"),
+            path.with_file_name("backup"),
+        );
+        std::fs::hard_link(&path, &part).unwrap();
+        std::fs::hard_link(&path, &other).unwrap();
+        let (again, fresh) = open_or_make(&path, &state).unwrap();
+        assert!(!fresh && made.check() == again.check());
+        assert!(!part.exists());
+        assert!(path.exists() && other.exists(), "a name that somebody gave");
     }
 
     #[test]

@@ -90,6 +90,7 @@ impl AuditKeys {
             .mode(0o700)
             .create(&self.dir)?;
         self.destroy(epoch)?;
+        self.forget_parts()?;
         // First: a key without it tells that somebody took it away.
         self.reach(epoch, size)?;
         let sealed = self.sealer.seal(epoch, &key, &nonce()?);
@@ -124,6 +125,20 @@ impl AuditKeys {
     /// How far retention may have come.
     pub(super) fn retired(&self) -> Result<u64, AuditError> {
         self.reached(0).map(Option::unwrap_or_default)
+    }
+
+    /// What was being written when an earlier start was killed.
+    fn forget_parts(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.dir)? {
+            let name = entry?.file_name();
+            let is_part = name
+                .to_str()
+                .is_some_and(|name| name.starts_with("audit-") && name.ends_with(".new"));
+            if is_part {
+                plain::remove(&self.dir.join(name))?;
+            }
+        }
+        Ok(())
     }
 
     fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {

@@ -1,5 +1,7 @@
 //! SQLite: schema, pragmas, and each operation as one conditional statement.
 
+mod checked;
+
 use super::messages::{Change, CommitError, Entry, Lease, Object, Op, Revision, StoreError};
 use crate::plain;
 use portcullis_core::row::{Place, RowKey, Tag, Weight};
@@ -30,6 +32,15 @@ const SCHEMA: &str = "
     INSERT INTO head VALUES (1, 0, 0, x'');
 ";
 
+/// What the file was when it was opened.
+#[derive(Debug, PartialEq, Eq)]
+enum Found {
+    /// Ours.
+    Rows,
+    /// Empty: the tables are made now.
+    Nothing,
+}
+
 pub(super) struct Engine {
     db: Connection,
     key: RowKey,
@@ -43,17 +54,22 @@ impl Engine {
     /// Opens or makes the file, 0600, and checks it.
     pub fn open_writer(path: &Path, key: RowKey) -> Result<Self, StoreError> {
         own_file(path)?;
+        let engine = Self::connect(path, key)?;
+        engine.set_up(true).map_err(|error| broken(&error))?;
+        if engine.check_format()? == Found::Nothing {
+            return Ok(engine);
+        }
+        engine.quick_check()?;
+        engine.made_anew(path)
+    }
+
+    fn connect(path: &Path, key: RowKey) -> Result<Self, StoreError> {
+        // A reader of a write-ahead log must be able to write its index.
         let db = Connection::open_with_flags(
             path,
             OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
-        )
-        .map_err(|error| broken(&error))?;
-        let engine = Self::of(db, key);
-        engine.set_up(true).map_err(|error| broken(&error))?;
-        engine.check_format()?;
-        engine.quick_check()?;
-        engine.check_rows()?;
-        Ok(engine)
+        );
+        Ok(Self::of(db.map_err(|error| broken(&error))?, key))
     }
 
     const fn of(db: Connection, key: RowKey) -> Self {
@@ -68,13 +84,7 @@ impl Engine {
 
     /// A second connection that can only read; the writer has made the file.
     pub fn open_reader(path: &Path, key: RowKey) -> Result<Self, StoreError> {
-        // Read-write on the file, since a reader of a WAL must be able to write its index; query_only below.
-        let db = Connection::open_with_flags(
-            path,
-            OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
-        )
-        .map_err(|error| broken(&error))?;
-        let engine = Self::of(db, key);
+        let engine = Self::connect(path, key)?;
         engine.set_up(false).map_err(|error| broken(&error))?;
         engine
             .db
@@ -103,7 +113,7 @@ impl Engine {
         self.db.pragma_update(None, "synchronous", "FULL")
     }
 
-    fn check_format(&self) -> Result<(), StoreError> {
+    fn check_format(&self) -> Result<Found, StoreError> {
         let read = |name| {
             self.db
                 .pragma_query_value(None, name, |row| row.get::<_, i64>(0))
@@ -115,8 +125,8 @@ impl Engine {
             .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
             .map_err(|error| broken(&error))?;
         match (application, found, tables) {
-            (APPLICATION_ID, FORMAT, _) => self.check_schema(),
-            (0, 0, 0) => self.make(),
+            (APPLICATION_ID, FORMAT, _) => self.check_schema().map(|()| Found::Rows),
+            (0, 0, 0) => self.make().map(|()| Found::Nothing),
             // Of the forms before too, whose rows had no tags, or no sum: whoever has no key could put any row of his own, or
             // any old one, into such a file.
             _ => Err(StoreError::Format {
@@ -174,104 +184,6 @@ impl Engine {
             .map(drop)
     }
 
-    /// Every row whose room takes it as it lies there, and that they are all, and the newest of each.
-    pub(super) fn check_rows(&self) -> Result<(), StoreError> {
-        let mut sum = Weight::none();
-        let mut check = |kind: &str, id: &str, tag: &[u8], (right, weight): (Tag, Weight)| {
-            if tag != right {
-                return Err(altered(kind, id));
-            }
-            sum = sum.with(weight);
-            Ok(())
-        };
-        // As they lie in the tree, each above the one before, and each is found where it is looked for: a scan meets every row,
-        // but a lookup trusts the order and the form of what it compares. It would not find a row that was moved, nor one
-        // whose header is written in more bytes than it needs; SQLite's own checks see neither.
-        let mut rows: BTreeMap<String, i64> = BTreeMap::new();
-        let mut entries: BTreeMap<(String, String), i64> = BTreeMap::new();
-        let mut before = None;
-        let of_rows = "SELECT kind, id, rev, intent, payload, labels, tag FROM object";
-        self.each(of_rows, |row| {
-            let (kind, id): (String, String) = (row.get(0)?, row.get(1)?);
-            let key = Some((kind.clone(), id.clone()));
-            if before >= key {
-                return Ok(Err(altered(&kind, &id)));
-            }
-            before = key;
-            let place = Place::row(&kind, &id, row.get(2)?, row.get(3)?);
-            let (payload, labels): (Vec<u8>, String) = (row.get(4)?, row.get(5)?);
-            if seals_itself(&kind) {
-                return Ok(Ok(()));
-            }
-            let right = self.key.weigh(&place, &payload, &labels);
-            if self.seek(&kind, &id)?.is_none_or(|found| found != right.0) {
-                return Ok(Err(altered(&kind, &id)));
-            }
-            *rows.entry(kind.clone()).or_default() += 1;
-            Ok(check(&kind, &id, &row.get::<_, Vec<u8>>(6)?, right))
-        })?;
-        // As a room reads them all: from the first on.
-        let seeks = "SELECT count(*) FROM object WHERE kind = ?1 AND id > ''";
-        for (kind, count) in &rows {
-            if self.count(seeks, params![kind])? != *count {
-                return Err(altered(kind, "(some)"));
-            }
-        }
-        let mut before = None;
-        let of_lists = "SELECT kind, id, seq, intent, payload, tag FROM list";
-        self.each(of_lists, |row| {
-            let (kind, id): (String, String) = (row.get(0)?, row.get(1)?);
-            let key = Some((kind.clone(), id.clone(), row.get::<_, i64>(2)?));
-            if before >= key {
-                return Ok(Err(altered(&kind, &id)));
-            }
-            before = key;
-            let place = Place::entry(&kind, &id, row.get(2)?, row.get(3)?);
-            let right = self.key.weigh(&place, &row.get::<_, Vec<u8>>(4)?, "");
-            *entries.entry((kind.clone(), id.clone())).or_default() += 1;
-            Ok(check(&kind, &id, &row.get::<_, Vec<u8>>(5)?, right))
-        })?;
-        let seeks = "SELECT count(*) FROM list WHERE kind = ?1 AND id = ?2 AND seq > 0";
-        for ((kind, id), count) in &entries {
-            if self.count(seeks, params![kind, id])? != *count {
-                return Err(altered(kind, id));
-            }
-        }
-        self.sum.set(sum);
-        let (rev, intent, tag) = self.head()?;
-        if self.key.fits_head(rev, intent, sum, &tag) {
-            return Ok(());
-        }
-        Err(StoreError::Replaced)
-    }
-
-    /// Until the first that is not as it should be.
-    fn each(
-        &self,
-        sql: &str,
-        mut check: impl FnMut(&Row<'_>) -> rusqlite::Result<Result<(), StoreError>>,
-    ) -> Result<(), StoreError> {
-        let mut statement = self.db.prepare(sql).map_err(|error| broken(&error))?;
-        let mut rows = statement.query([]).map_err(|error| broken(&error))?;
-        while let Some(row) = rows.next().map_err(|error| broken(&error))? {
-            check(row).map_err(|error| broken(&error))??;
-        }
-        Ok(())
-    }
-
-    /// The tag of a row, by its key.
-    fn seek(&self, kind: &str, id: &str) -> rusqlite::Result<Option<Vec<u8>>> {
-        self.db
-            .prepare_cached("SELECT tag FROM object WHERE kind = ?1 AND id = ?2")?
-            .query_row([kind, id], |row| row.get(0))
-            .optional()
-    }
-
-    fn count(&self, sql: &str, of: &[&dyn rusqlite::ToSql]) -> Result<i64, StoreError> {
-        let counted = self.db.query_row(sql, of, |row| row.get(0));
-        counted.map_err(|error| broken(&error))
-    }
-
     fn head(&self) -> Result<(i64, i64, Vec<u8>), StoreError> {
         self.db
             .query_row("SELECT rev, intent, tag FROM head", [], |row| {
@@ -283,17 +195,6 @@ impl Engine {
     /// How often the state was changed.
     pub fn revision(&self) -> Result<u64, StoreError> {
         self.head().map(|(rev, ..)| from_sql(rev))
-    }
-
-    fn quick_check(&self) -> Result<(), StoreError> {
-        let verdict: String = self
-            .db
-            .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
-            .map_err(|error| broken(&error))?;
-        if verdict == "ok" {
-            return Ok(());
-        }
-        Err(StoreError::Corrupt(verdict.chars().take(200).collect()))
     }
 
     pub fn begin(&self) -> Result<(), StoreError> {
@@ -685,14 +586,7 @@ fn own_file(path: &Path) -> Result<(), StoreError> {
     }
     let file = match open(true) {
         Ok(file) => {
-            if let Some(parent) = path
-                .parent()
-                .filter(|parent| !parent.as_os_str().is_empty())
-            {
-                std::fs::File::open(parent)
-                    .and_then(|folder| folder.sync_all())
-                    .map_err(|error| io(&error))?;
-            }
+            sync_folder(path)?;
             file
         }
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
@@ -710,6 +604,17 @@ fn own_file(path: &Path) -> Result<(), StoreError> {
         )));
     }
     Ok(())
+}
+
+/// The name of a file lasts when its folder is synced.
+fn sync_folder(path: &Path) -> Result<(), StoreError> {
+    let parent = path.parent();
+    let Some(parent) = parent.filter(|parent| !parent.as_os_str().is_empty()) else {
+        return Ok(());
+    };
+    std::fs::File::open(parent)
+        .and_then(|folder| folder.sync_all())
+        .map_err(|error| io(&error))
 }
 
 fn io(error: &std::io::Error) -> StoreError {

@@ -201,3 +201,77 @@ fn what_is_gone_without_a_word_and_what_was_changed_of_it_is_found() {
     let error = verify_dir(&place.dir).unwrap().first_break.unwrap();
     assert_eq!(error.seq, Seq(1));
 }
+
+/// Age waits for whoever still has to take a record: a sink, a room that reads it back, a key against running twice.
+#[test]
+fn a_segment_that_is_old_stays_until_every_sink_has_taken_it() {
+    const DAY: u64 = 86_400_000;
+    let place = Place::new();
+    let keeping = AuditConfig {
+        keep_days: 1,
+        ..keeping(0)
+    };
+    let log = try_open(&place.dir, 1, keeping.clone()).unwrap();
+    fill(&log, 0, 1_200);
+    log.close();
+    let all = segments(&place);
+    assert!(all.len() > 5, "{all:?}");
+    let last = Seq(all[1].0 - 1);
+    let now = u64::try_from(
+        std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap()
+            .as_millis(),
+    )
+    .unwrap();
+    let going = |config: &AuditConfig, needed, taken: &[Seq], now| {
+        let taken: Vec<_> = taken.iter().map(|seq| ("a".to_owned(), *seq)).collect();
+        let found = retire::candidates(&place.dir, config, needed, &taken, now).unwrap();
+        found.iter().map(|gone| gone.last.seq).collect::<Vec<_>>()
+    };
+    let (all_read, later) = (Seq(u64::MAX), now + 2 * DAY);
+    assert_eq!(going(&keeping, all_read, &[], now), [], "too young");
+    let most = going(&keeping, all_read, &[], later);
+    assert_eq!(most.first(), Some(&last));
+    assert_eq!(most.len(), 4);
+    // One sink of two has everything but the last record of the first segment.
+    let behind = Seq(last.0 - 1);
+    assert_eq!(
+        going(&keeping, all_read, &[Seq(u64::MAX), behind], later),
+        []
+    );
+    assert_eq!(
+        going(&keeping, all_read, &[Seq(u64::MAX), last], later),
+        [last]
+    );
+    // A room reads back from there.
+    assert_eq!(going(&keeping, last, &[], later), []);
+    assert_eq!(going(&keeping, Seq(last.0 + 1), &[], later), [last]);
+    // Keys against running twice are read back for as long.
+    let once = AuditConfig {
+        once_hours: 72,
+        ..keeping.clone()
+    };
+    assert_eq!(going(&once, all_read, &[], later), []);
+    assert_eq!(going(&once, all_read, &[], now + 4 * DAY).len(), 4);
+    // A disk that fills waits for no sink.
+    let much = AuditConfig {
+        keep_mib: 1,
+        ..keeping
+    };
+    let log = try_open(&place.dir, 2, much.clone()).unwrap();
+    fill(&log, 0, 1_000);
+    log.close();
+    assert_eq!(going(&much, all_read, &[Seq(0)], now).first(), Some(&last));
+}
+
+#[test]
+fn parts_of_keys_that_a_kill_left_go_with_the_next_start() {
+    let place = Place::new();
+    place.try_open(1).unwrap().close();
+    let keys = place.dir.with_file_name("keys");
+    let part = keys.join("audit-0000000000000001.new");
+    std::fs::write(&part, b"half").unwrap();
+    place.try_open(2).unwrap().close();
+    assert!(!part.exists());
+}
