@@ -121,14 +121,13 @@ impl Room for SandboxPool {
     }
 
     async fn stop(self) {
-        if let Drivers::Proven(chosen) = &self.drivers {
-            let ends: FuturesUnordered<_> = self
-                .boxes
-                .values()
-                .map(|live| end_box(&chosen.driver, &self.context, &live.id))
-                .collect();
-            ends.collect::<Vec<()>>().await;
-        }
+        let driver = self.driver();
+        let ends: FuturesUnordered<_> = self
+            .boxes
+            .values()
+            .map(|live| end_box(driver, &self.context, &live.id, live.init()))
+            .collect();
+        ends.collect::<Vec<()>>().await;
     }
 }
 

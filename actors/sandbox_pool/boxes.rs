@@ -12,6 +12,7 @@ use super::driver::{Driver, ProbeContext};
 use super::drivers::{Drivers, MOST_WAITING};
 use super::egress::EgressWiring;
 use super::folders;
+use super::kept;
 use super::messages::{PoolError, RunTicket, SandboxPoolMsg, Start};
 use super::probe::random_hex;
 use super::runs::{Accepted, NotAccepted, Order};
@@ -40,6 +41,15 @@ pub struct Live {
     pub sent: u64,
     /// It was told to end, or is about to: it gets no more runs.
     pub leaving: bool,
+}
+
+impl Live {
+    /// Its first process, and when that started, while it serves.
+    pub fn init(&self) -> Option<(u32, u64)> {
+        let standing = self.standing.get();
+        let pid = standing.init.filter(|_| !standing.over)?;
+        kept::started_at(pid).map(|at| (pid, at))
+    }
 }
 
 /// Where a run goes.
@@ -221,7 +231,7 @@ impl SandboxPool {
         };
         if let ChildEnd::Crashed(why) = end {
             tracing::error!(id = %live.id, agent = %live.agent, %why, "a box's actor crashed: its box is ended");
-            self.end_beside(key, live.id);
+            self.end_beside(key, live);
         }
         for start in std::mem::take(&mut self.waiting) {
             self.start_run(start).await?;
@@ -233,18 +243,25 @@ impl SandboxPool {
     pub(super) fn stuck(&mut self, key: u64) {
         if let Some(live) = self.boxes.remove(&key) {
             tracing::error!(id = %live.id, agent = %live.agent, "a box's actor does not answer: its box is ended");
-            self.end_beside(key, live.id);
+            self.end_beside(key, live);
         }
     }
 
-    fn end_beside(&self, key: u64, id: BoxId) {
-        if let Drivers::Proven(chosen) = &self.drivers {
-            let (driver, context) = (chosen.driver.clone(), self.context.clone());
-            self.ctx
-                .task("end_box", key, async move {
-                    end_box(&driver, &context, &id).await;
-                })
-                .keep();
+    fn end_beside(&self, key: u64, live: Live) {
+        let (driver, context) = (self.driver().cloned(), self.context.clone());
+        let init = live.init();
+        self.ctx
+            .task("end_box", key, async move {
+                end_box(driver.as_ref(), &context, &live.id, init).await;
+            })
+            .keep();
+    }
+
+    /// What has proven itself, unless it is lost.
+    pub(super) const fn driver(&self) -> Option<&Driver> {
+        match &self.drivers {
+            Drivers::Proven(chosen) => Some(&chosen.driver),
+            _ => None,
         }
     }
 }
@@ -287,10 +304,24 @@ pub async fn answer_when_accepted(
     }
 }
 
-/// Ends a box and removes its folder.
-pub async fn end_box(driver: &Driver, context: &ProbeContext, id: &BoxId) {
-    if let Err(error) = driver.stop(id).await {
+/// Ends a box and removes its folder. Without its engine the kernel is asked, where this process may.
+pub async fn end_box(
+    driver: Option<&Driver>,
+    context: &ProbeContext,
+    id: &BoxId,
+    init: Option<(u32, u64)>,
+) {
+    let ended = match driver {
+        Some(driver) => driver.stop(id).await.map_err(|error| error.to_string()),
+        None => Err("its engine is lost".to_owned()),
+    };
+    if let Err(error) = ended {
         tracing::error!(%id, %error, "a box could not be ended; the next start ends it");
+        if let Some((pid, started)) = init
+            && let Err(error) = kept::kill_and_wait(pid, started).await
+        {
+            tracing::error!(%id, %error, "its first process neither: it ends by its dead-man time");
+        }
     }
     folders::remove_run_dir(&context.run_root.join("b").join(id.as_str()));
 }

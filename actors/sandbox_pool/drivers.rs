@@ -1,7 +1,9 @@
 //! Which driver the pool has: tried beside the loop, watched where it can be lost, tried again until there is one.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use portcullis_core::ids::BoxId;
 use tokio::time::Instant;
 
 use super::actor::SandboxPool;
@@ -70,10 +72,11 @@ impl SandboxPool {
         if let Some(kept) = self.kept {
             config.driver = kept;
         }
+        let ours: BTreeSet<BoxId> = self.boxes.values().map(|live| live.id.clone()).collect();
         let trial = async move {
             probe::sweep(&context);
             let chosen = match choose(&config, &context).await {
-                Ok(chosen) => reconcile(&chosen.driver, &context)
+                Ok(chosen) => reconcile(&chosen.driver, &context, &ours)
                     .await
                     .map(|()| chosen)
                     .map_err(|error| vec![error.to_string()]),
@@ -148,8 +151,8 @@ impl SandboxPool {
         }
     }
 
-    /// Its boxes are given up: nobody can end them for us, or say what they are. What is left of them is found by its label when
-    /// the engine is back.
+    /// New boxes have to wait. Those that serve go on: the engine is not on the way between a box and the gateway, and what ends
+    /// a run (its cell, and the kernel) needs no engine. One that comes back may end them itself; then their links say so.
     pub(super) async fn engine_lost(&mut self, reason: String) {
         let Drivers::Proven(Chosen {
             driver: Driver::Docker(docker),
@@ -163,12 +166,15 @@ impl SandboxPool {
             "run `systemctl restart docker`; the gateway uses it again by itself",
         )
         .to_string();
-        tracing::error!(%said, boxes = self.boxes.len(), "the engine is lost, and with it every box");
+        tracing::error!(%said, boxes = self.boxes.len(), "the engine is lost: boxes that serve go on, new ones wait for it");
         let why = GivenUp::Engine(reason);
         for live in self.boxes.values_mut() {
-            live.leaving = true;
-            // A box that is down has nothing to end.
-            let _ = live.handle.order(Order::End(why.clone())).await;
+            // What is being made cannot be finished.
+            if live.standing.get().init.is_none() {
+                live.leaving = true;
+                // A box that is down has nothing to end.
+                let _ = live.handle.order(Order::End(why.clone())).await;
+            }
         }
         self.engine = None;
         self.said.clone_from(&said);
@@ -209,13 +215,21 @@ impl Waiting {
     }
 }
 
-/// Ends every box that carries this gateway's label: none of them is this room's, which has given up its own or only just begun.
-async fn reconcile(driver: &Driver, context: &ProbeContext) -> Result<(), DriverError> {
+/// Ends every box that carries this gateway's label and is none of this room's: nobody serves it any more.
+async fn reconcile(
+    driver: &Driver,
+    context: &ProbeContext,
+    ours: &BTreeSet<BoxId>,
+) -> Result<(), DriverError> {
+    let folders = context.run_root.join("b");
     for found in driver.list(&context.owner).await? {
+        if ours.contains(&found.id) {
+            continue;
+        }
         tracing::warn!(id = %found.id, boot = %found.boot, running = found.running, "a box of an earlier start is ended");
         driver.stop(&found.id).await?;
-        folders::remove_run_dir(&context.run_root.join("b").join(found.id.as_str()));
+        folders::remove_run_dir(&folders.join(found.id.as_str()));
     }
-    folders::sweep_run_dirs(&context.run_root.join("b"));
+    folders::sweep_run_dirs(&folders, |name| ours.iter().any(|id| id.as_str() == name));
     Ok(())
 }

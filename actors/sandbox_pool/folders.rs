@@ -68,10 +68,13 @@ pub fn remove_run_dir(path: &Path) {
 }
 
 /// Removes control folders of no box, as a kill leaves them between the folder and the box. A box that may still be there has a
-/// file beside its folder, or was found and ended by its label.
-pub fn sweep_run_dirs(base: &Path) {
+/// file beside its folder, was found and ended by its label, or is `served`.
+pub fn sweep_run_dirs(base: &Path, served: impl Fn(&str) -> bool) {
     for entry in std::fs::read_dir(base).into_iter().flatten().flatten() {
         let path = entry.path();
+        if entry.file_name().to_str().is_some_and(&served) {
+            continue;
+        }
         let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
         if is_folder && !path.with_extension("json").exists() {
             remove_run_dir(&path);

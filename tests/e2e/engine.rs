@@ -165,9 +165,151 @@ fn loses_its_engine(kill: impl FnOnce(&Engine), back: impl FnOnce(&Engine), boun
     assert_eq!(gateway.json(&["audit", "verify"])["intact"], true);
 }
 
+/// A run of this agent that goes on until its workspace has a file `go`, and then ends with code 7.
+fn waits_for_go(gateway: &Gateway, agent: &str, options: &[&str]) -> Child {
+    let script = "echo tick; while [ ! -e go ]; do sleep 0.05; done; echo done; exit 7";
+    let words = [
+        &["exec", "--agent", agent],
+        options,
+        &["--", "sh", "-c", script],
+    ]
+    .concat();
+    let mut child = gateway
+        .command(&words)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = [0; 5];
+    child
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut first)
+        .unwrap();
+    assert_eq!(&first, b"tick\n", "{}", gateway.log());
+    child
+}
+
+fn go(gateway: &Gateway, agent: &str) {
+    std::fs::write(
+        gateway.state().join("workspaces").join(agent).join("go"),
+        "",
+    )
+    .unwrap();
+}
+
+/// What it still wrote, and its code.
+fn finished(mut child: Child) -> (Option<i32>, String) {
+    let mut wrote = String::new();
+    let mut out = child.stdout.take().unwrap();
+    let (code, said) = end(child, SOON);
+    out.read_to_string(&mut wrote).unwrap();
+    (code, wrote + &said)
+}
+
+/// The engine is killed under three runs of three agents, and is back under the last of them.
+fn is_killed_under_runs(engine: &Engine) -> (Gateway, Child) {
+    let mut gateway = gateway(engine);
+    gateway.launch();
+    let pid = gateway.pid();
+    let one = waits_for_go(&gateway, "one", &[]);
+    let two = waits_for_go(&gateway, "two", &["--timeout", "3s"]);
+    let three = waits_for_go(&gateway, "three", &[]);
+    assert_eq!(boxes(engine).len(), 3);
+
+    engine.kill_all();
+    let end_of_wait = Instant::now() + SOON;
+    loop {
+        let refused = gateway.cli(&["exec", "--agent", "four", "--", "true"]);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(125), "{said}");
+        if said.contains("error[NO_DRIVER]") {
+            break;
+        }
+        assert!(Instant::now() < end_of_wait, "{said}");
+    }
+    // Nobody else's work is lost, and what has to end, ends.
+    let (code, said) = finished(two);
+    assert_eq!(code, Some(124), "{said}\n{}", gateway.log());
+    go(&gateway, "one");
+    assert_eq!(
+        finished(one),
+        (Some(7), "done\n".to_owned()),
+        "{}",
+        gateway.log()
+    );
+
+    engine.start_all_again();
+    runs_again(&gateway);
+    assert_eq!(gateway.pid(), pid, "the gateway was started again");
+    (gateway, three)
+}
+
 #[test]
-fn an_engine_that_is_killed_mid_run_ends_the_run_and_serves_again_when_it_is_back() {
-    loses_its_engine(Engine::kill_all, Engine::start_all_again, SOON);
+fn an_engine_that_is_killed_mid_run_takes_no_run_along() {
+    let engine = Engine::start();
+    let (mut gateway, three) = is_killed_under_runs(&engine);
+    // When it starts again, it ends the boxes that it finds: nothing goes on unseen, and who waits is told.
+    let (code, said) = finished(three);
+    assert_eq!(code, Some(125), "{said}");
+    assert!(said.contains("error[BOX_LOST]"), "{said}");
+    assert!(
+        outcomes(&gateway)
+            .iter()
+            .any(|record| record.to_string().contains("BOX_LOST")),
+    );
+    assert_eq!(gateway.stop(), 0);
+    assert_eq!(boxes(&engine), Vec::<String>::new(), "a container is left");
+}
+
+#[test]
+fn a_run_lives_through_the_restart_of_an_engine_that_restores() {
+    let engine = Engine::start_restoring();
+    let (mut gateway, three) = is_killed_under_runs(&engine);
+    go(&gateway, "three");
+    assert_eq!(
+        finished(three),
+        (Some(7), "done\n".to_owned()),
+        "{}",
+        gateway.log()
+    );
+    assert_eq!(gateway.stop(), 0);
+    assert_eq!(boxes(&engine), Vec::<String>::new(), "a container is left");
+}
+
+/// Nobody but the gateway can end a box whose engine is gone.
+#[test]
+fn a_gateway_that_stops_without_its_engine_leaves_no_process_of_a_box() {
+    // A time that no other test sleeps.
+    let sleepers = || {
+        let all = std::fs::read_dir("/proc").unwrap().flatten();
+        all.filter(|entry| {
+            std::fs::read(entry.path().join("cmdline"))
+                .is_ok_and(|line| line == b"sleep\x0086311\0")
+        })
+        .count()
+    };
+    let engine = Engine::start_restoring();
+    let mut gateway = gateway(&engine);
+    gateway.launch();
+    let script = "echo tick; exec sleep 86311";
+    let mut run = gateway
+        .command(&["exec", "--agent", "one", "--", "sh", "-c", script])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = [0; 5];
+    run.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
+    while sleepers() == 0 {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    engine.kill_all();
+    assert_eq!(gateway.stop(), 0);
+    drop(end(run, SOON));
+    assert_eq!(sleepers(), 0, "{}", gateway.log());
+    engine.start_all_again();
 }
 
 #[test]

@@ -77,8 +77,17 @@ impl Engine {
         })
     }
 
-    /// An engine of one's own, to be killed or stopped at will.
+    /// An engine of one's own, to be killed or stopped at will. As Docker comes: when it starts again, it ends what it finds.
     pub fn start() -> Self {
+        Self::configured("{}")
+    }
+
+    /// The same, which leaves its containers alone when it starts again.
+    pub fn start_restoring() -> Self {
+        Self::configured(r#"{"live-restore": true}"#)
+    }
+
+    fn configured(config: &str) -> Self {
         for program in ["dockerd", "containerd", "runc"] {
             assert!(
                 which(program),
@@ -90,7 +99,7 @@ impl Engine {
             .expect("a temporary folder")
             .keep();
         let path = |name: &str| folder.join(name).display().to_string();
-        fs::write(folder.join("daemon.json"), "{}").expect("the engine's config");
+        fs::write(folder.join("daemon.json"), config).expect("the engine's config");
         let containerd = format!(
             "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = {:?}\n",
             path("c-root"),
