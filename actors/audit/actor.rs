@@ -5,7 +5,7 @@ use super::error::AuditError;
 use super::log::LogSpec;
 use super::messages::{AuditMsg, Looked, Want};
 use super::offline::verify;
-use super::read::{query_to, records_to, tail_to};
+use super::read::{Followed, query_to, records_to, tail_to};
 use super::writer::{Answer, Job, NotTaken, Writer};
 use crate::supervision::{Crash, Ctx, Room, Snapshot, TaskEnd};
 use portcullis_core::audit::Seq;
@@ -32,6 +32,8 @@ pub struct Audit {
     /// Jobs of this life, and whether one of them verifies: a long reading leaves the other thread to the short ones.
     reading: usize,
     verifying: bool,
+    /// Of the segments that were read to their ends.
+    followed: Arc<Followed>,
     opened: String,
 }
 
@@ -79,6 +81,7 @@ impl Room for Audit {
             line: VecDeque::new(),
             reading: 0,
             verifying: false,
+            followed: Arc::default(),
             opened,
         })
     }
@@ -89,6 +92,7 @@ impl Room for Audit {
             AuditMsg::Once(body, refused, reply) => {
                 self.submit(Job::Once(body, refused, Answer::Room(reply)))
             }
+            AuditMsg::Seen(key, reply) => self.submit(Job::Seen(key, Answer::Room(reply))),
             AuditMsg::Head(reply) => {
                 reply.ok(self.writer.status().head);
                 Ok(())
@@ -102,6 +106,10 @@ impl Room for Audit {
             AuditMsg::Consistency(old, new, reply) => self.look(Want::Consistency(old, new, reply)),
             AuditMsg::Looked(looked) => {
                 self.looked(*looked);
+                Ok(())
+            }
+            AuditMsg::Followed(followed) => {
+                self.followed = Arc::new(followed);
                 Ok(())
             }
         }
@@ -165,6 +173,7 @@ impl Audit {
                         answer.send(Err(AuditError::Overloaded));
                     }
                     Job::Once(_, _, answer) => answer.send(Err(AuditError::Overloaded)),
+                    Job::Seen(_, answer) => answer.send(Err(AuditError::Overloaded)),
                     Job::Look(answer, _) => answer.send(Err(AuditError::Overloaded)),
                 }
                 Ok(())
@@ -238,7 +247,8 @@ impl Audit {
 
     /// Reads on a blocking thread, as far as the writer vouches for the files. Gives it back where none is free.
     fn read(&mut self, looked: Box<Looked>) -> Result<(), Box<Looked>> {
-        let dir = self.dir.clone();
+        let (dir, ctx) = (self.dir.clone(), self.ctx.clone());
+        let followed = self.followed.clone();
         let verifies = matches!(looked.want, Want::Verify(..));
         // The closure owns the replies: with no thread free they are dropped, unless they are kept back here.
         let (tx, rx) = std::sync::mpsc::sync_channel::<Box<Looked>>(1);
@@ -262,7 +272,12 @@ impl Audit {
                     reply.send(verify(&dir, Some(horizon), *outside));
                 }
                 Want::Records(from, limit, reply) => {
-                    reply.send(records_to(&dir, from, limit, horizon));
+                    let mut now = (*followed).clone();
+                    reply.send(records_to(&dir, from, limit, horizon, &mut now));
+                    // Also of a reading that took too long, or came to what was altered: it is not read again.
+                    if now != *followed {
+                        ctx.notify(AuditMsg::Followed(now));
+                    }
                 }
                 Want::Sign(reply) => reply.send(signed().map(|signed| (**signed).clone())),
                 Want::Prove(seq, reply) => {

@@ -9,7 +9,7 @@ use super::proofs::{Consistency, Inclusion, Signed};
 use super::read::Found;
 use crate::supervision::{CallError, Feed, FeedReader, Flag, Handle, Policy, Reply, TreeBuilder};
 use portcullis_core::audit::verify::Outside;
-use portcullis_core::audit::{Body, Entry, Head, Once, Outcome, Query, Record, Seq};
+use portcullis_core::audit::{Body, Entry, Head, Once, OnceKey, Outcome, Query, Record, Seq};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,6 +65,19 @@ impl AuditHandle {
         let body = Box::new(Body::intent(entry)?);
         self.ask(WITHIN, |reply| AuditMsg::Once(body, refused, reply))
             .await
+    }
+
+    /// What was recorded under the entry's idempotency key, if it has one: a look ahead, for what would have to be recorded before
+    /// the intent. The intent itself is still asked by [`Self::intent_once`].
+    ///
+    /// # Errors
+    /// The room does not answer.
+    pub async fn seen(&self, entry: &Entry) -> Result<Option<Once>, AuditError> {
+        let Some(key) = &entry.idempotency_key else {
+            return Ok(None);
+        };
+        let key = OnceKey::of(entry.principal.as_deref(), key);
+        self.ask(WITHIN, |reply| AuditMsg::Seen(key, reply)).await
     }
 
     /// The act of that intent ended so. Durable when it returns.

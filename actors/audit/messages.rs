@@ -3,11 +3,11 @@
 use super::error::AuditError;
 use super::offline::VerifyReport;
 use super::proofs::{Consistency, Inclusion, Signed};
-use super::read::Found;
+use super::read::{Followed, Found};
 use super::writer::Look;
 use crate::supervision::Reply;
 use portcullis_core::audit::verify::Outside;
-use portcullis_core::audit::{Body, Head, Once, Query, Record, Seq};
+use portcullis_core::audit::{Body, Head, Once, OnceKey, Query, Record, Seq};
 use std::sync::Arc;
 
 /// What a key means whose first try was refused before anything was done.
@@ -47,6 +47,8 @@ pub enum AuditMsg {
     Append(Box<Body>, Reply<Seq, AuditError>),
     /// Record this intent, unless its idempotency key is there already.
     Once(Box<Body>, Refused, Reply<Once, AuditError>),
+    /// What was recorded under an idempotency key.
+    Seen(OnceKey, Reply<Option<Once>, AuditError>),
     /// The newest durable record.
     Head(Reply<Head, AuditError>),
     /// The last records.
@@ -65,6 +67,8 @@ pub enum AuditMsg {
     Consistency(u64, u64, Reply<Consistency, AuditError>),
     /// From the room itself: the writer said what is durable, now read.
     Looked(Box<Looked>),
+    /// From the room itself: these segments were read to their ends.
+    Followed(Followed),
 }
 
 /// What to read, and how far the files may be trusted.

@@ -3,7 +3,7 @@
 use super::error::{AuditError, Fault};
 use super::files;
 use super::offline::Horizon;
-use super::walk::{Buffer, Segment, SegmentEnd};
+use super::walk::{Buffer, Passing, Segment, SegmentEnd};
 use portcullis_core::audit::{
     BodyRef, HEADER_BYTES, Head, Outcome, OutcomeFilter, Query, Record, Seq, decode_leaf, leaf_hash,
 };
@@ -185,47 +185,70 @@ fn read_at(dir: &Path, segment: Seq, at: At) -> Result<Record, AuditError> {
     Ok(view.to_record(leaf_hash(leaf)))
 }
 
-/// The records from `from` on, in rising order.
+/// What each segment follows, as far as somebody has read back: each was read to its end, and ends with what the one behind it
+/// follows; the newest with what its writer vouches for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Followed(BTreeMap<Seq, Head>);
+
+impl Followed {
+    /// Reads a segment to its end, which must be this.
+    fn read(
+        &mut self,
+        dir: &Path,
+        first: Seq,
+        wanted: Head,
+        horizon: Horizon,
+        buf: &mut Buffer,
+        mut visit: impl FnMut(Passing<'_>),
+    ) -> Result<Head, AuditError> {
+        let limit = (horizon.segment == first).then_some(horizon.len);
+        let mut segment = Segment::open(dir, first, limit)?;
+        let end = segment.read(buf, |passing| {
+            visit(passing);
+            ControlFlow::Continue(())
+        })?;
+        Links(Some(wanted)).holds(first, &segment, end)?;
+        self.0.insert(first, segment.after());
+        Ok(segment.after())
+    }
+}
+
+/// The records from `from` on, in rising order. Nothing is given of a segment that was not read to its end and found to be what
+/// the next one follows, up to the newest: what is handed on to somebody else cannot be taken back. The first call reads
+/// all that lies behind `from`; what it found is in `followed`.
 pub(super) fn records_to(
     dir: &Path,
     from: Seq,
     limit: usize,
     horizon: Horizon,
+    followed: &mut Followed,
 ) -> Result<Vec<Record>, AuditError> {
     let (mut found, mut buf) = (Vec::new(), Buffer::new());
     let mut segments = files::segments(dir)?;
     segments.retain(|first| *first <= horizon.segment);
+    followed.0.retain(|first, _| segments.contains(first));
     let begin = segments
         .partition_point(|first| *first <= from)
         .saturating_sub(1);
-    let mut before = None;
-    for first in segments.into_iter().skip(begin) {
-        let limit_bytes = (horizon.segment == first).then_some(horizon.len);
-        let mut segment = Segment::open(dir, first, limit_bytes)?;
-        if before.is_some_and(|before| before != segment.after()) {
-            return Err(AuditError::Altered(Fault {
-                seq: first,
-                segment: first,
-                offset: 0,
-                why: "the segment does not follow the one before it".to_owned(),
-            }));
-        }
-        let end = segment.read(&mut buf, |passing| {
-            if passing.leaf.seq >= from {
+    let segments = segments.get(begin..).unwrap_or_default();
+    let mut wanted = horizon.head;
+    for first in segments.iter().skip(1).rev() {
+        wanted = match followed.0.get(first) {
+            Some(after) => *after,
+            None => followed.read(dir, *first, wanted, horizon, &mut buf, |_| ())?,
+        };
+    }
+    for (at, first) in segments.iter().enumerate() {
+        let next = segments.get(at + 1).and_then(|next| followed.0.get(next));
+        let wanted = next.copied().unwrap_or(horizon.head);
+        followed.read(dir, *first, wanted, horizon, &mut buf, |passing| {
+            if passing.leaf.seq >= from && found.len() < limit {
                 found.push(passing.leaf.to_record(passing.hash));
             }
-            if found.len() == limit {
-                return ControlFlow::Break(());
-            }
-            ControlFlow::Continue(())
         })?;
-        if let SegmentEnd::Altered(fault) = end {
-            return Err(AuditError::Altered(fault));
-        }
         if found.len() == limit {
             break;
         }
-        before = Some(segment.head());
     }
     Ok(found)
 }

@@ -66,6 +66,8 @@ pub(super) enum Job {
     Append(Box<Body>, Answer<Seq>),
     /// Record this intent, unless its key is there (see [`Refused`]).
     Once(Box<Body>, Refused, Answer<Once>),
+    /// What was recorded under a key.
+    Seen(OnceKey, Answer<Option<Once>>),
     /// What is durable now, and the newest records; signed, where that is asked for.
     Look(Answer<Look>, bool),
     /// Write the stop mark and end.
@@ -395,6 +397,10 @@ impl Thread {
                     }
                     _ => self.push(group, *body, answer, Wait::New),
                 }
+            }
+            Job::Seen(key, answer) => {
+                let now = self.log.spec().clock.stamp().wall_ms;
+                answer.send(Ok(self.log.ledger.once.get(&key, now)));
             }
             Job::Look(answer, is_signed) => group.looks.push((answer, is_signed)),
             Job::Close(answer) => group.close = Some(answer),

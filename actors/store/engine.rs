@@ -5,6 +5,7 @@ mod checked;
 use super::messages::{Change, CommitError, Entry, Lease, Object, Op, Revision, StoreError};
 use crate::plain;
 use portcullis_core::row::{Place, RowKey, Tag, Weight};
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row, params};
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -32,15 +33,6 @@ const SCHEMA: &str = "
     INSERT INTO head VALUES (1, 0, 0, x'');
 ";
 
-/// What the file was when it was opened.
-#[derive(Debug, PartialEq, Eq)]
-enum Found {
-    /// Ours.
-    Rows,
-    /// Empty: the tables are made now.
-    Nothing,
-}
-
 pub(super) struct Engine {
     db: Connection,
     key: RowKey,
@@ -56,11 +48,10 @@ impl Engine {
         own_file(path)?;
         let engine = Self::connect(path, key)?;
         engine.set_up(true).map_err(|error| broken(&error))?;
-        if engine.check_format()? == Found::Nothing {
-            return Ok(engine);
-        }
+        engine.check_format()?;
         engine.quick_check()?;
-        engine.made_anew(path)
+        engine.check_rows()?;
+        Ok(engine)
     }
 
     fn connect(path: &Path, key: RowKey) -> Result<Self, StoreError> {
@@ -102,6 +93,10 @@ impl Engine {
 
     fn set_up(&self, writer: bool) -> rusqlite::Result<()> {
         self.db.busy_timeout(BUSY)?;
+        // SQLite moves what stands beside a file into it when the last connection closes, whatever was found to be wrong with it: a
+        // start that is refused would change the state, and a write-ahead log that is another database's would replace it.
+        self.db
+            .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         self.db.pragma_update(None, "cache_size", -1024)?;
         self.db.pragma_update(None, "trusted_schema", false)?;
         if writer {
@@ -113,7 +108,7 @@ impl Engine {
         self.db.pragma_update(None, "synchronous", "FULL")
     }
 
-    fn check_format(&self) -> Result<Found, StoreError> {
+    fn check_format(&self) -> Result<(), StoreError> {
         let read = |name| {
             self.db
                 .pragma_query_value(None, name, |row| row.get::<_, i64>(0))
@@ -125,8 +120,8 @@ impl Engine {
             .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
             .map_err(|error| broken(&error))?;
         match (application, found, tables) {
-            (APPLICATION_ID, FORMAT, _) => self.check_schema().map(|()| Found::Rows),
-            (0, 0, 0) => self.make().map(|()| Found::Nothing),
+            (APPLICATION_ID, FORMAT, _) => self.check_schema(),
+            (0, 0, 0) => self.make(),
             // Of the forms before too, whose rows had no tags, or no sum: whoever has no key could put any row of his own, or
             // any old one, into such a file.
             _ => Err(StoreError::Format {
@@ -494,6 +489,16 @@ impl Engine {
     pub fn checkpoint(&self) -> Result<(), StoreError> {
         self.db
             .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+            .map_err(|error| broken(&error))
+    }
+
+    /// Moves the WAL into the file, and removes it where no reader is left.
+    pub fn close(self) -> Result<(), StoreError> {
+        self.checkpoint()?;
+        let kept = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
+        self.db
+            .set_db_config(kept, false)
+            .and_then(|_| self.db.close().map_err(|(_, error)| error))
             .map_err(|error| broken(&error))
     }
 

@@ -16,13 +16,15 @@ type CommitReply = Answer<Result<Vec<Revision>, CommitError>>;
 /// Commits in groups: whatever queued while the last group was on its way to the disk goes in one transaction with
 /// one sync. A lone commit waits for nobody. In memory this thread reads as well.
 pub(super) fn write(engine: Engine, mut jobs: Receiver<Job>, revision: &Flag<u64>) {
-    let mut next = None;
+    let (mut next, mut wrote) = (None, false);
     while let Some(job) = next.take().or_else(|| jobs.blocking_recv()) {
         match job {
-            Job::Commit { ops, reply } => next = group(&engine, &mut jobs, (ops, reply), revision),
+            Job::Commit { ops, reply } => {
+                wrote = true;
+                next = group(&engine, &mut jobs, (ops, reply), revision);
+            }
             Job::Close { reply } => {
-                let result = engine.checkpoint();
-                drop(engine);
+                let result = engine.close();
                 reply.send(result);
                 return;
             }
@@ -30,7 +32,10 @@ pub(super) fn write(engine: Engine, mut jobs: Receiver<Job>, revision: &Flag<u64
             job => read_one(&engine, job),
         }
     }
-    drop(engine.checkpoint());
+    // Whoever opened it and changed nothing may have found that it is not his to change.
+    if wrote {
+        drop(engine.close());
+    }
 }
 
 /// Serves reads until it is closed or every handle is gone.

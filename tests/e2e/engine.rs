@@ -231,7 +231,8 @@ fn is_killed_under_runs(engine: &Engine) -> (Gateway, Child) {
     }
     // Nobody else's work is lost, and what has to end, ends.
     let (code, said) = finished(two);
-    assert_eq!(code, Some(124), "{said}\n{}", gateway.log());
+    assert_eq!(code, Some(125), "{said}\n{}", gateway.log());
+    assert!(said.contains("error[DEADLINE]"), "{said}");
     go(&gateway, "one");
     assert_eq!(
         finished(one),

@@ -254,3 +254,35 @@ async fn the_plan_of_each_run_lies_sealed_in_its_record_and_opens_for_who_may_se
         true
     );
 }
+
+/// The bug: each refused repeat of a run with a long command wrote the first parts of its plan again, 50 KB at a time.
+#[test]
+fn a_refused_repeat_of_a_long_run_leaves_nothing_in_the_log() {
+    let mut gateway = Gateway::prepared(&[]).by_up();
+    gateway.launch();
+    let long = "x".repeat(55_000);
+    let exec = [
+        "exec",
+        "--agent",
+        "demo",
+        "--idempotency-key",
+        "K",
+        "--",
+        "true",
+        &long,
+    ];
+    assert_eq!(run(&gateway, &exec).status.code(), Some(0));
+    let parts = || {
+        let found = json_of(&gateway, &["audit", "query", "--action", "exec.plan"]);
+        found["records"].as_array().unwrap().len()
+    };
+    assert_eq!(parts(), 3);
+    for _ in 0..3 {
+        let repeat = run(&gateway, &exec);
+        assert_eq!(repeat.status.code(), Some(125));
+        let said = String::from_utf8_lossy(&repeat.stderr).into_owned();
+        assert!(said.contains("error[KEY_USED]"), "{said}");
+    }
+    assert_eq!(parts(), 3);
+    assert_eq!(gateway.stop(), 0);
+}

@@ -22,6 +22,7 @@ mod peer_cli;
 mod peer_far;
 mod peer_node;
 mod reach;
+mod refused;
 mod remote;
 mod remote_cli;
 mod starts;

@@ -371,10 +371,17 @@ fn what_is_read_back_from_before_the_start_is_what_was_written() {
         limit: 1_000,
         ..portcullis_core::audit::Query::default()
     };
+    let records = |from, limit| {
+        let mut followed = super::super::read::Followed::default();
+        super::super::read::records_to(&place.dir, from, limit, horizon, &mut followed)
+    };
     let read = [
         super::super::read::query_to(&place.dir, &all, Some(horizon)).map(|_| ()),
         tail_to(&place.dir, usize::MAX, Some(horizon)).map(|_| ()),
-        super::super::read::records_to(&place.dir, Seq(1), usize::MAX, horizon).map(|_| ()),
+        records(Seq(1), usize::MAX).map(|_| ()),
+        // The bug: a page that ends before the end of its segment was handed on, and a sink took it for good.
+        records(Seq(1), 10).map(|_| ()),
+        records(second, 10).map(|_| ()),
         super::super::read::query_dir(&place.dir, &all).map(|_| ()),
     ];
     for (n, read) in read.into_iter().enumerate() {
@@ -382,6 +389,9 @@ fn what_is_read_back_from_before_the_start_is_what_was_written() {
     }
     // What lies behind it is read.
     tail_to(&place.dir, 100, Some(horizon)).unwrap();
+    let third = records(segments[2], 10).unwrap();
+    assert_eq!(third.len(), 10);
+    assert_eq!(third[0].seq, segments[2]);
     log.close();
 }
 

@@ -367,6 +367,18 @@ impl Flow {
             .map(|part| Sealed::new(part.to_vec()))
             .collect();
         let last = parts.pop().unwrap_or_default();
+        // A repeat under a used key is refused, and leaves nothing.
+        if !parts.is_empty()
+            && let Some(Once::Seen { seq, outcome }) = self
+                .wiring
+                .audit
+                .seen(&entry)
+                .await
+                .map_err(|error| Over::refused(ExecRefusal::of_audit(&error)))?
+        {
+            let earlier = self.earlier(seq).await;
+            return Err(Over::seen(seq, outcome.as_ref(), earlier.as_ref()));
+        }
         let mut before = Vec::new();
         for sealed in parts {
             let part = Entry {

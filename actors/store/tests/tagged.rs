@@ -281,7 +281,7 @@ proptest! {
                 engine.rollback();
                 prop_assert_eq!(engine.revision().expect("revision"), before);
             }
-            prop_assert_eq!(engine.check_rows(None), Ok(()));
+            prop_assert_eq!(engine.check_rows(), Ok(()));
         }
     }
 }
@@ -425,56 +425,4 @@ fn a_row_that_no_lookup_finds_is_refused() {
         }
     }
     assert!(refused > 0, "none of {} was hidden", cells.len());
-}
-
-/// Rows are all that a start takes over of a file: whatever else somebody wrote into it, where no check looks, is gone.
-#[test]
-fn a_start_serves_from_a_file_of_its_own_making() {
-    let folder = folder();
-    let path = folder.path().join("state.db");
-    rt().block_on(filled(&path, &key(1)));
-    let right = rt().block_on(look(&path, &key(1))).expect("whole");
-    let raw = rusqlite::Connection::open(&path).expect("raw");
-    let number = |sql: &str| {
-        let found = raw.query_row(sql, [], |row| row.get::<_, u32>(0));
-        found.expect(sql) as usize
-    };
-    let root = number("SELECT rootpage FROM sqlite_schema WHERE name = 'list'");
-    let size = number("PRAGMA page_size");
-    drop(raw);
-    let mut bytes = std::fs::read(&path).expect("read");
-    let page = (root - 1) * size;
-    let cells = usize::from(u16::from_be_bytes([bytes[page + 3], bytes[page + 4]]));
-    let planted = b"where nobody looks";
-    // Between the cells' pointers and the cells.
-    let at = page + 8 + 2 * cells + 8;
-    assert!(bytes[at..at + planted.len()].iter().all(|byte| *byte == 0));
-    bytes[at..at + planted.len()].copy_from_slice(planted);
-    std::fs::write(&path, &bytes).expect("write");
-    without_sidecars(&path);
-    let raw = rusqlite::Connection::open(&path).expect("raw");
-    let verdict = raw.query_row("PRAGMA integrity_check", [], |row| row.get::<_, String>(0));
-    assert_eq!(verdict.expect("check"), "ok");
-    drop(raw);
-    // A start that was killed had begun with a file of its own.
-    std::fs::write(folder.path().join("state.db.new"), b"half").expect("write");
-
-    assert_eq!(rt().block_on(look(&path, &key(1))), Ok(right));
-    let served = std::fs::read(&path).expect("read");
-    assert!(
-        !served
-            .windows(planted.len())
-            .any(|window| window == planted)
-    );
-    let mode = std::fs::metadata(&path).expect("meta").permissions();
-    assert_eq!(
-        std::os::unix::fs::PermissionsExt::mode(&mode) & 0o7777,
-        0o600
-    );
-    let left: Vec<_> = std::fs::read_dir(folder.path())
-        .expect("folder")
-        .map(|entry| entry.expect("entry").file_name())
-        .filter(|name| name.to_string_lossy().contains(".new"))
-        .collect();
-    assert!(left.is_empty(), "{left:?}");
 }
