@@ -131,10 +131,10 @@ impl AuditKeys {
     fn forget_parts(&self) -> io::Result<()> {
         for entry in fs::read_dir(&self.dir)? {
             let name = entry?.file_name();
-            let is_part = name
+            let part = name
                 .to_str()
-                .is_some_and(|name| name.starts_with("audit-") && name.ends_with(".new"));
-            if is_part {
+                .and_then(|name| name.strip_prefix("audit-")?.strip_suffix(".new"));
+            if part.is_some() {
                 plain::remove(&self.dir.join(name))?;
             }
         }
