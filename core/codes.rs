@@ -40,6 +40,9 @@ codes! {
     DISK_FULL, "UNAVAILABLE", true, 8, "free disk space under the state directory, nothing was done";
     NO_DRIVER, "UNAVAILABLE", false, 8, "`portcullis status` shows what each driver lacks and the command that mends it";
     BOX_LOST, "UNAVAILABLE", true, 8, "the sandbox ended under the run: look at the engine, then run again";
+    ISOLATION_TOO_WEAK, "UNAVAILABLE", false, 8, "`portcullis sandbox explain --agent NAME` shows what is asked and what there is: start a Docker engine, or lower min_isolation where it is decided, then restart the gateway";
+    IMAGE_UNUSABLE, "UNAVAILABLE", false, 8, "an image must be in the local Docker engine (`docker images` shows it; none is fetched) and bring no volume and no health check: mend that, or set another in [sandbox] image and restart the gateway";
+    ENV_NOT_ALLOWED, "FORBIDDEN", false, 5, "leave the variable out, or add its name to env in [sandbox] or [agents.NAME.sandbox] and restart the gateway: `portcullis sandbox explain --agent NAME` shows the list";
     PLAN_CHANGED, "INVALID_REQUEST", false, 5, "what was approved is not what would run any more: ask again";
     ELEVATED_DISABLED, "FORBIDDEN", false, 5, "elevated mode is off for this agent: add the lines given here to config.toml (details.fix on the wire), then restart the gateway";
     POLICY_DENIED, "FORBIDDEN", false, 5, "a policy refuses this command for this agent: `portcullis approvals policy` shows it";

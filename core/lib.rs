@@ -19,6 +19,7 @@ pub mod plan;
 pub mod policy;
 pub mod protocol;
 pub mod row;
+pub mod sandbox;
 pub mod seal;
 pub mod signing;
 pub mod time;

@@ -19,7 +19,7 @@ mod operand;
 mod sealed;
 
 pub(crate) use env::is_harmless;
-pub use env::{EnvPolicy, HOST_PATH, steers};
+pub use env::{EnvPolicy, HOST_PATH, is_env_name, steers};
 use env::{OWN_HOST_ENV, check_env_name};
 pub use operand::{Held, MAX_OPERANDS, Operand, Unkept};
 pub use sealed::PlanKey;

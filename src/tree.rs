@@ -135,7 +135,6 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
     // What is said of every agent holds for those without a section of their own too.
     let every = config.agents.every().timeout_ms;
     if every > 0 {
-        config.sandbox.timeout_ms = every;
         config.exec.host.timeout_ms = every;
     }
     let clock = Clock::system();
@@ -237,12 +236,13 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
         },
     );
     let runs = Arc::new(Runs {
-        boxes: config.sandbox.uid,
+        boxes: config.sandbox.uid(),
         host_user: config.exec.host.user.clone(),
     });
     let pool = SandboxPoolHandle::new(tree.room::<SandboxPool>(
         Policy::new(256),
         SandboxPoolWiring {
+            profiles: config.agents.profiles(config.sandbox.layer()),
             config: config.sandbox,
             state: ground.state.clone(),
             cell: ground.cell,

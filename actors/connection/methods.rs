@@ -9,7 +9,7 @@ use portcullis_core::approval::Word;
 use portcullis_core::audit::{Entry, Outcome};
 use portcullis_core::auth::{Door, Principal, Role, Scope};
 use portcullis_core::codes::{self, Code};
-use portcullis_core::ids::DeviceId;
+use portcullis_core::ids::{AgentId, DeviceId};
 use portcullis_core::pairing::{Caller, News as PairingNews};
 use portcullis_core::plan::PlanKey;
 use portcullis_core::protocol::frame::ErrorBody;
@@ -129,6 +129,13 @@ impl Methods {
             "config.get" => {
                 params.read::<Nothing>(method)?;
                 Ok(self.config.clone())
+            }
+            "sandbox.explain" => {
+                let p: Whose = params.read(method)?;
+                let explained = self.pool.explain(p.agent).await;
+                let explained = explained
+                    .map_err(|error| ErrorBody::of(codes::ROOM_DOWN, error.to_string()))?;
+                Ok(json!(explained))
             }
             "device.pair.list"
             | "device.pair.approve"
@@ -439,6 +446,14 @@ struct StatusAsk {
     _channels: Option<bool>,
     #[serde(default, rename = "includeCliProjection")]
     _cli: Option<bool>,
+}
+
+/// Whose sandbox; none: that of agents that nothing is said of.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Whose {
+    #[serde(default)]
+    agent: Option<AgentId>,
 }
 
 #[derive(Deserialize)]

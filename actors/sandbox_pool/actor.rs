@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use portcullis_core::ids::{AgentId, Hash32, RunId};
+use portcullis_core::sandbox::Profiles;
 use tokio::sync::oneshot;
 
 use super::boxes::{Live, Place, answer_when_accepted, end_box};
@@ -15,17 +15,21 @@ use super::driver::{Driver, ProbeContext};
 use super::drivers::{Drivers, Retry, Waiting};
 use super::egress::Ways;
 use super::folders;
-use super::messages::{BoxProfile, PoolError, PoolStatus, RunTicket, SandboxPoolMsg, Start};
-use super::request::{profile_hash, spawn};
+use super::messages::{PoolError, PoolStatus, RunTicket, SandboxPoolMsg, Start};
+use super::request::spawn;
 use super::runs::Order;
+use super::spec::{BoxLimits, BoxSpec};
+use super::wanted::{Images, Wanted, neutral};
 use super::{cell_file, native};
-use crate::supervision::{ChildEnd, Crash, Ctx, Reply, Room, Snapshot, TaskHandle, TellError};
+use crate::supervision::{ChildEnd, Crash, Ctx, Room, Snapshot, TaskHandle, TellError};
 
 /// What the pool is started with.
 #[derive(Clone)]
 pub struct SandboxPoolWiring {
     /// `[sandbox]`.
     pub config: SandboxPoolConfig,
+    /// What each agent's boxes must be.
+    pub profiles: Profiles,
     /// `STATE`: `run/` and `workspaces/` lie in it.
     pub state: PathBuf,
     /// The embedded cell.
@@ -43,7 +47,11 @@ pub struct SandboxPool {
     pub(super) ctx: Ctx<Self>,
     pub(super) wiring: SandboxPoolWiring,
     pub(super) context: ProbeContext,
-    cell_digest: Hash32,
+    pub(super) cell_digest: Hash32,
+    /// A box that is no box's, for what boxes have in common.
+    pub(super) neutral: BoxSpec,
+    /// The images that agents name, as far as somebody asked.
+    pub(super) images: Images,
     pub(super) drivers: Drivers,
     /// Tries them again.
     pub(super) retry: Retry,
@@ -71,6 +79,8 @@ impl Room for SandboxPool {
         let mut pool = Self {
             ctx,
             wiring: wiring.clone(),
+            neutral: neutral(&context)?,
+            images: Images::new(),
             context,
             cell_digest,
             drivers: Drivers::Trying(Vec::new()),
@@ -88,9 +98,16 @@ impl Room for SandboxPool {
 
     async fn handle(&mut self, msg: SandboxPoolMsg) -> Result<(), Crash> {
         match msg {
-            SandboxPoolMsg::Start(start) => self.start_run(start).await?,
+            SandboxPoolMsg::Start(start) => self.request(Waiting::Run(start)).await?,
             SandboxPoolMsg::Cancel { agent, run } => self.cancel(&agent, run).await,
-            SandboxPoolMsg::Profile(timeout, reply) => self.profile(timeout, reply),
+            SandboxPoolMsg::Profile(agent, timeout, reply) => {
+                self.request(Waiting::Profile(agent, timeout, reply))
+                    .await?;
+            }
+            SandboxPoolMsg::Explain(agent, reply) => {
+                self.request(Waiting::Explain(agent, reply)).await?;
+            }
+            SandboxPoolMsg::Image(name, found) => self.image_found(name, found).await?,
             SandboxPoolMsg::Status(reply) => reply.ok(self.status()),
             SandboxPoolMsg::Tried(result) => self.tried(result).await?,
             SandboxPoolMsg::TryAgain => self.try_again(),
@@ -99,6 +116,8 @@ impl Room for SandboxPool {
             SandboxPoolMsg::Stuck(key) => self.stuck(key),
             #[cfg(test)]
             SandboxPoolMsg::HangBoxes => self.hang_boxes().await,
+            #[cfg(test)]
+            SandboxPoolMsg::Profiles(profiles) => self.wiring.profiles = *profiles,
         }
         Ok(())
     }
@@ -139,7 +158,7 @@ fn prepare(wiring: &SandboxPoolWiring) -> Result<(ProbeContext, Hash32), Crash> 
     let run_root = wiring.state.join("run");
     drop(folders::make(folders::open(&run_root)?, "b", None, 0o711)?);
     let (cell, digest) = cell_file::place(&run_root, wiring.cell)?;
-    let (uid, gid) = native::box_owner(wiring.config.uid);
+    let (uid, gid) = native::box_owner(wiring.config.uid());
     let context = ProbeContext {
         run_root,
         workspaces: wiring.state.join("workspaces"),
@@ -148,60 +167,27 @@ fn prepare(wiring: &SandboxPoolWiring) -> Result<(ProbeContext, Hash32), Crash> 
         gid,
         owner: wiring.owner.clone(),
         boot: wiring.boot.clone(),
-        limits: wiring.config.limits(),
+        limits: BoxLimits::of(&wiring.profiles.of(None).profile),
         require_cgroup: wiring.config.require_cgroup,
     };
     Ok((context, digest))
 }
 
 impl SandboxPool {
-    pub(super) async fn start_run(&mut self, start: Box<Start>) -> Result<(), Crash> {
-        if !start.reply.is_wanted() {
-            return Ok(());
-        }
-        match self.driver_for(Waiting::Run(start)) {
-            Some((driver, Waiting::Run(start))) => self.start_in_box(&driver, start).await,
-            _ => Ok(()),
-        }
-    }
-
-    pub(super) fn profile(
+    pub(super) async fn start_in_box(
         &mut self,
-        timeout: Option<Duration>,
-        reply: Reply<BoxProfile, PoolError>,
-    ) {
-        let Some((driver, Waiting::Profile(timeout, reply))) =
-            self.driver_for(Waiting::Profile(timeout, reply))
-        else {
-            return;
-        };
-        let image_digest = match &driver {
-            Driver::Docker(docker) => Some(docker.image().id.clone()),
-            Driver::Native(_) => None,
-        };
-        reply.ok(BoxProfile {
-            driver: driver.name(),
-            image_digest,
-            profile_hash: self.profile_hash(&driver),
-            uid: self.context.uid,
-            gid: self.context.gid,
-            limits: self.context.limits,
-            timeout_ms: self.wiring.config.timeout(timeout),
-            output_bytes: self.wiring.config.output_cap_bytes,
-            egress: self.wiring.config.egress.texts(),
-        });
-    }
-
-    async fn start_in_box(&mut self, driver: &Driver, start: Box<Start>) -> Result<(), Crash> {
-        let spawn = match spawn(&self.wiring.config, &start.spec) {
+        driver: &Driver,
+        start: Box<Start>,
+        wanted: Wanted,
+    ) -> Result<(), Crash> {
+        let spawn = match spawn(&wanted.effective.profile, self.may_leave(), &start.spec) {
             Ok(spawn) => spawn,
             Err(text) => {
                 start.reply.refuse(PoolError::Invalid(text));
                 return Ok(());
             }
         };
-        let profile = self.profile_hash(driver);
-        let key = match self.place(driver, &start.agent, &profile).await? {
+        let key = match self.place(driver, &start.agent, &wanted).await? {
             Place::In(key) => key,
             Place::Later => {
                 self.wait_for_room(start);
@@ -234,7 +220,7 @@ impl SandboxPool {
             box_id: id,
             driver,
             image_digest,
-            profile_hash: profile,
+            profile_hash: wanted.hash,
             timeout_ms,
         };
         let answering = answer_when_accepted(self.ctx.clone(), key, start, answer, ticket);
@@ -242,23 +228,15 @@ impl SandboxPool {
         Ok(())
     }
 
-    fn profile_hash(&self, driver: &Driver) -> String {
-        profile_hash(
-            &self.wiring.config,
-            &self.context,
-            &self.cell_digest,
-            driver,
-        )
-    }
-
     async fn cancel(&self, agent: &AgentId, run: RunId) {
-        if let Some(live) = self.boxes.values().find(|live| live.agent == *agent) {
-            // A box that is down has no runs.
-            let _ = live.handle.order(Order::Cancel { name: run }).await;
+        // An agent has two for as long as an old one, which takes no more runs, has some.
+        for live in self.boxes.values().filter(|live| live.agent == *agent) {
+            // A box that is down has no runs, and one that does not know the run does nothing.
+            let _ = live.handle.order(Order::Cancel { name: run.clone() }).await;
         }
     }
 
-    fn status(&self) -> PoolStatus {
+    pub(super) fn status(&self) -> PoolStatus {
         let (driver, why) = match &self.drivers {
             Drivers::Trying(_) => (None, "the drivers are being tried".to_owned()),
             Drivers::Proven(chosen) => (Some(chosen.driver.name()), chosen.why.clone()),

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use portcullis_core::ids::{AgentId, BoxId};
+use portcullis_core::sandbox::Access;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::actor::SandboxPool;
 use super::driver::{Driver, ProbeContext};
-use super::drivers::{Drivers, MOST_WAITING};
+use super::drivers::{Drivers, MOST_WAITING, Waiting};
 use super::egress::EgressWiring;
 use super::folders;
 use super::kept;
@@ -17,12 +18,13 @@ use super::messages::{PoolError, RunTicket, SandboxPoolMsg, Start};
 use super::probe::random_hex;
 use super::runs::{Accepted, NotAccepted, Order};
 use super::sandbox::{Sandbox, SandboxHandle, SandboxWiring, WayOut};
-use super::spec::BoxSpec;
+use super::spec::{BoxLimits, BoxSpec};
 use super::standing::Standing;
+use super::wanted::Wanted;
 use crate::supervision::{ChildEnd, Crash, Ctx, Flag, FlagReader};
 
 /// How long a cell outlives a daemon that is gone.
-const DEAD_MAN: Duration = Duration::from_mins(1);
+pub const DEAD_MAN: Duration = Duration::from_mins(1);
 /// Messages of one box's mailbox.
 const BOX_GATE: usize = 256;
 /// From the request to the box's word that it took the run, or to the end of an old box that is in its way. The caller waits a little
@@ -37,10 +39,24 @@ pub struct Live {
     pub agent: AgentId,
     pub handle: SandboxHandle,
     pub standing: FlagReader<Standing>,
+    /// Digest of what it was made from.
+    pub hash: String,
+    /// When it takes no more runs.
+    pub old_at: Instant,
     /// Orders to start that were sent to it.
     pub sent: u64,
     /// It was told to end, or is about to: it gets no more runs.
     pub leaving: bool,
+    /// It ends when what runs in it has, which may take as long as a run may.
+    pub draining: bool,
+}
+
+impl Live {
+    /// It is ending now: whoever waits for that does not wait for a run.
+    fn is_ending(&self) -> bool {
+        let standing = self.standing.get();
+        standing.over || self.leaving && (!self.draining || standing.is_idle(self.sent))
+    }
 }
 
 impl Live {
@@ -63,22 +79,42 @@ pub enum Place {
 }
 
 impl SandboxPool {
-    /// The agent's box, or a new one; never another agent's.
+    /// The agent's box, or a new one; never another agent's, never one that is not what is wanted now, never one past its age.
     pub(super) async fn place(
         &mut self,
         driver: &Driver,
         agent: &AgentId,
-        profile: &str,
+        wanted: &Wanted,
     ) -> Result<Place, Crash> {
-        if let Some((&key, live)) = self.boxes.iter().find(|(_, live)| live.agent == *agent) {
-            let over = live.leaving || live.standing.get().over;
-            return Ok(if over { Place::Later } else { Place::In(key) });
+        let mut later = false;
+        for (&key, live) in self
+            .boxes
+            .iter_mut()
+            .filter(|(_, live)| live.agent == *agent)
+        {
+            if !live.leaving && !live.standing.get().over {
+                let why = if live.hash != wanted.hash {
+                    "it is not what is wanted now"
+                } else if Instant::now() >= live.old_at {
+                    "it is past its age"
+                } else {
+                    return Ok(Place::In(key));
+                };
+                tracing::info!(id = %live.id, %agent, why, "a box takes no more runs");
+                (live.leaving, live.draining) = (true, true);
+                // It ends when what runs in it has; a box that is down has ended already.
+                let _ = live.handle.order(Order::Retire).await;
+            }
+            later |= live.is_ending();
+        }
+        if later {
+            return Ok(Place::Later);
         }
         if self.boxes.len() < self.wiring.config.max_boxes {
-            return self.make(driver, agent, profile).await;
+            return self.make(driver, agent, wanted).await;
         }
-        let leaving = self.boxes.values().filter(|live| live.leaving).count();
-        if leaving > self.waiting.len() || self.evict().await {
+        let ending = self.boxes.values().filter(|live| live.is_ending()).count();
+        if ending > self.waiting.len() || self.evict().await {
             return Ok(Place::Later);
         }
         Ok(Place::Nowhere(PoolError::Full(
@@ -106,15 +142,18 @@ impl SandboxPool {
         &mut self,
         driver: &Driver,
         agent: &AgentId,
-        profile: &str,
+        wanted: &Wanted,
     ) -> Result<Place, Crash> {
+        let profile = &wanted.effective.profile;
         let context = &self.context;
-        if let Err(error) = folders::workspace(
-            &context.workspaces,
-            agent.as_str(),
-            context.uid,
-            context.gid,
-        ) {
+        if profile.workspace != Access::None
+            && let Err(error) = folders::workspace(
+                &context.workspaces,
+                agent.as_str(),
+                context.uid,
+                context.gid,
+            )
+        {
             return Ok(Place::Nowhere(PoolError::NoBox(format!(
                 "workspace of agent {agent}: {error}"
             ))));
@@ -125,28 +164,32 @@ impl SandboxPool {
             id: id.clone(),
             agent: agent.clone(),
             workspace: context.workspaces.join(agent.as_str()),
+            access: profile.workspace,
+            image: wanted.image.clone(),
             cell: context.cell.clone(),
-            limits: context.limits,
+            limits: BoxLimits::of(profile),
             uid: context.uid,
             gid: context.gid,
             owner: context.owner.clone(),
             boot: context.boot.clone(),
-            profile_hash: profile.to_owned(),
+            profile_hash: wanted.hash.clone(),
             nonce: random_hex(16)?,
             dead_man: DEAD_MAN,
-            egress: !self.wiring.config.egress.is_empty(),
+            egress: self.may_leave(),
         };
         let egress = match self.way_out(&spec) {
             Ok(egress) => egress,
             Err(refusal) => return Ok(Place::Nowhere(refusal)),
         };
+        let age = Duration::from_secs(profile.max_age_secs);
         self.next += 1;
         let shown = Arc::new(Flag::new(Standing::new()));
         let standing = shown.reader();
         let wiring = SandboxWiring {
             driver: driver.clone(),
             spec,
-            idle: self.wiring.config.idle(),
+            idle: Duration::from_secs(profile.idle_secs),
+            age,
             shown,
             egress,
         };
@@ -156,8 +199,11 @@ impl SandboxPool {
             agent: agent.clone(),
             handle: SandboxHandle::new(child.await?),
             standing,
+            hash: wanted.hash.clone(),
+            old_at: Instant::now() + age,
             sent: 0,
             leaving: false,
+            draining: false,
         };
         self.boxes.insert(self.next, live);
         Ok(Place::In(self.next))
@@ -216,9 +262,8 @@ impl SandboxPool {
             start.reply.refuse(PoolError::NoBox(
                 "an old sandbox that is in its place does not end".to_owned(),
             ));
-            let stuck = self.boxes.iter().find(|(_, live)| {
-                live.agent == start.agent && (live.leaving || live.standing.get().over)
-            });
+            let mut own = self.boxes.iter();
+            let stuck = own.find(|(_, live)| live.agent == start.agent && live.is_ending());
             if let Some(key) = stuck.map(|(&key, _)| key) {
                 self.stuck(key);
             }
@@ -229,12 +274,15 @@ impl SandboxPool {
         let Some(live) = self.boxes.remove(&key) else {
             return Ok(());
         };
+        if live.standing.get().init.is_none() {
+            self.forget_images();
+        }
         if let ChildEnd::Crashed(why) = end {
             tracing::error!(id = %live.id, agent = %live.agent, %why, "a box's actor crashed: its box is ended");
             self.end_beside(key, live);
         }
         for start in std::mem::take(&mut self.waiting) {
-            self.start_run(start).await?;
+            self.request(Waiting::Run(start)).await?;
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Command;
 
+use portcullis_core::sandbox::Access;
 use serde::Deserialize;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
@@ -133,7 +134,15 @@ pub fn arguments(
     ]);
     command.arg("--ro-bind").arg(run_dir).arg(RUN_INSIDE);
     command.arg("--ro-bind").arg(cell).arg(CELL_INSIDE);
-    command.arg("--bind").arg(workspace).arg(WORKSPACE_INSIDE);
+    match spec.access {
+        Access::Rw => command.arg("--bind").arg(workspace),
+        Access::Ro => command.arg("--ro-bind").arg(workspace),
+        Access::None => {
+            let size = spec.limits.scratch().to_string();
+            command.args(["--perms", "700", "--size", &size, "--tmpfs"])
+        }
+    }
+    .arg(WORKSPACE_INSIDE);
     command.args(["--remount-ro", "/", "--chdir", WORKSPACE_INSIDE, "--"]);
     command.args(spec.cell_argv());
 }

@@ -19,6 +19,7 @@ use bollard::query_parameters::{
 };
 use futures_util::StreamExt;
 use portcullis_core::ids::BoxId;
+use portcullis_core::sandbox::{Access, ImageName};
 
 use super::driver::{DriverError, ProbeContext};
 use super::engine::{self, CALL, EngineConfig, EngineFacts, Fault, Opened, WORK, bounded, words};
@@ -111,10 +112,11 @@ impl Docker {
     /// `BOX_START_FAILED`; whatever was made is removed again.
     pub async fn start(&self, spec: &BoxSpec) -> Result<StartedBox, DriverError> {
         self.acceptable(spec)?;
+        let spec = &self.within(spec);
         write_hosts(spec)
             .map_err(|error| DriverError::Start(format!("{}: {error}", spec.run_dir.display())))?;
-        let container = self.create(spec).await?;
-        let started = self.check_and_start(spec, &container).await;
+        let (container, image) = self.create(spec).await?;
+        let started = self.check_and_start(spec, &container, image).await;
         if started.is_err()
             && let Err(error) = self.remove(&container).await
         {
@@ -209,6 +211,37 @@ impl Docker {
         }
     }
 
+    /// The id of a local image.
+    ///
+    /// # Errors
+    /// In words: that there is none, or that it cannot be a box's.
+    pub async fn find_image(&self, name: &ImageName) -> Result<String, String> {
+        let found = image::local(&self.inner.engine, name.as_str()).await;
+        found.map(|(id, _)| id)
+    }
+
+    /// What the engine is asked for such a box, and what else decides what comes of it.
+    pub fn shape(&self, spec: &BoxSpec) -> Vec<u8> {
+        let facts = &self.inner.facts;
+        let image = spec.image.as_deref().unwrap_or_default();
+        let asked = serde_json::to_value(request(&self.within(spec), image));
+        // In the order of the names, at every depth. What cannot be written down has no name of its own: no two are then alike.
+        let asked = asked.map_or_else(|error| error.to_string(), |asked| asked.to_string());
+        format!(
+            "{asked}\0{}\0{}\0{}",
+            facts.version, facts.default_runtime, facts.apparmor
+        )
+        .into_bytes()
+    }
+
+    /// All processors are all that there are, and an engine refuses to promise more.
+    fn within(&self, spec: &BoxSpec) -> BoxSpec {
+        let mut spec = spec.clone();
+        let most = self.inner.facts.cpus.saturating_mul(1000);
+        spec.limits.cpu_millis = spec.limits.cpu_millis.min(most);
+        spec
+    }
+
     /// Refuses what no box of ours may be, whatever the caller thinks.
     fn acceptable(&self, spec: &BoxSpec) -> Result<(), DriverError> {
         let refuse = |why: String| Err(DriverError::Start(why));
@@ -223,7 +256,8 @@ impl Docker {
                 "memory, processor and pids limits are never 0, which would mean none".to_owned(),
             );
         }
-        for path in [&spec.workspace, &spec.run_dir, &spec.cell] {
+        let workspace = (spec.access != Access::None).then_some(&spec.workspace);
+        for path in workspace.into_iter().chain([&spec.run_dir, &spec.cell]) {
             // The engine resolves links as root; what it is given must be what was decided on.
             let real = std::fs::canonicalize(path)
                 .map_err(|error| DriverError::Start(format!("{}: {error}", path.display())))?;
@@ -239,13 +273,12 @@ impl Docker {
                 .map_err(|error| DriverError::Start(format!("{}: {error}", path.display())))
         };
         // Who owns it decides, not a list of forbidden places: /etc, /proc and the like belong to root.
-        let workspace = facts(&spec.workspace)?;
-        if !workspace.is_dir() || workspace.uid() != spec.uid {
-            return refuse(format!(
-                "{} is not a folder of uid {}",
-                spec.workspace.display(),
-                spec.uid
-            ));
+        if let Some(path) = workspace {
+            let found = facts(path)?;
+            if !found.is_dir() || found.uid() != spec.uid {
+                let (path, uid) = (path.display(), spec.uid);
+                return refuse(format!("{path} is not a folder of uid {uid}"));
+            }
         }
         if facts(&spec.cell)?.uid() == spec.uid && spec.uid != rustix::process::geteuid().as_raw() {
             return refuse(format!(
@@ -253,7 +286,7 @@ impl Docker {
                 spec.cell.display()
             ));
         }
-        let exposes = |what: &Path| what.starts_with(&spec.workspace);
+        let exposes = |what: &Path| workspace.is_some_and(|path| what.starts_with(path));
         if exposes(&spec.run_dir) || exposes(&spec.cell) || exposes(&self.inner.socket) {
             return refuse(format!(
                 "the workspace {} holds the gateway's or the engine's own files",
@@ -263,22 +296,31 @@ impl Docker {
         Ok(())
     }
 
-    /// Creates the container; imports the image again if somebody removed it since the probe.
-    async fn create(&self, spec: &BoxSpec) -> Result<String, DriverError> {
+    /// Creates the container; imports the default image again if somebody removed it since the probe.
+    async fn create(&self, spec: &BoxSpec) -> Result<(String, String), DriverError> {
         let Inner {
             engine,
             busybox,
             image,
             ..
         } = &*self.inner;
-        match self.create_from(spec, &image.id).await {
+        let wanted = spec.image.as_ref().unwrap_or(&image.id);
+        match self.create_from(spec, wanted).await {
             Err(Fault::Engine(EngineError::DockerResponseServerError {
                 status_code: 404, ..
-            })) => {
-                let image = image::ensure(engine, busybox).await?;
-                self.create_from(spec, &image.id).await
+            })) if *wanted == image.id => {
+                // Its id says when it was imported, so what it holds is compared: that is what was decided on.
+                let again = image::ensure(engine, busybox).await?;
+                if again.rootfs != image.rootfs {
+                    return Err(DriverError::Start(
+                        "the default image was removed, and this machine's busybox makes another one now: restart the gateway"
+                            .to_owned(),
+                    ));
+                }
+                let made = self.create_from(spec, &again.id).await;
+                made.map(|container| (container, again.id))
             }
-            other => other,
+            made => made.map(|container| (container, wanted.clone())),
         }
         .map_err(|fault| DriverError::Start(fault.to_string()))
     }
@@ -297,14 +339,24 @@ impl Docker {
         &self,
         spec: &BoxSpec,
         container: &str,
+        image: String,
     ) -> Result<StartedBox, DriverError> {
         let Inner { engine, facts, .. } = &*self.inner;
         let failed = |fault: Fault| DriverError::Start(fault.to_string());
         let said = bounded(CALL, "inspect", engine.inspect_container(container, None))
             .await
             .map_err(failed)?;
-        let image = said.image.clone().unwrap_or_default();
-        let wrong = differences(&request(spec, &image), &said, facts);
+        let is_default = spec
+            .image
+            .as_ref()
+            .is_none_or(|wanted| *wanted == self.inner.image.id);
+        let config = if is_default {
+            None
+        } else {
+            let found = image::local(engine, &image).await;
+            Some(found.map_err(DriverError::Start)?.1)
+        };
+        let wrong = differences(&request(spec, &image), &said, facts, config.as_ref());
         if !wrong.is_empty() {
             return Err(DriverError::Start(format!(
                 "the engine made another box than was asked for: {}",

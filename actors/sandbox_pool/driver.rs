@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use portcullis_core::ids::BoxId;
+use portcullis_core::sandbox::Isolation;
 
 use super::docker::Docker;
 use super::native::Native;
@@ -78,6 +79,23 @@ impl Driver {
         match self {
             Self::Native(_) => "native",
             Self::Docker(_) => "docker",
+        }
+    }
+
+    /// How strong it is.
+    pub const fn isolation(&self) -> Isolation {
+        match self {
+            Self::Native(native) if native.has_cgroups() => Isolation::Native,
+            Self::Native(_) => Isolation::Unbounded,
+            Self::Docker(_) => Isolation::Docker,
+        }
+    }
+
+    /// All that it would ask for such a box, and what decides what comes of it: for a digest.
+    pub fn shape(&self, spec: &BoxSpec) -> Vec<u8> {
+        match self {
+            Self::Native(_) => Native::shape(spec),
+            Self::Docker(driver) => driver.shape(spec),
         }
     }
 

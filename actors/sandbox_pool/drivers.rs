@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use portcullis_core::ids::BoxId;
+use portcullis_core::ids::{AgentId, BoxId};
 use tokio::time::Instant;
 
 use super::actor::SandboxPool;
@@ -12,7 +12,7 @@ use super::config::Choice;
 use super::driver::{Driver, DriverError, ProbeContext};
 use super::engine::no_driver;
 use super::folders;
-use super::messages::{BoxProfile, PoolError, SandboxPoolMsg, Start};
+use super::messages::{BoxProfile, Explained, PoolError, SandboxPoolMsg, Start};
 use super::probe;
 use super::runs::Order;
 use super::standing::GivenUp;
@@ -40,7 +40,8 @@ pub enum Drivers {
 /// Waits for a driver.
 pub enum Waiting {
     Run(Box<Start>),
-    Profile(Option<Duration>, Reply<BoxProfile, PoolError>),
+    Profile(AgentId, Option<Duration>, Reply<BoxProfile, PoolError>),
+    Explain(Option<AgentId>, Reply<Explained, std::convert::Infallible>),
 }
 
 /// Between two trials.
@@ -105,10 +106,7 @@ impl SandboxPool {
         };
         if let Drivers::Trying(waiting) = std::mem::replace(&mut self.drivers, new) {
             for waiting in waiting {
-                match waiting {
-                    Waiting::Run(start) => self.start_run(start).await?,
-                    Waiting::Profile(timeout, reply) => self.profile(timeout, reply),
-                }
+                self.request(waiting).await?;
             }
         }
         Ok(())
@@ -117,6 +115,7 @@ impl SandboxPool {
     fn chosen(&mut self, chosen: &Chosen) {
         self.retry = Retry::new();
         self.engine = None;
+        self.forget_images();
         // A plan names what contains it, and people have decided on that: what is lost later is waited for, not exchanged.
         self.kept = Some(match &chosen.driver {
             Driver::Native(_) => Choice::Native,
@@ -189,11 +188,15 @@ impl SandboxPool {
                 None
             }
             Drivers::Trying(_) => {
-                request.refuse(PoolError::Full(self.wiring.config.max_boxes));
+                self.refuse(request, PoolError::Full(self.wiring.config.max_boxes));
                 None
             }
-            Drivers::None { said, at } if at.elapsed() < ASKED_AGAIN => {
-                request.refuse(PoolError::NoDriver(said.clone()));
+            // Who only wants to know is told what was said.
+            Drivers::None { said, at }
+                if at.elapsed() < ASKED_AGAIN || matches!(request, Waiting::Explain(..)) =>
+            {
+                let why = PoolError::NoDriver(said.clone());
+                self.refuse(request, why);
                 None
             }
             Drivers::None { .. } => {
@@ -207,10 +210,21 @@ impl SandboxPool {
 }
 
 impl Waiting {
-    fn refuse(self, why: PoolError) {
+    /// Whose box.
+    pub const fn agent(&self) -> Option<&AgentId> {
         match self {
-            Self::Run(start) => start.reply.refuse(why),
-            Self::Profile(_, reply) => reply.refuse(why),
+            Self::Run(start) => Some(&start.agent),
+            Self::Profile(agent, ..) => Some(agent),
+            Self::Explain(agent, _) => agent.as_ref(),
+        }
+    }
+
+    /// Somebody still waits for the answer.
+    pub fn is_wanted(&self) -> bool {
+        match self {
+            Self::Run(start) => start.reply.is_wanted(),
+            Self::Profile(_, _, reply) => reply.is_wanted(),
+            Self::Explain(_, reply) => reply.is_wanted(),
         }
     }
 }

@@ -81,6 +81,8 @@ pub struct EngineFacts {
     pub default_runtime: String,
     /// The engine confines containers with AppArmor.
     pub apparmor: bool,
+    /// Processors: an engine refuses to give more.
+    pub cpus: u32,
 }
 
 /// An engine that answers and can keep what is asked of it.
@@ -231,6 +233,11 @@ fn capable(info: &SystemInfo, version: String) -> Result<EngineFacts, DriverErro
         version,
         default_runtime: info.default_runtime.clone().unwrap_or_default(),
         apparmor: named("apparmor").is_some(),
+        cpus: info
+            .ncpu
+            .and_then(|count| u32::try_from(count).ok())
+            .unwrap_or(1)
+            .max(1),
     })
 }
 

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::messages::{
-    BoxProfile, PoolError, PoolStatus, RunSpec, RunTicket, SandboxPoolMsg, Start,
+    BoxProfile, Explained, PoolError, PoolStatus, RunSpec, RunTicket, SandboxPoolMsg, Start,
 };
 use super::runs::RunEvent;
 use crate::supervision::{CallError, Handle, TellError};
@@ -56,21 +56,42 @@ impl SandboxPoolHandle {
         self.0.tell(SandboxPoolMsg::Cancel { agent, run }).await
     }
 
-    /// What a run would get now that asks for so much time.
+    /// What a run of this agent would get now that asks for so much time.
     ///
     /// # Errors
-    /// `Refused`: no driver.
+    /// `Refused`: no driver, or none that will do for the agent.
     pub async fn profile(
         &self,
+        agent: AgentId,
         timeout: Option<Duration>,
     ) -> Result<BoxProfile, CallError<PoolError>> {
-        let ask = |reply| SandboxPoolMsg::Profile(timeout, reply);
+        let ask = |reply| SandboxPoolMsg::Profile(agent, timeout, reply);
+        self.0.call(START_WITHIN, ask).await
+    }
+
+    /// What the boxes of an agent are held by, and which layer decided each line; none: of agents that nothing is said of.
+    pub async fn explain(
+        &self,
+        agent: Option<AgentId>,
+    ) -> Result<Explained, CallError<std::convert::Infallible>> {
+        let ask = |reply| SandboxPoolMsg::Explain(agent, reply);
         self.0.call(START_WITHIN, ask).await
     }
 
     /// Driver, reason, boxes.
     pub async fn status(&self) -> Result<PoolStatus, CallError<std::convert::Infallible>> {
         self.0.call(STATUS_WITHIN, SandboxPoolMsg::Status).await
+    }
+
+    /// Other profiles hold from here on.
+    #[cfg(test)]
+    pub async fn set_profiles(
+        &self,
+        profiles: portcullis_core::sandbox::Profiles,
+    ) -> Result<(), TellError> {
+        self.0
+            .tell(SandboxPoolMsg::Profiles(Box::new(profiles)))
+            .await
     }
 
     /// The loops of all boxes stand still from here on.

@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 
 use bollard::models::{
     ContainerCreateBody, ContainerInspectResponse, HostConfig, HostConfigCgroupnsModeEnum,
-    HostConfigLogConfig, Mount, MountBindOptions, MountBindOptionsPropagationEnum, MountType,
-    ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
+    HostConfigLogConfig, ImageConfig, Mount, MountBindOptions, MountBindOptionsPropagationEnum,
+    MountType, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
 };
+use portcullis_core::sandbox::Access;
 use serde_json::Value;
 
 use super::engine::EngineFacts;
@@ -75,6 +76,14 @@ fn host_config(spec: &BoxSpec) -> HostConfig {
         "rw,exec,nosuid,nodev,mode=1777,size={},nr_inodes={TMP_INODES}",
         (memory / 4).max(1 << 20)
     );
+    let mut tmpfs = HashMap::from([("/tmp".to_owned(), tmp)]);
+    if spec.access == Access::None {
+        let (uid, gid, size) = (spec.uid, spec.gid, spec.limits.scratch());
+        let options = format!(
+            "rw,exec,nosuid,nodev,mode=0700,uid={uid},gid={gid},size={size},nr_inodes={TMP_INODES}"
+        );
+        tmpfs.insert(WORKSPACE_INSIDE.to_owned(), options);
+    }
     HostConfig {
         cap_drop: Some(vec!["ALL".to_owned()]),
         security_opt: Some(vec!["no-new-privileges".to_owned()]),
@@ -103,7 +112,7 @@ fn host_config(spec: &BoxSpec) -> HostConfig {
             typ: Some("none".to_owned()),
             config: None,
         }),
-        tmpfs: Some(HashMap::from([("/tmp".to_owned(), tmp)])),
+        tmpfs: Some(tmpfs),
         mounts: Some(mounts(spec)),
         // masked_paths and readonly_paths stay unset: an empty list would unmask.
         ..HostConfig::default()
@@ -123,12 +132,23 @@ fn mounts(spec: &BoxSpec) -> Vec<Mount> {
         }),
         ..Mount::default()
     };
-    vec![
-        bind(&spec.workspace, WORKSPACE_INSIDE, false),
+    let workspace = match spec.access {
+        Access::None => None,
+        Access::Ro => {
+            let mut mount = bind(&spec.workspace, WORKSPACE_INSIDE, true);
+            // Read-only goes for this mount alone: what is mounted below it would stay writable, so it is not brought along.
+            let options = mount.bind_options.get_or_insert_default();
+            options.non_recursive = Some(true);
+            Some(mount)
+        }
+        Access::Rw => Some(bind(&spec.workspace, WORKSPACE_INSIDE, false)),
+    };
+    let ours = [
         bind(&spec.run_dir, RUN_INSIDE, true),
         bind(&spec.cell, CELL_INSIDE, true),
         bind(&hosts_file(spec), "/etc/hosts", true),
-    ]
+    ];
+    workspace.into_iter().chain(ours).collect()
 }
 
 /// The box's `/etc/hosts`. The engine empties the image's, and fills one of its own only where it sets a network up.
@@ -146,11 +166,47 @@ fn clamped(value: u64) -> i64 {
 /// What of a host config the engine may say without having been asked.
 const ENGINE_DEFAULTS: [&str; 4] = ["ConsoleSize", "MaskedPaths", "ReadonlyPaths", "Runtime"];
 
-/// Every way in which the engine's container is not the one that was asked for. Empty: it is.
+/// What an engine takes from an image's config where the request says nothing. None of it reaches a run: the cell gives each its own
+/// environment. A volume and a health check are not among them: such an image is refused.
+const FROM_IMAGE: [&str; 5] = [
+    "ArgsEscaped",
+    "ExposedPorts",
+    "OnBuild",
+    "Shell",
+    "StopSignal",
+];
+
+/// The request as the engine fills it up from an image of the operator's.
+fn filled(mut asked: Fields, image: &ImageConfig) -> Fields {
+    let name = |variable: &str| variable.split('=').next().unwrap_or_default().to_owned();
+    if let Some(Value::Array(env)) = asked.get_mut("Env") {
+        let own: Vec<String> = env.iter().filter_map(Value::as_str).map(name).collect();
+        let more = image.env.iter().flatten();
+        let more = more.filter(|variable| !own.contains(&name(variable)));
+        env.extend(more.map(|variable| Value::String(variable.clone())));
+    }
+    let image = fields(image);
+    for name in FROM_IMAGE {
+        if let (None, Some(value)) = (asked.get(name), image.get(name)) {
+            asked.insert(name.to_owned(), value.clone());
+        }
+    }
+    let labels = image.get("Labels").cloned().map(object).unwrap_or_default();
+    let mut all = asked.remove("Labels").map(object).unwrap_or_default();
+    for (name, value) in labels {
+        all.entry(name).or_insert(value);
+    }
+    asked.insert("Labels".to_owned(), Value::Object(all));
+    asked
+}
+
+/// Every way in which the engine's container is not the one that was asked for. Empty: it is. `image` is the config of an operator's
+/// image; the default one has none.
 pub fn differences(
     asked: &ContainerCreateBody,
     said: &ContainerInspectResponse,
     facts: &EngineFacts,
+    image: Option<&ImageConfig>,
 ) -> Vec<String> {
     let mut found = Vec::new();
     let mut expect = |what: &str, asked: Value, said: Value| {
@@ -165,6 +221,9 @@ pub fn differences(
     let mut config_said = fields(&config);
     let mut config_asked = fields(asked);
     config_asked.remove("HostConfig");
+    if let Some(image) = image {
+        config_asked = filled(config_asked, image);
+    }
     let mut labels_said = config_said.remove("Labels").map(object).unwrap_or_default();
     let labels_asked = config_asked
         .remove("Labels")

@@ -16,6 +16,8 @@ fn spec() -> BoxSpec {
         id: BoxId::new("0123456789ab").unwrap(),
         agent: AgentId::new("demo").unwrap(),
         workspace: PathBuf::from("/srv/workspaces/demo"),
+        access: Access::Rw,
+        image: None,
         run_dir: PathBuf::from("/srv/run/b/0123456789ab"),
         cell: PathBuf::from("/srv/run/cell"),
         limits: BoxLimits {
@@ -40,6 +42,7 @@ fn facts() -> EngineFacts {
         version: "1".to_owned(),
         default_runtime: "runc".to_owned(),
         apparmor: true,
+        cpus: 2,
     }
 }
 
@@ -111,7 +114,7 @@ fn the_request_names_every_ceiling_and_opens_nothing() {
 fn an_honest_engine_is_believed() {
     let asked = request(&spec(), IMAGE);
     assert_eq!(
-        differences(&asked, &honest(&asked), &facts()),
+        differences(&asked, &honest(&asked), &facts(), None),
         Vec::<String>::new()
     );
 }
@@ -269,7 +272,7 @@ fn every_single_difference_is_found_and_named() {
         lie(&mut said, &mut host, &mut config);
         said.host_config = Some(host);
         said.config = Some(config);
-        let found = differences(&asked, &said, &facts());
+        let found = differences(&asked, &said, &facts(), None);
         assert!(
             found
                 .iter()
@@ -277,5 +280,5 @@ fn every_single_difference_is_found_and_named() {
             "{name} in {found:?}"
         );
     }
-    assert!(!differences(&asked, &ContainerInspectResponse::default(), &facts()).is_empty());
+    assert!(!differences(&asked, &ContainerInspectResponse::default(), &facts(), None).is_empty());
 }

@@ -15,7 +15,7 @@ use futures_util::StreamExt;
 use sha2::{Digest, Sha256};
 
 use super::driver::DriverError;
-use super::engine::{CALL, bounded};
+use super::engine::{CALL, Fault, bounded};
 use super::hardening::significant;
 use super::spec::{CELL_INSIDE, RUN_INSIDE, WORKSPACE_INSIDE};
 
@@ -71,6 +71,40 @@ pub async fn ensure(engine: &Engine, busybox: &Path) -> Result<Image, DriverErro
         });
     }
     import(engine, rootfs).await
+}
+
+/// The id of a local image of the operator's, and its config. Nothing is fetched.
+///
+/// # Errors
+/// That there is none, or what it brings that no box of ours may have.
+pub(super) async fn local(engine: &Engine, name: &str) -> Result<(String, ImageConfig), String> {
+    let said = match bounded(CALL, "inspect image", engine.inspect_image(name)).await {
+        Ok(said) => said,
+        Err(Fault::Engine(bollard::errors::Error::DockerResponseServerError {
+            status_code: 404,
+            ..
+        })) => return Err("the engine has no such image".to_owned()),
+        Err(fault) => return Err(fault.to_string()),
+    };
+    let id = said.id.filter(|id| id.starts_with("sha256:"));
+    let id = id.ok_or("the engine names no id for it")?;
+    if said.os.as_deref() != Some("linux") {
+        return Err("it is not for Linux".to_owned());
+    }
+    let config = said.config.unwrap_or_default();
+    if config.volumes.as_ref().is_some_and(|list| !list.is_empty()) {
+        return Err(
+            "it brings a volume, which would be a place to write that has no limit".to_owned(),
+        );
+    }
+    let check = config.healthcheck.as_ref().and_then(|c| c.test.as_deref());
+    if check.is_some_and(|test| !test.is_empty() && test != ["NONE"]) {
+        return Err(
+            "it brings a health check, which the engine would run in the box beside the cell"
+                .to_owned(),
+        );
+    }
+    Ok((id, config))
 }
 
 async fn find(engine: &Engine, digest: &str) -> Result<Option<String>, DriverError> {

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use portcullis_cell::Value;
+use portcullis_core::codes::{self, Code};
 use portcullis_core::ids::{AgentId, BoxId, RunId};
+use portcullis_core::sandbox::{EnvNames, ImageName, Isolation, Line, Named};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -62,6 +64,55 @@ pub struct BoxProfile {
     pub output_bytes: u64,
     /// Hosts that it may reach, `host:port` in their one form; none: it has no way out.
     pub egress: Vec<String>,
+    /// Variables that a request may set.
+    pub env: EnvNames,
+}
+
+/// What the boxes of an agent are held by, line by line, from the same value that a box is made from.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Explained {
+    /// Whose; none: of agents that nothing is said of.
+    pub agent: Option<AgentId>,
+    /// The profile that the lines begin from.
+    pub profile: Named,
+    /// Each limit, and the layer that decided it.
+    pub lines: Vec<Line>,
+    /// `native` or `docker`; none while none is proven.
+    pub driver: Option<&'static str>,
+    /// Why that one, or what each said.
+    pub driver_why: String,
+    /// How strong it is.
+    pub isolation: Option<Isolation>,
+    /// It is weaker than the profile takes: runs are refused.
+    pub weaker: bool,
+    /// Digest of the image; none with the native driver, or where there is none to be had.
+    pub image_digest: Option<String>,
+    /// Digest of everything that shapes the box, as [`RunTicket::profile_hash`]; none where no box would be made.
+    pub profile_hash: Option<String>,
+    /// Why no run would be started.
+    pub refused: Option<ExplainedRefusal>,
+}
+
+/// See [`Explained::refused`].
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct ExplainedRefusal {
+    /// The stable code that a run would get.
+    pub code: &'static str,
+    /// In words.
+    pub message: String,
+    /// What to do.
+    pub next: &'static str,
+}
+
+impl From<&PoolError> for ExplainedRefusal {
+    fn from(error: &PoolError) -> Self {
+        Self {
+            code: error.code().name,
+            message: error.to_string(),
+            next: error.code().next,
+        }
+    }
 }
 
 /// Why a run was not started. Nothing ran.
@@ -79,16 +130,38 @@ pub enum PoolError {
     /// The request cannot be a run.
     #[error("{0}")]
     Invalid(String),
+    /// The driver is weaker than the agent's profile takes.
+    #[error(
+        "the boxes of this agent need isolation {:?} and the driver gives {:?}: nothing was run",
+        asked.as_str(),
+        has.as_str()
+    )]
+    TooWeak {
+        /// What will do.
+        asked: Isolation,
+        /// What there is.
+        has: Isolation,
+    },
+    /// The agent's image cannot be used.
+    #[error("the image {:?} cannot be used, nothing was run: {why}", name.as_str())]
+    Image {
+        /// As the configuration names it.
+        name: ImageName,
+        /// What is wrong with it.
+        why: String,
+    },
 }
 
 impl PoolError {
     /// The registered code.
-    pub const fn code(&self) -> &'static portcullis_core::codes::Code {
+    pub const fn code(&self) -> &'static Code {
         match self {
-            Self::NoDriver(_) => portcullis_core::codes::NO_DRIVER,
-            Self::NoBox(_) => portcullis_core::codes::BOX_LOST,
-            Self::Full(_) => portcullis_core::codes::OVERLOADED,
-            Self::Invalid(_) => portcullis_core::codes::INVALID_PARAMS,
+            Self::NoDriver(_) => codes::NO_DRIVER,
+            Self::NoBox(_) => codes::BOX_LOST,
+            Self::Full(_) => codes::OVERLOADED,
+            Self::Invalid(_) => codes::INVALID_PARAMS,
+            Self::TooWeak { .. } => codes::ISOLATION_TOO_WEAK,
+            Self::Image { .. } => codes::IMAGE_UNUSABLE,
         }
     }
 }
@@ -133,14 +206,18 @@ pub enum SandboxPoolMsg {
         /// Which.
         run: RunId,
     },
-    /// What a run would get that asks for this time; waits while the drivers are tried.
-    Profile(Option<Duration>, Reply<BoxProfile, PoolError>),
+    /// What a run of this agent would get that asks for this time; waits while the drivers are tried.
+    Profile(AgentId, Option<Duration>, Reply<BoxProfile, PoolError>),
+    /// What the agent's boxes are held by, and who decided it; waits while the drivers are tried.
+    Explain(Option<AgentId>, Reply<Explained, std::convert::Infallible>),
     /// What is.
     Status(Reply<PoolStatus, std::convert::Infallible>),
     /// From the pool's own task: the drivers have been tried and old boxes ended.
     Tried(Result<Chosen, Vec<String>>),
     /// From the pool's own timer: there is no driver, and they are tried again.
     TryAgain,
+    /// From the pool's own task: the id of an image, or why it cannot be used.
+    Image(ImageName, Result<String, String>),
     /// From the pool's own task: the engine that makes the boxes died or does not answer.
     EngineLost(String),
     /// From the pool's own timer: somebody has waited long for the end of a box.
@@ -150,4 +227,7 @@ pub enum SandboxPoolMsg {
     /// The loops of all boxes stand still from here on.
     #[cfg(test)]
     HangBoxes,
+    /// Other profiles hold from here on.
+    #[cfg(test)]
+    Profiles(Box<portcullis_core::sandbox::Profiles>),
 }

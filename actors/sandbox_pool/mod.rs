@@ -5,11 +5,13 @@
 //! - *Calls*: `audit`, for what leaves boxes that may reach hosts; a driver (bubblewrap, or a Docker engine).
 //! - *On a crash*: its boxes' actors die with it, their runs end as `box lost`; on start every box that carries this gateway's label is
 //!   ended and the drivers are tried again. Workspaces are not touched.
-//! - *Refuses when*: no driver has proven itself (`NO_DRIVER`, with what each said), all boxes are in use, or a box cannot be made. There is
-//!   no falling back to the host.
+//! - *Refuses when*: no driver has proven itself (`NO_DRIVER`, with what each said), the driver is weaker than the agent's profile takes
+//!   (`ISOLATION_TOO_WEAK`), its image cannot be used (`IMAGE_UNUSABLE`), all boxes are in use, or a box cannot be made. There is no falling
+//!   back to the host.
 //!
 //! Where the configuration names hosts, a box has a child more: its way out ([`egress`]).
 //!
+//! What a box must be is `wanted`'s to say, for making one, for placing a run in one, and for `sandbox.explain`.
 //! A box is made by a [`Driver`], from a [`BoxSpec`]; the cell in it dials `run/b/<id>/s` (`link`), and `runs` keeps the runs on that link.
 
 mod actor;
@@ -39,6 +41,7 @@ mod runs;
 mod sandbox;
 pub mod spec;
 mod standing;
+mod wanted;
 
 pub use actor::{SandboxPool, SandboxPoolWiring};
 pub use choose::{Chosen, choose};
@@ -48,7 +51,10 @@ pub use driver::{Driver, DriverError, ProbeContext};
 pub use egress::Ways;
 pub use engine::EngineConfig;
 pub use handle::SandboxPoolHandle;
-pub use messages::{BoxProfile, PoolError, PoolStatus, RunSpec, RunTicket, SandboxPoolMsg};
+pub use messages::{
+    BoxProfile, Explained, ExplainedRefusal, PoolError, PoolStatus, RunSpec, RunTicket,
+    SandboxPoolMsg,
+};
 pub use native::Native;
 pub use portcullis_cell::{Cause, Stream};
 pub use runs::{Exited, RunEvent};

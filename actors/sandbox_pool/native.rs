@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use command_fds::{CommandFdExt as _, FdMapping};
 use portcullis_core::ids::BoxId;
+use portcullis_core::sandbox::Access;
 use tokio::io::AsyncReadExt as _;
 use tokio::time::timeout;
 
@@ -150,6 +151,9 @@ impl Native {
         if spec.uid == 0 || spec.gid == 0 {
             return Err(failed("no box runs as uid or gid 0".to_owned()));
         }
+        if spec.image.is_some() {
+            return Err(failed("the native driver has no images".to_owned()));
+        }
         // Before anything exists, so that nothing can exist without being found again.
         self.keep(spec, None)
             .map_err(|error| failed(format!("state of the box: {error}")))?;
@@ -255,6 +259,26 @@ impl Native {
             .map_err(|error| format!("state of the box: {error}"))
     }
 
+    /// Every word to bubblewrap: this machine's `/usr` is what it is.
+    pub fn shape(spec: &BoxSpec) -> Vec<u8> {
+        let mut command = Command::new("bwrap");
+        let etc = Path::new("/etc-of-boxes");
+        arguments(
+            &mut command,
+            spec,
+            &spec.workspace,
+            &spec.run_dir,
+            &spec.cell,
+            etc,
+        );
+        let mut bytes = Vec::new();
+        for word in command.get_args() {
+            bytes.extend_from_slice(word.as_encoded_bytes());
+            bytes.push(0);
+        }
+        bytes
+    }
+
     fn command(&self, spec: &BoxSpec) -> Command {
         let etc = self.run_root.join("etc");
         let mut command;
@@ -267,12 +291,9 @@ impl Native {
                 "--gid",
                 &spec.gid.to_string(),
             ]);
-            for (name, path) in [
-                ("w", &spec.workspace),
-                ("r", &spec.run_dir),
-                ("c", &spec.cell),
-                ("e", &etc),
-            ] {
+            let workspace = (spec.access != Access::None).then_some(("w", &spec.workspace));
+            let others = [("r", &spec.run_dir), ("c", &spec.cell), ("e", &etc)];
+            for (name, path) in workspace.into_iter().chain(others) {
                 let mut stage = std::ffi::OsString::from(format!("{name}="));
                 stage.push(path);
                 command.arg("--stage").arg(stage);

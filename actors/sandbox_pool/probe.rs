@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use portcullis_cell::Spawn;
 use portcullis_core::ids::{AgentId, BoxId, RunId};
+use portcullis_core::sandbox::Access;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
@@ -143,6 +144,8 @@ impl Trial<'_> {
             id: self.id.clone(),
             agent: AgentId::new("probe").map_err(|error| error.to_string())?,
             workspace: self.workspace.to_owned(),
+            access: Access::Rw,
+            image: None,
             run_dir: self.run_dir.to_owned(),
             cell: context.cell.clone(),
             limits: BoxLimits {

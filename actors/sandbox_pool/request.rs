@@ -1,21 +1,21 @@
-//! From a request to what the cell is asked, and the name of what contains it.
+//! From a request to what the cell is asked.
+
+use std::time::Duration;
 
 use portcullis_cell::{Spawn, Value};
-use portcullis_core::ids::Hash32;
+use portcullis_core::sandbox::Profile;
 
-use super::config::SandboxPoolConfig;
-use super::driver::{Driver, ProbeContext};
 use super::messages::RunSpec;
 use super::spec::{BoxSpec, WORKSPACE_INSIDE};
 
 /// Between TERM and KILL of a cancelled run.
 const GRACE_MS: u32 = 200;
 
-/// What the cell is asked to start.
+/// What the cell is asked to start; where the box may reach hosts, it is told the way.
 ///
 /// # Errors
 /// Why the request cannot be a run.
-pub fn spawn(config: &SandboxPoolConfig, spec: &RunSpec) -> Result<Spawn, String> {
+pub fn spawn(profile: &Profile, may_leave: bool, spec: &RunSpec) -> Result<Spawn, String> {
     if spec.argv.first().is_none_or(String::is_empty) {
         return Err("argv must name a command".to_owned());
     }
@@ -23,7 +23,7 @@ pub fn spawn(config: &SandboxPoolConfig, spec: &RunSpec) -> Result<Spawn, String
         .into_iter()
         .map(|(name, value)| (name.to_owned(), Value::new(value)))
         .collect();
-    if !config.egress.is_empty() {
+    if may_leave {
         let proxies = BoxSpec::egress_env().into_iter();
         env.extend(proxies.map(|(name, value)| (name.to_owned(), Value::new(&value))));
     }
@@ -58,35 +58,15 @@ pub fn spawn(config: &SandboxPoolConfig, spec: &RunSpec) -> Result<Spawn, String
         argv: spec.argv.clone(),
         env,
         cwd,
-        timeout_ms: config.timeout(spec.timeout),
+        timeout_ms: profile.timeout(spec.timeout.map(millis)),
         grace_ms: GRACE_MS,
-        output_cap: config.output_cap_bytes,
-        open_files: config.open_files,
-        file_bytes: config.file_bytes,
+        output_cap: profile.output_cap_bytes,
+        open_files: profile.open_files,
+        file_bytes: profile.file_bytes,
     })
 }
 
-/// Digest of everything that shapes a box: two runs with the same hash were contained alike.
-pub fn profile_hash(
-    config: &SandboxPoolConfig,
-    context: &ProbeContext,
-    cell: &Hash32,
-    driver: &Driver,
-) -> String {
-    let text = format!(
-        "portcullis-profile-v1\n{}\ncell {}\nuid {} gid {}\nmemory {} cpu {} pids {}\nfiles {} bytes {}\noutput {}\nnetwork none\negress {:?}\negress_to_networks {:?}\n",
-        driver.name(),
-        cell,
-        context.uid,
-        context.gid,
-        config.memory_bytes,
-        config.cpu_millis,
-        config.pids,
-        config.open_files,
-        config.file_bytes,
-        config.output_cap_bytes,
-        config.egress.texts(),
-        config.egress_to_networks.texts(),
-    );
-    Hash32::of(text.as_bytes()).to_string()
+/// Of a time that somebody asked for.
+pub fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

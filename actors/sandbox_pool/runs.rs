@@ -130,6 +130,8 @@ pub enum NotAccepted {
 pub enum Over {
     /// No run for the idle time.
     Idle,
+    /// No run, and past its age.
+    Old,
     /// Nobody can give orders any more.
     NoOrders,
     /// Its place was needed.
@@ -179,6 +181,8 @@ pub struct Runs {
     image_digest: Option<String>,
     idle: Duration,
     idle_since: Instant,
+    /// Its age is over then.
+    old_at: Option<Instant>,
     /// Orders to start that were dealt with.
     taken: u64,
     retiring: bool,
@@ -203,12 +207,20 @@ impl Runs {
             image_digest,
             idle,
             idle_since: now,
+            old_at: None,
             taken: 0,
             retiring: false,
             first: VecDeque::new(),
             shown: None,
             named: None,
         }
+    }
+
+    /// Serving ends then too, once nothing runs.
+    #[must_use]
+    pub fn until(mut self, old_at: Instant) -> Self {
+        self.old_at = Some(old_at);
+        self
     }
 
     /// Begins with the orders that came before it served, and shows in the flag what it does.
@@ -273,12 +285,19 @@ impl Runs {
                     if self.live.is_empty() && self.idle_since.elapsed() >= self.idle {
                         return Ok(Over::Idle);
                     }
+                    if self.is_old() {
+                        return Ok(Over::Old);
+                    }
                 }
             }
             if self.link.pending() > UNREAD {
                 return Err(LinkError::Protocol("it does not read".to_owned()));
             }
         }
+    }
+
+    fn is_old(&self) -> bool {
+        self.live.is_empty() && self.old_at.is_some_and(|at| Instant::now() >= at)
     }
 
     fn show(&self) {
@@ -304,8 +323,14 @@ impl Runs {
             .map(|run| run.deadline)
             .min();
         let ping = self.heard + PING * if self.pinged { 2 } else { 1 };
-        let idle = self.live.is_empty().then(|| self.idle_since + self.idle);
-        first.into_iter().chain(idle).fold(ping, Instant::min)
+        let is_empty = self.live.is_empty();
+        let idle = is_empty.then(|| self.idle_since + self.idle);
+        let old = self.old_at.filter(|_| is_empty);
+        first
+            .into_iter()
+            .chain(idle)
+            .chain(old)
+            .fold(ping, Instant::min)
     }
 
     fn tick(&mut self) -> Result<(), LinkError> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use portcullis_cell::RELAY_PORT;
 use portcullis_core::ids::{AgentId, BoxId};
+use portcullis_core::sandbox::{Access, Profile};
 
 /// Where the box's cell binary is seen from inside.
 pub const CELL_INSIDE: &str = "/run/portcullis-cell";
@@ -34,6 +35,23 @@ pub struct BoxLimits {
     pub open_files: u32,
 }
 
+impl BoxLimits {
+    /// Of a profile.
+    pub const fn of(profile: &Profile) -> Self {
+        Self {
+            memory_bytes: profile.memory_bytes,
+            cpu_millis: profile.cpu_millis,
+            pids: profile.pids,
+            open_files: profile.open_files,
+        }
+    }
+
+    /// Bytes of the workspace in memory, where a box has no folder: a quarter of its memory.
+    pub fn scratch(&self) -> u64 {
+        (self.memory_bytes / 4).max(1 << 20)
+    }
+}
+
 /// One box, completely described before anything is started.
 #[derive(Debug, Clone)]
 pub struct BoxSpec {
@@ -41,8 +59,12 @@ pub struct BoxSpec {
     pub id: BoxId,
     /// The only agent whose runs may enter it.
     pub agent: AgentId,
-    /// Host folder, exists, owned by `uid:gid`; seen inside as [`WORKSPACE_INSIDE`], read-write.
+    /// Host folder, exists, owned by `uid:gid`; seen inside as [`WORKSPACE_INSIDE`].
     pub workspace: PathBuf,
+    /// How it is seen there. With none it need not exist: in its place is an empty one in memory.
+    pub access: Access,
+    /// The engine's id of the image it is made from; none is the driver's own.
+    pub image: Option<String>,
     /// `STATE/run/b/<id>`: the host listens on `run_dir/s`; seen inside as [`RUN_INSIDE`], read-only.
     pub run_dir: PathBuf,
     /// The static cell binary on the host; seen inside as [`CELL_INSIDE`], read-only.

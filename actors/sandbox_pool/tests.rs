@@ -9,5 +9,6 @@ mod docker;
 pub(crate) mod harness;
 mod native;
 mod places;
+mod profiles;
 pub mod room;
 pub mod suite;

@@ -161,15 +161,17 @@ impl EnvPolicy {
     }
 }
 
-pub(super) fn check_env_name(name: &str) -> Result<(), PlanError> {
+/// Is this a name that a variable of a plan may have?
+pub fn is_env_name(name: &str) -> bool {
     let start = name
         .bytes()
         .next()
         .is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
-    if start
-        && name.len() <= MAX_NAME
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
-    {
+    start && name.len() <= MAX_NAME && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+}
+
+pub(super) fn check_env_name(name: &str) -> Result<(), PlanError> {
+    if is_env_name(name) {
         return Ok(());
     }
     Err(field(

@@ -30,6 +30,7 @@ pub const METHODS: &[(&str, Access)] = {
         ("status", Operator(Read)),
         ("system-presence", Operator(Read)),
         ("config.get", Operator(Read)),
+        ("sandbox.explain", Operator(Read)),
         ("device.pair.list", Operator(Pairing)),
         ("device.pair.approve", Operator(Pairing)),
         ("device.pair.reject", Operator(Pairing)),

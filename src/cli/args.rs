@@ -85,6 +85,9 @@ pub enum Command {
     /// This machine as a node host of a gateway elsewhere
     #[command(subcommand)]
     Node(Node),
+    /// What agents' commands are held by
+    #[command(subcommand)]
+    Sandbox(Sandbox),
     /// Tokens of agents, each for one agent
     #[command(subcommand)]
     Agents(Agents),
@@ -346,6 +349,17 @@ pub enum Devices {
         id: String,
         /// 1 to 64 characters
         label: String,
+    },
+}
+
+/// `sandbox …`
+#[derive(Debug, Subcommand)]
+pub enum Sandbox {
+    /// Each limit of an agent's sandbox, and which setting decided it; the driver, and whether it will do
+    Explain {
+        /// Whose; without it, agents that nothing is said of
+        #[arg(long, value_name = "NAME")]
+        agent: Option<String>,
     },
 }
 

@@ -11,6 +11,7 @@ mod failure;
 mod migrate;
 mod nodes;
 mod out;
+mod sandbox;
 mod secrets;
 mod state;
 mod status;
@@ -132,6 +133,7 @@ async fn command(cli: &Cli, out: Out) -> Result<u8, Failure> {
         Command::Approvals(what) => approvals::run(&door()?, what, out).await,
         Command::Devices(what) => devices::run(&door()?, what, out).await,
         Command::Nodes(what) => nodes::run(&door()?, what, out).await,
+        Command::Sandbox(what) => sandbox::run(&door()?, what, out).await,
         Command::Agents(what) => secrets::agents(&door()?, what, out).await,
         Command::Password(what) => secrets::password(&door()?, what, out).await,
         Command::Auth(args::Auth::Token(args::AuthToken::Rotate)) => {

@@ -127,6 +127,15 @@ impl Layers {
         self.problem(place, key, message, None);
     }
 
+    /// The first key below this table that somebody set.
+    pub fn set_below(&self, table: &[&str]) -> Option<String> {
+        let mut set = self.places.keys();
+        let found = set.find(|path| {
+            path.len() > table.len() && path.iter().zip(table).all(|(one, two)| one == two)
+        })?;
+        Some(found.join("."))
+    }
+
     /// A section as its type. What does not fit is noted key by key and left at its default.
     pub fn section<T: DeserializeOwned + Default>(&mut self, name: &str) -> T {
         let mut mine: Vec<Setting> = vec![];

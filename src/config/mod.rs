@@ -8,6 +8,8 @@ mod file;
 mod layers;
 mod problem;
 mod proxies;
+#[cfg(test)]
+mod sandbox_tests;
 mod sections;
 #[cfg(test)]
 mod tests;
@@ -317,6 +319,17 @@ fn rules(config: &Config, layers: &mut Layers) {
     }
     if config.agents.every().elevated != Elevated::Off {
         layers.reject("agents.*.elevated", "elevated mode is switched on for one agent at a time: [agents.NAME] elevated = \"ask\"");
+    }
+    if let Some(key) = layers.set_below(&["agents", "*", "sandbox"]) {
+        layers.reject(
+            &key,
+            "what every agent's boxes have stands in [sandbox]: write it there, or in [agents.NAME.sandbox] for one agent",
+        );
+    }
+    for (name, agent) in config.agents.named() {
+        for (key, problem) in agent.sandbox.problems() {
+            layers.reject(&format!("agents.{name}.sandbox.{key}"), &problem);
+        }
     }
     for problem in config
         .sandbox

@@ -10,6 +10,7 @@ use portcullis_core::auth::proxy::Network;
 use portcullis_core::auth::{Scope, ScopeSet};
 use portcullis_core::ids::AgentId;
 pub use portcullis_core::policy::{Elevated, ExecMode};
+use portcullis_core::sandbox::{Layer, Overrides, Profiles};
 use serde::{Deserialize, Serialize};
 
 /// `[gateway]`: where it listens, and who is who there.
@@ -297,6 +298,38 @@ impl Agents {
         self.0.get("*").cloned().unwrap_or_default()
     }
 
+    /// The layers of the boxes' profiles: `sandbox` holds for all, and an agent's own are over it.
+    pub fn profiles(&self, sandbox: Layer) -> Profiles {
+        let every = self.every();
+        let time = |name: &str, agent: &Agent| {
+            (agent.timeout_ms > 0).then(|| Layer {
+                name: format!("[agents.{name}]"),
+                says: Overrides {
+                    timeout_ms: Some(agent.timeout_ms),
+                    ..Overrides::default()
+                },
+            })
+        };
+        let layers = |name: &str, agent: &Agent| {
+            let own = Layer {
+                name: format!("[agents.{name}.sandbox]"),
+                says: agent.sandbox.clone(),
+            };
+            // What it says of the sandbox is nearer than what it says of its runs anywhere.
+            let time = time(name, agent).filter(|_| agent.timeout_ms != every.timeout_ms);
+            time.into_iter().chain([own]).collect()
+        };
+        let named = self.named();
+        Profiles {
+            every: std::iter::once(sandbox)
+                .chain(time("\"*\"", &every))
+                .collect(),
+            agents: named
+                .filter_map(|(name, agent)| Some((AgentId::new(name).ok()?, layers(name, agent))))
+                .collect(),
+        }
+    }
+
     /// The agents that have a section of their own.
     pub fn named(&self) -> impl Iterator<Item = (&str, &Agent)> {
         self.0
@@ -316,6 +349,8 @@ pub struct Agent {
     pub elevated: Elevated,
     /// Of a run that asks for no time, milliseconds; 0: as in `[sandbox]` and `[exec.host]`.
     pub timeout_ms: u64,
+    /// `[agents.NAME.sandbox]`: what its boxes have otherwise than those of others.
+    pub sandbox: Overrides,
     /// Variables of each of its runs in the sandbox, and the secret of the vault that each gets.
     pub secrets: BTreeMap<String, VaultRef>,
 }

@@ -25,6 +25,7 @@ mod reach;
 mod refused;
 mod remote;
 mod remote_cli;
+mod sandbox;
 mod starts;
 mod trace;
 mod vault;

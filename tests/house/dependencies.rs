@@ -46,6 +46,8 @@ const CORE_MAY_USE: &[&str] = &[
     "sha2",
     "subtle",
     "thiserror",
+    // Reads the named sandbox profiles, which are in the program.
+    "toml",
     "zeroize",
 ];
 /// What the core must not name: the world.

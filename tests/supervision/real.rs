@@ -174,6 +174,7 @@ impl Ground {
         SandboxPoolHandle::new(self.tree.room::<SandboxPool>(
             Policy::new(capacity),
             SandboxPoolWiring {
+                profiles: portcullis_core::sandbox::Profiles::default(),
                 config: SandboxPoolConfig {
                     driver: Choice::Native,
                     ..SandboxPoolConfig::default()

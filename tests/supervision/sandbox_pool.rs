@@ -113,7 +113,8 @@ async fn more_requests_than_the_pool_holds_are_refused_while_it_tries_its_driver
     let asking: Vec<_> = (0..100)
         .map(|_| {
             let pool = pool.clone();
-            tokio::spawn(async move { pool.profile(Some(LONG)).await })
+            let demo = portcullis_core::ids::AgentId::new("demo").unwrap();
+            tokio::spawn(async move { pool.profile(demo, Some(LONG)).await })
         })
         .collect();
     let (mut served, mut refused) = (0, 0);

@@ -169,7 +169,8 @@ pub async fn freeze(
     let own = wiring.agents.get(&request.agent).unwrap_or(&wiring.every);
     let asked = request.timeout_ms.or(own.timeout_ms);
     let frozen = match &request.target {
-        Target::Sandbox => in_box(wiring, request, asked, seal).await?,
+        // What is configured for the agent is a layer of its boxes' profile.
+        Target::Sandbox => in_box(wiring, request, request.timeout_ms, seal).await?,
         Target::Host => on_host(wiring, ctx, request, asked, seal).await?,
         Target::Node(node) => on_node(wiring, request, node, asked, seal).await?,
     };
@@ -183,7 +184,19 @@ async fn in_box(
     asked: Option<u64>,
     seal: Seal,
 ) -> Result<Frozen, ExecRefusal> {
-    let profile = profile(wiring, asked).await?;
+    let profile = profile(wiring, &request.agent, asked).await?;
+    // What the configuration itself gives the agent's runs is no request's.
+    for name in request.env.keys().chain(request.secrets.keys()) {
+        if !profile.env.allows(name) {
+            return Err(ExecRefusal::new(
+                codes::ENV_NOT_ALLOWED,
+                format!(
+                    "no request for agent {} may set {name} in its sandbox",
+                    request.agent
+                ),
+            ));
+        }
+    }
     let cwd = request.cwd.clone().unwrap_or_else(|| WORKSPACE.to_owned());
     if !is_canonical_path(&cwd) {
         return Err(invalid(
@@ -234,10 +247,14 @@ async fn in_box(
 }
 
 /// What the pool gives today.
-pub async fn profile(wiring: &ExecWiring, asked: Option<u64>) -> Result<BoxProfile, ExecRefusal> {
+pub async fn profile(
+    wiring: &ExecWiring,
+    agent: &AgentId,
+    asked: Option<u64>,
+) -> Result<BoxProfile, ExecRefusal> {
     wiring
         .pool
-        .profile(asked.map(Duration::from_millis))
+        .profile(agent.clone(), asked.map(Duration::from_millis))
         .await
         .map_err(|error| ExecRefusal::of_call(error, |refusal| ExecRefusal::of_pool(&refusal)))
 }

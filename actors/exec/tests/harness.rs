@@ -13,6 +13,7 @@ use portcullis_core::identity::Identity;
 use portcullis_core::ids::AgentId;
 use portcullis_core::plan::{PlanKey, Target};
 use portcullis_core::policy::{AgentPolicy, Elevated, ExecMode};
+use portcullis_core::sandbox::{EnvNames, Layer, Overrides, Profiles};
 use portcullis_core::seal::Key;
 use tokio::sync::mpsc;
 
@@ -102,7 +103,20 @@ pub async fn house_of(
     );
     let audit = AuditHandle::add(&mut tree, audit_in(state, boot));
     let cell: &'static [u8] = std::fs::read(cell()).unwrap().leak();
+    // One agent whose requests may set little.
+    let narrow = Overrides {
+        env: EnvNames::new(&["ALLOWED".to_owned(), "CI_*".to_owned()]).ok(),
+        ..Overrides::default()
+    };
+    let narrow = Layer {
+        name: "[agents.narrow.sandbox]".to_owned(),
+        says: narrow,
+    };
     let pool = SandboxPoolWiring {
+        profiles: Profiles {
+            every: Vec::new(),
+            agents: [(AgentId::new("narrow").unwrap(), vec![narrow])].into(),
+        },
         config: SandboxPoolConfig {
             driver: Choice::Native,
             ..SandboxPoolConfig::default()

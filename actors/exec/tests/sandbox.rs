@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use portcullis_core::codes;
+use portcullis_core::ids::AgentId;
 use portcullis_core::plan::Target;
 
 use super::harness::{Folders, alive, house, operator, until};
@@ -150,5 +151,36 @@ async fn too_many_runs_and_bad_requests_are_refused() {
         assert_eq!(refused.code, codes::INVALID_PARAMS, "{argv:?} {refused}");
         while house.exec.live().await > 0 {}
     }
+    house.end().await;
+}
+
+/// A request's variables and secrets are on the agent's list, or nothing runs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_variable_that_is_not_on_the_agents_list_is_refused_before_anything_runs() {
+    let folders = Folders::new();
+    let mut house = house(&folders, 1).await;
+    let argv = ["sh", "-c", "echo $ALLOWED $CI_JOB"];
+    let mut request = house.request(Target::Sandbox, &argv);
+    request.agent = AgentId::new("narrow").unwrap();
+    for name in ["ALLOWED", "CI_JOB"] {
+        request.env.insert(name.to_owned(), name.to_lowercase());
+    }
+    let (_, ended) = house.run(request.clone()).await.unwrap();
+    assert_eq!(ended.out, "allowed ci_job\n", "{:?}", ended.result);
+    let mut other = request.clone();
+    "key-of-another".clone_into(&mut other.idempotency_key);
+    other.env.insert("OTHER".to_owned(), "x".to_owned());
+    let mut secret = request.clone();
+    "key-of-a-third".clone_into(&mut secret.idempotency_key);
+    secret.secrets.insert("TOKEN".to_owned(), "NAME".to_owned());
+    for (refused, name) in [(other.clone(), "OTHER"), (secret, "TOKEN")] {
+        let error = house.run(refused).await.unwrap_err();
+        assert_eq!(error.code, codes::ENV_NOT_ALLOWED, "{error:?}");
+        assert!(format!("{error:?}").contains(name), "{error:?}");
+    }
+    // Of another agent nobody has said so.
+    other.agent = AgentId::new("demo").unwrap();
+    let (_, ended) = house.run(other).await.unwrap();
+    assert_eq!(ended.out, "allowed ci_job\n");
     house.end().await;
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use portcullis_core::ids::RunId;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
+use tokio::time::Instant;
 
 use super::messages::{OverBy, SandboxMsg};
 use crate::sandbox_pool::driver::Driver;
@@ -34,6 +35,8 @@ pub struct SandboxWiring {
     pub spec: BoxSpec,
     /// Without a run for so long it ends itself.
     pub idle: Duration,
+    /// So long after it was asked for it ends itself once nothing runs in it.
+    pub age: Duration,
     /// Where it shows what it does.
     pub shown: Arc<Flag<Standing>>,
     /// Its way out, where it has one.
@@ -147,9 +150,11 @@ async fn live(
         driver,
         spec,
         idle,
+        age,
         shown,
         egress,
     } = wiring;
+    let old_at = Instant::now() + *age;
     let mut first = VecDeque::new();
     let (over, init) = match open(ctx, wiring, &mut orders, &mut first).await {
         Ok(Opened {
@@ -162,7 +167,7 @@ async fn live(
                 ..Standing::new()
             });
             let init = kept::started_at(started.init_pid).map(|at| (started.init_pid, at));
-            let runs = Runs::new(link, started.image_digest, *idle);
+            let runs = Runs::new(link, started.image_digest, *idle).until(old_at);
             let named = egress.as_ref().map(|out| out.runs.clone());
             let runs = runs.of_pool(first, shown.clone()).naming(named);
             let served = runs.serve(&mut orders).await;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use portcullis_cell::{Spawn, Stream};
 use portcullis_core::ids::{AgentId, BoxId, RunId};
+use portcullis_core::sandbox::Access;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
@@ -119,6 +120,8 @@ impl State {
             id,
             agent: AgentId::new(agent).unwrap(),
             workspace: context.workspaces.join(agent),
+            access: Access::Rw,
+            image: None,
             cell: context.cell.clone(),
             limits: context.limits,
             uid: context.uid,

@@ -31,6 +31,7 @@ promises!(
     many_runs,
     supervisors,
     walls,
+    workspaces,
     fork_bomb,
     memory,
     tree,

@@ -150,7 +150,7 @@ async fn runs_that_race_the_end_of_their_box_have_an_end_and_none_hangs() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_that_meets_the_idle_end_of_its_box_runs() {
     let state = State::new();
-    let mut pool = Pool::start(&state, |config| config.idle_secs = 1).await;
+    let mut pool = Pool::start(&state, |config| config.says.idle_secs = Some(1)).await;
     for offset in [0, 2, 4, 8] {
         let (_, ended) = pool.run("demo", "echo first").await;
         assert_eq!(ended.out, "first\n");

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use portcullis_cell::Cause;
 use portcullis_core::ids::{AgentId, RunId};
+use portcullis_core::sandbox::{Layer, Overrides, Profiles};
 use tokio::sync::mpsc;
 
 use super::harness::{self, Ended, Live, State, below, finish};
@@ -24,17 +25,28 @@ pub struct Pool {
 
 impl Pool {
     pub async fn start(state: &State, change: impl FnOnce(&mut SandboxPoolConfig)) -> Self {
+        Self::with_agents(state, change, &[]).await
+    }
+
+    /// Some of the agents have what `[agents.NAME.sandbox]` says.
+    pub async fn with_agents(
+        state: &State,
+        change: impl FnOnce(&mut SandboxPoolConfig),
+        agents: &[(&str, Overrides)],
+    ) -> Self {
         let mut config = SandboxPoolConfig {
             driver: Choice::Native,
             ..SandboxPoolConfig::default()
         };
         change(&mut config);
+        let profiles = profiles(&config, agents);
         let mut builder = TreeBuilder::new(
             Intensity::default(),
             Arc::new(|room, why| panic!("{room}: {why}")),
         );
         let cell: &'static [u8] = std::fs::read(harness::cell()).unwrap().leak();
         let wiring = SandboxPoolWiring {
+            profiles,
             config,
             state: state.folder.path().to_owned(),
             cell,
@@ -76,6 +88,21 @@ impl Pool {
     pub async fn run(&mut self, agent: &str, script: &str) -> (RunTicket, Ended) {
         let (_, ticket, seen) = self.begin(agent, script).await.unwrap();
         (ticket, finish(seen).await)
+    }
+}
+
+/// The layers as the gateway makes them.
+pub fn profiles(config: &SandboxPoolConfig, agents: &[(&str, Overrides)]) -> Profiles {
+    let own = agents.iter().map(|(name, says)| {
+        let layer = Layer {
+            name: format!("[agents.{name}.sandbox]"),
+            says: says.clone(),
+        };
+        (AgentId::new(name).unwrap(), vec![layer])
+    });
+    Profiles {
+        every: vec![config.layer()],
+        agents: own.collect(),
     }
 }
 
@@ -211,7 +238,7 @@ async fn a_lost_box_is_said_and_the_next_run_has_another() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_box_ends_and_a_busy_one_does_not() {
     let state = State::new();
-    let mut pool = Pool::start(&state, |config| config.idle_secs = 1).await;
+    let mut pool = Pool::start(&state, |config| config.says.idle_secs = Some(1)).await;
     let (first, _) = pool.run("demo", "true").await;
     let init = init_of(&state, &first);
     let (_, _, busy) = pool.begin("busy", "sleep 2; echo done").await.unwrap();
@@ -314,9 +341,9 @@ async fn a_box_stands_in_a_group_that_has_every_ceiling() {
         return;
     };
     let mut pool = Pool::start(&state, |config| {
-        config.memory_bytes = 96 << 20;
-        config.cpu_millis = 700;
-        config.pids = 40;
+        config.says.memory_bytes = Some(96 << 20);
+        config.says.cpu_millis = Some(700);
+        config.says.pids = Some(40);
     })
     .await;
     let (ticket, _) = pool.run("demo", "true").await;
@@ -343,18 +370,18 @@ async fn a_box_stands_in_a_group_that_has_every_ceiling() {
 #[test]
 fn the_config_refuses_what_cannot_be_served() {
     assert!(SandboxPoolConfig::default().problems().is_empty());
-    let bad = SandboxPoolConfig {
-        uid: 0,
-        pids: 3,
-        timeout_ms: 0,
+    let mut bad = SandboxPoolConfig {
+        max_boxes: 0,
         ..SandboxPoolConfig::default()
     };
-    assert_eq!(bad.problems().len(), 3);
-    let config = SandboxPoolConfig::default();
-    assert_eq!(config.timeout(None), 60_000);
+    bad.says.uid = Some(0);
+    bad.says.pids = Some(3);
     assert_eq!(
-        config.timeout(Some(Duration::MAX)),
-        config.max_timeout_ms,
-        "there is always a ceiling"
+        bad.problems(),
+        [
+            "[sandbox] pids must be at least 16: the box's own processes count",
+            "[sandbox] uid must not be 0: no box runs as root",
+            "[sandbox] max_boxes must be at least 1",
+        ]
     );
 }

@@ -1,9 +1,12 @@
 //! What a box must hold, whichever driver made it. Each promise is a function over a [`Driver`].
 
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use portcullis_cell::{Cause, Spawn, Stream};
 use portcullis_core::ids::RunId;
+use portcullis_core::sandbox::Access;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::sandbox_pool::driver::Driver;
@@ -227,6 +230,117 @@ pub async fn walls(driver: &Driver, state: &State) {
     );
     drop(listener);
     live.stop().await;
+}
+
+/// What is mounted, until it is dropped.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn new(path: PathBuf) -> Self {
+        std::fs::create_dir(&path).unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("none", &path, "tmpfs", flags, Some(c"mode=777")).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+/// The agent's folder as its profile says: written and read, only read, or not there; seen from inside and from outside.
+pub async fn workspaces(driver: &Driver, state: &State) {
+    let of = |access| {
+        let mut spec = state.spec("access");
+        spec.access = access;
+        spec
+    };
+    let folder = state.spec("access").workspace;
+    let kept = folder.join("kept");
+    let own = |path: &Path| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666)).unwrap();
+    };
+    std::fs::write(&kept, "from outside\n").unwrap();
+    own(&kept);
+    let mut live = Live::start(driver, of(Access::Rw)).await;
+    let ended = live
+        .run("cat kept; echo from inside > kept; echo new > new")
+        .await;
+    assert_eq!(
+        (ended.out.as_str(), ended.exit().code),
+        ("from outside\n", Some(0)),
+        "{ended:?}"
+    );
+    live.stop().await;
+    assert_eq!(std::fs::read_to_string(&kept).unwrap(), "from inside\n");
+
+    // Below it something else is mounted, where this process may do that.
+    let below = rustix::process::geteuid()
+        .is_root()
+        .then(|| Mounted::new(folder.join("mounted")));
+    let mut live = Live::start(driver, of(Access::Ro)).await;
+    let ended = live
+        .run("cat kept new; pwd; echo x > /tmp/x && cat /tmp/x")
+        .await;
+    assert_eq!(ended.out, "from inside\nnew\n/workspace\nx\n", "{ended:?}");
+    for script in [
+        "echo x > kept",
+        "echo x >> /workspace/kept",
+        "echo x > other",
+        "rm new",
+        "mv new newer",
+        "mkdir folder",
+        "chmod 777 kept",
+        "touch kept",
+        "ln -s x link",
+        "mount -o remount,rw /workspace",
+        "echo x > mounted/x",
+    ] {
+        let ended = live.run(script).await;
+        assert_ne!(ended.exit().code, Some(0), "{script}: {ended:?}");
+    }
+    if let Some(below) = &below {
+        assert_eq!(std::fs::read_dir(&below.0).unwrap().count(), 0);
+    }
+    live.stop().await;
+    drop(below);
+    assert_eq!(std::fs::read_to_string(&kept).unwrap(), "from inside\n");
+
+    for _ in 0..2 {
+        let mut live = Live::start(driver, of(Access::None)).await;
+        let ended = live
+            .run("pwd; ls -A; echo mine > kept; cat kept; mkdir -p d && cp /bin/sh d/sh && d/sh -c 'echo runs'; id -u; stat -c %u .")
+            .await;
+        let uid = state.context.uid;
+        assert_eq!(
+            ended.out,
+            format!("/workspace\nmine\nruns\n{uid}\n{uid}\n"),
+            "{ended:?}"
+        );
+        let mounts = live
+            .run("grep ' /workspace ' /proc/self/mountinfo")
+            .await
+            .out;
+        assert!(
+            mounts.lines().count() == 1 && mounts.contains(" - tmpfs "),
+            "{mounts}"
+        );
+        // It is memory of the box, and has its own end before that.
+        let ended = live
+            .run("head -c 60000000 /dev/zero > big; wc -c < big")
+            .await;
+        let written: u64 = ended.out.trim().parse().unwrap();
+        assert!(
+            written <= state.context.limits.scratch(),
+            "{written}: {ended:?}"
+        );
+        assert!(written > 1 << 20, "{written}");
+        assert_eq!(live.run("rm big; echo alive").await.out, "alive\n");
+        live.stop().await;
+    }
+    assert_eq!(std::fs::read_to_string(&kept).unwrap(), "from inside\n");
 }
 
 /// A fork bomb stops at the box's ceiling, ends with its run, and the box serves on.

@@ -21,6 +21,7 @@ use portcullis_actors::sandbox_pool::spec::BoxLimits;
 use portcullis_actors::sandbox_pool::spec::BoxSpec;
 use portcullis_core::ids::AgentId;
 use portcullis_core::ids::BoxId;
+use portcullis_core::sandbox::Access;
 use tempfile::TempDir;
 
 use crate::support::engine::Engine;
@@ -113,6 +114,8 @@ impl Scene {
             id: BoxId::new(&id).unwrap(),
             agent: AgentId::new("demo").unwrap(),
             workspace,
+            access: Access::Rw,
+            image: None,
             run_dir,
             cell: self.context.cell.clone(),
             limits: LIMITS,

@@ -59,6 +59,7 @@ impl House {
         let pool = SandboxPoolHandle::new(tree.room::<SandboxPool>(
             Policy::new(256),
             SandboxPoolWiring {
+                profiles: portcullis_core::sandbox::Profiles::default(),
                 config,
                 state: path.clone(),
                 cell: include_bytes!(env!("PORTCULLIS_CELL")),
@@ -141,7 +142,11 @@ async fn what_a_box_reaches_is_what_its_list_names(docker: bool) {
         https_proxy=http://127.0.0.1:3128\nno_proxy=localhost,127.0.0.1,::1\n";
     assert_eq!(said.out, expected, "{}", said.err);
 
-    let profile = house.pool.profile(None).await.unwrap();
+    let profile = house
+        .pool
+        .profile(AgentId::new("demo").unwrap(), None)
+        .await
+        .unwrap();
     let mut listed = [at.clone(), secure.clone(), format!("{BREAKS}:80")];
     listed.sort();
     assert_eq!(profile.egress, listed);
@@ -354,7 +359,11 @@ async fn a_box_without_a_list_has_no_way_out(docker: bool) {
         .await;
     let lines: Vec<&str> = said.out.lines().filter(|line| *line != "hosts").collect();
     assert_eq!(lines, ["0", "s", "1"], "{}", said.err);
-    let profile = house.pool.profile(None).await.unwrap();
+    let profile = house
+        .pool
+        .profile(AgentId::new("demo").unwrap(), None)
+        .await
+        .unwrap();
     assert!(profile.egress.is_empty());
     house.tree.stop().await;
 }
@@ -379,7 +388,11 @@ async fn the_list_is_part_of_what_contains_a_run() {
         vec!["b.test:443".to_owned()],
     ] {
         let house = House::stand(false, &rules).await;
-        let profile = house.pool.profile(None).await.unwrap();
+        let profile = house
+            .pool
+            .profile(AgentId::new("demo").unwrap(), None)
+            .await
+            .unwrap();
         hashes.insert(profile.profile_hash);
         house.tree.stop().await;
     }

@@ -1,0 +1,305 @@
+//! What an agent's box must be: the one value that boxes are made from, runs are placed by, and `sandbox.explain` shows.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use portcullis_core::ids::{AgentId, BoxId, Hash32};
+use portcullis_core::sandbox::{Access, Effective, ImageName, Line, Shown};
+
+use super::actor::SandboxPool;
+use super::boxes::DEAD_MAN;
+use super::driver::{Driver, ProbeContext};
+use super::drivers::{MOST_WAITING, Waiting};
+use super::messages::{BoxProfile, Explained, ExplainedRefusal, PoolError, SandboxPoolMsg};
+use super::request::millis;
+use super::spec::{BoxLimits, BoxSpec};
+use crate::supervision::Crash;
+
+/// What a box of an agent must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// Every limit.
+    pub effective: Effective,
+    /// The image's id, as the engine names it; none with the native driver.
+    pub image: Option<String>,
+    /// Digest of everything that shapes the box: a box with another one is another box.
+    pub hash: String,
+}
+
+/// Why there is none.
+pub enum Unmet {
+    /// No box will do.
+    Refused(PoolError),
+    /// The engine has not been asked for this image.
+    Unknown(ImageName),
+}
+
+/// A local image, by the name that the configuration gives it.
+pub enum Found {
+    /// Pinned to this id, until the drivers are proven anew or no box could be made from it.
+    Known(String),
+    /// The engine is being asked; these wait.
+    Asked(Vec<Waiting>),
+}
+
+/// The images that agents name.
+pub type Images = BTreeMap<ImageName, Found>;
+
+/// Every box has its own name, folder and nonce: in what is hashed they are the same.
+pub fn neutral(context: &ProbeContext) -> Result<BoxSpec, Crash> {
+    Ok(BoxSpec {
+        id: BoxId::new("000000000000")?,
+        agent: AgentId::new("agent")?,
+        workspace: PathBuf::from("/workspace"),
+        access: Access::Rw,
+        image: None,
+        run_dir: PathBuf::from("/run"),
+        cell: PathBuf::from("/cell"),
+        limits: context.limits,
+        uid: context.uid,
+        gid: context.gid,
+        owner: String::new(),
+        boot: String::new(),
+        profile_hash: String::new(),
+        nonce: String::new(),
+        dead_man: DEAD_MAN,
+        egress: false,
+    })
+}
+
+impl SandboxPool {
+    /// What holds for an agent's boxes, whatever the driver is.
+    pub(super) fn effective(&self, agent: Option<&AgentId>) -> Effective {
+        let effective = self.wiring.profiles.of(agent);
+        let uid = self.context.uid;
+        if effective.profile.uid == uid {
+            effective
+        } else {
+            effective.with_uid(uid, "the gateway's own user, which is not root")
+        }
+    }
+
+    /// What an agent's box must be under this driver.
+    pub(super) fn wanted(&self, driver: &Driver, agent: Option<&AgentId>) -> Result<Wanted, Unmet> {
+        let effective = self.effective(agent);
+        let (asked, has) = (effective.profile.min_isolation, driver.isolation());
+        if has < asked {
+            return Err(Unmet::Refused(PoolError::TooWeak { asked, has }));
+        }
+        let (image, holds) = match (&effective.profile.image, driver) {
+            (None, Driver::Docker(docker)) => {
+                // Imported again it has another id, and holds the same.
+                let image = docker.image();
+                (Some(image.id.clone()), Some(image.rootfs.clone()))
+            }
+            (None, Driver::Native(_)) => (None, None),
+            (Some(name), Driver::Docker(_)) => match self.images.get(name) {
+                Some(Found::Known(id)) => (Some(id.clone()), Some(id.clone())),
+                _ => return Err(Unmet::Unknown(name.clone())),
+            },
+            (Some(name), Driver::Native(_)) => {
+                return Err(Unmet::Refused(PoolError::Image {
+                    name: name.clone(),
+                    why: "the native driver has no images, its boxes see this machine's /usr"
+                        .to_owned(),
+                }));
+            }
+        };
+        let hash = self.hash(driver, &effective, holds);
+        Ok(Wanted {
+            effective,
+            image,
+            hash,
+        })
+    }
+
+    /// Whether boxes may reach hosts: all of them the same, as `[sandbox]` says.
+    pub(super) fn may_leave(&self) -> bool {
+        !self.wiring.config.egress.is_empty()
+    }
+
+    /// Digest of everything that shapes a box: its limits, the driver and what it would be asked, the image, the cell. Two runs with the
+    /// same one were contained alike.
+    fn hash(&self, driver: &Driver, effective: &Effective, image: Option<String>) -> String {
+        let context = &self.context;
+        let shape = BoxSpec {
+            access: effective.profile.workspace,
+            image: image.clone(),
+            limits: BoxLimits::of(&effective.profile),
+            egress: self.may_leave(),
+            ..self.neutral.clone()
+        };
+        let mut bytes = b"portcullis-box-v2\0".to_vec();
+        for field in [
+            effective.profile.canonical().as_slice(),
+            driver.name().as_bytes(),
+            driver.isolation().as_str().as_bytes(),
+            image.unwrap_or_default().as_bytes(),
+            &self.cell_digest.0,
+            &context.uid.to_be_bytes(),
+            &context.gid.to_be_bytes(),
+            &driver.shape(&shape),
+            // Of a way out, the host's part: the box shows none of it.
+            self.wiring.config.egress.texts().join("\n").as_bytes(),
+            self.wiring
+                .config
+                .egress_to_networks
+                .texts()
+                .join("\n")
+                .as_bytes(),
+        ] {
+            bytes.extend((field.len() as u64).to_be_bytes());
+            bytes.extend_from_slice(field);
+        }
+        Hash32::of(&bytes).to_string()
+    }
+
+    /// Answers a request, or keeps it until it can be answered.
+    pub(super) async fn request(&mut self, request: Waiting) -> Result<(), Crash> {
+        if !request.is_wanted() {
+            return Ok(());
+        }
+        let Some((driver, request)) = self.driver_for(request) else {
+            return Ok(());
+        };
+        let wanted = match self.wanted(&driver, request.agent()) {
+            Ok(wanted) => Ok(wanted),
+            Err(Unmet::Unknown(name)) => {
+                self.look_for_image(&driver, name, request);
+                return Ok(());
+            }
+            Err(Unmet::Refused(refusal)) => Err(refusal),
+        };
+        match (request, wanted) {
+            (Waiting::Run(start), Ok(wanted)) => self.start_in_box(&driver, start, wanted).await?,
+            (Waiting::Profile(_, timeout, reply), Ok(wanted)) => {
+                let profile = wanted.effective.profile;
+                reply.ok(BoxProfile {
+                    driver: driver.name(),
+                    image_digest: wanted.image,
+                    profile_hash: wanted.hash,
+                    uid: self.context.uid,
+                    gid: self.context.gid,
+                    limits: BoxLimits::of(&profile),
+                    timeout_ms: profile.timeout(timeout.map(millis)),
+                    output_bytes: profile.output_cap_bytes,
+                    env: profile.env,
+                    egress: self.wiring.config.egress.texts(),
+                });
+            }
+            (Waiting::Explain(agent, reply), wanted) => {
+                reply.ok(self.explained(agent, Some(&driver), wanted));
+            }
+            (request, Err(refusal)) => self.refuse(request, refusal),
+        }
+        Ok(())
+    }
+
+    /// Tells a request that nothing will run.
+    pub(super) fn refuse(&self, request: Waiting, why: PoolError) {
+        match request {
+            Waiting::Run(start) => start.reply.refuse(why),
+            Waiting::Profile(_, _, reply) => reply.refuse(why),
+            Waiting::Explain(agent, reply) => {
+                reply.ok(self.explained(agent, self.driver(), Err(why)));
+            }
+        }
+    }
+
+    fn explained(
+        &self,
+        agent: Option<AgentId>,
+        driver: Option<&Driver>,
+        wanted: Result<Wanted, PoolError>,
+    ) -> Explained {
+        let effective = self.effective(agent.as_ref());
+        let config = &self.wiring.config;
+        let mut lines = effective.lines();
+        // Not of the profile: the same for the boxes of all agents.
+        let out = [
+            ("egress", config.egress.texts()),
+            ("egress_to_networks", config.egress_to_networks.texts()),
+        ];
+        lines.extend(out.map(|(key, names)| Line {
+            key,
+            value: Shown::List(names),
+            from: "[sandbox]".to_owned(),
+        }));
+        let isolation = driver.map(Driver::isolation);
+        let (refused, wanted) = match wanted {
+            Ok(wanted) => (None, Some(wanted)),
+            Err(refusal) => (Some(ExplainedRefusal::from(&refusal)), None),
+        };
+        let (image_digest, profile_hash) = wanted.map(|wanted| (wanted.image, wanted.hash)).unzip();
+        Explained {
+            agent,
+            profile: effective.named,
+            lines,
+            driver: driver.map(Driver::name),
+            driver_why: self.status().why,
+            weaker: isolation.is_some_and(|has| has < effective.profile.min_isolation),
+            isolation,
+            image_digest: image_digest.flatten(),
+            profile_hash,
+            refused,
+        }
+    }
+
+    /// Asks the engine beside the loop; the request waits.
+    fn look_for_image(&mut self, driver: &Driver, name: ImageName, request: Waiting) {
+        let Driver::Docker(docker) = driver else {
+            return;
+        };
+        match self.images.get_mut(&name) {
+            Some(Found::Asked(waiting)) if waiting.len() >= MOST_WAITING => {
+                let most = self.wiring.config.max_boxes;
+                self.refuse(request, PoolError::Full(most));
+            }
+            Some(Found::Asked(waiting)) => waiting.push(request),
+            Some(Found::Known(_)) | None => {
+                self.images
+                    .insert(name.clone(), Found::Asked(vec![request]));
+                let (docker, ctx) = (docker.clone(), self.ctx.clone());
+                let asking = async move {
+                    let found = docker.find_image(&name).await;
+                    ctx.notify(SandboxPoolMsg::Image(name, found));
+                };
+                self.ctx.task("image", 0, asking).keep();
+            }
+        }
+    }
+
+    /// The engine has answered.
+    pub(super) async fn image_found(
+        &mut self,
+        name: ImageName,
+        found: Result<String, String>,
+    ) -> Result<(), Crash> {
+        let Some(Found::Asked(waiting)) = self.images.remove(&name) else {
+            return Ok(());
+        };
+        match found {
+            Ok(id) => {
+                tracing::info!(image = name.as_str(), %id, "an image is pinned");
+                self.images.insert(name, Found::Known(id));
+                for request in waiting {
+                    self.request(request).await?;
+                }
+            }
+            // Asked for again by the next: somebody may have made it since.
+            Err(why) => {
+                for request in waiting {
+                    let (name, why) = (name.clone(), why.clone());
+                    self.refuse(request, PoolError::Image { name, why });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// No box came of it, so the next run looks again what the names stand for.
+    pub(super) fn forget_images(&mut self) {
+        self.images
+            .retain(|_, found| matches!(found, Found::Asked(_)));
+    }
+}

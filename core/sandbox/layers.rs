@@ -1,0 +1,337 @@
+//! Which layer says what: a named profile, `[sandbox]`, `[agents.NAME.sandbox]`.
+
+use std::collections::BTreeMap;
+
+use serde::de::IntoDeserializer as _;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::env::EnvNames;
+use super::profile::{Access, ImageName, Isolation, Named, Profile, Shown};
+use crate::ids::AgentId;
+
+/// No run may take longer, milliseconds: seven days.
+const LONGEST: u64 = 7 * 86_400_000;
+/// No box lives longer, seconds: a year.
+const OLDEST: u64 = 365 * 86_400;
+
+/// What one layer of the configuration says; `None` is "as below". In a file 0, "" and [] say that.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Overrides {
+    /// Begins anew from this one: what the layers below say is gone, but for the user.
+    #[serde(deserialize_with = "word")]
+    pub profile: Option<Named>,
+    /// [`Profile::min_isolation`].
+    #[serde(deserialize_with = "word")]
+    pub min_isolation: Option<Isolation>,
+    /// [`Profile::image`].
+    #[serde(deserialize_with = "word")]
+    pub image: Option<ImageName>,
+    /// One for the boxes of all agents: no layer of an agent has it.
+    #[serde(skip)]
+    pub uid: Option<u32>,
+    /// [`Profile::workspace`].
+    #[serde(deserialize_with = "word")]
+    pub workspace: Option<Access>,
+    /// [`Profile::env`].
+    #[serde(deserialize_with = "names")]
+    pub env: Option<EnvNames>,
+    /// [`Profile::memory_bytes`].
+    #[serde(deserialize_with = "size")]
+    pub memory_bytes: Option<u64>,
+    /// [`Profile::cpu_millis`].
+    #[serde(deserialize_with = "count")]
+    pub cpu_millis: Option<u32>,
+    /// [`Profile::pids`].
+    #[serde(deserialize_with = "count")]
+    pub pids: Option<u32>,
+    /// [`Profile::open_files`].
+    #[serde(deserialize_with = "count")]
+    pub open_files: Option<u32>,
+    /// [`Profile::file_bytes`].
+    #[serde(deserialize_with = "size")]
+    pub file_bytes: Option<u64>,
+    /// [`Profile::output_cap_bytes`].
+    #[serde(deserialize_with = "size")]
+    pub output_cap_bytes: Option<u64>,
+    /// [`Profile::timeout_ms`].
+    #[serde(deserialize_with = "size")]
+    pub timeout_ms: Option<u64>,
+    /// [`Profile::max_timeout_ms`].
+    #[serde(deserialize_with = "size")]
+    pub max_timeout_ms: Option<u64>,
+    /// [`Profile::idle_secs`].
+    #[serde(deserialize_with = "size")]
+    pub idle_secs: Option<u64>,
+    /// [`Profile::max_age_secs`].
+    #[serde(deserialize_with = "size")]
+    pub max_age_secs: Option<u64>,
+}
+
+/// A word of a file; "" says nothing.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn word<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    from: D,
+) -> Result<Option<T>, D::Error> {
+    let text = String::deserialize(from)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    T::deserialize(text.into_deserializer()).map(Some)
+}
+
+/// A number of a file; 0 says nothing.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn size<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+    let number = u64::deserialize(from)?;
+    Ok((number > 0).then_some(number))
+}
+
+/// A smaller number of a file; 0 says nothing.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn count<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+    let number = u32::deserialize(from)?;
+    Ok((number > 0).then_some(number))
+}
+
+/// A list of a file; [] says nothing.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn names<'de, D: Deserializer<'de>>(from: D) -> Result<Option<EnvNames>, D::Error> {
+    let entries = Vec::<String>::deserialize(from)?;
+    if entries.is_empty() {
+        return Ok(None);
+    }
+    EnvNames::new(&entries)
+        .map(Some)
+        .map_err(serde::de::Error::custom)
+}
+
+impl Overrides {
+    /// What cannot be served: the key, and what to write instead.
+    pub fn problems(&self) -> Vec<(&'static str, String)> {
+        let floors = [
+            ("memory_bytes", self.memory_bytes, 16 << 20, ""),
+            ("cpu_millis", self.cpu_millis.map(u64::from), 10, ""),
+            (
+                "pids",
+                self.pids.map(u64::from),
+                16,
+                ": the box's own processes count",
+            ),
+            ("open_files", self.open_files.map(u64::from), 32, ""),
+        ];
+        let floors = floors
+            .into_iter()
+            .filter(|(_, said, least, _)| said.is_some_and(|said| said < *least))
+            .map(|(key, _, least, why)| (key, format!("{key} must be at least {least}{why}")));
+        let ceilings = [
+            ("timeout_ms", self.timeout_ms, LONGEST, "seven days"),
+            ("max_timeout_ms", self.max_timeout_ms, LONGEST, "seven days"),
+            ("idle_secs", self.idle_secs, OLDEST, "a year"),
+            ("max_age_secs", self.max_age_secs, OLDEST, "a year"),
+        ];
+        let ceilings = ceilings
+            .into_iter()
+            .filter(|(_, said, most, _)| said.is_some_and(|said| said > *most))
+            .map(|(key, _, most, words)| (key, format!("{key} must be at most {most}, {words}")));
+        let mut found: Vec<_> = floors.chain(ceilings).collect();
+        if let (Some(time), Some(most)) = (self.timeout_ms, self.max_timeout_ms)
+            && time > most
+        {
+            found.push((
+                "timeout_ms",
+                format!("timeout_ms must be 1 to max_timeout_ms, {most}"),
+            ));
+        }
+        if self.uid == Some(0) {
+            found.push(("uid", "uid must not be 0: no box runs as root".to_owned()));
+        }
+        found
+    }
+}
+
+/// One layer, and how people find it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layer {
+    /// `[agents.demo.sandbox]`.
+    pub name: String,
+    /// What it says.
+    pub says: Overrides,
+}
+
+/// What holds, and who decided it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Effective {
+    /// The profile that it began from.
+    pub named: Named,
+    /// The limits.
+    pub profile: Profile,
+    from: BTreeMap<&'static str, String>,
+}
+
+/// One line of an explanation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Line {
+    /// The key.
+    pub key: &'static str,
+    /// Its value.
+    pub value: Shown,
+    /// The layer that decided it.
+    pub from: String,
+}
+
+impl Effective {
+    fn of(named: Named) -> Self {
+        let profile = named.profile();
+        let from = profile
+            .entries()
+            .into_iter()
+            .map(|(key, _)| (key, origin(named)));
+        Self {
+            named,
+            from: from.collect(),
+            profile,
+        }
+    }
+
+    /// Every line, in the order of the profile.
+    pub fn lines(&self) -> Vec<Line> {
+        let entries = self.profile.entries().into_iter();
+        entries
+            .map(|(key, value)| Line {
+                key,
+                value,
+                from: self.from.get(key).cloned().unwrap_or_default(),
+            })
+            .collect()
+    }
+
+    /// The user is decided elsewhere: by the gateway's own, where it is not root.
+    #[must_use]
+    pub fn with_uid(mut self, uid: u32, from: &str) -> Self {
+        self.profile.uid = uid;
+        self.from.insert("uid", from.to_owned());
+        self
+    }
+
+    fn lay(&mut self, layer: &Layer) {
+        let Overrides {
+            profile,
+            min_isolation,
+            image,
+            uid,
+            workspace,
+            env,
+            memory_bytes,
+            cpu_millis,
+            pids,
+            open_files,
+            file_bytes,
+            output_cap_bytes,
+            timeout_ms,
+            max_timeout_ms,
+            idle_secs,
+            max_age_secs,
+        } = &layer.says;
+        if let Some(named) = profile {
+            let fresh = Self::of(*named);
+            // One for all agents' boxes, so it is nothing that an agent's profile could set anew.
+            let uid = (
+                self.profile.uid,
+                self.from.get("uid").cloned().unwrap_or_default(),
+            );
+            *self = fresh.with_uid(uid.0, &uid.1);
+        }
+        let (to, from) = (&mut self.profile, &mut self.from);
+        let mut put = |key: &'static str, is_said: bool| {
+            if is_said {
+                from.insert(key, layer.name.clone());
+            }
+        };
+        put(
+            "min_isolation",
+            set(&mut to.min_isolation, min_isolation.as_ref()),
+        );
+        if image.is_some() {
+            to.image.clone_from(image);
+            put("image", true);
+        }
+        put("uid", set(&mut to.uid, uid.as_ref()));
+        put("workspace", set(&mut to.workspace, workspace.as_ref()));
+        put("env", set(&mut to.env, env.as_ref()));
+        put(
+            "memory_bytes",
+            set(&mut to.memory_bytes, memory_bytes.as_ref()),
+        );
+        put("cpu_millis", set(&mut to.cpu_millis, cpu_millis.as_ref()));
+        put("pids", set(&mut to.pids, pids.as_ref()));
+        put("open_files", set(&mut to.open_files, open_files.as_ref()));
+        put("file_bytes", set(&mut to.file_bytes, file_bytes.as_ref()));
+        put(
+            "output_cap_bytes",
+            set(&mut to.output_cap_bytes, output_cap_bytes.as_ref()),
+        );
+        put("timeout_ms", set(&mut to.timeout_ms, timeout_ms.as_ref()));
+        put(
+            "max_timeout_ms",
+            set(&mut to.max_timeout_ms, max_timeout_ms.as_ref()),
+        );
+        put("idle_secs", set(&mut to.idle_secs, idle_secs.as_ref()));
+        put(
+            "max_age_secs",
+            set(&mut to.max_age_secs, max_age_secs.as_ref()),
+        );
+    }
+
+    /// A time above the ceiling is the ceiling's word.
+    fn settle(&mut self) {
+        if self.profile.timeout_ms > self.profile.max_timeout_ms {
+            self.profile.timeout_ms = self.profile.max_timeout_ms;
+            let by = self.from.get("max_timeout_ms").cloned().unwrap_or_default();
+            self.from
+                .insert("timeout_ms", format!("{by} max_timeout_ms"));
+        }
+    }
+}
+
+fn origin(named: Named) -> String {
+    format!("profile {named}")
+}
+
+fn set<T: Clone>(to: &mut T, said: Option<&T>) -> bool {
+    if let Some(value) = said {
+        to.clone_from(value);
+    }
+    said.is_some()
+}
+
+/// The layers of a gateway: those of every agent, and each agent's own over them. The nearer layer decides, also where it gives more:
+/// whoever writes one writes the other.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Profiles {
+    /// From the lowest up.
+    pub every: Vec<Layer>,
+    /// From the lowest up, over those of every agent.
+    pub agents: BTreeMap<AgentId, Vec<Layer>>,
+}
+
+impl Profiles {
+    /// What holds for the boxes of an agent; `None`: of agents that nothing is said of.
+    pub fn of(&self, agent: Option<&AgentId>) -> Effective {
+        let own = agent.and_then(|agent| self.agents.get(agent));
+        let mut effective = Effective::of(Named::Restricted);
+        for layer in self.every.iter().chain(own.into_iter().flatten()) {
+            effective.lay(layer);
+        }
+        effective.settle();
+        effective
+    }
+}

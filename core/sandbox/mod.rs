@@ -1,0 +1,15 @@
+//! What a box may be: profiles, the layers that decide them, and the one function that both the pool and `sandbox.explain` ask.
+//!
+//! A [`Profile`] has every limit; there is no "none said". The named ones ([`Named`]) are files in the program. [`Profiles::of`] lays a
+//! gateway's settings over them and says for each line which layer decided it; the pool enforces that very value, and its hash
+//! ([`Profile::canonical`]) is part of the name of what contains a run.
+
+mod env;
+mod layers;
+mod profile;
+#[cfg(test)]
+mod tests;
+
+pub use env::EnvNames;
+pub use layers::{Effective, Layer, Line, Overrides, Profiles, count, names, size, word};
+pub use profile::{Access, ImageName, Isolation, Named, Network, Profile, Shown};

@@ -1,0 +1,367 @@
+//! One profile: every limit of a box and of the runs in it.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::env::EnvNames;
+
+/// Begins the canonical bytes; another form gets another number.
+const CANONICAL: &[u8] = b"portcullis-profile-v2\0";
+
+/// How strong what holds a box is; more is stronger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Isolation {
+    /// Namespaces, filters and an unprivileged user, but no ceiling on memory, processors and processes of the tree.
+    Unbounded,
+    /// The same, under control groups.
+    Native,
+    /// A container of a Docker engine: besides, a root file system of its own and the engine's profiles.
+    Docker,
+}
+
+/// What a box sees of its agent's folder; more is more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Access {
+    /// Nothing: `/workspace` is empty, in memory, and goes with the box.
+    None,
+    /// It can be read.
+    Ro,
+    /// It can be written.
+    Rw,
+}
+
+/// What a box sees of a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Network {
+    /// Its own loopback.
+    None,
+}
+
+/// The profiles in this program, after Kubernetes' pod security levels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Named {
+    /// The default.
+    Restricted,
+    /// Room for a compiler.
+    Baseline,
+    /// The most that one box should ever take.
+    Privileged,
+}
+
+impl Named {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Restricted, Self::Baseline, Self::Privileged];
+
+    /// As it is written.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Restricted => "restricted",
+            Self::Baseline => "baseline",
+            Self::Privileged => "privileged",
+        }
+    }
+
+    /// Its file.
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::Restricted => include_str!("../../config/profiles/restricted.toml"),
+            Self::Baseline => include_str!("../../config/profiles/baseline.toml"),
+            Self::Privileged => include_str!("../../config/profiles/privileged.toml"),
+        }
+    }
+
+    /// Its limits.
+    pub fn profile(self) -> Profile {
+        // A test reads each file. One that could not be read would close, not open.
+        toml::from_str(self.text()).unwrap_or_else(|_| Profile::least())
+    }
+}
+
+impl fmt::Display for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Isolation {
+    /// As it is written.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unbounded => "unbounded",
+            Self::Native => "native",
+            Self::Docker => "docker",
+        }
+    }
+}
+
+impl Access {
+    /// As it is written.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Ro => "ro",
+            Self::Rw => "rw",
+        }
+    }
+}
+
+impl Network {
+    /// As it is written.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+        }
+    }
+}
+
+/// The name of a local image, as the engine takes it: `tools:1`, or an id.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ImageName(String);
+
+impl ImageName {
+    /// Checks the text. It is looked up by the engine, in a path of its API.
+    ///
+    /// # Errors
+    /// The rule.
+    pub fn new(text: &str) -> Result<Self, String> {
+        let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"._-/:@".contains(&b);
+        let begins = text
+            .bytes()
+            .next()
+            .is_some_and(|b| b.is_ascii_alphanumeric());
+        if begins && text.len() <= 255 && text.bytes().all(is_plain) && !text.contains("..") {
+            return Ok(Self(text.to_owned()));
+        }
+        Err("an image is named like tools:1 or sha256:…: letters, digits and . _ - / : @, at most 255".to_owned())
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for ImageName {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        Self::new(&text)
+    }
+}
+
+impl From<ImageName> for String {
+    fn from(name: ImageName) -> Self {
+        name.0
+    }
+}
+
+/// A value of a profile, for people and for machines.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Shown {
+    /// A limit.
+    Number(u64),
+    /// A word.
+    Word(String),
+    /// Names.
+    List(Vec<String>),
+}
+
+/// Every limit of a box. A field that is added here must be told in [`Profile::entries`], or this does not compile.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Profile {
+    /// The weakest isolation that will do.
+    pub min_isolation: Isolation,
+    /// A local image of the engine's; none is the default one.
+    #[serde(deserialize_with = "unless_empty")]
+    pub image: Option<ImageName>,
+    /// Host uid and gid of everything in the box, where the gateway runs as root; never 0.
+    pub uid: u32,
+    /// What it sees of its agent's folder.
+    pub workspace: Access,
+    /// What it sees of a network.
+    pub network: Network,
+    /// Variables that a request may set.
+    pub env: EnvNames,
+    /// Memory and swap together, bytes.
+    pub memory_bytes: u64,
+    /// Processor share in thousandths of a core.
+    pub cpu_millis: u32,
+    /// Processes and threads, the box's own included.
+    pub pids: u32,
+    /// Open files of a process.
+    pub open_files: u32,
+    /// The longest file that a process may write, bytes.
+    pub file_bytes: u64,
+    /// Bytes of each output stream of a run that are passed on.
+    pub output_cap_bytes: u64,
+    /// Time of a run that asks for none, milliseconds.
+    pub timeout_ms: u64,
+    /// The longest time that a run may ask for, milliseconds.
+    pub max_timeout_ms: u64,
+    /// A box without a run for so many seconds is ended.
+    pub idle_secs: u64,
+    /// A box of that age, in seconds, takes no new run and is ended when nothing runs in it.
+    pub max_age_secs: u64,
+}
+
+fn unless_empty<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<ImageName>, D::Error> {
+    let text = String::deserialize(from)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    ImageName::new(&text)
+        .map(Some)
+        .map_err(serde::de::Error::custom)
+}
+
+impl Profile {
+    /// The least that a box can be: nothing is below it.
+    pub fn least() -> Self {
+        Self {
+            min_isolation: Isolation::Docker,
+            image: None,
+            uid: 65_534,
+            workspace: Access::None,
+            network: Network::None,
+            env: EnvNames::default(),
+            memory_bytes: 16 << 20,
+            cpu_millis: 10,
+            pids: 16,
+            open_files: 32,
+            file_bytes: 1,
+            output_cap_bytes: 1,
+            timeout_ms: 1,
+            max_timeout_ms: 1,
+            idle_secs: 1,
+            max_age_secs: 1,
+        }
+    }
+
+    /// What a child gets that was made by this one's agent: of each limit the smaller, the stronger isolation, and only what both may
+    /// see and set. Image and user are no more and no less: they are the parent's, whose tools and files they stand for.
+    #[must_use]
+    pub fn meet(&self, child: &Self) -> Self {
+        let Network::None = child.network;
+        Self {
+            min_isolation: self.min_isolation.max(child.min_isolation),
+            image: self.image.clone(),
+            uid: self.uid,
+            workspace: self.workspace.min(child.workspace),
+            network: Network::None,
+            env: self.env.meet(&child.env),
+            memory_bytes: self.memory_bytes.min(child.memory_bytes),
+            cpu_millis: self.cpu_millis.min(child.cpu_millis),
+            pids: self.pids.min(child.pids),
+            open_files: self.open_files.min(child.open_files),
+            file_bytes: self.file_bytes.min(child.file_bytes),
+            output_cap_bytes: self.output_cap_bytes.min(child.output_cap_bytes),
+            timeout_ms: self.timeout_ms.min(child.timeout_ms),
+            max_timeout_ms: self.max_timeout_ms.min(child.max_timeout_ms),
+            idle_secs: self.idle_secs.min(child.idle_secs),
+            max_age_secs: self.max_age_secs.min(child.max_age_secs),
+        }
+    }
+
+    /// Whether nothing in it is more than in the other. Image and user are left out: they are no more and no less.
+    pub fn is_within(&self, other: &Self) -> bool {
+        let (Network::None, Network::None) = (self.network, other.network);
+        self.min_isolation >= other.min_isolation
+            && self.workspace <= other.workspace
+            && self.env.is_within(&other.env)
+            && self.memory_bytes <= other.memory_bytes
+            && self.cpu_millis <= other.cpu_millis
+            && self.pids <= other.pids
+            && self.open_files <= other.open_files
+            && self.file_bytes <= other.file_bytes
+            && self.output_cap_bytes <= other.output_cap_bytes
+            && self.timeout_ms <= other.timeout_ms
+            && self.max_timeout_ms <= other.max_timeout_ms
+            && self.idle_secs <= other.idle_secs
+            && self.max_age_secs <= other.max_age_secs
+    }
+
+    /// Every key with its value, in the order in which they are shown and hashed.
+    pub fn entries(&self) -> Vec<(&'static str, Shown)> {
+        let Self {
+            min_isolation,
+            image,
+            uid,
+            workspace,
+            network,
+            env,
+            memory_bytes,
+            cpu_millis,
+            pids,
+            open_files,
+            file_bytes,
+            output_cap_bytes,
+            timeout_ms,
+            max_timeout_ms,
+            idle_secs,
+            max_age_secs,
+        } = self;
+        let word = |text: &str| Shown::Word(text.to_owned());
+        let count = |number: &u32| Shown::Number(u64::from(*number));
+        let size = |number: &u64| Shown::Number(*number);
+        vec![
+            ("min_isolation", word(min_isolation.as_str())),
+            ("image", word(image.as_ref().map_or("", ImageName::as_str))),
+            ("uid", count(uid)),
+            ("workspace", word(workspace.as_str())),
+            ("network", word(network.as_str())),
+            (
+                "env",
+                Shown::List(env.entries().map(str::to_owned).collect()),
+            ),
+            ("memory_bytes", size(memory_bytes)),
+            ("cpu_millis", count(cpu_millis)),
+            ("pids", count(pids)),
+            ("open_files", count(open_files)),
+            ("file_bytes", size(file_bytes)),
+            ("output_cap_bytes", size(output_cap_bytes)),
+            ("timeout_ms", size(timeout_ms)),
+            ("max_timeout_ms", size(max_timeout_ms)),
+            ("idle_secs", size(idle_secs)),
+            ("max_age_secs", size(max_age_secs)),
+        ]
+    }
+
+    /// The one form of these limits in bytes: equal exactly where they are. For a hash that names what a box was made from.
+    pub fn canonical(&self) -> Vec<u8> {
+        let mut bytes = CANONICAL.to_vec();
+        let mut put = |field: &[u8]| {
+            // No field is longer than the configuration that it came from (1 MiB).
+            bytes.extend(u32::try_from(field.len()).unwrap_or(u32::MAX).to_be_bytes());
+            bytes.extend_from_slice(field);
+        };
+        for (key, value) in self.entries() {
+            put(key.as_bytes());
+            match value {
+                Shown::Number(number) => put(&number.to_be_bytes()),
+                Shown::Word(word) => put(word.as_bytes()),
+                Shown::List(names) => {
+                    put(&(names.len() as u64).to_be_bytes());
+                    for name in names {
+                        put(name.as_bytes());
+                    }
+                }
+            }
+        }
+        bytes
+    }
+
+    /// Time of a run, milliseconds: what it asks for, within the ceiling; there is always one.
+    pub fn timeout(&self, asked: Option<u64>) -> u64 {
+        asked
+            .unwrap_or(self.timeout_ms)
+            .clamp(1, self.max_timeout_ms.max(1))
+    }
+}

@@ -1,0 +1,400 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::ids::{AgentId, Hash32};
+
+fn agent(name: &str) -> AgentId {
+    AgentId::new(name).unwrap()
+}
+
+fn says(text: &str) -> Overrides {
+    toml::from_str(text).unwrap()
+}
+
+fn layer(name: &str, text: &str) -> Layer {
+    Layer {
+        name: name.to_owned(),
+        says: says(text),
+    }
+}
+
+fn line(effective: &Effective, key: &str) -> (Shown, String) {
+    let found = effective.lines().into_iter().find(|line| line.key == key);
+    let found = found.unwrap_or_else(|| panic!("no line {key}"));
+    (found.value, found.from)
+}
+
+#[test]
+fn each_named_profile_has_every_limit_and_the_next_is_above_it() {
+    for named in Named::ALL {
+        let read: Profile = toml::from_str(named.text()).unwrap();
+        assert_eq!(read, named.profile());
+        assert_ne!(read, Profile::least(), "{named}");
+        let table: toml::Table = named.text().parse().unwrap();
+        let keys: Vec<&str> = read.entries().iter().map(|(key, _)| *key).collect();
+        assert_eq!(keys.len(), table.len());
+        for key in &keys {
+            // Every one must be there: without it the file says nothing at all.
+            let mut less = table.clone();
+            assert!(less.remove(*key).is_some(), "{named} has no {key}");
+            assert!(toml::from_str::<Profile>(&less.to_string()).is_err());
+        }
+        let more = format!("{}\nprivileged = true\n", named.text());
+        assert!(toml::from_str::<Profile>(&more).is_err());
+        assert_ne!(read.uid, 0);
+        assert_eq!(read.uid, Named::Restricted.profile().uid);
+        assert!(read.timeout_ms <= read.max_timeout_ms);
+        assert_eq!(
+            serde_json::to_value(named).unwrap(),
+            serde_json::json!(named.to_string())
+        );
+    }
+    let [restricted, baseline, privileged] = Named::ALL.map(Named::profile);
+    assert!(restricted.is_within(&baseline) && baseline.is_within(&privileged));
+    assert!(!privileged.is_within(&baseline) && !baseline.is_within(&restricted));
+}
+
+/// What a gateway had before there were profiles.
+#[test]
+fn restricted_is_the_default_and_what_boxes_always_were() {
+    let effective = Profiles::default().of(None);
+    assert_eq!(effective.named, Named::Restricted);
+    assert_eq!(effective.profile, Named::Restricted.profile());
+    let p = &effective.profile;
+    assert_eq!(
+        (p.uid, p.memory_bytes, p.cpu_millis, p.pids),
+        (65_533, 512 << 20, 1000, 128)
+    );
+    assert_eq!(
+        (p.timeout_ms, p.max_timeout_ms, p.output_cap_bytes),
+        (60_000, 3_600_000, 1 << 20)
+    );
+    assert_eq!(
+        (p.open_files, p.file_bytes, p.idle_secs),
+        (1024, 1 << 30, 600)
+    );
+    assert_eq!((p.workspace, &p.image), (Access::Rw, &None));
+    assert!(p.env.allows("ANYTHING"));
+    assert!(
+        effective
+            .lines()
+            .iter()
+            .all(|line| line.from == "profile restricted")
+    );
+}
+
+#[test]
+fn the_nearer_layer_decides_each_line_and_is_named() {
+    let mut profiles = Profiles {
+        every: vec![layer(
+            "[sandbox]",
+            "profile = 'baseline'\nmemory_bytes = 1000000000\nworkspace = 'ro'",
+        )],
+        ..Profiles::default()
+    };
+    profiles.every[0].says.uid = Some(1234);
+    profiles.agents.insert(
+        agent("demo"),
+        vec![layer(
+            "[agents.demo.sandbox]",
+            "pids = 99\nimage = 'tools:1'\nenv = ['A', 'CI_*']\nmemory_bytes = 0\nworkspace = ''",
+        )],
+    );
+    profiles.agents.insert(
+        agent("big"),
+        vec![layer(
+            "[agents.big.sandbox]",
+            "profile = 'privileged'\ncpu_millis = 500",
+        )],
+    );
+    let demo = profiles.of(Some(&agent("demo")));
+    assert_eq!(demo.named, Named::Baseline);
+    for (key, value, from) in [
+        ("memory_bytes", Shown::Number(1_000_000_000), "[sandbox]"),
+        ("pids", Shown::Number(99), "[agents.demo.sandbox]"),
+        ("workspace", Shown::Word("ro".to_owned()), "[sandbox]"),
+        ("cpu_millis", Shown::Number(2000), "profile baseline"),
+        (
+            "image",
+            Shown::Word("tools:1".to_owned()),
+            "[agents.demo.sandbox]",
+        ),
+        ("uid", Shown::Number(1234), "[sandbox]"),
+        (
+            "env",
+            Shown::List(vec!["A".to_owned(), "CI_*".to_owned()]),
+            "[agents.demo.sandbox]",
+        ),
+    ] {
+        assert_eq!(line(&demo, key), (value, from.to_owned()), "{key}");
+    }
+    // A profile that an agent names sets everything anew, but for the user.
+    let big = profiles.of(Some(&agent("big")));
+    assert_eq!(
+        line(&big, "memory_bytes"),
+        (Shown::Number(8 << 30), "profile privileged".to_owned())
+    );
+    assert_eq!(
+        line(&big, "cpu_millis"),
+        (Shown::Number(500), "[agents.big.sandbox]".to_owned())
+    );
+    assert_eq!(
+        line(&big, "uid"),
+        (Shown::Number(1234), "[sandbox]".to_owned())
+    );
+    // Others have what is said of all, and each line is told once.
+    let other = profiles.of(Some(&agent("other")));
+    assert_eq!(other, profiles.of(None));
+    assert_eq!(other.profile.pids, 512);
+    let mut keys: Vec<_> = other.lines().iter().map(|line| line.key).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    assert_eq!(keys.len(), other.profile.entries().len());
+}
+
+#[test]
+fn a_time_above_the_ceiling_is_cut_and_says_by_what() {
+    let profiles = Profiles {
+        every: vec![layer("[sandbox]", "max_timeout_ms = 500")],
+        ..Profiles::default()
+    };
+    let effective = profiles.of(None);
+    assert_eq!(
+        line(&effective, "timeout_ms"),
+        (Shown::Number(500), "[sandbox] max_timeout_ms".to_owned())
+    );
+    let profile = &effective.profile;
+    assert_eq!(
+        [None, Some(0), Some(7), Some(u64::MAX)].map(|asked| profile.timeout(asked)),
+        [500, 1, 7, 500]
+    );
+}
+
+#[test]
+fn what_cannot_be_served_is_named_by_its_key() {
+    assert_eq!(Overrides::default().problems(), []);
+    for (text, key) in [
+        ("memory_bytes = 16777215", "memory_bytes"),
+        ("cpu_millis = 9", "cpu_millis"),
+        ("pids = 15", "pids"),
+        ("open_files = 31", "open_files"),
+        ("timeout_ms = 2\nmax_timeout_ms = 1", "timeout_ms"),
+        ("timeout_ms = 604800001", "timeout_ms"),
+        ("max_timeout_ms = 604800001", "max_timeout_ms"),
+        ("idle_secs = 31536001", "idle_secs"),
+        ("max_age_secs = 31536001", "max_age_secs"),
+    ] {
+        let found = says(text).problems();
+        let [(named, words)] = &found[..] else {
+            panic!("{text}: {found:?}");
+        };
+        assert_eq!(*named, key);
+        assert!(words.starts_with(key), "{words}");
+    }
+    let root = Overrides {
+        uid: Some(0),
+        ..Overrides::default()
+    };
+    assert_eq!(root.problems()[0].0, "uid");
+    for bad in [
+        "profile = 'restrictd'",
+        "workspace = 'wr'",
+        "min_isolation = 'vm'",
+        "image = '-x'",
+        "image = 'a b'",
+        "image = 'a/../b'",
+        "env = ['A B']",
+        "env = ['']",
+        "env = ['-', 'A']",
+        "env = ['A*B']",
+        "env = ['LD_PRELOAD']",
+        "pids = -1",
+        "uid = 7",
+        "memory = 1",
+    ] {
+        assert!(toml::from_str::<Overrides>(bad).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn a_list_of_names_allows_what_it_says() {
+    let names = |entries: &[&str]| {
+        let entries: Vec<String> = entries.iter().map(|&entry| entry.to_owned()).collect();
+        EnvNames::new(&entries).unwrap()
+    };
+    let some = names(&["A", "CI_*"]);
+    for (name, allowed) in [
+        ("A", true),
+        ("AB", false),
+        ("a", false),
+        ("CI_", true),
+        ("CI_JOB", true),
+        ("CI", false),
+        ("", false),
+    ] {
+        assert_eq!(some.allows(name), allowed, "{name}");
+    }
+    assert!(names(&["*"]).allows("A") && !names(&["-"]).allows("A"));
+    // One set, one value.
+    assert_eq!(names(&["CI_JOB", "CI_*", "CI_*"]), names(&["CI_*"]));
+    assert_eq!(names(&["A", "*"]), names(&["*"]));
+    assert!(EnvNames::new(&vec!["A".to_owned(); 257]).is_err());
+}
+
+/// Two profiles that differ in one value have different bytes, whichever it is.
+#[test]
+fn the_canonical_bytes_tell_every_value_apart() {
+    let base = Named::Baseline.profile();
+    let changes: [fn(&mut Profile); 15] = [
+        |p| p.min_isolation = Isolation::Docker,
+        |p| p.image = Some(ImageName::new("a").unwrap()),
+        |p| p.uid += 1,
+        |p| p.workspace = Access::Ro,
+        |p| p.env = EnvNames::default(),
+        |p| p.memory_bytes += 1,
+        |p| p.cpu_millis += 1,
+        |p| p.pids += 1,
+        |p| p.open_files += 1,
+        |p| p.file_bytes += 1,
+        |p| p.output_cap_bytes += 1,
+        |p| p.timeout_ms += 1,
+        |p| p.max_timeout_ms += 1,
+        |p| p.idle_secs += 1,
+        |p| p.max_age_secs += 1,
+    ];
+    // All but the network, of which there is one.
+    assert_eq!(changes.len() + 1, base.entries().len());
+    let mut seen = vec![base.canonical()];
+    for change in changes {
+        let mut other = base.clone();
+        change(&mut other);
+        seen.push(other.canonical());
+    }
+    let many = |entries: &[&str]| {
+        let entries: Vec<String> = entries.iter().map(|&entry| entry.to_owned()).collect();
+        let mut other = base.clone();
+        other.env = EnvNames::new(&entries).unwrap();
+        other.canonical()
+    };
+    seen.extend([many(&["A", "B"]), many(&["AB"]), many(&["A"])]);
+    let count = seen.len();
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), count);
+}
+
+/// The form is fixed: another one would make every known hash another.
+#[test]
+fn the_form_of_the_canonical_bytes_is_pinned() {
+    let least = Profile::least().canonical();
+    let mut expected = b"portcullis-profile-v2\0".to_vec();
+    for (key, value) in [
+        ("min_isolation", &b"docker"[..]),
+        ("image", b""),
+        ("uid", &65_534_u64.to_be_bytes()),
+        ("workspace", b"none"),
+        ("network", b"none"),
+        ("env", &[0; 8]),
+        ("memory_bytes", &(16_u64 << 20).to_be_bytes()),
+        ("cpu_millis", &10_u64.to_be_bytes()),
+        ("pids", &16_u64.to_be_bytes()),
+        ("open_files", &32_u64.to_be_bytes()),
+        ("file_bytes", &1_u64.to_be_bytes()),
+        ("output_cap_bytes", &1_u64.to_be_bytes()),
+        ("timeout_ms", &1_u64.to_be_bytes()),
+        ("max_timeout_ms", &1_u64.to_be_bytes()),
+        ("idle_secs", &1_u64.to_be_bytes()),
+        ("max_age_secs", &1_u64.to_be_bytes()),
+    ] {
+        for field in [key.as_bytes(), value] {
+            expected.extend(u32::try_from(field.len()).unwrap().to_be_bytes());
+            expected.extend(field);
+        }
+    }
+    assert_eq!(least, expected);
+    assert_eq!(Hash32::of(&least), Hash32::of(&expected));
+}
+
+fn any_env() -> impl Strategy<Value = EnvNames> {
+    let entry = prop_oneof![
+        Just("*".to_owned()),
+        "[AB_]{1,3}\\*?".prop_map(String::from),
+    ];
+    proptest::collection::vec(entry, 0..4)
+        .prop_map(|entries| EnvNames::new(&entries).unwrap_or_default())
+}
+
+fn any_profile() -> impl Strategy<Value = Profile> {
+    let isolation = prop_oneof![
+        Just(Isolation::Unbounded),
+        Just(Isolation::Native),
+        Just(Isolation::Docker)
+    ];
+    let access = prop_oneof![Just(Access::None), Just(Access::Ro), Just(Access::Rw)];
+    let image = prop_oneof![Just(""), Just("a:1"), Just("b")];
+    let small = || 1..4_u32;
+    let words = (isolation, access, image, any_env(), small());
+    let counts = (small(), small(), small());
+    let sizes = proptest::collection::vec(1..4_u64, 7);
+    (words, counts, sizes).prop_map(|(words, counts, sizes)| {
+        let (min_isolation, workspace, image, env, uid) = words;
+        Profile {
+            min_isolation,
+            image: ImageName::new(image).ok(),
+            uid,
+            workspace,
+            network: Network::None,
+            env,
+            memory_bytes: sizes[0],
+            cpu_millis: counts.0,
+            pids: counts.1,
+            open_files: counts.2,
+            file_bytes: sizes[1],
+            output_cap_bytes: sizes[2],
+            timeout_ms: sizes[3],
+            max_timeout_ms: sizes[4],
+            idle_secs: sizes[5],
+            max_age_secs: sizes[6],
+        }
+    })
+}
+
+proptest! {
+    #[test]
+    fn a_child_gets_no_more_than_its_parent_and_no_more_than_it_asks(parent in any_profile(), child in any_profile()) {
+        let both = parent.meet(&child);
+        prop_assert!(both.is_within(&parent) && both.is_within(&child));
+        prop_assert_eq!((&both.image, both.uid), (&parent.image, parent.uid));
+        // Nothing lies between: each limit is one of the two.
+        for ((key, value), (one, two)) in both.entries().into_iter().zip(parent.entries().into_iter().zip(child.entries())) {
+            if key != "env" {
+                prop_assert!(value == one.1 || value == two.1, "{key}");
+            }
+        }
+    }
+
+    #[test]
+    fn to_meet_is_commutative_on_limits_associative_and_idempotent(a in any_profile(), b in any_profile(), c in any_profile()) {
+        let mut other = b.meet(&a);
+        other.image.clone_from(&a.image);
+        other.uid = a.uid;
+        prop_assert_eq!(a.meet(&b), other);
+        prop_assert_eq!(a.meet(&b).meet(&c), a.meet(&b.meet(&c)));
+        prop_assert_eq!(a.meet(&a), a.clone());
+        prop_assert_eq!(a.meet(&b).meet(&b), a.meet(&b));
+        // Who is within another loses nothing by meeting it.
+        if a.is_within(&b) {
+            prop_assert_eq!(a.meet(&b), a.clone());
+        }
+        prop_assert!(Profile::least().meet(&a).is_within(&a));
+    }
+
+    #[test]
+    fn what_both_lists_allow_is_what_their_meeting_allows(a in any_env(), b in any_env(), name in "[AB_C]{0,4}") {
+        prop_assert_eq!(a.meet(&b).allows(&name), a.allows(&name) && b.allows(&name));
+        prop_assert_eq!(a.meet(&b), b.meet(&a));
+        if a.is_within(&b) && a.allows(&name) {
+            prop_assert!(b.allows(&name));
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! `portcullis sandbox`.
+
+use std::fmt::Write as _;
+
+use portcullis_core::auth::Scope;
+use serde_json::{Value, json};
+
+use super::args::Sandbox;
+use super::failure::Failure;
+use super::out::Out;
+use crate::client::{Client, Door};
+use crate::show::text::{clean, table};
+use crate::show::value::{field, list};
+
+/// Runs one of them.
+///
+/// # Errors
+/// [`Failure`].
+pub async fn run(door: &Door, what: &Sandbox, out: Out) -> Result<u8, Failure> {
+    let Sandbox::Explain { agent } = what;
+    let mut client = Client::connect(door, &[Scope::Read], &[]).await?;
+    let params = match agent {
+        Some(agent) => json!({ "agent": agent }),
+        None => json!({}),
+    };
+    let answer = client.call("sandbox.explain", params).await?;
+    client.close().await;
+    out.both(&answer, || shown(&answer))?;
+    Ok(0)
+}
+
+fn shown(answer: &Value) -> String {
+    let mut out = String::new();
+    // Writing to a String cannot fail.
+    let mut put = |name: &str, value: String| {
+        if !value.is_empty() {
+            let _ = writeln!(out, "{name:<10} {value}");
+        }
+    };
+    let or = |text: &str, otherwise: &str| {
+        if text.is_empty() {
+            otherwise.to_owned()
+        } else {
+            clean(text)
+        }
+    };
+    put(
+        "agent",
+        or(
+            field(answer, "agent"),
+            "any that has no [agents.NAME.sandbox]",
+        ),
+    );
+    put("profile", clean(field(answer, "profile")));
+    let weaker = if answer["weaker"] == true {
+        ", WEAKER than the profile takes"
+    } else {
+        ""
+    };
+    let isolation = match field(answer, "isolation") {
+        "" => String::new(),
+        isolation => format!(" (isolation {}{weaker})", clean(isolation)),
+    };
+    put(
+        "driver",
+        format!("{}{isolation}", or(field(answer, "driver"), "none")),
+    );
+    put("", clean(field(answer, "driverWhy")));
+    put("image", clean(field(answer, "imageDigest")));
+    put("hash", clean(field(answer, "profileHash")));
+    let refused = &answer["refused"];
+    if refused.is_object() {
+        put(
+            "REFUSED",
+            format!(
+                "{}: {}",
+                clean(field(refused, "code")),
+                clean(field(refused, "message"))
+            ),
+        );
+        put("next", clean(field(refused, "next")));
+    }
+    let rows: Vec<Vec<String>> = list(answer, "lines")
+        .iter()
+        .map(|line| {
+            let value = match &line["value"] {
+                Value::Array(names) if names.is_empty() => "none".to_owned(),
+                Value::Array(names) => names
+                    .iter()
+                    .filter_map(Value::as_str)
+                    .collect::<Vec<_>>()
+                    .join(" "),
+                Value::String(word) if word.is_empty() => "the driver's own".to_owned(),
+                Value::String(word) => word.clone(),
+                other => other.to_string(),
+            };
+            vec![
+                field(line, "key").to_owned(),
+                value,
+                field(line, "from").to_owned(),
+            ]
+        })
+        .collect();
+    out.push('\n');
+    out.push_str(&table(&["LIMIT", "VALUE", "DECIDED BY"], &rows));
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_line_names_who_decided_and_a_weaker_driver_is_said_loudly() {
+        let answer = json!({
+            "agent": "demo", "profile": "restricted", "driver": "native", "driverWhy": "bubblewrap", "isolation": "native",
+            "weaker": true, "imageDigest": null, "profileHash": null,
+            "refused": { "code": "ISOLATION_TOO_WEAK", "message": "m", "next": "n" },
+            "lines": [
+                { "key": "pids", "value": 128, "from": "[agents.demo.sandbox]" },
+                { "key": "image", "value": "", "from": "profile restricted" },
+                { "key": "env", "value": [], "from": "[sandbox]" },
+                { "key": "env", "value": ["A", "B_*"], "from": "\u{1b}[2J" },
+            ],
+        });
+        let text = shown(&answer);
+        for wanted in [
+            "driver     native (isolation native, WEAKER than the profile takes)",
+            "REFUSED    ISOLATION_TOO_WEAK: m",
+            "next       n",
+            "pids   128               [agents.demo.sandbox]",
+            "image  the driver's own  profile restricted",
+            "env    none              [sandbox]",
+            "A B_*",
+        ] {
+            assert!(text.contains(wanted), "{wanted}: {text}");
+        }
+        assert!(!text.contains('\u{1b}'));
+        let text = shown(&json!({ "profile": "restricted", "lines": [] }));
+        assert!(
+            text.contains("driver     none\n") && text.contains("agent      any"),
+            "{text}"
+        );
+    }
+}
