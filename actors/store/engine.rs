@@ -583,11 +583,20 @@ fn own_file(path: &Path) -> Result<(), StoreError> {
         std::io::ErrorKind::InvalidInput => StoreError::Mode(error.to_string()),
         _ => io(&error),
     };
-    // SQLite opens what it finds beside the file too.
+    let is_nothing = |path: &Path| path.symlink_metadata().map_or(true, |meta| meta.len() == 0);
+    // SQLite opens what it finds beside the file too; and removes it where there is no file, or an empty one.
     for beside in ["-wal", "-shm", "-journal"] {
         let mut name = path.as_os_str().to_owned();
         name.push(beside);
-        plain::is_file(Path::new(&name)).map_err(failed)?;
+        let name = Path::new(&name);
+        plain::is_file(name).map_err(failed)?;
+        if beside != "-shm" && !is_nothing(name) && is_nothing(path) {
+            return Err(StoreError::Corrupt(format!(
+                "{} is missing or empty, and what belongs to it lies at {}",
+                path.display(),
+                name.display()
+            )));
+        }
     }
     let file = match open(true) {
         Ok(file) => {

@@ -23,6 +23,35 @@ pub struct Lock {
 /// How long a lock that is held is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_millis(300);
 
+/// Refuses a state whose database is gone while its log is there, before another is made in its place.
+pub fn has_database(state: &Path) -> Result<(), Failure> {
+    let database = state.join("state.db");
+    if database
+        .symlink_metadata()
+        .is_ok_and(|found| found.len() > 0)
+    {
+        return Ok(());
+    }
+    // What cannot be looked at is told by who opens it.
+    let mut log = state
+        .join("audit")
+        .read_dir()
+        .into_iter()
+        .flatten()
+        .flatten();
+    if log.any(|entry| entry.path().extension().is_some_and(|end| end == "log")) {
+        return Err(Failure::of(
+            codes::STATE_CORRUPT,
+            format!(
+                "{} is missing or empty, and the audit log of this state is there: somebody took it away",
+                database.display()
+            ),
+        )
+        .hint("put state.db back as it was, or begin with an empty state directory"));
+    }
+    Ok(())
+}
+
 /// Makes what is missing (0700; `run` 0750) and refuses what is too open or another's, or where others could put another
 /// folder in its place.
 pub fn make(state: &Path) -> Result<(), Failure> {

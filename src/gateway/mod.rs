@@ -209,6 +209,7 @@ async fn serve(
     };
     let proxies = Proxies::open(&loaded.config.gateway.auth)?;
     let database = state.join("state.db");
+    folders::has_database(&state)?;
     let row_key = identity.row_key();
     let opened = tokio::task::spawn_blocking(move || Store::open_under(&database, &row_key));
     let store = opened

@@ -92,6 +92,8 @@ fn is_refused_and_changes_nothing(killed: bool) {
         ("a key is gone", last.unwrap(), None),
         ("the state is older", database, Some(&old[database])),
         ("a row is altered", database, Some(&row)),
+        ("the database is gone", database, None),
+        ("the database is empty", database, Some(&nothing)),
         ("the database is none", database, Some(&vec![b'x'; 20_000])),
         ("the write-ahead log is another's", log, Some(&foreign)),
         ("the write-ahead log is gone", log, Some(&nothing)),

@@ -3,8 +3,15 @@
 use super::{Engine, altered, broken, seals_itself};
 use crate::store::messages::StoreError;
 use portcullis_core::row::{Place, Tag, Weight};
-use rusqlite::{OptionalExtension as _, Row, params};
+use rusqlite::{CachedStatement, OptionalExtension as _, Row, params};
 use std::collections::BTreeMap;
+
+fn found_once(
+    mut statement: CachedStatement<'_>,
+    at: &[&dyn rusqlite::ToSql],
+) -> rusqlite::Result<bool> {
+    statement.query_row(at, |row| Ok(row.get::<_, i64>(0)? == 1))
+}
 
 impl Engine {
     /// Every row whose room takes it as it lies there, and that they are all, and the newest of each.
@@ -34,15 +41,17 @@ impl Engine {
             let (rev, intent): (i64, i64) = (row.get(2)?, row.get(3)?);
             let (payload, labels): (Vec<u8>, String) = (row.get(4)?, row.get(5)?);
             let tag: Vec<u8> = row.get(6)?;
+            // Also of rows that their room seals: they lie in one tree with the others, and one that is not found keeps those
+            // behind it from being found.
+            if self.seek(&kind, &id)?.is_none_or(|found| found != tag) {
+                return Ok(Err(altered(&kind, &id)));
+            }
+            *rows.entry(kind.clone()).or_default() += 1;
             if seals_itself(&kind) {
                 return Ok(Ok(()));
             }
             let place = Place::row(&kind, &id, rev, intent);
             let right = self.key.weigh(&place, &payload, &labels);
-            if self.seek(&kind, &id)?.is_none_or(|found| found != right.0) {
-                return Ok(Err(altered(&kind, &id)));
-            }
-            *rows.entry(kind.clone()).or_default() += 1;
             Ok(check(&kind, &id, &tag, right))
         })?;
         // As a room reads them all: from the first on.
@@ -63,6 +72,11 @@ impl Engine {
                 return Ok(Err(altered(&kind, &id)));
             }
             before = key;
+            let one = "SELECT count(*) FROM list WHERE kind = ?1 AND id = ?2 AND seq = ?3";
+            let found = self.db.prepare_cached(one)?;
+            if !found_once(found, params![kind, id, seq])? {
+                return Ok(Err(altered(&kind, &id)));
+            }
             let place = Place::entry(&kind, &id, seq, intent);
             let right = self.key.weigh(&place, &payload, "");
             *entries.entry((kind.clone(), id.clone())).or_default() += 1;

@@ -367,6 +367,13 @@ fn a_row_that_no_lookup_finds_is_refused() {
     let folder = folder();
     let path = folder.path().join("state.db");
     rt().block_on(filled(&path, &key(1)));
+    // The second bug: rows that their room seals were not looked up, and hid those behind them after the next deletion.
+    rt().block_on(async {
+        let store = Store::open_under(&path, &key(1)).expect("open");
+        let secret = Op::create("vault", "K", 22, vec![b'v'; 300]);
+        store.commit(vec![secret]).await.expect("commit");
+        store.close().await.expect("close");
+    });
     let right = rt().block_on(look(&path, &key(1))).expect("whole");
     let raw = rusqlite::Connection::open(&path).expect("raw");
     let number = |sql: &str| {
@@ -417,12 +424,12 @@ fn a_row_that_no_lookup_finds_is_refused() {
         );
         drop(raw);
         match rt().block_on(look(&path, &key(1))) {
-            Ok(seen) => assert_eq!(seen, right, "{hidden}"),
+            Ok(seen) => panic!("{hidden} of {}: {}", cells.len(), seen == right),
             Err(code) => {
                 assert_eq!(code, "STATE_ROW_ALTERED");
                 refused += 1;
             }
         }
     }
-    assert!(refused > 0, "none of {} was hidden", cells.len());
+    assert!(refused > 3, "{}", cells.len());
 }
