@@ -110,7 +110,7 @@ fn plan(path: &str) -> Result<ExecPlan> {
         groups: vec![],
         env: BTreeMap::new(),
         stdin: Stdin::None,
-        tty: false,
+        tty: None,
         limits: Limits {
             timeout_ms: 60_000,
             output_bytes: 1 << 20,

@@ -77,6 +77,12 @@ codes! {
     HOST_USER_INVALID, "UNAVAILABLE", false, 8, "a gateway that is root: set [exec.host] user to an existing user that is neither root nor an operator; any other: install bubblewrap";
     KEY_USED, "INVALID_REQUEST", false, 5, "the message says what became of the run that has this key: it is not run again; to run it once more use a new key";
     RUN_NOT_FOUND, "INVALID_REQUEST", false, 3, "the run has ended or is not yours";
+    RUN_NOT_BEGUN, "UNAVAILABLE", true, 1, "the command has not begun: wait for its exec.begun event";
+    STDIN_FULL, "UNAVAILABLE", true, 1, "the command has not read what it was sent: send the rest later, from details.offset on";
+    STDIN_GAP, "INVALID_REQUEST", false, 2, "send what begins at details.offset";
+    STDIN_CLOSED, "INVALID_REQUEST", false, 5, "begin the run with stdin \"open\", and send nothing after eof";
+    INPUT_UNAVAILABLE, "INVALID_REQUEST", false, 5, "standard input, terminals and signals are for commands in the sandbox: run it there";
+    TTY_UNAVAILABLE, "UNAVAILABLE", false, 8, "the message says why there is no terminal: run it without one";
     RUN_CANCELLED, "UNAVAILABLE", false, 1, "run it again where it should go on";
     RUN_UNKNOWN, "UNAVAILABLE", false, 8, "whether this run finished is unknown, so it is not run again: look at what it should have done, and use a new key to run it once more";
     TOO_MANY_RUNS, "UNAVAILABLE", true, 1, "wait for a run of this agent to end";

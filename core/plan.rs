@@ -188,6 +188,65 @@ pub enum Stdin {
     Open,
 }
 
+/// A terminal's size. Each of both is 1 to 4096.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TtySize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters of a line.
+    pub cols: u16,
+}
+
+impl TtySize {
+    /// Largest of both.
+    pub const MOST: u16 = 4096;
+
+    /// Is it one?
+    pub fn is_valid(self) -> bool {
+        (1..=Self::MOST).contains(&self.rows) && (1..=Self::MOST).contains(&self.cols)
+    }
+}
+
+impl fmt::Display for TtySize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{}", self.rows, self.cols)
+    }
+}
+
+/// `tty` as it is kept: plans of before there were terminals say `false`, and so does one without.
+mod tty {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::TtySize;
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Kept {
+        None(bool),
+        Size(TtySize),
+    }
+
+    // serde hands out a reference.
+    #[allow(clippy::ref_option, clippy::trivially_copy_pass_by_ref)]
+    pub(super) fn serialize<S: Serializer>(
+        tty: &Option<TtySize>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        tty.map_or(Kept::None(false), Kept::Size).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<TtySize>, D::Error> {
+        match Kept::deserialize(from)? {
+            Kept::None(false) => Ok(None),
+            Kept::None(true) => Err(serde::de::Error::custom("a terminal has a size")),
+            Kept::Size(size) => Ok(Some(size)),
+        }
+    }
+}
+
 /// The network that the command sees.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -358,8 +417,9 @@ pub struct ExecPlan {
     pub env: BTreeMap<String, EnvValue>,
     /// Standard input.
     pub stdin: Stdin,
-    /// On a terminal?
-    pub tty: bool,
+    /// On a terminal, and of which size at its start.
+    #[serde(with = "tty")]
+    pub tty: Option<TtySize>,
     /// Limits.
     pub limits: Limits,
     /// Network.
@@ -461,13 +521,23 @@ impl ExecPlan {
             return Err(field("limits.output_bytes", "at least 1"));
         }
         // What no runner carries out is refused, not dropped.
-        if self.stdin != Stdin::None {
-            return Err(field("stdin", "none"));
+        if matches!(self.stdin, Stdin::Sha256(_)) {
+            return Err(field("stdin", "none or open"));
         }
-        if self.tty {
-            return Err(field("tty", "false"));
+        if self.tty.is_some_and(|size| !size.is_valid()) {
+            return Err(field("tty", "1 to 4096 rows and columns"));
+        }
+        if self.takes_input() && self.target != Target::Sandbox {
+            return Err(PlanError::Mismatch(
+                "standard input and terminals are for commands in the sandbox",
+            ));
         }
         Ok(())
+    }
+
+    /// Can what it does depend on what nobody knows when it is decided on: what is typed or piped into it later?
+    pub const fn takes_input(&self) -> bool {
+        self.tty.is_some() || !matches!(self.stdin, Stdin::None)
     }
 
     fn validate_executable(&self) -> Result<(), PlanError> {

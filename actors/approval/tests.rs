@@ -190,7 +190,7 @@ fn plan(argv: &[&str]) -> ExecPlan {
         groups: vec![],
         env: [("PATH".to_owned(), EnvValue::Plain(HOST_PATH.to_owned()))].into(),
         stdin: Stdin::None,
-        tty: false,
+        tty: None,
         limits: Limits {
             timeout_ms: 1000,
             output_bytes: 1000,

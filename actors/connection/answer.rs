@@ -11,7 +11,7 @@ use serde_json::Value;
 use tracing::Instrument as _;
 
 use super::serve::{Conn, Pending};
-use super::{asks, invokes, runs};
+use super::{asks, inputs, invokes, runs};
 
 /// `health`, answered without a room: it says that this process answers (wire.md 14, item 9). Only the id and the time
 /// differ between two answers, so nothing else is serialised.
@@ -110,6 +110,18 @@ pub(super) fn begin(conn: &Arc<Conn>, request: Request<'_>) -> Result<Pending, E
             },
             "exec.cancel" => match params.read(&name) {
                 Ok(params) => runs::cancel(&conn, params).await,
+                Err(error) => Err(error),
+            },
+            "exec.stdin" => match params.read(&name) {
+                Ok(params) => inputs::stdin(&conn, params).await,
+                Err(error) => Err(error),
+            },
+            "exec.resize" => match params.read(&name) {
+                Ok(params) => inputs::resize(&conn, params).await,
+                Err(error) => Err(error),
+            },
+            "exec.signal" => match params.read(&name) {
+                Ok(params) => inputs::signal(&conn, params).await,
                 Err(error) => Err(error),
             },
             _ => {

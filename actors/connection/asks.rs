@@ -8,12 +8,13 @@ use portcullis_core::approval::{Status, Word};
 use portcullis_core::auth::Scope;
 use portcullis_core::codes;
 use portcullis_core::ids::ApprovalId;
-use portcullis_core::plan::Target;
+use portcullis_core::plan::{Stdin, Target, TtySize};
 use portcullis_core::protocol::frame::ErrorBody;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
+use super::inputs::{Opened, size};
 use super::invokes::ClaimedPlan;
 use super::methods::approval;
 use super::nodes::node_id;
@@ -41,6 +42,11 @@ pub(super) struct Request {
     /// As in `exec.run`, whose request under this id must name the same.
     #[serde(default)]
     secrets: BTreeMap<String, String>,
+    /// As in `exec.run`.
+    #[serde(default)]
+    stdin: Option<Opened>,
+    #[serde(default)]
+    tty: Option<TtySize>,
     #[serde(default)]
     agent_id: Option<String>,
     #[serde(default)]
@@ -191,6 +197,8 @@ pub(super) async fn request(conn: &Conn, frame: &str, params: Request) -> Result
         env: params.env.unwrap_or_default(),
         timeout_ms: params.run_timeout_ms,
         target,
+        stdin: params.stdin.map_or(Stdin::None, |stdin| stdin.0),
+        tty: params.tty.map(size).transpose()?,
         idempotency_key: id.to_string(),
         session: conn.session.clone(),
     };
@@ -228,7 +236,7 @@ pub(super) async fn request(conn: &Conn, frame: &str, params: Request) -> Result
     }
     let end = match events.recv().await {
         Some(ExecEvent::Ended(result)) => Some(result),
-        Some(ExecEvent::Output { .. }) | None => None,
+        Some(ExecEvent::Begun { .. } | ExecEvent::Output { .. }) | None => None,
     };
     decided(conn, &id, end).await
 }

@@ -10,7 +10,7 @@ use portcullis_core::ids::{AgentId, DeviceId};
 use portcullis_core::nodes::{
     Asked, Call, Claim, GateRefusal, NOTIFY, PREPARE, RUN, WHICH, admit_run,
 };
-use portcullis_core::plan::Target;
+use portcullis_core::plan::{Stdin, Target};
 use portcullis_core::protocol::frame::ErrorBody;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -208,6 +208,8 @@ async fn run(conn: &Conn, node: &DeviceId, params: Value) -> Result<Value, Error
         env,
         timeout_ms: plan.map(|plan| plan.limits.timeout_ms),
         target: Target::Node(node.to_string()),
+        stdin: Stdin::None,
+        tty: None,
         idempotency_key: asked.run_id.unwrap_or_default().to_owned(),
         session: conn.session.clone(),
     };
@@ -227,6 +229,8 @@ async fn run(conn: &Conn, node: &DeviceId, params: Value) -> Result<Value, Error
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let ended = loop {
         match events.recv().await {
+            // Not of a run on a node.
+            Some(ExecEvent::Begun { .. }) => {}
             Some(ExecEvent::Output { stream, data, .. }) => match stream {
                 Stream::Out => out.extend_from_slice(&data),
                 Stream::Err => err.extend_from_slice(&data),

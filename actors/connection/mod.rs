@@ -16,6 +16,7 @@ mod devices;
 mod echo;
 mod handle;
 mod idle;
+mod inputs;
 mod invokes;
 mod io;
 mod messages;

@@ -1,4 +1,4 @@
-//! `exec.run` and `exec.cancel`: two answers and the output between them, to this connection only.
+//! `exec.run` and `exec.cancel`: two answers and the output between them, to this connection only. What goes in: `inputs`.
 
 use std::collections::BTreeMap;
 
@@ -7,12 +7,13 @@ use portcullis_cell::Stream;
 use portcullis_core::auth::Role;
 use portcullis_core::codes::{self, Code};
 use portcullis_core::ids::{AgentId, DeviceId, RunId};
-use portcullis_core::plan::Target;
+use portcullis_core::plan::{Stdin, Target, TtySize};
 use portcullis_core::protocol::frame::ErrorBody;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
+use super::inputs::{Opened, size};
 use super::serve::{Conn, Out};
 use crate::exec::{ExecEvent, ExecRefusal, RunRequest, RunResult};
 
@@ -38,7 +39,9 @@ pub(super) struct Run {
     #[serde(default)]
     agent: Option<String>,
     #[serde(default)]
-    stdin: Option<String>,
+    stdin: Option<Opened>,
+    #[serde(default)]
+    tty: Option<TtySize>,
     idempotency_key: String,
 }
 
@@ -75,9 +78,6 @@ pub(super) struct Cancel {
 
 pub(super) async fn run(conn: &Conn, id: &str, params: Run) -> Result<Value, ErrorBody> {
     let agent = agent(conn, params.agent.as_deref())?;
-    if params.stdin.is_some_and(|s| s != "none") {
-        return Err(invalid("stdin can only be \"none\""));
-    }
     let request = RunRequest {
         secrets: params.secrets,
         principal: conn.principal.as_ref().clone(),
@@ -88,6 +88,8 @@ pub(super) async fn run(conn: &Conn, id: &str, params: Run) -> Result<Value, Err
         env: params.env,
         timeout_ms: params.timeout_ms,
         target: params.target.0,
+        stdin: params.stdin.map_or(Stdin::None, |stdin| stdin.0),
+        tty: params.tty.map(size).transpose()?,
         idempotency_key: params.idempotency_key,
         session: conn.session.clone(),
     };
@@ -115,6 +117,10 @@ pub(super) async fn run(conn: &Conn, id: &str, params: Run) -> Result<Value, Err
     let _ = conn.out.send(Out::Frame(frame)).await;
     while let Some(event) = events.recv().await {
         match event {
+            ExecEvent::Begun { credit } => {
+                let payload = json!({ "runId": run_id, "credit": credit });
+                let _ = conn.out.send(Out::Event("exec.begun", payload)).await;
+            }
             ExecEvent::Output {
                 seq,
                 stream,

@@ -16,12 +16,13 @@ use super::messages::{
 };
 use super::run::{RunHandle, RunRoom, RunWiring};
 use crate::audit::{AuditError, AuditHandle};
+use crate::sandbox_pool::RunInputs;
 use crate::supervision::{ChildEnd, Crash, Ctx, Reply, Room, Snapshot};
 
 /// Messages of one run's mailbox: its beginning, and cancellations.
 const RUN_GATE: usize = 16;
 /// Notes of one run: each kind comes once.
-const NOTES: usize = 4;
+const NOTES: usize = 5;
 /// The action of a run's intent.
 pub(super) const RUN: &str = "exec.run";
 /// Most intents of dead runs that are closed at a start: more than the limits of runs let be under way.
@@ -32,6 +33,16 @@ const RECORD_EVERY: Duration = Duration::from_secs(1);
 const MOST_REFUSED: usize = 256;
 /// For the caller of a crashed run to take its last event.
 const TELL_WITHIN: Duration = Duration::from_secs(5);
+
+/// How far a run has come, for who wants to give it something.
+enum Begun {
+    /// It waits, or is looked at.
+    Not,
+    /// Where nothing goes in.
+    Closed,
+    /// This is the way.
+    Open(RunInputs),
+}
 
 struct Live {
     run: RunId,
@@ -50,6 +61,7 @@ struct Live {
     notes: mpsc::Receiver<Note>,
     events: mpsc::Sender<ExecEvent>,
     intent: Option<Seq>,
+    begun: Begun,
     recorded: bool,
     told: bool,
     refused: Option<Box<Entry>>,
@@ -62,6 +74,7 @@ impl Live {
             match note {
                 Note::Refused(entry) => self.refused = Some(entry),
                 Note::Intent(seq) => self.intent = Some(seq),
+                Note::Begun(inputs) => self.begun = inputs.map_or(Begun::Closed, Begun::Open),
                 Note::Outcome => self.recorded = true,
                 Note::Told => self.told = true,
             }
@@ -124,6 +137,15 @@ impl Room for Exec {
                 reply,
             } => {
                 self.cancel(&run, &by, &connection, reply).await;
+                Ok(())
+            }
+            ExecMsg::Inputs {
+                run,
+                by,
+                connection,
+                reply,
+            } => {
+                reply.send(self.inputs(&run, &by, &connection));
                 Ok(())
             }
             ExecMsg::EndOf(whose, spared, reply) => {
@@ -217,6 +239,7 @@ impl Exec {
                 notes,
                 events: begin.events.clone(),
                 intent: None,
+                begun: Begun::Not,
                 recorded: false,
                 told: false,
                 refused: None,
@@ -304,9 +327,30 @@ impl Exec {
                 live.handle.cancel().await;
                 reply.ok(());
             }
-            None => reply.refuse(ExecRefusal::new(
-                codes::RUN_NOT_FOUND,
-                "no such run is under way, or it is not yours",
+            None => reply.refuse(not_there()),
+        }
+    }
+
+    /// The way into a run that has begun.
+    fn inputs(
+        &mut self,
+        run: &RunId,
+        by: &Principal,
+        connection: &str,
+    ) -> Result<RunInputs, ExecRefusal> {
+        self.listen();
+        let mut found = self.under_way().filter(|live| live.run == *run);
+        let found = found.find(|live| is_own(live, by, connection));
+        let live = found.ok_or_else(not_there)?;
+        match &live.begun {
+            Begun::Open(inputs) => Ok(inputs.clone()),
+            Begun::Closed => Err(ExecRefusal::new(
+                codes::INPUT_UNAVAILABLE,
+                "this command runs outside the sandbox",
+            )),
+            Begun::Not => Err(ExecRefusal::new(
+                codes::RUN_NOT_BEGUN,
+                "the command has not begun",
             )),
         }
     }
@@ -478,10 +522,24 @@ fn unknown(run: RunId, intent: Option<Seq>) -> RunResult {
     }
 }
 
-/// Who began it (the same device for the same agent, or the same connection), or an administrator. A shared token alone is nobody.
+/// Of another's run no more is said than of none.
+pub(super) fn not_there() -> ExecRefusal {
+    ExecRefusal::new(
+        codes::RUN_NOT_FOUND,
+        "no such run is under way, or it is not yours",
+    )
+}
+
+/// Who began it, or an administrator.
 fn may_cancel(live: &Live, by: &Principal, connection: &str) -> bool {
+    is_own(live, by, connection) || (by.role == Role::Operator && by.scopes.allows(Scope::Admin))
+}
+
+/// Who began it: the same device for the same agent, or the same connection. A shared token alone is nobody. What goes into a run is this
+/// one's alone: an administrator who typed into it would act under another's name.
+fn is_own(live: &Live, by: &Principal, connection: &str) -> bool {
     let same = live.principal == by.name() && live.who.agent == by.agent;
     let place = live.connection == connection
         || (live.who.device().is_some() && live.who.device() == by.device());
-    (same && place) || (by.role == Role::Operator && by.scopes.allows(Scope::Admin))
+    same && place
 }

@@ -4,19 +4,23 @@ use std::time::Duration;
 
 use portcullis_core::auth::{Principal, Whose};
 use portcullis_core::ids::{DeviceId, RunId};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
-use super::actor::Exec;
+use super::actor::{Exec, not_there};
 use super::messages::{
     Accepted, Begin, ExecEvent, ExecMsg, ExecRefusal, ExecWiring, OnlyAsk, RunRequest, Spared,
 };
-use crate::supervision::{Handle, Policy, TreeBuilder};
+use crate::sandbox_pool::{Input, NotTaken, Piece, RunInput, RunInputs, Size, Taken};
+use crate::supervision::{CallError, Handle, Policy, TreeBuilder};
 
 /// Freezing a plan may read a large program, and a first box's profile waits for the drivers' proof.
 const RUN_WITHIN: Duration = Duration::from_mins(1);
 const WITHIN: Duration = Duration::from_secs(5);
 /// TERM, a moment, KILL, and the outcome.
 const END_WITHIN: Duration = Duration::from_secs(15);
+/// A piece of standard input waits so long for a command that does not read.
+const INPUT_WITHIN: Duration = Duration::from_secs(2);
 /// Requests the room takes at once.
 const CAPACITY: usize = 1024;
 /// For the runs to end and their outcomes to be recorded.
@@ -100,6 +104,80 @@ impl ExecHandle {
             .map_err(|error| ExecRefusal::of_call(error, |refusal| refusal))
     }
 
+    /// Gives a run a piece of standard input, which begins at byte `offset` of it. It waits a moment for the command to read; what the
+    /// cell holds unread for it is never more than 64 KiB. A piece that was sent before is harmless, one behind a gap is refused. Only who
+    /// began the run may.
+    ///
+    /// # Errors
+    /// `STDIN_FULL` (nothing of it was taken: send it again), `STDIN_GAP`, `STDIN_CLOSED`, `RUN_NOT_BEGUN`, `INPUT_UNAVAILABLE`,
+    /// `RUN_NOT_FOUND`.
+    pub async fn stdin(
+        &self,
+        run: RunId,
+        by: (&Principal, &str),
+        (offset, data, eof): (u64, Input, bool),
+    ) -> Result<Taken, ExecRefusal> {
+        let (reply, answer) = oneshot::channel();
+        let piece = Piece {
+            offset,
+            data,
+            eof,
+            until: Instant::now() + INPUT_WITHIN,
+            reply,
+        };
+        let inputs = self.inputs(run, by).await?;
+        answered(&inputs, RunInput::Stdin(piece), answer).await
+    }
+
+    /// Tells a run's terminal its new size. Only who began the run may.
+    ///
+    /// # Errors
+    /// As [`Self::stdin`], and `INVALID_PARAMS` where it has no terminal.
+    pub async fn resize(
+        &self,
+        run: RunId,
+        by: (&Principal, &str),
+        size: Size,
+    ) -> Result<(), ExecRefusal> {
+        let (told, answer) = oneshot::channel();
+        let inputs = self.inputs(run, by).await?;
+        answered(&inputs, RunInput::Resize(size, told), answer).await
+    }
+
+    /// Sends one of [`crate::sandbox_pool::SIGNALS`] to all of a run, or to what is in the foreground of its terminal. Only who began the
+    /// run may. The run goes on, unless its command ends by it; [`Self::cancel`] ends it.
+    ///
+    /// # Errors
+    /// As [`Self::stdin`].
+    pub async fn signal(
+        &self,
+        run: RunId,
+        by: (&Principal, &str),
+        signal: u8,
+    ) -> Result<(), ExecRefusal> {
+        let (told, answer) = oneshot::channel();
+        let inputs = self.inputs(run, by).await?;
+        answered(&inputs, RunInput::Signal(signal, told), answer).await
+    }
+
+    /// The room says who may; what goes in does not pass it.
+    async fn inputs(
+        &self,
+        run: RunId,
+        (by, connection): (&Principal, &str),
+    ) -> Result<RunInputs, ExecRefusal> {
+        let (by, connection) = (Box::new(by.clone()), connection.to_owned());
+        self.0
+            .call(WITHIN, |reply| ExecMsg::Inputs {
+                run,
+                by,
+                connection,
+                reply,
+            })
+            .await
+            .map_err(|error| ExecRefusal::of_call(error, |refusal| refusal))
+    }
+
     /// Ends what runs, or waits to run, for those that are over, and answers when it has ended: how many. What
     /// [`Self::spare`] has spared for this very ending goes on, and belongs to the generation that lives.
     ///
@@ -146,5 +224,26 @@ impl ExecHandle {
     /// Runs under way, waiting ones included; 0 while the room is down.
     pub async fn live(&self) -> usize {
         self.0.call(WITHIN, ExecMsg::Live).await.unwrap_or(0)
+    }
+}
+
+/// Passes it on and waits for the word on it.
+async fn answered<T>(
+    inputs: &RunInputs,
+    input: RunInput,
+    answer: oneshot::Receiver<Result<T, NotTaken>>,
+) -> Result<T, ExecRefusal> {
+    let whole = async {
+        inputs.put(input).await;
+        answer.await
+    };
+    match tokio::time::timeout(INPUT_WITHIN + WITHIN, whole).await {
+        Ok(Ok(answer)) => answer.map_err(ExecRefusal::of_input),
+        // It is over.
+        Ok(Err(_)) => Err(not_there()),
+        Err(_) => Err(ExecRefusal::of_call(
+            CallError::<ExecRefusal>::Deadline { may_have_run: true },
+            |refusal| refusal,
+        )),
     }
 }

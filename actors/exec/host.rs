@@ -165,9 +165,9 @@ impl HostRun {
 
     /// TERM, a moment, KILL.
     pub async fn cancel(&mut self) {
-        self.tell(&Frame::Signal {
+        self.tell(&Frame::End {
             run: RUN,
-            signal: 15,
+            now: false,
         })
         .await;
     }
@@ -267,6 +267,8 @@ impl HostOrder<'_> {
             output_cap: self.plan.limits.output_bytes,
             open_files: self.config.open_files,
             file_bytes: self.config.file_bytes,
+            stdin: false,
+            tty: None,
         }
     }
 

@@ -85,7 +85,7 @@ impl Hosted {
             groups: Vec::new(),
             env: host_env(&request.env, user),
             stdin: Stdin::None,
-            tty: false,
+            tty: None,
             // Its time is said when it is run.
             limits: Limits {
                 timeout_ms: self.config.timeout_ms,

@@ -12,7 +12,7 @@ use portcullis_core::audit::{Entry, Seq};
 use portcullis_core::auth::{Principal, Whose};
 use portcullis_core::codes::{self, Code};
 use portcullis_core::ids::{AgentId, ApprovalId, DeviceId, Hash32, RunId};
-use portcullis_core::plan::{PlanKey, Target};
+use portcullis_core::plan::{PlanKey, Stdin, Target, TtySize};
 use rustix::io::Errno;
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
@@ -22,7 +22,7 @@ use crate::approval::ApprovalHandle;
 use crate::audit::{AuditError, AuditHandle};
 use crate::clock::Clock;
 use crate::nodes::NodesHandle;
-use crate::sandbox_pool::{PoolError, SandboxPoolHandle};
+use crate::sandbox_pool::{NotTaken, PoolError, RunInputs, SandboxPoolHandle};
 use crate::supervision::{CallError, Flag, FlagReader, Reply};
 use crate::vault::{VaultHandle, VaultRefusal};
 
@@ -47,6 +47,10 @@ pub struct RunRequest {
     pub timeout_ms: Option<u64>,
     /// Where.
     pub target: Target,
+    /// None, or open: in the sandbox only.
+    pub stdin: Stdin,
+    /// On a terminal of this size: in the sandbox only.
+    pub tty: Option<TtySize>,
     /// The caller's key against running twice, 1 to 256 bytes.
     pub idempotency_key: String,
     /// `Some(reason)` once the credential behind it ended: looked at between intent and act, and ends the run.
@@ -78,6 +82,11 @@ pub struct Accepted {
 /// What a run does, in order. A channel that closes without [`ExecEvent::Ended`] says `unknown`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ExecEvent {
+    /// It has begun, and takes input: bytes of it that may be sent now. Only of a run with open input or a terminal, and first.
+    Begun {
+        /// None where its standard input is not open.
+        credit: Option<u32>,
+    },
     /// It wrote something.
     Output {
         /// From 0, both streams together.
@@ -174,6 +183,18 @@ impl ExecRefusal {
             other => other.code(),
         };
         Self::new(code, refusal)
+    }
+
+    /// Input that was not passed on.
+    pub(super) fn of_input(not: NotTaken) -> Self {
+        match not {
+            NotTaken::Full(taken) => Self::new(codes::STDIN_FULL, not)
+                .with("offset", taken.offset)
+                .with("credit", taken.credit),
+            NotTaken::Gap(offset) => Self::new(codes::STDIN_GAP, not).with("offset", offset),
+            NotTaken::Closed => Self::new(codes::STDIN_CLOSED, not),
+            NotTaken::NoTerminal => Self::new(codes::INVALID_PARAMS, not),
+        }
     }
 
     /// A secret that may not be used, or cannot be.
@@ -287,6 +308,17 @@ pub enum ExecMsg {
         /// The answer.
         reply: Reply<(), ExecRefusal>,
     },
+    /// The way into a run.
+    Inputs {
+        /// Which.
+        run: RunId,
+        /// Who wants it: only who began it.
+        by: Box<Principal>,
+        /// On which connection.
+        connection: String,
+        /// The answer.
+        reply: Reply<RunInputs, ExecRefusal>,
+    },
     /// Ends what runs, or waits to run, for these; answers how many ended, when they have. What is spared for this ending
     /// goes on.
     EndOf(Whose, Option<Spared>, Reply<usize, Infallible>),
@@ -308,6 +340,8 @@ pub enum Note {
     Refused(Box<Entry>),
     /// Its intent is in the log: from here on it may act.
     Intent(Seq),
+    /// It runs, and this is the way into it, where there is one.
+    Begun(Option<RunInputs>),
     /// Its outcome is in the log.
     Outcome,
     /// Its caller is told the end now.

@@ -17,7 +17,7 @@ use super::egress::Ways;
 use super::folders;
 use super::messages::{PoolError, PoolStatus, RunTicket, SandboxPoolMsg, Start};
 use super::request::spawn;
-use super::runs::Order;
+use super::runs::{Accepted, Order};
 use super::spec::{BoxLimits, BoxSpec};
 use super::wanted::{Images, Wanted, neutral};
 use super::{cell_file, native};
@@ -216,12 +216,13 @@ impl SandboxPool {
             Err(TellError::Overloaded) => {}
         }
         let (id, driver) = (live.id.clone(), driver.name());
-        let ticket = move |image_digest| RunTicket {
+        let ticket = move |accepted: Accepted| RunTicket {
             box_id: id,
             driver,
-            image_digest,
+            image_digest: accepted.image_digest,
             profile_hash: wanted.hash,
             timeout_ms,
+            inputs: accepted.inputs,
         };
         let answering = answer_when_accepted(self.ctx.clone(), key, start, answer, ticket);
         self.ctx.task("start_run", 0, answering).keep();

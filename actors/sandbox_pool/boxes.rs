@@ -320,7 +320,7 @@ pub async fn answer_when_accepted(
     key: u64,
     start: Box<Start>,
     answer: oneshot::Receiver<Result<Accepted, NotAccepted>>,
-    ticket: impl FnOnce(Option<String>) -> RunTicket,
+    ticket: impl FnOnce(Accepted) -> RunTicket,
 ) {
     let Ok(answer) = tokio::time::timeout_at(start.asked + ANSWER_WITHIN, answer).await else {
         // Its place with the box goes with this answer's: what is not taken by now never is.
@@ -331,7 +331,7 @@ pub async fn answer_when_accepted(
         return;
     };
     match answer {
-        Ok(Ok(accepted)) => start.reply.ok(ticket(accepted.image_digest)),
+        Ok(Ok(accepted)) => start.reply.ok(ticket(accepted)),
         Ok(Err(NotAccepted::TooLong)) => {
             start.reply.refuse(PoolError::Invalid(
                 "argv and env together are longer than 60 KiB".to_owned(),

@@ -36,6 +36,8 @@ pub const BLOCK_FD: i32 = 4;
 
 /// bubblewrap's options: everything is listed, nothing of the host is there that is not named here.
 ///
+/// Terminals are a devpts that `portcullis-cell launch` has mounted at `terminals`, as root; without one a box has none.
+///
 /// Neither `--dev` (for its devpts) nor `--disable-userns`: both nest a second user namespace in one where the box's uid is 0, and
 /// `uid_map` then reads as if a box held a root. The cell's filter refuses new namespaces anyway.
 pub fn arguments(
@@ -45,6 +47,7 @@ pub fn arguments(
     run_dir: &Path,
     cell: &Path,
     etc: &Path,
+    terminals: Option<&Path>,
 ) {
     command.args([
         "--unshare-all",
@@ -108,6 +111,10 @@ pub fn arguments(
             .arg("--symlink")
             .arg(target)
             .arg(Path::new("/dev").join(name));
+    }
+    if let Some(terminals) = terminals {
+        command.arg("--dev-bind").arg(terminals).arg("/dev/pts");
+        command.args(["--symlink", "pts/ptmx", "/dev/ptmx"]);
     }
     command.args([
         "--perms",

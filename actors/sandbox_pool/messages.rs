@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use portcullis_cell::Value;
+use portcullis_cell::{Size, Value};
 use portcullis_core::codes::{self, Code};
 use portcullis_core::ids::{AgentId, BoxId, RunId};
 use portcullis_core::sandbox::{EnvNames, ImageName, Isolation, Line, Named};
@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::choose::Chosen;
+use super::input::RunInputs;
 use super::runs::RunEvent;
 use crate::supervision::Reply;
 
@@ -26,6 +27,10 @@ pub struct RunSpec {
     pub env: Vec<(String, Value)>,
     /// None is the configured time; more than the ceiling is cut to it.
     pub timeout: Option<Duration>,
+    /// Its standard input is open: more of it comes by [`RunTicket::inputs`].
+    pub stdin: bool,
+    /// It has a terminal of this size.
+    pub tty: Option<Size>,
 }
 
 /// Where a run was started, as far as the host knows.
@@ -41,6 +46,8 @@ pub struct RunTicket {
     pub profile_hash: String,
     /// The time that the run really has, in milliseconds.
     pub timeout_ms: u64,
+    /// The way into it.
+    pub inputs: RunInputs,
 }
 
 /// What a run gets today, before one is started: for a plan that says all of it.

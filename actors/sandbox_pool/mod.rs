@@ -31,6 +31,7 @@ mod folders;
 mod handle;
 mod hardening;
 pub mod image;
+mod input;
 mod kept;
 mod link;
 mod messages;
@@ -51,12 +52,13 @@ pub use driver::{Driver, DriverError, ProbeContext};
 pub use egress::Ways;
 pub use engine::EngineConfig;
 pub use handle::SandboxPoolHandle;
+pub use input::{NotTaken, Piece, RunInput, RunInputs, Taken};
 pub use messages::{
     BoxProfile, Explained, ExplainedRefusal, PoolError, PoolStatus, RunSpec, RunTicket,
     SandboxPoolMsg,
 };
 pub use native::Native;
-pub use portcullis_cell::{Cause, Stream};
+pub use portcullis_cell::{Cause, INPUT_WINDOW, Input, MAX_INPUT, SIGNALS, Size, Stream};
 pub use runs::{Exited, RunEvent};
 pub use spec::{BoxLimits, BoxSpec, FoundBox, StartedBox};
 pub use standing::GivenUp;

@@ -270,6 +270,7 @@ impl Native {
             &spec.run_dir,
             &spec.cell,
             etc,
+            None,
         );
         let mut bytes = Vec::new();
         for word in command.get_args() {
@@ -298,6 +299,7 @@ impl Native {
                 stage.push(path);
                 command.arg("--stage").arg(stage);
             }
+            command.args(["--terminals", "p"]);
             command.arg("--").arg(&self.bubblewrap);
             let staged = |name: &str| Path::new("/tmp").join(name);
             arguments(
@@ -307,6 +309,7 @@ impl Native {
                 &staged("r"),
                 &staged("c"),
                 &staged("e"),
+                Some(&staged("p")),
             );
         } else {
             command = Command::new(&self.bubblewrap);
@@ -317,6 +320,7 @@ impl Native {
                 &spec.run_dir,
                 &spec.cell,
                 &etc,
+                None,
             );
         }
         command.env_clear().current_dir("/");

@@ -204,6 +204,8 @@ impl Trial<'_> {
             output_cap: 64 * 1024,
             open_files: 256,
             file_bytes: 1 << 20,
+            stdin: false,
+            tty: None,
         });
         let name = RunId::new("probe").map_err(|error| error.to_string())?;
         let order = Order::Start {

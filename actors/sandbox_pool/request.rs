@@ -63,6 +63,8 @@ pub fn spawn(profile: &Profile, may_leave: bool, spec: &RunSpec) -> Result<Spawn
         output_cap: profile.output_cap_bytes,
         open_files: profile.open_files,
         file_bytes: profile.file_bytes,
+        stdin: spec.stdin,
+        tty: spec.tty,
     })
 }
 

@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use portcullis_cell::{Cause, Ended, Exit, Frame, INITIAL_WINDOW, Spawn, Stream};
+use portcullis_cell::{Cause, Ended, Exit, Frame, INITIAL_WINDOW, Input, Spawn, Stream};
 use portcullis_core::ids::RunId;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::input::{NotTaken, RunInput, RunInputs, Stdin, ToCell};
 use super::link::{Link, LinkError};
 use super::standing::{GivenUp, Standing};
 use crate::supervision::Flag;
@@ -112,6 +113,8 @@ pub enum Order {
 pub struct Accepted {
     /// Digest of the image the box was made from, where there is one.
     pub image_digest: Option<String>,
+    /// The way into it.
+    pub inputs: RunInputs,
 }
 
 /// Why a run was not asked of the cell.
@@ -150,6 +153,9 @@ struct Run {
     credit: u32,
     /// Bytes delivered and not yet given back.
     owed: u32,
+    /// None: it has none.
+    stdin: Option<Stdin>,
+    terminal: bool,
     seq: u64,
     started: Instant,
     /// When the host acts: ends the run, then (if `told`) gives the box up.
@@ -165,6 +171,7 @@ struct Run {
 enum Woken {
     Room(u32, Option<mpsc::OwnedPermit<RunEvent>>),
     Deaf(u32),
+    Input(u32, Option<RunInput>, mpsc::Receiver<RunInput>),
 }
 
 type Waking = Pin<Box<dyn Future<Output = Woken> + Send>>;
@@ -316,18 +323,16 @@ impl Runs {
     }
 
     fn next_deadline(&self) -> Instant {
-        let first = self
-            .live
-            .values()
-            .filter(|run| !run.over)
-            .map(|run| run.deadline)
-            .min();
+        let alive = || self.live.values().filter(|run| !run.over);
+        let first = alive().map(|run| run.deadline).min();
+        let input = alive().filter_map(|run| run.stdin.as_ref()?.until()).min();
         let ping = self.heard + PING * if self.pinged { 2 } else { 1 };
         let is_empty = self.live.is_empty();
         let idle = is_empty.then(|| self.idle_since + self.idle);
         let old = self.old_at.filter(|_| is_empty);
         first
             .into_iter()
+            .chain(input)
             .chain(idle)
             .chain(old)
             .fold(ping, Instant::min)
@@ -347,7 +352,12 @@ impl Runs {
             }
             run.told = true;
             run.deadline = now + ANSWER;
-            self.link.queue(&Frame::Signal { run: id, signal: 9 })?;
+            self.link.queue(&Frame::End { run: id, now: true })?;
+        }
+        for stdin in self.live.values_mut().filter_map(|run| run.stdin.as_mut()) {
+            if stdin.until().is_some_and(|until| until <= now) {
+                stdin.expire();
+            }
         }
         if now >= self.heard + PING {
             if self.pinged && now >= self.heard + PING * 2 {
@@ -376,12 +386,14 @@ impl Runs {
                 }
                 let limit = Duration::from_millis(spawn.timeout_ms);
                 let run = self.last + 1;
+                let (stdin, terminal) = (spawn.stdin, spawn.tty.is_some());
                 let answer = match self.link.queue(&Frame::Spawn { run, spawn }) {
                     Ok(()) => {
                         self.last = run;
-                        self.begin(run, name, limit, events);
+                        let inputs = self.begin(run, name, limit, events, stdin, terminal);
                         Ok(Accepted {
                             image_digest: self.image_digest.clone(),
+                            inputs,
                         })
                     }
                     Err(_) => Err(NotAccepted::TooLong),
@@ -401,8 +413,18 @@ impl Runs {
         Ok(None)
     }
 
-    fn begin(&mut self, id: u32, name: RunId, limit: Duration, events: mpsc::Sender<RunEvent>) {
+    fn begin(
+        &mut self,
+        id: u32,
+        name: RunId,
+        limit: Duration,
+        events: mpsc::Sender<RunEvent>,
+        stdin: bool,
+        terminal: bool,
+    ) -> RunInputs {
         let now = Instant::now();
+        let (inputs, orders) = RunInputs::new();
+        self.await_input(id, orders);
         let watched = events.clone();
         self.waking.push(Box::pin(async move {
             watched.closed().await;
@@ -415,6 +437,8 @@ impl Runs {
             reserving: false,
             credit: INITIAL_WINDOW,
             owed: 0,
+            stdin: stdin.then(Stdin::new),
+            terminal,
             seq: 0,
             started: now,
             deadline: now + limit + HOST_GRACE,
@@ -425,13 +449,73 @@ impl Runs {
         };
         self.live.insert(id, run);
         self.name();
+        inputs
+    }
+
+    fn await_input(&self, id: u32, mut orders: mpsc::Receiver<RunInput>) {
+        self.waking.push(Box::pin(async move {
+            let input = orders.recv().await;
+            Woken::Input(id, input, orders)
+        }));
+    }
+
+    /// Something for a run. Of one that is over its answer goes with it.
+    fn input(&mut self, id: u32, input: RunInput) -> Result<(), LinkError> {
+        let Some(run) = self.live.get_mut(&id).filter(|run| !run.over) else {
+            return Ok(());
+        };
+        match input {
+            RunInput::Stdin(piece) => match &mut run.stdin {
+                Some(stdin) => {
+                    stdin.offer(piece);
+                    return self.feed(id);
+                }
+                None => drop(piece.reply.send(Err(NotTaken::Closed))),
+            },
+            RunInput::Resize(size, told) if run.terminal => {
+                self.link.queue(&Frame::Resize { run: id, size })?;
+                let _ = told.send(Ok(()));
+            }
+            RunInput::Resize(_, told) => drop(told.send(Err(NotTaken::NoTerminal))),
+            RunInput::Signal(signal, told) => {
+                self.link.queue(&Frame::Signal { run: id, signal })?;
+                let _ = told.send(Ok(()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends the cell what it has room for.
+    fn feed(&mut self, id: u32) -> Result<(), LinkError> {
+        let Some(run) = self.live.get_mut(&id) else {
+            return Ok(());
+        };
+        while let Some(next) = run.stdin.as_mut().and_then(Stdin::next) {
+            let data = match next {
+                ToCell::Bytes(data) => data,
+                ToCell::End => Input::default(),
+            };
+            self.link.queue(&Frame::Stdin { run: id, data })?;
+        }
+        Ok(())
+    }
+
+    /// The cell has room for more of a run's input.
+    fn granted(&mut self, id: u32, bytes: u32) -> Result<(), LinkError> {
+        let run = self.known(id)?;
+        if run.stdin.as_mut().is_some_and(|stdin| stdin.grant(bytes)) {
+            return self.feed(id);
+        }
+        Err(LinkError::Protocol(format!(
+            "run {id} takes more input than it was given"
+        )))
     }
 
     fn cancel(&mut self, id: u32) -> Result<(), LinkError> {
         if let Some(run) = self.live.get_mut(&id).filter(|run| !run.over) {
-            self.link.queue(&Frame::Signal {
+            self.link.queue(&Frame::End {
                 run: id,
-                signal: 15,
+                now: false,
             })?;
             run.cancelled = true;
             // The cell answers after its grace; a cell that does not is told again, then given up.
@@ -446,12 +530,15 @@ impl Runs {
         match frame {
             Frame::Output { run, stream, data } => self.output(run, stream, data),
             Frame::Exit { run, exit } => self.exited(run, &exit),
+            Frame::Window { run, bytes } => self.granted(run, bytes),
             Frame::Ping { .. } => Ok(()),
             Frame::Bye => Err(LinkError::Protocol("it said goodbye".to_owned())),
             Frame::Hello { .. }
             | Frame::Spawn { .. }
+            | Frame::Stdin { .. }
+            | Frame::Resize { .. }
             | Frame::Signal { .. }
-            | Frame::Window { .. } => Err(LinkError::Protocol(
+            | Frame::End { .. } => Err(LinkError::Protocol(
                 "a frame that only a host sends".to_owned(),
             )),
         }
@@ -479,6 +566,7 @@ impl Runs {
     fn exited(&mut self, id: u32, exit: &Exit) -> Result<(), LinkError> {
         let run = self.known(id)?;
         run.over = true;
+        run.stdin = None;
         let (code, signal) = match exit.ended {
             Ended::Code(code) => (Some(code), None),
             Ended::Signal(signal) => (None, Some(signal)),
@@ -549,6 +637,16 @@ impl Runs {
                     run.reserving = false;
                     self.cancel(id)?;
                     self.deliver(id)?;
+                }
+                Ok(())
+            }
+            Woken::Input(id, input, orders) => {
+                // None: nobody can give any more.
+                if let Some(input) = input
+                    && self.live.contains_key(&id)
+                {
+                    self.await_input(id, orders);
+                    self.input(id, input)?;
                 }
                 Ok(())
             }

@@ -7,6 +7,7 @@
 
 mod docker;
 pub(crate) mod harness;
+mod input;
 mod native;
 mod places;
 mod profiles;

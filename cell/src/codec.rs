@@ -1,11 +1,12 @@
 //! Bytes to frames and back.
 
-use crate::frames::{Cause, Ended, Exit, Frame, Spawn, Stream, Value, wipe};
-use crate::{MAX_FRAME, MAX_ITEMS, MAX_NONCE, MAX_OUTPUT};
+use crate::frames::{Cause, Ended, Exit, Frame, Input, Size, Spawn, Stream, Value, wipe};
+use crate::{MAX_FRAME, MAX_INPUT, MAX_ITEMS, MAX_NONCE, MAX_OUTPUT, SIGNALS};
 
 const HELLO: u8 = 1;
 const SPAWN: u8 = 2;
-// 3 (STDIN) and 4 (RESIZE) are reserved and refused.
+const STDIN: u8 = 3;
+const RESIZE: u8 = 4;
 const SIGNAL: u8 = 5;
 const OUT: u8 = 6;
 const ERR: u8 = 7;
@@ -13,6 +14,7 @@ const EXIT: u8 = 8;
 const PING: u8 = 9;
 const BYE: u8 = 10;
 const WINDOW: u8 = 11;
+const END: u8 = 12;
 
 /// Kind and run number.
 const HEAD: usize = 5;
@@ -47,9 +49,11 @@ impl Frame {
     /// [`FrameError::Length`] where the frame would be longer than [`MAX_FRAME`].
     pub fn encode(&self, into: &mut Vec<u8>) -> Result<(), FrameError> {
         let start = into.len();
-        if let Self::Spawn { spawn, .. } = self {
-            // Room for all of it at once: a buffer that grows leaves copies of variables behind.
-            room(into, spawn.size());
+        // Room for all of it at once: a buffer that grows leaves copies of variables behind.
+        match self {
+            Self::Spawn { spawn, .. } => room(into, spawn.size()),
+            Self::Stdin { data, .. } => room(into, 4 + HEAD + data.expose().len()),
+            _ => {}
         }
         into.extend_from_slice(&[0; 4]);
         let (kind, run) = self.head();
@@ -73,7 +77,10 @@ impl Frame {
         match self {
             Self::Hello { .. } => (HELLO, 0),
             Self::Spawn { run, .. } => (SPAWN, *run),
+            Self::Stdin { run, .. } => (STDIN, *run),
+            Self::Resize { run, .. } => (RESIZE, *run),
             Self::Signal { run, .. } => (SIGNAL, *run),
+            Self::End { run, .. } => (END, *run),
             Self::Output {
                 run,
                 stream: Stream::Out,
@@ -98,7 +105,10 @@ impl Frame {
                 put_text(into, nonce);
             }
             Self::Spawn { spawn, .. } => put_spawn(into, spawn),
+            Self::Stdin { data, .. } => into.extend_from_slice(data.expose()),
+            Self::Resize { size, .. } => put_size(into, Some(*size)),
             Self::Signal { signal, .. } => into.push(*signal),
+            Self::End { now, .. } => into.push(u8::from(*now)),
             Self::Output { data, .. } => into.extend_from_slice(data),
             Self::Exit { exit, .. } => put_exit(into, exit),
             Self::Ping { token } => put_u64(into, *token),
@@ -122,9 +132,23 @@ impl Frame {
                 run,
                 spawn: Box::new(from.spawn()?),
             },
+            STDIN => Self::Stdin {
+                run,
+                data: from.input()?,
+            },
+            RESIZE => Self::Resize {
+                run,
+                size: from.size()?.ok_or(FrameError::Body(kind))?,
+            },
             SIGNAL => match from.u8()? {
-                signal @ 1..=64 => Self::Signal { run, signal },
+                signal if SIGNALS.iter().any(|(_, known)| *known == signal) => {
+                    Self::Signal { run, signal }
+                }
                 _ => return Err(FrameError::Body(kind)),
+            },
+            END => Self::End {
+                run,
+                now: from.bool()?,
             },
             OUT => Self::Output {
                 run,
@@ -227,7 +251,7 @@ impl Decoder {
         };
         let frame = Frame::decode(body)?;
         let end = self.start + 4 + size;
-        if matches!(frame, Frame::Spawn { .. }) {
+        if matches!(frame, Frame::Spawn { .. } | Frame::Stdin { .. }) {
             wipe(&mut self.buffer[self.start..end]);
         }
         self.start = end;
@@ -291,6 +315,15 @@ fn put_spawn(into: &mut Vec<u8>, spawn: &Spawn) {
     put_u64(into, spawn.output_cap);
     put_u32(into, spawn.open_files);
     put_u64(into, spawn.file_bytes);
+    into.push(u8::from(spawn.stdin));
+    put_size(into, spawn.tty);
+}
+
+/// None is 0 by 0.
+fn put_size(into: &mut Vec<u8>, size: Option<Size>) {
+    let Size { rows, cols } = size.unwrap_or(Size { rows: 0, cols: 0 });
+    into.extend_from_slice(&rows.to_be_bytes());
+    into.extend_from_slice(&cols.to_be_bytes());
 }
 
 fn put_exit(into: &mut Vec<u8>, exit: &Exit) {
@@ -303,6 +336,7 @@ fn put_exit(into: &mut Vec<u8>, exit: &Exit) {
         Cause::TimedOut => 1,
         Cause::Cancelled => 2,
         Cause::NotStarted => 3,
+        Cause::NoTerminal => 4,
     });
     for value in [
         exit.duration_ms,
@@ -346,6 +380,31 @@ impl Reader<'_> {
 
     fn u64(&mut self) -> Result<u64, FrameError> {
         self.array().map(u64::from_be_bytes)
+    }
+
+    fn bool(&mut self) -> Result<bool, FrameError> {
+        match self.u8()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(self.bad()),
+        }
+    }
+
+    fn size(&mut self) -> Result<Option<Size>, FrameError> {
+        match (self.u16()?, self.u16()?) {
+            (0, 0) => Ok(None),
+            (0, _) | (_, 0) => Err(self.bad()),
+            (rows, cols) => Ok(Some(Size { rows, cols })),
+        }
+    }
+
+    fn input(&mut self) -> Result<Input, FrameError> {
+        let data = std::mem::take(&mut self.bytes);
+        if data.len() <= MAX_INPUT {
+            Ok(Input::new(data.to_vec()))
+        } else {
+            Err(self.bad())
+        }
     }
 
     /// A length that the frame's own remaining bytes must be able to hold, so that nothing is reserved on a peer's word.
@@ -404,6 +463,8 @@ impl Reader<'_> {
             output_cap: self.u64()?,
             open_files: self.u32()?,
             file_bytes: self.u64()?,
+            stdin: self.bool()?,
+            tty: self.size()?,
         };
         if spawn.argv.is_empty() || spawn.timeout_ms == 0 {
             Err(self.bad())
@@ -423,6 +484,7 @@ impl Reader<'_> {
             1 => Cause::TimedOut,
             2 => Cause::Cancelled,
             3 => Cause::NotStarted,
+            4 => Cause::NoTerminal,
             _ => return Err(self.bad()),
         };
         Ok(Exit {
@@ -448,6 +510,10 @@ mod tests {
         "[^\0]{0,40}"
     }
 
+    fn size() -> impl Strategy<Value = Size> {
+        (1..=u16::MAX, 1..=u16::MAX).prop_map(|(rows, cols)| Size { rows, cols })
+    }
+
     fn spawn() -> impl Strategy<Value = Spawn> {
         (
             prop::collection::vec(text(), 1..8),
@@ -459,10 +525,17 @@ mod tests {
                 any::<u64>(),
                 any::<u32>(),
                 any::<u64>(),
+                any::<bool>(),
+                prop::option::of(size()),
             ),
         )
             .prop_map(
-                |(argv, env, cwd, (timeout_ms, grace_ms, output_cap, open_files, file_bytes))| {
+                |(
+                    argv,
+                    env,
+                    cwd,
+                    (timeout_ms, grace_ms, output_cap, open_files, file_bytes, stdin, tty),
+                )| {
                     let env = env.into_iter();
                     let env: Vec<(String, String)> = env.collect();
                     let env = env
@@ -478,6 +551,8 @@ mod tests {
                         output_cap,
                         open_files,
                         file_bytes,
+                        stdin,
+                        tty,
                     }
                 },
             )
@@ -493,6 +568,7 @@ mod tests {
             Cause::TimedOut,
             Cause::Cancelled,
             Cause::NotStarted,
+            Cause::NoTerminal,
         ]);
         (ended, cause, any::<[u64; 5]>(), any::<u32>()).prop_map(|(ended, cause, n, swept)| Exit {
             ended,
@@ -515,7 +591,16 @@ mod tests {
                 run,
                 spawn: Box::new(spawn)
             }),
-            (any::<u32>(), 1..=64_u8).prop_map(|(run, signal)| Frame::Signal { run, signal }),
+            (any::<u32>(), prop::collection::vec(any::<u8>(), 0..2000)).prop_map(|(run, data)| {
+                Frame::Stdin {
+                    run,
+                    data: Input::new(data),
+                }
+            }),
+            (any::<u32>(), size()).prop_map(|(run, size)| Frame::Resize { run, size }),
+            (any::<u32>(), prop::sample::select(&SIGNALS[..]))
+                .prop_map(|(run, (_, signal))| Frame::Signal { run, signal }),
+            (any::<u32>(), any::<bool>()).prop_map(|(run, now)| Frame::End { run, now }),
             (
                 any::<u32>(),
                 stream,
@@ -616,12 +701,38 @@ mod tests {
     }
 
     #[test]
-    fn reserved_kinds_are_refused() {
-        for kind in [0, 3, 4, 12, 255] {
+    fn unknown_kinds_are_refused() {
+        for kind in [0, 13, 255] {
             let mut decoder = Decoder::new();
             decoder.push(&[0, 0, 0, 5, kind, 0, 0, 0, 0]);
             assert_eq!(decoder.next_frame(), Err(FrameError::Kind(kind)));
         }
+    }
+
+    #[test]
+    fn only_listed_signals_and_whole_sizes_are_taken() {
+        let taken = |kind: u8, body: &[u8]| {
+            let mut bytes = u32::try_from(body.len() + HEAD)
+                .unwrap()
+                .to_be_bytes()
+                .to_vec();
+            bytes.extend([kind, 0, 0, 0, 1]);
+            bytes.extend(body);
+            let mut decoder = Decoder::new();
+            decoder.push(&bytes);
+            decoder.next_frame().is_ok()
+        };
+        let signals: Vec<u8> = (0..=255)
+            .filter(|signal| taken(SIGNAL, &[*signal]))
+            .collect();
+        assert_eq!(signals, SIGNALS.map(|(_, number)| number));
+        assert!(taken(RESIZE, &[0, 1, 0, 1]));
+        for size in [[0, 0, 0, 0], [0, 0, 0, 1], [0, 1, 0, 0]] {
+            assert!(!taken(RESIZE, &size));
+        }
+        assert!(taken(END, &[1]) && !taken(END, &[2]));
+        assert!(taken(STDIN, &[]) && taken(STDIN, &vec![7; MAX_INPUT]));
+        assert!(!taken(STDIN, &vec![7; MAX_INPUT + 1]));
     }
 
     #[test]

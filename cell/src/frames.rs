@@ -17,12 +17,34 @@ pub enum Frame {
         /// What to start.
         spawn: Box<Spawn>,
     },
-    /// Host to cell: 15 ends the run (TERM, grace, KILL), 9 ends it at once, any other goes to the leader's process group.
+    /// Host to cell: more standard input, within the run's credit; nothing in it: that was all.
+    Stdin {
+        /// The run.
+        run: u32,
+        /// At most [`crate::MAX_INPUT`].
+        data: Input,
+    },
+    /// Host to cell: the run's terminal has another size.
+    Resize {
+        /// The run.
+        run: u32,
+        /// Its new one.
+        size: Size,
+    },
+    /// Host to cell: this signal for everything of the run, or for what is in the foreground of its terminal. The run goes on, if what it
+    /// started does.
     Signal {
         /// The run.
         run: u32,
-        /// Signal number, 1 to 64.
+        /// One of [`crate::SIGNALS`].
         signal: u8,
+    },
+    /// Host to cell: end the run, with all that it started.
+    End {
+        /// The run.
+        run: u32,
+        /// By KILL at once; else TERM, grace, KILL.
+        now: bool,
     },
     /// Cell to host: bytes the run wrote, at most [`crate::MAX_OUTPUT`], within its credit.
     Output {
@@ -47,13 +69,50 @@ pub enum Frame {
     },
     /// Either side ends on purpose. From the host: end the box.
     Bye,
-    /// Host to cell: the run may send this many more bytes of output.
+    /// Host to cell: the run may send this many more bytes of output. Cell to host: so many more of standard input may be sent.
     Window {
         /// The run.
         run: u32,
-        /// Bytes to add to its credit.
+        /// Bytes to add to the credit.
         bytes: u32,
     },
+}
+
+/// Rows and columns of a terminal, neither of them 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Size {
+    /// Lines.
+    pub rows: u16,
+    /// Characters of a line.
+    pub cols: u16,
+}
+
+/// Standard input, which may be a password: overwritten when dropped, and not printed.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Input(Vec<u8>);
+
+impl Input {
+    /// Takes it over; the vector is not to have grown, or copies of it lie about.
+    pub const fn new(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes.
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Input {
+    fn drop(&mut self) {
+        wipe(&mut self.0);
+    }
+}
+
+impl std::fmt::Debug for Input {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Input({} bytes)", self.0.len())
+    }
 }
 
 /// An output stream of a run.
@@ -120,6 +179,10 @@ pub struct Spawn {
     pub open_files: u32,
     /// RLIMIT_FSIZE in bytes.
     pub file_bytes: u64,
+    /// STDIN follows; else its input is at its end at once.
+    pub stdin: bool,
+    /// On a terminal of this size, which has both output streams in one.
+    pub tty: Option<Size>,
 }
 
 impl std::fmt::Debug for Spawn {
@@ -130,6 +193,8 @@ impl std::fmt::Debug for Spawn {
             .field("env", &names)
             .field("cwd", &self.cwd)
             .field("timeout_ms", &self.timeout_ms)
+            .field("stdin", &self.stdin)
+            .field("tty", &self.tty)
             .finish_non_exhaustive()
     }
 }
@@ -154,6 +219,8 @@ pub enum Cause {
     Cancelled,
     /// It was never started: not found (127), not executable or no such folder (126), no process to be had (125).
     NotStarted,
+    /// It was never started (125): it was to have a terminal, and there is none to be had in this box.
+    NoTerminal,
 }
 
 /// The end of a run.
@@ -198,5 +265,14 @@ mod tests {
         wipe(&mut bytes);
         assert_eq!(bytes, [0; 7]);
         assert_eq!(spawn.env[0].1.expose(), "planted");
+        let input = Frame::Stdin {
+            run: 1,
+            data: Input::new(b"planted".to_vec()),
+        };
+        let shown = format!("{input:?}");
+        assert!(
+            shown.contains("Input(7 bytes)") && !shown.contains("112"),
+            "{shown}"
+        );
     }
 }

@@ -2,6 +2,7 @@
 //! may enter. So, as root: a mount namespace of its own, the box's three things bound into a folder that anyone may walk, and then
 //! no root any more: groups, gid and uid are given up before bubblewrap is executed.
 
+use std::ffi::CString;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -14,12 +15,17 @@ use rustix::thread::UnshareFlags;
 /// Covered by a small tmpfs of our own in our own mount namespace; bubblewrap then covers it again with its new root.
 const STAGE: &str = "/tmp";
 
+/// Terminals of one box at once: the machine has 4096.
+const TERMINALS: u32 = 64;
+
 #[derive(Default)]
 struct Options {
     uid: u32,
     gid: u32,
     /// Name in the stage, host path.
     staged: Vec<(String, String)>,
+    /// Name in the stage of a folder for the box's terminals.
+    terminals: Option<String>,
     command: Vec<String>,
 }
 
@@ -41,13 +47,10 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Options, Strin
         match name.as_str() {
             "--uid" => options.uid = number()?,
             "--gid" => options.gid = number()?,
+            "--terminals" if is_plain(&value) => options.terminals = Some(value),
             "--stage" => {
                 let (name, path) = value.split_once('=').ok_or("--stage NAME=PATH")?;
-                if name.is_empty()
-                    || name.contains('/')
-                    || name.starts_with('.')
-                    || !path.starts_with('/')
-                {
+                if !is_plain(name) || !path.starts_with('/') {
                     return Err(format!(
                         "--stage {value}: a plain name and an absolute path"
                     ));
@@ -66,10 +69,18 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Options, Strin
     Ok(options)
 }
 
-/// Entry of `portcullis-cell launch --uid U --gid G --stage NAME=PATH... -- COMMAND...`: returns only if it failed.
+/// May it be a name in the stage?
+fn is_plain(name: &str) -> bool {
+    !name.is_empty() && !name.contains('/') && !name.starts_with('.')
+}
+
+/// Entry of `portcullis-cell launch --uid U --gid G --stage NAME=PATH... [--terminals NAME] -- COMMAND...`: returns only if it failed.
 pub fn main(arguments: impl Iterator<Item = String>) -> Result<(), String> {
     let options = options(arguments)?;
     stage(&options.staged)?;
+    if let Some(name) = &options.terminals {
+        terminals(&format!("{STAGE}/{name}"), options.gid)?;
+    }
     drop_root(options.uid, options.gid)?;
     let error = Command::new(&options.command[0])
         .args(&options.command[1..])
@@ -119,6 +130,23 @@ fn stage(staged: &[(String, String)]) -> Result<(), String> {
         }
         mount_bind(format!("/proc/self/fd/{}", fd.as_raw_fd()), target.as_str())
             .map_err(said(&target))?;
+    }
+    Ok(())
+}
+
+/// A devpts of the box's own: no terminal of the host or of another box has a name in it. The kernel mounts one only for who is root in its
+/// user namespace, which nothing in a box is. Where it mounts none the folder stays empty, and a run that asks for a terminal is refused.
+fn terminals(target: &str, gid: u32) -> Result<(), String> {
+    rustix::fs::mkdir(target, Mode::from_raw_mode(0o755))
+        .map_err(|error| format!("{target}: {error}"))?;
+    let options = format!("newinstance,ptmxmode=0666,mode=0620,gid={gid},max={TERMINALS}");
+    let options = CString::new(options).map_err(|error| error.to_string())?;
+    let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
+    if let Err(error) = mount("devpts", target, "devpts", flags, options.as_c_str()) {
+        let _ = std::io::Write::write_all(
+            &mut std::io::stderr(),
+            format!("portcullis-cell: no terminals: {error}\n").as_bytes(),
+        );
     }
     Ok(())
 }

@@ -10,16 +10,33 @@ mod codec;
 mod frames;
 
 pub use codec::{Decoder, FrameError};
-pub use frames::{Cause, Ended, Exit, Frame, Spawn, Stream, Value, wipe};
+pub use frames::{Cause, Ended, Exit, Frame, Input, Size, Spawn, Stream, Value, wipe};
 
 /// Version of the frames, said in HELLO; a peer of another version is refused.
-pub const PROTO: u16 = 1;
+pub const PROTO: u16 = 2;
 /// Most bytes of a frame after its length field (contracts.md section 7).
 pub const MAX_FRAME: usize = 64 * 1024;
 /// Most bytes of output in one OUT or ERR frame.
 pub const MAX_OUTPUT: usize = 32 * 1024;
 /// Output bytes that a run may send before its first WINDOW, both streams together.
 pub const INITIAL_WINDOW: u32 = 256 * 1024;
+/// Most bytes of standard input in one STDIN frame.
+pub const MAX_INPUT: usize = 32 * 1024;
+/// Bytes of standard input that the host may send before the cell's first WINDOW; never more of them wait in the cell.
+pub const INPUT_WINDOW: u32 = 64 * 1024;
+/// The signals that a run may be sent, with their numbers (the same on both architectures). TSTP and the like are typed at a terminal.
+pub const SIGNALS: [(&str, u8); 10] = [
+    ("HUP", 1),
+    ("INT", 2),
+    ("QUIT", 3),
+    ("KILL", 9),
+    ("USR1", 10),
+    ("USR2", 12),
+    ("TERM", 15),
+    ("CONT", 18),
+    ("STOP", 19),
+    ("WINCH", 28),
+];
 /// Most arguments, and most variables, of a SPAWN.
 pub const MAX_ITEMS: usize = 4096;
 /// Longest nonce of a HELLO, in bytes.

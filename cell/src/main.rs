@@ -5,11 +5,13 @@
 //! - `portcullis-cell run` supervises one run after another: its subreaper, clock, output and end. Its control channel is its standard input.
 //! - `portcullis-cell host --exe-fd N ...` is not in a box: it supervises one approved command of the host, as another user.
 //! - `portcullis-cell probe` is a command in a box that tries to get out of it: a driver's proof.
+//! - `portcullis-cell tty PROGRAM NAME ARGUMENT...` becomes a run's command that has a terminal.
 //! - `portcullis-cell launch` is not in a box: as root it stages a box's folders, becomes the box's uid and executes bubblewrap.
 #![deny(unsafe_code)]
 
 mod channel;
 mod host;
+mod input;
 mod launch;
 mod output;
 mod pid1;
@@ -19,6 +21,7 @@ mod rules;
 mod runner;
 mod start;
 mod sys;
+mod terminal;
 mod tree;
 
 use std::process::ExitCode;
@@ -32,7 +35,8 @@ fn main() -> ExitCode {
         Some("host") => host::options(arguments).and_then(|host| runner::main(Some(host), None)),
         Some("launch") => launch::main(arguments),
         Some("probe") => probe::main(arguments),
-        _ => Err("usage: portcullis-cell box | run | host | probe | launch (started by portcullis, not by hand)".to_owned()),
+        Some("tty") => return terminal::main(arguments),
+        _ => Err("usage: portcullis-cell box | run | tty | host | probe | launch (started by portcullis, not by hand)".to_owned()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -32,18 +32,19 @@ pub struct Output {
 }
 
 impl Output {
-    /// Takes the read ends over; `cap` bytes of each stream are passed on.
-    pub fn new(out: OwnedFd, err: OwnedFd, cap: u64) -> std::io::Result<Self> {
-        rustix::io::ioctl_fionbio(&out, true)?;
-        rustix::io::ioctl_fionbio(&err, true)?;
-        let pipe = |from: OwnedFd, stream| Pipe {
-            from: Some(from.into()),
+    /// Takes the read ends over (a terminal has one); `cap` bytes of each stream are passed on.
+    pub fn new(out: OwnedFd, err: Option<OwnedFd>, cap: u64) -> std::io::Result<Self> {
+        for from in [Some(&out), err.as_ref()].into_iter().flatten() {
+            rustix::io::ioctl_fionbio(from, true)?;
+        }
+        let pipe = |from: Option<OwnedFd>, stream| Pipe {
+            from: from.map(std::fs::File::from),
             stream,
             left: cap,
             dropped: 0,
         };
         Ok(Self {
-            pipes: [pipe(out, Stream::Out), pipe(err, Stream::Err)],
+            pipes: [pipe(Some(out), Stream::Out), pipe(err, Stream::Err)],
             queue: VecDeque::new(),
             queued: 0,
             credit: INITIAL_WINDOW.into(),

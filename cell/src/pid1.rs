@@ -247,7 +247,11 @@ impl Pid1 {
                 Frame::Spawn { run, ref spawn } => {
                     self.spawn(host, &frame, run, (spawn.open_files, spawn.file_bytes));
                 }
-                Frame::Signal { run, .. } | Frame::Window { run, .. } => {
+                Frame::Stdin { run, .. }
+                | Frame::Resize { run, .. }
+                | Frame::Signal { run, .. }
+                | Frame::End { run, .. }
+                | Frame::Window { run, .. } => {
                     if let Some(run) = self.runs.iter_mut().find(|known| known.id == run) {
                         run.supervisor.channel.queue(&frame);
                     }
@@ -408,6 +412,9 @@ fn relay(run: &mut Run, host: &mut Channel) -> io::Result<()> {
                 stream,
                 data,
             }),
+            Frame::Window { bytes, .. } if !run.reported => {
+                host.queue(&Frame::Window { run: run.id, bytes });
+            }
             Frame::Exit { exit, .. } if !run.reported => {
                 run.reported = true;
                 host.queue(&Frame::Exit { run: run.id, exit });

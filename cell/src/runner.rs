@@ -2,21 +2,24 @@
 //! starting it costs more than most commands.
 
 use std::collections::BTreeSet;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::process::Child;
 use std::time::{Duration, Instant};
 
 use portcullis_cell::{Cause, Ended, Exit, Frame, PROTO, Spawn, Stream};
 use rustix::event::{PollFd, PollFlags};
-use rustix::process::{Pid, PidfdFlags, Signal, WaitStatus, kill_process_group, pidfd_open};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitStatus, kill_process, kill_process_group, pidfd_open,
+};
 use rustix::thread::{CpuSet, sched_getaffinity};
 
 use crate::channel::Channel;
 use crate::host::Host;
+use crate::input::Input;
 use crate::output::Output;
 use crate::rules::Domain;
-use crate::start::{NotStarted, start};
+use crate::start::{NotStarted, Started, start};
+use crate::terminal;
 use crate::tree::{self, Reaped};
 
 /// How long output is awaited after the leader's end, in all.
@@ -56,7 +59,7 @@ pub fn main(mut host: Option<Host>, first: Option<String>) -> Result<(), String>
             return Ok(());
         };
         let started = start(&spawn, host.as_ref(), &domain);
-        let (exit, clean) = match started.and_then(|child| Run::new(run, &spawn, child)) {
+        let (exit, clean) = match started.and_then(|started| Run::new(run, &spawn, started)) {
             Ok(mut running) => {
                 let Ok(exit) = running.supervise(&mut channel) else {
                     // Nobody to report to: end everything and go.
@@ -105,7 +108,7 @@ fn await_spawn(channel: &mut Channel) -> std::io::Result<Option<(u32, Spawn)>> {
             }
             continue;
         }
-        wait(channel, false, std::iter::empty(), None)?;
+        wait(channel, false, std::iter::empty(), None, None)?;
         if !channel.fill()? {
             return Ok(None);
         }
@@ -122,7 +125,7 @@ fn not_started(run: u32, reason: &NotStarted, channel: &mut Channel) -> Exit {
     });
     Exit {
         ended: Ended::Code(reason.code),
-        cause: Cause::NotStarted,
+        cause: reason.cause,
         duration_ms: 0,
         user_ms: 0,
         system_ms: 0,
@@ -132,11 +135,12 @@ fn not_started(run: u32, reason: &NotStarted, channel: &mut Channel) -> Exit {
     }
 }
 
-/// Waits for the control channel, the given descriptors and at most `time`.
+/// Waits for the control channel, the given descriptors (one of them to be written to) and at most `time`.
 fn wait<'a>(
     channel: &'a Channel,
     writing: bool,
-    others: impl Iterator<Item = std::os::fd::BorrowedFd<'a>>,
+    others: impl Iterator<Item = BorrowedFd<'a>>,
+    writable: Option<BorrowedFd<'a>>,
     time: Option<Duration>,
 ) -> std::io::Result<()> {
     let flags = if writing {
@@ -146,6 +150,7 @@ fn wait<'a>(
     };
     let mut polled = vec![PollFd::new(channel, flags)];
     polled.extend(others.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+    polled.extend(writable.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::OUT)));
     let time = time.map(|time| rustix::event::Timespec {
         tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: time.subsec_nanos().into(),
@@ -172,7 +177,9 @@ struct Run {
     number: u32,
     leader: Pid,
     pidfd: OwnedFd,
+    input: Input,
     output: Output,
+    terminal: Option<OwnedFd>,
     started: Instant,
     deadline: Instant,
     grace: Duration,
@@ -187,34 +194,42 @@ struct Run {
 }
 
 impl Run {
-    fn new(run: u32, spawn: &Spawn, mut child: Child) -> Result<Self, NotStarted> {
+    fn new(run: u32, spawn: &Spawn, child: Started) -> Result<Self, NotStarted> {
         let started = Instant::now();
-        let broken = |text: String| NotStarted { code: 125, text };
-        let leader = Pid::from_child(&child);
+        let leader = child.leader;
         // The box dies before the gateway, the command before its supervisor.
         let _ = std::fs::write(
             format!("/proc/{}/oom_score_adj", leader.as_raw_pid()),
             "500",
         );
-        let (Some(out), Some(err)) = (child.stdout.take(), child.stderr.take()) else {
-            return Err(broken("no pipes".to_owned()));
-        };
-        let setup = || -> std::io::Result<(OwnedFd, Output)> {
+        let Started {
+            input,
+            out,
+            err,
+            terminal,
+            ..
+        } = child;
+        let is_terminal = terminal.is_some();
+        let setup = || -> std::io::Result<(OwnedFd, Input, Output)> {
+            let input = input.map(|to| Input::new(to, is_terminal)).transpose()?;
             Ok((
                 pidfd_open(leader, PidfdFlags::empty())?,
-                Output::new(out.into(), err.into(), spawn.output_cap)?,
+                input.unwrap_or_default(),
+                Output::new(out, err, spawn.output_cap)?,
             ))
         };
-        let (pidfd, output) = setup().map_err(|error| {
+        let (pidfd, input, output) = setup().map_err(|error| {
             tree::sweep(SWEEP, &mut BTreeSet::new(), |_, _| {});
-            broken(error.to_string())
+            NotStarted::new(125, error.to_string())
         })?;
         let limit = Duration::from_millis(spawn.timeout_ms);
         Ok(Self {
             number: run,
             leader,
             pidfd,
+            input,
             output,
+            terminal,
             started,
             deadline: started
                 .checked_add(limit)
@@ -231,7 +246,10 @@ impl Run {
 
     /// Runs to the end. An error means that the control channel is gone.
     fn supervise(&mut self, channel: &mut Channel) -> std::io::Result<Exit> {
+        // What came together with the order to start is read already: nothing would wake this for it.
+        self.take_frames(channel)?;
         loop {
+            self.give_input(channel);
             self.output.send(self.number, channel);
             channel.flush()?;
             if let Some(exit) = self.step() {
@@ -244,6 +262,7 @@ impl Run {
                 channel,
                 channel.pending() > 0,
                 self.output.readable(tail).chain(leader),
+                self.input.writable(),
                 Some(self.patience()),
             )?;
             self.listen(channel)?;
@@ -255,15 +274,18 @@ impl Run {
         }
     }
 
+    /// Passes on what the command takes of its input, and asks for as much.
+    fn give_input(&mut self, channel: &mut Channel) {
+        self.input.write();
+        if let Some(bytes) = self.input.credit() {
+            let run = self.number;
+            channel.queue(&Frame::Window { run, bytes });
+        }
+    }
+
     fn listen(&mut self, channel: &mut Channel) -> std::io::Result<()> {
         let open = channel.fill()?;
-        while let Some(frame) = channel.next_frame()? {
-            match frame {
-                Frame::Window { run, bytes } if run == self.number => self.output.grant(bytes),
-                Frame::Signal { run, signal } if run == self.number => self.signal(signal),
-                _ => {}
-            }
-        }
+        self.take_frames(channel)?;
         if open {
             Ok(())
         } else {
@@ -271,17 +293,47 @@ impl Run {
         }
     }
 
-    fn signal(&mut self, signal: u8) {
-        match signal {
-            9 => self.end(Cause::Cancelled, Duration::ZERO),
-            15 => self.end(Cause::Cancelled, self.grace),
-            // A group that has no leader any more may be somebody else's by now.
-            other if self.status.is_none() => {
-                if let Some(signal) = Signal::from_named_raw(other.into()) {
-                    let _ = kill_process_group(self.leader, signal);
+    fn take_frames(&mut self, channel: &mut Channel) -> std::io::Result<()> {
+        while let Some(frame) = channel.next_frame()? {
+            match frame {
+                Frame::Window { run, bytes } if run == self.number => self.output.grant(bytes),
+                Frame::Stdin { run, data } if run == self.number => {
+                    self.input.push(data.expose())?;
                 }
+                Frame::Resize { run, size } if run == self.number => {
+                    if let Some(terminal) = &self.terminal {
+                        // One that nobody has open any more has no size.
+                        let _ = terminal::resize(terminal, size);
+                    }
+                }
+                Frame::Signal { run, signal } if run == self.number => self.signal(signal),
+                Frame::End { run, now } if run == self.number => {
+                    let grace = if now { Duration::ZERO } else { self.grace };
+                    self.end(Cause::Cancelled, grace);
+                }
+                _ => {}
             }
-            _ => {}
+        }
+        Ok(())
+    }
+
+    fn signal(&mut self, signal: u8) {
+        let Some(signal) = Signal::from_named_raw(signal.into()) else {
+            return;
+        };
+        if self.status.is_some() || !matches!(self.phase, Phase::Running) {
+            // What it has left is swept.
+            return;
+        }
+        match &self.terminal {
+            None => tree::signal_all(signal, &mut BTreeSet::new()),
+            Some(terminal) => {
+                // None: it has not come to its terminal yet, or its foreground has ended. Then it is for who leads it.
+                let _ = match terminal::foreground(terminal) {
+                    Some(group) => kill_process_group(group, signal),
+                    None => kill_process(self.leader, signal),
+                };
+            }
         }
     }
 
@@ -291,6 +343,10 @@ impl Run {
             Phase::Running => {
                 self.cause = cause;
                 if !grace.is_zero() {
+                    if self.terminal.is_some() {
+                        // A shell at a terminal ignores TERM.
+                        tree::signal_all(Signal::HUP, &mut BTreeSet::new());
+                    }
                     tree::signal_all(Signal::TERM, &mut BTreeSet::new());
                 }
                 self.phase = Phase::Ending {
@@ -358,6 +414,7 @@ impl Run {
     fn dead(&mut self, pid: Pid, status: WaitStatus) {
         if pid == self.leader && self.status.is_none() {
             self.status = Some((status, Instant::now()));
+            self.input.close();
         }
     }
 

@@ -141,6 +141,8 @@ fn exec(record: &Record, plan: &ExecPlan) -> Value {
         "env": env,
         "user": { "uid": plan.uid, "gid": plan.gid, "groups": plan.groups },
         "target": visible(&plan.target.word()),
+        "stdin": plan.stdin,
+        "tty": plan.tty,
         "limits": plan.limits,
         "egress": plan.egress,
         "profileDigest": plan.profile_digest,

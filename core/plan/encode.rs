@@ -1,6 +1,6 @@
 //! The canonical bytes of a plan: what is hashed, approved and compared.
 
-use super::{Egress, EnvValue, ExecPlan, Executable, Form, HostFile, Limits, Stdin};
+use super::{Egress, EnvValue, ExecPlan, Executable, Form, HostFile, Limits, Stdin, TtySize};
 use crate::ids::Hash32;
 
 impl ExecPlan {
@@ -78,7 +78,11 @@ impl ExecPlan {
                 w.bytes(&hash.0);
             }
         });
-        out.bytes(&[u8::from(self.tty)]);
+        // Without one as it was before there were any.
+        out.bytes(&self.tty.map_or(vec![0], |TtySize { rows, cols }| {
+            let [size, line] = [rows, cols].map(u16::to_be_bytes);
+            [&[1], &size[..], &line[..]].concat()
+        }));
         out.nested(|w| {
             let Limits {
                 timeout_ms,

@@ -22,7 +22,7 @@ pub(crate) fn host_plan(argv: &[&str]) -> ExecPlan {
         groups: vec![],
         env: BTreeMap::from([("PATH".to_owned(), EnvValue::Plain(HOST_PATH.to_owned()))]),
         stdin: Stdin::None,
-        tty: false,
+        tty: None,
         limits: Limits {
             timeout_ms: 30_000,
             output_bytes: 1 << 20,
@@ -138,6 +138,7 @@ prop_compose! {
         limits in (1..3u64, 1..3u64, proptest::option::of(0..2u64), proptest::option::of(0..2u32), proptest::option::of(0..2u32)),
         hosts in proptest::collection::btree_set("[ab]{1,2}:(1|443)", 0..3),
         is_host in any::<bool>(),
+        (open, tty) in (any::<bool>(), proptest::option::of((1..3u16, 1..3u16))),
         profile in 0..2u8,
         nonce in proptest::collection::vec(0..2u8, 16..=18),
     ) -> ExecPlan {
@@ -148,6 +149,7 @@ prop_compose! {
             _ if is_host => Egress::Host,
             _ => Egress::None,
         };
+        let boxed = target == Target::Sandbox;
         ExecPlan {
             v: Form::V2,
             target,
@@ -162,8 +164,8 @@ prop_compose! {
             gid,
             groups: groups.into_iter().collect(),
             env,
-            stdin: Stdin::None,
-            tty: false,
+            stdin: if open && boxed { Stdin::Open } else { Stdin::None },
+            tty: tty.filter(|_| boxed).map(|(rows, cols)| TtySize { rows, cols }),
             limits: Limits {
                 timeout_ms: limits.0,
                 output_bytes: limits.1,
@@ -344,8 +346,11 @@ fn what_breaks_a_rule_is_refused() {
         ("group root", Box::new(|p| p.groups = vec![0])),
         ("groups twice", Box::new(|p| p.groups = vec![5, 5])),
         ("groups unsorted", Box::new(|p| p.groups = vec![6, 5])),
-        ("tty", Box::new(|p| p.tty = true)),
-        ("stdin", Box::new(|p| p.stdin = Stdin::Open)),
+        (
+            "tty on the host",
+            Box::new(|p| p.tty = Some(TtySize { rows: 24, cols: 80 })),
+        ),
+        ("stdin on the host", Box::new(|p| p.stdin = Stdin::Open)),
         ("no time", Box::new(|p| p.limits.timeout_ms = 0)),
         ("no output", Box::new(|p| p.limits.output_bytes = 0)),
         (
@@ -417,6 +422,50 @@ fn what_breaks_a_rule_is_refused() {
         change(&mut plan);
         assert!(plan.validate(&env).is_err(), "{what}");
     }
+}
+
+#[test]
+fn a_plan_says_its_input_and_its_terminal_and_older_ones_say_none() {
+    let mut plan = host_plan(&["cat"]);
+    (plan.target, plan.executable) = (
+        Target::Sandbox,
+        Executable::Image {
+            digest: "d".to_owned(),
+            path: "cat".to_owned(),
+        },
+    );
+    let plain = plan.clone();
+    assert!(!plain.takes_input());
+    let mut hashes = vec![(plain.plan_hash(), plain.subject_hash())];
+    let sizes = [None, Some((24, 80)), Some((80, 24)), Some((1, 4096))];
+    for (stdin, tty) in [Stdin::None, Stdin::Open]
+        .into_iter()
+        .flat_map(|s| sizes.map(|t| (s, t)))
+        .skip(1)
+    {
+        plan.stdin = stdin;
+        plan.tty = tty.map(|(rows, cols)| TtySize { rows, cols });
+        assert!(plan.takes_input());
+        assert_eq!(plan.validate_shape(), Ok(()));
+        assert_eq!(ExecPlan::from_json(&plan.to_json()), Ok(plan.clone()));
+        hashes.push((plan.plan_hash(), plan.subject_hash()));
+    }
+    let plans: std::collections::BTreeSet<_> = hashes.iter().map(|h| h.0.to_string()).collect();
+    let subjects: std::collections::BTreeSet<_> = hashes.iter().map(|h| h.1.to_string()).collect();
+    assert_eq!((plans.len(), subjects.len()), (8, 8));
+    for (rows, cols) in [(0, 80), (24, 0), (4097, 80), (24, 4097)] {
+        plan.tty = Some(TtySize { rows, cols });
+        assert!(plan.validate_shape().is_err(), "{rows} {cols}");
+    }
+    (plan.tty, plan.stdin) = (None, Stdin::Sha256(Hash32::of(b"x")));
+    assert!(plan.validate_shape().is_err(), "nothing carries that out");
+    let json = String::from_utf8(plain.to_json()).unwrap();
+    assert!(
+        json.contains("\"tty\":false"),
+        "as it was kept before: {json}"
+    );
+    let on = json.replacen("\"tty\":false", "\"tty\":true", 1);
+    assert!(ExecPlan::from_json(on.as_bytes()).is_err());
 }
 
 #[test]

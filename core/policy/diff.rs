@@ -24,10 +24,10 @@ pub fn diff(old: &Document, new: &Document) -> Diff {
         let (looser, different) = compare(old.settings(agent).mode(), new.settings(agent).mode());
         let added = new
             .entries(agent)
-            .any(|e| !old.entries(agent).any(|o| o.says(e)));
+            .any(|e| !old.entries(agent).any(|o| o.covers(e)));
         let removed = old
             .entries(agent)
-            .any(|o| !new.entries(agent).any(|e| e.says(o)));
+            .any(|o| !new.entries(agent).any(|e| e.covers(o)));
         loosens |= looser || added;
         differs |= different || added || removed;
     }

@@ -9,7 +9,7 @@ use super::Mode;
 use super::list::{ArgPattern, PathPattern, listed_path};
 use crate::display;
 use crate::ids::{AgentId, Hash32};
-use crate::plan::ExecPlan;
+use crate::plan::{ExecPlan, Stdin};
 
 /// Most bytes of a document.
 pub const MAX_DOCUMENT: usize = 256 << 10;
@@ -135,6 +135,12 @@ struct RawEntry {
     command_text: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     arg_pattern: Option<String>,
+    /// Ours: also where its standard input is open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    stdin: Option<bool>,
+    /// Ours: also on a terminal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tty: Option<bool>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     last_used_at: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -149,6 +155,8 @@ pub struct Entry {
     name: String,
     path: PathPattern,
     args: Option<ArgPattern>,
+    stdin: bool,
+    tty: bool,
 }
 
 impl Entry {
@@ -165,9 +173,17 @@ impl Entry {
         self.args.as_ref()
     }
 
-    /// Does it say the same, under whatever name?
-    pub(super) fn says(&self, other: &Self) -> bool {
-        self.path == other.path && self.args == other.args
+    /// Does it speak of commands that take input later? Path and arguments say nothing about that.
+    pub(super) fn covers_input(&self, plan: &ExecPlan) -> bool {
+        (self.stdin || plan.stdin == Stdin::None) && (self.tty || plan.tty.is_none())
+    }
+
+    /// Does it let pass all that the other does, under whatever name?
+    pub(super) fn covers(&self, other: &Self) -> bool {
+        self.path == other.path
+            && self.args == other.args
+            && self.stdin >= other.stdin
+            && self.tty >= other.tty
     }
 }
 
@@ -383,17 +399,27 @@ fn entry(raw: &RawEntry) -> Result<Entry, String> {
         .as_deref()
         .map(ArgPattern::parse)
         .transpose()?;
+    let (stdin, tty) = (raw.stdin == Some(true), raw.tty == Some(true));
     let name = raw.id.clone().unwrap_or_else(|| {
-        let said = format!(
+        let mut said = format!(
             "{}\0{}",
             raw.pattern,
             raw.arg_pattern.as_deref().unwrap_or("")
         );
+        for (word, is) in [("\0stdin", stdin), ("\0tty", tty)] {
+            said.push_str(if is { word } else { "" });
+        }
         Hash32::of(said.as_bytes())
             .to_string()
             .chars()
             .take(12)
             .collect()
     });
-    Ok(Entry { name, path, args })
+    Ok(Entry {
+        name,
+        path,
+        args,
+        stdin,
+        tty,
+    })
 }

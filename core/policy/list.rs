@@ -151,6 +151,7 @@ impl Entry {
             }
         };
         narrow
+            && self.covers_input(plan)
             && called_so
             && self.arg_pattern().is_none_or(|p| p.matches(plan))
             && plan.env.iter().all(|(name, value)| {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::codes::{Code, ELEVATED_DISABLED, POLICY_DENIED};
 use crate::display;
-use crate::plan::{EnvValue, ExecPlan, Executable, Held, Operand, Target};
+use crate::plan::{EnvValue, ExecPlan, Executable, Held, Operand, Stdin, Target};
 
 mod command;
 mod diff;
@@ -297,14 +297,18 @@ fn deny(rules: &Rules<'_>, agent: &str, target: &Target, mode: Mode) -> Verdict 
     }
 }
 
-/// May a person's word stand for the same command later? Only where the plan's hash says all that will run.
+/// May a person's word stand for the same command later? Only where the plan's hash says all that will run: what is typed into it later
+/// is in no plan.
 pub fn may_always(plan: &ExecPlan) -> bool {
     let bound = match &plan.executable {
         Executable::Host(_) | Executable::HostScript { .. } | Executable::Image { .. } => true,
         Executable::Workspace { .. } | Executable::Node { .. } => false,
     };
     let kept = |operand: &Operand| !matches!(operand.held, Held::Open { .. });
-    bound && plan.operands.iter().all(kept) && kind_of(plan) != CommandKind::Runner
+    bound
+        && !plan.takes_input()
+        && plan.operands.iter().all(kept)
+        && kind_of(plan) != CommandKind::Runner
 }
 
 fn reasons(plan: &ExecPlan, listed: Option<&str>) -> Vec<Reason> {
@@ -342,6 +346,18 @@ fn reasons(plan: &ExecPlan, listed: Option<&str>) -> Vec<Reason> {
             "The program has options that start other commands.",
         ),
         CommandKind::Plain => {}
+    }
+    if plan.stdin != Stdin::None {
+        add(
+            "open-input",
+            "What is piped or typed into it later is not known now, and nobody is asked about it.",
+        );
+    }
+    if plan.tty.is_some() {
+        add(
+            "on-terminal",
+            "It runs on a terminal, as if a person sat at it.",
+        );
     }
     for operand in &plan.operands {
         if let Held::Open { why, .. } = &operand.held {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::plan::TtySize;
 use crate::plan::tests::host_plan;
 use proptest::prelude::*;
 use serde_json::json;
@@ -544,4 +545,106 @@ proptest! {
             prop_assert!(!tail.contains('/') && !tail.starts_with('.') && !tail.is_empty());
         }
     }
+}
+
+/// A shell that is given a file does what the file says; one with open input does what anybody types.
+#[test]
+fn neither_an_entry_nor_a_grant_covers_input_that_comes_later_unless_the_entry_says_so() {
+    let agent = AgentPolicy {
+        exec: ExecMode::Ask,
+        elevated: Elevated::Off,
+    };
+    let mut plan = host_plan(&["sh", "-s"]);
+    plan.target = Target::Sandbox;
+    plan.executable = Executable::Image {
+        digest: "d".to_owned(),
+        path: "/bin/sh".to_owned(),
+    };
+    plan.argv = vec!["/bin/sh".to_owned(), "-s".to_owned()];
+    plan.env.clear();
+    let size = TtySize { rows: 24, cols: 80 };
+    let at = |stdin, tty| ExecPlan {
+        stdin,
+        tty,
+        ..plan.clone()
+    };
+    let plain = at(Stdin::None, None);
+    let open = at(Stdin::Open, None);
+    let shown = at(Stdin::None, Some(size));
+    let both = at(Stdin::Open, Some(size));
+    let entry = |more: serde_json::Value| {
+        let mut entry = json!({"pattern": "/bin/sh", "argPattern": r#"{"cwd":"/","args":["-s"]}"#});
+        for (key, value) in more.as_object().unwrap() {
+            entry[key] = value.clone();
+        }
+        list(&json!([entry]))
+    };
+    let passes = |document: &Document, plan: &ExecPlan| {
+        let document = Standing::Valid(document);
+        let verdict = decide(&Rules { agent, document }, plan, None);
+        matches!(verdict, Verdict::Allow { .. })
+    };
+    for (more, wanted) in [
+        (json!({}), [true, false, false, false]),
+        (
+            json!({"stdin": false, "tty": false}),
+            [true, false, false, false],
+        ),
+        (json!({"stdin": true}), [true, true, false, false]),
+        (json!({"tty": true}), [true, false, true, false]),
+        (
+            json!({"stdin": true, "tty": true}),
+            [true, true, true, true],
+        ),
+    ] {
+        let document = entry(more.clone());
+        let got = [&plain, &open, &shown, &both].map(|plan| passes(&document, plan));
+        assert_eq!(got, wanted, "{more}");
+    }
+    // Not of interpreters alone: what a plain program is fed is not known either.
+    let mut cat = open.clone();
+    cat.argv = vec!["/bin/cat".to_owned()];
+    cat.executable = Executable::Image {
+        digest: "d".to_owned(),
+        path: "/bin/cat".to_owned(),
+    };
+    let named = list(&json!([{"pattern": "/bin/cat"}]));
+    assert!(!passes(&named, &cat));
+    cat.stdin = Stdin::None;
+    assert!(passes(&named, &cat));
+    // A person's lasting word is for what the plan says, and it does not say this.
+    let rules = Rules {
+        agent,
+        document: Standing::Absent,
+    };
+    assert!(may_always(&cat));
+    for plan in [&open, &shown, &both] {
+        let mut plan = plan.clone();
+        plan.argv.clone_from(&cat.argv);
+        plan.executable = cat.executable.clone();
+        assert!(!may_always(&plan));
+        let Verdict::Ask {
+            reasons,
+            may_always,
+        } = decide(&rules, &plan, Some("g"))
+        else {
+            panic!("a grant covers it");
+        };
+        let id = if plan.stdin == Stdin::Open {
+            "open-input"
+        } else {
+            "on-terminal"
+        };
+        assert!(
+            !may_always && reasons.iter().any(|reason| reason.id == id),
+            "{reasons:?}"
+        );
+    }
+    // To let more pass is a change that a person decides on; to let less pass is none.
+    let (narrow, wide) = (entry(json!({})), entry(json!({"stdin": true})));
+    assert_eq!(diff(&narrow, &wide), Diff::Loosens);
+    assert_ne!(narrow.hash(), wide.hash());
+    let back = diff(&wide, &narrow);
+    assert_eq!(back, Diff::Tightens);
+    assert!(Document::parse(json!({"version": 1, "agents": {"demo": {"allowlist": [{"pattern": "/bin/cat", "stdin": "yes"}]}}})).is_err());
 }

@@ -62,6 +62,10 @@ pub const METHODS: &[(&str, Access)] = {
         ("openclaw.approval.list", Operator(Approvals)),
         ("exec.run", AgentOrActAs),
         ("exec.cancel", AgentOrActAs),
+        // Who began the run, and nobody else.
+        ("exec.stdin", AgentOrActAs),
+        ("exec.resize", AgentOrActAs),
+        ("exec.signal", AgentOrActAs),
         ("node.list", Operator(Read)),
         ("node.describe", Operator(Read)),
         // A run needs what `exec.run` needs too.
@@ -123,6 +127,7 @@ pub const EVENTS: &[&str] = &[
     "node.pair.resolved",
     "exec.approval.requested",
     "exec.approval.resolved",
+    "exec.begun",
     "exec.output",
     "node.invoke.progress",
     "node.invoke.request",

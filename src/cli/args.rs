@@ -180,6 +180,12 @@ pub struct ExecArgs {
     /// Pass every byte of the output to the terminal; without it only text and colours reach one
     #[arg(long)]
     pub raw: bool,
+    /// Pass our standard input to the command; without it the command has none
+    #[arg(long, short = 'i')]
+    pub stdin: bool,
+    /// On a terminal as large as ours, which the command has then: each key and every byte pass. In the sandbox only
+    #[arg(long, short = 't')]
+    pub tty: bool,
     /// The command and its arguments, after `--`
     #[arg(last = true, required = true, value_name = "ARGV")]
     pub argv: Vec<String>,

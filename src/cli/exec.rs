@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::args::ExecArgs;
 use super::devices::find;
 use super::failure::Failure;
+use super::given::{Given, Next};
 use super::out::{self, Out, note};
 use super::{EXEC_REFUSED, Interrupts};
 use crate::client::{Client, Door, Incoming};
@@ -34,24 +35,26 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(2);
 /// # Errors
 /// Every refusal: the caller ends with 125.
 pub async fn run(door: &Door, args: &ExecArgs, out: Out) -> Result<u8, Failure> {
+    let given = Given::of(args, out.json)?;
     let mut scopes = vec![Scope::ActAs];
     // To find it by the beginning of its id.
     scopes.extend(args.node.as_ref().map(|_| Scope::Read));
     let mut client = Client::connect(door, &scopes, &[]).await?;
     let mut params = params(args);
+    given.ask(args, &mut params);
     if let Some(id) = &args.node {
         let nodes = client.call("node.list", json!({})).await?;
         let node = find(list(&nodes, "nodes"), "nodeId", id)?;
         params["target"] = format!("node:{}", field(node, "nodeId")).into();
     }
     let request = client.send("exec.run", params).await?;
-    let writer = Writer::start(args.raw || out.json);
+    let writer = Writer::start(args.raw || args.tty || out.json);
     let mut run = Run {
         id: None,
         asked_to_end: false,
         out,
     };
-    let result = run.follow(&mut client, &request, writer).await;
+    let result = run.follow(&mut client, &request, writer, given).await;
     client.close().await;
     result
 }
@@ -104,6 +107,7 @@ impl Run {
         client: &mut Client,
         request: &str,
         mut writer: Writer,
+        mut given: Given,
     ) -> Result<u8, Failure> {
         let pieces = writer.pieces.clone();
         let mut interrupts = Interrupts::listen();
@@ -122,6 +126,16 @@ impl Run {
                     leave = Some((error, Instant::now() + LEAVE_WITHIN));
                     continue;
                 }
+                next = given.next() => {
+                    let id = self.id.clone().unwrap_or_default();
+                    match next {
+                        Next::Piece(piece) => given.send(client, &id, piece).await?,
+                        Next::Resized => given.resize(client, &id).await?,
+                        // It ends with our connection.
+                        Next::End(signal) => return Ok(128 + signal),
+                    }
+                    continue;
+                }
                 error = left(&mut leave) => return Err(error),
                 () = interrupts.next() => {
                     if self.asked_to_end || self.id.is_none() {
@@ -133,6 +147,17 @@ impl Run {
                 }
             };
             match incoming {
+                Incoming::Event { event, payload, .. } if event == "exec.begun" => {
+                    if self.id.as_deref() == Some(field(&payload, "runId"))
+                        && number(&payload, "credit").is_some()
+                    {
+                        given.begin(client, field(&payload, "runId")).await?;
+                    }
+                }
+                Incoming::Answer { id, result } if given.awaits(&id) => {
+                    let run = self.id.clone().unwrap_or_default();
+                    given.answered(client, &run, result).await?;
+                }
                 Incoming::Event { event, payload, .. } if event == "exec.output" => {
                     if self.id.as_deref() == Some(field(&payload, "runId")) {
                         self.output(&payload, &writer).await?;
@@ -146,6 +171,8 @@ impl Run {
                         }
                         drop(pieces);
                         writer.finish().await?;
+                        // What we say of it is for our terminal as it was.
+                        drop(given);
                         self.end(client, &payload, end)?;
                         return Ok(end);
                     }

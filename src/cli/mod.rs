@@ -8,6 +8,7 @@ mod config;
 mod devices;
 mod exec;
 mod failure;
+mod given;
 mod migrate;
 mod nodes;
 mod out;

@@ -79,6 +79,7 @@ pub fn rows(approval: &Value) -> Vec<(&'static str, String)> {
     put("cwd", one("cwd"));
     put("user", vec![user(request)]);
     put("env", list(request, "env").iter().map(variable).collect());
+    put("input", input(request));
     put("network", network(request));
     let limit = request
         .pointer("/limits/timeout_ms")
@@ -195,6 +196,19 @@ fn variable(variable: &Value) -> String {
     }
 }
 
+/// What is open for later. Nothing where that is nothing: most commands take none.
+fn input(request: &Value) -> Vec<String> {
+    let mut lines = Vec::new();
+    let tty = request.get("tty").unwrap_or(&Value::Null);
+    if let (Some(rows), Some(cols)) = (number(tty, "rows"), number(tty, "cols")) {
+        lines.push(format!("on a terminal of {rows} rows, {cols} columns"));
+    }
+    if field(request, "stdin") == "open" {
+        lines.push("OPEN: what is piped or typed into it later is not known now".to_owned());
+    }
+    lines
+}
+
 fn requester(request: &Value) -> String {
     let by = request.get("requestedBy").unwrap_or(&Value::Null);
     match field(by, "principal") {
@@ -296,6 +310,22 @@ mod tests {
             "outside the sandbox",
             &"ab".repeat(32),
             "0:00 left",
+        ] {
+            assert!(shown.contains(part), "{part}: {shown}");
+        }
+    }
+
+    #[test]
+    fn open_input_and_a_terminal_are_shown_and_nothing_where_there_is_none() {
+        let program = json!({"image": {"digest": "d", "path": "sh"}});
+        let mut open = plan(&["sh"], &program);
+        assert!(!card(&sent(&open)).contains("input"));
+        open["exec"]["stdin"] = "open".into();
+        open["exec"]["tty"] = json!({"rows": 24, "cols": 80});
+        let shown = card(&sent(&open));
+        for part in [
+            "input      on a terminal of 24 rows, 80 columns\n",
+            "OPEN: what is piped or typed",
         ] {
             assert!(shown.contains(part), "{part}: {shown}");
         }

@@ -5,6 +5,7 @@ mod drivers;
 mod egress;
 mod engine;
 mod evidence;
+mod given;
 mod held;
 mod host_asks;
 mod host_runs;

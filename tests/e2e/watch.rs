@@ -66,6 +66,35 @@ impl Terminal {
         }
     }
 
+    /// Another size, as when its window is drawn larger. The program is told, which leads no session here.
+    pub fn size(&self, rows: u16, cols: u16) {
+        let size = rustix::termios::Winsize {
+            ws_row: rows,
+            ws_col: cols,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        rustix::termios::tcsetwinsize(&self.keys, size).unwrap();
+        self.told(rustix::process::Signal::WINCH);
+    }
+
+    pub fn told(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Does it take lines, and show them?
+    pub fn is_plain(&self) -> bool {
+        use rustix::termios::{LocalModes, tcgetattr};
+        let modes = tcgetattr(&self.keys).unwrap().local_modes;
+        modes.contains(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG)
+    }
+
+    /// Its exit code.
+    pub fn ends(&mut self) -> Option<i32> {
+        self.child.wait().unwrap().code()
+    }
+
     pub fn types(&mut self, text: &str) {
         self.keys.write_all(text.as_bytes()).unwrap();
     }

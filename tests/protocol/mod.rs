@@ -8,6 +8,7 @@ mod credentials;
 mod devices;
 mod encodings;
 mod exec;
+mod exec_input;
 mod far;
 mod hello;
 mod http;

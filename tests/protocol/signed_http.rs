@@ -207,7 +207,14 @@ async fn a_signed_request_is_answered_as_on_a_socket_and_with_its_scopes_only() 
     }
     // Another key may ask for what streams, and hears that it needs a socket.
     let acts = Signer::new(&gateway, &["operator.admin", "operator.act_as"]).await;
-    for method in ["exec.run", "exec.cancel", "exec.approval.request"] {
+    for method in [
+        "exec.run",
+        "exec.cancel",
+        "exec.stdin",
+        "exec.resize",
+        "exec.signal",
+        "exec.approval.request",
+    ] {
         let answer = acts.now(&gateway, method, "{}").go(&gateway);
         assert_eq!(code(&answer), (400, "NEEDS_SOCKET"), "{}", answer.1);
     }

@@ -12,7 +12,7 @@ use portcullis_actors::sandbox_pool::cell_file;
 use portcullis_actors::supervision::Flag;
 use portcullis_core::approval::Word;
 use portcullis_core::audit::{Entry, OutcomeFilter, Query};
-use portcullis_core::plan::{PlanKey, Target};
+use portcullis_core::plan::{PlanKey, Stdin, Target};
 use portcullis_core::seal::Key;
 use tokio::sync::mpsc;
 
@@ -96,6 +96,8 @@ async fn begin_at(
         env: BTreeMap::new(),
         timeout_ms: Some(30_000),
         target,
+        stdin: Stdin::None,
+        tty: None,
         idempotency_key: key.to_owned(),
         session: house.session.reader(),
     };
@@ -109,7 +111,7 @@ async fn ended(seen: &mut mpsc::Receiver<ExecEvent>) -> RunResult {
             .await
             .unwrap()
         {
-            Some(ExecEvent::Output { .. }) => {}
+            Some(ExecEvent::Begun { .. } | ExecEvent::Output { .. }) => {}
             Some(ExecEvent::Ended(result)) => return result,
             None => panic!("the channel closed without an end"),
         }

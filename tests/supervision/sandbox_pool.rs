@@ -27,6 +27,8 @@ async fn begin(
         cwd: None,
         env: vec![],
         timeout: None,
+        stdin: false,
+        tty: None,
     };
     let (events, seen) = mpsc::channel(16);
     let ticket = pool.start_run(agent(who), spec, events).await?;

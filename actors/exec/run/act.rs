@@ -7,7 +7,7 @@ use portcullis_cell::{Cause, Value as Variable};
 use portcullis_core::audit::Seq;
 use portcullis_core::codes;
 use portcullis_core::ids::{AgentId, RunId};
-use portcullis_core::plan::{EnvValue, ExecPlan};
+use portcullis_core::plan::{EnvValue, ExecPlan, Stdin, TtySize};
 use portcullis_core::vault::{Asked, VaultError};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -19,7 +19,9 @@ use super::freeze::{Frozen, Means, asked};
 use super::node::{NodeNews, NodeRun};
 use crate::exec::host::{HostOrder, HostRun, Lost};
 use crate::exec::messages::{ExecEvent, ExecRefusal};
-use crate::sandbox_pool::{Exited, RunEvent, RunSpec, RunTicket, SandboxPoolHandle};
+use crate::sandbox_pool::{
+    Exited, RunEvent, RunInputs, RunSpec, RunTicket, SandboxPoolHandle, Size,
+};
 use crate::vault::VaultRefusal;
 
 /// After a run's limit, which its supervisor keeps, the gateway ends it itself.
@@ -146,6 +148,8 @@ impl Acting {
             cwd: Some(plan.cwd.clone()),
             env,
             timeout: Some(Duration::from_millis(plan.limits.timeout_ms)),
+            stdin: plan.stdin == Stdin::Open,
+            tty: plan.tty.map(|TtySize { rows, cols }| Size { rows, cols }),
         };
         let (events, from) = mpsc::channel(WAITING);
         let pool = flow.wiring.pool.clone();
@@ -174,6 +178,14 @@ impl Acting {
             run: flow.run.clone(),
             ticket,
         }))
+    }
+
+    /// The way into it. What runs outside the sandbox has none.
+    pub fn inputs(&self) -> Option<RunInputs> {
+        match self {
+            Self::Box(run) => Some(run.ticket.inputs.clone()),
+            Self::Host(_) | Self::Node(_) => None,
+        }
     }
 
     /// Streams to the caller until it is over.
@@ -305,11 +317,19 @@ impl Acting {
                 ("cancelled", Some((codes::SESSION_ENDED, reason)))
             }
             (Cause::Cancelled, _) => ("cancelled", None),
+            (Cause::NoTerminal, _) => (
+                "denied",
+                Some((
+                    codes::TTY_UNAVAILABLE,
+                    "this sandbox has no terminal to give, nothing ran".to_owned(),
+                )),
+            ),
             (Cause::Itself | Cause::NotStarted, _) => ("exited", None),
         };
+        let ran = exited.cause != Cause::NoTerminal;
         Carried {
             status,
-            exit_code: exited.code.map(i32::from),
+            exit_code: exited.code.filter(|_| ran).map(i32::from),
             signal: exited.signal.map(i32::from),
             duration_ms: Some(exited.duration_ms),
             dropped: (exited.dropped_stdout, exited.dropped_stderr),

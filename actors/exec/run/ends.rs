@@ -253,6 +253,7 @@ pub fn same_request(plan: &ExecPlan, request: &RunRequest) -> Result<(), ExecRef
         && plan.agent == request.agent
         // On a node the name became a path; the hash of the whole plan is compared besides.
         && (matches!(plan.target, Target::Node(_)) || plan.argv == request.argv)
+        && (plan.stdin, plan.tty) == (request.stdin, request.tty)
         && request.cwd.as_ref().is_none_or(|cwd| *cwd == plan.cwd)
         && request.env.iter().all(set)
         && request.secrets.iter().all(named);

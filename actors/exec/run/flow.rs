@@ -5,7 +5,7 @@ use std::time::Duration;
 use portcullis_core::audit::{Entry, Once, Outcome, Query, Sealed, Seq};
 use portcullis_core::codes::{self, Code};
 use portcullis_core::ids::{ApprovalId, Hash32, RunId};
-use portcullis_core::plan::{EnvValue, ExecPlan, Operand, Target};
+use portcullis_core::plan::{EnvValue, ExecPlan, Operand, Stdin, Target};
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -25,6 +25,7 @@ use crate::exec::messages::{
     Accepted, Begin, ExecEvent, ExecRefusal, ExecWiring, Note, OnlyAsk, PLAN_PARTS, RunRequest,
     RunResult,
 };
+use crate::sandbox_pool::INPUT_WINDOW;
 use crate::supervision::{Ctx, FeedItem, FlagReader, Reply};
 
 /// How often a question is looked at without news of it.
@@ -185,6 +186,7 @@ impl Flow {
             codes::VAULT_NOT_BOUND,
             codes::VAULT_NOT_FOUND,
             codes::SECRET_NOT_FOR_NODES,
+            codes::INPUT_UNAVAILABLE,
         ]
         .contains(&refusal.code);
         if !by_policy && (self.request.target == Target::Sandbox || refusal.code.retryable) {
@@ -345,6 +347,13 @@ impl Flow {
             Some(secrets) => entry.with("secrets", secrets),
             None => entry,
         };
+        let mut entry = entry;
+        if plan.stdin == Stdin::Open {
+            entry = entry.with("stdin", "open");
+        }
+        if let Some(size) = plan.tty {
+            entry = entry.with("tty", size.to_string());
+        }
         let entry = self.with_plan(entry, plan).await?;
         match self.wiring.audit.intent_once(entry, Refused::Stands).await {
             Ok(Once::New { seq }) => {
@@ -434,6 +443,7 @@ impl Flow {
             }
             Ok(acting) => {
                 let begun = Instant::now();
+                self.begun(&acting, &decided.frozen.plan);
                 let carried = acting
                     .carry(self, decided.frozen.plan.limits.timeout_ms)
                     .instrument(span.clone())
@@ -459,6 +469,16 @@ impl Flow {
             }
         }
         result
+    }
+
+    /// Who began it may now give it what it takes.
+    fn begun(&self, acting: &Acting, plan: &ExecPlan) {
+        self.note(Note::Begun(acting.inputs()));
+        if plan.takes_input() {
+            let credit = (plan.stdin == Stdin::Open).then_some(INPUT_WINDOW);
+            // The first of all, so that there is room.
+            let _ = self.events.try_send(ExecEvent::Begun { credit });
+        }
     }
 
     /// The act itself: `host.run` or `sandbox.run`.

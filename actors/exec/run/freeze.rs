@@ -146,6 +146,13 @@ pub async fn freeze(
     seal: Seal,
 ) -> Result<Frozen, ExecRefusal> {
     check_request(&request.argv, &request.env, request.timeout_ms)?;
+    let takes_input = request.stdin != Stdin::None || request.tty.is_some();
+    if takes_input && request.target != Target::Sandbox {
+        return Err(ExecRefusal::new(
+            codes::INPUT_UNAVAILABLE,
+            "standard input and terminals are for commands in the sandbox",
+        ));
+    }
     let policy = EnvPolicy::new(&wiring.config.host.env)
         .map_err(|error| ExecRefusal::new(codes::CONFIG_INVALID, error))?;
     // Before anything is opened: what may not be set is refused by name.
@@ -502,8 +509,8 @@ fn blank(request: &RunRequest, seal: Seal) -> ExecPlan {
         gid: 0,
         groups: Vec::new(),
         env: BTreeMap::new(),
-        stdin: Stdin::None,
-        tty: false,
+        stdin: request.stdin,
+        tty: request.tty,
         limits: Limits {
             timeout_ms: 0,
             output_bytes: 0,

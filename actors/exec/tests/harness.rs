@@ -11,7 +11,7 @@ use portcullis_core::audit::{BootId, Query};
 use portcullis_core::auth::{Door, Principal, Proof, Role, Scope};
 use portcullis_core::identity::Identity;
 use portcullis_core::ids::AgentId;
-use portcullis_core::plan::{PlanKey, Target};
+use portcullis_core::plan::{PlanKey, Stdin, Target};
 use portcullis_core::policy::{AgentPolicy, Elevated, ExecMode};
 use portcullis_core::sandbox::{EnvNames, Layer, Overrides, Profiles};
 use portcullis_core::seal::Key;
@@ -286,6 +286,8 @@ impl House {
             env: BTreeMap::new(),
             timeout_ms: Some(20_000),
             target,
+            stdin: Stdin::None,
+            tty: None,
             idempotency_key: format!("key-{}-{}", self.boot, self.keys),
             session: self.session.reader(),
         }
@@ -334,6 +336,7 @@ pub async fn finish(mut seen: mpsc::Receiver<ExecEvent>) -> Ended {
     let within = Duration::from_mins(1);
     loop {
         match tokio::time::timeout(within, seen.recv()).await.unwrap() {
+            Some(ExecEvent::Begun { .. }) => {}
             Some(ExecEvent::Output {
                 seq, stream, data, ..
             }) => {

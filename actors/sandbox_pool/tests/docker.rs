@@ -11,7 +11,7 @@ use bollard::query_parameters::{CreateImageOptionsBuilder, RemoveImageOptionsBui
 use futures_util::StreamExt as _;
 
 use super::harness::State;
-use super::suite;
+use super::{input, suite};
 use crate::sandbox_pool::driver::Driver;
 use crate::sandbox_pool::image;
 use crate::sandbox_pool::probe;
@@ -76,18 +76,18 @@ async fn driver(engine: &Arc<Engine>, state: &State) -> Driver {
 }
 
 macro_rules! promises {
-    ($($name:ident),* $(,)?) => {$(
+    ($suite:ident: $($name:ident),* $(,)?) => {$(
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $name() {
             let engine = Engine::shared();
             let state = State::new();
-            suite::$name(&driver(&engine, &state).await, &state).await;
+            $suite::$name(&driver(&engine, &state).await, &state).await;
         }
     )*};
 }
 
 promises!(
-    streams_and_codes,
+    suite: streams_and_codes,
     many_runs,
     supervisors,
     walls,
@@ -104,6 +104,8 @@ promises!(
     dead_man,
     redials,
 );
+
+promises!(input: stdin, full, signals, terminal);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_probe_proves_walls() {

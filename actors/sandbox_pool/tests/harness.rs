@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 
 use crate::sandbox_pool::driver::{Driver, ProbeContext};
 use crate::sandbox_pool::folders;
+use crate::sandbox_pool::input::RunInputs;
 use crate::sandbox_pool::link::{LinkError, Listener};
 use crate::sandbox_pool::probe::random_hex;
 use crate::sandbox_pool::runs::{Exited, Order, Over, RunEvent, Runs};
@@ -157,9 +158,11 @@ impl Live {
         let (orders, mut receiver) = mpsc::channel(16);
         let served = tokio::spawn(async move {
             let _listener = listener;
-            Runs::new(link, None, Duration::from_mins(1))
+            let end = Runs::new(link, None, Duration::from_mins(1))
                 .serve(&mut receiver)
-                .await
+                .await;
+            // Where a run has no end, this says why.
+            end.inspect_err(|error| eprintln!("the link: {error}"))
         });
         Self {
             driver: driver.clone(),
@@ -176,6 +179,16 @@ impl Live {
         script: &str,
         change: impl FnOnce(&mut Spawn),
     ) -> (RunId, mpsc::Receiver<RunEvent>) {
+        let (name, _, seen) = self.open(script, change).await;
+        (name, seen)
+    }
+
+    /// With the way into it.
+    pub async fn open(
+        &mut self,
+        script: &str,
+        change: impl FnOnce(&mut Spawn),
+    ) -> (RunId, RunInputs, mpsc::Receiver<RunEvent>) {
         let mut spawn = Spawn {
             argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
             env: vec![
@@ -188,6 +201,8 @@ impl Live {
             output_cap: 1 << 20,
             open_files: 256,
             file_bytes: 1 << 30,
+            stdin: false,
+            tty: None,
         };
         change(&mut spawn);
         self.next += 1;
@@ -201,8 +216,8 @@ impl Live {
             accepted,
         };
         self.orders.send(order).await.unwrap();
-        answer.await.unwrap().unwrap();
-        (name, seen)
+        let accepted = answer.await.unwrap().unwrap();
+        (name, accepted.inputs, seen)
     }
 
     pub async fn run_with(&mut self, script: &str, change: impl FnOnce(&mut Spawn)) -> Ended {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::harness::{self, State};
-use super::suite;
+use super::{input, suite};
 use crate::sandbox_pool::driver::{Driver, DriverError};
 use crate::sandbox_pool::folders;
 use crate::sandbox_pool::native::Native;
@@ -17,17 +17,17 @@ fn driver(state: &State) -> Driver {
 }
 
 macro_rules! promises {
-    ($($name:ident),* $(,)?) => {$(
+    ($suite:ident: $($name:ident),* $(,)?) => {$(
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $name() {
             let state = State::new();
-            suite::$name(&driver(&state), &state).await;
+            $suite::$name(&driver(&state), &state).await;
         }
     )*};
 }
 
 promises!(
-    streams_and_codes,
+    suite: streams_and_codes,
     many_runs,
     supervisors,
     walls,
@@ -44,6 +44,8 @@ promises!(
     dead_man,
     redials,
 );
+
+promises!(input: stdin, full, signals, terminal);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_probe_proves_walls() {

@@ -76,6 +76,8 @@ impl Pool {
             cwd: None,
             env: vec![("GREETING".to_owned(), "hello".into())],
             timeout: None,
+            stdin: false,
+            tty: None,
         };
         let (events, seen) = mpsc::channel(16);
         let ticket = self

@@ -247,6 +247,8 @@ async fn the_embedded_cell_dials_as_the_first_process_of_its_box_and_runs_a_comm
             output_cap: 1 << 20,
             open_files: 256,
             file_bytes: 1 << 20,
+            stdin: false,
+            tty: None,
         };
         let mut bytes = Vec::new();
         Frame::Hello {

@@ -93,6 +93,8 @@ impl House {
             cwd: None,
             env: vec![],
             timeout: Some(Duration::from_mins(1)),
+            stdin: false,
+            tty: None,
         };
         let agent = AgentId::new("demo").unwrap();
         self.pool.start_run(agent, spec, events).await.unwrap();
