@@ -202,6 +202,13 @@ fn ended(result: RunResult) -> Value {
     if let Some(signal) = result.signal {
         payload["signal"] = signal.into();
     }
+    if let Some(usage) = result.usage {
+        payload["usage"] = json!({
+            "cpuMs": usage.cpu_ms,
+            "swept": usage.swept,
+            "outOfMemory": usage.out_of_memory,
+        });
+    }
     if let Some((code, message)) = result.error {
         payload["error"] = said(code, &message);
     }

@@ -514,6 +514,7 @@ fn unknown(run: RunId, intent: Option<Seq>) -> RunResult {
         duration_ms: 0,
         dropped_stdout: 0,
         dropped_stderr: 0,
+        usage: None,
         provenance: serde_json::json!({ "auditSeq": intent.map(|seq| seq.0) }),
         error: Some((
             codes::RUN_UNKNOWN,

@@ -214,6 +214,7 @@ impl HostRun {
             dropped_stderr: exit.dropped_err,
             cpu_ms: exit.user_ms.saturating_add(exit.system_ms),
             swept: exit.swept,
+            out_of_memory: 0,
         }
     }
 

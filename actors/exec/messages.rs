@@ -119,10 +119,23 @@ pub struct RunResult {
     pub dropped_stdout: u64,
     /// Bytes of standard error beyond the cap.
     pub dropped_stderr: u64,
+    /// What it used; none where nothing ran, or nobody said.
+    pub usage: Option<RunUsage>,
     /// contracts.md section 5.
     pub provenance: Value,
     /// Why it did not run, or not to its end.
     pub error: Option<(&'static Code, String)>,
+}
+
+/// What a run used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RunUsage {
+    /// Processor time of its whole tree, in milliseconds.
+    pub cpu_ms: u64,
+    /// Processes that it left behind, and that were ended.
+    pub swept: u32,
+    /// Processes of its box that the kernel ended for want of memory while it ran.
+    pub out_of_memory: u64,
 }
 
 /// A refusal: nothing ran, unless `details.execution` says `may_have_executed`.

@@ -123,23 +123,6 @@ impl Group {
             .try_for_each(|folder| put(folder, "cgroup.procs", &pid.to_string()))
     }
 
-    /// How often the kernel killed something in it for want of memory.
-    pub fn out_of_memory(&self) -> u64 {
-        let file = if self.v2 {
-            "memory.events"
-        } else {
-            "memory.oom_control"
-        };
-        let text = self
-            .folders
-            .first()
-            .and_then(|folder| fs::read_to_string(folder.join(file)).ok())
-            .unwrap_or_default();
-        text.lines()
-            .find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
-            .unwrap_or(0)
-    }
-
     /// A limit as the kernel has it now.
     #[cfg(test)]
     pub fn limit(&self, first: &str, second: &str) -> String {
@@ -214,27 +197,59 @@ fn folder(root: &str, place: &str, own: &str) -> PathBuf {
 }
 
 fn v1(own: &str, mountinfo: &str) -> Option<Cgroups> {
-    let find = |controller: &str| {
-        let path = own.lines().find_map(|line| {
-            let mut parts = line.splitn(3, ':').skip(1);
-            let controllers = parts.next()?;
-            let path = parts.next()?;
-            controllers
-                .split(',')
-                .any(|one| one == controller)
-                .then_some(path)
-        })?;
-        mounts(mountinfo)
-            .find(|(_, _, kind, options)| {
-                *kind == "cgroup" && options.split(',').any(|one| one == controller)
-            })
-            .map(|(root, place, ..)| folder(root, place, path))
-    };
     Some(Cgroups::V1 {
-        memory: find("memory")?,
-        cpu: find("cpu")?,
-        pids: find("pids")?,
+        memory: v1_group(own, mountinfo, "memory")?,
+        cpu: v1_group(own, mountinfo, "cpu")?,
+        pids: v1_group(own, mountinfo, "pids")?,
     })
+}
+
+/// The group in a first-generation hierarchy of a process whose `/proc/PID/cgroup` this is.
+fn v1_group(own: &str, mountinfo: &str, controller: &str) -> Option<PathBuf> {
+    let path = own.lines().find_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let controllers = parts.next()?;
+        let path = parts.next()?;
+        controllers
+            .split(',')
+            .any(|one| one == controller)
+            .then_some(path)
+    })?;
+    mounts(mountinfo)
+        .find(|(_, _, kind, options)| {
+            *kind == "cgroup" && options.split(',').any(|one| one == controller)
+        })
+        .map(|(root, place, ..)| folder(root, place, path))
+}
+
+/// Where the kernel counts what it killed in a process' group for want of memory: the word of no driver, and the same for all.
+#[derive(Debug, Clone)]
+pub struct OutOfMemory(PathBuf);
+
+impl OutOfMemory {
+    /// Of the group of this process; none where nothing is counted for it.
+    pub fn of(pid: u32) -> Option<Self> {
+        let own = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        let mountinfo = fs::read_to_string("/proc/self/mountinfo").ok()?;
+        let first = v1_group(&own, &mountinfo, "memory");
+        let second = || {
+            let path = own.lines().find_map(|line| line.strip_prefix("0::"))?;
+            let (root, place, ..) =
+                mounts(&mountinfo).find(|(_, _, kind, _)| *kind == "cgroup2")?;
+            Some(folder(root, place, path).join("memory.events"))
+        };
+        let file = first.map(|group| group.join("memory.oom_control"));
+        let file = file.or_else(second).filter(|file| file.exists())?;
+        Some(Self(file))
+    }
+
+    /// How often, since the group was made.
+    pub fn count(&self) -> u64 {
+        let text = fs::read_to_string(&self.0).unwrap_or_default();
+        text.lines()
+            .find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+            .unwrap_or(0)
+    }
 }
 
 /// The mount and the own group of a second-generation hierarchy that has all three controllers.

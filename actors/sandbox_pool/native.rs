@@ -114,11 +114,6 @@ impl Native {
         self.cgroups.is_some()
     }
 
-    /// How often the kernel killed something in this box for want of memory.
-    pub fn out_of_memory(&self, id: &BoxId) -> u64 {
-        self.group(id).map_or(0, |group| group.out_of_memory())
-    }
-
     fn group(&self, id: &BoxId) -> Option<Group> {
         self.cgroups
             .as_ref()

@@ -17,6 +17,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::cgroup::OutOfMemory;
 use super::input::{NotTaken, RunInput, RunInputs, Stdin, ToCell};
 use super::link::{Link, LinkError};
 use super::standing::{GivenUp, Standing};
@@ -74,6 +75,9 @@ pub struct Exited {
     pub cpu_ms: u64,
     /// Processes that the command left behind and that were killed.
     pub swept: u32,
+    /// Processes of its box that the kernel killed for want of memory while it ran: its own, where nothing ran beside it. The
+    /// kernel's word, not the box's.
+    pub out_of_memory: u64,
 }
 
 impl Exited {
@@ -166,6 +170,8 @@ struct Run {
     over: bool,
     /// Its receiver is gone: what comes is thrown away.
     deaf: bool,
+    /// The kernel's count when it began.
+    out_of_memory: u64,
 }
 
 enum Woken {
@@ -196,6 +202,7 @@ pub struct Runs {
     /// Orders that came before it served.
     first: VecDeque<Order>,
     shown: Option<Arc<Flag<Standing>>>,
+    memory: Option<OutOfMemory>,
     /// Where the names of what runs are shown.
     named: Option<Arc<Flag<Arc<[RunId]>>>>,
 }
@@ -219,6 +226,7 @@ impl Runs {
             retiring: false,
             first: VecDeque::new(),
             shown: None,
+            memory: None,
             named: None,
         }
     }
@@ -227,6 +235,13 @@ impl Runs {
     #[must_use]
     pub fn until(mut self, old_at: Instant) -> Self {
         self.old_at = Some(old_at);
+        self
+    }
+
+    /// Tells of what the kernel kills in the box of this process for want of memory.
+    #[must_use]
+    pub fn watching(mut self, init: u32) -> Self {
+        self.memory = OutOfMemory::of(init);
         self
     }
 
@@ -446,10 +461,15 @@ impl Runs {
             cancelled: false,
             over: false,
             deaf: false,
+            out_of_memory: self.out_of_memory(),
         };
         self.live.insert(id, run);
         self.name();
         inputs
+    }
+
+    fn out_of_memory(&self) -> u64 {
+        self.memory.as_ref().map_or(0, OutOfMemory::count)
     }
 
     fn await_input(&self, id: u32, mut orders: mpsc::Receiver<RunInput>) {
@@ -564,7 +584,13 @@ impl Runs {
     }
 
     fn exited(&mut self, id: u32, exit: &Exit) -> Result<(), LinkError> {
+        // Whoever was killed, or lost one that was, does not end well.
+        let killed = match exit.ended {
+            Ended::Code(0) => 0,
+            _ => self.out_of_memory(),
+        };
         let run = self.known(id)?;
+        let out_of_memory = killed.saturating_sub(run.out_of_memory);
         run.over = true;
         run.stdin = None;
         let (code, signal) = match exit.ended {
@@ -584,6 +610,7 @@ impl Runs {
             dropped_stderr: exit.dropped_err,
             cpu_ms: exit.user_ms.saturating_add(exit.system_ms),
             swept: exit.swept,
+            out_of_memory,
         }));
         self.deliver(id)
     }

@@ -276,6 +276,14 @@ impl Run {
                 "{dropped} bytes of output were dropped: the output limit"
             ));
         }
+        let killed = payload
+            .pointer("/usage/outOfMemory")
+            .and_then(Value::as_u64);
+        if killed.unwrap_or(0) > 0 {
+            note(
+                "the sandbox's memory was used up, and the kernel ended what took it: `portcullis sandbox explain` shows the limit",
+            );
+        }
         let failure = match field(payload, "status") {
             "exited" => return Ok(()),
             "timed-out" => Failure::of(codes::DEADLINE, "the command was ended: its time was up")

@@ -26,13 +26,11 @@ const LOCK_PATIENCE: Duration = Duration::from_millis(300);
 /// Refuses a state whose database is gone while its log is there, before another is made in its place.
 pub fn has_database(state: &Path) -> Result<(), Failure> {
     let database = state.join("state.db");
-    if database
-        .symlink_metadata()
-        .is_ok_and(|found| found.len() > 0)
-    {
+    // What is no file is told by who opens it.
+    let is_there = |found: std::fs::Metadata| !found.is_file() || found.len() > 0;
+    if database.symlink_metadata().is_ok_and(is_there) {
         return Ok(());
     }
-    // What cannot be looked at is told by who opens it.
     let mut log = state
         .join("audit")
         .read_dir()

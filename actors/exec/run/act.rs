@@ -18,7 +18,7 @@ use super::flow::{Decided, Flow};
 use super::freeze::{Frozen, Means, asked};
 use super::node::{NodeNews, NodeRun};
 use crate::exec::host::{HostOrder, HostRun, Lost};
-use crate::exec::messages::{ExecEvent, ExecRefusal};
+use crate::exec::messages::{ExecEvent, ExecRefusal, RunUsage};
 use crate::sandbox_pool::{
     Exited, RunEvent, RunInputs, RunSpec, RunTicket, SandboxPoolHandle, Size,
 };
@@ -333,6 +333,11 @@ impl Acting {
             signal: exited.signal.map(i32::from),
             duration_ms: Some(exited.duration_ms),
             dropped: (exited.dropped_stdout, exited.dropped_stderr),
+            usage: (ran && !matches!(self, Self::Node(_))).then_some(RunUsage {
+                cpu_ms: exited.cpu_ms,
+                swept: exited.swept,
+                out_of_memory: exited.out_of_memory,
+            }),
             place: self.place(),
             error,
         }
@@ -374,6 +379,7 @@ const fn nothing(place: Value) -> Carried {
         signal: None,
         duration_ms: None,
         dropped: (0, 0),
+        usage: None,
         place,
         error: None,
     }

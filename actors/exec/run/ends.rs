@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::flow::Decided;
 use crate::audit::Found;
-use crate::exec::messages::{ExecEvent, ExecRefusal, RunRequest};
+use crate::exec::messages::{ExecEvent, ExecRefusal, RunRequest, RunUsage};
 use crate::supervision::FlagReader;
 
 /// Why a run ends early.
@@ -203,6 +203,8 @@ pub struct Carried {
     pub duration_ms: Option<u64>,
     /// Of standard output, of standard error.
     pub dropped: (u64, u64),
+    /// Of one that ran, and whose end is known.
+    pub usage: Option<RunUsage>,
     /// Where it ran, for the provenance.
     pub place: Value,
     pub error: Option<(&'static Code, String)>,
@@ -218,10 +220,14 @@ impl Carried {
             ("timed-out", None) => Outcome::failed("TIMED_OUT"),
             (_, None) => Outcome::failed("CANCELLED"),
         };
-        match (self.exit_code, self.signal) {
+        let outcome = match (self.exit_code, self.signal) {
             (Some(code), _) => outcome.with("exit_code", code.to_string()),
             (None, Some(signal)) => outcome.with("signal", signal.to_string()),
             (None, None) => outcome,
+        };
+        match self.usage.map_or(0, |usage| usage.out_of_memory) {
+            0 => outcome,
+            killed => outcome.with("out_of_memory", killed.to_string()),
         }
     }
 }

@@ -569,6 +569,7 @@ impl Flow {
             duration_ms: 0,
             dropped_stdout: 0,
             dropped_stderr: 0,
+            usage: None,
             provenance: provenance(decided, intent.or(over.seq), json!({})),
             error: over.error,
         }
@@ -583,6 +584,7 @@ impl Flow {
             duration_ms: carried.duration_ms.unwrap_or(duration),
             dropped_stdout: carried.dropped.0,
             dropped_stderr: carried.dropped.1,
+            usage: carried.usage,
             provenance: provenance(decided, Some(intent), carried.place),
             error: carried.error,
         }

@@ -335,5 +335,6 @@ fn ended(cause: Cause, code: Option<u8>, took: Duration) -> Exited {
         dropped_stderr: 0,
         cpu_ms: 0,
         swept: 0,
+        out_of_memory: 0,
     }
 }

@@ -167,7 +167,9 @@ async fn live(
                 ..Standing::new()
             });
             let init = kept::started_at(started.init_pid).map(|at| (started.init_pid, at));
+            let init_pid = started.init_pid;
             let runs = Runs::new(link, started.image_digest, *idle).until(old_at);
+            let runs = runs.watching(init_pid);
             let named = egress.as_ref().map(|out| out.runs.clone());
             let runs = runs.of_pool(first, shown.clone()).naming(named);
             let served = runs.serve(&mut orders).await;

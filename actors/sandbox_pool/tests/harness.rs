@@ -156,9 +156,11 @@ impl Live {
             .await
             .unwrap();
         let (orders, mut receiver) = mpsc::channel(16);
+        let init_pid = started.init_pid;
         let served = tokio::spawn(async move {
             let _listener = listener;
             let end = Runs::new(link, None, Duration::from_mins(1))
+                .watching(init_pid)
                 .serve(&mut receiver)
                 .await;
             // Where a run has no end, this says why.

@@ -389,6 +389,11 @@ pub async fn memory(driver: &Driver, state: &State) {
         "0",
         "400 MB fit into a box of 96: {ended:?}"
     );
+    // The bug: the kernel's kill was told as signal 9, as if somebody had sent it.
+    let killed = live.run("exec head -c 400000000 /dev/zero | tail").await;
+    assert!(killed.exit().out_of_memory > 0, "{:?}", killed.exit());
+    let own = live.run("kill -9 $$").await.exit();
+    assert_eq!((own.signal, own.out_of_memory), (Some(9), 0));
     assert_eq!(live.run("echo alive").await.out, "alive\n");
     live.stop().await;
 }
