@@ -192,6 +192,8 @@ struct Receiver {
     bodies: Arc<Mutex<Vec<String>>>,
     answer: Arc<AtomicU16>,
     asked: Arc<AtomicU64>,
+    /// Where it sends whoever asks.
+    location: Arc<Mutex<Option<String>>>,
 }
 
 /// Takes the request and says nothing.
@@ -238,8 +240,11 @@ impl Receiver {
             let body = String::from_utf8(body).unwrap();
             self.bodies.lock().unwrap().push(body);
         }
-        let text =
-            format!("HTTP/1.1 {answer} X\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok");
+        let location = self.location.lock().unwrap().clone();
+        let location = location.map_or_else(String::new, |to| format!("location: {to}\r\n"));
+        let text = format!(
+            "HTTP/1.1 {answer} X\r\n{location}content-length: 2\r\nconnection: close\r\n\r\nok"
+        );
         stream.write_all(text.as_bytes()).await.unwrap();
     }
 
@@ -290,6 +295,29 @@ async fn a_receiver_that_says_no_or_nothing_gets_all_of_it_later_and_the_log_nev
     assert_eq!(seqs(&busy.text()), (1..=last).collect::<Vec<_>>());
     house.tree.stop().await;
     assert!(silent.text().is_empty());
+}
+
+/// Elsewhere a body, and the credentials beside it, went where a redirect said.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_sends_elsewhere_is_not_followed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (elsewhere, there) = Receiver::start(200).await;
+    let (receiver, at) = Receiver::start(301).await;
+    *receiver.location.lock().unwrap() = Some(there);
+    let house = house(folder.path(), 1, &[("siem", sink("http", &at))]).await;
+    let last = house.events(5).await;
+    for answer in [301, 302, 307, 308] {
+        receiver.answer.store(answer, Ordering::SeqCst);
+        let told = format!("the receiver answers {answer}");
+        let is = |status: &SinkStatus| status.error.as_deref() == Some(&told);
+        house.until("it says so", is, "siem").await;
+    }
+    assert_eq!(elsewhere.asked.load(Ordering::SeqCst), 0);
+    assert_eq!(house.sinks.status().await.unwrap()["siem"].taken, 0);
+    receiver.answer.store(200, Ordering::SeqCst);
+    house.has_taken("siem", last).await;
+    house.tree.stop().await;
+    assert_eq!(elsewhere.asked.load(Ordering::SeqCst), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -495,6 +495,69 @@ fn steering_names_pass_for_no_target() {
     assert_eq!(env.check(&Target::Sandbox, "FOO"), Ok(()));
 }
 
+/// Names that deny lists of others had missed, one advisory after another.
+const MISSED: &[&str] = &[
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_COMMON_DIR",
+    "GIT_TEMPLATE_DIR",
+    "GIT_EXEC_PATH",
+    "GIT_ALLOW_PROTOCOL",
+    "GIT_SSH_COMMAND",
+    "GIT_CONFIG_GLOBAL",
+    "HGRCPATH",
+    "RUSTC_WRAPPER",
+    "RUSTUP_TOOLCHAIN",
+    "RUSTUP_HOME",
+    "CARGO_HOME",
+    "MAKEFLAGS",
+    "AWS_CONFIG_FILE",
+    "VIMINIT",
+    "EXINIT",
+    "LUA_INIT",
+    "HOSTALIASES",
+    "NODE_OPTIONS",
+    "NODE_EXTRA_CA_CERTS",
+    "NODE_TLS_REJECT_UNAUTHORIZED",
+    "SSL_CERT_FILE",
+    "CC",
+    "CXX",
+    "DOCKER_HOST",
+    "DOCKER_CONFIG",
+    "npm_config_registry",
+    "npm_execpath",
+    "PIP_INDEX_URL",
+    "CLOUDSDK_PYTHON",
+    "HOMEBREW_PREFIX",
+    "STATE_DIRECTORY",
+    "JAVA_TOOL_OPTIONS",
+    "SHELLOPTS",
+    "PS4",
+];
+
+#[test]
+fn what_deny_lists_of_others_missed_is_on_no_list_of_the_hosts() {
+    let env = EnvPolicy::default();
+    let plan = host_plan(&["uname"]);
+    assert_eq!(plan.validate(&env), Ok(()));
+    for name in MISSED {
+        assert!(env.check(&Target::Host, name).is_err(), "{name}");
+        let mut plan = plan.clone();
+        set(&mut plan, name, EnvValue::Plain("x".into()));
+        assert!(plan.validate(&env).is_err(), "{name}");
+    }
+}
+
+proptest! {
+    /// An allow list: what nobody has thought of is refused too.
+    #[test]
+    fn a_variable_that_is_not_named_is_none_of_a_host_command(name in "[A-Za-z_][A-Za-z0-9_]{0,16}") {
+        let named = ["LANG", "TZ", "TERM", "COLUMNS", "LINES"].contains(&&*name) || name.starts_with("LC_");
+        let passes = EnvPolicy::default().check(&Target::Host, &name).is_ok();
+        prop_assert_eq!(passes, named);
+    }
+}
+
 #[test]
 fn another_version_or_an_unknown_field_is_not_read() {
     let json = String::from_utf8(host_plan(&["uname"]).to_json()).unwrap();

@@ -170,10 +170,19 @@ mod tests {
             ..Asked::by_gateway("audit sink x")
         };
         assert_eq!(hosts.allow(&sent("api.example")), Ok(()));
-        assert_eq!(
-            hosts.allow(&sent("other.example")),
-            Err(VaultError::NotBound)
-        );
+        for other in [
+            "other.example",
+            "api.example.other.example",
+            "other-api.example",
+            "x.api.example",
+            "api.example.",
+            "API.example",
+            "*",
+            "",
+        ] {
+            let refused = hosts.allow(&sent(other));
+            assert_eq!(refused, Err(VaultError::NotBound), "{other:?}");
+        }
         assert_eq!(none.allow(&sent("api.example")), Err(VaultError::NotBound));
         assert_eq!(demo.allow(&sent("api.example")), Err(VaultError::NotBound));
         assert!(hosts.allow(&run("demo", Some("other.example"))).is_err());

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use aho_corasick::AhoCorasick;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use portcullis_actors::plain;
 use portcullis_core::auth::Scope;
 use portcullis_core::codes;
 use portcullis_core::encoding::hex;
@@ -364,7 +365,8 @@ impl Search {
 
     fn file(&self, path: &Path, left: &mut Left) {
         let shown = path.display().to_string();
-        let Ok(mut file) = File::open(path) else {
+        // An agent writes below here meanwhile: a link or a pipe may lie there by now.
+        let Ok(mut file) = plain::open(File::options().read(true), path) else {
             left.closed.push(shown);
             return;
         };
@@ -456,5 +458,26 @@ mod tests {
         }
         fs::remove_file(at("other")).unwrap();
         assert!(opened(&at("env")).is_ok());
+    }
+
+    /// As where an agent, whose folder is looked through too, put another thing there between the look at a name and its opening.
+    #[test]
+    fn a_link_or_a_pipe_under_a_name_is_not_searched_and_keeps_nobody_waiting() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::write(at("file"), "x hunter2hunter2 x").unwrap();
+        std::os::unix::fs::symlink(at("file"), at("link")).unwrap();
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mkfifoat(rustix::fs::CWD, at("pipe"), mode).unwrap();
+        let secret = Secret::new(b"hunter2hunter2".to_vec());
+        let search = Search::of(&vec![("KEY".to_owned(), secret)]);
+        let looked = |name: &str| {
+            let mut left = Left::default();
+            search.file(&at(name), &mut left);
+            (left.files.len(), left.closed.len())
+        };
+        assert_eq!(looked("file"), (1, 0));
+        assert_eq!(looked("link"), (0, 1));
+        assert_eq!(looked("pipe"), (0, 1));
     }
 }

@@ -187,6 +187,26 @@ async fn a_collector_that_refuses_is_counted() {
     assert_eq!((view.exported, view.failed), (0, 1));
 }
 
+/// Elsewhere a body went where a redirect said.
+#[tokio::test]
+async fn a_collector_that_sends_elsewhere_is_not_followed() {
+    let (there, mut elsewhere) = collector("200 OK").await;
+    for status in ["302 Found", "307 Temporary Redirect"] {
+        let status = format!("{status}\r\nlocation: {there}");
+        let (endpoint, mut requests) = collector(status.leak()).await;
+        let (telemetry, layer) = Telemetry::export(&config(&endpoint), "boot-1").unwrap();
+        {
+            let subscriber = tracing_subscriber::registry().with(layer);
+            let _guard = tracing::subscriber::set_default(subscriber);
+            drop(tracing::info_span!(target: "portcullis", "exec.run"));
+        }
+        let view = telemetry.shutdown(Duration::from_secs(3)).await;
+        assert_eq!((view.exported, view.failed), (0, 1));
+        assert!(requests.recv().await.is_some(), "it was asked");
+    }
+    assert!(elsewhere.try_recv().is_err());
+}
+
 #[tokio::test]
 async fn off_is_off_and_a_wrong_endpoint_is_named() {
     let refused = |otlp: OtlpConfig| {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -224,6 +224,54 @@ async fn a_gateway_that_floods_with_frames_that_say_nothing_is_left_at_once() {
         assert_eq!(code, Some(7), "{words:?} {what:?}: {said}");
         assert!(said.contains("error[SERVER_FLOODS]"), "{said}");
     }
+}
+
+/// Elsewhere credentials went where a redirect said.
+#[tokio::test(flavor = "multi_thread")]
+async fn our_clients_follow_nobody_who_sends_them_elsewhere() {
+    let gateway = Gateway::prepared(&[]);
+    let token = token_file(&gateway);
+    let elsewhere = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let there = elsewhere.local_addr().unwrap();
+    for (words, scheme) in [
+        (["devices", "list"], "ws"),
+        (["devices", "list"], "http"),
+        (["node", "run"], "ws"),
+    ] {
+        for status in ["301", "302", "307", "308"] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url = format!("ws://{}", listener.local_addr().unwrap());
+            let args = [&words[..], &["--url", &url, "--token-file", &token]].concat();
+            let mut command = gateway.command(&args);
+            command.stdout(Stdio::null()).stderr(Stdio::piped());
+            let mut command = tokio::process::Command::from(command);
+            let child = command.kill_on_drop(true).spawn().unwrap();
+            let came = tokio::time::timeout(PATIENCE, listener.accept()).await;
+            let (mut stream, _) = came.expect("nobody comes").unwrap();
+            let mut head = vec![];
+            while !head.ends_with(b"\r\n\r\n") {
+                let read = stream.read_buf(&mut head).await.unwrap();
+                assert_ne!(read, 0, "it hung up");
+            }
+            assert!(!String::from_utf8_lossy(&head).contains(TOKEN));
+            let answer = format!(
+                "HTTP/1.1 {status} X\r\nLocation: {scheme}://{there}/\r\nContent-Length: 0\r\n\r\n"
+            );
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            drop(stream);
+            if words[0] == "node" {
+                // It comes back to where it was told to go, by and by.
+                let back = tokio::time::timeout(PATIENCE, listener.accept()).await;
+                back.expect("it comes back").unwrap();
+            } else {
+                let (code, said) = told(&child.wait_with_output().await.unwrap());
+                assert_eq!(code, Some(7), "{status}: {said}");
+                assert!(!said.contains(TOKEN), "{said}");
+            }
+        }
+    }
+    let came = tokio::time::timeout(Duration::from_millis(200), elsewhere.accept()).await;
+    assert!(came.is_err(), "somebody came");
 }
 
 /// The bug: a gateway whose log was cut had but to say that it tells nothing of it, and nobody heard of it.

@@ -12,5 +12,6 @@ mod lifetimes; // credentials that end, are rotated, are asked for again
 mod matrix; // door x role x scopes x method, against the one table
 mod memory; // what stays in the live process of a secret that passed through it
 mod page; // the same for the page: what it shows, each of its forms, and forged ones
+mod planted; // what an agent writes into its folder configures nothing; no setting opens a box
 mod replays; // what comes again is not done again
 mod sizes; // what is too much

@@ -1,5 +1,6 @@
 //! The room with the real log, store, approvals, boxes and processes.
 
+mod apart;
 mod crash;
 mod harness;
 mod host;
