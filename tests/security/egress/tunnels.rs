@@ -50,9 +50,7 @@ async fn tunnel(scene: &Scene, at: &str) -> UnixStream {
     let mut stream = scene.dial().await;
     let request = format!("CONNECT {at} HTTP/1.1\r\nHost: {at}\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = vec![0; ESTABLISHED.len()];
-    let read = tokio::time::timeout(PATIENCE, stream.read_exact(&mut answer)).await;
-    read.expect("an answer").unwrap();
+    let answer = some(&mut stream, ESTABLISHED.len()).await;
     assert_eq!(String::from_utf8_lossy(&answer), ESTABLISHED);
     stream
 }
@@ -67,12 +65,24 @@ async fn secure(
     let stream = tunnel(scene, at).await;
     let sni = ServerName::try_from(sni.to_owned()).unwrap();
     let connector = tokio_rustls::TlsConnector::from(client.clone());
-    let mut stream = connector.connect(sni, stream).await?;
-    let request = format!("GET /tls HTTP/1.1\r\nHost: {at}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await?;
-    Ok(String::from_utf8_lossy(&answer).into_owned())
+    let asking = async {
+        let mut stream = connector.connect(sni, stream).await?;
+        let request = format!("GET /tls HTTP/1.1\r\nHost: {at}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    };
+    let asked = tokio::time::timeout(PATIENCE, asking).await;
+    asked.expect("it ends")
+}
+
+/// So many bytes of an answer.
+async fn some(stream: &mut UnixStream, bytes: usize) -> Vec<u8> {
+    let mut said = vec![0; bytes];
+    let read = tokio::time::timeout(PATIENCE, stream.read_exact(&mut said)).await;
+    read.expect("an answer").unwrap();
+    said
 }
 
 async fn scene(rules: &[String]) -> Scene {
@@ -257,8 +267,7 @@ async fn a_hello_in_pieces_passes_whole() {
         for piece in bytes.chunks(5) {
             stream.write_all(piece).await.unwrap();
         }
-        let mut said = vec![0; 7];
-        stream.read_exact(&mut said).await.unwrap();
+        let said = some(&mut stream, 7).await;
         assert_eq!(said, [21, 3, 3, 0, 2, 2, 40]);
     }
     assert_eq!(host.seen.connections(), 4);
@@ -291,14 +300,14 @@ async fn a_second_hello_that_names_another_host_goes_nowhere_asked_for_or_not() 
         } else {
             stream.write_all(&first).await.unwrap();
         }
-        let mut said = vec![0; RETRY.len()];
-        stream.read_exact(&mut said).await.unwrap();
+        let said = some(&mut stream, RETRY.len()).await;
         assert_eq!(said, RETRY);
         if !ahead {
             stream.write_all(&second).await.unwrap();
         }
         let mut rest = Vec::new();
-        let _ = stream.read_to_end(&mut rest).await;
+        let ended = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await;
+        assert!(ended.is_ok(), "the tunnel stays: {rest:?}");
         assert_eq!(rest, [21, 3, 3, 0, 2, 2, 112]);
         let denied = scene.records("egress.deny", 1).await;
         assert_eq!(denied[0]["detail"]["reason"], "sni-mismatch");
