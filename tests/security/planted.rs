@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::support::gateway::Gateway;
 
 /// In the agent's folder: every name under which others look for settings, with one of ours that would be seen.
-const PLANT: &str = r#"
+const PLANT: &str = r"
 set -e
 cat > .env <<'END'
 PORTCULLIS__EXEC__RUNS_PER_AGENT=3
@@ -33,7 +33,7 @@ for name in config.toml portcullis.toml .portcullis.toml default.toml config/def
 done
 printf '#!/bin/sh\nexit 0\n' > bwrap
 chmod 755 bwrap
-"#;
+";
 
 fn runs_per_agent(shown: &Value) -> &Value {
     &shown["config"]["exec"]["runs_per_agent"]
