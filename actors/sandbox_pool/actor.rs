@@ -180,7 +180,8 @@ impl SandboxPool {
         start: Box<Start>,
         wanted: Wanted,
     ) -> Result<(), Crash> {
-        let spawn = match spawn(&wanted.effective.profile, self.may_leave(), &start.spec) {
+        let profile = &wanted.effective.profile;
+        let spawn = match spawn(profile, !profile.egress.is_empty(), &start.spec) {
             Ok(spawn) => spawn,
             Err(text) => {
                 start.reply.refuse(PoolError::Invalid(text));

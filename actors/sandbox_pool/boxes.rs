@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use portcullis_core::ids::{AgentId, BoxId};
-use portcullis_core::sandbox::Access;
+use portcullis_core::sandbox::{Access, Effective};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -107,7 +107,13 @@ impl SandboxPool {
             }
             later |= live.is_ending();
         }
-        if later {
+        // Beside one that drains there is one more, and no third: each has all that an agent may have.
+        let count = self
+            .boxes
+            .values()
+            .filter(|live| live.agent == *agent)
+            .count();
+        if later || count > 1 {
             return Ok(Place::Later);
         }
         if self.boxes.len() < self.wiring.config.max_boxes {
@@ -175,9 +181,9 @@ impl SandboxPool {
             profile_hash: wanted.hash.clone(),
             nonce: random_hex(16)?,
             dead_man: DEAD_MAN,
-            egress: self.may_leave(),
+            egress: !profile.egress.is_empty(),
         };
-        let egress = match self.way_out(&spec) {
+        let egress = match self.way_out(&spec, &wanted.effective) {
             Ok(egress) => egress,
             Err(refusal) => return Ok(Place::Nowhere(refusal)),
         };
@@ -210,7 +216,7 @@ impl SandboxPool {
     }
 
     /// The way out of a box that may reach hosts.
-    fn way_out(&self, spec: &BoxSpec) -> Result<Option<WayOut>, PoolError> {
+    fn way_out(&self, spec: &BoxSpec, effective: &Effective) -> Result<Option<WayOut>, PoolError> {
         if !spec.egress {
             return Ok(None);
         }
@@ -224,9 +230,9 @@ impl SandboxPool {
         Ok(Some(WayOut {
             wiring: EgressWiring {
                 ways: ways.clone(),
-                rules: self.wiring.config.egress.clone(),
+                rules: effective.profile.egress.clone(),
                 addresses: self.wiring.config.egress_to_networks.clone(),
-                section: "[sandbox]".to_owned(),
+                section: effective.from("egress").to_owned(),
                 agent,
                 id,
                 run_dir: spec.run_dir.clone(),

@@ -2,7 +2,8 @@
 
 use portcullis_core::egress::{Addresses, Rules};
 use portcullis_core::sandbox::{
-    Access, EnvNames, ImageName, Isolation, Layer, Named, Overrides, count, names, size, word,
+    Access, EnvNames, ImageName, Isolation, Layer, Named, Overrides, count, hosts, names, size,
+    word,
 };
 use serde::{Deserialize, Serialize};
 
@@ -31,9 +32,7 @@ pub struct SandboxPoolConfig {
     pub max_boxes: usize,
     /// False: run the native driver also where it can set no ceilings (memory, processor, processes). Weaker, and shown as such.
     pub require_cgroup: bool,
-    /// Hosts that boxes may reach, `host:port`; none: nothing leaves a box.
-    pub egress: Rules,
-    /// Networks that names of `egress` may stand for although they are not the world's.
+    /// Networks that names of any `egress` may stand for although they are not the world's.
     pub egress_to_networks: Addresses,
     /// What it says of every box.
     pub says: Overrides,
@@ -48,7 +47,6 @@ struct Section {
     engine: String,
     max_boxes: usize,
     require_cgroup: bool,
-    egress: Rules,
     egress_to_networks: Addresses,
     uid: u32,
     #[serde(deserialize_with = "word")]
@@ -59,6 +57,8 @@ struct Section {
     image: Option<ImageName>,
     #[serde(deserialize_with = "word")]
     workspace: Option<Access>,
+    #[serde(deserialize_with = "hosts")]
+    egress: Option<Rules>,
     #[serde(deserialize_with = "names")]
     env: Option<EnvNames>,
     #[serde(deserialize_with = "size")]
@@ -90,13 +90,13 @@ impl Default for Section {
             engine: String::new(),
             max_boxes: 32,
             require_cgroup: true,
-            egress: Rules::default(),
             egress_to_networks: Addresses::default(),
             uid: Named::Restricted.profile().uid,
             profile: Some(Named::Restricted),
             min_isolation: None,
             image: None,
             workspace: None,
+            egress: None,
             env: None,
             memory_bytes: None,
             cpu_millis: None,
@@ -119,7 +119,6 @@ impl From<Section> for SandboxPoolConfig {
             engine: (!section.engine.is_empty()).then_some(section.engine),
             max_boxes: section.max_boxes,
             require_cgroup: section.require_cgroup,
-            egress: section.egress,
             egress_to_networks: section.egress_to_networks,
             says: Overrides {
                 profile: section.profile,
@@ -127,6 +126,7 @@ impl From<Section> for SandboxPoolConfig {
                 image: section.image,
                 uid: Some(section.uid),
                 workspace: section.workspace,
+                egress: section.egress,
                 env: section.env,
                 memory_bytes: section.memory_bytes,
                 cpu_millis: section.cpu_millis,

@@ -113,11 +113,6 @@ impl SandboxPool {
         })
     }
 
-    /// Whether boxes may reach hosts: all of them the same, as `[sandbox]` says.
-    pub(super) fn may_leave(&self) -> bool {
-        !self.wiring.config.egress.is_empty()
-    }
-
     /// Digest of everything that shapes a box: its limits, the driver and what it would be asked, the image, the cell. Two runs with the
     /// same one were contained alike.
     fn hash(&self, driver: &Driver, effective: &Effective, image: Option<String>) -> String {
@@ -126,7 +121,7 @@ impl SandboxPool {
             access: effective.profile.workspace,
             image: image.clone(),
             limits: BoxLimits::of(&effective.profile),
-            egress: self.may_leave(),
+            egress: !effective.profile.egress.is_empty(),
             ..self.neutral.clone()
         };
         let mut bytes = b"portcullis-box-v2\0".to_vec();
@@ -140,7 +135,6 @@ impl SandboxPool {
             &context.gid.to_be_bytes(),
             &driver.shape(&shape),
             // Of a way out, the host's part: the box shows none of it.
-            self.wiring.config.egress.texts().join("\n").as_bytes(),
             self.wiring
                 .config
                 .egress_to_networks
@@ -184,7 +178,7 @@ impl SandboxPool {
                     timeout_ms: profile.timeout(timeout.map(millis)),
                     output_bytes: profile.output_cap_bytes,
                     env: profile.env,
-                    egress: self.wiring.config.egress.texts(),
+                    egress: profile.egress.texts(),
                 });
             }
             (Waiting::Explain(agent, reply), wanted) => {
@@ -216,15 +210,11 @@ impl SandboxPool {
         let config = &self.wiring.config;
         let mut lines = effective.lines();
         // Not of the profile: the same for the boxes of all agents.
-        let out = [
-            ("egress", config.egress.texts()),
-            ("egress_to_networks", config.egress_to_networks.texts()),
-        ];
-        lines.extend(out.map(|(key, names)| Line {
-            key,
-            value: Shown::List(names),
+        lines.push(Line {
+            key: "egress_to_networks",
+            value: Shown::List(config.egress_to_networks.texts()),
             from: "[sandbox]".to_owned(),
-        }));
+        });
         let isolation = driver.map(Driver::isolation);
         let (refused, wanted) = match wanted {
             Ok(wanted) => (None, Some(wanted)),

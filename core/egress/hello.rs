@@ -17,6 +17,7 @@ const RECORDS: usize = 256;
 
 const ALERT: u8 = 21;
 const HANDSHAKE: u8 = 22;
+const CHANGE_CIPHER: u8 = 20;
 const CHANGE_CIPHER_SPEC: u8 = 20;
 const CLIENT_HELLO: u8 = 1;
 const SERVER_HELLO: u8 = 2;
@@ -296,14 +297,27 @@ fn server_name(data: &[u8]) -> Result<Name, HelloError> {
     Name::new(text).map_err(|_| bad)
 }
 
-/// Does the server ask for another hello? `None`: more of its first bytes must come. Whatever is no ServerHello asks for none.
+/// Does the server ask for another hello? `None`: more of its first bytes must come. Whatever is no ServerHello asks for none; one may
+/// lie in several records (RFC 8446, section 5.1), and behind warnings.
 pub fn asks_again(bytes: &[u8]) -> Option<bool> {
-    // Record header, kind and length of the message, version, random.
-    const RANDOM: std::ops::Range<usize> = 11..43;
-    if bytes.first().is_some_and(|kind| *kind != HANDSHAKE)
-        || bytes.get(5).is_some_and(|kind| *kind != SERVER_HELLO)
-    {
-        return Some(false);
+    // Kind and length of the message, version, random.
+    const RANDOM: std::ops::Range<usize> = 6..38;
+    let (mut rest, mut message) = (bytes, Vec::new());
+    loop {
+        let header = rest.get(..5)?;
+        let behind = &rest[5..];
+        let length = usize::from(u16::from_be_bytes([header[3], header[4]]));
+        match header[0] {
+            HANDSHAKE => message.extend_from_slice(behind.get(..length).unwrap_or(behind)),
+            ALERT | CHANGE_CIPHER => {}
+            _ => return Some(false),
+        }
+        if message.first().is_some_and(|kind| *kind != SERVER_HELLO) {
+            return Some(false);
+        }
+        if let Some(random) = message.get(RANDOM) {
+            return Some(random == RETRY);
+        }
+        rest = behind.get(length..)?;
     }
-    bytes.get(RANDOM).map(|random| random == RETRY)
 }

@@ -78,6 +78,18 @@ impl Rule {
         })
     }
 
+    /// Whether it allows nothing that the other does not.
+    fn is_within(&self, other: &Self) -> bool {
+        let hosts = match (&self.hosts, &other.hosts) {
+            (Hosts::One(host), _) => other.has(host),
+            (Hosts::Below(_), Hosts::One(_)) => false,
+            (Hosts::Below(own), Hosts::Below(base)) => {
+                own == base || other.has(&Host::Name(own.clone()))
+            }
+        };
+        hosts && self.port == other.port
+    }
+
     fn has(&self, host: &Host) -> bool {
         match (&self.hosts, host) {
             (Hosts::One(one), host) => one == host,
@@ -135,6 +147,23 @@ impl Rules {
     /// Nothing is allowed.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Whether it allows nothing that the other does not.
+    pub fn is_within(&self, other: &Self) -> bool {
+        let is_in = |rule: &Rule| other.0.iter().any(|wider| rule.is_within(wider));
+        self.0.iter().all(is_in)
+    }
+
+    /// What both allow: of two rules that meet one is within the other.
+    #[must_use]
+    pub fn meet(&self, other: &Self) -> Self {
+        let of = |one: &Self, two: &Self| {
+            let is_in = |rule: &&Rule| two.0.iter().any(|wider| rule.is_within(wider));
+            one.0.iter().filter(is_in).cloned().collect::<Vec<_>>()
+        };
+        let (own, theirs) = (of(self, other), of(other, self));
+        Self(own.into_iter().chain(theirs).collect())
     }
 
     /// Each rule in its one form, ascending: for people, hashes and plans.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::env::EnvNames;
 use super::profile::{Access, ImageName, Isolation, Named, Profile, Shown};
+use crate::egress::Rules;
 use crate::ids::AgentId;
 
 /// No run may take longer, milliseconds: seven days.
@@ -33,6 +34,9 @@ pub struct Overrides {
     /// [`Profile::workspace`].
     #[serde(deserialize_with = "word")]
     pub workspace: Option<Access>,
+    /// [`Profile::egress`].
+    #[serde(deserialize_with = "hosts")]
+    pub egress: Option<Rules>,
     /// [`Profile::env`].
     #[serde(deserialize_with = "names")]
     pub env: Option<EnvNames>,
@@ -112,6 +116,21 @@ pub fn names<'de, D: Deserializer<'de>>(from: D) -> Result<Option<EnvNames>, D::
     EnvNames::new(&entries)
         .map(Some)
         .map_err(serde::de::Error::custom)
+}
+
+/// A list of hosts of a file; [] says nothing, and ["-"] that there are none.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn hosts<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Rules>, D::Error> {
+    let entries = Vec::<String>::deserialize(from)?;
+    match &entries[..] {
+        [] => Ok(None),
+        [one] if one == "-" => Ok(Some(Rules::default())),
+        _ => Rules::new(&entries)
+            .map(Some)
+            .map_err(serde::de::Error::custom),
+    }
 }
 
 impl Overrides {
@@ -214,6 +233,11 @@ impl Effective {
             .collect()
     }
 
+    /// The layer that decided this key.
+    pub fn from(&self, key: &str) -> &str {
+        self.from.get(key).map_or("", String::as_str)
+    }
+
     /// The user is decided elsewhere: by the gateway's own, where it is not root.
     #[must_use]
     pub fn with_uid(mut self, uid: u32, from: &str) -> Self {
@@ -229,6 +253,7 @@ impl Effective {
             image,
             uid,
             workspace,
+            egress,
             env,
             memory_bytes,
             cpu_millis,
@@ -266,6 +291,7 @@ impl Effective {
         }
         put("uid", set(&mut to.uid, uid.as_ref()));
         put("workspace", set(&mut to.workspace, workspace.as_ref()));
+        put("egress", set(&mut to.egress, egress.as_ref()));
         put("env", set(&mut to.env, env.as_ref()));
         put(
             "memory_bytes",

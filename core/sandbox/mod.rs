@@ -11,5 +11,5 @@ mod profile;
 mod tests;
 
 pub use env::EnvNames;
-pub use layers::{Effective, Layer, Line, Overrides, Profiles, count, names, size, word};
+pub use layers::{Effective, Layer, Line, Overrides, Profiles, count, hosts, names, size, word};
 pub use profile::{Access, ImageName, Isolation, Named, Network, Profile, Shown};

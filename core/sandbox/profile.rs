@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::env::EnvNames;
+use crate::egress::Rules;
 
 /// Begins the canonical bytes; another form gets another number.
 const CANONICAL: &[u8] = b"portcullis-profile-v2\0";
@@ -188,6 +189,8 @@ pub struct Profile {
     pub workspace: Access,
     /// What it sees of a network.
     pub network: Network,
+    /// Hosts that it may reach through the gateway; none: nothing leaves it.
+    pub egress: Rules,
     /// Variables that a request may set.
     pub env: EnvNames,
     /// Memory and swap together, bytes.
@@ -231,6 +234,7 @@ impl Profile {
             uid: 65_534,
             workspace: Access::None,
             network: Network::None,
+            egress: Rules::default(),
             env: EnvNames::default(),
             memory_bytes: 16 << 20,
             cpu_millis: 10,
@@ -256,6 +260,7 @@ impl Profile {
             uid: self.uid,
             workspace: self.workspace.min(child.workspace),
             network: Network::None,
+            egress: self.egress.meet(&child.egress),
             env: self.env.meet(&child.env),
             memory_bytes: self.memory_bytes.min(child.memory_bytes),
             cpu_millis: self.cpu_millis.min(child.cpu_millis),
@@ -275,6 +280,7 @@ impl Profile {
         let (Network::None, Network::None) = (self.network, other.network);
         self.min_isolation >= other.min_isolation
             && self.workspace <= other.workspace
+            && self.egress.is_within(&other.egress)
             && self.env.is_within(&other.env)
             && self.memory_bytes <= other.memory_bytes
             && self.cpu_millis <= other.cpu_millis
@@ -296,6 +302,7 @@ impl Profile {
             uid,
             workspace,
             network,
+            egress,
             env,
             memory_bytes,
             cpu_millis,
@@ -317,6 +324,7 @@ impl Profile {
             ("uid", count(uid)),
             ("workspace", word(workspace.as_str())),
             ("network", word(network.as_str())),
+            ("egress", Shown::List(egress.texts())),
             (
                 "env",
                 Shown::List(env.entries().map(str::to_owned).collect()),

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::egress::{Decision, Host, Rules};
 use crate::ids::{AgentId, Hash32};
 
 fn agent(name: &str) -> AgentId {
@@ -245,13 +246,14 @@ fn a_list_of_names_allows_what_it_says() {
 #[test]
 fn the_canonical_bytes_tell_every_value_apart() {
     let base = Named::Baseline.profile();
-    let changes: [fn(&mut Profile); 15] = [
+    let changes: [fn(&mut Profile); 16] = [
         |p| p.min_isolation = Isolation::Docker,
         |p| p.image = Some(ImageName::new("a").unwrap()),
         |p| p.uid += 1,
         |p| p.workspace = Access::Ro,
         |p| p.env = EnvNames::default(),
         |p| p.memory_bytes += 1,
+        |p| p.egress = Rules::new(["a.example"]).unwrap(),
         |p| p.cpu_millis += 1,
         |p| p.pids += 1,
         |p| p.open_files += 1,
@@ -294,6 +296,7 @@ fn the_form_of_the_canonical_bytes_is_pinned() {
         ("uid", &65_534_u64.to_be_bytes()),
         ("workspace", b"none"),
         ("network", b"none"),
+        ("egress", &[0; 8]),
         ("env", &[0; 8]),
         ("memory_bytes", &(16_u64 << 20).to_be_bytes()),
         ("cpu_millis", &10_u64.to_be_bytes()),
@@ -324,6 +327,17 @@ fn any_env() -> impl Strategy<Value = EnvNames> {
         .prop_map(|entries| EnvNames::new(&entries).unwrap_or_default())
 }
 
+fn any_egress() -> impl Strategy<Value = Rules> {
+    let one = prop_oneof![
+        Just(None),
+        Just(Some("*.c.example")),
+        Just(Some("x.c.example"))
+    ];
+    let others =
+        proptest::sample::subsequence(vec!["a.example:80", "a.example", "b.example"], 0..=3);
+    (one, others).prop_map(|(one, others)| Rules::new(one.into_iter().chain(others)).unwrap())
+}
+
 fn any_profile() -> impl Strategy<Value = Profile> {
     let isolation = prop_oneof![
         Just(Isolation::Unbounded),
@@ -333,17 +347,18 @@ fn any_profile() -> impl Strategy<Value = Profile> {
     let access = prop_oneof![Just(Access::None), Just(Access::Ro), Just(Access::Rw)];
     let image = prop_oneof![Just(""), Just("a:1"), Just("b")];
     let small = || 1..4_u32;
-    let words = (isolation, access, image, any_env(), small());
+    let words = (isolation, access, image, any_env(), any_egress(), small());
     let counts = (small(), small(), small());
     let sizes = proptest::collection::vec(1..4_u64, 7);
     (words, counts, sizes).prop_map(|(words, counts, sizes)| {
-        let (min_isolation, workspace, image, env, uid) = words;
+        let (min_isolation, workspace, image, env, egress, uid) = words;
         Profile {
             min_isolation,
             image: ImageName::new(image).ok(),
             uid,
             workspace,
             network: Network::None,
+            egress,
             env,
             memory_bytes: sizes[0],
             cpu_millis: counts.0,
@@ -367,7 +382,7 @@ proptest! {
         prop_assert_eq!((&both.image, both.uid), (&parent.image, parent.uid));
         // Nothing lies between: each limit is one of the two.
         for ((key, value), (one, two)) in both.entries().into_iter().zip(parent.entries().into_iter().zip(child.entries())) {
-            if key != "env" {
+            if !["env", "egress"].contains(&key) {
                 prop_assert!(value == one.1 || value == two.1, "{key}");
             }
         }
@@ -387,6 +402,20 @@ proptest! {
             prop_assert_eq!(a.meet(&b), a.clone());
         }
         prop_assert!(Profile::least().meet(&a).is_within(&a));
+    }
+
+    #[test]
+    fn a_host_that_both_lists_allow_is_what_their_meeting_allows(a in any_egress(), b in any_egress(), n in 0..6_usize) {
+        let (name, port) = [
+            ("a.example", 80), ("a.example", 443), ("b.example", 443), ("x.c.example", 443), ("y.c.example", 443), ("c.example", 443),
+        ][n];
+        let host = Host::new(name).unwrap();
+        let allows = |rules: &Rules| matches!(rules.decide(&host, port), Decision::Allow(_));
+        prop_assert_eq!(allows(&a.meet(&b)), allows(&a) && allows(&b));
+        prop_assert_eq!(a.meet(&b), b.meet(&a));
+        if a.is_within(&b) && allows(&a) {
+            prop_assert!(allows(&b));
+        }
     }
 
     #[test]

@@ -78,3 +78,46 @@ fn a_run_reaches_the_hosts_of_the_configuration_and_log_and_plan_say_so() {
         .write_all(b"STOP");
     assert_eq!(serving.join().unwrap(), 1);
 }
+
+/// The bug: one list held for the boxes of all agents.
+#[test]
+fn each_agent_reaches_the_hosts_of_its_own_list_and_one_without_has_no_way_out() {
+    let (port, serving) = host();
+    let mut gateway = Gateway::prepared(&[]);
+    let rule = format!("localhost:{port}");
+    let config = format!(
+        "[sandbox]\negress = [\"all.example\"]\negress_to_networks = [\"127.0.0.0/8\", \"::1\"]\n\
+         [agents.one.sandbox]\negress = [{rule:?}]\n[agents.shut.sandbox]\negress = [\"-\"]\n"
+    );
+    let path = gateway.state().join("config.toml");
+    std::fs::write(&path, config).unwrap();
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    gateway.launch();
+    let script = format!(
+        "echo proxy=$http_proxy; printf 'GET http://{rule}/ HTTP/1.0\\r\\n\\r\\n' | busybox nc 127.0.0.1 3128"
+    );
+    let ask = |agent: &str| {
+        let done = gateway.cli(&["exec", "--agent", agent, "--", "sh", "-c", &script]);
+        String::from_utf8_lossy(&done.stdout).into_owned()
+    };
+    assert!(ask("one").ends_with("hello"));
+    let other = ask("other");
+    assert!(
+        other.contains("403") && other.contains("Allowed: all.example:443."),
+        "{other}"
+    );
+    assert_eq!(ask("shut"), "proxy=\n");
+    let explained = gateway.json(&["sandbox", "explain", "--agent", "one"]);
+    let line = explained["lines"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|line| line["key"] == "egress")
+        .unwrap();
+    assert_eq!(line["value"], serde_json::json!([rule]));
+    assert_eq!(line["from"], "[agents.one.sandbox]");
+    let _ = std::net::TcpStream::connect(("127.0.0.1", port))
+        .unwrap()
+        .write_all(b"STOP");
+    assert_eq!(serving.join().unwrap(), 1);
+}

@@ -38,11 +38,18 @@ impl Resolver {
         Self(Arc::new(find))
     }
 
-    /// This system's.
+    /// This system's: the hosts file, then whom the system asks, for the whole name and nothing else. (A name that does not end
+    /// with a dot is also looked for below the domains of `search`: that would be another host.)
     pub fn system() -> Self {
         Self::new(|name| {
             Box::pin(async move {
-                let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+                // A short file of the machine's own.
+                let hosts = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
+                let listed = of_hosts(&hosts, &name);
+                if !listed.is_empty() {
+                    return Ok(listed);
+                }
+                let found = tokio::net::lookup_host((format!("{name}."), 0)).await?;
                 Ok(found.map(|address| address.ip()).collect())
             })
         })
@@ -87,8 +94,23 @@ pub async fn find(
     }
 }
 
-/// Is this an address of the very machine that we are on? The kernel is asked by which address it would go there: no packet is sent.
+/// Is this an address of the very machine that we are on? Only such a one can be bound to; no packet is sent. What cannot be told is
+/// taken for one. (By which address the kernel would go there says less: to a second one of a subnet it goes by the first.)
 pub fn is_own(address: IpAddr) -> bool {
+    match UdpSocket::bind((address, 0)) {
+        Ok(_) => !binds_anything(address) || goes_by_itself(address),
+        Err(error) => error.kind() != io::ErrorKind::AddrNotAvailable,
+    }
+}
+
+/// `ip_nonlocal_bind`: then any address can be bound to, and only the way there tells.
+fn binds_anything(address: IpAddr) -> bool {
+    let version = if address.is_ipv4() { "ipv4" } else { "ipv6" };
+    std::fs::read_to_string(format!("/proc/sys/net/{version}/ip_nonlocal_bind"))
+        .is_ok_and(|text| text.trim() == "1")
+}
+
+fn goes_by_itself(address: IpAddr) -> bool {
     let any = if address.is_ipv4() {
         "0.0.0.0:0"
     } else {
@@ -98,5 +120,54 @@ pub fn is_own(address: IpAddr) -> bool {
         socket.connect((address, 9))?;
         socket.local_addr()
     });
-    from.is_ok_and(|from| from.ip() == address)
+    from.map_or(true, |from| from.ip() == address)
+}
+
+/// The addresses that a hosts file has for a name: there it is written without the dot that ends it.
+fn of_hosts(text: &str, name: &str) -> Vec<IpAddr> {
+    let lines = text
+        .lines()
+        .map(|line| line.split('#').next().unwrap_or_default());
+    lines
+        .filter_map(|line| {
+            let mut words = line.split_whitespace();
+            let address = words.next()?.parse().ok()?;
+            words
+                .any(|word| word.eq_ignore_ascii_case(name))
+                .then_some(address)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hosts_file_is_read_as_the_system_reads_it() {
+        let text = "127.0.0.1 localhost # one.test\n\n# 9.9.9.9 two.test\n192.0.2.7\ta.test A2.test\n::1 localhost\nno two.test\n192.0.2.8 a.test\n";
+        let of = |name| {
+            of_hosts(text, name)
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(of("localhost"), ["127.0.0.1", "::1"]);
+        assert_eq!(of("a.test"), ["192.0.2.7", "192.0.2.8"]);
+        assert_eq!(of("a2.test"), ["192.0.2.7"]);
+        for none in ["one.test", "two.test", "test", "a.test."] {
+            assert_eq!(of(none), [""; 0], "{none}");
+        }
+    }
+
+    /// The bug: of two addresses in one subnet, and of a range on the loopback, the machine knew only the first for its own.
+    #[test]
+    fn every_address_of_the_loopback_is_the_machines_own() {
+        for own in ["127.0.0.1", "127.0.0.2", "127.99.9.9", "::1"] {
+            assert!(is_own(own.parse().unwrap()), "{own}");
+        }
+        for other in ["192.0.2.7", "8.8.8.8"] {
+            assert!(!is_own(other.parse().unwrap()), "{other}");
+        }
+    }
 }

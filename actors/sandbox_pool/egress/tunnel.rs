@@ -2,9 +2,10 @@
 
 use portcullis_core::egress::hello::{Hello, HelloError, asks_again};
 use portcullis_core::egress::{Host, Refusal};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
+use rustix::net::{RecvFlags, recv};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::time::timeout;
+use tokio::time::{sleep_until, timeout};
 
 use super::connection::{Place, say};
 use super::pump::{Kind, Over, Sieve, Way, pump};
@@ -38,8 +39,14 @@ pub async fn pass(
     place: &mut Place,
     end: &mut End,
 ) -> Result<(), Refusal> {
-    let opening = open(client, &mut server, came, host, place, end);
-    let (behind, answered) = match opening.await {
+    let mut closing = place.closing.clone();
+    let over = place.began + place.wiring.ways.limits.total;
+    let opened = tokio::select! {
+        opened = open(client, &mut server, came, host, place, end) => opened,
+        _ = closing.until(|closing| *closing) => Err(Shut::Gone),
+        () = sleep_until(over) => Err(Shut::Gone),
+    };
+    let (behind, answered) = match opened {
         Ok(open) => open,
         Err(Shut::Gone) => {
             end.result = "reset";
@@ -97,12 +104,19 @@ async fn open(
             break again;
         }
         let read = timeout(place.wiring.ways.limits.idle, server.read_buf(&mut answer));
-        // A server that says nothing has ended it.
-        let Ok(read) = read.await else {
+        let read = tokio::select! {
+            read = read => read,
+            () = left(client) => return Err(Shut::Gone),
+        };
+        // A server that says nothing has ended it, and so has one that says much and no hello.
+        let Ok(read) = read else {
             return Err(Shut::Gone);
         };
-        if read? == 0 || answer.len() > FIRST {
+        if read? == 0 {
             break false;
+        }
+        if answer.len() > FIRST {
+            return Err(Shut::Gone);
         }
     };
     if !again {
@@ -133,6 +147,26 @@ async fn open(
     server.write_all(&second).await?;
     end.sent += second.len() as u64;
     Ok((behind, Vec::new()))
+}
+
+/// Until the client goes away, without taking anything of what it has sent; for ever where it has sent something.
+async fn left(client: &UnixStream) {
+    loop {
+        if client.readable().await.is_err() {
+            return;
+        }
+        let peeked = client.try_io(Interest::READABLE, || {
+            let mut one = [0];
+            let (count, _) = recv(client, &mut one, RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
+            Ok(count)
+        });
+        match peeked {
+            Ok(0) => return,
+            Ok(_) => std::future::pending().await,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(_) => return,
+        }
+    }
 }
 
 /// One whole hello, and what came behind it.

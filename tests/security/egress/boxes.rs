@@ -12,6 +12,7 @@ use portcullis_actors::sandbox_pool::{
 use portcullis_actors::supervision::{Policy, Tree};
 use portcullis_core::egress::{Addresses, Rules};
 use portcullis_core::ids::{AgentId, RunId};
+use portcullis_core::sandbox::{Overrides, Profiles};
 use tokio::sync::mpsc;
 
 use super::upstream::{Authority, Upstream};
@@ -51,7 +52,10 @@ impl House {
                 Choice::Native
             },
             engine: engine.as_ref().map(|engine| engine.host()),
-            egress: Rules::new(rules).unwrap(),
+            says: Overrides {
+                egress: Some(Rules::new(rules).unwrap()),
+                ..Overrides::default()
+            },
             egress_to_networks: networks,
             ..SandboxPoolConfig::default()
         };
@@ -59,7 +63,10 @@ impl House {
         let pool = SandboxPoolHandle::new(tree.room::<SandboxPool>(
             Policy::new(256),
             SandboxPoolWiring {
-                profiles: portcullis_core::sandbox::Profiles::default(),
+                profiles: Profiles {
+                    every: vec![config.layer()],
+                    ..Profiles::default()
+                },
                 config,
                 state: path.clone(),
                 cell: include_bytes!(env!("PORTCULLIS_CELL")),

@@ -320,6 +320,31 @@ async fn a_second_hello_that_names_another_host_goes_nowhere_asked_for_or_not() 
     }
 }
 
+/// The bug: a tunnel whose host says nothing was held for as long as that, whoever had left: 64 of them closed a box's way out, and
+/// no record said how they ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_whose_client_has_left_gives_its_place_back_and_says_how_it_ended() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = format!("allowed.test:{}", silent.local_addr().unwrap().port());
+    let scene = scene(std::slice::from_ref(&at)).await;
+    for _ in 0..3 {
+        let mut stream = tunnel(&scene, &at).await;
+        let hello = hello(&[name("allowed.test")], 16_384);
+        stream.write_all(&hello).await.unwrap();
+    }
+    for record in scene.records("egress.end", 3).await {
+        assert_eq!(record["detail"]["result"], "reset");
+    }
+    // One that stays is closed in order.
+    let mut stream = tunnel(&scene, &at).await;
+    let hello = hello(&[name("allowed.test")], 16_384);
+    stream.write_all(&hello).await.unwrap();
+    scene.records("egress.allow", 4).await;
+    scene.tree.stop().await;
+    let ended = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await;
+    assert!(ended.is_ok(), "the tunnel stays");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_tunnel_begins_with_may_come_with_its_request() {
     let authority = Authority::of(&["allowed.test"], false);
