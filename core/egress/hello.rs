@@ -17,6 +17,7 @@ const RECORDS: usize = 256;
 
 const ALERT: u8 = 21;
 const HANDSHAKE: u8 = 22;
+const WARNING: u8 = 1;
 const CHANGE_CIPHER: u8 = 20;
 const CHANGE_CIPHER_SPEC: u8 = 20;
 const CLIENT_HELLO: u8 = 1;
@@ -309,6 +310,8 @@ pub fn asks_again(bytes: &[u8]) -> Option<bool> {
         let length = usize::from(u16::from_be_bytes([header[3], header[4]]));
         match header[0] {
             HANDSHAKE => message.extend_from_slice(behind.get(..length).unwrap_or(behind)),
+            // Its first byte is its level: what is fatal ends the handshake.
+            ALERT if *behind.first()? != WARNING => return Some(false),
             ALERT | CHANGE_CIPHER => {}
             _ => return Some(false),
         }

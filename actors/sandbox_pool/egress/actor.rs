@@ -112,6 +112,7 @@ impl Door {
                                 closing: self.closing.reader(),
                                 key,
                                 began: Instant::now(),
+                                runs: self.place.runs.get(),
                             }));
                             None
                         }
@@ -127,18 +128,18 @@ impl Door {
                 Some(()) = records.next() => None,
                 _ = closing.until(|closing| *closing) => break,
             };
-            if let Some(Refused { target, why }) = refused
+            if let Some(refused) = refused
                 && let Some(more) = self.may_record()
             {
                 let place = Arc::clone(&self.place);
-                records.push(async move { record::deny(&place, target, &why, more).await });
+                records.push(async move { record::deny(&place, &refused, more).await });
             }
         }
         drop(listener);
         // Each says how it ended.
         while let Some(refused) = live.next().await {
-            if let Some(Refused { target, why }) = refused {
-                record::deny(&self.place, target, &why, std::mem::take(&mut self.more)).await;
+            if let Some(refused) = refused {
+                record::deny(&self.place, &refused, std::mem::take(&mut self.more)).await;
             }
         }
         while records.next().await.is_some() {}
@@ -167,6 +168,7 @@ impl Door {
         Refused {
             target: String::new(),
             why,
+            runs: self.place.runs.get(),
         }
     }
 

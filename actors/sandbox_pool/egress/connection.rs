@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use portcullis_core::egress::head::{self, Form, Head};
 use portcullis_core::egress::{Decision, Host, Refusal};
+use portcullis_core::ids::RunId;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Duration, Instant, timeout, timeout_at};
@@ -32,6 +33,8 @@ pub struct Place {
     /// Its number.
     pub key: u64,
     pub began: Instant,
+    /// Runs under way in the box when it came: when it is recorded they may have ended.
+    pub runs: Arc<[RunId]>,
 }
 
 /// A connection that was refused: what is to be recorded.
@@ -40,6 +43,8 @@ pub struct Refused {
     pub target: String,
     /// Why.
     pub why: Refusal,
+    /// As [`Place::runs`].
+    pub runs: Arc<[RunId]>,
 }
 
 /// The whole of it. An allowed one has recorded itself.
@@ -90,9 +95,11 @@ pub async fn say(client: &mut UnixStream, words: &[u8]) {
 async fn go(client: &mut UnixStream, place: &mut Place) -> Result<(), Refused> {
     let mut came = Vec::new();
     let head = timeout(place.wiring.ways.limits.head, read_head(client, &mut came)).await;
+    let runs = Arc::clone(&place.runs);
     let refuse = |target: &str, why| Refused {
         target: target.to_owned(),
         why,
+        runs: Arc::clone(&runs),
     };
     let head = match head {
         Ok(Ok(Some(head))) => head,
@@ -132,7 +139,7 @@ async fn go(client: &mut UnixStream, place: &mut Place) -> Result<(), Refused> {
     if let Err(why) = &result {
         end.result = why.word();
     }
-    record::end(&place.wiring, &target, seq, &end).await;
+    record::end(&place.wiring, &runs, &target, seq, &end).await;
     result.map_err(|why| refuse(&target, why))
 }
 
@@ -210,7 +217,7 @@ async fn allow(
         addresses.push(address);
     }
     let way = if is_tunnel { "connect" } else { "http" };
-    let seq = record::allow(wiring, target, way, &rule, &addresses).await;
+    let seq = record::allow(wiring, &place.runs, target, way, &rule, &addresses).await;
     let seq = seq.map_err(|error| {
         tracing::warn!(id = %wiring.id, %error, "an allowed connection could not be recorded, so it is refused");
         Refusal::Unrecorded

@@ -5,8 +5,10 @@ use std::net::IpAddr;
 
 use portcullis_core::audit::{Entry, Seq};
 use portcullis_core::egress::Refusal;
+use portcullis_core::ids::RunId;
 use tokio::time::Instant;
 
+use super::connection::Refused;
 use super::wiring::EgressWiring;
 use crate::audit::AuditError;
 
@@ -48,9 +50,8 @@ impl Bucket {
     }
 }
 
-/// The start of each record: which box, whose, and what runs in it.
-fn entry(wiring: &EgressWiring, action: &str, target: impl Display) -> Entry {
-    let runs = wiring.runs.get();
+/// The start of each record: which box, whose, and what ran in it when it asked.
+fn entry(wiring: &EgressWiring, runs: &[RunId], action: &str, target: impl Display) -> Entry {
     let mut entry = Entry::new(action)
         .with("box", wiring.id.as_str())
         .with("agent", wiring.agent.as_str())
@@ -69,13 +70,14 @@ fn entry(wiring: &EgressWiring, action: &str, target: impl Display) -> Entry {
 /// Allowed: durable when this returns, and before anything is dialled.
 pub async fn allow(
     wiring: &EgressWiring,
+    runs: &[RunId],
     target: impl Display,
     way: &str,
     rule: &str,
     addresses: &[IpAddr],
 ) -> Result<Seq, AuditError> {
     let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-    let entry = entry(wiring, "egress.allow", target)
+    let entry = entry(wiring, runs, "egress.allow", target)
         .with("way", way)
         .with_list("addresses", addresses.iter().map(String::as_str));
     let entry = Entry {
@@ -87,8 +89,9 @@ pub async fn allow(
 }
 
 /// Refused. Nothing waits for it: what does not reach the log is counted there.
-pub async fn deny(wiring: &EgressWiring, target: impl Display, why: &Refusal, more: u64) {
-    let mut entry = entry(wiring, "egress.deny", target).with("reason", why.word());
+pub async fn deny(wiring: &EgressWiring, refused: &Refused, more: u64) {
+    let Refused { target, why, runs } = refused;
+    let mut entry = entry(wiring, runs, "egress.deny", target).with("reason", why.word());
     if let Refusal::Address(_, address, _) | Refusal::Own(_, address) = why {
         entry = entry.with("address", address.to_string());
     }
@@ -103,8 +106,14 @@ pub async fn deny(wiring: &EgressWiring, target: impl Display, why: &Refusal, mo
 }
 
 /// Over.
-pub async fn end(wiring: &EgressWiring, target: impl Display, allowed: Seq, end: &End) {
-    let entry = entry(wiring, "egress.end", target)
+pub async fn end(
+    wiring: &EgressWiring,
+    runs: &[RunId],
+    target: impl Display,
+    allowed: Seq,
+    end: &End,
+) {
+    let entry = entry(wiring, runs, "egress.end", target)
         .with("record", allowed.0.to_string())
         .with("result", end.result)
         .with("sent", end.sent.to_string())

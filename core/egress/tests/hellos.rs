@@ -170,6 +170,8 @@ fn a_server_that_asks_again_is_seen() {
         assert_eq!(asks_again(&warned[..18]), None);
     }
     assert_eq!(asks_again(&[22, 3, 3, 0, 1, 1]), Some(false));
+    assert_eq!(asks_again(&[21, 3, 3, 0, 2, 2, 40]), Some(false));
+    assert_eq!(asks_again(&[21, 3, 3, 0, 2]), None);
     assert_eq!(asks_again(b"HTTP/1.1"), Some(false));
 }
 
