@@ -17,8 +17,8 @@ const RECORDS: usize = 256;
 
 const ALERT: u8 = 21;
 const HANDSHAKE: u8 = 22;
+/// Of an alert.
 const WARNING: u8 = 1;
-const CHANGE_CIPHER: u8 = 20;
 const CHANGE_CIPHER_SPEC: u8 = 20;
 const CLIENT_HELLO: u8 = 1;
 const SERVER_HELLO: u8 = 2;
@@ -312,7 +312,7 @@ pub fn asks_again(bytes: &[u8]) -> Option<bool> {
             HANDSHAKE => message.extend_from_slice(behind.get(..length).unwrap_or(behind)),
             // Its first byte is its level: what is fatal ends the handshake.
             ALERT if *behind.first()? != WARNING => return Some(false),
-            ALERT | CHANGE_CIPHER => {}
+            ALERT | CHANGE_CIPHER_SPEC => {}
             _ => return Some(false),
         }
         if message.first().is_some_and(|kind| *kind != SERVER_HELLO) {
