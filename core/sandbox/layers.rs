@@ -118,7 +118,7 @@ pub fn names<'de, D: Deserializer<'de>>(from: D) -> Result<Option<EnvNames>, D::
         .map_err(serde::de::Error::custom)
 }
 
-/// A list of hosts of a file; [] says nothing, and ["-"] that there are none.
+/// A list of hosts of a file; an empty one says nothing, and one of `-` alone that there are none.
 ///
 /// # Errors
 /// What is wrong with it.
