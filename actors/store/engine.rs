@@ -16,6 +16,8 @@ use std::time::Duration;
 
 const APPLICATION_ID: i64 = 0x5043_5354;
 const FORMAT: i64 = 3;
+/// How each file of SQLite's begins.
+const HEADER: &[u8] = b"SQLite format 3\0";
 const BUSY: Duration = Duration::from_secs(1);
 
 const SCHEMA: &str = "
@@ -33,6 +35,14 @@ const SCHEMA: &str = "
     INSERT INTO head VALUES (1, 0, 0, x'');
 ";
 
+/// What a file is when it is opened.
+enum Found {
+    /// Ours.
+    Rows,
+    /// A database without tables, or an empty file.
+    Nothing,
+}
+
 pub(super) struct Engine {
     db: Connection,
     key: RowKey,
@@ -44,13 +54,28 @@ pub(super) struct Engine {
 
 impl Engine {
     /// Opens or makes the file, 0600, and checks it.
-    pub fn open_writer(path: &Path, key: RowKey) -> Result<Self, StoreError> {
-        own_file(path)?;
+    pub fn open_writer(path: &Path, key: RowKey, may_make: bool) -> Result<Self, StoreError> {
+        own_file(path, may_make)?;
         let engine = Self::connect(path, key)?;
-        engine.set_up(true).map_err(|error| broken(&error))?;
-        engine.check_format()?;
-        engine.quick_check()?;
-        engine.check_rows()?;
+        // Nothing is written, the form of the file neither, before all of it was looked at.
+        engine.set_up().map_err(|error| broken(&error))?;
+        match engine.check_format()? {
+            Found::Rows => {
+                engine.quick_check()?;
+                engine.check_rows()?;
+                engine.will_write().map_err(|error| broken(&error))?;
+            }
+            Found::Nothing if may_make => {
+                engine.will_write().map_err(|error| broken(&error))?;
+                engine.make()?;
+            }
+            Found::Nothing => {
+                return Err(StoreError::Corrupt(format!(
+                    "{} holds nothing, and the audit log of this state is there: put back the file that was here",
+                    path.display()
+                )));
+            }
+        }
         Ok(engine)
     }
 
@@ -76,7 +101,7 @@ impl Engine {
     /// A second connection that can only read; the writer has made the file.
     pub fn open_reader(path: &Path, key: RowKey) -> Result<Self, StoreError> {
         let engine = Self::connect(path, key)?;
-        engine.set_up(false).map_err(|error| broken(&error))?;
+        engine.set_up().map_err(|error| broken(&error))?;
         engine
             .db
             .pragma_update(None, "query_only", true)
@@ -87,11 +112,11 @@ impl Engine {
     pub fn in_memory() -> Result<Self, StoreError> {
         let db = Connection::open_in_memory().map_err(|error| broken(&error))?;
         let engine = Self::of(db, RowKey::none());
-        engine.check_format()?;
+        engine.make()?;
         Ok(engine)
     }
 
-    fn set_up(&self, writer: bool) -> rusqlite::Result<()> {
+    fn set_up(&self) -> rusqlite::Result<()> {
         self.db.busy_timeout(BUSY)?;
         // SQLite moves what stands beside a file into it when the last connection closes, whatever was found to be wrong with it: a
         // start that is refused would change the state, and a write-ahead log that is another database's would replace it.
@@ -99,16 +124,17 @@ impl Engine {
             .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         self.db.pragma_update(None, "cache_size", -1024)?;
         self.db.pragma_update(None, "trusted_schema", false)?;
-        if writer {
-            self.db.pragma_update(None, "journal_mode", "WAL")?;
-            self.db.pragma_update(None, "secure_delete", true)?;
-            self.db.pragma_update(None, "journal_size_limit", 4 << 20)?;
-        }
         // NORMAL would lose acknowledged rows at a power cut.
         self.db.pragma_update(None, "synchronous", "FULL")
     }
 
-    fn check_format(&self) -> Result<(), StoreError> {
+    fn will_write(&self) -> rusqlite::Result<()> {
+        self.db.pragma_update(None, "journal_mode", "WAL")?;
+        self.db.pragma_update(None, "secure_delete", true)?;
+        self.db.pragma_update(None, "journal_size_limit", 4 << 20)
+    }
+
+    fn check_format(&self) -> Result<Found, StoreError> {
         let read = |name| {
             self.db
                 .pragma_query_value(None, name, |row| row.get::<_, i64>(0))
@@ -120,8 +146,8 @@ impl Engine {
             .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
             .map_err(|error| broken(&error))?;
         match (application, found, tables) {
-            (APPLICATION_ID, FORMAT, _) => self.check_schema(),
-            (0, 0, 0) => self.make(),
+            (APPLICATION_ID, FORMAT, _) => self.check_schema().map(|()| Found::Rows),
+            (0, 0, 0) => Ok(Found::Nothing),
             // Of the forms before too, whose rows had no tags, or no sum: whoever has no key could put any row of his own, or
             // any old one, into such a file.
             _ => Err(StoreError::Format {
@@ -573,7 +599,7 @@ fn limit_sql(limit: usize) -> i64 {
 }
 
 /// Makes the file 0600 before SQLite sees it (its sidecars copy the mode); refuses one that others can reach.
-fn own_file(path: &Path) -> Result<(), StoreError> {
+fn own_file(path: &Path, may_make: bool) -> Result<(), StoreError> {
     let open = |create| {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(create);
@@ -584,17 +610,26 @@ fn own_file(path: &Path) -> Result<(), StoreError> {
         _ => io(&error),
     };
     let is_nothing = |path: &Path| path.symlink_metadata().map_or(true, |meta| meta.len() == 0);
+    // What does not begin as a database has no pages: SQLite takes it for an empty one.
+    let has_none =
+        is_nothing(path) || !plain::read(path, HEADER.len()).is_ok_and(|begin| begin == HEADER);
     // SQLite opens what it finds beside the file too; and removes it where there is no file, or an empty one.
     for beside in ["-wal", "-shm", "-journal"] {
         let mut name = path.as_os_str().to_owned();
         name.push(beside);
         let name = Path::new(&name);
         plain::is_file(name).map_err(failed)?;
-        if beside != "-shm" && !is_nothing(name) && is_nothing(path) {
+        // A journal is there while a new file is made, and never again: SQLite would do to the file what it says.
+        let is_foreign = match beside {
+            "-wal" => has_none,
+            "-journal" => !may_make,
+            _ => false,
+        };
+        if is_foreign && !is_nothing(name) {
             return Err(StoreError::Corrupt(format!(
-                "{} is missing or empty, and what belongs to it lies at {}",
-                path.display(),
-                name.display()
+                "{} lies there and does not belong to {} as it is now: put back both, or take it away",
+                name.display(),
+                path.display()
             )));
         }
     }

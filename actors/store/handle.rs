@@ -33,7 +33,13 @@ impl Store {
     /// loops run. Checks the whole file (about 1 ms a MiB), and the tag of every row that its room takes as it
     /// lies there.
     pub fn open_under(path: &Path, key: &RowKey) -> Result<Self, StoreError> {
-        let writer = Engine::open_writer(path, key.clone())?;
+        Self::open_where(path, key, true)
+    }
+
+    /// As [`Self::open_under`]; where it may not make one, because a log speaks of one that was there, a file without rows is refused
+    /// as it lies.
+    pub fn open_where(path: &Path, key: &RowKey, may_make: bool) -> Result<Self, StoreError> {
+        let writer = Engine::open_writer(path, key.clone(), may_make)?;
         let reached = Flag::new(writer.revision()?);
         let revision = reached.reader();
         let reader = || Engine::open_reader(path, key.clone());

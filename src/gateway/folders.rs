@@ -23,31 +23,42 @@ pub struct Lock {
 /// How long a lock that is held is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_millis(300);
 
+/// Whether anything tells that this state has a log: its segments, what was signed of it, its keys. The database is made before all
+/// of them.
+pub fn has_log(state: &Path) -> bool {
+    let in_folder = |folder: &str, is_of_log: fn(&str) -> bool| {
+        let entries = state
+            .join(folder)
+            .read_dir()
+            .into_iter()
+            .flatten()
+            .flatten();
+        entries
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .any(|name| is_of_log(&name))
+    };
+    in_folder("audit", |name| {
+        name.strip_suffix(".log").is_some()
+            || ["checkpoints", "first.pub", "retired", "tile"].contains(&name)
+    }) || in_folder("keys", |name| name.starts_with("audit-"))
+}
+
 /// Refuses a state whose database is gone while its log is there, before another is made in its place.
-pub fn has_database(state: &Path) -> Result<(), Failure> {
+pub fn has_database(state: &Path, may_make: bool) -> Result<(), Failure> {
     let database = state.join("state.db");
     // What is no file is told by who opens it.
     let is_there = |found: std::fs::Metadata| !found.is_file() || found.len() > 0;
-    if database.symlink_metadata().is_ok_and(is_there) {
+    if may_make || database.symlink_metadata().is_ok_and(is_there) {
         return Ok(());
     }
-    let mut log = state
-        .join("audit")
-        .read_dir()
-        .into_iter()
-        .flatten()
-        .flatten();
-    if log.any(|entry| entry.path().extension().is_some_and(|end| end == "log")) {
-        return Err(Failure::of(
-            codes::STATE_CORRUPT,
-            format!(
-                "{} is missing or empty, and the audit log of this state is there: somebody took it away",
-                database.display()
-            ),
-        )
-        .hint("put state.db back as it was, or begin with an empty state directory"));
-    }
-    Ok(())
+    Err(Failure::of(
+        codes::STATE_CORRUPT,
+        format!(
+            "{} is missing or empty, and the audit log of this state is there: somebody took it away",
+            database.display()
+        ),
+    )
+    .hint("put state.db back as it was, or begin with an empty state directory"))
 }
 
 /// Makes what is missing (0700; `run` 0750) and refuses what is too open or another's, or where others could put another

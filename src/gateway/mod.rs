@@ -209,9 +209,11 @@ async fn serve(
     };
     let proxies = Proxies::open(&loaded.config.gateway.auth)?;
     let database = state.join("state.db");
-    folders::has_database(&state)?;
+    let may_make = !folders::has_log(&state);
+    folders::has_database(&state, may_make)?;
     let row_key = identity.row_key();
-    let opened = tokio::task::spawn_blocking(move || Store::open_under(&database, &row_key));
+    let opened =
+        tokio::task::spawn_blocking(move || Store::open_where(&database, &row_key, may_make));
     let store = opened
         .await
         .map_err(|e| Failure::of(codes::INTERNAL, e.to_string()))?

@@ -85,6 +85,13 @@ fn is_refused_and_changes_nothing(killed: bool) {
     };
     let last = new.keys().filter(is_key).max();
     let nothing = vec![];
+    let journal = Path::new("state.db-journal");
+    // As a first start has it for a moment: SQLite would make the file as long as it was then.
+    let mut hot = vec![0; 512];
+    let words = [0xd9d5_05f9, 0x20a1_63d7, 0, 7, 0, 512, 4096_u32];
+    for (at, word) in words.into_iter().enumerate() {
+        hot[4 * at..4 * at + 4].copy_from_slice(&word.to_be_bytes());
+    }
     for (what, name, bytes) in [
         ("the last record is altered", segment, Some(&altered)),
         ("the log's end is cut off", segment, Some(&cut)),
@@ -94,6 +101,8 @@ fn is_refused_and_changes_nothing(killed: bool) {
         ("a row is altered", database, Some(&row)),
         ("the database is gone", database, None),
         ("the database is empty", database, Some(&nothing)),
+        ("the database is one byte", database, Some(&vec![0])),
+        ("a journal is planted", journal, Some(&hot)),
         ("the database is none", database, Some(&vec![b'x'; 20_000])),
         ("the write-ahead log is another's", log, Some(&foreign)),
         ("the write-ahead log is gone", log, Some(&nothing)),
