@@ -57,9 +57,7 @@ impl Live {
         let standing = self.standing.get();
         standing.over || self.leaving && (!self.draining || standing.is_idle(self.sent))
     }
-}
 
-impl Live {
     /// Its first process, and when that started, while it serves.
     pub fn init(&self) -> Option<(u32, u64)> {
         let standing = self.standing.get();

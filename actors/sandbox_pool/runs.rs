@@ -492,6 +492,8 @@ impl Runs {
                 }
                 None => drop(piece.reply.send(Err(NotTaken::Closed))),
             },
+            // Who asked has given up, and was told so: it does not happen later.
+            RunInput::Resize(_, told) | RunInput::Signal(_, told) if told.is_closed() => {}
             RunInput::Resize(size, told) if run.terminal => {
                 self.link.queue(&Frame::Resize { run: id, size })?;
                 let _ = told.send(Ok(()));

@@ -7,6 +7,7 @@ use std::net::{IpAddr, UdpSocket};
 use std::pin::Pin;
 use std::sync::Arc;
 
+use rustix::io::Errno;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -99,6 +100,8 @@ pub async fn find(
 pub fn is_own(address: IpAddr) -> bool {
     match UdpSocket::bind((address, 0)) {
         Ok(_) => !binds_anything(address) || goes_by_itself(address),
+        // None of its kind is there: a machine without IPv6 is reached by none of its addresses.
+        Err(error) if error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error()) => false,
         Err(error) => error.kind() != io::ErrorKind::AddrNotAvailable,
     }
 }

@@ -222,6 +222,28 @@ async fn a_box_past_its_age_ends_when_nothing_runs_in_it_and_takes_no_new_run() 
     pool.tree.stop().await;
 }
 
+/// The bug: each box past its age got a sibling, so that one agent had many times its limits, and all places of the pool.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn beside_a_box_that_drains_an_agent_has_one_more_and_no_third() {
+    let state = State::new();
+    let mut pool = Pool::start(&state, |config| config.says.max_age_secs = Some(1)).await;
+    let old = Duration::from_millis(1100);
+    let (_, first, one) = pool.begin("busy", "sleep 4; echo one").await.unwrap();
+    let init = init_of(&state, &first);
+    tokio::time::sleep(old).await;
+    let (_, second, two) = pool.begin("busy", "sleep 8; echo two").await.unwrap();
+    tokio::time::sleep(old).await;
+    // Both drain: the next waits for the end of one.
+    let (third, ended) = pool.run("busy", "echo three").await;
+    assert_eq!(ended.out, "three\n");
+    assert!(gone(init), "three boxes at once");
+    let boxes = [&first, &second, &third].map(|ticket| &ticket.box_id);
+    assert!(boxes[0] != boxes[1] && boxes[1] != boxes[2] && boxes[0] != boxes[2]);
+    assert_eq!(finish(one).await.out, "one\n");
+    assert_eq!(finish(two).await.out, "two\n");
+    pool.tree.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_weaker_driver_and_an_image_without_an_engine_are_refused_not_degraded() {
     let state = State::new();
