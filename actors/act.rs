@@ -39,6 +39,7 @@ impl ActError {
             Self::CannotRecord(AuditError::DiskFull) => "DISK_FULL",
             Self::CannotRecord(AuditError::Overloaded) => "OVERLOADED",
             Self::CannotRecord(AuditError::Ended) => "SESSION_ENDED",
+            Self::CannotRecord(AuditError::Altered(_)) => "AUDIT_ALTERED",
             Self::CannotRecord(_) => "CANNOT_RECORD",
             Self::Refused(error) | Self::Uncertain(error) => error.code(),
             Self::Stale => "ROOM_DOWN",

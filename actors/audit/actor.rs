@@ -97,6 +97,10 @@ impl Room for Audit {
                 reply.ok(self.writer.status().head);
                 Ok(())
             }
+            AuditMsg::Broken(reply) => {
+                reply.ok(self.writer.status().broken);
+                Ok(())
+            }
             AuditMsg::Tail(n, reply) => self.look(Want::Tail(n, reply)),
             AuditMsg::Query(query, reply) => self.look(Want::Query(query, reply)),
             AuditMsg::Verify(outside, reply) => self.look(Want::Verify(outside, reply)),
@@ -168,14 +172,7 @@ impl Audit {
         match self.writer.submit(job) {
             Ok(()) => Ok(()),
             Err(NotTaken::Full(job)) => {
-                match job {
-                    Job::Append(_, answer) | Job::Close(answer) => {
-                        answer.send(Err(AuditError::Overloaded));
-                    }
-                    Job::Once(_, _, answer) => answer.send(Err(AuditError::Overloaded)),
-                    Job::Seen(_, answer) => answer.send(Err(AuditError::Overloaded)),
-                    Job::Look(answer, _) => answer.send(Err(AuditError::Overloaded)),
-                }
+                job.refuse(AuditError::Overloaded);
                 Ok(())
             }
             Err(NotTaken::Gone) => Err(match self.writer.status().broken {

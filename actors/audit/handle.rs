@@ -133,6 +133,14 @@ impl AuditHandle {
         self.ask(WITHIN, AuditMsg::Head).await
     }
 
+    /// Why nothing can be recorded now, where that is so.
+    ///
+    /// # Errors
+    /// The room does not answer.
+    pub async fn broken(&self) -> Result<Option<AuditError>, AuditError> {
+        self.ask(WITHIN, AuditMsg::Broken).await
+    }
+
     /// The last `n` records (1,000 at most) in rising order.
     ///
     /// # Errors

@@ -129,6 +129,8 @@ pub(super) struct Log {
     /// The start mark is not written yet: it is what ends the epoch, and no segment is begun before it.
     opening: bool,
     gap: Option<Gap>,
+    /// What the start left unread is not what was written, or cannot be read: nothing is recorded behind it.
+    refuses: Option<AuditError>,
     /// Keys lie further back than the so many segments that the start has read.
     keys_behind: Option<usize>,
     /// The group that is being put together.
@@ -220,6 +222,7 @@ impl Log {
             began_segment: false,
             opening: true,
             gap: None,
+            refuses: None,
             keys_behind: (!found.has_keys).then_some(found.segments_read),
             draft: None,
             buf: Vec::new(),
@@ -274,8 +277,15 @@ impl Log {
     }
 
     /// Reads the idempotency keys that the start left behind, and makes tiles anew that are gone, so that neither keeps
-    /// the gateway from serving. Before the first key is asked for.
+    /// the gateway from serving. Before the first key is asked for. While it fails nothing is recorded or removed;
+    /// it may be called again.
     pub(super) fn recall(&mut self) -> Result<(), AuditError> {
+        let recalled = self.read_behind();
+        self.refuses = recalled.clone().err();
+        recalled
+    }
+
+    fn read_behind(&mut self) -> Result<(), AuditError> {
         if !self.tree.is_whole() {
             match Tree::rebuild(&self.spec.dir, self.head, &[], true) {
                 Ok((tree, _)) => self.tree = tree,
@@ -286,10 +296,11 @@ impl Log {
                 Err(error) => return Err(error),
             }
         }
-        self.began_segment = true;
-        if let Some(count) = self.keys_behind.take() {
+        if let Some(count) = self.keys_behind {
             self.ledger.once = recover::keys(&self.spec, count)?;
+            self.keys_behind = None;
         }
+        self.began_segment = true;
         Ok(())
     }
 
@@ -307,6 +318,9 @@ impl Log {
     /// Adds a record to the group under way, or begins one. A record that breaks a limit is refused alone; every other
     /// error says that nothing can be recorded now, and ends the group.
     pub(super) fn push(&mut self, body: &Body) -> Result<(), AuditError> {
+        if let Some(error) = &self.refuses {
+            return Err(error.clone());
+        }
         let mut draft = match self.draft.take() {
             Some(draft) => draft,
             None => self.begin().inspect_err(|error| self.refused(error, 1))?,
@@ -479,6 +493,9 @@ impl Log {
 
     /// Signs what the log is, if that is due: after so many records, or so long after one.
     pub(super) fn tick(&mut self) {
+        if self.refuses.is_some() {
+            return;
+        }
         let uncovered = self.head.seq.0.saturating_sub(self.signer.covered());
         let is_due = self.signer.is_due(Instant::now());
         if uncovered >= signer::RECORDS || is_due {
@@ -489,6 +506,10 @@ impl Log {
 
     /// Signs what the log is now.
     pub(super) fn signed(&mut self) -> Option<Signed> {
+        // The hashes are what was signed before, whatever became of the records; unless they are gone as well.
+        if self.refuses.is_some() && !self.tree.is_whole() {
+            return None;
+        }
         self.signer.sign(self.head.seq.0, self.tree.root(), false);
         let (checkpoint, first_key) = self.signer.newest()?;
         // One that could not be written is no promise.
@@ -540,7 +561,8 @@ impl Log {
 
     /// Why nothing can be recorded now.
     pub(super) fn broken(&self) -> Option<&AuditError> {
-        self.gap.as_ref().map(|gap| &gap.error)
+        let gap = self.gap.as_ref().map(|gap| &gap.error);
+        self.refuses.as_ref().or(gap)
     }
 
     pub(super) const fn spec(&self) -> &LogSpec {

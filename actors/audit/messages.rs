@@ -51,6 +51,8 @@ pub enum AuditMsg {
     Seen(OnceKey, Reply<Option<Once>, AuditError>),
     /// The newest durable record.
     Head(Reply<Head, AuditError>),
+    /// Why nothing can be recorded now.
+    Broken(Reply<Option<AuditError>, AuditError>),
     /// The last records.
     Tail(usize, Reply<Vec<Arc<Record>>, AuditError>),
     /// The newest matches.

@@ -32,6 +32,12 @@ const NAP: (Duration, Duration) = (Duration::from_micros(10), Duration::from_mic
 const SLACK: NonZeroU64 = NonZeroU64::MIN;
 /// Jobs that may wait for the thread.
 const QUEUE: usize = 1_024;
+/// Between two readings of what could not be read back at a start.
+const RECALL_EVERY: Duration = if cfg!(test) {
+    Duration::from_millis(200)
+} else {
+    Duration::from_mins(1)
+};
 /// Newest records kept in memory for `tail`.
 const RING: usize = 256;
 
@@ -72,6 +78,18 @@ pub(super) enum Job {
     Look(Answer<Look>, bool),
     /// Write the stop mark and end.
     Close(Answer<Seq>),
+}
+
+impl Job {
+    /// Nothing of it was done.
+    pub(super) fn refuse(self, error: AuditError) {
+        match self {
+            Self::Append(_, answer) | Self::Close(answer) => answer.send(Err(error)),
+            Self::Once(_, _, answer) => answer.send(Err(error)),
+            Self::Seen(_, answer) => answer.send(Err(error)),
+            Self::Look(answer, _) => answer.send(Err(error)),
+        }
+    }
 }
 
 /// The state of the log between two groups.
@@ -226,11 +244,12 @@ impl Thread {
     fn run(mut self) {
         // Refused, naps are longer.
         let _ = rustix::thread::set_current_timer_slack(Some(SLACK));
-        if let Err(error) = self.log.recall() {
-            // The room finds its thread gone, and says why.
-            let mut status = status_of(&self.log, 0);
-            status.broken = Some(error);
-            self.status.set(status);
+        if let Err(ended) = self.recall() {
+            // No mark behind what was altered.
+            drop(self.log);
+            if let Some((close, error)) = ended {
+                close.send(Err(error));
+            }
             return;
         }
         while let Some(first) = self.next() {
@@ -240,12 +259,7 @@ impl Thread {
             let (close, looks) = (group.close.take(), std::mem::take(&mut group.looks));
             self.write(group);
             for (look, is_signed) in looks {
-                let signed = is_signed.then(|| self.log.signed()).flatten().map(Box::new);
-                look.send(Ok(Look {
-                    signed,
-                    horizon: self.log.horizon(),
-                    ring: self.ring.iter().cloned().collect(),
-                }));
+                look.send(Ok(self.look(is_signed)));
             }
             if let Some(close) = close {
                 let stop = self.log.append(&[Body::Stop]);
@@ -260,6 +274,36 @@ impl Thread {
                 // The room finds its thread gone, restarts, and reads the log anew.
                 return;
             }
+        }
+    }
+
+    /// Reads what the start left behind. While that cannot be read, or is not what was written, whoever would record is
+    /// refused and told which record is wrong, and what can be read is read and proven; should the files be put back,
+    /// recording begins. Fails where the room ends meanwhile.
+    fn recall(&mut self) -> Result<(), Option<(Answer<Seq>, AuditError)>> {
+        while let Err(error) = self.log.recall() {
+            tracing::error!(%error, "nothing is recorded, so nothing is done");
+            self.status.set(status_of(&self.log, self.groups));
+            let until = Instant::now() + RECALL_EVERY;
+            loop {
+                match self.queue.recv_timeout(until - Instant::now().min(until)) {
+                    Ok(Job::Close(answer)) => return Err(Some((answer, error))),
+                    Ok(Job::Look(answer, is_signed)) => answer.send(Ok(self.look(is_signed))),
+                    Ok(job) => job.refuse(error.clone()),
+                    Err(RecvTimeoutError::Timeout) => break,
+                    Err(RecvTimeoutError::Disconnected) => return Err(None),
+                }
+            }
+        }
+        self.status.set(status_of(&self.log, self.groups));
+        Ok(())
+    }
+
+    fn look(&mut self, is_signed: bool) -> Look {
+        Look {
+            signed: is_signed.then(|| self.log.signed()).flatten().map(Box::new),
+            horizon: self.log.horizon(),
+            ring: self.ring.iter().cloned().collect(),
         }
     }
 

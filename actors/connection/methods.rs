@@ -261,6 +261,8 @@ impl Methods {
         let view = self.tree.get().map(|tree| tree.look());
         let pool = self.pool.status().await.ok();
         let head = self.audit.head().await.ok();
+        let broken = self.audit.broken().await;
+        let broken = broken.unwrap_or_else(Some).map(|error| error.to_string());
         let (devices, approvals) = self.pending(by).await;
         let mut status = status_keys();
         status["runtimeVersion"] = self.version.into();
@@ -273,6 +275,7 @@ impl Methods {
                 "listeners": self.listeners,
                 "tls": self.tls.get(),
                 "auditHead": head,
+                "auditError": broken,
                 "sinks": self.sinks.status().await,
                 "connectedDevices": self.connected.get().len(),
         });

@@ -180,6 +180,7 @@ impl ExecRefusal {
             AuditError::DiskFull => codes::DISK_FULL,
             AuditError::Overloaded => codes::OVERLOADED,
             AuditError::Ended => codes::SESSION_ENDED,
+            AuditError::Altered(_) => codes::AUDIT_ALTERED,
             AuditError::Invalid(_) => codes::INVALID_PARAMS,
             _ => codes::CANNOT_RECORD,
         };

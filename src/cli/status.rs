@@ -37,7 +37,8 @@ fn ours(status: &Value) -> &Value {
 
 fn healthy(status: &Value) -> bool {
     let rooms = list(ours(status), "rooms");
-    !rooms.is_empty()
+    field(ours(status), "auditError").is_empty()
+        && !rooms.is_empty()
         && rooms
             .iter()
             .all(|r| matches!(field(r, "state"), "up" | "waiting"))
@@ -49,10 +50,10 @@ fn shown(status: &Value) -> String {
         "portcullis {}, up {}, {}\n",
         clean(field(status, "runtimeVersion")),
         span(number(ours, "uptimeMs").unwrap_or_default()),
-        if healthy(status) {
-            "all rooms serve"
-        } else {
-            "DEGRADED"
+        match field(ours, "auditError") {
+            "" if healthy(status) => "all rooms serve",
+            "" => "DEGRADED",
+            _ => "DEGRADED: nothing can be recorded, so nothing is done",
         },
     );
     // Writing to a String cannot fail.
@@ -109,6 +110,7 @@ fn shown(status: &Value) -> String {
             ),
         );
     }
+    put("no record", clean(field(ours, "auditError")));
     if let Some(Value::Object(sinks)) = ours.get("sinks") {
         for (name, sink) in sinks {
             put("sink", sink_line(name, sink));

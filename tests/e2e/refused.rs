@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::support::gateway::Gateway;
+
 use super::starts::{again, begun, below, copied, end, mode, used};
 
 /// What a database of somebody else's left beside it.
@@ -155,4 +157,65 @@ fn is_refused_and_changes_nothing(killed: bool) {
         gateway.json(&["audit", "verify", "--offline"])["intact"],
         true
     );
+}
+
+/// The bug: a byte changed behind what a start reads let the gateway serve, and then its audit room restarted, each time with a
+/// mark in the log, until the gateway ended.
+#[test]
+fn an_altered_record_behind_the_start_is_named_and_nothing_is_done_until_it_is_put_back() {
+    let mut gateway = Gateway::with(&[("audit.segment_bytes", "65536")]);
+    let long = "x".repeat(20_000);
+    let size = |gateway: &Gateway| {
+        let files = std::fs::read_dir(gateway.state().join("audit")).unwrap();
+        let files = files.map(|file| file.unwrap());
+        let logs = files.filter(|file| file.path().extension().is_some_and(|end| end == "log"));
+        logs.map(|log| log.metadata().unwrap().len()).sum::<u64>()
+    };
+    while size(&gateway) < 200_000 {
+        let run = gateway.cli(&["exec", "--agent", "demo", "--", "true", &long]);
+        let text = String::from_utf8(run.stderr).unwrap();
+        assert!(run.status.success(), "{text}");
+    }
+    assert_eq!(gateway.stop(), 0);
+    let first = gateway.state().join("audit/0000000000000001.log");
+    let whole = std::fs::read(&first).unwrap();
+    let mut bytes = whole.clone();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&first, &bytes).unwrap();
+    gateway.launch();
+    let served = size(&gateway);
+    for _ in 0..3 {
+        let run = gateway.cli(&["exec", "--agent", "demo", "--", "true"]);
+        let text = String::from_utf8(run.stderr).unwrap();
+        assert!(
+            !run.status.success() && text.contains("AUDIT_ALTERED"),
+            "{text}"
+        );
+        assert!(text.contains("segment 1, byte "), "{text}");
+    }
+    let status = gateway.cli(&["status"]);
+    let text = String::from_utf8(status.stdout).unwrap();
+    assert_eq!(status.status.code(), Some(8), "{text}");
+    let line = text.lines().find(|line| line.starts_with("no record "));
+    assert!(
+        line.is_some_and(|line| line.contains("AUDIT_ALTERED: record ")),
+        "{text}"
+    );
+    // What is known of the log goes on being proven; to read records of it is an act, which is recorded.
+    assert!(gateway.cli(&["audit", "head"]).status.success());
+    let tail = gateway.cli(&["audit", "tail", "-n", "3"]);
+    assert_eq!(tail.status.code(), Some(10));
+    assert_eq!(gateway.cli(&["audit", "verify"]).status.code(), Some(10));
+    assert_eq!(size(&gateway), served, "nothing is written behind it");
+    gateway.stop();
+    std::fs::write(&first, &whole).unwrap();
+    gateway.launch();
+    assert!(
+        gateway
+            .cli(&["exec", "--agent", "demo", "--", "true"])
+            .status
+            .success()
+    );
+    assert!(gateway.cli(&["audit", "verify"]).status.success());
 }

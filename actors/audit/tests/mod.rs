@@ -23,7 +23,7 @@ use super::log::{Clock, LogSpec, OpenReport};
 use super::messages::Refused;
 use super::offline::{verify_dir, verify_dir_against};
 use super::read::tail_dir;
-use super::writer::{Answer, Job, NotTaken, Writer};
+use super::writer::{Answer, Job, Look, NotTaken, Writer};
 use crate::supervision::{Feed, Flag, FlagReader};
 use portcullis_core::audit::verify::Outside;
 use portcullis_core::audit::{Body, BootId, Entry, Head, Once, Outcome, Record, Seq};
@@ -140,6 +140,10 @@ impl Open {
     }
 
     fn once(&self, principal: &str, key: &str) -> Once {
+        self.try_once(principal, key).unwrap()
+    }
+
+    fn try_once(&self, principal: &str, key: &str) -> Result<Once, AuditError> {
         let entry = Entry {
             principal: Some(principal.into()),
             idempotency_key: Some(key.into()),
@@ -152,7 +156,14 @@ impl Open {
             Answer::Own(tx),
         );
         assert!(self.writer.submit(job).is_ok());
-        rx.blocking_recv().unwrap().unwrap()
+        rx.blocking_recv().unwrap()
+    }
+
+    fn look(&self, is_signed: bool) -> Result<Look, AuditError> {
+        let (tx, rx) = oneshot::channel();
+        let job = Job::Look(Answer::Own(tx), is_signed);
+        assert!(self.writer.submit(job).is_ok());
+        rx.blocking_recv().unwrap()
     }
 
     fn outcome(&self, intent: Seq, outcome: Outcome) -> Result<Seq, AuditError> {

@@ -111,15 +111,40 @@ fn a_key_far_back_is_known_though_the_start_does_not_read_that_far() {
     bytes[middle] ^= 1;
     std::fs::write(place.segment(1), bytes).unwrap();
     let log = open(3);
-    let look = || {
-        let (tx, _) = oneshot::channel();
-        log.writer.submit(Job::Look(Answer::Own(tx), false))
+    let refused = |log: &Open| match log.append(event(1)) {
+        Err(AuditError::Altered(fault)) => fault.segment,
+        other => panic!("{other:?}"),
     };
-    while look().is_ok() {
-        std::thread::sleep(std::time::Duration::from_millis(1));
-    }
+    let files = super::super::files::segments(&place.dir).unwrap();
+    let last = place.segment(files.last().unwrap().0);
+    let end = std::fs::read(&last).unwrap();
+    assert_eq!(refused(&log), Seq(1));
+    assert_eq!(refused(&log), Seq(1), "the thread goes on");
     let why = log.writer.status().broken.unwrap();
     assert_eq!(why.code(), "AUDIT_ALTERED");
+    let once = log.try_once("uid:0", "k");
+    assert_eq!(once.unwrap_err().code(), "AUDIT_ALTERED");
+    // What its end holds is read, the hashes are signed as they were, and an orderly stop leaves no mark behind what was altered.
+    let signed = log.look(true).unwrap().signed.unwrap();
+    assert_eq!(signed.checkpoint.checkpoint.size, log.report.head.seq.0);
+    let stopped = log.try_close();
+    assert_eq!(stopped.unwrap_err().code(), "AUDIT_ALTERED");
+    assert_eq!(std::fs::read(&last).unwrap(), end);
+    // Put back, it is recorded again, without a restart.
+    let log = open(4);
+    assert_eq!(refused(&log), Seq(1));
+    let mut bytes = std::fs::read(place.segment(1)).unwrap();
+    bytes[middle] ^= 1;
+    std::fs::write(place.segment(1), bytes).unwrap();
+    let began = std::time::Instant::now();
+    while log.append(event(1)).is_err() {
+        assert!(began.elapsed() < std::time::Duration::from_secs(30));
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert!(log.writer.status().broken.is_none());
+    assert!(matches!(log.once("uid:0", "k"), Once::Seen { .. }));
+    log.close();
+    intact(&place.dir);
 }
 
 #[test]
