@@ -86,6 +86,14 @@ codes! {
     RUN_CANCELLED, "UNAVAILABLE", false, 1, "run it again where it should go on";
     RUN_UNKNOWN, "UNAVAILABLE", false, 8, "whether this run finished is unknown, so it is not run again: look at what it should have done, and use a new key to run it once more";
     TOO_MANY_RUNS, "UNAVAILABLE", true, 1, "wait for a run of this agent to end";
+    FILE_NOT_FOUND, "INVALID_REQUEST", false, 3, "look at the path: in the sandbox a relative one is below /workspace, and no folder is made";
+    FILE_UNFIT, "INVALID_REQUEST", false, 5, "plain files are copied: for a folder, `portcullis exec -i --agent NAME -- tar -x < FILE` and `portcullis exec --agent NAME -- tar -c FOLDER`";
+    FILE_EXISTS, "INVALID_REQUEST", false, 5, "nothing was changed: --force replaces it";
+    FILE_TOO_LARGE, "INVALID_REQUEST", false, 5, "nothing was copied: split it, or pipe it through `portcullis exec -i`";
+    FILE_CHANGED, "UNAVAILABLE", true, 1, "nothing was kept: copy it again when nothing writes to it";
+    FILE_NO_ROOM, "UNAVAILABLE", true, 8, "nothing was kept: free room where it should go";
+    FILE_NOT_PERMITTED, "FORBIDDEN", false, 4, "nothing was changed: the sandbox's user may not, or it is read-only there (`portcullis sandbox explain --agent NAME`)";
+    FILE_NOT_COPIED, "UNAVAILABLE", false, 1, "nothing was kept: the message is the sandbox's own";
     DEVICE_NOT_FOUND, "INVALID_REQUEST", false, 3, "`portcullis devices list` shows the devices";
     REQUEST_NOT_FOUND, "INVALID_REQUEST", false, 3, "the request was decided or has expired; `portcullis devices list` shows what is pending";
     PAIRING_DENIED, "INVALID_REQUEST", false, 4, "let an operator decide who holds the scopes that the device asks for, and is not that device";

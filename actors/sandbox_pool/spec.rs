@@ -7,8 +7,7 @@ use portcullis_cell::RELAY_PORT;
 use portcullis_core::ids::{AgentId, BoxId};
 use portcullis_core::sandbox::{Access, Profile};
 
-/// Where the box's cell binary is seen from inside.
-pub const CELL_INSIDE: &str = "/run/portcullis-cell";
+pub use portcullis_cell::CELL_INSIDE;
 /// Where the box's control folder (read-only) is seen from inside.
 pub const RUN_INSIDE: &str = "/run/portcullis";
 /// The control socket as the cell dials it.

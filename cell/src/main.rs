@@ -6,10 +6,12 @@
 //! - `portcullis-cell host --exe-fd N ...` is not in a box: it supervises one approved command of the host, as another user.
 //! - `portcullis-cell probe` is a command in a box that tries to get out of it: a driver's proof.
 //! - `portcullis-cell tty PROGRAM NAME ARGUMENT...` becomes a run's command that has a terminal.
+//! - `portcullis-cell get PATH` and `put PATH MODE [replace]` are commands of a run that give a file out of the box, or take one.
 //! - `portcullis-cell launch` is not in a box: as root it stages a box's folders, becomes the box's uid and executes bubblewrap.
 #![deny(unsafe_code)]
 
 mod channel;
+mod copy;
 mod host;
 mod input;
 mod launch;
@@ -36,7 +38,9 @@ fn main() -> ExitCode {
         Some("launch") => launch::main(arguments),
         Some("probe") => probe::main(arguments),
         Some("tty") => return terminal::main(arguments),
-        _ => Err("usage: portcullis-cell box | run | tty | host | probe | launch (started by portcullis, not by hand)".to_owned()),
+        Some("get") => return copy::get_main(arguments),
+        Some("put") => return copy::put_main(arguments),
+        _ => Err("usage: portcullis-cell box | run | tty | host | probe | launch | get | put (started by portcullis, not by hand)".to_owned()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

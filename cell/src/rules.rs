@@ -6,6 +6,7 @@ use landlock::{
     ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
     RulesetCreated, RulesetCreatedAttr, Scope,
 };
+use portcullis_cell::CELL_INSIDE;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, TargetArch, sock_filter,
@@ -14,8 +15,19 @@ use std::cell::OnceCell;
 use std::collections::BTreeMap;
 
 /// Read and execute, where they exist.
-const READ: [&str; 10] = [
-    "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc", "/opt", "/proc", "/dev",
+const READ: [&str; 11] = [
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/etc",
+    "/opt",
+    "/proc",
+    "/dev",
+    // Its `get` and `put`.
+    CELL_INSIDE,
 ];
 /// Everything but making devices.
 const WRITE: [&str; 5] = ["/workspace", "/tmp", "/var/tmp", "/dev/shm", "/dev/pts"];

@@ -336,6 +336,9 @@ const TOOLS: &[&str] = &[
     "tic",
 ];
 
+/// The program that copies files out of a box and into it.
+const CELL: &str = "portcullis-cell";
+
 /// What the plan's program is, by the name it is called and by the file that it is.
 pub fn kind_of(plan: &ExecPlan) -> CommandKind {
     // A script's interpreter is in the plan with its digest; so is the script. Its own name is what counts.
@@ -349,6 +352,13 @@ pub fn kind_of(plan: &ExecPlan) -> CommandKind {
 pub fn kind_of_command(executable: &Executable, argv: &[String]) -> CommandKind {
     let file = executable.path().map_or("", base);
     let called = base(argv.first().map_or("", String::as_str));
+    if file == CELL || called == CELL {
+        // Beside these two it has words that start others.
+        return match argv.get(1).map(String::as_str) {
+            Some("get" | "put") => CommandKind::Plain,
+            _ => CommandKind::Runner,
+        };
+    }
     let kinds = [kind_of_name(file), kind_of_name(called)];
     if kinds.contains(&CommandKind::Runner) {
         CommandKind::Runner
@@ -392,6 +402,29 @@ fn kind_of_name(name: &str) -> CommandKind {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_the_cells_words_only_two_start_nothing() {
+        let cell = Executable::Image {
+            digest: "d".into(),
+            path: "/run/portcullis-cell".into(),
+        };
+        let kind = |words: &[&str]| {
+            let argv: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+            kind_of_command(&cell, &argv)
+        };
+        let name = "/run/portcullis-cell";
+        assert_eq!(kind(&[name, "get", "a"]), CommandKind::Plain);
+        assert_eq!(kind(&[name, "put", "a", "644"]), CommandKind::Plain);
+        for words in [
+            &[name][..],
+            &[name, "tty", "/bin/sh", "sh"],
+            &[name, "run"],
+            &["get", "tty"],
+        ] {
+            assert_eq!(kind(words), CommandKind::Runner, "{words:?}");
+        }
+    }
 
     #[test]
     fn versions_and_variants_do_not_hide_a_runner() {

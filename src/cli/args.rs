@@ -367,6 +367,25 @@ pub enum Sandbox {
         #[arg(long, value_name = "NAME")]
         agent: Option<String>,
     },
+    /// Copy a file into an agent's sandbox or out of it: one of both is AGENT:PATH
+    Cp(Copy),
+}
+
+/// For `sandbox cp`.
+#[derive(Debug, Clone, Args)]
+pub struct Copy {
+    /// What to copy: a file of ours, `-` for standard input, or AGENT:PATH
+    #[arg(value_name = "FROM")]
+    pub from: String,
+    /// Where to: a file or folder of ours, `-` for standard output, or AGENT:PATH (below /workspace where PATH is relative)
+    #[arg(value_name = "TO")]
+    pub to: String,
+    /// Replace a file that is there
+    #[arg(long, short)]
+    pub force: bool,
+    /// End it after this time: 30s, 5m
+    #[arg(long, value_parser = duration, value_name = "TIME")]
+    pub timeout: Option<Duration>,
 }
 
 /// `agents …`

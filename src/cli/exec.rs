@@ -284,50 +284,56 @@ impl Run {
                 "the sandbox's memory was used up, and the kernel ended what took it: `portcullis sandbox explain` shows the limit",
             );
         }
-        let failure = match field(payload, "status") {
-            "exited" => return Ok(()),
-            "timed-out" => Failure::of(codes::DEADLINE, "the command was ended: its time was up")
-                .hint("give it more: `--timeout 5m`"),
-            "denied" if payload.pointer("/error/message").is_some() => {
-                let error = &payload["error"];
-                let code = codes::find(field(error, "code")).unwrap_or(codes::APPROVAL_DENIED);
-                client.said(Failure::of(code, clean(field(error, "message"))))
-            }
-            "denied" => match field(payload, "reason") {
-                "" => Failure::of(codes::APPROVAL_DENIED, codes::APPROVAL_DENIED.next)
-                    .hint("`portcullis audit query --action approval` shows who decided"),
-                reason => Failure::of(
-                    codes::APPROVAL_DENIED,
-                    format!("a person refused this command: {reason}"),
-                )
-                .hint("`portcullis audit query --action approval` shows who decided"),
-            },
-            "expired" => Failure::of(
-                codes::APPROVAL_EXPIRED,
-                "nobody decided in time, which means no",
-            ),
-            "cancelled" => Failure::of(codes::RUN_CANCELLED, "the command was cancelled"),
-            "box-lost" | "unknown" => {
-                let error = &payload["error"];
-                let (code, text) = if field(payload, "status") == "unknown" {
-                    (
-                        codes::RUN_UNKNOWN,
-                        "whether the command finished is unknown",
-                    )
-                } else {
-                    (codes::BOX_LOST, "the sandbox ended under the command")
-                };
-                let code = codes::find(field(error, "code")).unwrap_or(code);
-                match field(error, "message") {
-                    "" => Failure::of(code, text),
-                    message => client.said(Failure::of(code, clean(message))),
-                }
-            }
-            other => Failure::of(codes::INTERNAL, format!("the run ended as {other:?}")),
-        };
-        note(failure.lines().trim_end());
+        if let Some(failure) = failure(client, payload) {
+            note(failure.lines().trim_end());
+        }
         Ok(())
     }
+}
+
+/// Why it did not come to its own end; none: it did.
+pub(super) fn failure(client: &Client, payload: &Value) -> Option<Failure> {
+    Some(match field(payload, "status") {
+        "exited" => return None,
+        "timed-out" => Failure::of(codes::DEADLINE, "the command was ended: its time was up")
+            .hint("give it more: `--timeout 5m`"),
+        "denied" if payload.pointer("/error/message").is_some() => {
+            let error = &payload["error"];
+            let code = codes::find(field(error, "code")).unwrap_or(codes::APPROVAL_DENIED);
+            client.said(Failure::of(code, clean(field(error, "message"))))
+        }
+        "denied" => match field(payload, "reason") {
+            "" => Failure::of(codes::APPROVAL_DENIED, codes::APPROVAL_DENIED.next)
+                .hint("`portcullis audit query --action approval` shows who decided"),
+            reason => Failure::of(
+                codes::APPROVAL_DENIED,
+                format!("a person refused this command: {reason}"),
+            )
+            .hint("`portcullis audit query --action approval` shows who decided"),
+        },
+        "expired" => Failure::of(
+            codes::APPROVAL_EXPIRED,
+            "nobody decided in time, which means no",
+        ),
+        "cancelled" => Failure::of(codes::RUN_CANCELLED, "the command was cancelled"),
+        "box-lost" | "unknown" => {
+            let error = &payload["error"];
+            let (code, text) = if field(payload, "status") == "unknown" {
+                (
+                    codes::RUN_UNKNOWN,
+                    "whether the command finished is unknown",
+                )
+            } else {
+                (codes::BOX_LOST, "the sandbox ended under the command")
+            };
+            let code = codes::find(field(error, "code")).unwrap_or(code);
+            match field(error, "message") {
+                "" => Failure::of(code, text),
+                message => client.said(Failure::of(code, clean(message))),
+            }
+        }
+        other => Failure::of(codes::INTERNAL, format!("the run ended as {other:?}")),
+    })
 }
 
 /// Ready when it is time to leave.

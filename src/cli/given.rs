@@ -3,7 +3,7 @@
 //! One piece is under way at a time. Its answer says that the gateway has read it, so that neither end waits for the other to read while
 //! both write.
 
-use std::io::IsTerminal as _;
+use std::io::{ErrorKind, IsTerminal as _, Read};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -51,6 +51,8 @@ pub struct Given {
     offset: u64,
     sending: Option<Sending>,
     terminal: Option<Terminal>,
+    /// In place of our standard input.
+    source: Option<Box<dyn Read + Send>>,
 }
 
 /// Ours, for a run on one.
@@ -96,7 +98,19 @@ impl Given {
             offset: 0,
             sending: None,
             terminal,
+            source: None,
         })
+    }
+
+    /// This, and not our standard input.
+    pub fn from(source: impl Read + Send + 'static) -> Self {
+        Self {
+            pieces: None,
+            offset: 0,
+            sending: None,
+            terminal: None,
+            source: Some(Box::new(source)),
+        }
     }
 
     /// Into the request to run.
@@ -133,7 +147,8 @@ impl Given {
             // A person may have been asked in between.
             self.resize(client, run).await?;
         }
-        self.pieces = Some(read());
+        let own = || Box::new(StandardInput) as Box<dyn Read + Send>;
+        self.pieces = Some(read(self.source.take().unwrap_or_else(own)));
         Ok(())
     }
 
@@ -279,14 +294,23 @@ fn size() -> (u16, u16) {
     })
 }
 
-/// A thread that reads our input, no further ahead than one piece.
-fn read() -> mpsc::Receiver<Vec<u8>> {
+/// Ours, without a buffer that others would share.
+struct StandardInput;
+
+impl Read for StandardInput {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        Ok(rustix::io::read(std::io::stdin(), into)?)
+    }
+}
+
+/// A thread that reads, no further ahead than one piece.
+fn read(mut from: Box<dyn Read + Send>) -> mpsc::Receiver<Vec<u8>> {
     let (pieces, todo) = mpsc::channel(1);
     std::thread::spawn(move || {
         let mut buffer = vec![0; PIECE];
         loop {
-            match rustix::io::read(std::io::stdin(), &mut buffer) {
-                Err(rustix::io::Errno::INTR) => {}
+            match from.read(&mut buffer) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 // What cannot be read has ended.
                 Ok(0) | Err(_) => return,
                 Ok(count) => {

@@ -5,6 +5,7 @@ mod approvals;
 pub mod args;
 mod audit;
 mod config;
+mod copy;
 mod devices;
 mod exec;
 mod failure;

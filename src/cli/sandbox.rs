@@ -17,7 +17,10 @@ use crate::show::value::{field, list};
 /// # Errors
 /// [`Failure`].
 pub async fn run(door: &Door, what: &Sandbox, out: Out) -> Result<u8, Failure> {
-    let Sandbox::Explain { agent } = what;
+    let agent = match what {
+        Sandbox::Explain { agent } => agent,
+        Sandbox::Cp(copy) => return super::copy::run(door, copy, out).await,
+    };
     let mut client = Client::connect(door, &[Scope::Read], &[]).await?;
     let params = match agent {
         Some(agent) => json!({ "agent": agent }),

@@ -77,6 +77,7 @@ fn every_command_without_a_gateway_ends_with_its_code_and_a_document() {
                 ("audit show" | "audit prove" | "audit consistency", _) => words.push("1"),
                 ("vault migrate", _) => words.push(file.to_str().unwrap()),
                 ("vault set" | "vault rm" | "vault show" | "vault bind", _) => words.push("KEY"),
+                ("sandbox cp", "from") => words.push("demo:abcdef12"),
                 (_, "label" | "name") => words.push("demo"),
                 _ => words.push("abcdef12"),
             }

@@ -1,6 +1,7 @@
 //! Whole paths, as a person walks them.
 
 mod cli;
+mod copies;
 mod drivers;
 mod egress;
 mod engine;

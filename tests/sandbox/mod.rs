@@ -1,2 +1,3 @@
 //! Promises of the sandbox, each against the real engine or the real kernel.
+mod copies;
 mod docker;

@@ -22,7 +22,7 @@ use crate::exec::messages::{ExecRefusal, ExecWiring, RunRequest};
 use crate::exec::open::{Folder, Place, Program};
 use crate::exec::operands::{Command, Operands};
 use crate::exec::user::User;
-use crate::sandbox_pool::BoxProfile;
+use crate::sandbox_pool::{BoxProfile, CELL_INSIDE, output_cap};
 use crate::supervision::Ctx;
 use crate::vault::VaultRefusal;
 
@@ -217,7 +217,7 @@ async fn in_box(
         .unwrap_or_else(|| format!("profile:{}", profile.profile_hash));
     let limits = Limits {
         timeout_ms: profile.timeout_ms,
-        output_bytes: profile.output_bytes,
+        output_bytes: output_cap(profile.output_bytes, &request.argv),
         memory_bytes: Some(profile.limits.memory_bytes),
         cpu_millis: Some(profile.limits.cpu_millis),
         pids: Some(profile.limits.pids),
@@ -276,7 +276,9 @@ fn of_image(name: &str, cwd: &str) -> bool {
     } else {
         format!("{}/{name}", cwd.trim_end_matches('/'))
     };
-    is_canonical_path(&path) && IMAGE.iter().any(|folder| path.starts_with(folder))
+    // The cell is the gateway's own, and read-only.
+    path == CELL_INSIDE
+        || is_canonical_path(&path) && IMAGE.iter().any(|folder| path.starts_with(folder))
 }
 
 /// The folder, the arguments and the digest are the node's word; its user and its rules are its own.
