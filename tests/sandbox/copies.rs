@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, symlink};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -151,7 +151,7 @@ fn a_file_that_is_written_to_while_it_is_read_is_told() {
         is(&output, CopyFailure::Changed, "written to");
     });
     // Between its two looks: it waits for its reader, and the file is another one by then.
-    let mut child = scene
+    let child = scene
         .command(&["get", path.to_str().unwrap()])
         .spawn()
         .unwrap();
