@@ -336,38 +336,35 @@ async fn put(
     out: Out,
 ) -> Result<u8, Failure> {
     let mut signals = Signals::listen()?;
-    let (source, size, mode, name) = match from {
-        Side::File(file) => {
-            let (source, data) = opened(&file)?;
-            let mode = if data.mode() & 0o111 == 0 {
-                0o644
-            } else {
-                0o755
-            };
-            (source, data.len(), mode, Some(file))
-        }
-        _ => {
-            let reading = tokio::task::spawn_blocking(|| {
-                let mut bytes = Vec::new();
-                let read = io::stdin()
-                    .lock()
-                    .take(MOST_FILE + 1)
-                    .read_to_end(&mut bytes);
-                read.map(|_| bytes)
-            });
-            let bytes = tokio::select! {
-                read = reading => read.unwrap_or_else(|_| Err(io::ErrorKind::Other.into())),
-                end = signals.next() => return Ok(128 + end),
-            };
-            let bytes = bytes.map_err(|error| local(Path::new("standard input"), &error))?;
-            let size = bytes.len() as u64;
-            (
-                Box::new(Cursor::new(bytes)) as Box<dyn Read + Send>,
-                size,
-                0o644,
-                None,
-            )
-        }
+    let (source, size, mode, name) = if let Side::File(file) = from {
+        let (source, data) = opened(&file).await?;
+        let mode = if data.mode() & 0o111 == 0 {
+            0o644
+        } else {
+            0o755
+        };
+        (source, data.len(), mode, Some(file))
+    } else {
+        let reading = tokio::task::spawn_blocking(|| {
+            let mut bytes = Vec::new();
+            let read = io::stdin()
+                .lock()
+                .take(MOST_FILE + 1)
+                .read_to_end(&mut bytes);
+            read.map(|_| bytes)
+        });
+        let bytes = tokio::select! {
+            read = reading => read.unwrap_or_else(|_| Err(io::ErrorKind::Other.into())),
+            end = signals.next() => return Ok(128 + end),
+        };
+        let bytes = bytes.map_err(|error| local(Path::new("standard input"), &error))?;
+        let size = bytes.len() as u64;
+        (
+            Box::new(Cursor::new(bytes)) as Box<dyn Read + Send>,
+            size,
+            0o644,
+            None,
+        )
     };
     if size > MOST_FILE {
         let text = format!("{size} bytes, and {MOST_FILE} is the most that is copied");
@@ -426,7 +423,7 @@ fn told(
 }
 
 /// A plain file of ours, to be read as it is now.
-fn opened(path: &Path) -> Result<(Box<dyn Read + Send>, Metadata), Failure> {
+async fn opened(path: &Path) -> Result<(Box<dyn Read + Send>, Metadata), Failure> {
     let no = |error: io::Error| local(path, &error);
     let data = std::fs::metadata(path).map_err(no)?;
     if !data.is_file() {
@@ -449,7 +446,7 @@ fn opened(path: &Path) -> Result<(Box<dyn Read + Send>, Metadata), Failure> {
     let mut data = file.metadata().map_err(no)?;
     let changed = data.modified().unwrap_or(SystemTime::UNIX_EPOCH);
     if changed.elapsed().is_ok_and(|ago| ago < SETTLED) {
-        std::thread::sleep(SETTLED);
+        tokio::time::sleep(SETTLED).await;
         data = file.metadata().map_err(no)?;
     }
     let source = Unchanged {
@@ -704,16 +701,16 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_file_that_changes_while_it_is_read_is_one_byte_short() {
+    #[tokio::test]
+    async fn a_file_that_changes_while_it_is_read_is_one_byte_short() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("f");
         std::fs::write(&path, vec![7; 10]).unwrap();
-        let (mut source, data) = opened(&path).unwrap();
+        let (mut source, data) = opened(&path).await.unwrap();
         let mut all = Vec::new();
         source.read_to_end(&mut all).unwrap();
         assert_eq!((all.len(), data.len()), (10, 10));
-        let (mut source, _) = opened(&path).unwrap();
+        let (mut source, _) = opened(&path).await.unwrap();
         let mut five = [0; 5];
         source.read_exact(&mut five).unwrap();
         std::fs::write(&path, vec![8; 10]).unwrap();
