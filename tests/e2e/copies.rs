@@ -136,9 +136,12 @@ fn files_go_in_and_out(gateway: &Gateway) {
         (["one", "demo:none/one"], "FILE_NOT_FOUND", 3),
         (["one", "demo:/usr/one"], "FILE_NOT_PERMITTED", 4),
     ] {
-        let words = words.map(|word| match word.contains(':') {
-            true => word.to_owned(),
-            false => at(word).display().to_string(),
+        let words = words.map(|word| {
+            if word.contains(':') {
+                word.to_owned()
+            } else {
+                at(word).display().to_string()
+            }
         });
         let output = copy(gateway, &["--force", &words[0], &words[1]]);
         refused(&output, code, exit);
