@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use portcullis_cell::{MOST_FILE, Spawn, Value, is_get};
+use portcullis_cell::{Spawn, Value, output_cap};
 use portcullis_core::sandbox::Profile;
 
 use super::messages::RunSpec;
@@ -10,15 +10,6 @@ use super::spec::{BoxSpec, WORKSPACE_INSIDE};
 
 /// Between TERM and KILL of a cancelled run.
 const GRACE_MS: u32 = 200;
-
-/// Bytes of each output stream that a command may write: one that gives a file out of the box may write the whole of it.
-pub fn output_cap(configured: u64, argv: &[String]) -> u64 {
-    if is_get(argv) {
-        configured.max(MOST_FILE)
-    } else {
-        configured
-    }
-}
 
 /// What the cell is asked to start; where the box may reach hosts, it is told the way.
 ///
