@@ -58,10 +58,7 @@ pub use messages::{
     SandboxPoolMsg,
 };
 pub use native::Native;
-pub use portcullis_cell::{
-    CELL_INSIDE, Cause, INPUT_WINDOW, Input, MAX_INPUT, SIGNALS, Size, Stream,
-};
-pub use request::output_cap;
+pub use portcullis_cell::{Cause, INPUT_WINDOW, Input, MAX_INPUT, SIGNALS, Size, Stream};
 pub use runs::{Exited, RunEvent};
 pub use spec::{BoxLimits, BoxSpec, FoundBox, StartedBox};
 pub use standing::GivenUp;

@@ -5,8 +5,18 @@ pub const CELL_INSIDE: &str = "/run/portcullis-cell";
 /// Most bytes of a file that `get` gives or `put` takes.
 pub const MOST_FILE: u64 = 64 * 1024 * 1024;
 
-/// Is this the command that writes a file's bytes to its output? By the cell's own path, which no agent can put something else at.
-pub fn is_get(argv: &[String]) -> bool {
+/// Bytes of each output stream that a command may write where so many are configured: one that gives a file out of the box may write all of
+/// it.
+pub fn output_cap(configured: u64, argv: &[String]) -> u64 {
+    if is_get(argv) {
+        configured.max(MOST_FILE)
+    } else {
+        configured
+    }
+}
+
+/// By the cell's own path, which no agent can put something else at.
+fn is_get(argv: &[String]) -> bool {
     argv.len() == 3 && argv[0] == CELL_INSIDE && argv[1] == "get"
 }
 
@@ -154,7 +164,9 @@ mod tests {
                 .map(|word| (*word).to_owned())
                 .collect::<Vec<_>>()
         };
-        assert!(is_get(&argv(&[CELL_INSIDE, "get", "a"])));
+        let get = argv(&[CELL_INSIDE, "get", "a"]);
+        assert_eq!(output_cap(1000, &get), MOST_FILE);
+        assert_eq!(output_cap(MOST_FILE + 1, &get), MOST_FILE + 1);
         for other in [
             &["portcullis-cell", "get", "a"][..],
             &["/workspace/portcullis-cell", "get", "a"],
@@ -162,7 +174,7 @@ mod tests {
             &[CELL_INSIDE, "get", "a", "b"],
             &[CELL_INSIDE],
         ] {
-            assert!(!is_get(&argv(other)), "{other:?}");
+            assert_eq!(output_cap(1000, &argv(other)), 1000, "{other:?}");
         }
     }
 }

@@ -11,7 +11,7 @@ mod copied;
 mod frames;
 
 pub use codec::{Decoder, FrameError};
-pub use copied::{CELL_INSIDE, CopyFailure, FileHead, MOST_FILE, is_get};
+pub use copied::{CELL_INSIDE, CopyFailure, FileHead, MOST_FILE, output_cap};
 pub use frames::{Cause, Ended, Exit, Frame, Input, Size, Spawn, Stream, Value, wipe};
 
 /// Version of the frames, said in HELLO; a peer of another version is refused.

@@ -701,6 +701,23 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_the_box_says_is_told_as_its_words_and_by_its_exit_code() {
+        let failure = refused(
+            7,
+            "5 1 2 644\nportcullis-cell: /workspace/a: changed\u{1b}[2J\n",
+        );
+        assert_eq!(failure.code, "FILE_CHANGED");
+        assert!(!failure.message.contains('\u{1b}'), "{}", failure.message);
+        assert!(
+            failure
+                .message
+                .starts_with("in the sandbox: /workspace/a: changed")
+        );
+        assert_eq!(refused(127, "sh: no such file").code, "FILE_NOT_COPIED");
+        assert_eq!(refused(0, "").code, "FILE_NOT_COPIED");
+    }
+
     #[tokio::test]
     async fn a_file_that_changes_while_it_is_read_is_one_byte_short() {
         let folder = tempfile::tempdir().unwrap();

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use portcullis_cell::{CELL_INSIDE, output_cap};
 use portcullis_core::codes;
 use portcullis_core::ids::{AgentId, Hash32};
 use portcullis_core::plan::{
@@ -22,7 +23,7 @@ use crate::exec::messages::{ExecRefusal, ExecWiring, RunRequest};
 use crate::exec::open::{Folder, Place, Program};
 use crate::exec::operands::{Command, Operands};
 use crate::exec::user::User;
-use crate::sandbox_pool::{BoxProfile, CELL_INSIDE, output_cap};
+use crate::sandbox_pool::BoxProfile;
 use crate::supervision::Ctx;
 use crate::vault::VaultRefusal;
 
