@@ -40,6 +40,7 @@ fn main() -> Result<()> {
         .build()?;
     for callers in [1, 64] {
         let (mut ratios, mut ours, mut limits) = (vec![], vec![], vec![]);
+        let mut bare = vec![];
         let (mut cpu, mut groups) = (vec![], vec![]);
         let dir = folder.path().join(format!("audit{callers}"));
         for _ in 0..TURNS {
@@ -48,6 +49,7 @@ fn main() -> Result<()> {
             cpu.push(cost);
             groups.push(group);
             ratios.push(rate / limit);
+            bare.push(rate / runtime.block_on(asked(folder.path(), callers))?);
             ours.push(rate);
             limits.push(limit);
         }
@@ -60,6 +62,10 @@ fn main() -> Result<()> {
         );
         let what = format!("durable append, {callers} callers / plain file");
         least(&what, median(ratios), "x", 0.7);
+        println!(
+            "{callers} callers: {:.2} x of as many tasks that ask one thread for the same bytes",
+            median(bare)
+        );
     }
     let began = Instant::now();
     let reopened = folder.path().join("audit64");
@@ -92,15 +98,19 @@ fn body() -> Result<Body> {
     Body::intent(entry()).ok().context("the entry is no record")
 }
 
-/// Records a second of the same bytes into one plain file, `group` for each fdatasync.
-fn plain(folder: &Path, group: usize) -> Result<f64> {
+fn one_record() -> Result<Vec<u8>> {
     let mut one = vec![];
     let key = EpochKey::from_random(&Zeroizing::new([1; 32]));
     let key = Some(key.records());
     encode_record(&mut one, Head::EMPTY, STAMP, BOOT, &body()?, key)
         .ok()
         .context("not encoded")?;
-    let bytes = one.repeat(group);
+    Ok(one)
+}
+
+/// Records a second of the same bytes into one plain file, `group` for each fdatasync.
+fn plain(folder: &Path, group: usize) -> Result<f64> {
+    let bytes = one_record()?.repeat(group);
     let mut file = fs::File::create(folder.join(format!("plain{group}")))?;
     let (began, mut count) = (Instant::now(), 0_usize);
     while began.elapsed() < SPAN {
@@ -109,6 +119,60 @@ fn plain(folder: &Path, group: usize) -> Result<f64> {
         count += group;
     }
     Ok(count as f64 / began.elapsed().as_secs_f64())
+}
+
+/// Records a second of the same bytes, asked of one bare thread by so many tasks: what the round trips alone leave of [`plain`].
+async fn asked(folder: &Path, callers: usize) -> Result<f64> {
+    type Asked = (Vec<u8>, tokio::sync::oneshot::Sender<()>);
+    let bytes = one_record()?;
+    let mut file = fs::File::create(folder.join(format!("asked{callers}")))?;
+    let (tx, rx) = std::sync::mpsc::sync_channel::<Asked>(1_024);
+    let writer = std::thread::spawn(move || -> std::io::Result<()> {
+        let (mut buf, mut waits) = (vec![], vec![]);
+        while let Ok((bytes, wait)) = rx.recv() {
+            buf.extend_from_slice(&bytes);
+            waits.push(wait);
+            // As the room does: for as many as there are callers, and no longer than a sync takes.
+            let until = Instant::now() + Duration::from_micros(200);
+            while waits.len() < callers && Instant::now() < until {
+                let Ok((bytes, wait)) = rx.try_recv() else {
+                    std::thread::yield_now();
+                    continue;
+                };
+                buf.extend_from_slice(&bytes);
+                waits.push(wait);
+            }
+            file.write_all(&buf)?;
+            file.sync_data()?;
+            buf.clear();
+            waits.drain(..).for_each(|wait| drop(wait.send(())));
+        }
+        Ok(())
+    });
+    let began = Instant::now();
+    let calls: Vec<_> = (0..callers)
+        .map(|_| {
+            let (tx, bytes) = (tx.clone(), bytes.clone());
+            tokio::spawn(async move {
+                let mut count = 0_u32;
+                while began.elapsed() < SPAN {
+                    let (wait, done) = tokio::sync::oneshot::channel();
+                    tx.send((bytes.clone(), wait))?;
+                    done.await?;
+                    count += 1;
+                }
+                anyhow::Ok(count)
+            })
+        })
+        .collect();
+    drop(tx);
+    let mut count = 0;
+    for call in calls {
+        count += call.await??;
+    }
+    let rate = f64::from(count) / began.elapsed().as_secs_f64();
+    writer.join().ok().context("the bare writer panicked")??;
+    Ok(rate)
 }
 
 async fn start(dir: &Path) -> Result<(AuditHandle, Tree)> {
