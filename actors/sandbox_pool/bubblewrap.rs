@@ -34,9 +34,51 @@ pub const INFO_KEPT_FD: i32 = 5;
 /// Descriptor of the child: bubblewrap starts the box when it can read a byte there.
 pub const BLOCK_FD: i32 = 4;
 
+/// Name in the stage of the box's terminals.
+pub const TERMINALS: &str = "p";
+
+/// A file system in memory, which counts as the box's.
+pub struct InMemory {
+    /// In the stage.
+    pub name: &'static str,
+    inside: &'static str,
+    mode: &'static str,
+    bytes: u64,
+    inodes: u64,
+}
+
+impl InMemory {
+    /// As the kernel takes them.
+    pub fn limits(&self) -> String {
+        let (mode, bytes, inodes) = (self.mode, self.bytes, self.inodes);
+        format!("mode={mode},size={bytes},nr_inodes={inodes}")
+    }
+}
+
+/// Those that a box has.
+pub fn in_memory(spec: &BoxSpec) -> Vec<InMemory> {
+    let limits = &spec.limits;
+    let of = |name, inside, mode, bytes| InMemory {
+        name,
+        inside,
+        mode,
+        bytes,
+        inodes: limits.inodes(),
+    };
+    let mut all = vec![
+        of("m", "/dev/shm", "1777", limits.shared()),
+        of("t", "/tmp", "1777", limits.scratch()),
+    ];
+    if spec.access == Access::None {
+        all.push(of("n", WORKSPACE_INSIDE, "700", limits.scratch()));
+    }
+    all
+}
+
 /// bubblewrap's options: everything is listed, nothing of the host is there that is not named here.
 ///
-/// Terminals are a devpts that `portcullis-cell launch` has mounted at `terminals`, as root; without one a box has none.
+/// What only root may mount, `portcullis-cell launch` has mounted in `stage`: terminals (a devpts), and file systems in memory with a limit on
+/// files. Without a stage a box has no terminals, and memory alone limits its files.
 ///
 /// Neither `--dev` (for its devpts) nor `--disable-userns`: both nest a second user namespace in one where the box's uid is 0, and
 /// `uid_map` then reads as if a box held a root. The cell's filter refuses new namespaces anyway.
@@ -47,7 +89,7 @@ pub fn arguments(
     run_dir: &Path,
     cell: &Path,
     etc: &Path,
-    terminals: Option<&Path>,
+    stage: Option<&Path>,
 ) {
     command.args([
         "--unshare-all",
@@ -92,8 +134,6 @@ pub fn arguments(
             .arg(etc.join(name))
             .arg(Path::new("/etc").join(name));
     }
-    // A tmpfs counts as the box's memory; these sizes keep one of them from taking all of it.
-    let half = (spec.limits.memory_bytes / 2).max(1 << 20).to_string();
     command.args([
         "--proc", "/proc", "--perms", "755", "--size", "65536", "--tmpfs", "/dev",
     ]);
@@ -112,44 +152,36 @@ pub fn arguments(
             .arg(target)
             .arg(Path::new("/dev").join(name));
     }
-    if let Some(terminals) = terminals {
-        command.arg("--dev-bind").arg(terminals).arg("/dev/pts");
-        command.args(["--symlink", "pts/ptmx", "/dev/ptmx"]);
+    if let Some(stage) = stage {
+        command.arg("--dev-bind").arg(stage.join(TERMINALS));
+        command.args(["/dev/pts", "--symlink", "pts/ptmx", "/dev/ptmx"]);
     }
-    command.args([
-        "--perms",
-        "1777",
-        "--size",
-        &half,
-        "--tmpfs",
-        "/dev/shm",
-        "--remount-ro",
-        "/dev",
-    ]);
-    command.args([
-        "--perms",
-        "1777",
-        "--size",
-        &half,
-        "--tmpfs",
-        "/tmp",
-        "--dir",
-        "/var",
-        "--symlink",
-        "/tmp",
-        "/var/tmp",
-    ]);
+    for memory in in_memory(spec) {
+        match stage {
+            Some(stage) => command.arg("--bind").arg(stage.join(memory.name)),
+            None => command.args([
+                "--perms",
+                memory.mode,
+                "--size",
+                &memory.bytes.to_string(),
+                "--tmpfs",
+            ]),
+        }
+        .arg(memory.inside);
+    }
+    command.args(["--remount-ro", "/dev"]);
+    command.args(["--dir", "/var", "--symlink", "/tmp", "/var/tmp"]);
     command.arg("--ro-bind").arg(run_dir).arg(RUN_INSIDE);
     command.arg("--ro-bind").arg(cell).arg(CELL_INSIDE);
     match spec.access {
-        Access::Rw => command.arg("--bind").arg(workspace),
-        Access::Ro => command.arg("--ro-bind").arg(workspace),
-        Access::None => {
-            let size = spec.limits.scratch().to_string();
-            command.args(["--perms", "700", "--size", &size, "--tmpfs"])
-        }
-    }
-    .arg(WORKSPACE_INSIDE);
+        Access::Rw => command.arg("--bind").arg(workspace).arg(WORKSPACE_INSIDE),
+        Access::Ro => command
+            .arg("--ro-bind")
+            .arg(workspace)
+            .arg(WORKSPACE_INSIDE),
+        // In memory, above.
+        Access::None => command,
+    };
     command.args(["--remount-ro", "/", "--chdir", WORKSPACE_INSIDE, "--"]);
     command.args(spec.cell_argv());
 }

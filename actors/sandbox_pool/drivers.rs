@@ -109,7 +109,7 @@ impl SandboxPool {
                 self.request(waiting).await?;
             }
         }
-        self.review().await
+        Ok(())
     }
 
     fn chosen(&mut self, chosen: &Chosen) {

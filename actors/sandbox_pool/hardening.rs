@@ -32,8 +32,6 @@ const OPEN_FILES: u32 = 1024;
 const SHARED_MEMORY: i64 = 64 << 20;
 /// The kernel ends a box before the gateway when memory of the whole machine runs out.
 const OOM_SCORE: i64 = 500;
-/// Files in `/tmp`: inodes cost kernel memory.
-const TMP_INODES: u32 = 65_536;
 
 /// The whole request for a box: made from `image` (an image id) and nothing else.
 pub fn request(spec: &BoxSpec, image: &str) -> ContainerCreateBody {
@@ -72,16 +70,23 @@ fn host_config(spec: &BoxSpec) -> HostConfig {
     };
     let files = i64::from(spec.limits.open_files.max(OPEN_FILES));
     // Exec stays allowed in /tmp: /workspace has it anyway, and `go run`, `pip` and test runners start what they put there.
-    let tmp = format!(
-        "rw,exec,nosuid,nodev,mode=1777,size={},nr_inodes={TMP_INODES}",
-        (memory / 4).max(1 << 20)
-    );
-    let mut tmpfs = HashMap::from([("/tmp".to_owned(), tmp)]);
+    let (size, inodes) = (spec.limits.scratch(), spec.limits.inodes());
+    let limits = format!("size={size},nr_inodes={inodes}");
+    let shared = spec.limits.shared();
+    let mut tmpfs = HashMap::from([
+        (
+            "/tmp".to_owned(),
+            format!("rw,exec,nosuid,nodev,mode=1777,{limits}"),
+        ),
+        // The engine's own has no limit on files: their inodes can take all of the box's memory.
+        (
+            "/dev/shm".to_owned(),
+            format!("rw,noexec,nosuid,nodev,mode=1777,size={shared},nr_inodes={inodes}"),
+        ),
+    ]);
     if spec.access == Access::None {
-        let (uid, gid, size) = (spec.uid, spec.gid, spec.limits.scratch());
-        let options = format!(
-            "rw,exec,nosuid,nodev,mode=0700,uid={uid},gid={gid},size={size},nr_inodes={TMP_INODES}"
-        );
+        let (uid, gid) = (spec.uid, spec.gid);
+        let options = format!("rw,exec,nosuid,nodev,mode=0700,uid={uid},gid={gid},{limits}");
         tmpfs.insert(WORKSPACE_INSIDE.to_owned(), options);
     }
     HostConfig {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bollard::models::{ContainerConfig, DeviceMapping, MountPoint};
-use portcullis_core::ids::BoxId;
+use portcullis_core::ids::{AgentId, BoxId};
 
 use super::super::spec::BoxLimits;
 use super::*;
@@ -14,7 +14,7 @@ const IMAGE: &str = "sha256:0123";
 fn spec() -> BoxSpec {
     BoxSpec {
         id: BoxId::new("0123456789ab").unwrap(),
-        whose: "demo".to_owned(),
+        agent: AgentId::new("demo").unwrap(),
         workspace: PathBuf::from("/srv/workspaces/demo"),
         access: Access::Rw,
         image: None,

@@ -19,7 +19,9 @@ use portcullis_core::sandbox::Access;
 use tokio::io::AsyncReadExt as _;
 use tokio::time::timeout;
 
-use super::bubblewrap::{BLOCK_FD, ETC_OURS, INFO_FD, INFO_KEPT_FD, arguments, init_pid};
+use super::bubblewrap::{
+    BLOCK_FD, ETC_OURS, INFO_FD, INFO_KEPT_FD, TERMINALS, arguments, in_memory, init_pid,
+};
 use super::cgroup::{Cgroups, Group};
 use super::driver::{DriverError, ProbeContext};
 use super::folders;
@@ -294,7 +296,11 @@ impl Native {
                 stage.push(path);
                 command.arg("--stage").arg(stage);
             }
-            command.args(["--terminals", "p"]);
+            for memory in in_memory(spec) {
+                let limits = format!("{}={}", memory.name, memory.limits());
+                command.args(["--memory", &limits]);
+            }
+            command.args(["--terminals", TERMINALS]);
             command.arg("--").arg(&self.bubblewrap);
             let staged = |name: &str| Path::new("/tmp").join(name);
             arguments(
@@ -304,7 +310,7 @@ impl Native {
                 &staged("r"),
                 &staged("c"),
                 &staged("e"),
-                Some(&staged("p")),
+                Some(Path::new("/tmp")),
             );
         } else {
             command = Command::new(&self.bubblewrap);

@@ -12,6 +12,4 @@ mod native;
 mod places;
 mod profiles;
 pub mod room;
-mod scopes;
 pub mod suite;
-mod warm;

@@ -26,6 +26,8 @@ struct Options {
     staged: Vec<(String, String)>,
     /// Name in the stage of a folder for the box's terminals.
     terminals: Option<String>,
+    /// Name in the stage, and options of a file system in memory.
+    memory: Vec<(String, String)>,
     command: Vec<String>,
 }
 
@@ -48,6 +50,13 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Options, Strin
             "--uid" => options.uid = number()?,
             "--gid" => options.gid = number()?,
             "--terminals" if is_plain(&value) => options.terminals = Some(value),
+            "--memory" => {
+                let (name, limits) = value.split_once('=').ok_or("--memory NAME=LIMITS")?;
+                if !is_plain(name) {
+                    return Err(format!("--memory {value}: a plain name"));
+                }
+                options.memory.push((name.to_owned(), limits.to_owned()));
+            }
             "--stage" => {
                 let (name, path) = value.split_once('=').ok_or("--stage NAME=PATH")?;
                 if !is_plain(name) || !path.starts_with('/') {
@@ -74,12 +83,16 @@ fn is_plain(name: &str) -> bool {
     !name.is_empty() && !name.contains('/') && !name.starts_with('.')
 }
 
-/// Entry of `portcullis-cell launch --uid U --gid G --stage NAME=PATH... [--terminals NAME] -- COMMAND...`: returns only if it failed.
+/// Entry of `portcullis-cell launch --uid U --gid G --stage NAME=PATH... [--memory NAME=LIMITS]... [--terminals NAME] -- COMMAND...`: returns
+/// only if it failed.
 pub fn main(arguments: impl Iterator<Item = String>) -> Result<(), String> {
     let options = options(arguments)?;
     stage(&options.staged)?;
     if let Some(name) = &options.terminals {
         terminals(&format!("{STAGE}/{name}"), options.gid)?;
+    }
+    for (name, limits) in &options.memory {
+        memory(&format!("{STAGE}/{name}"), limits, options.uid, options.gid)?;
     }
     drop_root(options.uid, options.gid)?;
     let error = Command::new(&options.command[0])
@@ -149,6 +162,18 @@ fn terminals(target: &str, gid: u32) -> Result<(), String> {
         );
     }
     Ok(())
+}
+
+/// A file system in memory with limits that bubblewrap cannot set: without one on files, their inodes can take all of a box's memory, which no
+/// end of a run gives back.
+fn memory(target: &str, limits: &str, uid: u32, gid: u32) -> Result<(), String> {
+    rustix::fs::mkdir(target, Mode::from_raw_mode(0o755))
+        .map_err(|error| format!("{target}: {error}"))?;
+    let options = format!("uid={uid},gid={gid},{limits}");
+    let options = CString::new(options).map_err(|error| error.to_string())?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    mount("tmpfs", target, "tmpfs", flags, options.as_c_str())
+        .map_err(|error| format!("{target}: {error}"))
 }
 
 fn drop_root(uid: u32, gid: u32) -> Result<(), String> {

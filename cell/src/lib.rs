@@ -1,4 +1,4 @@
-//! The frames between a box's cell and the host. Std only: both ends use it, and it is fuzzed.
+//! The frames between a box's cell and the host, and the list of attempts to get out of a box. Std only: both ends use it, and it is fuzzed.
 //!
 //! Wire: `u32` big-endian length of what follows (5 bytes to 64 KiB), `u8` kind, `u32` run, body. Integers are big-endian;
 //! strings are UTF-8 and carry a `u32` length. A decoder never panics, never holds more than one frame beyond what was pushed, and
@@ -6,10 +6,12 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod attempts;
 mod codec;
 mod copied;
 mod frames;
 
+pub use attempts::{ATTEMPTS, Attempt, Control, Way};
 pub use codec::{Decoder, FrameError};
 pub use copied::{CELL_INSIDE, CopyFailure, FileHead, MOST_FILE, output_cap};
 pub use frames::{Cause, Ended, Exit, Frame, Input, Size, Spawn, Stream, Value, wipe};

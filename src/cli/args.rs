@@ -174,10 +174,6 @@ pub struct ExecArgs {
     /// Working directory
     #[arg(long, value_name = "DIR")]
     pub cwd: Option<String>,
-    /// What our session is called, where the agent's boxes are each session's own; runs under the same name are in one
-    /// [default: this command is a session]
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["host", "node"])]
-    pub session: Option<String>,
     /// Sent again with the same key, a request never runs twice [default: a new one]
     #[arg(long, value_name = "KEY")]
     pub idempotency_key: Option<String>,
@@ -373,6 +369,12 @@ pub enum Sandbox {
     },
     /// Copy a file into an agent's sandbox or out of it: one of both is AGENT:PATH
     Cp(Copy),
+    /// Try to get out of a sandbox, in every way of the project's own tests; exit code 9 if one succeeds
+    Selftest {
+        /// In whose; its runs are this agent's
+        #[arg(long, value_name = "NAME", default_value = "selftest")]
+        agent: String,
+    },
 }
 
 /// For `sandbox cp`.

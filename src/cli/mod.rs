@@ -15,6 +15,7 @@ mod nodes;
 mod out;
 mod sandbox;
 mod secrets;
+pub mod selftest;
 mod state;
 mod status;
 mod tls;

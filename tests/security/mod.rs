@@ -5,6 +5,7 @@ pub mod advisories; // the list itself: complete, and naming tests that exist
 mod beset; // every way in within a second, beside all that strangers can do
 mod borrowed; // what a client says of itself, its headers, its neighbours: none of it gives anything
 pub mod canary; // planted secrets, and the search for them in all that the gateway leaves
+pub mod containment; // every attempt to get out of a box, on both drivers, each beside a control in which it succeeds
 mod egress; // what leaves a box, and what others got past such a proxy with
 mod erased; // what was taken from the vault is in no file of the store
 mod floods; // pings, fragments, messages that never end
