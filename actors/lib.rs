@@ -6,14 +6,14 @@
 //! | `nodes/` | connected node hosts, what each may be asked, open questions to them |
 //! | `pairing/` | devices, their roles and tokens |
 //! | `store/` | `state.db`: conditional writes, its own threads |
-//! | `sandbox_pool/` | the sandbox driver, one box per agent, the agents' workspaces |
+//! | `sandbox_pool/` | the sandbox driver, boxes of agents, sessions and shares, the workspaces |
 //! | `approval/` | questions to a person, standing grants, the approvals document |
 //! | `auth/` | every way in: one principal or a refusal |
 //! | `connection/` | one socket: handshake, requests, events |
 //! | `dashboard/` | one-time codes and sessions of the page |
 //! | `exec/` | runs: plans, intents, processes |
 //! | `pairing/` | devices, their roles and tokens |
-//! | `sandbox_pool/` | the sandbox driver, one box per agent, the agents' workspaces |
+//! | `sandbox_pool/` | the sandbox driver, boxes of agents, sessions and shares, the workspaces |
 //! | `sinks/` | a child for each other system that gets the log's records, and how far each has come |
 //! | `signing/` | keys of signed HTTP requests, and the nonces that were used |
 //! | `store/` | `state.db`: conditional writes, its own threads |

@@ -81,8 +81,9 @@ pub(super) struct Request {
     _scope: Option<Value>,
     #[serde(default, rename = "resolvedPath")]
     _resolved_path: Option<String>,
-    #[serde(default, rename = "sessionKey")]
-    _session_key: Option<String>,
+    /// Of a command in the sandbox; else it is told for the client's own ends.
+    #[serde(default)]
+    session_key: Option<String>,
     #[serde(default, rename = "sessionId")]
     _session_id: Option<String>,
     #[serde(default, rename = "runId")]
@@ -191,6 +192,7 @@ pub(super) async fn request(conn: &Conn, frame: &str, params: Request) -> Result
         secrets: params.secrets,
         principal: conn.principal.as_ref().clone(),
         connection: conn.conn_id.to_string(),
+        session_key: params.session_key.filter(|_| target == Target::Sandbox),
         agent: agent(conn, params.agent_id.as_deref())?,
         argv,
         cwd: params.cwd,

@@ -202,6 +202,7 @@ async fn run(conn: &Conn, node: &DeviceId, params: Value) -> Result<Value, Error
         secrets: std::collections::BTreeMap::new(),
         principal: conn.principal.as_ref().clone(),
         connection: conn.conn_id.to_string(),
+        session_key: None,
         agent,
         argv: p.command,
         cwd: plan.map(|plan| plan.cwd.clone()),

@@ -38,6 +38,9 @@ pub(super) struct Run {
     target: Where,
     #[serde(default)]
     agent: Option<String>,
+    /// Whose box it is, where the agent's scope is a session.
+    #[serde(default)]
+    session_key: Option<String>,
     #[serde(default)]
     stdin: Option<Opened>,
     #[serde(default)]
@@ -82,6 +85,7 @@ pub(super) async fn run(conn: &Conn, id: &str, params: Run) -> Result<Value, Err
         secrets: params.secrets,
         principal: conn.principal.as_ref().clone(),
         connection: conn.conn_id.to_string(),
+        session_key: params.session_key,
         agent,
         argv: params.argv,
         cwd: params.cwd,

@@ -33,6 +33,8 @@ pub struct RunRequest {
     pub principal: Principal,
     /// On which connection: its id, 1 to 256 bytes.
     pub connection: String,
+    /// What it calls its session, 1 to 200 bytes, in the sandbox only: one of this principal and agent. None: its connection is one.
+    pub session_key: Option<String>,
     /// For which agent. The caller has checked that the principal may act for it.
     pub agent: AgentId,
     /// Command and arguments.

@@ -1,4 +1,4 @@
-//! The pool: one warm box per agent, made at its first run.
+//! The pool: a box for each agent, session or share, made at its first run; for sessions, boxes that are ready before.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
@@ -9,17 +9,19 @@ use portcullis_core::ids::{AgentId, Hash32, RunId};
 use portcullis_core::sandbox::Profiles;
 use tokio::sync::oneshot;
 
-use super::boxes::{Live, Place, answer_when_accepted, end_box};
+use super::boxes::{Live, Place, Waiter, answer_when_accepted, end_box};
 use super::config::{Choice, SandboxPoolConfig};
 use super::driver::{Driver, ProbeContext};
 use super::drivers::{Drivers, Retry, Waiting};
 use super::egress::Ways;
 use super::folders;
+use super::holder::Holder;
 use super::messages::{PoolError, PoolStatus, RunTicket, SandboxPoolMsg, Start};
 use super::request::spawn;
 use super::runs::{Accepted, Order};
 use super::spec::{BoxLimits, BoxSpec};
 use super::wanted::{Images, Wanted, neutral};
+use super::warm::Warm;
 use super::{cell_file, native};
 use crate::supervision::{ChildEnd, Crash, Ctx, Room, Snapshot, TaskHandle, TellError};
 
@@ -63,8 +65,10 @@ pub struct SandboxPool {
     pub(super) engine: Option<TaskHandle>,
     /// By the child's key.
     pub(super) boxes: BTreeMap<u64, Live>,
-    /// Runs that wait for the end of a box.
-    pub(super) waiting: VecDeque<Box<Start>>,
+    /// Runs that wait for the end of a box, or of what runs in one.
+    pub(super) waiting: VecDeque<Waiter>,
+    /// Boxes that are kept ready.
+    pub(super) warm: Warm,
     /// The key of the last box.
     pub(super) next: u64,
 }
@@ -90,6 +94,7 @@ impl Room for SandboxPool {
             engine: None,
             boxes: BTreeMap::new(),
             waiting: VecDeque::new(),
+            warm: Warm::new(),
             next: 0,
         };
         pool.try_drivers(Vec::new());
@@ -114,10 +119,17 @@ impl Room for SandboxPool {
             SandboxPoolMsg::EngineLost(reason) => self.engine_lost(reason).await,
             SandboxPoolMsg::Waited => self.waited(),
             SandboxPoolMsg::Stuck(key) => self.stuck(key),
+            SandboxPoolMsg::SessionOver(session) => self.session_over(&session).await,
+            SandboxPoolMsg::Again => self.again().await?,
+            SandboxPoolMsg::Fill => self.fill().await?,
+            SandboxPoolMsg::Began(fresh, took) => self.began(fresh, took),
             #[cfg(test)]
             SandboxPoolMsg::HangBoxes => self.hang_boxes().await,
             #[cfg(test)]
-            SandboxPoolMsg::Profiles(profiles) => self.wiring.profiles = *profiles,
+            SandboxPoolMsg::Profiles(profiles) => {
+                self.wiring.profiles = *profiles;
+                self.review().await?;
+            }
         }
         Ok(())
     }
@@ -137,6 +149,9 @@ impl Room for SandboxPool {
             .with("driver", status.driver.unwrap_or("none"))
             .with("why", status.why)
             .with("boxes", status.boxes.len())
+            .with("warm", status.warm.ready)
+            .with("sessions with a warm box", status.warm.hits.shown())
+            .with("sessions that waited", status.warm.misses.shown())
     }
 
     async fn stop(self) {
@@ -188,10 +203,12 @@ impl SandboxPool {
                 return Ok(());
             }
         };
-        let key = match self.place(driver, &start.agent, &wanted).await? {
-            Place::In(key) => key,
-            Place::Later => {
-                self.wait_for_room(start);
+        let holder = Holder::of(profile, &start.agent, &start.spec.session);
+        let placed = self.place(driver, &start.agent, &holder, &wanted).await?;
+        let (key, fresh) = match placed {
+            Place::In(key, fresh) => (key, fresh),
+            Place::Later(awaited) => {
+                self.wait_for_room(start, holder, awaited);
                 return Ok(());
             }
             Place::Nowhere(refusal) => {
@@ -202,6 +219,19 @@ impl SandboxPool {
         let Some(live) = self.boxes.get_mut(&key) else {
             return Err(Crash::new("a box that was found is not there"));
         };
+        if let (Some(_), Holder::Session(_, session)) = (fresh, &holder)
+            && let Some(mut over) = start.spec.session_over.clone()
+        {
+            let (mut standing, session) = (live.standing.clone(), session.clone());
+            let ctx = self.ctx.clone();
+            let ends = async move {
+                tokio::select! {
+                    _ = over.until(Option::is_some) => ctx.notify(SandboxPoolMsg::SessionOver(session)),
+                    _ = standing.until(|now| now.over) => {}
+                }
+            };
+            self.ctx.task("session", key, ends).keep();
+        }
         let timeout_ms = spawn.timeout_ms;
         let (accepted, answer) = oneshot::channel();
         let order = Order::Start {
@@ -222,17 +252,19 @@ impl SandboxPool {
             driver,
             image_digest: accepted.image_digest,
             profile_hash: wanted.hash,
+            scope: wanted.effective.profile.scope,
             timeout_ms,
             inputs: accepted.inputs,
         };
-        let answering = answer_when_accepted(self.ctx.clone(), key, start, answer, ticket);
+        let answering = answer_when_accepted(self.ctx.clone(), key, start, answer, fresh, ticket);
         self.ctx.task("start_run", 0, answering).keep();
         Ok(())
     }
 
     async fn cancel(&self, agent: &AgentId, run: RunId) {
-        // An agent has two for as long as an old one, which takes no more runs, has some.
-        for live in self.boxes.values().filter(|live| live.agent == *agent) {
+        // An agent has two for as long as an old one, which takes no more runs, has some; and one for each of its sessions.
+        let its = self.boxes.values();
+        for live in its.filter(|live| live.holder.may_hold(agent)) {
             // A box that is down has no runs, and one that does not know the run does nothing.
             let _ = live.handle.order(Order::Cancel { name: run.clone() }).await;
         }
@@ -251,8 +283,9 @@ impl SandboxPool {
             boxes: self
                 .boxes
                 .values()
-                .map(|live| (live.id.clone(), live.agent.clone()))
+                .map(|live| (live.id.clone(), live.holder.clone()))
                 .collect(),
+            warm: self.warm_status(),
         }
     }
 

@@ -1,8 +1,10 @@
-//! The pool's boxes: one an agent, made when there is room, made room for, waited for while an old one goes.
+//! The pool's boxes: one an agent, a session or a share, made when there is room, made room for, waited for while an old one goes.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use portcullis_core::ids::{AgentId, BoxId};
 use portcullis_core::sandbox::{Access, Effective};
 use tokio::sync::oneshot;
@@ -13,6 +15,7 @@ use super::driver::{Driver, ProbeContext};
 use super::drivers::{Drivers, MOST_WAITING, Waiting};
 use super::egress::EgressWiring;
 use super::folders;
+use super::holder::{Holder, PoolKey};
 use super::kept;
 use super::messages::{PoolError, RunTicket, SandboxPoolMsg, Start};
 use super::probe::random_hex;
@@ -21,6 +24,7 @@ use super::sandbox::{Sandbox, SandboxHandle, SandboxWiring, WayOut};
 use super::spec::{BoxLimits, BoxSpec};
 use super::standing::Standing;
 use super::wanted::Wanted;
+use super::warm::Fresh;
 use crate::supervision::{ChildEnd, Crash, Ctx, Flag, FlagReader};
 
 /// How long a cell outlives a daemon that is gone.
@@ -36,7 +40,7 @@ const MOST_TRIES: u8 = 3;
 /// A box that has been asked for and has not ended.
 pub struct Live {
     pub id: BoxId,
-    pub agent: AgentId,
+    pub holder: Holder,
     pub handle: SandboxHandle,
     pub standing: FlagReader<Standing>,
     /// Digest of what it was made from.
@@ -58,6 +62,19 @@ impl Live {
         standing.over || self.leaving && (!self.draining || standing.is_idle(self.sent))
     }
 
+    /// It does not serve yet.
+    pub fn is_starting(&self) -> bool {
+        let standing = self.standing.get();
+        standing.init.is_none() && !standing.over
+    }
+
+    /// Nothing more is started in it, and it ends: when nothing runs in it, or at once where nothing does.
+    pub async fn retire(&mut self, draining: bool) {
+        (self.leaving, self.draining) = (true, draining);
+        // A box that is down has ended already.
+        let _ = self.handle.order(Order::Retire).await;
+    }
+
     /// Its first process, and when that started, while it serves.
     pub fn init(&self) -> Option<(u32, u64)> {
         let standing = self.standing.get();
@@ -68,27 +85,44 @@ impl Live {
 
 /// Where a run goes.
 pub enum Place {
-    /// To this box.
-    In(u64),
-    /// It waits for the end of a box.
-    Later,
+    /// To this box; where it is a session's first, how that came by it.
+    In(u64, Option<Fresh>),
+    /// It waits.
+    Later(Awaited),
     /// Nowhere.
     Nowhere(PoolError),
 }
 
+/// What a run waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Awaited {
+    /// The end of a box.
+    End,
+    /// A session of its agent in whose box nothing runs: there are as many as there may be.
+    Session,
+}
+
+/// A run that waits.
+pub struct Waiter {
+    pub start: Box<Start>,
+    holder: Holder,
+    awaited: Awaited,
+}
+
 impl SandboxPool {
-    /// The agent's box, or a new one; never another agent's, never one that is not what is wanted now, never one past its age.
+    /// The box of who asks, or a new one; never another's, never one that is not what is wanted now, never one past its age.
     pub(super) async fn place(
         &mut self,
         driver: &Driver,
         agent: &AgentId,
+        holder: &Holder,
         wanted: &Wanted,
     ) -> Result<Place, Crash> {
         let mut later = false;
         for (&key, live) in self
             .boxes
             .iter_mut()
-            .filter(|(_, live)| live.agent == *agent)
+            .filter(|(_, live)| live.holder == *holder)
         {
             if !live.leaving && !live.standing.get().over {
                 let why = if live.hash != wanted.hash {
@@ -96,12 +130,10 @@ impl SandboxPool {
                 } else if Instant::now() >= live.old_at {
                     "it is past its age"
                 } else {
-                    return Ok(Place::In(key));
+                    return Ok(Place::In(key, None));
                 };
                 tracing::info!(id = %live.id, %agent, why, "a box takes no more runs");
-                (live.leaving, live.draining) = (true, true);
-                // It ends when what runs in it has; a box that is down has ended already.
-                let _ = live.handle.order(Order::Retire).await;
+                live.retire(true).await;
             }
             later |= live.is_ending();
         }
@@ -109,65 +141,105 @@ impl SandboxPool {
         let count = self
             .boxes
             .values()
-            .filter(|live| live.agent == *agent)
+            .filter(|live| live.holder == *holder)
             .count();
         if later || count > 1 {
-            return Ok(Place::Later);
+            return Ok(Place::Later(Awaited::End));
+        }
+        let mut fresh = None;
+        if matches!(holder, Holder::Session(..)) {
+            if let Some(awaited) = self.session_awaits(agent).await {
+                return Ok(Place::Later(awaited));
+            }
+            let pool = PoolKey::new(&wanted.effective.profile, &wanted.hash, agent);
+            if let Some((key, fresh)) = self.claim(&pool, holder) {
+                self.wants_fresh(pool, agent, wanted);
+                return Ok(Place::In(key, Some(fresh)));
+            }
+            fresh = Some((Fresh::Cold, pool));
         }
         if self.boxes.len() < self.wiring.config.max_boxes {
-            return self.make(driver, agent, wanted).await;
+            return Ok(match self.make(driver, holder, wanted).await? {
+                Ok(key) => {
+                    let fresh = fresh.map(|(fresh, pool)| {
+                        self.wants_fresh(pool, agent, wanted);
+                        fresh
+                    });
+                    Place::In(key, fresh)
+                }
+                Err(refusal) => Place::Nowhere(refusal),
+            });
         }
         let ending = self.boxes.values().filter(|live| live.is_ending()).count();
-        if ending > self.waiting.len() || self.evict().await {
-            return Ok(Place::Later);
+        let waiting = self.waiting.iter();
+        let waiting = waiting.filter(|waiter| waiter.awaited == Awaited::End);
+        if ending > waiting.count() || self.evict(|_| true).await {
+            return Ok(Place::Later(Awaited::End));
         }
         Ok(Place::Nowhere(PoolError::Full(
             self.wiring.config.max_boxes,
         )))
     }
 
-    /// Sends the box away that has been idle longest; false where something runs in every one.
-    async fn evict(&mut self) -> bool {
+    /// What one more session of this agent has to wait for, if anything: the one that has been idle longest is ended for it.
+    async fn session_awaits(&mut self, agent: &AgentId) -> Option<Awaited> {
+        let own = self.boxes.values();
+        let own: Vec<&Live> = own
+            .filter(|live| live.holder.is_session_of(agent))
+            .collect();
+        if own.len() < self.wiring.config.sessions_per_agent {
+            return None;
+        }
+        let is_ending = own.iter().any(|live| live.is_ending());
+        if is_ending || self.evict(|holder| holder.is_session_of(agent)).await {
+            Some(Awaited::End)
+        } else {
+            Some(Awaited::Session)
+        }
+    }
+
+    /// Sends one of these boxes away: one that nobody has, else the one that has been idle longest; false where something runs in every
+    /// one.
+    async fn evict(&mut self, may_go: impl Fn(&Holder) -> bool) -> bool {
         let idle = self.boxes.values_mut().filter_map(|live| {
             let standing = live.standing.get();
-            (!live.leaving && standing.is_idle(live.sent)).then_some((standing.idle_since, live))
+            let is_nobodys = live.holder.is_nobody() && !standing.over;
+            let may_go = !live.leaving && may_go(&live.holder);
+            (may_go && (is_nobodys || standing.is_idle(live.sent)))
+                .then_some(((!is_nobodys, standing.idle_since), live))
         });
-        let Some((_, live)) = idle.min_by_key(|(since, _)| *since) else {
+        let Some((_, live)) = idle.min_by_key(|(order, _)| *order) else {
             return false;
         };
-        tracing::info!(id = %live.id, agent = %live.agent, "an idle box makes room for another agent's");
-        live.leaving = true;
-        // A box that is down has ended already.
-        let _ = live.handle.order(Order::Retire).await;
+        tracing::info!(id = %live.id, whose = %live.holder, "an idle box makes room for another");
+        live.retire(false).await;
         true
     }
 
-    async fn make(
+    /// Makes a box, and says when it serves.
+    pub(super) async fn make(
         &mut self,
         driver: &Driver,
-        agent: &AgentId,
+        holder: &Holder,
         wanted: &Wanted,
-    ) -> Result<Place, Crash> {
+    ) -> Result<Result<u64, PoolError>, Crash> {
         let profile = &wanted.effective.profile;
         let context = &self.context;
+        let folder = holder.folder().unwrap_or_default();
         if profile.workspace != Access::None
-            && let Err(error) = folders::workspace(
-                &context.workspaces,
-                agent.as_str(),
-                context.uid,
-                context.gid,
-            )
+            && let Err(error) =
+                folders::workspace(&context.workspaces, &folder, context.uid, context.gid)
         {
-            return Ok(Place::Nowhere(PoolError::NoBox(format!(
-                "workspace of agent {agent}: {error}"
+            return Ok(Err(PoolError::NoBox(format!(
+                "workspace of {holder}: {error}"
             ))));
         }
         let id = BoxId::new(&random_hex(6)?)?;
         let spec = BoxSpec {
             run_dir: context.run_root.join("b").join(id.as_str()),
             id: id.clone(),
-            agent: agent.clone(),
-            workspace: context.workspaces.join(agent.as_str()),
+            whose: holder.to_string(),
+            workspace: context.workspaces.join(&folder),
             access: profile.workspace,
             image: wanted.image.clone(),
             cell: context.cell.clone(),
@@ -181,9 +253,9 @@ impl SandboxPool {
             dead_man: DEAD_MAN,
             egress: !profile.egress.is_empty(),
         };
-        let egress = match self.way_out(&spec, &wanted.effective) {
+        let egress = match self.way_out(&spec, holder, &wanted.effective) {
             Ok(egress) => egress,
-            Err(refusal) => return Ok(Place::Nowhere(refusal)),
+            Err(refusal) => return Ok(Err(refusal)),
         };
         let age = Duration::from_secs(profile.max_age_secs);
         self.next += 1;
@@ -194,13 +266,14 @@ impl SandboxPool {
             spec,
             idle: Duration::from_secs(profile.idle_secs),
             age,
+            is_ready_made: holder.is_nobody(),
             shown,
             egress,
         };
         let child = self.ctx.child::<Sandbox>(self.next, wiring, BOX_GATE);
         let live = Live {
             id,
-            agent: agent.clone(),
+            holder: holder.clone(),
             handle: SandboxHandle::new(child.await?),
             standing,
             hash: wanted.hash.clone(),
@@ -209,12 +282,24 @@ impl SandboxPool {
             leaving: false,
             draining: false,
         };
+        let (mut served, ctx) = (live.standing.clone(), self.ctx.clone());
+        self.ctx
+            .task("box_served", self.next, async move {
+                served.until(|now| now.init.is_some() || now.over).await;
+                ctx.notify(SandboxPoolMsg::Fill);
+            })
+            .keep();
         self.boxes.insert(self.next, live);
-        Ok(Place::In(self.next))
+        Ok(Ok(self.next))
     }
 
     /// The way out of a box that may reach hosts.
-    fn way_out(&self, spec: &BoxSpec, effective: &Effective) -> Result<Option<WayOut>, PoolError> {
+    fn way_out(
+        &self,
+        spec: &BoxSpec,
+        holder: &Holder,
+        effective: &Effective,
+    ) -> Result<Option<WayOut>, PoolError> {
         if !spec.egress {
             return Ok(None);
         }
@@ -223,7 +308,6 @@ impl SandboxPool {
                 "it may reach hosts, and there is no log to record that in".to_owned(),
             ));
         };
-        let (id, agent) = (spec.id.clone(), spec.agent.clone());
         let runs = Arc::new(Flag::new(Arc::from([])));
         Ok(Some(WayOut {
             wiring: EgressWiring {
@@ -231,8 +315,9 @@ impl SandboxPool {
                 rules: effective.profile.egress.clone(),
                 addresses: self.wiring.config.egress_to_networks.clone(),
                 section: effective.from("egress").to_owned(),
-                agent,
-                id,
+                whose: holder.recorded(),
+                principal: holder.principal(),
+                id: spec.id.clone(),
                 run_dir: spec.run_dir.clone(),
                 gid: spec.gid,
                 runs: runs.reader(),
@@ -241,8 +326,8 @@ impl SandboxPool {
         }))
     }
 
-    /// Keeps a request until a box has ended.
-    pub(super) fn wait_for_room(&mut self, start: Box<Start>) {
+    /// Keeps a request until what it waits for has come.
+    pub(super) fn wait_for_room(&mut self, start: Box<Start>, holder: Holder, awaited: Awaited) {
         if self.waiting.len() >= MOST_WAITING {
             start
                 .reply
@@ -253,21 +338,75 @@ impl SandboxPool {
         self.ctx
             .after("waited", 0, left, SandboxPoolMsg::Waited)
             .keep();
-        self.waiting.push_back(start);
+        if awaited == Awaited::Session {
+            self.watch_sessions(&start.agent);
+        }
+        self.waiting.push_back(Waiter {
+            start,
+            holder,
+            awaited,
+        });
+    }
+
+    /// Looks again when nothing runs any more in one of the agent's sessions.
+    fn watch_sessions(&self, agent: &AgentId) {
+        let own = self.boxes.values();
+        let own = own.filter(|live| live.holder.is_session_of(agent));
+        let mut idle: FuturesUnordered<_> = own
+            .map(|live| {
+                let (mut standing, sent) = (live.standing.clone(), live.sent);
+                async move {
+                    // Its end is told besides.
+                    let seen = standing.until(|now| now.is_idle(sent) || now.over).await;
+                    if seen.is_none_or(|now| now.over) {
+                        std::future::pending::<()>().await;
+                    }
+                }
+            })
+            .collect();
+        let ctx = self.ctx.clone();
+        self.ctx
+            .task("session_idle", 0, async move {
+                idle.next().await;
+                ctx.notify(SandboxPoolMsg::Again);
+            })
+            .keep();
+    }
+
+    /// Places everybody who waits anew.
+    pub(super) async fn again(&mut self) -> Result<(), Crash> {
+        for waiter in std::mem::take(&mut self.waiting) {
+            self.request(Waiting::Run(waiter.start)).await?;
+        }
+        Ok(())
     }
 
     /// Some have waited too long: an old box does not end.
     pub(super) fn waited(&mut self) {
         let (over, left) = std::mem::take(&mut self.waiting)
             .into_iter()
-            .partition(|start| start.asked.elapsed() >= ANSWER_WITHIN);
+            .partition(|waiter: &Waiter| waiter.start.asked.elapsed() >= ANSWER_WITHIN);
         self.waiting = left;
-        for start in over {
+        for Waiter {
+            start,
+            holder,
+            awaited,
+        } in over
+        {
+            if awaited == Awaited::Session {
+                let most = self.wiring.config.sessions_per_agent;
+                start.reply.refuse(PoolError::Sessions(most));
+                continue;
+            }
             start.reply.refuse(PoolError::NoBox(
                 "an old sandbox that is in its place does not end".to_owned(),
             ));
+            let is_in_its_place = |other: &Holder| match &holder {
+                Holder::Session(agent, _) => other.is_session_of(agent),
+                own => other == own,
+            };
             let mut own = self.boxes.iter();
-            let stuck = own.find(|(_, live)| live.agent == start.agent && live.is_ending());
+            let stuck = own.find(|(_, live)| is_in_its_place(&live.holder) && live.is_ending());
             if let Some(key) = stuck.map(|(&key, _)| key) {
                 self.stuck(key);
             }
@@ -280,21 +419,20 @@ impl SandboxPool {
         };
         if live.standing.get().init.is_none() {
             self.forget_images();
+            self.not_made(&live);
         }
         if let ChildEnd::Crashed(why) = end {
-            tracing::error!(id = %live.id, agent = %live.agent, %why, "a box's actor crashed: its box is ended");
+            tracing::error!(id = %live.id, whose = %live.holder, %why, "a box's actor crashed: its box is ended");
             self.end_beside(key, live);
         }
-        for start in std::mem::take(&mut self.waiting) {
-            self.request(Waiting::Run(start)).await?;
-        }
-        Ok(())
+        self.again().await?;
+        self.fill().await
     }
 
     /// The actor of a box answers nothing: the box is ended without it, and the agent gets another.
     pub(super) fn stuck(&mut self, key: u64) {
         if let Some(live) = self.boxes.remove(&key) {
-            tracing::error!(id = %live.id, agent = %live.agent, "a box's actor does not answer: its box is ended");
+            tracing::error!(id = %live.id, whose = %live.holder, "a box's actor does not answer: its box is ended");
             self.end_beside(key, live);
         }
     }
@@ -324,6 +462,7 @@ pub async fn answer_when_accepted(
     key: u64,
     start: Box<Start>,
     answer: oneshot::Receiver<Result<Accepted, NotAccepted>>,
+    fresh: Option<Fresh>,
     ticket: impl FnOnce(Accepted) -> RunTicket,
 ) {
     let Ok(answer) = tokio::time::timeout_at(start.asked + ANSWER_WITHIN, answer).await else {
@@ -335,7 +474,13 @@ pub async fn answer_when_accepted(
         return;
     };
     match answer {
-        Ok(Ok(accepted)) => start.reply.ok(ticket(accepted)),
+        Ok(Ok(accepted)) => {
+            let took = start.asked.elapsed();
+            start.reply.ok(ticket(accepted));
+            if let Some(fresh) = fresh {
+                ctx.notify(SandboxPoolMsg::Began(fresh, took));
+            }
+        }
         Ok(Err(NotAccepted::TooLong)) => {
             start.reply.refuse(PoolError::Invalid(
                 "argv and env together are longer than 60 KiB".to_owned(),

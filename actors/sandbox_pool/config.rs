@@ -2,8 +2,8 @@
 
 use portcullis_core::egress::{Addresses, Rules};
 use portcullis_core::sandbox::{
-    Access, EnvNames, ImageName, Isolation, Layer, Named, Overrides, count, hosts, names, size,
-    word,
+    Access, EnvNames, ImageName, Isolation, Layer, Named, Overrides, Scope, ShareName, count,
+    hosts, names, size, word,
 };
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +30,12 @@ pub struct SandboxPoolConfig {
     pub engine: Option<String>,
     /// Most boxes at once.
     pub max_boxes: usize,
+    /// Most boxes of sessions of one agent at once.
+    pub sessions_per_agent: usize,
+    /// Boxes that are kept ready for fresh sessions of each agent whose scope that is, at least.
+    pub warm_min: usize,
+    /// Most boxes that are kept ready, of all agents together; never more than half of `max_boxes`.
+    pub warm_max: usize,
     /// False: run the native driver also where it can set no ceilings (memory, processor, processes). Weaker, and shown as such.
     pub require_cgroup: bool,
     /// Networks that names of any `egress` may stand for although they are not the world's.
@@ -46,6 +52,9 @@ struct Section {
     /// The config names every key, so "none" is written as an empty text.
     engine: String,
     max_boxes: usize,
+    sessions_per_agent: usize,
+    warm_min: usize,
+    warm_max: usize,
     require_cgroup: bool,
     egress_to_networks: Addresses,
     uid: u32,
@@ -55,6 +64,10 @@ struct Section {
     min_isolation: Option<Isolation>,
     #[serde(deserialize_with = "word")]
     image: Option<ImageName>,
+    #[serde(deserialize_with = "word")]
+    scope: Option<Scope>,
+    #[serde(deserialize_with = "word")]
+    share: Option<ShareName>,
     #[serde(deserialize_with = "word")]
     workspace: Option<Access>,
     #[serde(deserialize_with = "hosts")]
@@ -89,12 +102,17 @@ impl Default for Section {
             driver: Choice::Auto,
             engine: String::new(),
             max_boxes: 32,
+            sessions_per_agent: 8,
+            warm_min: 1,
+            warm_max: 8,
             require_cgroup: true,
             egress_to_networks: Addresses::default(),
             uid: Named::Restricted.profile().uid,
             profile: Some(Named::Restricted),
             min_isolation: None,
             image: None,
+            scope: None,
+            share: None,
             workspace: None,
             egress: None,
             env: None,
@@ -118,6 +136,9 @@ impl From<Section> for SandboxPoolConfig {
             driver: section.driver,
             engine: (!section.engine.is_empty()).then_some(section.engine),
             max_boxes: section.max_boxes,
+            sessions_per_agent: section.sessions_per_agent,
+            warm_min: section.warm_min,
+            warm_max: section.warm_max,
             require_cgroup: section.require_cgroup,
             egress_to_networks: section.egress_to_networks,
             says: Overrides {
@@ -125,6 +146,8 @@ impl From<Section> for SandboxPoolConfig {
                 min_isolation: section.min_isolation,
                 image: section.image,
                 uid: Some(section.uid),
+                scope: section.scope,
+                share: section.share,
                 workspace: section.workspace,
                 egress: section.egress,
                 env: section.env,
@@ -155,6 +178,10 @@ impl SandboxPoolConfig {
         let said = self.says.problems().into_iter().map(|(_, text)| text);
         let rules = [
             (self.max_boxes == 0, "max_boxes must be at least 1"),
+            (
+                self.sessions_per_agent == 0,
+                "sessions_per_agent must be at least 1",
+            ),
             (
                 self.egress_to_networks.in_vain().is_some(),
                 "egress_to_networks must not name link-local, multicast or metadata addresses: they are never dialled",

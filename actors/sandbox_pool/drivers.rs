@@ -109,7 +109,7 @@ impl SandboxPool {
                 self.request(waiting).await?;
             }
         }
-        Ok(())
+        self.review().await
     }
 
     fn chosen(&mut self, chosen: &Chosen) {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bollard::models::{ContainerConfig, DeviceMapping, MountPoint};
-use portcullis_core::ids::{AgentId, BoxId};
+use portcullis_core::ids::BoxId;
 
 use super::super::spec::BoxLimits;
 use super::*;
@@ -14,7 +14,7 @@ const IMAGE: &str = "sha256:0123";
 fn spec() -> BoxSpec {
     BoxSpec {
         id: BoxId::new("0123456789ab").unwrap(),
-        agent: AgentId::new("demo").unwrap(),
+        whose: "demo".to_owned(),
         workspace: PathBuf::from("/srv/workspaces/demo"),
         access: Access::Rw,
         image: None,

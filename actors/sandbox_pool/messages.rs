@@ -5,20 +5,26 @@ use std::time::Duration;
 use portcullis_cell::{Size, Value};
 use portcullis_core::codes::{self, Code};
 use portcullis_core::ids::{AgentId, BoxId, RunId};
-use portcullis_core::sandbox::{EnvNames, ImageName, Isolation, Line, Named};
+use portcullis_core::sandbox::{EnvNames, ImageName, Isolation, Line, Named, Scope, Sharers};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::choose::Chosen;
+use super::holder::{Holder, SessionKey};
 use super::input::RunInputs;
 use super::runs::RunEvent;
-use crate::supervision::Reply;
+use super::warm::{Fresh, WarmStatus};
+use crate::supervision::{FlagReader, Reply};
 
 /// A command for an agent's box. Policy has been asked before; the pool only contains.
 #[derive(Clone)]
 pub struct RunSpec {
     /// The run's name, unique among the agent's live runs.
     pub run: RunId,
+    /// Whose box it goes to, where the scope of its agent's boxes is a session.
+    pub session: SessionKey,
+    /// Says when that session is over, by a word or by its own end; without it the session is over when it has been idle.
+    pub session_over: Option<FlagReader<Option<String>>>,
     /// Command and arguments, not empty, without NUL; together with `env` under 60 KiB.
     pub argv: Vec<String>,
     /// Working folder inside the box; none is `/workspace`.
@@ -44,6 +50,8 @@ pub struct RunTicket {
     pub image_digest: Option<String>,
     /// Digest of everything that shapes the box.
     pub profile_hash: String,
+    /// Who has the box together.
+    pub scope: Scope,
     /// The time that the run really has, in milliseconds.
     pub timeout_ms: u64,
     /// The way into it.
@@ -73,6 +81,10 @@ pub struct BoxProfile {
     pub egress: Vec<String>,
     /// Variables that a request may set.
     pub env: EnvNames,
+    /// Who has the box together.
+    pub scope: Scope,
+    /// The agents that share it, where that is its scope.
+    pub sharers: Option<Sharers>,
 }
 
 /// What the boxes of an agent are held by, line by line, from the same value that a box is made from.
@@ -83,6 +95,8 @@ pub struct Explained {
     pub agent: Option<AgentId>,
     /// The profile that the lines begin from.
     pub profile: Named,
+    /// The agents of one box, where the scope is `shared`: each can read, change and end what the others do in it.
+    pub shared: Option<Sharers>,
     /// Each limit, and the layer that decided it.
     pub lines: Vec<Line>,
     /// `native` or `docker`; none while none is proven.
@@ -134,6 +148,9 @@ pub enum PoolError {
     /// All boxes are in use.
     #[error("all {0} sandboxes are in use, nothing was run")]
     Full(usize),
+    /// Something runs in every session that the agent may have.
+    #[error("something runs in each of the {0} sessions that this agent may have, nothing was run")]
+    Sessions(usize),
     /// The request cannot be a run.
     #[error("{0}")]
     Invalid(String),
@@ -165,7 +182,7 @@ impl PoolError {
         match self {
             Self::NoDriver(_) => codes::NO_DRIVER,
             Self::NoBox(_) => codes::BOX_LOST,
-            Self::Full(_) => codes::OVERLOADED,
+            Self::Full(_) | Self::Sessions(_) => codes::OVERLOADED,
             Self::Invalid(_) => codes::INVALID_PARAMS,
             Self::TooWeak { .. } => codes::ISOLATION_TOO_WEAK,
             Self::Image { .. } => codes::IMAGE_UNUSABLE,
@@ -182,8 +199,10 @@ pub struct PoolStatus {
     pub why: String,
     /// It is not known yet: drivers are being tried.
     pub trying: bool,
-    /// Live boxes with their agents.
-    pub boxes: Vec<(BoxId, AgentId)>,
+    /// Live boxes, and who has each.
+    pub boxes: Vec<(BoxId, Holder)>,
+    /// Boxes that are kept ready for sessions.
+    pub warm: WarmStatus,
 }
 
 /// A request for a run, with where its answer and events go.
@@ -231,6 +250,14 @@ pub enum SandboxPoolMsg {
     Waited,
     /// From the pool's own task: the actor of this box does not answer.
     Stuck(u64),
+    /// From the pool's own task: a session is over, its boxes end when what runs in them has.
+    SessionOver(SessionKey),
+    /// From the pool's own task: who waits may find a place now.
+    Again,
+    /// From the pool's own timers and tasks: boxes are made ahead, and those that are not wanted ended.
+    Fill,
+    /// From the pool's own task: how a session came by its box, and in what time.
+    Began(Fresh, Duration),
     /// The loops of all boxes stand still from here on.
     #[cfg(test)]
     HangBoxes,

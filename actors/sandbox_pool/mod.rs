@@ -1,6 +1,7 @@
 //! Boxes: where agents' commands run.
 //!
-//! - *Owns*: the sandbox driver, one warm box per agent (a `sandbox/` child each), the agents' workspace folders and `run/b/`.
+//! - *Owns*: the sandbox driver, a box for each agent, session or share (a `sandbox/` child each), boxes that are ready for sessions, the
+//!   workspace folders and `run/b/`.
 //! - *Called by*: `exec`, through [`SandboxPoolHandle`].
 //! - *Calls*: `audit`, for what leaves boxes that may reach hosts; a driver (bubblewrap, or a Docker engine).
 //! - *On a crash*: its boxes' actors die with it, their runs end as `box lost`; on start every box that carries this gateway's label is
@@ -12,6 +13,7 @@
 //! Where the configuration names hosts, a box has a child more: its way out ([`egress`]).
 //!
 //! What a box must be is `wanted`'s to say, for making one, for placing a run in one, and for `sandbox.explain`.
+//! Who a box is for is a [`Holder`]. A box that a session has had is nobody else's, ever; `warm` keeps unused ones for sessions to come.
 //! A box is made by a [`Driver`], from a [`BoxSpec`]; the cell in it dials `run/b/<id>/s` (`link`), and `runs` keeps the runs on that link.
 
 mod actor;
@@ -30,6 +32,7 @@ mod evidence;
 mod folders;
 mod handle;
 mod hardening;
+mod holder;
 pub mod image;
 mod input;
 mod kept;
@@ -43,6 +46,7 @@ mod sandbox;
 pub mod spec;
 mod standing;
 mod wanted;
+mod warm;
 
 pub use actor::{SandboxPool, SandboxPoolWiring};
 pub use choose::{Chosen, choose};
@@ -52,6 +56,7 @@ pub use driver::{Driver, DriverError, ProbeContext};
 pub use egress::Ways;
 pub use engine::EngineConfig;
 pub use handle::SandboxPoolHandle;
+pub use holder::{Holder, PoolKey, SessionKey};
 pub use input::{NotTaken, Piece, RunInput, RunInputs, Taken};
 pub use messages::{
     BoxProfile, Explained, ExplainedRefusal, PoolError, PoolStatus, RunSpec, RunTicket,
@@ -62,6 +67,7 @@ pub use portcullis_cell::{Cause, INPUT_WINDOW, Input, MAX_INPUT, SIGNALS, Size, 
 pub use runs::{Exited, RunEvent};
 pub use spec::{BoxLimits, BoxSpec, FoundBox, StartedBox};
 pub use standing::GivenUp;
+pub use warm::{Fresh, Price, WarmStatus};
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use portcullis_cell::Spawn;
-use portcullis_core::ids::{AgentId, BoxId, RunId};
+use portcullis_core::ids::{BoxId, RunId};
 use portcullis_core::sandbox::Access;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
@@ -142,7 +142,7 @@ impl Trial<'_> {
         let port = host.local_addr().map_err(text("host port"))?.port();
         let spec = BoxSpec {
             id: self.id.clone(),
-            agent: AgentId::new("probe").map_err(|error| error.to_string())?,
+            whose: "probe".to_owned(),
             workspace: self.workspace.to_owned(),
             access: Access::Rw,
             image: None,

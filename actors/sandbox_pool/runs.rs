@@ -194,6 +194,8 @@ pub struct Runs {
     image_digest: Option<String>,
     idle: Duration,
     idle_since: Instant,
+    /// Until its first run it does not count as idle.
+    is_ready_made: bool,
     /// Its age is over then.
     old_at: Option<Instant>,
     /// Orders to start that were dealt with.
@@ -221,6 +223,7 @@ impl Runs {
             image_digest,
             idle,
             idle_since: now,
+            is_ready_made: false,
             old_at: None,
             taken: 0,
             retiring: false,
@@ -235,6 +238,13 @@ impl Runs {
     #[must_use]
     pub fn until(mut self, old_at: Instant) -> Self {
         self.old_at = Some(old_at);
+        self
+    }
+
+    /// Made ahead: until the first run serving does not end for want of one.
+    #[must_use]
+    pub fn ready_made(mut self, is_ready_made: bool) -> Self {
+        self.is_ready_made = is_ready_made;
         self
     }
 
@@ -304,7 +314,7 @@ impl Runs {
                 Some(woken) = self.waking.next() => self.woken(woken)?,
                 () = tokio::time::sleep_until(clock) => {
                     self.tick()?;
-                    if self.live.is_empty() && self.idle_since.elapsed() >= self.idle {
+                    if self.counts_as_idle() && self.idle_since.elapsed() >= self.idle {
                         return Ok(Over::Idle);
                     }
                     if self.is_old() {
@@ -316,6 +326,10 @@ impl Runs {
                 return Err(LinkError::Protocol("it does not read".to_owned()));
             }
         }
+    }
+
+    fn counts_as_idle(&self) -> bool {
+        self.live.is_empty() && (self.taken > 0 || !self.is_ready_made)
     }
 
     fn is_old(&self) -> bool {
@@ -343,7 +357,7 @@ impl Runs {
         let input = alive().filter_map(|run| run.stdin.as_ref()?.until()).min();
         let ping = self.heard + PING * if self.pinged { 2 } else { 1 };
         let is_empty = self.live.is_empty();
-        let idle = is_empty.then(|| self.idle_since + self.idle);
+        let idle = self.counts_as_idle().then(|| self.idle_since + self.idle);
         let old = self.old_at.filter(|_| is_empty);
         first
             .into_iter()

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use portcullis_cell::RELAY_PORT;
-use portcullis_core::ids::{AgentId, BoxId};
+use portcullis_core::ids::BoxId;
 use portcullis_core::sandbox::{Access, Profile};
 
 pub use portcullis_cell::CELL_INSIDE;
@@ -14,7 +14,7 @@ pub const RUN_INSIDE: &str = "/run/portcullis";
 pub const SOCKET_INSIDE: &str = "/run/portcullis/s";
 /// The socket of the box's way out, where it has one, as the cell dials it.
 pub const EGRESS_INSIDE: &str = "/run/portcullis/e";
-/// The agent's folder as seen from inside; also HOME and the default working folder.
+/// The folder of its agent, or of all that share it, as seen from inside; also HOME and the default working folder.
 pub const WORKSPACE_INSIDE: &str = "/workspace";
 /// Host name inside every box.
 pub const HOST_NAME: &str = "box";
@@ -67,8 +67,8 @@ impl BoxLimits {
 pub struct BoxSpec {
     /// The box's name: 12 hex digits.
     pub id: BoxId,
-    /// The only agent whose runs may enter it.
-    pub agent: AgentId,
+    /// Who had it when it was made, for people.
+    pub whose: String,
     /// Host folder, exists, owned by `uid:gid`; seen inside as [`WORKSPACE_INSIDE`].
     pub workspace: PathBuf,
     /// How it is seen there. With none it need not exist: in its place is an empty one in memory.

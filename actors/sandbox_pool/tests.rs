@@ -12,4 +12,6 @@ mod native;
 mod places;
 mod profiles;
 pub mod room;
+mod scopes;
 pub mod suite;
+mod warm;

@@ -49,7 +49,7 @@ pub type Images = BTreeMap<ImageName, Found>;
 pub fn neutral(context: &ProbeContext) -> Result<BoxSpec, Crash> {
     Ok(BoxSpec {
         id: BoxId::new("000000000000")?,
-        agent: AgentId::new("agent")?,
+        whose: String::new(),
         workspace: PathBuf::from("/workspace"),
         access: Access::Rw,
         image: None,
@@ -177,8 +177,10 @@ impl SandboxPool {
                     limits: BoxLimits::of(&profile),
                     timeout_ms: profile.timeout(timeout.map(millis)),
                     output_bytes: profile.output_cap_bytes,
-                    env: profile.env,
                     egress: profile.egress.texts(),
+                    env: profile.env,
+                    scope: profile.scope,
+                    sharers: wanted.effective.sharers,
                 });
             }
             (Waiting::Explain(agent, reply), wanted) => {
@@ -224,6 +226,7 @@ impl SandboxPool {
         Explained {
             agent,
             profile: effective.named,
+            shared: effective.sharers,
             lines,
             driver: driver.map(Driver::name),
             driver_why: self.status().why,
@@ -275,6 +278,7 @@ impl SandboxPool {
                 for request in waiting {
                     self.request(request).await?;
                 }
+                self.review().await?;
             }
             // Asked for again by the next: somebody may have made it since.
             Err(why) => {

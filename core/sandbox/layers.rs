@@ -6,7 +6,7 @@ use serde::de::IntoDeserializer as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::env::EnvNames;
-use super::profile::{Access, ImageName, Isolation, Named, Profile, Shown};
+use super::profile::{Access, ImageName, Isolation, Named, Profile, Scope, ShareName, Shown};
 use crate::egress::Rules;
 use crate::ids::AgentId;
 
@@ -31,6 +31,12 @@ pub struct Overrides {
     /// One for the boxes of all agents: no layer of an agent has it.
     #[serde(skip)]
     pub uid: Option<u32>,
+    /// [`Profile::scope`].
+    #[serde(deserialize_with = "word")]
+    pub scope: Option<Scope>,
+    /// [`Profile::share`].
+    #[serde(deserialize_with = "word")]
+    pub share: Option<ShareName>,
     /// [`Profile::workspace`].
     #[serde(deserialize_with = "word")]
     pub workspace: Option<Access>,
@@ -193,7 +199,20 @@ pub struct Effective {
     pub named: Named,
     /// The limits.
     pub profile: Profile,
+    /// Who has the box together, where the scope is `shared`.
+    pub sharers: Option<Sharers>,
     from: BTreeMap<&'static str, String>,
+}
+
+/// The agents of one shared box.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Sharers {
+    /// What they call it.
+    pub name: ShareName,
+    /// Those that the configuration names, in order.
+    pub agents: Vec<AgentId>,
+    /// Besides, every agent that it does not name.
+    pub others: bool,
 }
 
 /// One line of an explanation.
@@ -218,6 +237,7 @@ impl Effective {
             named,
             from: from.collect(),
             profile,
+            sharers: None,
         }
     }
 
@@ -252,6 +272,8 @@ impl Effective {
             min_isolation,
             image,
             uid,
+            scope,
+            share,
             workspace,
             egress,
             env,
@@ -290,6 +312,8 @@ impl Effective {
             put("image", true);
         }
         put("uid", set(&mut to.uid, uid.as_ref()));
+        put("scope", set(&mut to.scope, scope.as_ref()));
+        put("share", set(&mut to.share, share.as_ref()));
         put("workspace", set(&mut to.workspace, workspace.as_ref()));
         put("egress", set(&mut to.egress, egress.as_ref()));
         put("env", set(&mut to.env, env.as_ref()));
@@ -350,8 +374,19 @@ pub struct Profiles {
 }
 
 impl Profiles {
-    /// What holds for the boxes of an agent; `None`: of agents that nothing is said of.
+    /// What holds for the boxes of an agent; `None`: of agents that nothing is said of. Who shares a box gets what all that share it
+    /// may have, and no more.
     pub fn of(&self, agent: Option<&AgentId>) -> Effective {
+        let own = self.own(agent);
+        if own.profile.scope == Scope::Shared {
+            self.met(own)
+        } else {
+            own
+        }
+    }
+
+    /// By the layers alone.
+    fn own(&self, agent: Option<&AgentId>) -> Effective {
         let own = agent.and_then(|agent| self.agents.get(agent));
         let mut effective = Effective::of(Named::Restricted);
         for layer in self.every.iter().chain(own.into_iter().flatten()) {
@@ -359,5 +394,74 @@ impl Profiles {
         }
         effective.settle();
         effective
+    }
+
+    /// Everybody who shares a box under this name, with what the layers alone say of each.
+    fn sharing(&self, name: &ShareName) -> (Sharers, Vec<Effective>) {
+        let shares = |effective: &Effective| {
+            effective.profile.scope == Scope::Shared && effective.profile.share == *name
+        };
+        let every = Some(self.own(None)).filter(shares);
+        let others = every.is_some();
+        // Most agents share nothing, and are told by a look.
+        let says_so = |layer: &Layer| layer.says.scope == Some(Scope::Shared);
+        let for_all = self.every.iter().any(says_so);
+        let candidates = self.agents.iter();
+        let candidates = candidates.filter(|(_, layers)| for_all || layers.iter().any(says_so));
+        let mut agents = Vec::new();
+        let mut found: Vec<Effective> = every.into_iter().collect();
+        for (agent, _) in candidates {
+            let effective = self.own(Some(agent));
+            if shares(&effective) {
+                agents.push(agent.clone());
+                found.push(effective);
+            }
+        }
+        let sharers = Sharers {
+            name: name.clone(),
+            agents,
+            others,
+        };
+        (sharers, found)
+    }
+
+    fn met(&self, mut own: Effective) -> Effective {
+        let (sharers, found) = self.sharing(&own.profile.share);
+        for other in &found {
+            let met = own.profile.meet(&other.profile);
+            let before = own.profile.entries().into_iter();
+            for ((key, before), (_, after)) in before.zip(met.entries()) {
+                if before != after {
+                    let by = format!("{} (shares {})", other.from(key), sharers.name);
+                    own.from.insert(key, by);
+                }
+            }
+            own.profile = met;
+        }
+        own.sharers = Some(sharers);
+        own
+    }
+
+    /// What cannot be served, in words: agents that share a box and name different images.
+    pub fn problems(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut seen = std::collections::BTreeSet::new();
+        for agent in self.agents.keys().map(Some).chain([None]) {
+            let own = self.own(agent);
+            if own.profile.scope != Scope::Shared || !seen.insert(own.profile.share.clone()) {
+                continue;
+            }
+            let (sharers, all) = self.sharing(&own.profile.share);
+            if all
+                .iter()
+                .any(|other| other.profile.image != own.profile.image)
+            {
+                found.push(format!(
+                    "the agents that share {:?} must name the same image",
+                    sharers.name.as_str()
+                ));
+            }
+        }
+        found
     }
 }

@@ -4,12 +4,16 @@
 //! gateway's settings over them and says for each line which layer decided it; the pool enforces that very value, and its hash
 //! ([`Profile::canonical`]) is part of the name of what contains a run.
 
+mod demand;
 mod env;
 mod layers;
 mod profile;
 #[cfg(test)]
 mod tests;
 
+pub use demand::Demand;
 pub use env::EnvNames;
-pub use layers::{Effective, Layer, Line, Overrides, Profiles, count, hosts, names, size, word};
-pub use profile::{Access, ImageName, Isolation, Named, Network, Profile, Shown};
+pub use layers::{
+    Effective, Layer, Line, Overrides, Profiles, Sharers, count, hosts, names, size, word,
+};
+pub use profile::{Access, ImageName, Isolation, Named, Network, Profile, Scope, ShareName, Shown};

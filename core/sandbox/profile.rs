@@ -6,9 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::env::EnvNames;
 use crate::egress::Rules;
+use crate::ids::AgentId;
 
 /// Begins the canonical bytes; another form gets another number.
-const CANONICAL: &[u8] = b"portcullis-profile-v2\0";
+const CANONICAL: &[u8] = b"portcullis-profile-v3\0";
 
 /// How strong what holds a box is; more is stronger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -32,6 +33,18 @@ pub enum Access {
     Ro,
     /// It can be written.
     Rw,
+}
+
+/// Who has a box together; more is more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// Each session of an agent has a fresh one, which goes with it.
+    Session,
+    /// Each agent has one.
+    Agent,
+    /// All agents that name the same [`Profile::share`] have one: each can read, change and end what the others do in it.
+    Shared,
 }
 
 /// What a box sees of a network.
@@ -111,6 +124,17 @@ impl Access {
     }
 }
 
+impl Scope {
+    /// As it is written.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Session => "session",
+            Self::Agent => "agent",
+            Self::Shared => "shared",
+        }
+    }
+}
+
 impl Network {
     /// As it is written.
     pub const fn as_str(self) -> &'static str {
@@ -162,6 +186,56 @@ impl From<ImageName> for String {
     }
 }
 
+/// What agents of scope `shared` call what they share. Written as an agent's name is: the box's folder has it in its name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ShareName(String);
+
+impl ShareName {
+    /// Checks the text.
+    ///
+    /// # Errors
+    /// The rule.
+    pub fn new(text: &str) -> Result<Self, String> {
+        let checked = AgentId::new(text);
+        checked.map(|name| Self(name.to_string())).map_err(|_| {
+            "a share is named with 1 to 64 characters a-z, 0-9, _ or -, beginning with a letter or digit"
+                .to_owned()
+        })
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for ShareName {
+    fn default() -> Self {
+        Self("default".to_owned())
+    }
+}
+
+impl TryFrom<String> for ShareName {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        Self::new(&text)
+    }
+}
+
+impl From<ShareName> for String {
+    fn from(name: ShareName) -> Self {
+        name.0
+    }
+}
+
+impl fmt::Display for ShareName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 /// A value of a profile, for people and for machines.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
@@ -185,6 +259,10 @@ pub struct Profile {
     pub image: Option<ImageName>,
     /// Host uid and gid of everything in the box, where the gateway runs as root; never 0.
     pub uid: u32,
+    /// Who has it together.
+    pub scope: Scope,
+    /// With whom, where the scope is `shared`.
+    pub share: ShareName,
     /// What it sees of its agent's folder.
     pub workspace: Access,
     /// What it sees of a network.
@@ -232,6 +310,8 @@ impl Profile {
             min_isolation: Isolation::Docker,
             image: None,
             uid: 65_534,
+            scope: Scope::Session,
+            share: ShareName::default(),
             workspace: Access::None,
             network: Network::None,
             egress: Rules::default(),
@@ -250,7 +330,7 @@ impl Profile {
     }
 
     /// What a child gets that was made by this one's agent: of each limit the smaller, the stronger isolation, and only what both may
-    /// see and set. Image and user are no more and no less: they are the parent's, whose tools and files they stand for.
+    /// see and set. Image, user and share are no more and no less: they are the parent's, whose tools and files they stand for.
     #[must_use]
     pub fn meet(&self, child: &Self) -> Self {
         let Network::None = child.network;
@@ -258,6 +338,8 @@ impl Profile {
             min_isolation: self.min_isolation.max(child.min_isolation),
             image: self.image.clone(),
             uid: self.uid,
+            scope: self.scope.min(child.scope),
+            share: self.share.clone(),
             workspace: self.workspace.min(child.workspace),
             network: Network::None,
             egress: self.egress.meet(&child.egress),
@@ -275,10 +357,11 @@ impl Profile {
         }
     }
 
-    /// Whether nothing in it is more than in the other. Image and user are left out: they are no more and no less.
+    /// Whether nothing in it is more than in the other. Image, user and share are left out: they are no more and no less.
     pub fn is_within(&self, other: &Self) -> bool {
         let (Network::None, Network::None) = (self.network, other.network);
         self.min_isolation >= other.min_isolation
+            && self.scope <= other.scope
             && self.workspace <= other.workspace
             && self.egress.is_within(&other.egress)
             && self.env.is_within(&other.env)
@@ -300,6 +383,8 @@ impl Profile {
             min_isolation,
             image,
             uid,
+            scope,
+            share,
             workspace,
             network,
             egress,
@@ -322,6 +407,8 @@ impl Profile {
             ("min_isolation", word(min_isolation.as_str())),
             ("image", word(image.as_ref().map_or("", ImageName::as_str))),
             ("uid", count(uid)),
+            ("scope", word(scope.as_str())),
+            ("share", word(share.as_str())),
             ("workspace", word(workspace.as_str())),
             ("network", word(network.as_str())),
             ("egress", Shown::List(egress.texts())),

@@ -75,6 +75,7 @@ fn restricted_is_the_default_and_what_boxes_always_were() {
         (1024, 1 << 30, 600)
     );
     assert_eq!((p.workspace, &p.image), (Access::Rw, &None));
+    assert_eq!((p.scope, &p.share), (Scope::Agent, &ShareName::default()));
     assert!(p.env.allows("ANYTHING"));
     assert!(
         effective
@@ -153,6 +154,97 @@ fn the_nearer_layer_decides_each_line_and_is_named() {
     assert_eq!(keys.len(), other.profile.entries().len());
 }
 
+/// `a` and `b` share a box, `c` another; `d` has its own.
+fn sharing() -> Profiles {
+    let mut profiles = Profiles::default();
+    for (name, text) in [
+        (
+            "a",
+            "scope = 'shared'\nshare = 'team'\nmemory_bytes = 100000000\negress = ['one.example', 'two.example']\nenv = ['A', 'B']",
+        ),
+        (
+            "b",
+            "scope = 'shared'\nshare = 'team'\npids = 50\negress = ['two.example', 'three.example']\nworkspace = 'ro'",
+        ),
+        ("c", "scope = 'shared'\negress = ['one.example']"),
+        ("d", "share = 'team'\nenv = ['Z']\npids = 20"),
+    ] {
+        let own = layer(&format!("[agents.{name}.sandbox]"), text);
+        profiles.agents.insert(agent(name), vec![own]);
+    }
+    profiles
+}
+
+#[test]
+fn who_shares_a_box_has_what_all_that_share_it_may_have_and_is_told_who_took_the_rest() {
+    let profiles = sharing();
+    let of = |name: &str| profiles.of(Some(&agent(name)));
+    let (a, b) = (of("a"), of("b"));
+    // One box, whoever asks.
+    assert_eq!(a.profile, b.profile);
+    assert_eq!(a.profile.canonical(), b.profile.canonical());
+    assert_eq!(a.profile.egress.texts(), ["two.example:443"]);
+    let p = &a.profile;
+    assert_eq!(
+        (p.memory_bytes, p.pids, p.workspace),
+        (100_000_000, 50, Access::Ro)
+    );
+    assert!(p.env.allows("A") && !p.env.allows("C"));
+    let sharers = a.sharers.clone().unwrap();
+    assert_eq!(sharers.agents, [agent("a"), agent("b")]);
+    assert_eq!((sharers.name.as_str(), sharers.others), ("team", false));
+    assert_eq!(
+        line(&a, "pids"),
+        (
+            Shown::Number(50),
+            "[agents.b.sandbox] (shares team)".to_owned()
+        )
+    );
+    assert_eq!(a.from("memory_bytes"), "[agents.a.sandbox]");
+    assert_eq!(b.from("memory_bytes"), "[agents.a.sandbox] (shares team)");
+    assert_eq!(of("c").profile.egress.texts(), ["one.example:443"]);
+    assert_eq!(of("c").sharers.unwrap().agents, [agent("c")]);
+    // A name alone shares nothing.
+    assert_eq!(
+        (of("d").sharers, of("d").profile.scope),
+        (None, Scope::Agent)
+    );
+    assert_eq!(profiles.of(None).sharers, None);
+}
+
+/// What is said of all agents is said of those that nobody has named, too: they come into the box.
+#[test]
+fn agents_that_nobody_named_share_a_box_where_all_do() {
+    let mut profiles = sharing();
+    profiles.every = vec![layer("[sandbox]", "scope = 'shared'\nshare = 'team'")];
+    let a = profiles.of(Some(&agent("a")));
+    let sharers = a.sharers.unwrap();
+    assert!(sharers.others);
+    assert_eq!(
+        sharers.agents,
+        ["a", "b", "c", "d"].map(agent),
+        "c names no other share now"
+    );
+    // They may reach nobody, so nobody in the box may.
+    assert_eq!(a.profile.egress, Rules::default());
+    assert_eq!(profiles.of(None).profile, a.profile);
+    assert_eq!(profiles.of(Some(&agent("new"))).profile, a.profile);
+    assert_eq!(a.profile.pids, 20);
+}
+
+#[test]
+fn a_share_has_one_image() {
+    let mut profiles = sharing();
+    assert_eq!(profiles.problems(), Vec::<String>::new());
+    let other = layer("[agents.e.sandbox]", "scope = 'shared'\nimage = 'x:1'");
+    profiles.agents.insert(agent("e"), vec![other.clone()]);
+    let problems = profiles.problems();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].contains("\"default\" must name the same image"));
+    profiles.agents.insert(agent("c"), vec![other]);
+    assert_eq!(profiles.problems(), Vec::<String>::new());
+}
+
 #[test]
 fn a_time_above_the_ceiling_is_cut_and_says_by_what() {
     let profiles = Profiles {
@@ -204,6 +296,9 @@ fn what_cannot_be_served_is_named_by_its_key() {
         "image = '-x'",
         "image = 'a b'",
         "image = 'a/../b'",
+        "scope = 'agents'",
+        "share = 'a b'",
+        "share = '../x'",
         "env = ['A B']",
         "env = ['']",
         "env = ['-', 'A']",
@@ -246,10 +341,12 @@ fn a_list_of_names_allows_what_it_says() {
 #[test]
 fn the_canonical_bytes_tell_every_value_apart() {
     let base = Named::Baseline.profile();
-    let changes: [fn(&mut Profile); 16] = [
+    let changes: [fn(&mut Profile); 18] = [
         |p| p.min_isolation = Isolation::Docker,
         |p| p.image = Some(ImageName::new("a").unwrap()),
         |p| p.uid += 1,
+        |p| p.scope = Scope::Shared,
+        |p| p.share = ShareName::new("a").unwrap(),
         |p| p.workspace = Access::Ro,
         |p| p.env = EnvNames::default(),
         |p| p.memory_bytes += 1,
@@ -289,11 +386,13 @@ fn the_canonical_bytes_tell_every_value_apart() {
 #[test]
 fn the_form_of_the_canonical_bytes_is_pinned() {
     let least = Profile::least().canonical();
-    let mut expected = b"portcullis-profile-v2\0".to_vec();
+    let mut expected = b"portcullis-profile-v3\0".to_vec();
     for (key, value) in [
         ("min_isolation", &b"docker"[..]),
         ("image", b""),
         ("uid", &65_534_u64.to_be_bytes()),
+        ("scope", b"session"),
+        ("share", b"default"),
         ("workspace", b"none"),
         ("network", b"none"),
         ("egress", &[0; 8]),
@@ -347,15 +446,31 @@ fn any_profile() -> impl Strategy<Value = Profile> {
     let access = prop_oneof![Just(Access::None), Just(Access::Ro), Just(Access::Rw)];
     let image = prop_oneof![Just(""), Just("a:1"), Just("b")];
     let small = || 1..4_u32;
-    let words = (isolation, access, image, any_env(), any_egress(), small());
+    let scope = prop_oneof![
+        Just(Scope::Session),
+        Just(Scope::Agent),
+        Just(Scope::Shared)
+    ];
+    let scope = (scope, prop_oneof![Just("one"), Just("two")]);
+    let words = (
+        isolation,
+        access,
+        image,
+        any_env(),
+        any_egress(),
+        small(),
+        scope,
+    );
     let counts = (small(), small(), small());
     let sizes = proptest::collection::vec(1..4_u64, 7);
     (words, counts, sizes).prop_map(|(words, counts, sizes)| {
-        let (min_isolation, workspace, image, env, egress, uid) = words;
+        let (min_isolation, workspace, image, env, egress, uid, (scope, share)) = words;
         Profile {
             min_isolation,
             image: ImageName::new(image).ok(),
             uid,
+            scope,
+            share: ShareName::new(share).unwrap(),
             workspace,
             network: Network::None,
             egress,
@@ -379,7 +494,7 @@ proptest! {
     fn a_child_gets_no_more_than_its_parent_and_no_more_than_it_asks(parent in any_profile(), child in any_profile()) {
         let both = parent.meet(&child);
         prop_assert!(both.is_within(&parent) && both.is_within(&child));
-        prop_assert_eq!((&both.image, both.uid), (&parent.image, parent.uid));
+        prop_assert_eq!((&both.image, both.uid, &both.share), (&parent.image, parent.uid, &parent.share));
         // Nothing lies between: each limit is one of the two.
         for ((key, value), (one, two)) in both.entries().into_iter().zip(parent.entries().into_iter().zip(child.entries())) {
             if !["env", "egress"].contains(&key) {
@@ -393,6 +508,7 @@ proptest! {
         let mut other = b.meet(&a);
         other.image.clone_from(&a.image);
         other.uid = a.uid;
+        other.share.clone_from(&a.share);
         prop_assert_eq!(a.meet(&b), other);
         prop_assert_eq!(a.meet(&b).meet(&c), a.meet(&b.meet(&c)));
         prop_assert_eq!(a.meet(&a), a.clone());

@@ -174,6 +174,10 @@ pub struct ExecArgs {
     /// Working directory
     #[arg(long, value_name = "DIR")]
     pub cwd: Option<String>,
+    /// What our session is called, where the agent's boxes are each session's own; runs under the same name are in one
+    /// [default: this command is a session]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["host", "node"])]
+    pub session: Option<String>,
     /// Sent again with the same key, a request never runs twice [default: a new one]
     #[arg(long, value_name = "KEY")]
     pub idempotency_key: Option<String>,

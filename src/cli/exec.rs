@@ -68,6 +68,9 @@ fn params(args: &ExecArgs) -> Value {
     if let Some(agent) = &args.agent {
         params["agent"] = agent.as_str().into();
     }
+    if let Some(session) = &args.session {
+        params["sessionKey"] = session.as_str().into();
+    }
     if let Some(cwd) = &args.cwd {
         params["cwd"] = cwd.as_str().into();
     }

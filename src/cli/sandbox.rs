@@ -84,6 +84,29 @@ fn shown(answer: &Value) -> String {
         );
         put("next", clean(field(refused, "next")));
     }
+    let shared = &answer["shared"];
+    if shared.is_object() {
+        let mut agents: Vec<String> = list(shared, "agents")
+            .iter()
+            .filter_map(Value::as_str)
+            .map(clean)
+            .collect();
+        if shared["others"] == true {
+            agents.push("EVERY AGENT THAT HAS NO SECTION OF ITS OWN".to_owned());
+        }
+        put(
+            "SHARED",
+            format!(
+                "{:?} IS ONE BOX OF {}",
+                clean(field(shared, "name")),
+                agents.join(", ")
+            ),
+        );
+        put(
+            "",
+            "each can read, change and end what the others do in it; it has what all of them may have and no more".to_owned(),
+        );
+    }
     let rows: Vec<Vec<String>> = list(answer, "lines")
         .iter()
         .map(|line| {
@@ -140,6 +163,14 @@ mod tests {
             assert!(text.contains(wanted), "{wanted}: {text}");
         }
         assert!(!text.contains('\u{1b}'));
+        assert!(!text.contains("SHARED"));
+        let text = shown(&json!({
+            "profile": "restricted", "lines": [],
+            "shared": { "name": "team", "agents": ["a", "b"], "others": true },
+        }));
+        let wanted =
+            "SHARED     \"team\" IS ONE BOX OF a, b, EVERY AGENT THAT HAS NO SECTION OF ITS OWN";
+        assert!(text.contains(wanted), "{text}");
         let text = shown(&json!({ "profile": "restricted", "lines": [] }));
         assert!(
             text.contains("driver     none\n") && text.contains("agent      any"),

@@ -331,6 +331,10 @@ fn rules(config: &Config, layers: &mut Layers) {
             layers.reject(&format!("agents.{name}.sandbox.{key}"), &problem);
         }
     }
+    let profiles = config.agents.profiles(config.sandbox.layer());
+    for problem in profiles.problems() {
+        layers.reject("sandbox.image", &problem);
+    }
     for problem in config
         .sandbox
         .problems()

@@ -101,3 +101,103 @@ fn explain_names_each_limit_and_its_layer_and_is_what_a_run_gets() {
     let bad = gateway.cli(&["sandbox", "explain", "--agent", "No Agent"]);
     assert_eq!(bad.status.code(), Some(2), "{bad:?}");
 }
+
+/// Exit code, and the last word on it.
+fn ran(gateway: &Gateway, words: &[&str], script: &str) -> (i32, Value, String) {
+    let args = [&["exec", "--json"], words, &["--", "sh", "-c", script]].concat();
+    let output = gateway.cli(&args);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let last = text.lines().last().unwrap_or_default();
+    let last = serde_json::from_str(last).unwrap_or_else(|_| panic!("{text} {said}"));
+    (output.status.code().unwrap(), last, text)
+}
+
+#[test]
+fn a_session_is_what_a_request_calls_one_else_its_connection_and_its_box_goes_with_it() {
+    let gateway = Gateway::with(&[
+        ("agents.demo.sandbox.scope", "session"),
+        ("agents.team.sandbox.scope", "shared"),
+    ]);
+    let run = |words: &[&str]| {
+        let words = [&["--agent", "demo"], words].concat();
+        let script = "test ! -e /tmp/x && echo new; echo x > /tmp/x; echo x >> kept";
+        let (code, said, text) = ran(&gateway, &words, script);
+        assert_eq!(code, 0, "{said}");
+        assert_eq!(said["provenance"]["scope"], "session", "{said}");
+        let id = said["provenance"]["box"].as_str().unwrap().to_owned();
+        // "new", in what is passed on.
+        (id, text.contains("bmV3Cg"))
+    };
+    let (first, new) = run(&[]);
+    assert!(new);
+    let (second, new) = run(&[]);
+    assert!(new && second != first, "each command is a session");
+    let (named, new) = run(&["--session", "work"]);
+    assert!(new);
+    let (again, new) = run(&["--session", "work"]);
+    assert!(!new && again == named, "one session over two connections");
+    let (other, new) = run(&["--session", "play"]);
+    assert!(new && other != named);
+    let kept = std::fs::read_to_string(gateway.state().join("workspaces/demo/kept")).unwrap();
+    assert_eq!(kept.lines().count(), 5, "one folder");
+    // The connections are gone, and so are their sessions' boxes; those of named sessions are not.
+    let lies = |id: &str| gateway.state().join(format!("run/b/{id}.json")).exists();
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while lies(&first) || lies(&second) {
+        assert!(std::time::Instant::now() < until, "a session's box is left");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert!(lies(&named) && lies(&other));
+    let status = gateway.json(&["status"]);
+    let rooms = status["portcullis"]["rooms"].as_array().cloned();
+    let rooms = rooms.unwrap_or_else(|| panic!("{status}"));
+    let room = rooms.iter().find(|room| room["name"] == "sandbox_pool");
+    assert!(
+        room.unwrap()["facts"]
+            .to_string()
+            .contains("sessions with a warm box"),
+        "{room:?}"
+    );
+    for words in [
+        &["--session", ""][..],
+        &["--session", "a\tb"],
+        &["--session", "x", "--host"],
+    ] {
+        let args = [&["exec", "--agent", "demo"], words, &["--", "true"]].concat();
+        let output = gateway.cli(&args);
+        assert_eq!(output.status.code(), Some(125), "{words:?} {output:?}");
+    }
+    let text = gateway.cli(&["sandbox", "explain", "--agent", "team"]);
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(
+        text.contains("SHARED     \"default\" IS ONE BOX OF team\n"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_secret_goes_into_a_shared_box_only_where_it_may_be_each_agents() {
+    let gateway = Gateway::with(&[
+        ("agents.a.sandbox.scope", "shared"),
+        ("agents.b.sandbox.scope", "shared"),
+        ("agents.own.sandbox.scope", "agent"),
+    ]);
+    gateway.vault_is_open();
+    assert_eq!(gateway.feed(&["vault", "set", "KEY"], b"planted-1"), 0);
+    let run = |agent: &str| {
+        let words = ["--agent", agent, "--secret", "TOKEN=KEY"];
+        ran(&gateway, &words, "test \"$TOKEN\" = planted-1")
+    };
+    gateway.json(&["vault", "bind", "KEY", "--agent", "a", "--agent", "own"]);
+    assert_eq!(run("own").0, 0);
+    let (code, said, _) = run("a");
+    assert_eq!(code, 125, "{said}");
+    assert_eq!(said["error"]["code"], "VAULT_NOT_BOUND", "{said}");
+    assert!(
+        said.to_string().contains("agent b shares the box"),
+        "{said}"
+    );
+    gateway.json(&["vault", "bind", "KEY", "--agent", "a", "--agent", "b"]);
+    assert_eq!((run("a").0, run("b").0), (0, 0));
+}

@@ -87,6 +87,7 @@ async fn begin_at(
     script: &str,
 ) -> Result<(Accepted, mpsc::Receiver<ExecEvent>), ExecRefusal> {
     let request = RunRequest {
+        session_key: None,
         secrets: std::collections::BTreeMap::new(),
         principal: operator(),
         connection: "c-1".to_owned(),

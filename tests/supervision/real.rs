@@ -171,10 +171,19 @@ impl Ground {
     }
 
     pub fn pool(&mut self, capacity: usize) -> SandboxPoolHandle {
+        self.pool_of(capacity, portcullis_core::sandbox::Profiles::default())
+    }
+
+    /// With profiles of the caller's own.
+    pub fn pool_of(
+        &mut self,
+        capacity: usize,
+        profiles: portcullis_core::sandbox::Profiles,
+    ) -> SandboxPoolHandle {
         SandboxPoolHandle::new(self.tree.room::<SandboxPool>(
             Policy::new(capacity),
             SandboxPoolWiring {
-                profiles: portcullis_core::sandbox::Profiles::default(),
+                profiles,
                 config: SandboxPoolConfig {
                     driver: Choice::Native,
                     ..SandboxPoolConfig::default()

@@ -8,6 +8,7 @@ use portcullis_core::audit::Seq;
 use portcullis_core::codes;
 use portcullis_core::ids::{AgentId, RunId};
 use portcullis_core::plan::{EnvValue, ExecPlan, Stdin, TtySize};
+use portcullis_core::sandbox::Sharers;
 use portcullis_core::vault::{Asked, VaultError};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -15,12 +16,13 @@ use tokio::time::Instant;
 
 use super::ends::{Carried, Interrupt, Over, interrupted};
 use super::flow::{Decided, Flow};
-use super::freeze::{Frozen, Means, asked};
+use super::freeze::{Frozen, Means, asked, is_named, shared_by_all};
 use super::node::{NodeNews, NodeRun};
 use crate::exec::host::{HostOrder, HostRun, Lost};
 use crate::exec::messages::{ExecEvent, ExecRefusal, RunUsage};
 use crate::sandbox_pool::{
-    Exited, RunEvent, RunInputs, RunSpec, RunTicket, SandboxPoolHandle, Size,
+    BoxProfile, Exited, RunEvent, RunInputs, RunSpec, RunTicket, SandboxPoolHandle, SessionKey,
+    Size,
 };
 use crate::vault::VaultRefusal;
 
@@ -59,7 +61,11 @@ async fn revealed(
     intent: Seq,
     plan: &ExecPlan,
     (secret, version): (&str, u64),
+    sharers: Option<&Sharers>,
 ) -> Result<Variable, ExecRefusal> {
+    if let Some(sharers) = sharers {
+        shared_by_all(flow.wiring.vault.as_ref(), sharers, secret, &plan.principal).await?;
+    }
     let asked = Asked {
         run: Some(flow.run.to_string()),
         record: Some(intent.0),
@@ -93,6 +99,7 @@ async fn values(
     flow: &Flow,
     intent: Seq,
     plan: &ExecPlan,
+    sharers: Option<&Sharers>,
 ) -> Result<Vec<(String, Variable)>, ExecRefusal> {
     let mut env = Vec::with_capacity(plan.env.len());
     for (name, value) in &plan.env {
@@ -101,7 +108,7 @@ async fn values(
             EnvValue::Secret {
                 name: secret,
                 version,
-            } => revealed(flow, intent, plan, (secret, *version)).await?,
+            } => revealed(flow, intent, plan, (secret, *version), sharers).await?,
         };
         env.push((name.clone(), text));
     }
@@ -121,14 +128,14 @@ impl Acting {
                 let run = NodeRun::start(nodes, means, &frozen.plan, (&run, intent), approved);
                 Ok(Self::Node(Box::new(run)))
             }
-            Means::Box(_) => Self::in_box(flow, frozen, intent).await,
+            Means::Box(profile) => Self::in_box(flow, frozen, profile, intent).await,
             Means::Host(means) => {
                 let order = HostOrder {
                     cell: &flow.wiring.cell,
                     config: &flow.wiring.config.host,
                     plan: &frozen.plan,
                     means,
-                    env: values(flow, intent, &frozen.plan)
+                    env: values(flow, intent, &frozen.plan, None)
                         .await
                         .map_err(Over::refused)?,
                 };
@@ -139,11 +146,24 @@ impl Acting {
         }
     }
 
-    async fn in_box(flow: &Flow, frozen: &Frozen, intent: Seq) -> Result<Self, Over> {
+    async fn in_box(
+        flow: &Flow,
+        frozen: &Frozen,
+        profile: &BoxProfile,
+        intent: Seq,
+    ) -> Result<Self, Over> {
         let plan = &frozen.plan;
-        let env = values(flow, intent, plan).await.map_err(Over::refused)?;
+        let env = values(flow, intent, plan, profile.sharers.as_ref())
+            .await
+            .map_err(Over::refused)?;
         let spec = RunSpec {
             run: flow.run.clone(),
+            session: SessionKey {
+                by: plan.principal.clone(),
+                name: plan.session.clone(),
+            },
+            // One that has a name goes on over the connections of who named it.
+            session_over: (!is_named(&plan.session)).then(|| flow.request.session.clone()),
             argv: plan.argv.clone(),
             cwd: Some(plan.cwd.clone()),
             env,
@@ -304,6 +324,7 @@ impl Acting {
                 "box": run.ticket.box_id,
                 "imageDigest": run.ticket.image_digest,
                 "profileHash": run.ticket.profile_hash,
+                "scope": run.ticket.scope.as_str(),
             }),
             Self::Host(_) => json!({ "driver": "host" }),
             Self::Node(run) => json!({ "driver": "node", "node": run.node }),

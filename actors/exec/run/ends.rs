@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::flow::Decided;
+use super::freeze::named_session;
 use crate::audit::Found;
 use crate::exec::messages::{ExecEvent, ExecRefusal, RunRequest, RunUsage};
 use crate::supervision::FlagReader;
@@ -260,6 +261,8 @@ pub fn same_request(plan: &ExecPlan, request: &RunRequest) -> Result<(), ExecRef
         // On a node the name became a path; the hash of the whole plan is compared besides.
         && (matches!(plan.target, Target::Node(_)) || plan.argv == request.argv)
         && (plan.stdin, plan.tty) == (request.stdin, request.tty)
+        // Who names none goes on in that of the plan.
+        && (request.session_key.as_deref()).is_none_or(|key| plan.session == named_session(key))
         && request.cwd.as_ref().is_none_or(|cwd| *cwd == plan.cwd)
         && request.env.iter().all(set)
         && request.secrets.iter().all(named);

@@ -529,7 +529,7 @@ impl Flow {
         let changed = match &frozen.means {
             Means::Box(before) => {
                 let asked = Some(frozen.plan.limits.timeout_ms);
-                (profile(&self.wiring, &self.request.agent, asked).await? != *before)
+                (profile(&self.wiring, &self.request.agent, asked).await? != **before)
                     .then(|| "the sandbox".to_owned())
             }
             // The node says again what it would run.

@@ -12,6 +12,7 @@ use portcullis_core::plan::{
     Egress, EnvPolicy, EnvValue, ExecPlan, Executable, Form, HOST_PATH, Limits, Nonce, Stdin,
     Target, is_canonical_path,
 };
+use portcullis_core::sandbox::Sharers;
 use portcullis_core::vault::{Asked, Use, VaultError};
 use tokio::sync::oneshot;
 
@@ -25,7 +26,7 @@ use crate::exec::operands::{Command, Operands};
 use crate::exec::user::User;
 use crate::sandbox_pool::BoxProfile;
 use crate::supervision::Ctx;
-use crate::vault::VaultRefusal;
+use crate::vault::{VaultHandle, VaultRefusal};
 
 /// The folders of a box that its agent cannot write.
 const IMAGE: [&str; 8] = [
@@ -46,7 +47,7 @@ pub struct Frozen {
 /// What was opened or learned for it.
 pub enum Means {
     /// A box.
-    Box(BoxProfile),
+    Box(Box<BoxProfile>),
     /// The host.
     Host(Box<HostMeans>),
     /// A node, and what it says that it would run.
@@ -95,7 +96,8 @@ impl Seal {
         let mut bytes = [0; 32];
         getrandom::fill(&mut bytes).map_err(|error| ExecRefusal::new(codes::INTERNAL, error))?;
         Ok(Self {
-            session: request.connection.clone(),
+            session: (request.session_key.as_deref())
+                .map_or_else(|| request.connection.clone(), named_session),
             nonce: Nonce::new(&bytes).map_err(invalid)?,
         })
     }
@@ -111,6 +113,72 @@ impl Seal {
 
 fn invalid(error: impl std::fmt::Display) -> ExecRefusal {
     ExecRefusal::new(codes::INVALID_PARAMS, error)
+}
+
+/// Begins the session of a plan whose request named it: no connection is called so.
+const NAMED: &str = "key:";
+/// Longest name of a session, bytes.
+const SESSION_MAX: usize = 200;
+
+/// The session of a plan, from what its request calls it.
+pub fn named_session(key: &str) -> String {
+    format!("{NAMED}{key}")
+}
+
+/// Did the request of a plan name this session?
+pub fn is_named(session: &str) -> bool {
+    session.starts_with(NAMED)
+}
+
+fn check_session(request: &RunRequest) -> Result<(), ExecRefusal> {
+    let Some(key) = &request.session_key else {
+        return Ok(());
+    };
+    if request.target != Target::Sandbox {
+        return Err(invalid("sessionKey is for commands in the sandbox"));
+    }
+    if key.is_empty() || key.len() > SESSION_MAX || key.chars().any(char::is_control) {
+        return Err(invalid(
+            "sessionKey must be 1 to 200 bytes without control characters",
+        ));
+    }
+    Ok(())
+}
+
+/// In a box that agents share, each can read what the others are given: a secret goes into it only where it may be each one's.
+///
+/// # Errors
+/// `VAULT_NOT_BOUND`, and what else the vault says.
+pub async fn shared_by_all(
+    vault: Option<&VaultHandle>,
+    sharers: &Sharers,
+    secret: &str,
+    by: &str,
+) -> Result<(), ExecRefusal> {
+    let vault =
+        vault.ok_or_else(|| ExecRefusal::of_vault(&VaultRefusal::Sealed(VaultError::Locked)))?;
+    if sharers.others {
+        return Err(ExecRefusal::new(
+            codes::VAULT_NOT_BOUND,
+            format!(
+                "every agent may come into the box {:?}, so no secret goes into it: give the agent a box of its own (scope)",
+                sharers.name.as_str()
+            ),
+        ));
+    }
+    for agent in &sharers.agents {
+        let usable = vault.usable(secret, asked(agent, by)).await;
+        usable.map_err(|error| {
+            let refusal = ExecRefusal::of_vault(&error);
+            let message = format!(
+                "agent {agent} shares the box {:?}, and what goes into it is its, too: {}",
+                sharers.name.as_str(),
+                refusal.message
+            );
+            ExecRefusal { message, ..refusal }
+        })?;
+    }
+    Ok(())
 }
 
 /// What no target takes.
@@ -147,6 +215,7 @@ pub async fn freeze(
     seal: Seal,
 ) -> Result<Frozen, ExecRefusal> {
     check_request(&request.argv, &request.env, request.timeout_ms)?;
+    check_session(request)?;
     let takes_input = request.stdin != Stdin::None || request.tty.is_some();
     if takes_input && request.target != Target::Sandbox {
         return Err(ExecRefusal::new(
@@ -238,6 +307,12 @@ async fn in_box(
             let mut named = own.secrets.clone();
             named.retain(|variable, _| !request.env.contains_key(variable));
             named.extend(request.secrets.clone());
+            if let Some(sharers) = &profile.sharers {
+                let by = request.principal.name();
+                for secret in named.values() {
+                    shared_by_all(wiring.vault.as_ref(), sharers, secret, &by).await?;
+                }
+            }
             with_secrets(wiring, request, plain(&request.env), &named).await?
         },
         limits,
@@ -250,7 +325,7 @@ async fn in_box(
     };
     Ok(Frozen {
         plan,
-        means: Means::Box(profile),
+        means: Means::Box(Box::new(profile)),
     })
 }
 

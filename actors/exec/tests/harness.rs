@@ -277,6 +277,7 @@ impl House {
     pub fn request(&mut self, target: Target, argv: &[&str]) -> RunRequest {
         self.keys += 1;
         RunRequest {
+            session_key: None,
             secrets: std::collections::BTreeMap::new(),
             principal: operator(0),
             connection: "c1".to_owned(),

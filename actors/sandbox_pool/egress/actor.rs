@@ -72,7 +72,7 @@ impl Room for Egress {
     fn snapshot(&self) -> Snapshot {
         Snapshot::default()
             .with("box", &self.wiring.id)
-            .with("agent", &self.wiring.agent)
+            .with("agent", &self.wiring.whose)
             .with("rules", self.wiring.rules.texts().len())
     }
 

@@ -54,7 +54,7 @@ impl Bucket {
 fn entry(wiring: &EgressWiring, runs: &[RunId], action: &str, target: impl Display) -> Entry {
     let mut entry = Entry::new(action)
         .with("box", wiring.id.as_str())
-        .with("agent", wiring.agent.as_str())
+        .with("agent", wiring.whose.as_str())
         .with_list("runs", runs.iter().take(RUNS).map(RunName::name));
     let mut target = target.to_string();
     // Names are 253 bytes at most; what was refused as none may be a whole line.
@@ -62,7 +62,7 @@ fn entry(wiring: &EgressWiring, runs: &[RunId], action: &str, target: impl Displ
         target.truncate(cut);
     }
     entry.object = Some(target);
-    entry.principal = Some(format!("agent:{}", wiring.agent));
+    entry.principal = Some(wiring.principal.clone());
     entry.door = Some("egress".to_owned());
     entry
 }

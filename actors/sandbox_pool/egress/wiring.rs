@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use portcullis_core::egress::{Addresses, Rules};
-use portcullis_core::ids::{AgentId, BoxId, RunId};
+use portcullis_core::ids::{BoxId, RunId};
 
 use super::resolve::Resolver;
 use crate::audit::AuditHandle;
@@ -97,8 +97,10 @@ pub struct EgressWiring {
     pub addresses: Addresses,
     /// The section of the configuration where the rules stand, for who asks how to change them.
     pub section: String,
-    /// Whose box.
-    pub agent: AgentId,
+    /// Whose box, for people.
+    pub whose: String,
+    /// Whose, in the log.
+    pub principal: String,
     /// Which.
     pub id: BoxId,
     /// Its control folder; the socket is `e` in it.

@@ -37,6 +37,8 @@ pub struct SandboxWiring {
     pub idle: Duration,
     /// So long after it was asked for it ends itself once nothing runs in it.
     pub age: Duration,
+    /// It is made ahead: until its first run it does not count as idle.
+    pub is_ready_made: bool,
     /// Where it shows what it does.
     pub shown: Arc<Flag<Standing>>,
     /// Its way out, where it has one.
@@ -115,7 +117,7 @@ impl Room for Sandbox {
     fn snapshot(&self) -> Snapshot {
         Snapshot::default()
             .with("box", &self.wiring.spec.id)
-            .with("agent", &self.wiring.spec.agent)
+            .with("whose", &self.wiring.spec.whose)
     }
 }
 
@@ -133,8 +135,8 @@ impl Sandbox {
     fn over(&self, over: Result<Over, OverBy>) {
         let spec = &self.wiring.spec;
         match over {
-            Ok(why) => tracing::info!(id = %spec.id, agent = %spec.agent, ?why, "box ended"),
-            Err(error) => tracing::warn!(id = %spec.id, agent = %spec.agent, %error, "box lost"),
+            Ok(why) => tracing::info!(id = %spec.id, whose = %spec.whose, ?why, "box ended"),
+            Err(error) => tracing::warn!(id = %spec.id, whose = %spec.whose, %error, "box lost"),
         }
         self.ctx.stop_myself();
     }
@@ -151,6 +153,7 @@ async fn live(
         spec,
         idle,
         age,
+        is_ready_made,
         shown,
         egress,
     } = wiring;
@@ -169,7 +172,7 @@ async fn live(
             let init = kept::started_at(started.init_pid).map(|at| (started.init_pid, at));
             let init_pid = started.init_pid;
             let runs = Runs::new(link, started.image_digest, *idle).until(old_at);
-            let runs = runs.watching(init_pid);
+            let runs = runs.watching(init_pid).ready_made(*is_ready_made);
             let named = egress.as_ref().map(|out| out.runs.clone());
             let runs = runs.of_pool(first, shown.clone()).naming(named);
             let served = runs.serve(&mut orders).await;

@@ -1,4 +1,4 @@
-//! One box of one agent.
+//! One box: of an agent, of a session, of those that share it, or ready for a session.
 //!
 //! - *Owns*: the box's control socket, its link and the runs in it, through one task.
 //! - *Called by*: the pool, which started it.

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use portcullis_cell::{Spawn, Stream};
-use portcullis_core::ids::{AgentId, BoxId, RunId};
+use portcullis_core::ids::{BoxId, RunId};
 use portcullis_core::sandbox::Access;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -119,7 +119,7 @@ impl State {
         BoxSpec {
             run_dir: context.run_root.join("b").join(id.as_str()),
             id,
-            agent: AgentId::new(agent).unwrap(),
+            whose: agent.to_owned(),
             workspace: context.workspaces.join(agent),
             access: Access::Rw,
             image: None,

@@ -287,7 +287,7 @@ async fn explain_answers_where_there_is_no_driver() {
     let explained = pool.handle.explain(Some(agent("demo"))).await.unwrap();
     assert_eq!((explained.driver, explained.isolation), (None, None));
     assert_eq!(explained.refused.unwrap().code, "NO_DRIVER");
-    assert_eq!(explained.lines.len(), 18);
+    assert_eq!(explained.lines.len(), 20);
     pool.tree.stop().await;
 }
 

@@ -13,13 +13,17 @@ use super::harness::{self, Ended, Live, State, below, finish};
 use crate::sandbox_pool::cgroup::Cgroups;
 use crate::sandbox_pool::{
     Choice, Driver, Native, PoolError, RunEvent, RunSpec, RunTicket, SandboxPool,
-    SandboxPoolConfig, SandboxPoolHandle, SandboxPoolWiring,
+    SandboxPoolConfig, SandboxPoolHandle, SandboxPoolWiring, SessionKey,
 };
-use crate::supervision::{CallError, Intensity, Policy, Tree, TreeBuilder};
+use crate::supervision::{CallError, FlagReader, Intensity, Policy, Tree, TreeBuilder};
 
 pub struct Pool {
     pub tree: Tree,
     pub handle: SandboxPoolHandle,
+    /// Of the runs from here on.
+    pub session: SessionKey,
+    /// See [`RunSpec::session_over`].
+    pub session_over: Option<FlagReader<Option<String>>>,
     runs: u32,
 }
 
@@ -59,8 +63,18 @@ impl Pool {
         Self {
             tree,
             handle,
+            session: SessionKey {
+                by: "test".to_owned(),
+                name: "one".to_owned(),
+            },
+            session_over: None,
             runs: 0,
         }
+    }
+
+    /// Runs from here on are in this session.
+    pub fn session(&mut self, name: &str) {
+        name.clone_into(&mut self.session.name);
     }
 
     pub async fn begin(
@@ -71,6 +85,8 @@ impl Pool {
         self.runs += 1;
         let run = RunId::new(&format!("run-{}", self.runs)).unwrap();
         let spec = RunSpec {
+            session: self.session.clone(),
+            session_over: self.session_over.clone(),
             run: run.clone(),
             argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
             cwd: None,

@@ -19,7 +19,6 @@ use portcullis_actors::sandbox_pool::docker::Docker;
 use portcullis_actors::sandbox_pool::driver::ProbeContext;
 use portcullis_actors::sandbox_pool::spec::BoxLimits;
 use portcullis_actors::sandbox_pool::spec::BoxSpec;
-use portcullis_core::ids::AgentId;
 use portcullis_core::ids::BoxId;
 use portcullis_core::sandbox::Access;
 use tempfile::TempDir;
@@ -112,7 +111,7 @@ impl Scene {
         fs::set_permissions(&run_dir, PermissionsExt::from_mode(0o755)).unwrap();
         BoxSpec {
             id: BoxId::new(&id).unwrap(),
-            agent: AgentId::new("demo").unwrap(),
+            whose: "demo".to_owned(),
             workspace,
             access: Access::Rw,
             image: None,

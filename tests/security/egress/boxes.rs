@@ -7,7 +7,7 @@ use portcullis_actors::audit::AuditHandle;
 use portcullis_actors::sandbox_pool::egress::{EgressLimits, Ways};
 use portcullis_actors::sandbox_pool::{
     Choice, RunEvent, RunSpec, SandboxPool, SandboxPoolConfig, SandboxPoolHandle,
-    SandboxPoolWiring, Stream,
+    SandboxPoolWiring, SessionKey, Stream,
 };
 use portcullis_actors::supervision::{Policy, Tree};
 use portcullis_core::egress::{Addresses, Rules};
@@ -95,6 +95,11 @@ impl House {
         self.runs += 1;
         let (events, mut seen) = mpsc::channel(64);
         let spec = RunSpec {
+            session: SessionKey {
+                by: "test".to_owned(),
+                name: "one".to_owned(),
+            },
+            session_over: None,
             run: RunId::new(&format!("run-{}", self.runs)).unwrap(),
             argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
             cwd: None,

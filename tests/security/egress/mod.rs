@@ -19,7 +19,7 @@ use portcullis_actors::supervision::{Feed, Flag, Intensity, Policy, Tree, TreeBu
 use portcullis_core::audit::{BootId, Query, Record};
 use portcullis_core::egress::{Addresses, Rules};
 use portcullis_core::identity::Identity;
-use portcullis_core::ids::{AgentId, BoxId, RunId};
+use portcullis_core::ids::{BoxId, RunId};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -136,7 +136,8 @@ impl Scene {
                 rules: Rules::new(rules).unwrap(),
                 addresses: Addresses::try_from(networks).unwrap(),
                 section: "[sandbox]".to_owned(),
-                agent: AgentId::new("demo").unwrap(),
+                whose: "demo".to_owned(),
+                principal: "agent:demo".to_owned(),
                 id: BoxId::new("0123456789ab").unwrap(),
                 run_dir: run_dir.clone(),
                 gid: rustix::process::getegid().as_raw(),

@@ -1,0 +1,130 @@
+//! Whose a box is.
+
+use std::fmt;
+
+use portcullis_core::ids::AgentId;
+use portcullis_core::sandbox::{Access, Profile, Scope, ShareName};
+use serde::{Serialize, Serializer};
+
+/// A session, as far as boxes go: of one principal, so that nobody comes into another's by its name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SessionKey {
+    /// Who asks ([`portcullis_core::auth::Principal::name`]).
+    pub by: String,
+    /// The session of its plan: what the request calls one, or its connection.
+    pub name: String,
+}
+
+/// Which boxes are ready for the same sessions: made alike, and seeing the same folder.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PoolKey {
+    /// Digest of everything that shapes them.
+    pub hash: String,
+    /// Whose folder they see, or whose connections their way out records; none: they see none and have none, and are ready for any agent.
+    pub agent: Option<AgentId>,
+}
+
+impl PoolKey {
+    /// Of the boxes of an agent's sessions.
+    pub fn new(profile: &Profile, hash: &str, agent: &AgentId) -> Self {
+        Self::of_any(profile, hash).unwrap_or_else(|| Self {
+            hash: hash.to_owned(),
+            agent: Some(agent.clone()),
+        })
+    }
+
+    /// Of boxes that are ready for any agent with this profile, where there can be such.
+    pub fn of_any(profile: &Profile, hash: &str) -> Option<Self> {
+        let is_own = profile.workspace != Access::None || !profile.egress.is_empty();
+        (!is_own).then(|| Self {
+            hash: hash.to_owned(),
+            agent: None,
+        })
+    }
+}
+
+/// Who has a box.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Holder {
+    /// One agent.
+    Agent(AgentId),
+    /// One session of an agent.
+    Session(AgentId, SessionKey),
+    /// All agents that share it.
+    Shared(ShareName),
+    /// Nobody yet: nothing has run in it.
+    Nobody(PoolKey),
+}
+
+impl Holder {
+    /// Of the box that a run of this agent goes to.
+    pub fn of(profile: &Profile, agent: &AgentId, session: &SessionKey) -> Self {
+        match profile.scope {
+            Scope::Session => Self::Session(agent.clone(), session.clone()),
+            Scope::Agent => Self::Agent(agent.clone()),
+            Scope::Shared => Self::Shared(profile.share.clone()),
+        }
+    }
+
+    /// May a run of this agent be in it?
+    pub fn may_hold(&self, agent: &AgentId) -> bool {
+        match self {
+            Self::Agent(own) | Self::Session(own, _) => own == agent,
+            Self::Shared(_) => true,
+            Self::Nobody(_) => false,
+        }
+    }
+
+    /// Is it a session of this agent?
+    pub fn is_session_of(&self, agent: &AgentId) -> bool {
+        matches!(self, Self::Session(own, _) if own == agent)
+    }
+
+    /// Is it ready for whoever comes first?
+    pub const fn is_nobody(&self) -> bool {
+        matches!(self, Self::Nobody(_))
+    }
+
+    /// The folder below `workspaces/` that its box sees. No agent's name has a dot.
+    pub fn folder(&self) -> Option<String> {
+        match self {
+            Self::Agent(agent) | Self::Session(agent, _) => Some(agent.to_string()),
+            Self::Shared(name) => Some(format!("shared.{name}")),
+            Self::Nobody(key) => key.agent.as_ref().map(ToString::to_string),
+        }
+    }
+
+    /// Who it is to whoever reads of its connections.
+    pub fn recorded(&self) -> String {
+        self.principal().trim_start_matches("agent:").to_owned()
+    }
+
+    /// Who it is in the log's words: a principal.
+    pub fn principal(&self) -> String {
+        match self {
+            Self::Agent(agent) | Self::Session(agent, _) => format!("agent:{agent}"),
+            Self::Shared(name) => format!("shared:{name}"),
+            Self::Nobody(key) => key
+                .agent
+                .as_ref()
+                .map_or_else(|| "nobody".to_owned(), |agent| format!("agent:{agent}")),
+        }
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Agent(agent) => agent.fmt(f),
+            Self::Session(agent, _) => write!(f, "{agent} (a session)"),
+            Self::Shared(name) => write!(f, "shared:{name}"),
+            Self::Nobody(_) => f.write_str("nobody yet"),
+        }
+    }
+}
+
+impl Serialize for Holder {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
