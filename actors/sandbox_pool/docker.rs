@@ -383,6 +383,13 @@ impl Docker {
     }
 
     /// The first process of a running container.
+    /// The first process of a box, while it runs.
+    pub async fn init(&self, id: &BoxId) -> Option<u32> {
+        let found = self.find(&self.inner.owner, Some(id)).await.ok()?;
+        let container = found.into_iter().find_map(|container| container.id)?;
+        self.init_pid(&container).await.ok()
+    }
+
     async fn init_pid(&self, container: &str) -> Result<u32, DriverError> {
         let said = bounded(
             CALL,

@@ -115,6 +115,14 @@ impl Driver {
         }
     }
 
+    /// The first process of a box that runs, whichever start made it.
+    pub async fn init(&self, id: &BoxId) -> Option<u32> {
+        match self {
+            Self::Native(driver) => driver.init(id),
+            Self::Docker(driver) => driver.init(id).await,
+        }
+    }
+
     /// Every box that carries this gateway's label, whichever start of it made the box.
     pub async fn list(&self, owner: &str) -> Result<Vec<FoundBox>, DriverError> {
         match self {

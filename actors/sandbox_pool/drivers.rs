@@ -11,11 +11,12 @@ use super::choose::{Chosen, choose};
 use super::config::Choice;
 use super::driver::{Driver, DriverError, ProbeContext};
 use super::engine::no_driver;
-use super::folders;
 use super::messages::{BoxProfile, Explained, PoolError, SandboxPoolMsg, Start};
 use super::probe;
 use super::runs::Order;
 use super::standing::GivenUp;
+use super::{folders, found};
+use crate::audit::AuditHandle;
 use crate::supervision::{Crash, Reply, TaskHandle};
 
 /// A run that finds no driver has them tried again, but not sooner after the last time.
@@ -73,11 +74,12 @@ impl SandboxPool {
         if let Some(kept) = self.kept {
             config.driver = kept;
         }
+        let audit = self.wiring.ways.as_ref().map(|ways| ways.audit.clone());
         let ours: BTreeSet<BoxId> = self.boxes.values().map(|live| live.id.clone()).collect();
         let trial = async move {
             probe::sweep(&context);
             let chosen = match choose(&config, &context).await {
-                Ok(chosen) => reconcile(&chosen.driver, &context, &ours)
+                Ok(chosen) => reconcile(&chosen.driver, &context, &ours, audit.as_ref())
                     .await
                     .map(|()| chosen)
                     .map_err(|error| vec![error.to_string()]),
@@ -234,12 +236,26 @@ async fn reconcile(
     driver: &Driver,
     context: &ProbeContext,
     ours: &BTreeSet<BoxId>,
+    audit: Option<&AuditHandle>,
 ) -> Result<(), DriverError> {
     let folders = context.run_root.join("b");
-    for found in driver.list(&context.owner).await? {
-        if ours.contains(&found.id) {
-            continue;
+    let mut found = driver.list(&context.owner).await?;
+    found.retain(|found| !ours.contains(&found.id));
+    // All at once: one that does not answer is waited for.
+    let all = &folders;
+    let asked = found.iter().map(|found| async move {
+        if let Some(audit) = audit
+            && found.running
+            && found.boot != context.boot
+            && let Some(init) = driver.init(&found.id).await
+        {
+            let run_dir = all.join(found.id.as_str());
+            let runs = found::ask(&run_dir, context.gid, init).await;
+            found::record(audit, &found.id, &found.boot, runs).await;
         }
+    });
+    futures_util::future::join_all(asked).await;
+    for found in found {
         tracing::warn!(id = %found.id, boot = %found.boot, running = found.running, "a box of an earlier start is ended");
         driver.stop(&found.id).await?;
         folders::remove_run_dir(&folders.join(found.id.as_str()));

@@ -84,14 +84,15 @@ impl Listener {
         })
     }
 
-    /// Waits for the box's cell: the peer whose pid the kernel says is `init_pid`, and which knows the nonce. Others are closed unheard.
+    /// Waits for the box's cell: the peer whose pid the kernel says is `init_pid`, and which knows the nonce, where there is one. Others are
+    /// closed unheard.
     ///
     /// # Errors
     /// [`LinkError::Silent`] when `within` is over.
     pub async fn accept(
         &self,
         init_pid: u32,
-        nonce: &str,
+        nonce: Option<&str>,
         within: Duration,
     ) -> Result<Link, LinkError> {
         let until = Instant::now() + within;
@@ -110,7 +111,7 @@ impl Listener {
                 let hello = timeout_at(until.min(Instant::now() + HELLO_WITHIN), link.next()).await;
                 if let Ok(Ok(Frame::Hello { proto: PROTO, nonce: said })) = hello
                     // No secret (it stands in the cell's command line): it tells this box's start from an earlier one.
-                    && said == nonce
+                    && nonce.is_none_or(|nonce| said == nonce)
                 {
                     link.queue(&Frame::Hello {
                         proto: PROTO,

@@ -30,6 +30,7 @@ pub mod egress;
 pub mod engine;
 mod evidence;
 mod folders;
+mod found;
 mod handle;
 mod hardening;
 mod holder;

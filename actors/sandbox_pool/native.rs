@@ -349,6 +349,12 @@ impl Native {
         }
     }
 
+    /// The first process of a box, while it lives.
+    pub fn init(&self, id: &BoxId) -> Option<u32> {
+        let (pid, _) = self.kept(id)?.living()?;
+        Some(pid)
+    }
+
     /// Every box of this owner that has left a trace here.
     pub fn list(&self, owner: &str) -> Result<Vec<FoundBox>, DriverError> {
         let folder = self.run_root.join("b");

@@ -182,7 +182,7 @@ impl Trial<'_> {
             ));
         }
         let link = listener
-            .accept(started.init_pid, &spec.nonce, WITHIN)
+            .accept(started.init_pid, Some(&spec.nonce), WITHIN)
             .await
             .map_err(|error| error.to_string())?;
         let (orders, mut receiver) = mpsc::channel(1);

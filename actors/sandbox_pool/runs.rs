@@ -419,6 +419,8 @@ impl Runs {
                 let answer = match self.link.queue(&Frame::Spawn { run, spawn }) {
                     Ok(()) => {
                         self.last = run;
+                        let named = name.to_string();
+                        self.link.queue(&Frame::Named { run, name: named })?;
                         let inputs = self.begin(run, name, limit, events, stdin, terminal);
                         Ok(Accepted {
                             image_digest: self.image_digest.clone(),
@@ -569,8 +571,12 @@ impl Runs {
             Frame::Window { run, bytes } => self.granted(run, bytes),
             Frame::Ping { .. } => Ok(()),
             Frame::Bye => Err(LinkError::Protocol("it said goodbye".to_owned())),
+            Frame::Report { .. } => {
+                Err(LinkError::Protocol("a report to who started it".to_owned()))
+            }
             Frame::Hello { .. }
             | Frame::Spawn { .. }
+            | Frame::Named { .. }
             | Frame::Stdin { .. }
             | Frame::Resize { .. }
             | Frame::Signal { .. }

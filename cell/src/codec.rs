@@ -1,7 +1,7 @@
 //! Bytes to frames and back.
 
 use crate::frames::{Cause, Ended, Exit, Frame, Input, Size, Spawn, Stream, Value, wipe};
-use crate::{MAX_FRAME, MAX_INPUT, MAX_ITEMS, MAX_NONCE, MAX_OUTPUT, SIGNALS};
+use crate::{MAX_FRAME, MAX_INPUT, MAX_ITEMS, MAX_NAME, MAX_NONCE, MAX_OUTPUT, SIGNALS};
 
 const HELLO: u8 = 1;
 const SPAWN: u8 = 2;
@@ -15,6 +15,8 @@ const PING: u8 = 9;
 const BYE: u8 = 10;
 const WINDOW: u8 = 11;
 const END: u8 = 12;
+const NAMED: u8 = 13;
+const REPORT: u8 = 14;
 
 /// Kind and run number.
 const HEAD: usize = 5;
@@ -77,6 +79,8 @@ impl Frame {
         match self {
             Self::Hello { .. } => (HELLO, 0),
             Self::Spawn { run, .. } => (SPAWN, *run),
+            Self::Named { run, .. } => (NAMED, *run),
+            Self::Report { run, .. } => (REPORT, *run),
             Self::Stdin { run, .. } => (STDIN, *run),
             Self::Resize { run, .. } => (RESIZE, *run),
             Self::Signal { run, .. } => (SIGNAL, *run),
@@ -105,6 +109,14 @@ impl Frame {
                 put_text(into, nonce);
             }
             Self::Spawn { spawn, .. } => put_spawn(into, spawn),
+            Self::Named { name, .. } => put_text(into, name),
+            Self::Report { name, ended, .. } => {
+                put_text(into, name);
+                into.push(u8::from(ended.is_some()));
+                if let Some(exit) = ended {
+                    put_exit(into, exit);
+                }
+            }
             Self::Stdin { data, .. } => into.extend_from_slice(data.expose()),
             Self::Resize { size, .. } => put_size(into, Some(*size)),
             Self::Signal { signal, .. } => into.push(*signal),
@@ -131,6 +143,15 @@ impl Frame {
             SPAWN => Self::Spawn {
                 run,
                 spawn: Box::new(from.spawn()?),
+            },
+            NAMED => Self::Named {
+                run,
+                name: from.text(MAX_NAME)?,
+            },
+            REPORT => Self::Report {
+                run,
+                name: from.text(MAX_NAME)?,
+                ended: from.bool()?.then(|| from.exit()).transpose()?,
             },
             STDIN => Self::Stdin {
                 run,
@@ -608,6 +629,9 @@ mod tests {
             )
                 .prop_map(|(run, stream, data)| Frame::Output { run, stream, data }),
             (any::<u32>(), exit()).prop_map(|(run, exit)| Frame::Exit { run, exit }),
+            (any::<u32>(), text()).prop_map(|(run, name)| Frame::Named { run, name }),
+            (any::<u32>(), text(), prop::option::of(exit()))
+                .prop_map(|(run, name, ended)| Frame::Report { run, name, ended }),
             any::<u64>().prop_map(|token| Frame::Ping { token }),
             Just(Frame::Bye),
             (any::<u32>(), any::<u32>()).prop_map(|(run, bytes)| Frame::Window { run, bytes }),
@@ -652,7 +676,7 @@ mod tests {
         }
 
         #[test]
-        fn one_frame_has_one_form(kind in 0_u8..14, run in 0_u32..3, body in prop::collection::vec(any::<u8>(), 0..120)) {
+        fn one_frame_has_one_form(kind in 0_u8..16, run in 0_u32..3, body in prop::collection::vec(any::<u8>(), 0..120)) {
             let mut bytes = u32::try_from(body.len() + HEAD).unwrap().to_be_bytes().to_vec();
             bytes.push(kind);
             bytes.extend_from_slice(&run.to_be_bytes());
@@ -702,7 +726,7 @@ mod tests {
 
     #[test]
     fn unknown_kinds_are_refused() {
-        for kind in [0, 13, 255] {
+        for kind in [0, 15, 255] {
             let mut decoder = Decoder::new();
             decoder.push(&[0, 0, 0, 5, kind, 0, 0, 0, 0]);
             assert_eq!(decoder.next_frame(), Err(FrameError::Kind(kind)));

@@ -17,6 +17,22 @@ pub enum Frame {
         /// What to start.
         spawn: Box<Spawn>,
     },
+    /// Host to cell, after SPAWN: what the host calls the run, for one that comes after it.
+    Named {
+        /// The run.
+        run: u32,
+        /// At most [`crate::MAX_NAME`] bytes.
+        name: String,
+    },
+    /// Cell to host, after the HELLO to one that has not started the run: it goes on, or has ended while nobody was there.
+    Report {
+        /// The run.
+        run: u32,
+        /// What the host before called it.
+        name: String,
+        /// How it ended.
+        ended: Option<Exit>,
+    },
     /// Host to cell: more standard input, within the run's credit; nothing in it: that was all.
     Stdin {
         /// The run.

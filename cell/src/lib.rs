@@ -17,7 +17,7 @@ pub use copied::{CELL_INSIDE, CopyFailure, FileHead, MOST_FILE, output_cap};
 pub use frames::{Cause, Ended, Exit, Frame, Input, Size, Spawn, Stream, Value, wipe};
 
 /// Version of the frames, said in HELLO; a peer of another version is refused.
-pub const PROTO: u16 = 2;
+pub const PROTO: u16 = 3;
 /// Most bytes of a frame after its length field (contracts.md section 7).
 pub const MAX_FRAME: usize = 64 * 1024;
 /// Most bytes of output in one OUT or ERR frame.
@@ -43,6 +43,10 @@ pub const SIGNALS: [(&str, u8); 10] = [
 ];
 /// Most arguments, and most variables, of a SPAWN.
 pub const MAX_ITEMS: usize = 4096;
+/// Longest name of a run, in bytes.
+pub const MAX_NAME: usize = 128;
+/// How long a cell keeps its runs for the next host when this one is gone, in seconds.
+pub const KEPT_SECONDS: u64 = 30;
 /// Longest nonce of a HELLO, in bytes.
 pub const MAX_NONCE: usize = 128;
 /// Where a box that may reach hosts has its proxy: on 127.0.0.1, passed on by its pid 1.

@@ -1,6 +1,7 @@
 //! Pid 1 of a box: dials the host, gives each run a supervisor of its own, passes frames on, kills what belongs to nobody.
 //!
-//! No link, no runs: when the host goes away every run is ended at once, and pid 1 dials again until its dead-man time.
+//! When the host goes away its runs go on for [`KEPT_SECONDS`]: pid 1 dials again, tells whoever answers which runs there are and how those
+//! have ended that are over, and takes no run before that. Then they are ended, and pid 1 dials on until its dead-man time.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -10,7 +11,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use portcullis_cell::{Cause, Ended, Exit, Frame, MAX_NONCE, PROTO, Stream};
+use portcullis_cell::{Cause, Ended, Exit, Frame, KEPT_SECONDS, MAX_NONCE, PROTO, Stream};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -30,6 +31,8 @@ const MOST_RUNS: usize = 256;
 /// Most supervisors that wait for a run, and how long all but one of them do.
 const MOST_IDLE: usize = 8;
 const IDLE: Duration = Duration::from_secs(10);
+/// For the next host.
+const KEPT: Duration = Duration::from_secs(KEPT_SECONDS);
 
 struct Options {
     socket: String,
@@ -89,6 +92,7 @@ pub fn main(arguments: impl Iterator<Item = String>) -> Result<(), String> {
         standing: crate::runner::standing(),
         patrol_at: now,
         host: None,
+        alone_since: None,
         heard: now,
         dial_at: now,
         dialled: false,
@@ -125,6 +129,10 @@ type Limits = (u32, u64);
 
 struct Run {
     id: u32,
+    /// What the host calls it.
+    name: String,
+    /// It has ended, and there was nobody to tell.
+    over: Option<Exit>,
     supervisor: Supervisor,
     reported: bool,
     /// Its supervisor takes another.
@@ -142,6 +150,8 @@ struct Pid1 {
     standing: String,
     patrol_at: Instant,
     host: Option<Channel>,
+    /// The host that started the runs is gone.
+    alone_since: Option<Instant>,
     heard: Instant,
     dial_at: Instant,
     /// Somebody has been reached.
@@ -167,8 +177,18 @@ impl Pid1 {
             proto: PROTO,
             nonce: options.nonce.clone(),
         });
+        if self.alone_since.is_some() {
+            for run in &self.runs {
+                channel.queue(&Frame::Report {
+                    run: run.id,
+                    name: run.name.clone(),
+                    ended: run.over.clone(),
+                });
+            }
+        }
         if channel.flush().is_ok() {
             self.host = Some(channel);
+            self.runs.retain(|run| run.over.is_none());
             self.ready_one();
         }
     }
@@ -196,6 +216,9 @@ impl Pid1 {
     fn wait(&mut self, options: &Options) {
         let now = Instant::now();
         let mut until = (self.heard + options.dead_man).min(self.patrol_at);
+        if let Some(since) = self.alone_since.filter(|_| !self.runs.is_empty()) {
+            until = until.min(since + KEPT);
+        }
         if self.host.is_none() {
             until = until.min(self.dial_at);
         }
@@ -216,7 +239,11 @@ impl Pid1 {
         if let Some(host) = &self.host {
             polled.push(PollFd::new(host, flags(host, true)));
         }
-        for run in self.runs.iter().filter(|run| !run.gone) {
+        for run in self
+            .runs
+            .iter()
+            .filter(|run| !run.gone && run.over.is_none())
+        {
             let channel = &run.supervisor.channel;
             polled.push(PollFd::new(channel, flags(channel, !full)));
         }
@@ -233,8 +260,25 @@ impl Pid1 {
         if let Some(mut host) = self.host.take() {
             match self.read_host(&mut host) {
                 Ok(()) => self.host = Some(host),
-                // Ends the link and with it every run; each supervisor sees its channel close and ends its tree.
-                Err(_) => self.runs.clear(),
+                Err(_) => self.left_alone(),
+            }
+        }
+    }
+
+    /// The link has ended. Its runs go on for a while.
+    fn left_alone(&mut self) {
+        self.host = None;
+        // How those ended was said.
+        self.runs.retain(|run| !run.reported);
+        self.alone_since.get_or_insert_with(Instant::now);
+    }
+
+    /// While nobody is there: what runs write is lost, how they end is kept.
+    fn hold(&mut self) {
+        for run in self.runs.iter_mut().filter(|run| run.over.is_none()) {
+            match unheard(run) {
+                Ok(exit) => run.over = exit,
+                Err(_) => run.over = Some(ended(Ended::Signal(9), Cause::Itself)),
             }
         }
     }
@@ -246,6 +290,11 @@ impl Pid1 {
             match frame {
                 Frame::Spawn { run, ref spawn } => {
                     self.spawn(host, &frame, run, (spawn.open_files, spawn.file_bytes));
+                }
+                Frame::Named { run, name } => {
+                    if let Some(run) = self.runs.iter_mut().find(|known| known.id == run) {
+                        run.name = name;
+                    }
                 }
                 Frame::Stdin { run, .. }
                 | Frame::Resize { run, .. }
@@ -259,7 +308,10 @@ impl Pid1 {
                 Frame::Ping { token } => host.queue(&Frame::Ping { token }),
                 Frame::Bye => self.over = true,
                 Frame::Hello { proto, .. } if proto == PROTO => {}
-                Frame::Hello { .. } | Frame::Output { .. } | Frame::Exit { .. } => {
+                Frame::Hello { .. }
+                | Frame::Report { .. }
+                | Frame::Output { .. }
+                | Frame::Exit { .. } => {
                     return Err(io::ErrorKind::InvalidData.into());
                 }
             }
@@ -276,6 +328,8 @@ impl Pid1 {
         let refusal = if self.runs.iter().any(|run| run.id == id) {
             // A number of a run that is alive: answering would end that run for the host.
             return;
+        } else if self.alone_since.is_some() {
+            Some("this sandbox is of a gateway that has ended".to_owned())
         } else if self.runs.len() >= MOST_RUNS {
             Some("too many runs in this box".to_owned())
         } else {
@@ -286,6 +340,8 @@ impl Pid1 {
                     let _ = supervisor.channel.flush();
                     self.runs.push(Run {
                         id,
+                        name: String::new(),
+                        over: None,
                         supervisor,
                         reported: false,
                         left: false,
@@ -313,7 +369,16 @@ impl Pid1 {
 
     /// What the runs say, passed on to the host under the number that this process knows, not the one they claim.
     fn pass(&mut self) {
-        let Some(host) = &mut self.host else { return };
+        if let Some(since) = self.alone_since
+            && since.elapsed() >= KEPT
+        {
+            // Each supervisor sees its channel close and ends its tree.
+            self.runs.clear();
+            self.alone_since = None;
+        }
+        let Some(host) = &mut self.host else {
+            return self.hold();
+        };
         for run in &mut self.runs {
             if run.gone || host.pending() > UNSENT {
                 continue;
@@ -331,8 +396,7 @@ impl Pid1 {
             }
         }
         if host.flush().is_err() {
-            self.host = None;
-            self.runs.clear();
+            self.left_alone();
         }
         self.runs.retain(|run| !run.gone);
         let now = Instant::now();
@@ -425,6 +489,28 @@ fn relay(run: &mut Run, host: &mut Channel) -> io::Result<()> {
     }
     if open {
         Ok(())
+    } else {
+        Err(io::ErrorKind::UnexpectedEof.into())
+    }
+}
+
+/// What a run says that nobody hears; how it ended, once it has.
+fn unheard(run: &mut Run) -> io::Result<Option<Exit>> {
+    let channel = &mut run.supervisor.channel;
+    if channel.flush().is_err() {
+        channel.forget();
+    }
+    let open = channel.fill()?;
+    while let Some(frame) = channel.next_frame()? {
+        match frame {
+            Frame::Output { .. } | Frame::Window { .. } => {}
+            // Its supervisor takes no other: it goes with the report.
+            Frame::Exit { exit, .. } => return Ok(Some(exit)),
+            _ => return Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+    if open {
+        Ok(None)
     } else {
         Err(io::ErrorKind::UnexpectedEof.into())
     }

@@ -58,7 +58,7 @@ impl Default for EgressLimits {
 /// What all boxes' ways out share.
 #[derive(Debug, Clone)]
 pub struct Ways {
-    pub(super) audit: AuditHandle,
+    pub(in crate::sandbox_pool) audit: AuditHandle,
     pub(super) resolver: Resolver,
     pub(super) lookups: Arc<Allowance>,
     pub(super) limits: EgressLimits,

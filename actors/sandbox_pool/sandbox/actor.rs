@@ -276,7 +276,7 @@ async fn make(ctx: &Ctx<Sandbox>, wiring: &SandboxWiring) -> Result<Opened, Stri
         .await
         .map_err(|error| error.to_string())?;
     let link = listener
-        .accept(started.init_pid, &spec.nonce, HELLO_WITHIN)
+        .accept(started.init_pid, Some(&spec.nonce), HELLO_WITHIN)
         .await
         .map_err(|error| error.to_string())?;
     Ok(Opened {

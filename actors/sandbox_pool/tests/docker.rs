@@ -103,6 +103,7 @@ promises!(
     found_again,
     dead_man,
     redials,
+    keeps_runs,
 );
 
 promises!(input: stdin, full, signals, terminal);

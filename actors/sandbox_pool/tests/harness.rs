@@ -152,7 +152,7 @@ impl Live {
         let listener = Listener::bind(&spec.run_dir, spec.gid).unwrap();
         let started = driver.start(&spec).await.unwrap();
         let link = listener
-            .accept(started.init_pid, &spec.nonce, Duration::from_secs(10))
+            .accept(started.init_pid, Some(&spec.nonce), Duration::from_secs(10))
             .await
             .unwrap();
         let (orders, mut receiver) = mpsc::channel(16);

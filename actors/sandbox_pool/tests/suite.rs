@@ -10,6 +10,7 @@ use portcullis_core::sandbox::Access;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::sandbox_pool::driver::Driver;
+use crate::sandbox_pool::found::{self, FoundRun};
 use crate::sandbox_pool::link::{LinkError, Listener};
 use crate::sandbox_pool::runs::{Order, RunEvent, Runs};
 
@@ -561,7 +562,7 @@ pub async fn hostile_peer(driver: &Driver, state: &State) {
     wrong.write_all(&hello).unwrap();
     let within = Duration::from_millis(300);
     assert!(matches!(
-        listener.accept(1, &spec.nonce, within).await,
+        listener.accept(1, Some(&spec.nonce), within).await,
         Err(LinkError::Silent { refused: 1 })
     ));
     wrong
@@ -580,7 +581,7 @@ pub async fn hostile_peer(driver: &Driver, state: &State) {
         let _ = peer.write_all(&bytes);
         let nonce = "another";
         assert!(matches!(
-            listener.accept(own, nonce, within).await,
+            listener.accept(own, Some(nonce), within).await,
             Err(LinkError::Silent { refused: 1 })
         ));
     }
@@ -610,7 +611,10 @@ pub async fn hostile_peer(driver: &Driver, state: &State) {
     ] {
         let mut peer = dial();
         peer.write_all(&hello).unwrap();
-        let link = listener.accept(own, &spec.nonce, within).await.unwrap();
+        let link = listener
+            .accept(own, Some(&spec.nonce), within)
+            .await
+            .unwrap();
         let (orders, mut receiver) = mpsc::channel(4);
         let (events, mut seen) = mpsc::channel(1);
         let (accepted, _answer) = oneshot::channel();
@@ -682,7 +686,7 @@ pub async fn found_again(driver: &Driver, state: &State) {
     );
 }
 
-/// Without a host the box ends by itself, and its runs at once.
+/// Without a host the box ends by itself, and its runs with it.
 pub async fn dead_man(driver: &Driver, state: &State) {
     let mut spec = state.spec("deadman");
     spec.dead_man = Duration::from_secs(2);
@@ -697,7 +701,7 @@ pub async fn dead_man(driver: &Driver, state: &State) {
     std::fs::remove_file(live.spec.run_dir.join("s")).unwrap();
     drop(seen);
     tokio::time::sleep(Duration::from_millis(500)).await;
-    assert_eq!(commands(init, "sleep").len(), 0, "no link, no runs");
+    assert_eq!(commands(init, "sleep").len(), 1, "kept for the next host");
     let until = Instant::now() + Duration::from_secs(6);
     while !below(init).is_empty()
         || std::fs::read_to_string(format!("/proc/{init}/comm"))
@@ -718,11 +722,43 @@ pub async fn redials(driver: &Driver, state: &State) {
     let link = listener
         .accept(
             live.started.init_pid,
-            &live.spec.nonce,
+            Some(&live.spec.nonce),
             Duration::from_secs(3),
         )
         .await
         .unwrap();
     drop(link);
+    driver.stop(&live.spec.id).await.unwrap();
+}
+
+/// The gateway is killed: the next is told which runs there were and how they ended, and nothing of them is left.
+pub async fn keeps_runs(driver: &Driver, state: &State) {
+    let mut live = Live::start(driver, state.spec("keeps")).await;
+    let (_, long) = live.begin("echo on; exec sleep 97", |_| {}).await;
+    let (_, short) = live.begin("sleep 0.5; exit 3", |_| {}).await;
+    let (_, flood) = live.begin("yes; exit 4", |_| {}).await;
+    let done = live.run("exit 5").await;
+    assert_eq!(done.exit().code, Some(5));
+    let init = live.started.init_pid;
+    live.served.abort();
+    let _ = (&mut live.served).await;
+    drop((long, short, flood));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(commands(init, "sleep").len(), 1);
+    let found = found::ask(&live.spec.run_dir, live.spec.gid, init).await;
+    let mut said: Vec<String> = found.iter().map(FoundRun::shown).collect();
+    said.sort();
+    assert_eq!(
+        said,
+        [
+            "r1 true Signal(15) Cancelled",
+            "r2 false Code(3) Itself",
+            "r3 true Signal(15) Cancelled",
+        ]
+    );
+    assert_eq!(commands(init, "sleep").len(), 0);
+    // Nobody else's word counts: another process than the box's first is not heard.
+    let other = found::ask(&live.spec.run_dir, live.spec.gid, 1).await;
+    assert!(other.is_empty());
     driver.stop(&live.spec.id).await.unwrap();
 }
