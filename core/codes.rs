@@ -85,6 +85,7 @@ codes! {
     INPUT_UNAVAILABLE, "INVALID_REQUEST", false, 5, "standard input, terminals and signals are for commands in the sandbox: run it there";
     TTY_UNAVAILABLE, "UNAVAILABLE", false, 8, "the message says why there is no terminal: run it without one";
     RUN_CANCELLED, "UNAVAILABLE", false, 1, "run it again where it should go on";
+    RUN_READ_ELSEWHERE, "UNAVAILABLE", false, 1, "a detached run has one reader, the last that came: `portcullis attach RUN` reads it here again";
     RUN_UNKNOWN, "UNAVAILABLE", false, 8, "whether this run finished is unknown, so it is not run again: look at what it should have done, and use a new key to run it once more";
     TOO_MANY_RUNS, "UNAVAILABLE", true, 1, "wait for a run of this agent to end";
     FILE_NOT_FOUND, "INVALID_REQUEST", false, 3, "look at the path: in the sandbox a relative one is below /workspace, and no folder is made";

@@ -108,6 +108,10 @@ pub(super) fn begin(conn: &Arc<Conn>, request: Request<'_>) -> Result<Pending, E
                 Ok(params) => invokes::invoke(&conn, params).await,
                 Err(error) => Err(error),
             },
+            "exec.attach" => match params.read(&name) {
+                Ok(params) => runs::attach(&conn, &id, params).await,
+                Err(error) => Err(error),
+            },
             "exec.cancel" => match params.read(&name) {
                 Ok(params) => runs::cancel(&conn, params).await,
                 Err(error) => Err(error),

@@ -201,6 +201,7 @@ pub(super) async fn request(conn: &Conn, frame: &str, params: Request) -> Result
         target,
         stdin: params.stdin.map_or(Stdin::None, |stdin| stdin.0),
         tty: params.tty.map(size).transpose()?,
+        detach: false,
         idempotency_key: id.to_string(),
         session: conn.session.clone(),
     };
@@ -238,7 +239,9 @@ pub(super) async fn request(conn: &Conn, frame: &str, params: Request) -> Result
     }
     let end = match events.recv().await {
         Some(ExecEvent::Ended(result)) => Some(result),
-        Some(ExecEvent::Begun { .. } | ExecEvent::Output { .. }) | None => None,
+        Some(ExecEvent::Begun { .. } | ExecEvent::Output { .. } | ExecEvent::Detached) | None => {
+            None
+        }
     };
     decided(conn, &id, end).await
 }

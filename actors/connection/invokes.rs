@@ -211,6 +211,7 @@ async fn run(conn: &Conn, node: &DeviceId, params: Value) -> Result<Value, Error
         target: Target::Node(node.to_string()),
         stdin: Stdin::None,
         tty: None,
+        detach: false,
         idempotency_key: asked.run_id.unwrap_or_default().to_owned(),
         session: conn.session.clone(),
     };
@@ -230,8 +231,8 @@ async fn run(conn: &Conn, node: &DeviceId, params: Value) -> Result<Value, Error
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let ended = loop {
         match events.recv().await {
-            // Not of a run on a node.
-            Some(ExecEvent::Begun { .. }) => {}
+            // Not of a run on a node, nor of one that is not detached.
+            Some(ExecEvent::Begun { .. } | ExecEvent::Detached) => {}
             Some(ExecEvent::Output { stream, data, .. }) => match stream {
                 Stream::Out => out.extend_from_slice(&data),
                 Stream::Err => err.extend_from_slice(&data),

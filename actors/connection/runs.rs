@@ -1,4 +1,4 @@
-//! `exec.run` and `exec.cancel`: two answers and the output between them, to this connection only. What goes in: `inputs`.
+//! `exec.run`, `exec.attach` and `exec.cancel`: two answers and the output between them, to this connection only. What goes in: `inputs`.
 
 use std::collections::BTreeMap;
 
@@ -45,6 +45,9 @@ pub(super) struct Run {
     stdin: Option<Opened>,
     #[serde(default)]
     tty: Option<TtySize>,
+    /// It outlives this connection.
+    #[serde(default)]
+    detach: bool,
     idempotency_key: String,
 }
 
@@ -72,6 +75,16 @@ impl TryFrom<String> for Where {
     }
 }
 
+/// `exec.attach`'s params.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct Attach {
+    run_id: RunId,
+    /// Bytes of output, both streams together, that the caller has.
+    #[serde(default)]
+    offset: u64,
+}
+
 /// `exec.cancel`'s params.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -94,10 +107,11 @@ pub(super) async fn run(conn: &Conn, id: &str, params: Run) -> Result<Value, Err
         target: params.target.0,
         stdin: params.stdin.map_or(Stdin::None, |stdin| stdin.0),
         tty: params.tty.map(size).transpose()?,
+        detach: params.detach,
         idempotency_key: params.idempotency_key,
         session: conn.session.clone(),
     };
-    let (tx, mut events) = mpsc::channel(PIECES);
+    let (tx, events) = mpsc::channel(PIECES);
     let accepted = conn
         .wiring
         .shared
@@ -115,10 +129,39 @@ pub(super) async fn run(conn: &Conn, id: &str, params: Run) -> Result<Value, Err
     if let Some(at) = accepted.expires_at_ms {
         first["expiresAtMs"] = at.into();
     }
-    let frame = conn.encoding.ok(id, &first);
+    first_answer(conn, id, &first).await?;
+    follow(conn, run_id, events).await
+}
+
+pub(super) async fn attach(conn: &Conn, id: &str, params: Attach) -> Result<Value, ErrorBody> {
+    let (tx, events) = mpsc::channel(PIECES);
+    let by = (conn.principal.as_ref(), &*conn.conn_id);
+    let exec = &conn.wiring.shared.exec;
+    let attached = exec
+        .attach(params.run_id.clone(), by, params.offset, tx)
+        .await
+        .map_err(refusal)?;
+    let first = json!({
+        "runId": attached.run_id, "status": "attached", "over": attached.over,
+    });
+    first_answer(conn, id, &first).await?;
+    follow(conn, attached.run_id, events).await
+}
+
+async fn first_answer(conn: &Conn, id: &str, first: &Value) -> Result<(), ErrorBody> {
+    let frame = conn.encoding.ok(id, first);
     let frame = frame.map_err(|e| ErrorBody::of(codes::INTERNAL, e.to_string()))?;
     // The receiver lives as long as the connection, and so does this future.
     let _ = conn.out.send(Out::Frame(frame)).await;
+    Ok(())
+}
+
+/// Tells what a run writes, and in the end how it ended.
+async fn follow(
+    conn: &Conn,
+    run_id: RunId,
+    mut events: mpsc::Receiver<ExecEvent>,
+) -> Result<Value, ErrorBody> {
     while let Some(event) = events.recv().await {
         match event {
             ExecEvent::Begun { credit } => {
@@ -140,6 +183,9 @@ pub(super) async fn run(conn: &Conn, id: &str, params: Run) -> Result<Value, Err
                     payload["dropped"] = dropped.into();
                 }
                 let _ = conn.out.send(Out::Event("exec.output", payload)).await;
+            }
+            ExecEvent::Detached => {
+                return Ok(json!({ "runId": run_id, "status": "detached" }));
             }
             ExecEvent::Ended(result) => return Ok(ended(result)),
         }

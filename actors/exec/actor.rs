@@ -1,28 +1,31 @@
 //! The room: who runs what, within which limits; the runs themselves are its children.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use portcullis_core::audit::{Entry, Outcome, OutcomeFilter, Query, Seq};
-use portcullis_core::auth::{Principal, Role, Scope, Whose};
+use portcullis_core::auth::{Principal, Proof, Role, Scope, Whose};
 use portcullis_core::codes;
-use portcullis_core::ids::{AgentId, DeviceId, RunId};
+use portcullis_core::ids::{AgentId, DeviceId, Hash32, RunId};
+use portcullis_core::plan::Target;
 use portcullis_core::time::Millis;
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 
+use super::keep::{Attach, Keeper};
 use super::messages::{
-    Accepted, Begin, ExecEvent, ExecMsg, ExecRefusal, ExecWiring, Note, RunResult, Spared,
+    Accepted, Attached, Begin, ExecEvent, ExecMsg, ExecRefusal, ExecWiring, Note, RunResult, Spared,
 };
 use super::run::{RunHandle, RunRoom, RunWiring};
 use crate::audit::{AuditError, AuditHandle};
 use crate::sandbox_pool::RunInputs;
-use crate::supervision::{ChildEnd, Crash, Ctx, Reply, Room, Snapshot};
+use crate::supervision::{ChildEnd, Crash, Ctx, Reply, Room, Snapshot, TaskEnd};
 
 /// Messages of one run's mailbox: its beginning, and cancellations.
 const RUN_GATE: usize = 16;
 /// Notes of one run: each kind comes once.
-const NOTES: usize = 5;
+const NOTES: usize = 6;
 /// The action of a run's intent.
 pub(super) const RUN: &str = "exec.run";
 /// Most intents of dead runs that are closed at a start: more than the limits of runs let be under way.
@@ -31,6 +34,16 @@ const MOST_OPEN: usize = 1_000;
 const RECORD_EVERY: Duration = Duration::from_secs(1);
 /// Agents whose refusals are told apart.
 const MOST_REFUSED: usize = 256;
+/// Detached runs of one agent that are over and whose end is kept; of more the oldest goes.
+const MOST_KEPT: usize = 16;
+/// Those of all agents together; of more the oldest of whoever has most goes.
+const MOST_KEPT_IN_ALL: usize = 128;
+/// Readers of one detached run that wait to be its reader.
+const READERS: usize = 8;
+/// Events between a detached run and what keeps them.
+const PIECES: usize = 4;
+/// The task of a [`Keeper`].
+const KEEP: &str = "keep";
 /// For the caller of a crashed run to take its last event.
 const TELL_WITHIN: Duration = Duration::from_secs(5);
 
@@ -64,7 +77,19 @@ struct Live {
     begun: Begun,
     recorded: bool,
     told: bool,
+    accepted: bool,
     refused: Option<Box<Entry>>,
+    /// Of a detached one: the way to what keeps it.
+    keeper: Option<mpsc::Sender<Attach>>,
+}
+
+/// A detached run that is over.
+struct Kept {
+    key: u64,
+    run: RunId,
+    agent: AgentId,
+    who: Principal,
+    keeper: mpsc::Sender<Attach>,
 }
 
 impl Live {
@@ -76,6 +101,7 @@ impl Live {
                 Note::Intent(seq) => self.intent = Some(seq),
                 Note::Begun(inputs) => self.begun = inputs.map_or(Begun::Closed, Begun::Open),
                 Note::Outcome => self.recorded = true,
+                Note::Accepted => self.accepted = true,
                 Note::Told => self.told = true,
             }
         }
@@ -88,6 +114,8 @@ pub struct Exec {
     ctx: Ctx<Self>,
     /// By the child's key.
     live: BTreeMap<u64, Live>,
+    /// Oldest end first.
+    kept: VecDeque<Kept>,
     endings: Vec<Ending>,
     next: u64,
     /// Endings to come that were given a name.
@@ -120,6 +148,7 @@ impl Room for Exec {
             wiring: wiring.clone(),
             ctx,
             live: BTreeMap::new(),
+            kept: VecDeque::new(),
             endings: Vec::new(),
             next: 0,
             endings_spared: 0,
@@ -146,6 +175,18 @@ impl Room for Exec {
                 reply,
             } => {
                 reply.send(self.inputs(&run, &by, &connection));
+                Ok(())
+            }
+            ExecMsg::Attach {
+                run,
+                by,
+                connection,
+                offset,
+                events,
+                reply,
+            } => {
+                let attach = Attach { offset, events };
+                reply.send(self.attach(&run, &by, connection, attach));
                 Ok(())
             }
             ExecMsg::EndOf(whose, spared, reply) => {
@@ -175,6 +216,23 @@ impl Room for Exec {
         }
     }
 
+    async fn task_ended(
+        &mut self,
+        name: &'static str,
+        key: u64,
+        end: TaskEnd,
+    ) -> Result<(), Crash> {
+        match end {
+            TaskEnd::Panicked(why) => Err(Crash::new(format!("{name} panicked: {why}"))),
+            TaskEnd::Done => {
+                if name == KEEP {
+                    self.kept.retain(|kept| kept.key != key);
+                }
+                Ok(())
+            }
+        }
+    }
+
     async fn child_ended(
         &mut self,
         _name: &'static str,
@@ -196,7 +254,7 @@ impl Room for Exec {
 impl Exec {
     async fn run(
         &mut self,
-        begin: Box<Begin>,
+        mut begin: Box<Begin>,
         reply: Reply<Accepted, ExecRefusal>,
     ) -> Result<(), Crash> {
         if !reply.is_wanted() {
@@ -206,6 +264,12 @@ impl Exec {
         if let Err(refusal) = self.admit(&begin) {
             reply.refuse(refusal);
             return Ok(());
+        }
+        let request = &mut begin.request;
+        if request.detach && request.session_key.is_none() && request.target == Target::Sandbox {
+            // A session of its own: where it is its connection, its box would end with that.
+            let key = Hash32::of(request.idempotency_key.as_bytes());
+            request.session_key = Some(format!("detached-{key}"));
         }
         self.next += 1;
         let since = self.wiring.clock.now();
@@ -221,6 +285,16 @@ impl Exec {
                 .child::<RunRoom>(self.next, wiring, RUN_GATE)
                 .await?,
         );
+        let keeper = begin.request.detach.then(|| {
+            let (to_keeper, from) = mpsc::channel(PIECES);
+            let (attach, orders) = mpsc::channel(READERS);
+            let events = std::mem::replace(&mut begin.events, to_keeper);
+            let keeper = Keeper::new(run.clone(), events);
+            self.ctx
+                .task(KEEP, self.next, keeper.keep(from, orders))
+                .keep();
+            attach
+        });
         let request = &begin.request;
         self.live.insert(
             self.next,
@@ -242,7 +316,9 @@ impl Exec {
                 begun: Begun::Not,
                 recorded: false,
                 told: false,
+                accepted: false,
                 refused: None,
+                keeper,
             },
         );
         handle.begin(begin, reply).await;
@@ -281,6 +357,12 @@ impl Exec {
                     "this connection has {} runs under way already",
                     config.runs_per_connection
                 ),
+            ));
+        }
+        if request.detach && !comes_again(&request.principal) {
+            return Err(ExecRefusal::new(
+                codes::INVALID_PARAMS,
+                "who has only the shared token cannot detach: nobody could tell him from another later",
             ));
         }
         if !(1..=256).contains(&request.idempotency_key.len()) {
@@ -355,6 +437,39 @@ impl Exec {
         }
     }
 
+    /// A detached run has one reader: the last who came.
+    fn attach(
+        &mut self,
+        run: &RunId,
+        by: &Principal,
+        connection: String,
+        attach: Attach,
+    ) -> Result<Attached, ExecRefusal> {
+        let own = |who: &Principal| may_attach(who, by);
+        let mut live = self.live.values_mut();
+        let live = live.find(|live| live.run == *run && own(&live.who));
+        let (keeper, over) = if let Some(live) = live {
+            let keeper = live.keeper.as_ref().ok_or_else(not_there)?;
+            // What goes into it comes from there now.
+            live.connection = connection;
+            (keeper, false)
+        } else {
+            let mut kept = self.kept.iter();
+            let kept = kept.find(|kept| kept.run == *run && own(&kept.who));
+            (&kept.ok_or_else(not_there)?.keeper, true)
+        };
+        keeper.try_send(attach).map_err(|error| match error {
+            TrySendError::Full(_) => {
+                ExecRefusal::new(codes::OVERLOADED, "too many readers of this run at once")
+            }
+            TrySendError::Closed(_) => not_there(),
+        })?;
+        Ok(Attached {
+            run_id: run.clone(),
+            over,
+        })
+    }
+
     async fn end_of(
         &mut self,
         whose: &Whose,
@@ -362,6 +477,10 @@ impl Exec {
         reply: Reply<usize, Infallible>,
     ) {
         let mut left = BTreeSet::new();
+        // Whoever comes under that name later is no reader of what was before.
+        if spared.is_none() {
+            self.kept.retain(|kept| !whose.is(&kept.who));
+        }
         for (key, live) in &mut self.live {
             if !whose.is(&live.who) {
                 continue;
@@ -421,6 +540,16 @@ impl Exec {
             return;
         };
         live.listen();
+        // Of one that was refused nobody knows.
+        if let Some(keeper) = live.keeper.take().filter(|_| live.accepted) {
+            self.keep(Kept {
+                key,
+                run: live.run.clone(),
+                agent: live.agent.clone(),
+                who: live.who.clone(),
+                keeper,
+            });
+        }
         if let Some(entry) = live.refused.take() {
             self.record(key, &live.agent, *entry);
         }
@@ -444,6 +573,28 @@ impl Exec {
             let _ = live.events.send_timeout(ended, TELL_WITHIN).await;
         };
         self.ctx.task("last_word", key, last).keep();
+    }
+
+    fn keep(&mut self, kept: Kept) {
+        let count = |kept: &VecDeque<Kept>, agent: &AgentId| {
+            kept.iter().filter(|one| one.agent == *agent).count()
+        };
+        let full = if count(&self.kept, &kept.agent) >= MOST_KEPT {
+            Some(kept.agent.clone())
+        } else if self.kept.len() >= MOST_KEPT_IN_ALL {
+            let most = self
+                .kept
+                .iter()
+                .max_by_key(|one| count(&self.kept, &one.agent));
+            most.map(|one| one.agent.clone())
+        } else {
+            None
+        };
+        if let Some(at) = full.and_then(|agent| self.kept.iter().position(|one| one.agent == agent))
+        {
+            self.kept.remove(at);
+        }
+        self.kept.push_back(kept);
     }
 
     /// One refusal of an agent in a second, with the number of those before it that were not recorded: who is refused
@@ -505,7 +656,7 @@ async fn close_earlier(audit: &AuditHandle, since: Seq) -> Result<(), Crash> {
     Ok(())
 }
 
-fn unknown(run: RunId, intent: Option<Seq>) -> RunResult {
+pub(super) fn unknown(run: RunId, intent: Option<Seq>) -> RunResult {
     RunResult {
         run_id: run,
         status: "unknown",
@@ -529,6 +680,16 @@ pub(super) fn not_there() -> ExecRefusal {
         codes::RUN_NOT_FOUND,
         "no such run is under way, or it is not yours",
     )
+}
+
+/// Can one who comes back later be told from others?
+const fn comes_again(by: &Principal) -> bool {
+    !matches!(by.proof, Proof::SharedToken | Proof::PageSession(_))
+}
+
+/// Who began it, on whatever connection: the same device, user or agent, in the same role.
+fn may_attach(who: &Principal, by: &Principal) -> bool {
+    comes_again(by) && who.name() == by.name() && (who.role, &who.agent) == (by.role, &by.agent)
 }
 
 /// Who began it, or an administrator.

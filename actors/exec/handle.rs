@@ -9,7 +9,8 @@ use tokio::time::Instant;
 
 use super::actor::{Exec, not_there};
 use super::messages::{
-    Accepted, Begin, ExecEvent, ExecMsg, ExecRefusal, ExecWiring, OnlyAsk, RunRequest, Spared,
+    Accepted, Attached, Begin, ExecEvent, ExecMsg, ExecRefusal, ExecWiring, OnlyAsk, RunRequest,
+    Spared,
 };
 use crate::sandbox_pool::{Input, NotTaken, Piece, RunInput, RunInputs, Size, Taken};
 use crate::supervision::{CallError, Handle, Policy, TreeBuilder};
@@ -98,6 +99,33 @@ impl ExecHandle {
                 run,
                 by,
                 connection,
+                reply,
+            })
+            .await
+            .map_err(|error| ExecRefusal::of_call(error, |refusal| refusal))
+    }
+
+    /// Reads a detached run, on this connection, from byte `offset` of its output (both streams together) on: what it has written since, as
+    /// far as 256 KiB of that are held (an output's `dropped` says what is not), what it writes, and its end, which is kept for five
+    /// minutes. Whoever read it before gets [`ExecEvent::Detached`]. Dropping the receiver leaves the run as it is.
+    ///
+    /// # Errors
+    /// `RUN_NOT_FOUND`: there is none, it is another's, it was not detached, or its end is kept no more.
+    pub async fn attach(
+        &self,
+        run: RunId,
+        (by, connection): (&Principal, &str),
+        offset: u64,
+        events: mpsc::Sender<ExecEvent>,
+    ) -> Result<Attached, ExecRefusal> {
+        let (by, connection) = (Box::new(by.clone()), connection.to_owned());
+        self.0
+            .call(WITHIN, |reply| ExecMsg::Attach {
+                run,
+                by,
+                connection,
+                offset,
+                events,
                 reply,
             })
             .await

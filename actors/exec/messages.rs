@@ -53,6 +53,9 @@ pub struct RunRequest {
     pub stdin: Stdin,
     /// On a terminal of this size: in the sandbox only.
     pub tty: Option<TtySize>,
+    /// It goes on when its connection ends, also while it waits for a person, and is attached to again by [`ExecMsg::Attach`]. The end of
+    /// the credential still ends it.
+    pub detach: bool,
     /// The caller's key against running twice, 1 to 256 bytes.
     pub idempotency_key: String,
     /// `Some(reason)` once the credential behind it ended: looked at between intent and act, and ends the run.
@@ -100,8 +103,19 @@ pub enum ExecEvent {
         /// Bytes left out just before these: 0, as a reader that is slow makes the run wait.
         dropped: u64,
     },
+    /// It goes on, and somebody else reads what it writes from here on. Nothing follows. Only of a detached run.
+    Detached,
     /// It is over and nothing of it is left alive, unless the status says otherwise.
     Ended(RunResult),
+}
+
+/// A detached run that somebody reads again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attached {
+    /// The run.
+    pub run_id: RunId,
+    /// It is over: its last output and its end follow.
+    pub over: bool,
 }
 
 /// The second answer.
@@ -335,6 +349,21 @@ pub enum ExecMsg {
         /// The answer.
         reply: Reply<RunInputs, ExecRefusal>,
     },
+    /// Reads a detached run from here on.
+    Attach {
+        /// Which.
+        run: RunId,
+        /// Who wants it: only who began it.
+        by: Box<Principal>,
+        /// On which connection: from now on it is the one that gives it input.
+        connection: String,
+        /// Bytes of its output, both streams together, that he has.
+        offset: u64,
+        /// Where it goes.
+        events: mpsc::Sender<ExecEvent>,
+        /// The answer.
+        reply: Reply<Attached, ExecRefusal>,
+    },
     /// Ends what runs, or waits to run, for these; answers how many ended, when they have. What is spared for this ending
     /// goes on.
     EndOf(Whose, Option<Spared>, Reply<usize, Infallible>),
@@ -352,6 +381,8 @@ pub enum ExecMsg {
 /// From a run to its owner, so that its crash can be recorded.
 #[derive(Debug)]
 pub enum Note {
+    /// It was not refused: its caller knows its id.
+    Accepted,
     /// It was refused: what is to be recorded of that, no oftener than the log bears.
     Refused(Box<Entry>),
     /// Its intent is in the log: from here on it may act.

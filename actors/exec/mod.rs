@@ -15,6 +15,7 @@ pub mod descent;
 mod handle;
 mod host;
 mod hosted;
+mod keep;
 mod messages;
 mod open;
 mod operands;
@@ -28,8 +29,8 @@ pub use descent::is_descendant_of_daemon;
 pub use handle::ExecHandle;
 pub use hosted::{Hosted, HostedNews, HostedPlan, HostedRequest, HostedRun};
 pub use messages::{
-    Accepted, AgentLimits, ExecEvent, ExecMsg, ExecRefusal, ExecWiring, OnlyAsk, PLAN_PARTS,
-    RunRequest, RunResult, Spared,
+    Accepted, AgentLimits, Attached, ExecEvent, ExecMsg, ExecRefusal, ExecWiring, OnlyAsk,
+    PLAN_PARTS, RunRequest, RunResult, Spared,
 };
 pub use portcullis_cell::Stream;
 pub use user::{uid_of, uids};

@@ -61,6 +61,7 @@ pub const METHODS: &[(&str, Access)] = {
         ("plugin.approval.list", Operator(Approvals)),
         ("openclaw.approval.list", Operator(Approvals)),
         ("exec.run", AgentOrActAs),
+        ("exec.attach", AgentOrActAs),
         ("exec.cancel", AgentOrActAs),
         // Who began the run, and nobody else.
         ("exec.stdin", AgentOrActAs),

@@ -73,6 +73,8 @@ pub enum Command {
     Up(GatewayArgs),
     /// Run a command for an agent, in its sandbox
     Exec(ExecArgs),
+    /// Show the output of a detached run, end with its code; ctrl-C leaves it running
+    Attach(AttachArgs),
     /// Decide on what waits for a person
     #[command(subcommand)]
     Approvals(Approvals),
@@ -190,9 +192,25 @@ pub struct ExecArgs {
     /// On a terminal as large as ours, which the command has then: each key and every byte pass. In the sandbox only
     #[arg(long, short = 't')]
     pub tty: bool,
+    /// Say the run's id and leave: it goes on without us, `portcullis attach RUN` shows its output and its end
+    #[arg(long, short = 'd', conflicts_with_all = ["stdin", "tty"])]
+    pub detach: bool,
     /// The command and its arguments, after `--`
     #[arg(last = true, required = true, value_name = "ARGV")]
     pub argv: Vec<String>,
+}
+
+/// For `attach`.
+#[derive(Debug, Clone, Args)]
+pub struct AttachArgs {
+    /// The run, as `exec --detach` said it
+    pub run: String,
+    /// End it
+    #[arg(long)]
+    pub cancel: bool,
+    /// Pass every byte of the output to the terminal; without it only text and colours reach one
+    #[arg(long)]
+    pub raw: bool,
 }
 
 /// `approvals …`

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::args::ExecArgs;
+use super::args::{AttachArgs, ExecArgs};
 use super::devices::find;
 use super::failure::Failure;
 use super::given::{Given, Next};
@@ -47,14 +47,44 @@ pub async fn run(door: &Door, args: &ExecArgs, out: Out) -> Result<u8, Failure> 
         let node = find(list(&nodes, "nodes"), "nodeId", id)?;
         params["target"] = format!("node:{}", field(node, "nodeId")).into();
     }
+    if args.detach {
+        params["detach"] = true.into();
+    }
     let request = client.send("exec.run", params).await?;
     let writer = Writer::start(args.raw || args.tty || out.json);
     let mut run = Run {
         id: None,
         asked_to_end: false,
+        leaves: args.detach.then_some(Leaves::AtOnce),
         out,
     };
     let result = run.follow(&mut client, &request, writer, given).await;
+    client.close().await;
+    result
+}
+
+/// Reads a detached run to its end; returns its exit code.
+///
+/// # Errors
+/// Every refusal: the caller ends with 125.
+pub async fn attach(door: &Door, args: &AttachArgs, out: Out) -> Result<u8, Failure> {
+    let mut client = Client::connect(door, &[Scope::ActAs], &[]).await?;
+    let params = json!({ "runId": args.run });
+    let request = client.send("exec.attach", params).await?;
+    let writer = Writer::start(args.raw || out.json);
+    let mut run = Run {
+        id: None,
+        asked_to_end: false,
+        leaves: Some(if args.cancel {
+            Leaves::Ends
+        } else {
+            Leaves::OnCtrlC
+        }),
+        out,
+    };
+    let result = run
+        .follow(&mut client, &request, writer, Given::none())
+        .await;
     client.close().await;
     result
 }
@@ -101,7 +131,19 @@ fn params(args: &ExecArgs) -> Value {
 struct Run {
     id: Option<String>,
     asked_to_end: bool,
+    /// Of a detached one.
+    leaves: Option<Leaves>,
     out: Out,
+}
+
+/// When we leave a run that goes on without us.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Leaves {
+    /// When it is known which one it is.
+    AtOnce,
+    OnCtrlC,
+    /// Not: it is ended.
+    Ends,
 }
 
 impl Run {
@@ -144,6 +186,10 @@ impl Run {
                     if self.asked_to_end || self.id.is_none() {
                         return Ok(INTERRUPTED);
                     }
+                    if let (Some(Leaves::OnCtrlC), Some(id)) = (self.leaves, &self.id) {
+                        note(&format!("left; it goes on: portcullis attach {}", typed(id)));
+                        return Ok(INTERRUPTED);
+                    }
                     note("cancelling; press ctrl-C again to leave at once");
                     self.cancel(client).await?;
                     continue;
@@ -168,7 +214,13 @@ impl Run {
                 }
                 Incoming::Answer { id, result } if id == request => {
                     let payload = result.map_err(|e| client.refusal(&e))?;
-                    if let Some(end) = self.answer(&payload)? {
+                    let end = self.answer(&payload)?;
+                    match self.leaves {
+                        Some(Leaves::AtOnce) if end.is_none() => return Ok(0),
+                        Some(Leaves::Ends) if end.is_none() => self.cancel(client).await?,
+                        _ => {}
+                    }
+                    if let Some(end) = end {
                         if let Some((error, _)) = leave {
                             return Err(error);
                         }
@@ -229,7 +281,7 @@ impl Run {
         }
         let status = field(payload, "status");
         match status {
-            "accepted" | "approval-pending" => {
+            "accepted" | "approval-pending" | "attached" => {
                 if status == "approval-pending" {
                     let id = typed(field(payload, "approvalId"));
                     note(&format!(
@@ -240,6 +292,8 @@ impl Run {
                     let mut line = payload.clone();
                     line["type"] = status.into();
                     out::line(&document(&line))?;
+                } else if self.leaves == Some(Leaves::AtOnce) {
+                    out::line(typed(self.id.as_deref().unwrap_or_default()))?;
                 }
                 Ok(None)
             }
@@ -317,6 +371,10 @@ pub(super) fn failure(client: &Client, payload: &Value) -> Option<Failure> {
         "expired" => Failure::of(
             codes::APPROVAL_EXPIRED,
             "nobody decided in time, which means no",
+        ),
+        "detached" => Failure::of(
+            codes::RUN_READ_ELSEWHERE,
+            "the run goes on, and is read from elsewhere now",
         ),
         "cancelled" => Failure::of(codes::RUN_CANCELLED, "the command was cancelled"),
         "box-lost" | "unknown" => {
@@ -446,6 +504,7 @@ mod tests {
         Run {
             id: None,
             asked_to_end: false,
+            leaves: None,
             out: Out { json: false },
         }
     }

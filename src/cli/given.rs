@@ -102,14 +102,22 @@ impl Given {
         })
     }
 
-    /// This, and not our standard input.
-    pub fn from(source: impl Read + Send + 'static) -> Self {
+    /// Nothing.
+    pub const fn none() -> Self {
         Self {
             pieces: None,
             offset: 0,
             sending: None,
             terminal: None,
+            source: None,
+        }
+    }
+
+    /// This, and not our standard input.
+    pub fn from(source: impl Read + Send + 'static) -> Self {
+        Self {
             source: Some(Box::new(source)),
+            ..Self::none()
         }
     }
 

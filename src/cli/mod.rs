@@ -39,7 +39,7 @@ use out::Out;
 
 use crate::show::text::document;
 
-/// The exit code of `exec` for everything that is not its command's own end (as Docker's).
+/// The exit code of `exec` and `attach` for everything that is not its command's own end (as Docker's).
 const EXEC_REFUSED: u8 = 125;
 
 /// Reads the command line. On a wrong one it prints the help or the error and returns the exit code: 0 for help, 125
@@ -81,7 +81,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, u8> {
         .iter()
         .filter_map(|a| a.to_str())
         .find(|a| words.find_subcommand(a).is_some());
-    let is_exec = word == Some("exec");
+    let is_exec = matches!(word, Some("exec" | "attach"));
     Err(if is_exec { EXEC_REFUSED } else { 2 })
 }
 
@@ -90,7 +90,7 @@ pub fn run(cli: &Cli) -> ExitCode {
     let out = Out {
         json: cli.global.json,
     };
-    let is_exec = matches!(cli.command, Command::Exec(_));
+    let is_exec = matches!(cli.command, Command::Exec(_) | Command::Attach(_));
     let result = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -132,6 +132,7 @@ async fn command(cli: &Cli, out: Out) -> Result<u8, Failure> {
             "what serves is not a client's command",
         )),
         Command::Exec(args) => exec::run(&door()?, args, out).await,
+        Command::Attach(args) => exec::attach(&door()?, args, out).await,
         Command::Approvals(args::Approvals::Watch) => watch::run(&door()?, out).await,
         Command::Approvals(what) => approvals::run(&door()?, what, out).await,
         Command::Devices(what) => devices::run(&door()?, what, out).await,

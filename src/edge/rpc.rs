@@ -31,9 +31,10 @@ const BODY_MAX: usize = 1024 * 1024;
 /// For all of a body to arrive.
 const BODY_WITHIN: Duration = Duration::from_secs(10);
 /// What streams, or waits for longer than an HTTP request stays.
-const SOCKET_ONLY: [&str; 8] = [
+const SOCKET_ONLY: [&str; 9] = [
     "node.invoke",
     "exec.run",
+    "exec.attach",
     "exec.cancel",
     "exec.stdin",
     "exec.resize",

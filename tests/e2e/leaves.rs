@@ -86,7 +86,11 @@ fn every_command_without_a_gateway_ends_with_its_code_and_a_document() {
         let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
         let error = &answer["error"];
         let says = |key: &str| error[key].as_str().is_some_and(|text| !text.is_empty());
-        let exit = if leaf == "exec" { 125 } else { 7 };
+        let exit = if leaf == "exec" || leaf == "attach" {
+            125
+        } else {
+            7
+        };
         if output.status.code() != Some(exit)
             || error["code"] != "DAEMON_UNREACHABLE"
             || !says("message")

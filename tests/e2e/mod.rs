@@ -2,10 +2,12 @@
 
 mod cli;
 mod copies;
+mod detached;
 mod drivers;
 mod egress;
 mod engine;
 mod evidence;
+mod found;
 mod given;
 mod held;
 mod host_asks;

@@ -209,6 +209,7 @@ async fn a_signed_request_is_answered_as_on_a_socket_and_with_its_scopes_only() 
     let acts = Signer::new(&gateway, &["operator.admin", "operator.act_as"]).await;
     for method in [
         "exec.run",
+        "exec.attach",
         "exec.cancel",
         "exec.stdin",
         "exec.resize",

@@ -99,6 +99,7 @@ async fn begin_at(
         target,
         stdin: Stdin::None,
         tty: None,
+        detach: false,
         idempotency_key: key.to_owned(),
         session: house.session.reader(),
     };
@@ -114,7 +115,7 @@ async fn ended(seen: &mut mpsc::Receiver<ExecEvent>) -> RunResult {
         {
             Some(ExecEvent::Begun { .. } | ExecEvent::Output { .. }) => {}
             Some(ExecEvent::Ended(result)) => return result,
-            None => panic!("the channel closed without an end"),
+            Some(ExecEvent::Detached) | None => panic!("the channel closed without an end"),
         }
     }
 }

@@ -87,6 +87,8 @@ impl RunRoom {
         if self.flow.is_some() {
             return;
         }
+        // Whoever ends a credential ends its runs too, so that neither flag of the connection is needed for that.
+        self.kept.set(begin.request.detach);
         let flow = Flow::new(
             self.wiring.clone(),
             self.ctx.clone(),

@@ -83,6 +83,7 @@ impl Flow {
     pub async fn run(mut self, reply: Reply<Accepted, ExecRefusal>) {
         let decided = match self.decide().await {
             Ok((decided, accepted)) => {
+                self.note(Note::Accepted);
                 reply.ok(accepted);
                 decided
             }
@@ -100,6 +101,11 @@ impl Flow {
         };
         // Before the word itself: who has it may ask again at once.
         self.note(Note::Told);
+        if self.request.detach {
+            // What keeps it takes it, as soon as its reader has read so far.
+            let _ = self.events.send(ExecEvent::Ended(result)).await;
+            return;
+        }
         // A caller that is gone, or does not listen any more, needs no word.
         let _ = self
             .events
@@ -354,6 +360,9 @@ impl Flow {
         if let Some(size) = plan.tty {
             entry = entry.with("tty", size.to_string());
         }
+        if self.request.detach {
+            entry = entry.with("detach", "true");
+        }
         let entry = self.with_plan(entry, plan).await?;
         match self.wiring.audit.intent_once(entry, Refused::Stands).await {
             Ok(Once::New { seq }) => {
@@ -512,7 +521,7 @@ impl Flow {
 
     /// Does who asked still wait for it, with a credential that is good?
     fn is_wanted(&self) -> Result<(), Over> {
-        if let Some(reason) = self.request.session.get() {
+        if let Some(reason) = self.request.session.get().filter(|_| !self.request.detach) {
             return Err(Over::denied(codes::SESSION_ENDED, reason));
         }
         match self.stop.get() {

@@ -289,6 +289,7 @@ impl House {
             target,
             stdin: Stdin::None,
             tty: None,
+            detach: false,
             idempotency_key: format!("key-{}-{}", self.boot, self.keys),
             session: self.session.reader(),
         }
@@ -349,7 +350,7 @@ pub async fn finish(mut seen: mpsc::Receiver<ExecEvent>) -> Ended {
                 let [out, err] = streams.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
                 return Ended { out, err, result };
             }
-            None => panic!("the channel closed without an end"),
+            Some(ExecEvent::Detached) | None => panic!("the channel closed without an end"),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod apart;
 mod crash;
+mod detach;
 mod harness;
 mod host;
 mod operands;
