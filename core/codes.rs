@@ -43,6 +43,8 @@ codes! {
     ISOLATION_TOO_WEAK, "UNAVAILABLE", false, 8, "`portcullis sandbox explain --agent NAME` shows what is asked and what there is: start a Docker engine, or lower min_isolation where it is decided, then restart the gateway";
     IMAGE_UNUSABLE, "UNAVAILABLE", false, 8, "an image must be in the local Docker engine (`docker images` shows it; none is fetched) and bring no volume and no health check: mend that, or set another in [sandbox] image and restart the gateway";
     NOT_CONTAINED, "UNAVAILABLE", false, 9, "let no agent run until each attempt of `portcullis sandbox selftest` is contained: `portcullis sandbox explain` shows driver, isolation and limits; where they are as they should be, report it";
+    IMAGE_BUILD, "UNAVAILABLE", false, 8, "nothing was changed but what it says: mend that and run the command again";
+    IMAGE_ALTERED, "UNAVAILABLE", false, 10, "what the engine has under this id was changed on its disk: make the image anew, and find out who writes there";
     ENV_NOT_ALLOWED, "FORBIDDEN", false, 5, "leave the variable out, or add its name to env in [sandbox] or [agents.NAME.sandbox] and restart the gateway: `portcullis sandbox explain --agent NAME` shows the list";
     PLAN_CHANGED, "INVALID_REQUEST", false, 5, "what was approved is not what would run any more: ask again";
     ELEVATED_DISABLED, "FORBIDDEN", false, 5, "elevated mode is off for this agent: add the lines given here to config.toml (details.fix on the wire), then restart the gateway";

@@ -14,6 +14,7 @@ mod ends;
 mod files;
 pub mod gateway;
 pub mod identity;
+pub mod images;
 pub mod methods;
 pub mod node;
 mod random;

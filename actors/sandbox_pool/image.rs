@@ -168,7 +168,7 @@ async fn import(engine: &Engine, rootfs: RootFs) -> Result<Image, DriverError> {
 }
 
 /// What is wrong with an image that should be exactly our layer and nothing else.
-fn differs(said: &ImageInspect, digest: &str) -> Option<String> {
+pub(super) fn differs(said: &ImageInspect, digest: &str) -> Option<String> {
     let layers = said
         .root_fs
         .as_ref()

@@ -35,6 +35,7 @@ mod handle;
 mod hardening;
 mod holder;
 pub mod image;
+pub mod images;
 mod input;
 mod kept;
 mod link;

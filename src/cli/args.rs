@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+mod image;
 mod vault;
 
+pub use image::Image;
 pub use vault::{AddUnlocker, Unlockers, Vault};
 
 const AFTER: &str = "Examples:
@@ -397,6 +399,9 @@ pub enum Sandbox {
         #[arg(long, value_name = "NAME", default_value = "selftest")]
         agent: String,
     },
+    /// Make, import, list and verify the images that boxes are made of
+    #[command(subcommand)]
+    Image(Image),
 }
 
 /// For `sandbox cp`.

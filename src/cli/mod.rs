@@ -10,6 +10,7 @@ mod devices;
 mod exec;
 mod failure;
 mod given;
+mod images;
 mod migrate;
 mod nodes;
 mod out;
@@ -137,6 +138,13 @@ async fn command(cli: &Cli, out: Out) -> Result<u8, Failure> {
         Command::Approvals(what) => approvals::run(&door()?, what, out).await,
         Command::Devices(what) => devices::run(&door()?, what, out).await,
         Command::Nodes(what) => nodes::run(&door()?, what, out).await,
+        Command::Sandbox(args::Sandbox::Image(what)) => {
+            if cli.global.url.is_some() {
+                let why = "images are made on the machine of the engine: leave --url out";
+                return Err(Failure::of(codes::INVALID_PARAMS, why));
+            }
+            images::run(state, what, out).await
+        }
         Command::Sandbox(what) => sandbox::run(&door()?, what, out).await,
         Command::Agents(what) => secrets::agents(&door()?, what, out).await,
         Command::Password(what) => secrets::password(&door()?, what, out).await,

@@ -21,6 +21,10 @@ pub async fn run(door: &Door, what: &Sandbox, out: Out) -> Result<u8, Failure> {
         Sandbox::Explain { agent } => agent,
         Sandbox::Cp(copy) => return super::copy::run(door, copy, out).await,
         Sandbox::Selftest { agent } => return super::selftest::run(door, agent, out).await,
+        Sandbox::Image(_) => {
+            let why = "images are the engine's matter, not the gateway's";
+            return Err(Failure::of(portcullis_core::codes::INTERNAL, why));
+        }
     };
     let mut client = Client::connect(door, &[Scope::Read], &[]).await?;
     let params = match agent {
