@@ -123,6 +123,23 @@ pub(super) fn open_segment(dir: &Path, first: Seq) -> io::Result<File> {
     Ok(file)
 }
 
+/// Makes sure that this open segment is the one that lies at its place, with this length: what is written to another, a person
+/// who restores files would never find again.
+pub(super) fn is_in_place(dir: &Path, first: Seq, file: &File, len: u64) -> io::Result<()> {
+    let (there, ours) = (
+        segment_path(dir, first).symlink_metadata()?,
+        file.metadata()?,
+    );
+    let why = if (there.dev(), there.ino()) != (ours.dev(), ours.ino()) {
+        "another file lies where the segment was"
+    } else if ours.len() == len {
+        return Ok(());
+    } else {
+        "the segment was cut or written by somebody else"
+    };
+    Err(io::Error::other(why))
+}
+
 /// Opens a segment for reading.
 pub(super) fn read_segment(dir: &Path, first: Seq) -> io::Result<File> {
     plain::open(File::options().read(true), &segment_path(dir, first))

@@ -297,7 +297,29 @@ impl Log {
             }
         }
         if let Some(count) = self.keys_behind {
-            self.ledger.once = recover::keys(&self.spec, count)?;
+            // What lies there now must be what the start has read, up to its last record: who cuts off the end takes keys away.
+            let (once, head) = recover::keys(&self.spec, count)?;
+            let first = self.segment.first();
+            let fault = |why: String| {
+                AuditError::Altered(Fault {
+                    seq: Seq(self.head.seq.0.min(head.seq.0) + 1),
+                    segment: first,
+                    offset: self.len,
+                    why,
+                })
+            };
+            if head != self.head {
+                let why = format!(
+                    "the log ends at record {}, and ended at {}",
+                    head.seq, self.head.seq
+                );
+                return Err(fault(why));
+            }
+            if let Some(file) = &self.file {
+                files::is_in_place(&self.spec.dir, first, file, self.len)
+                    .map_err(|error| fault(format!("{error}; restart the gateway")))?;
+            }
+            self.ledger.once = once;
             self.keys_behind = None;
         }
         self.began_segment = true;
@@ -573,6 +595,8 @@ impl Log {
         let Some(mut file) = self.file.as_ref() else {
             return Err(io::Error::other("the segment is not open"));
         };
+        // Two looks, 2 us together: nothing is acknowledged that went into a file which is not the log any more.
+        files::is_in_place(&self.spec.dir, self.segment.first(), file, self.len)?;
         file.write_all(&self.buf)?;
         file.sync_data()
     }
@@ -619,6 +643,8 @@ impl Log {
         };
         let first = self.segment.first();
         let writing = |error: io::Error| AuditError::writing(&error);
+        // The folder may be another one as well.
+        self.dir = files::open_dir(&self.spec.dir)?;
         let file = files::open_segment(&self.spec.dir, first).map_err(writing)?;
         let found = file.metadata().map_err(writing)?.len();
         let shrunk = |offset, why: &str| {

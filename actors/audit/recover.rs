@@ -122,9 +122,9 @@ pub(super) fn clear(dir: &Path, dir_fd: &File, found: &mut Recovered) -> Result<
     Ok(file)
 }
 
-/// The idempotency keys of the whole time, verified on the way, where the last `count` segments do not hold them all.
-/// The caller holds the lock and has not written a key since [`recover`].
-pub(super) fn keys(spec: &LogSpec, mut count: usize) -> Result<OnceIndex, AuditError> {
+/// The idempotency keys of the whole time, verified on the way, where the last `count` segments do not hold them all; and the
+/// record that they end with, which must be the caller's last. The caller holds the lock and has not written a key since [`recover`].
+pub(super) fn keys(spec: &LogSpec, mut count: usize) -> Result<(OnceIndex, Head), AuditError> {
     let segments = files::segments(&spec.dir)?;
     loop {
         count = (count * 2).min(segments.len());
@@ -132,7 +132,7 @@ pub(super) fn keys(spec: &LogSpec, mut count: usize) -> Result<OnceIndex, AuditE
         let tail = read_tail(spec, &segments[from..])?;
         if tail.has_keys || from == 0 {
             check_link(spec, &segments[..from], tail.after)?;
-            return Ok(tail.ledger.once);
+            return Ok((tail.ledger.once, tail.ledger.head));
         }
     }
 }

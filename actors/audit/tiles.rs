@@ -7,7 +7,7 @@
 use super::error::AuditError;
 use super::files;
 use super::retire;
-use super::walk::{Buffer, Segment};
+use super::walk::{Buffer, Segment, SegmentEnd};
 use crate::plain;
 use portcullis_core::audit::tree::{Nodes as _, perfect_root};
 use portcullis_core::audit::{
@@ -98,7 +98,7 @@ impl Tree {
         };
         let (mut buf, mut roots) = (Buffer::new(), Roots::new());
         for first in segments {
-            Segment::open(dir, first, None)?.read(&mut buf, |passing| {
+            let end = Segment::open(dir, first, None)?.read(&mut buf, |passing| {
                 if tree.edge.size() == head.seq.0 {
                     return ControlFlow::Break(());
                 }
@@ -114,6 +114,12 @@ impl Tree {
                 }
                 ControlFlow::Continue(())
             })?;
+            // A torn end is cut off before this, and what is behind the head is not read.
+            if let SegmentEnd::Altered(fault) | SegmentEnd::Torn(fault, _) = end
+                && tree.edge.size() < head.seq.0
+            {
+                return Err(AuditError::Altered(fault));
+            }
         }
         if writes {
             tree.flush();

@@ -5,7 +5,7 @@ use super::locked::Locked;
 use super::messages::{VaultRefusal, VaultWiring};
 use super::rows::{self, EPOCH, HEADER, HeaderRow, MANIFEST, ONLY, PAGE, Parts, Rows, Space, USED};
 use crate::act::{ActError, store_with};
-use crate::audit::AuditHandle;
+use crate::audit::{AuditError, AuditHandle};
 use crate::store::{Op, Store};
 use crate::supervision::Crash;
 use portcullis_core::audit::{Body, Entry, Outcome, OutcomeResult, Query, Seq};
@@ -38,7 +38,19 @@ pub(super) async fn open(
         header,
         by,
     } = unlocked;
-    let (mark, begun) = mark(&wiring.audit).await?;
+    let (mark, begun) = match mark(&wiring.audit).await {
+        Ok(found) => found,
+        // To try again at once changes nothing: it stays sealed, and the rest lives.
+        Err(AuditError::Altered(fault)) => {
+            tracing::error!(target: "portcullis", %fault, "the audit log was altered where it says which vault must be here");
+            return Ok(Err(VaultError::LogAltered));
+        }
+        Err(AuditError::Unreadable(why)) => {
+            tracing::error!(target: "portcullis", why, "the audit log cannot be read as far as it says which vault must be here");
+            return Ok(Err(VaultError::LogUnreadable));
+        }
+        Err(error) => return Err(error.into()),
+    };
     let (has_header, found) = match &header {
         Unlock::Made(_) => (false, None),
         Unlock::Stored(..) => match rows::read_manifest(&wiring.store, &keys).await? {
@@ -131,7 +143,7 @@ pub(super) fn note(action: &str, rows: &Rows, keys: &VaultKeys) -> Entry {
 
 /// The newest record that says which manifest must be found; and behind it the one, if any, by which a person began to throw
 /// the vault away, and nobody knows whether that was done.
-async fn mark(audit: &AuditHandle) -> Result<(Mark, Option<Seq>), Crash> {
+async fn mark(audit: &AuditHandle) -> Result<(Mark, Option<Seq>), AuditError> {
     let (mut limit, mut until, mut begun) = (1, None, None);
     loop {
         let query = Query {

@@ -125,6 +125,16 @@ pub enum VaultError {
         "the vault's records were taken away: the audit log says that there must be a vault; restore the state from your backup"
     )]
     Missing,
+    /// The log says which vault must be here, and was altered behind that.
+    #[error(
+        "the audit log was altered where it says which vault must be here: `portcullis audit verify --offline` names the record; put its files back, then restart the gateway"
+    )]
+    LogAltered,
+    /// The log says which vault must be here, and cannot be read so far.
+    #[error(
+        "the audit log cannot be read as far as it says which vault must be here: mend that, then restart the gateway"
+    )]
+    LogUnreadable,
     /// An older record in place of the newest, or one that was removed.
     #[error(
         "this record is not the one that was set last, an older one was put back: set it again, and look at `portcullis audit verify`"
@@ -168,6 +178,8 @@ impl VaultError {
             Self::HeaderCorrupt | Self::ManifestCorrupt => "STATE_CORRUPT",
             Self::RolledBack => "VAULT_ROLLED_BACK",
             Self::Missing => "VAULT_MISSING",
+            Self::LogAltered => "AUDIT_ALTERED",
+            Self::LogUnreadable => "AUDIT_UNREADABLE",
             Self::RecordOld => "VAULT_RECORD_OLD",
             Self::RecordMissing => "VAULT_RECORD_MISSING",
             Self::RecordCorrupt => "VAULT_RECORD_CORRUPT",

@@ -147,6 +147,152 @@ fn a_key_far_back_is_known_though_the_start_does_not_read_that_far() {
     intact(&place.dir);
 }
 
+/// A log whose first segment was altered after a key lay in each of its segments, opened again: it refuses.
+fn refusing() -> (Place, Open, Vec<PathBuf>, Vec<u8>) {
+    let place = Place::new();
+    let config = AuditConfig {
+        segment_bytes: 64 * 1024,
+        ..AuditConfig::default()
+    };
+    let open = |boot| try_open(&place.dir, boot, config.clone()).unwrap();
+    let log = open(1);
+    for key in 0..4 {
+        log.once("uid:0", &format!("k{key}"));
+        for n in 0..400 {
+            log.append(event(n)).unwrap();
+        }
+    }
+    log.once("uid:0", "last");
+    log.close();
+    let segments = super::super::files::segments(&place.dir).unwrap();
+    let segments: Vec<_> = segments
+        .iter()
+        .map(|first| place.segment(first.0))
+        .collect();
+    assert!(segments.len() >= 4, "{segments:?}");
+    let good = std::fs::read(&segments[0]).unwrap();
+    let mut bad = good.clone();
+    bad[good.len() / 2] ^= 1;
+    std::fs::write(&segments[0], bad).unwrap();
+    let log = open(2);
+    assert!(matches!(log.append(event(1)), Err(AuditError::Altered(_))));
+    (place, log, segments, good)
+}
+
+/// Longer than it waits between two readings.
+fn some_readings() {
+    std::thread::sleep(std::time::Duration::from_secs(1));
+}
+
+/// The bug: while it refused, segments were moved away, the altered one put right, and recording went on without the keys of those
+/// that were gone; put back, the log was intact, and a run had been done twice.
+#[test]
+fn a_log_that_refuses_does_not_go_on_without_its_later_segments_or_behind_a_cut_end() {
+    let (_place, log, segments, good) = refusing();
+    let away = |path: &PathBuf| path.with_extension("away");
+    for path in &segments[1..] {
+        std::fs::rename(path, away(path)).unwrap();
+    }
+    std::fs::write(&segments[0], &good).unwrap();
+    some_readings();
+    assert!(matches!(
+        log.try_once("uid:0", "k3"),
+        Err(AuditError::Altered(_))
+    ));
+    for path in &segments[1..] {
+        std::fs::rename(away(path), path).unwrap();
+    }
+    // And where the last one is cut at a record, or within one, in place.
+    let last = segments.last().unwrap();
+    let whole = std::fs::read(last).unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(last).unwrap();
+    for len in [whole.len() as u64 - 3, 3_000, HEADER_BYTES as u64] {
+        file.set_len(len).unwrap();
+        some_readings();
+        let refused = log.try_once("uid:0", "last").unwrap_err();
+        assert_eq!(refused.code(), "AUDIT_ALTERED", "{len}");
+    }
+    drop(file);
+    std::fs::write(last, &whole).unwrap();
+    some_readings();
+    for key in ["k0", "k1", "k2", "k3", "last"] {
+        assert!(matches!(log.once("uid:0", key), Once::Seen { .. }), "{key}");
+    }
+}
+
+/// The bug: files were put back as others of the same name, and what was acknowledged from then on went into those that had been
+/// moved away.
+#[test]
+fn a_log_that_refuses_does_not_write_into_a_file_that_was_replaced() {
+    let (place, log, segments, good) = refusing();
+    for path in &segments {
+        let bytes = std::fs::read(path).unwrap();
+        std::fs::remove_file(path).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    }
+    std::fs::write(&segments[0], good).unwrap();
+    some_readings();
+    let Err(AuditError::Altered(fault)) = log.append(event(1)) else {
+        panic!("it went on");
+    };
+    assert!(fault.why.contains("another file lies"), "{fault}");
+    drop(log.try_close());
+    let log = place.open(3);
+    log.append(event(2)).unwrap();
+    log.close();
+    intact(&place.dir);
+}
+
+/// The same of a log that records: it goes on in the file that lies there, if that is what was written, and in no other.
+#[test]
+fn a_segment_that_is_replaced_under_its_writer_is_gone_on_with_or_refused() {
+    let place = Place::new();
+    let log = place.open(1);
+    log.append(event(1)).unwrap();
+    let path = place.segment(1);
+    let copy = |cut: usize| {
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() - cut]).unwrap();
+    };
+    copy(0);
+    let began = std::time::Instant::now();
+    let seq = loop {
+        match log.append(event(2)) {
+            Ok(seq) => break seq,
+            Err(error) => assert_eq!(error.code(), "CANNOT_RECORD"),
+        }
+        assert!(began.elapsed() < std::time::Duration::from_secs(30));
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    };
+    let head = intact(&place.dir);
+    assert_eq!(head, seq.0, "it lies where it is looked for");
+    copy(5);
+    let began = std::time::Instant::now();
+    loop {
+        match log.append(event(3)) {
+            Err(AuditError::Altered(_)) => break,
+            Err(error) => assert_eq!(error.code(), "CANNOT_RECORD"),
+            Ok(_) => panic!("acknowledged into a cut log"),
+        }
+        assert!(began.elapsed() < std::time::Duration::from_secs(30));
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+/// The bug: with the tiles gone as well, the record was not named.
+#[test]
+fn an_altered_record_is_named_where_the_tiles_are_gone_as_well() {
+    let (place, log, segments, _) = refusing();
+    drop(log.try_close());
+    std::fs::remove_dir_all(place.dir.join("tile")).unwrap();
+    let error = place.try_open(3).err().unwrap();
+    let AuditError::Altered(fault) = &error else {
+        panic!("{error}");
+    };
+    assert_eq!(fault.segment, Seq(1), "{segments:?}");
+}
+
 #[test]
 fn segments_rotate_and_chain_and_the_open_intents_are_carried() {
     let place = Place::new();
