@@ -230,12 +230,13 @@ pub fn differences(
         config_asked = filled(config_asked, image);
     }
     let mut labels_said = config_said.remove("Labels").map(object).unwrap_or_default();
-    let labels_asked = config_asked
+    let mut labels_asked = config_asked
         .remove("Labels")
         .map(object)
         .unwrap_or_default();
     // The image's own label is merged in.
     labels_said.remove(super::image::ROOTFS_LABEL);
+    labels_asked.remove(super::image::ROOTFS_LABEL);
     expect(
         "labels",
         Value::Object(labels_asked),

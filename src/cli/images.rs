@@ -97,7 +97,7 @@ pub async fn run(
         }
         Image::List => {
             let images = opened(&engine(state)?).await?.list().await;
-            let images = images.map_err(failed)?;
+            let images = images.map_err(|error| failed(&error))?;
             let listed: Vec<_> = images.iter().map(shown).collect();
             out.both(&json!({ "images": listed }), || rows(&images))?;
             Ok(0)
@@ -116,7 +116,7 @@ async fn import(
 ) -> Result<u8, Failure> {
     let mut interrupts = Interrupts::listen();
     let id = tokio::select! {
-        id = images.import(tar, &made.digest, name, packages) => id.map_err(failed)?,
+        id = images.import(tar, &made.digest, name, packages) => id.map_err(|error| failed(&error))?,
         () = interrupts.next() => return Err(Failure::of(codes::IMAGE_BUILD, "it was interrupted")),
     };
     let document = json!({
@@ -148,7 +148,7 @@ async fn import(
 }
 
 async fn verify(images: &Images, name: &str, out: Out) -> Result<u8, Failure> {
-    let found = images.list().await.map_err(failed)?;
+    let found = images.list().await.map_err(|error| failed(&error))?;
     let is_meant = |image: &&Listed| {
         let id = image.id.trim_start_matches("sha256:");
         image.name == name || image.id == name || (name.len() >= 12 && id.starts_with(name))
@@ -166,7 +166,7 @@ async fn verify(images: &Images, name: &str, out: Out) -> Result<u8, Failure> {
                 codes::IMAGE_ALTERED,
                 format!("{} is not what was imported: {}", image.id, clean(&what)),
             ),
-            other => failed(other),
+            other => failed(&other),
         })?;
         verified.push((image, bytes));
     }
@@ -272,11 +272,11 @@ fn created(path: &Path) -> Result<File, Failure> {
 }
 
 fn driver(error: portcullis_actors::sandbox_pool::DriverError) -> Failure {
-    failed(ImagesError::Engine(error))
+    failed(&ImagesError::Engine(error))
 }
 
-fn failed(error: ImagesError) -> Failure {
-    let code = match &error {
+fn failed(error: &ImagesError) -> Failure {
+    let code = match error {
         ImagesError::Engine(_) => codes::NO_DRIVER,
         ImagesError::Failed(_) => codes::IMAGE_BUILD,
         ImagesError::Altered(_) => codes::IMAGE_ALTERED,

@@ -108,7 +108,7 @@ pub fn install(wanted: &Wanted, root: &Path, log: &Path) -> Result<Vec<String>, 
     if !wanted.packages.is_empty() {
         command.arg(format!("--include={}", wanted.packages.join(",")));
     }
-    command.arg("--").arg(&suite).arg(root).args(&wanted.mirror);
+    command.arg(&suite).arg(root).args(&wanted.mirror);
     let missing = || {
         NotMade::new("there is no debootstrap on this machine")
             .next("`apt-get install debootstrap`")

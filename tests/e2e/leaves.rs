@@ -14,6 +14,22 @@ const NEED_NONE: &[(&str, &str)] = &[
     ("version", "says what this program is"),
     ("config check", "reads config.toml itself"),
     (
+        "sandbox image build",
+        "speaks to the engine, not to the gateway",
+    ),
+    (
+        "sandbox image import",
+        "speaks to the engine, not to the gateway",
+    ),
+    (
+        "sandbox image list",
+        "speaks to the engine, not to the gateway",
+    ),
+    (
+        "sandbox image verify",
+        "speaks to the engine, not to the gateway",
+    ),
+    (
         "node run",
         "dials a gateway elsewhere again and again: the tests of nodes are its own",
     ),

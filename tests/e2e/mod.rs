@@ -13,6 +13,7 @@ mod held;
 mod host_asks;
 mod host_runs;
 mod hostile;
+mod images;
 mod inherited;
 mod kills;
 mod leaves;

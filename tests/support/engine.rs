@@ -129,6 +129,11 @@ impl Engine {
         self.folder.join("s")
     }
 
+    /// Where everything of it lies.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Its address as `DOCKER_HOST` has it.
     pub fn host(&self) -> String {
         format!("unix://{}", self.socket().display())

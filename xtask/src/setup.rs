@@ -42,6 +42,12 @@ pub const DOCKER: Need = Need {
     serves: "the tests of the Docker driver",
     there: || machine::program("dockerd").is_some() && machine::program("docker").is_some(),
 };
+pub const DEBOOTSTRAP: Need = Need {
+    what: "debootstrap",
+    packages: &["debootstrap"],
+    serves: "the test that builds an image of Debian's packages (it fetches them)",
+    there: || machine::program("debootstrap").is_some(),
+};
 pub const STRACE: Need = Need {
     what: "strace",
     packages: &["strace"],

@@ -12,6 +12,7 @@ const NEEDS: &[&Need] = &[
     &setup::BUBBLEWRAP,
     &setup::BUSYBOX,
     &setup::DOCKER,
+    &setup::DEBOOTSTRAP,
     &setup::STRACE,
     &setup::CHROMIUM,
     &setup::NODE,
