@@ -1,4 +1,5 @@
-//! A command in a warm box: request to first byte with the intent durable, runs a second, and what a time-out leaves.
+//! A command in a warm box: request to first byte with the intent durable, runs a second, and what a time-out leaves. The first
+//! command of a fresh session, which reads and writes its agent's folder: in a box that was ready, and in one that was not.
 //!
 //! Native runs are measured beside a bare process of the host, Docker's beside the engine's own exec in a container of the
 //! same image, in turn. The engine is one of the bench's own; without Docker that half says so and is left out.
@@ -38,6 +39,14 @@ const AT_ONCE: usize = 16;
 const SPAN: Duration = Duration::from_secs(5);
 const TIME_OUTS: usize = 15;
 const LIMIT_MS: u64 = 200;
+/// An agent each of whose sessions has a fresh box.
+const SESSIONS: &str = "fresh";
+/// Fresh sessions of each kind, in turn.
+const FRESH: usize = 25;
+/// Sessions that begin at once.
+const BURST: usize = 8;
+/// What a session's first command does.
+const FIRST: &str = "echo x >> f; read -r line < f; echo $line";
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -82,7 +91,10 @@ async fn native() -> Result<()> {
         "native: a bare process of the host writes its first byte after {bare:.2} ms (median)"
     );
     told("native", &ours, median(ours.clone()) / bare, "bare process");
-    rest("native", &gateway, &mut client).await
+    rest("native", &gateway, &mut client).await?;
+    drop(gateway);
+    let settings = vec![("PORTCULLIS__SANDBOX__DRIVER", "native".to_owned())];
+    fresh("native", settings, None).await
 }
 
 async fn docker() -> Result<()> {
@@ -114,7 +126,133 @@ async fn docker() -> Result<()> {
     println!("docker: the engine's own exec, {AT_ONCE} at once: {rate:.0}/s");
     rest("docker", &gateway, &mut client).await?;
     drop(gateway);
+    let settings = vec![
+        ("PORTCULLIS__SANDBOX__DRIVER", "docker".into()),
+        ("PORTCULLIS__SANDBOX__ENGINE", engine.host()),
+    ];
+    fresh("docker", settings, Some(&theirs)).await?;
     theirs.stop().await
+}
+
+/// A gateway whose sessions find a box ready, one whose sessions do not, and what makes a box, in turn.
+async fn fresh(
+    driver: &str,
+    settings: Vec<(&'static str, String)>,
+    engine: Option<&Engines>,
+) -> Result<()> {
+    let with = |more: &[(&'static str, &str)]| {
+        let both = [
+            ("PORTCULLIS__AGENTS__FRESH__SANDBOX__SCOPE", "session"),
+            ("PORTCULLIS__SANDBOX__MAX_BOXES", "64"),
+            ("PORTCULLIS__SANDBOX__SESSIONS_PER_AGENT", "32"),
+        ];
+        let more = both.iter().chain(more);
+        let more = more.map(|(name, value)| (*name, (*value).to_owned()));
+        State::with(settings.iter().cloned().chain(more).collect())
+    };
+    let ready = with(&[("PORTCULLIS__SANDBOX__WARM_MAX", "8")])?;
+    let bare = with(&[("PORTCULLIS__SANDBOX__WARM_MAX", "0")])?;
+    let (ready_gateway, _) = ready.start()?;
+    let (bare_gateway, _) = bare.start()?;
+    let mut look = Client::connect(&ready).await?;
+    let mut look_bare = Client::connect(&bare).await?;
+    // The driver is proven, and what is read is in memory.
+    for look in [&mut look, &mut look_bare] {
+        look.run(&["echo", "x"]).await?;
+    }
+    let boxes = look_bare.pool().await?.1;
+    let (mut warm, mut cold, mut limit) = (vec![], vec![], vec![]);
+    for _ in 0..FRESH {
+        look.until_ready(1).await?;
+        warm.push(millis(first_command(&ready).await?));
+        cold.push(millis(first_command(&bare).await?));
+        while look_bare.pool().await?.1 > boxes {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        if let Some(engine) = engine {
+            limit.push(millis(engine.create_and_start().await?));
+        }
+    }
+    line(
+        &format!("{driver}: a fresh session's first byte, warm, p50"),
+        median(warm.clone()),
+        "ms",
+        10.0,
+    );
+    println!(
+        "{driver}: a fresh session's first byte, warm: {:.2} ms at most",
+        percentile(warm, 100)
+    );
+    println!(
+        "{driver}: a fresh session's first byte, cold: {:.2} ms (median)",
+        median(cold.clone())
+    );
+    if engine.is_some() {
+        println!(
+            "{driver}: the engine's own create and start: {:.2} ms (median)",
+            median(limit.clone())
+        );
+        line(
+            &format!("{driver}: cold / the engine's create and start, medians"),
+            median(cold) / median(limit),
+            "x",
+            1.1,
+        );
+    }
+    burst(driver, &ready, &mut look).await?;
+    drop((ready_gateway, bare_gateway));
+    Ok(())
+}
+
+/// A session of its own: the connection, which ends with this.
+async fn first_command(state: &State) -> Result<Duration> {
+    let mut client = Client::connect(state).await?;
+    client.agent = SESSIONS;
+    client.run(&["sh", "-c", FIRST]).await
+}
+
+/// Sessions that begin at once, twice: the second time a box is ready for each.
+async fn burst(driver: &str, state: &State, look: &mut Client) -> Result<()> {
+    let mut firsts = vec![];
+    for ready in [1, BURST] {
+        look.until_ready(ready).await?;
+        let mut clients = vec![];
+        for _ in 0..BURST {
+            let mut client = Client::connect(state).await?;
+            client.agent = SESSIONS;
+            clients.push(client);
+        }
+        let running = clients
+            .iter_mut()
+            .map(|client| client.run(&["sh", "-c", FIRST]));
+        firsts = futures_util::future::try_join_all(running).await?;
+        // Their sessions go on while the boxes are made anew.
+        let began = Instant::now();
+        let mut meanwhile = vec![];
+        while look.pool().await?.0 < BURST {
+            meanwhile.push(millis(look.run(&["echo", "x"]).await?));
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            ensure!(began.elapsed() < Duration::from_mins(1), "none is made");
+        }
+        line(
+            &format!("{driver}: {BURST} boxes ready again after a burst"),
+            began.elapsed().as_secs_f64(),
+            "s",
+            4.0,
+        );
+        println!(
+            "{driver}: meanwhile another agent's first byte: {:.2} ms (median), {:.2} ms (p99)",
+            median(meanwhile.clone()),
+            percentile(meanwhile, 99)
+        );
+    }
+    let firsts: Vec<f64> = firsts.into_iter().map(millis).collect();
+    println!(
+        "{driver}: {BURST} fresh sessions at once, all warm, first bytes: {:.2} ms (median), {:.2} ms at most",
+        median(firsts.clone()),
+        percentile(firsts, 100)
+    );
+    Ok(())
 }
 
 fn told(driver: &str, ours: &[f64], ratio: f64, limit: &str) {
@@ -197,6 +335,7 @@ fn bare_process() -> Result<Duration> {
 /// An operator who acts for the agent.
 struct Client {
     socket: Control,
+    agent: &'static str,
     next: u64,
 }
 
@@ -204,6 +343,7 @@ impl Client {
     async fn connect(state: &State) -> Result<Self> {
         Ok(Self {
             socket: control(state).await?,
+            agent: AGENT,
             next: 0,
         })
     }
@@ -211,13 +351,38 @@ impl Client {
     async fn begin(&mut self, argv: &[&str], timeout_ms: u64) -> Result<String> {
         self.next += 1;
         let id = self.next.to_string();
+        // One that was used on another connection would be a repeat.
+        let key = format!("{id}-{:?}", Instant::now());
         let params = json!({
-            "argv": argv, "target": "sandbox", "agent": AGENT, "timeoutMs": timeout_ms,
-            "idempotencyKey": id,
+            "argv": argv, "target": "sandbox", "agent": self.agent, "timeoutMs": timeout_ms,
+            "idempotencyKey": key,
         });
         let frame = json!({ "type": "req", "id": id, "method": "exec.run", "params": params });
         self.socket.send(Message::text(frame.to_string())).await?;
         Ok(id)
+    }
+
+    /// Boxes that are ready, and all.
+    async fn pool(&mut self) -> Result<(usize, usize)> {
+        self.next += 1;
+        let id = self.next.to_string();
+        let frame = json!({ "type": "req", "id": id, "method": "status", "params": {} });
+        self.socket.send(Message::text(frame.to_string())).await?;
+        let (status, _) = self.end(&id).await?;
+        let driver = &status["portcullis"]["driver"];
+        let number = |value: &Value| value.as_u64().and_then(|n| usize::try_from(n).ok());
+        number(&driver["warm"]["ready"])
+            .zip(number(&driver["boxes"]))
+            .context("the status does not tell of boxes")
+    }
+
+    async fn until_ready(&mut self, count: usize) -> Result<()> {
+        let began = Instant::now();
+        while self.pool().await?.0 < count {
+            ensure!(began.elapsed() < Duration::from_mins(1), "none is ready");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
     }
 
     async fn frame(&mut self) -> Result<Value> {
@@ -330,6 +495,7 @@ fn processes_with(word: &str) -> Result<usize> {
 /// The limit: a container of the same image, and the engine's exec in it.
 struct Engines {
     engine: Docker,
+    image: String,
     container: String,
 }
 
@@ -341,7 +507,7 @@ impl Engines {
                 .negotiate_version()
                 .await?;
         let body = ContainerCreateBody {
-            image: Some(image),
+            image: Some(image.clone()),
             entrypoint: Some(vec!["/bin/sleep".into()]),
             cmd: Some(vec!["86400".into()]),
             host_config: Some(HostConfig {
@@ -354,8 +520,42 @@ impl Engines {
         engine.start_container(&made.id, None).await?;
         Ok(Self {
             engine,
+            image,
             container: made.id,
         })
+    }
+
+    /// A container that does nothing, of the same image and with as many walls, made and started; removed outside the figure.
+    async fn create_and_start(&self) -> Result<Duration> {
+        let folder = tempfile::tempdir()?;
+        let bind = |target: &str| format!("{}:{target}", folder.path().display());
+        let began = Instant::now();
+        let body = ContainerCreateBody {
+            image: Some(self.image.clone()),
+            entrypoint: Some(vec!["/bin/sleep".into()]),
+            cmd: Some(vec!["86400".into()]),
+            network_disabled: Some(true),
+            host_config: Some(HostConfig {
+                network_mode: Some("none".into()),
+                readonly_rootfs: Some(true),
+                cap_drop: Some(vec!["ALL".into()]),
+                security_opt: Some(vec!["no-new-privileges".into()]),
+                memory: Some(512 << 20),
+                memory_swap: Some(512 << 20),
+                nano_cpus: Some(1_000_000_000),
+                pids_limit: Some(128),
+                tmpfs: Some([("/tmp".to_owned(), "size=64m".to_owned())].into()),
+                binds: Some(vec![bind("/workspace"), bind("/mnt:ro"), bind("/media:ro")]),
+                ..HostConfig::default()
+            }),
+            ..ContainerCreateBody::default()
+        };
+        let made = self.engine.create_container(None, body).await?;
+        self.engine.start_container(&made.id, None).await?;
+        let took = began.elapsed();
+        let force = RemoveContainerOptionsBuilder::default().force(true).build();
+        self.engine.remove_container(&made.id, Some(force)).await?;
+        Ok(took)
     }
 
     /// From the request to the first byte; returns when the output has ended.

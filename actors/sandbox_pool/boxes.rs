@@ -356,8 +356,9 @@ impl SandboxPool {
             .map(|live| {
                 let (mut standing, sent) = (live.standing.clone(), live.sent);
                 async move {
-                    // Its end is told besides.
-                    let seen = standing.until(|now| now.is_idle(sent) || now.over).await;
+                    // What is sent to it meanwhile counts, too. Its end is told besides.
+                    let is_done = |now: &Standing| now.running == 0 && now.taken >= sent;
+                    let seen = standing.until(|now| is_done(now) || now.over).await;
                     if seen.is_none_or(|now| now.over) {
                         std::future::pending::<()>().await;
                     }

@@ -12,7 +12,7 @@ use portcullis_actors::sandbox_pool::{
 use portcullis_actors::supervision::{Policy, Tree};
 use portcullis_core::egress::{Addresses, Rules};
 use portcullis_core::ids::{AgentId, RunId};
-use portcullis_core::sandbox::{Overrides, Profiles};
+use portcullis_core::sandbox::{Layer, Overrides, Profiles, Scope};
 use tokio::sync::mpsc;
 
 use super::upstream::{Authority, Upstream};
@@ -39,6 +39,11 @@ struct Said {
 
 impl House {
     async fn stand(docker: bool, rules: &[String]) -> Self {
+        Self::stand_with(docker, rules, &[]).await
+    }
+
+    /// Some agents have more to say.
+    async fn stand_with(docker: bool, rules: &[String], agents: &[(&str, Overrides)]) -> Self {
         let state = tempfile::TempDir::with_prefix("pcb").unwrap();
         let engine = docker.then(Engine::shared);
         let mut tree = builder();
@@ -60,25 +65,36 @@ impl House {
             ..SandboxPoolConfig::default()
         };
         let path = state.path().canonicalize().unwrap();
-        let pool = SandboxPoolHandle::new(tree.room::<SandboxPool>(
-            Policy::new(256),
-            SandboxPoolWiring {
-                profiles: Profiles {
-                    every: vec![config.layer()],
-                    ..Profiles::default()
+        let pool = SandboxPoolHandle::new(
+            tree.room::<SandboxPool>(
+                Policy::new(256),
+                SandboxPoolWiring {
+                    profiles: Profiles {
+                        every: vec![config.layer()],
+                        agents: agents
+                            .iter()
+                            .map(|(name, says)| {
+                                let layer = Layer {
+                                    name: format!("[agents.{name}.sandbox]"),
+                                    says: says.clone(),
+                                };
+                                (AgentId::new(name).unwrap(), vec![layer])
+                            })
+                            .collect(),
+                    },
+                    config,
+                    state: path.clone(),
+                    cell: include_bytes!(env!("PORTCULLIS_CELL")),
+                    owner: format!("test-{}", path.file_name().unwrap().to_string_lossy()),
+                    boot: "boot-1".to_owned(),
+                    ways: Some(Ways::with(
+                        audit.clone(),
+                        names.resolver(),
+                        EgressLimits::default(),
+                    )),
                 },
-                config,
-                state: path.clone(),
-                cell: include_bytes!(env!("PORTCULLIS_CELL")),
-                owner: format!("test-{}", path.file_name().unwrap().to_string_lossy()),
-                boot: "boot-1".to_owned(),
-                ways: Some(Ways::with(
-                    audit.clone(),
-                    names.resolver(),
-                    EgressLimits::default(),
-                )),
-            },
-        ));
+            ),
+        );
         let tree = tree.start().await.unwrap();
         Self {
             state,
@@ -92,6 +108,10 @@ impl House {
     }
 
     async fn run(&mut self, script: &str) -> Said {
+        self.run_as("demo", script).await
+    }
+
+    async fn run_as(&mut self, agent: &str, script: &str) -> Said {
         self.runs += 1;
         let (events, mut seen) = mpsc::channel(64);
         let spec = RunSpec {
@@ -108,7 +128,7 @@ impl House {
             stdin: false,
             tty: None,
         };
-        let agent = AgentId::new("demo").unwrap();
+        let agent = AgentId::new(agent).unwrap();
         self.pool.start_run(agent, spec, events).await.unwrap();
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let code = loop {
@@ -390,6 +410,66 @@ async fn a_native_box_without_a_list_has_no_way_out() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_docker_box_without_a_list_has_no_way_out() {
     a_box_without_a_list_has_no_way_out(true).await;
+}
+
+/// One of several agents, and a session's that was made before anybody had it.
+async fn a_box_of_another_scope_has_the_way_out_of_who_has_it(docker: bool) {
+    let plain = Upstream::plain().await;
+    let at = |name: &str| format!("{name}.test:{}", plain.port);
+    let says = |scope, names: &[&str]| Overrides {
+        scope: Some(scope),
+        egress: Rules::new(names.iter().map(|name| at(name))).ok(),
+        ..Overrides::default()
+    };
+    let agents = [
+        ("a", says(Scope::Shared, &["a", "both"])),
+        ("b", says(Scope::Shared, &["b", "both"])),
+        ("s", says(Scope::Session, &["s"])),
+    ];
+    let mut house = House::stand_with(docker, &[], &agents).await;
+    for name in ["a", "b", "both", "s"] {
+        house.names.set(&format!("{name}.test"), &[&["127.0.0.1"]]);
+    }
+    for (agent, name, reaches) in [
+        ("a", "both", true),
+        ("a", "a", false),
+        ("a", "b", false),
+        ("b", "both", true),
+        ("b", "a", false),
+        ("b", "b", false),
+        ("s", "s", true),
+        ("s", "both", false),
+    ] {
+        let get = format!("busybox wget -q -O - http://{}/", at(name));
+        let said = house.run_as(agent, &get).await;
+        let what = format!("{agent} to {name}: {} {}", said.out, said.err);
+        assert_eq!(said.code == Some(0), reaches, "{what}");
+    }
+    assert_eq!(plain.seen.connections(), 3);
+    let allowed = records(&house.audit, "egress.allow", 3).await;
+    let whose: Vec<_> = allowed
+        .iter()
+        .map(|record| {
+            (
+                record["principal"].clone(),
+                record["detail"]["agent"].clone(),
+            )
+        })
+        .collect();
+    let pair = |principal: &str, whose: &str| (principal.into(), whose.into());
+    let shared = pair("shared:default", "shared:default");
+    assert_eq!(whose, [shared.clone(), shared, pair("agent:s", "s")]);
+    house.tree.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_native_box_that_agents_share_reaches_what_each_of_their_lists_names() {
+    a_box_of_another_scope_has_the_way_out_of_who_has_it(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_docker_box_that_agents_share_reaches_what_each_of_their_lists_names() {
+    a_box_of_another_scope_has_the_way_out_of_who_has_it(true).await;
 }
 
 /// Two lists are two profiles.
