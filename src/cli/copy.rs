@@ -1,13 +1,13 @@
 //! `portcullis sandbox cp`: a file into an agent's box or out of it, by a command of the box itself. It passes the same gate as every run, and
 //! the gateway looks no path up for it.
 
-use std::fs::{File, Metadata};
-use std::io::{self, Cursor, Read, Write as _};
-use std::os::unix::fs::{
-    FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
-};
+mod source;
+
+use std::fs::File;
+use std::io::{self, Cursor, IsTerminal as _, Read, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -19,6 +19,8 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde_json::{Value, json};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
+
+use source::opened;
 
 use super::args::Copy;
 use super::exec::failure;
@@ -34,8 +36,6 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(2);
 /// Of what the box says of it, bytes and characters.
 const SAID: usize = 4096;
 const SHOWN: usize = 300;
-/// A file that was changed within one tick of its clock is let be for longer than that, so that another change shows.
-const SETTLED: Duration = Duration::from_millis(20);
 
 /// One end of a copy.
 #[derive(Debug, PartialEq, Eq)]
@@ -110,6 +110,11 @@ async fn get(
         Side::File(target) => Some(local_target(&target, &path, copy.force)?),
         _ if out.json => {
             return Err(invalid("the file and --json both want standard output"));
+        }
+        // An agent wrote it, and a terminal obeys what it reads.
+        _ if io::stdout().is_terminal() => {
+            return Err(invalid("a file of a box is not written to a terminal as it is")
+                .hint("redirect it (`> FILE`), or look at it with `portcullis exec --agent NAME -- cat PATH`"));
         }
         _ => None,
     };
@@ -242,6 +247,8 @@ struct Part {
     file: File,
     /// What the umask leaves of all permissions.
     mode: u32,
+    /// Of the file that is replaced: who could read it stays who can.
+    before: Option<u32>,
     kept: bool,
 }
 
@@ -263,6 +270,10 @@ impl Part {
             force,
             file,
             mode,
+            before: std::fs::symlink_metadata(target)
+                .ok()
+                .filter(|data| force && data.is_file())
+                .map(|data| data.mode() & 0o777),
             kept: false,
         };
         part.permit(0o600)?;
@@ -284,11 +295,12 @@ impl Part {
 
     /// Gives it its name; what has that name meanwhile is replaced only by force, and never written through.
     fn keep(mut self, executable: bool) -> Result<(), Failure> {
-        self.permit(if executable {
+        let new = if executable {
             self.mode
         } else {
             self.mode & 0o666
-        })?;
+        };
+        self.permit(self.before.unwrap_or(new))?;
         let flags = if self.force {
             RenameFlags::empty()
         } else {
@@ -422,73 +434,6 @@ fn told(
     Ok(0)
 }
 
-/// A plain file of ours, to be read as it is now.
-async fn opened(path: &Path) -> Result<(Box<dyn Read + Send>, Metadata), Failure> {
-    let no = |error: io::Error| local(path, &error);
-    let data = std::fs::metadata(path).map_err(no)?;
-    if !data.is_file() {
-        let kind = match data.file_type() {
-            kind if kind.is_dir() => "a folder",
-            kind if kind.is_fifo() => "a pipe: `-` copies standard input",
-            _ => "no plain file",
-        };
-        let text = format!("{}: is {kind}", clean(&path.display().to_string()));
-        return Err(Failure::of(codes::FILE_UNFIT, text));
-    }
-    // A pipe that took its place in between is not waited for.
-    let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY;
-    let flags = i32::try_from(flags.bits()).unwrap_or(0);
-    let file = File::options()
-        .read(true)
-        .custom_flags(flags)
-        .open(path)
-        .map_err(no)?;
-    let mut data = file.metadata().map_err(no)?;
-    let changed = data.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-    if changed.elapsed().is_ok_and(|ago| ago < SETTLED) {
-        tokio::time::sleep(SETTLED).await;
-        data = file.metadata().map_err(no)?;
-    }
-    let source = Unchanged {
-        left: data.len(),
-        first: data.clone(),
-        file,
-    };
-    Ok((Box::new(source), data))
-}
-
-/// A file's bytes, as many as it had; of one that has changed meanwhile one byte less, so that the box does not take it.
-struct Unchanged {
-    file: File,
-    first: Metadata,
-    left: u64,
-}
-
-impl Read for Unchanged {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let most = usize::try_from(self.left).unwrap_or(usize::MAX);
-        let most = most.min(into.len());
-        let count = self.file.read(&mut into[..most])?;
-        self.left -= count as u64;
-        if self.left == 0 && count > 0 {
-            let last = self.file.metadata()?;
-            let is = |data: &Metadata| {
-                (
-                    data.len(),
-                    data.mtime(),
-                    data.mtime_nsec(),
-                    data.ctime(),
-                    data.ctime_nsec(),
-                )
-            };
-            if is(&self.first) != is(&last) {
-                return Ok(count - 1);
-            }
-        }
-        Ok(count)
-    }
-}
-
 /// A run that ended well.
 struct Done {
     /// What it wrote to standard error.
@@ -535,7 +480,14 @@ async fn follow(
                     Some(until) => tokio::time::sleep_until(until).await,
                     None => std::future::pending().await,
                 }
-            } => return Err(leave.map_or_else(|| invalid(""), |(failure, _)| failure)),
+            } => {
+                let mut failure = leave.map_or_else(|| invalid(""), |(failure, _)| failure);
+                if given.is_some() {
+                    let why = "interrupted, and no answer came: look whether the box has the file";
+                    why.clone_into(&mut failure.message);
+                }
+                return Err(failure);
+            }
         };
         match incoming {
             Incoming::Event { event, payload, .. } if field(&payload, "runId") == run => {
@@ -565,7 +517,9 @@ async fn follow(
                     }
                     continue;
                 }
-                if let Some((failure, _)) = leave {
+                // What the box has taken whole before it heard of the interrupt is there.
+                let is_put = given.is_some() && payload["exitCode"] == 0;
+                if let Some((failure, _)) = leave.filter(|_| !is_put) {
                     return Err(failure);
                 }
                 return end(client, payload, &said);

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
 
@@ -105,7 +105,38 @@ fn files_go_in_and_out(gateway: &Gateway) {
         5,
     );
     done(&copy(gateway, &["--force", path(&at("one")), "demo:big"]));
+    fs::set_permissions(at("big"), fs::Permissions::from_mode(0o600)).unwrap();
     done(&copy(gateway, &["--force", "demo:big", path(ours.path())]));
+    let mode = at("big").metadata().unwrap().permissions().mode();
+    assert_eq!(
+        mode & 0o777,
+        0o600,
+        "who could not read the file that was replaced still cannot"
+    );
+    // Files of no size that hold something are not copied as empty ones.
+    refused(
+        &copy(gateway, &["/proc/cpuinfo", "demo:cpuinfo"]),
+        "FILE_UNFIT",
+        5,
+    );
+    assert!(!sh(gateway, "demo", "test -e cpuinfo").status.success());
+    // An agent's bytes reach no terminal as they are.
+    done(&sh(gateway, "demo", "printf '\\033]0;x\\007' > escape"));
+    let on_terminal = Command::new("script")
+        .args([
+            "-qec",
+            &format!("{} sandbox cp demo:escape -", path(gateway.program())),
+            "/dev/null",
+        ])
+        .env("PORTCULLIS_STATE_DIR", gateway.state())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = text(&on_terminal.stdout);
+    assert!(
+        said.contains("INVALID_PARAMS") && !said.contains("\u{1b}]0;"),
+        "{said:?}"
+    );
     assert_eq!(fs::read(at("big")).unwrap(), b"\0");
 
     // Files only, and none over the cap.
@@ -212,7 +243,16 @@ fn files_go_in_and_out(gateway: &Gateway) {
     while !gateway.state().join("workspaces/demo/busy").exists() {
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
-    let output = copy(gateway, &["demo:busy", path(&at("got"))]);
+    // On a busy machine the writer may stand still for as long as it takes to read once.
+    let mut tries = (0..50).map(|_| {
+        let output = copy(gateway, &["--force", "demo:busy", path(&at("got"))]);
+        if output.status.success() {
+            fs::remove_file(at("got")).unwrap();
+        }
+        output
+    });
+    let output = tries.find(|output| !output.status.success());
+    let output = output.expect("no change was told in fifty tries");
     busy.kill().unwrap();
     busy.wait().unwrap();
     refused(&output, "FILE_CHANGED", 1);
