@@ -136,5 +136,7 @@ fn runs_of_a_gateway_that_does_not_come_back_end_after_half_a_minute() {
     std::thread::sleep(Duration::from_secs(5));
     assert!(runs(), "kept for the next gateway");
     until("it goes on", || (!runs()).then_some(()));
-    assert!(begun.elapsed() > Duration::from_secs(25));
+    let took = begun.elapsed();
+    // Its box would end after a minute, whatever runs in it.
+    assert!((25..50).contains(&took.as_secs()), "{took:?}");
 }
