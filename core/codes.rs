@@ -123,8 +123,8 @@ codes! {
     VAULT_RECORD_CORRUPT, "UNAVAILABLE", false, 10, "this record was altered on disk: set it again, and look at `portcullis audit verify`";
     VAULT_RECORD_OLD, "UNAVAILABLE", false, 10, "an older value was put back on disk: set it again, and find out who wrote to the state directory";
     VAULT_RECORD_MISSING, "UNAVAILABLE", false, 10, "this record was taken away on disk: set it again or remove its name, and find out who wrote to the state directory";
-    VAULT_ROLLED_BACK, "UNAVAILABLE", false, 10, "another vault than the newest lies on disk: restore state and audit log from one backup";
-    VAULT_MISSING, "UNAVAILABLE", false, 10, "the vault was taken away on disk: restore state and audit log from one backup";
+    VAULT_ROLLED_BACK, "UNAVAILABLE", false, 10, "another vault than the newest lies on disk: restore state.db, audit and keys from one backup";
+    VAULT_MISSING, "UNAVAILABLE", false, 10, "the vault was taken away on disk: restore state.db, audit and keys from one backup";
     VAULT_LOCKED, "UNAVAILABLE", false, 4, "a person opens it: `portcullis vault unlock`";
     VAULT_IS_OPEN, "INVALID_REQUEST", false, 1, "nothing is to be done; `portcullis vault seal` closes it";
     VAULT_OTHER_MACHINE, "UNAVAILABLE", false, 4, "open it with a passphrase or recovery code (`portcullis vault unlock`), or name a file with that machine's id in [vault] machine_id_file";
@@ -147,8 +147,8 @@ codes! {
     CONFIG_INVALID, "UNAVAILABLE", false, 2, "mend the lines named, then start again";
     STATE_MODE, "UNAVAILABLE", false, 4, "others can reach this file, or it is none: the message says what mends it";
     STATE_LOCKED, "UNAVAILABLE", false, 1, "another gateway uses this state directory: stop it, or choose another with --state";
-    STATE_CORRUPT, "UNAVAILABLE", false, 10, "the state does not fit the audit log: look at `portcullis audit verify --offline` and restore both from one backup";
-    STATE_ROW_ALTERED, "UNAVAILABLE", false, 10, "a row of the state database was altered or is none of ours: stop the gateway, restore state and audit log from one backup, and look at `portcullis audit verify --offline`";
+    STATE_CORRUPT, "UNAVAILABLE", false, 10, "the state does not fit the audit log: look at `portcullis audit verify --offline` and restore state.db, audit and keys from one backup";
+    STATE_ROW_ALTERED, "UNAVAILABLE", false, 10, "a row of the state database was altered or is none of ours: stop the gateway, restore state.db, audit and keys from one backup, and look at `portcullis audit verify --offline`";
     AUDIT_ALTERED, "UNAVAILABLE", false, 10, "the audit log was altered: keep a copy as evidence; `portcullis audit verify --offline` names the first bad record";
     AUDIT_KEY_MISMATCH, "UNAVAILABLE", false, 10, "the audit log and the key that signs it do not belong together, as when one of them was put back: restore STATE/audit and STATE/keys from one backup";
     STATE_FORMAT, "UNAVAILABLE", false, 1, "the state was made by another version of Portcullis: run the build that wrote it";

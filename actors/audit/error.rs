@@ -60,7 +60,7 @@ pub enum AuditError {
     Key(String),
     /// The log ends before a record that the state was written under.
     #[error(
-        "STATE_CORRUPT: the state was written under record {state}, and the log ends at {head}; restore both from one backup"
+        "STATE_CORRUPT: the state was written under record {state}, and the log ends at {head}; restore state.db, audit and keys from one backup"
     )]
     Behind {
         /// The log's last record.
@@ -70,7 +70,7 @@ pub enum AuditError {
     },
     /// The state is older than the log says: an older copy, or writes in it were taken away.
     #[error(
-        "STATE_CORRUPT: state.db was changed {state} times, and the log has recorded {said}: it is an older copy, or its write-ahead log (state.db-wal) was taken away; put that back, or restore state and audit log from one backup"
+        "STATE_CORRUPT: state.db was changed {state} times, and the log has recorded {said}: it is an older copy, or its write-ahead log (state.db-wal) was taken away; put that back, or restore state.db, audit and keys from one backup"
     )]
     StateBehind {
         /// How far the state has come.

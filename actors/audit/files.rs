@@ -5,7 +5,7 @@ use crate::plain;
 use portcullis_core::audit::{HEADER_BYTES, SegmentHeader, Seq};
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -138,6 +138,22 @@ pub(super) fn is_in_place(dir: &Path, first: Seq, file: &File, len: u64) -> io::
         "the segment was cut or written by somebody else"
     };
     Err(io::Error::other(why))
+}
+
+/// Whether nothing is behind this length but a beginning of these bytes.
+pub(super) fn ends_with(file: &File, len: u64, bytes: &[u8]) -> io::Result<bool> {
+    let Some(behind) = file.metadata()?.len().checked_sub(len) else {
+        return Ok(false);
+    };
+    let Some(wanted) = usize::try_from(behind)
+        .ok()
+        .and_then(|end| bytes.get(..end))
+    else {
+        return Ok(false);
+    };
+    let mut there = vec![0; wanted.len()];
+    file.read_exact_at(&mut there, len)?;
+    Ok(there == wanted)
 }
 
 /// Opens a segment for reading.

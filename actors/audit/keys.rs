@@ -4,7 +4,8 @@
 use super::error::AuditError;
 use super::files;
 use crate::plain;
-use portcullis_core::audit::{EpochKey, EpochSealer};
+use crate::supervision::Flag;
+use portcullis_core::audit::{EpochKey, EpochSealer, Head};
 use portcullis_core::identity::Identity;
 use portcullis_core::seal::NONCE;
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use zeroize::Zeroizing;
 
 /// Larger than any of them.
@@ -22,6 +24,8 @@ const MAX_FILE: usize = 1_024;
 pub struct AuditKeys {
     dir: PathBuf,
     sealer: EpochSealer,
+    /// The newest record that this process has made durable: a room that restarts must find it.
+    acknowledged: Arc<Flag<Option<Head>>>,
 }
 
 impl AuditKeys {
@@ -30,7 +34,18 @@ impl AuditKeys {
         Self {
             dir: dir.into(),
             sealer: EpochSealer::new(identity),
+            acknowledged: Arc::default(),
         }
+    }
+
+    /// The newest record that this process has made durable, through every life of the room.
+    pub(super) fn acknowledged(&self) -> Option<Head> {
+        self.acknowledged.get()
+    }
+
+    /// This record is durable.
+    pub(super) fn acknowledge(&self, head: Head) {
+        self.acknowledged.set(Some(head));
     }
 
     fn path(&self, epoch: u64) -> PathBuf {

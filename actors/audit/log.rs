@@ -136,6 +136,8 @@ pub(super) struct Log {
     /// The group that is being put together.
     draft: Option<Draft>,
     buf: Vec<u8>,
+    /// What was being written when it failed: all that may lie behind the last durable record.
+    tried: Vec<u8>,
 }
 
 /// A group whose records are encoded as they come, into the log's buffer: hashing goes on while others still arrive.
@@ -173,6 +175,10 @@ impl Log {
         let dir = files::open_dir(&spec.dir)?;
         let lock = files::lock(&spec.dir)?;
         let mut found = recover::recover(&spec)?;
+        // Only the room was restarted: what it has acknowledged before must be there.
+        if let Some(said) = spec.keys.acknowledged() {
+            found.must_hold(said)?;
+        }
         if found.ledger.head.seq.0 < spec.config.at_least {
             return Err(AuditError::Behind {
                 head: found.ledger.head.seq,
@@ -226,6 +232,7 @@ impl Log {
             keys_behind: (!found.has_keys).then_some(found.segments_read),
             draft: None,
             buf: Vec::new(),
+            tried: Vec::new(),
             spec,
         };
         let segment = log.segment.first();
@@ -367,6 +374,8 @@ impl Log {
         let before = self.head;
         self.len += self.buf.len() as u64;
         self.head = draft.heads.last().copied().unwrap_or(before);
+        self.spec.keys.acknowledge(self.head);
+        self.tried.clear();
         self.gap = None;
         self.carry = false;
         self.buf.shrink_to(1024 * 1024);
@@ -398,6 +407,11 @@ impl Log {
     /// What comes before the first record of a group: a mended log's gap, a new segment's mark.
     fn begin(&mut self) -> Result<Draft, AuditError> {
         self.buf.clear();
+        self.signer.is_bound(self.head.seq.0).map_err(|error| {
+            AuditError::CannotRecord(format!(
+                "how far the log has come cannot be written down beside its keys: {error}"
+            ))
+        })?;
         let gap = match self.file {
             Some(_) => None,
             None => Some(self.mend()?),
@@ -604,7 +618,12 @@ impl Log {
     /// After a failed write or sync: back to the last durable length, and away with the descriptor. What the kernel
     /// reports on it from now on proves nothing: a failed sync may leave pages marked clean that never reached the disk.
     fn drop_back(&mut self) {
-        if let Some(file) = self.file.take() {
+        if self.tried.is_empty() {
+            self.tried.clone_from(&self.buf);
+        }
+        if let Some(file) = self.file.take()
+            && files::ends_with(&file, self.len, &self.tried).is_ok_and(|ours| ours)
+        {
             // If this fails as well, mending repeats it.
             let _ = file.set_len(self.len);
         }
@@ -613,6 +632,10 @@ impl Log {
     fn refused(&mut self, error: &AuditError, count: usize) {
         // A failed rotation leaves a good descriptor behind; it is opened anew all the same.
         self.file = None;
+        // If somebody has cut the log, who starts next must know how far it had come. On a full disk it cannot be told.
+        if let Err(error) = self.signer.reach_to(self.head.seq.0) {
+            tracing::warn!(%error, "the size of the audit log cannot be written down");
+        }
         let now = self.spec.clock.stamp().wall_ms;
         let gap = self.gap.get_or_insert_with(|| Gap {
             error: error.clone(),
@@ -658,8 +681,14 @@ impl Log {
         if found < self.len {
             return Err(shrunk(found, "durable records are gone from the segment"));
         }
+        // Only what a write of ours has left there is cut off.
+        if !files::ends_with(&file, self.len, &self.tried).map_err(writing)? {
+            let why = "behind the last durable record lies what was not written here";
+            return Err(shrunk(self.len, why));
+        }
         file.set_len(self.len).map_err(writing)?;
         file.sync_all().map_err(writing)?;
+        self.tried.clear();
         // Out of the page cache, so that the disk is read and not our own memory of it.
         fadvise(&file, 0, None, Advice::DontNeed).map_err(|error| writing(error.into()))?;
         // For a caller all that fails here is one thing: no record.
@@ -687,6 +716,10 @@ impl Log {
 
     fn rotate(&mut self) -> Result<(), AuditError> {
         let header = SegmentHeader { after: self.head };
+        if let Some(file) = &self.file {
+            files::is_in_place(&self.spec.dir, self.segment.first(), file, self.len)
+                .map_err(|error| AuditError::writing(&error))?;
+        }
         // Before the segment: a start that reads it alone finds the tree that it goes on from.
         self.tree
             .keep()

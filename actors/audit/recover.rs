@@ -39,6 +39,31 @@ pub(super) struct Recovered {
     pub(super) gone_until: Seq,
 }
 
+impl Recovered {
+    /// This record, which was made durable, must be there.
+    pub(super) fn must_hold(&self, said: Head) -> Result<(), AuditError> {
+        let at = said.seq.0.checked_sub(self.base.seq.0);
+        let there = match at.and_then(|at| usize::try_from(at).ok()) {
+            Some(0) => Some(self.base.hash),
+            Some(at) => self.leaves.get(at - 1).copied(),
+            None => None,
+        };
+        if there == Some(said.hash) {
+            return Ok(());
+        }
+        let head = self.ledger.head.seq;
+        Err(AuditError::Altered(Fault {
+            seq: Seq(head.0.min(said.seq.0) + 1),
+            segment: self.segment.first(),
+            offset: self.len,
+            why: format!(
+                "the log had {} records while this gateway ran, and does not have the last of them now",
+                said.seq
+            ),
+        }))
+    }
+}
+
 /// Verifies the last segment, and as many before it as are needed to know the open intents; keys may lie further back,
 /// and more is `verify`'s work. The caller holds the lock.
 pub(super) fn recover(spec: &LogSpec) -> Result<Recovered, AuditError> {

@@ -24,6 +24,12 @@ pub(super) const RECORDS: u64 = 256;
 
 /// Between two times that the log's size is written down beside its key, but for an orderly stop: it costs three syncs.
 const REACH_EVERY: Duration = Duration::from_mins(1);
+/// And so long it may not be possible, before nothing more is recorded.
+const REACH_WITHIN: Duration = if cfg!(test) {
+    Duration::from_secs(2)
+} else {
+    Duration::from_secs(90)
+};
 
 /// See the module.
 pub(super) struct Signer {
@@ -43,6 +49,8 @@ pub(super) struct Signer {
     /// When the log's size was last written down, and which.
     reached: Instant,
     reached_size: u64,
+    /// When that was so for the last time.
+    bound: Instant,
     /// The root over the records up to the epoch's mark, as the epoch before has signed it.
     sealed: Option<Arc<SignedCheckpoint>>,
     /// What an earlier stop left, to be mended once the log was found to be ours.
@@ -101,6 +109,7 @@ impl Signer {
             every,
             reached: Instant::now(),
             reached_size: 0,
+            bound: Instant::now(),
             sealed: None,
             left: Left::default(),
         };
@@ -522,7 +531,23 @@ impl Signer {
         }
         self.keys.reach(self.epoch(), size)?;
         self.reached_size = size;
+        self.bound = Instant::now();
         Ok(())
+    }
+
+    /// That the log has so many records is written down, or was not long enough ago to matter. Else it is written down now.
+    ///
+    /// # Errors
+    /// It cannot be: nothing more may be acknowledged, since who puts an older log back would take it away unseen.
+    pub(super) fn is_bound(&mut self, size: u64) -> io::Result<()> {
+        if size <= self.reached_size {
+            self.bound = Instant::now();
+            return Ok(());
+        }
+        if self.bound.elapsed() < REACH_WITHIN {
+            return Ok(());
+        }
+        self.reach_to(size)
     }
 
     /// The same, where its time has come.

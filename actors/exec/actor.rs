@@ -68,6 +68,8 @@ struct Live {
     spared: BTreeSet<Spared>,
     /// An ending has spared it: no connection's end is its own any more.
     outlives: bool,
+    /// Its credential has ended: whoever comes under that name later is no reader of it.
+    nobodys: bool,
     key: String,
     only_asks: bool,
     handle: RunHandle,
@@ -307,6 +309,7 @@ impl Exec {
                 who: request.principal.clone(),
                 spared: BTreeSet::new(),
                 outlives: false,
+                nobodys: false,
                 key: request.idempotency_key.clone(),
                 only_asks: begin.only_ask.is_some(),
                 handle: handle.clone(),
@@ -447,7 +450,7 @@ impl Exec {
     ) -> Result<Attached, ExecRefusal> {
         let own = |who: &Principal| may_attach(who, by);
         let mut live = self.live.values_mut();
-        let live = live.find(|live| live.run == *run && own(&live.who));
+        let live = live.find(|live| live.run == *run && !live.nobodys && own(&live.who));
         let (keeper, over) = if let Some(live) = live {
             let keeper = live.keeper.as_ref().ok_or_else(not_there)?;
             // What goes into it comes from there now.
@@ -492,6 +495,7 @@ impl Exec {
                     live.who.generation = lives;
                 }
             } else {
+                live.nobodys = true;
                 // One that is not reached any more has just ended.
                 live.handle.cancel().await;
                 left.insert(*key);
@@ -541,7 +545,8 @@ impl Exec {
         };
         live.listen();
         // Of one that was refused nobody knows.
-        if let Some(keeper) = live.keeper.take().filter(|_| live.accepted) {
+        let is_kept = live.accepted && !live.nobodys;
+        if let Some(keeper) = live.keeper.take().filter(|_| is_kept) {
             self.keep(Kept {
                 key,
                 run: live.run.clone(),

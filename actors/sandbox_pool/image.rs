@@ -126,7 +126,13 @@ async fn find(engine: &Engine, digest: &str) -> Result<Option<String>, DriverErr
         let Ok(said) = bounded(CALL, "inspect image", engine.inspect_image(&id)).await else {
             continue;
         };
-        if differs(&said, digest).is_none() {
+        // One of an operator's own name has more labels, and a box of it would be another than was asked for.
+        let labels = said
+            .config
+            .as_ref()
+            .and_then(|config| config.labels.as_ref());
+        let is_plain = labels.is_some_and(|labels| labels.len() == 1);
+        if is_plain && differs(&said, digest).is_none() {
             return Ok(Some(id));
         }
     }

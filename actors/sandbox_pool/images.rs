@@ -1,24 +1,46 @@
 //! Images that an operator has made for boxes: imported into the engine from a tar that this program wrote, listed, and read back
 //! byte for byte. For the command line; no room calls this, and nothing is fetched.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
-use std::io::{self, Read, Write as _};
-use std::path::Path;
+use std::io::{self, Read, Seek as _, Write as _};
+use std::path::{Component, Path, PathBuf};
+use std::pin::pin;
 use std::time::Duration;
 
 use bollard::Docker as Engine;
-use bollard::query_parameters::{CreateImageOptionsBuilder, ListImagesOptionsBuilder};
-use futures_util::{StreamExt, TryStreamExt, stream};
+use bollard::errors::Error as EngineError;
+use bollard::models::ContainerCreateBody;
+use bollard::query_parameters::{
+    CreateContainerOptions, CreateImageOptionsBuilder, ListImagesOptionsBuilder,
+    RemoveContainerOptionsBuilder,
+};
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use portcullis_core::encoding::hex;
 use sha2::{Digest as _, Sha256};
+use tar::EntryType;
 
 use super::driver::DriverError;
-use super::engine::{self, CALL, EngineConfig, Fault, bounded};
+use super::engine::{self, CALL, EngineConfig, Fault, WORK, bounded};
 use super::image::{ROOTFS_LABEL, differs};
 
 /// The name that it was given.
 const NAME_LABEL: &str = "portcullis.image";
+/// Digest of all that is in it ([`content`]).
+const CONTENT_LABEL: &str = "portcullis.content";
+/// What an engine puts into each container's root: boxes have their own in these places.
+const ENGINES: [&str; 9] = [
+    ".dockerenv",
+    "dev",
+    "etc/hostname",
+    "etc/hosts",
+    "etc/mtab",
+    "etc/resolv.conf",
+    "proc",
+    "run/.containerenv",
+    "sys",
+];
 /// What was asked to be in it, each with its version.
 const PACKAGES_LABEL: &str = "portcullis.packages";
 /// To write a gigabyte, or to read it.
@@ -44,6 +66,8 @@ pub struct Listed {
     pub bytes: u64,
     /// When it was imported, seconds of Unix time.
     pub made_secs: i64,
+    /// Digest of its files: names, kinds, rights, owners, links and bytes.
+    pub content: String,
     /// Names and versions, as they were asked for.
     pub packages: String,
 }
@@ -132,8 +156,10 @@ impl Images {
         name: &str,
         packages: &str,
     ) -> Result<String, ImagesError> {
+        let content = content(File::open(tar)?)?;
         let changes = [
             format!("LABEL {ROOTFS_LABEL}={rootfs}"),
+            format!("LABEL {CONTENT_LABEL}={content}"),
             format!("LABEL {NAME_LABEL}={name}"),
             format!("LABEL {PACKAGES_LABEL}=\"{packages}\""),
         ];
@@ -191,6 +217,7 @@ impl Images {
                 Listed {
                     name: label(NAME_LABEL),
                     rootfs: label(ROOTFS_LABEL),
+                    content: label(CONTENT_LABEL),
                     packages: label(PACKAGES_LABEL),
                     bytes: u64::try_from(image.size).unwrap_or_default(),
                     made_secs: image.created,
@@ -202,8 +229,9 @@ impl Images {
         Ok(found)
     }
 
-    /// Reads an image out of the engine, and compares every byte with what was imported: the digest of its one layer with the
-    /// one in its label, and its configuration, which has that label, with its id. How many bytes the layer has.
+    /// Reads an image out of the engine, and compares it with what was imported: its configuration with its id, which covers the
+    /// labels; its layer with the digest there; and, in a container that is made for it and never started, each file that a box would
+    /// see: an engine gives a layer back by names and rights that it has noted beside it. How many bytes were read.
     ///
     /// # Errors
     /// [`ImagesError::Altered`]: it is something else. Others: it could not be read.
@@ -213,24 +241,7 @@ impl Images {
         if let Some(what) = differs(&said, &image.rootfs) {
             return Err(ImagesError::Altered(what));
         }
-        let mut file = tempfile::tempfile()?;
-        let mut pieces = std::pin::pin!(self.engine.export_image(&image.id));
-        bounded(LONG, "export image", async {
-            while let Some(piece) = pieces.try_next().await? {
-                file.write_all(&piece)?;
-            }
-            Ok(())
-        })
-        .await
-        .map_err(|fault| match fault {
-            // An engine that rebuilds a layer from altered files says so instead of giving it.
-            Fault::Engine(error) => ImagesError::Altered(format!(
-                "the engine cannot give it back: {}",
-                engine::words(&error)
-            )),
-            late @ Fault::Late { .. } => late.into(),
-        })?;
-        io::Seek::rewind(&mut file)?;
+        let file = read(self.engine.export_image(&image.id)).await?;
         let wanted = [image.id.trim_start_matches("sha256:"), &image.rootfs];
         let (mut met, mut bytes) = (BTreeSet::new(), 0);
         // Both forms of archive are read alike: the layer and the configuration are files in it.
@@ -251,6 +262,107 @@ impl Images {
                 )));
             }
         }
+        if image.content.is_empty() {
+            // The default image: what it must be is compared with this host's busybox at each start.
+            return Ok(bytes);
+        }
+        let body = ContainerCreateBody {
+            image: Some(image.id.clone()),
+            cmd: Some(vec!["/never/started".to_owned()]),
+            network_disabled: Some(true),
+            ..ContainerCreateBody::default()
+        };
+        let made = self
+            .engine
+            .create_container(None::<CreateContainerOptions>, body);
+        let container = bounded(WORK, "create", made).await?.id;
+        let seen = match read(self.engine.export_container(&container)).await {
+            Ok(file) => content(file).map_err(ImagesError::from),
+            Err(error) => Err(error),
+        };
+        let options = RemoveContainerOptionsBuilder::default()
+            .force(true)
+            .v(true)
+            .build();
+        let removed = self.engine.remove_container(&container, Some(options));
+        bounded(WORK, "remove", removed).await?;
+        if seen? != image.content {
+            return Err(ImagesError::Altered(
+                "a box of it would see other files than were imported".to_owned(),
+            ));
+        }
         Ok(bytes)
     }
+}
+
+/// All of an export, in a file without a name.
+async fn read(pieces: impl Stream<Item = Result<Bytes, EngineError>>) -> Result<File, ImagesError> {
+    let mut file = tempfile::tempfile()?;
+    let mut pieces = pin!(pieces);
+    bounded(LONG, "export", async {
+        while let Some(piece) = pieces.try_next().await? {
+            file.write_all(&piece)?;
+        }
+        Ok(())
+    })
+    .await
+    .map_err(|fault| match fault {
+        // An engine that rebuilds a layer from altered files says so instead of giving it.
+        Fault::Engine(error) => ImagesError::Altered(format!(
+            "the engine cannot give it back: {}",
+            engine::words(&error)
+        )),
+        late @ Fault::Late { .. } => late.into(),
+    })?;
+    file.rewind()?;
+    Ok(file)
+}
+
+/// SHA-256 over all files of a tar, in the order of their names: each one's kind, rights, owner, and bytes or target. What an engine
+/// itself puts into a root is left out, and so are times: no box decides anything by them.
+///
+/// # Errors
+/// It is no tar, or cannot be read.
+pub fn content(tar: impl Read) -> io::Result<String> {
+    let mut files: BTreeMap<PathBuf, String> = BTreeMap::new();
+    for entry in tar::Archive::new(tar).entries()? {
+        let mut entry = entry?;
+        let path: PathBuf = entry
+            .path()?
+            .components()
+            .filter(|part| matches!(part, Component::Normal(_)))
+            .collect();
+        let is_engines = ENGINES.iter().any(|name| path.starts_with(name));
+        if path == Path::new("") || is_engines {
+            continue;
+        }
+        let (kind, target) = (entry.header().entry_type(), entry.link_name()?);
+        let target = target.map(std::borrow::Cow::into_owned).unwrap_or_default();
+        // The same file under another name.
+        if let Some(first) = files.get(&target).filter(|_| kind == EntryType::Link) {
+            let first = first.clone();
+            files.insert(path, first);
+            continue;
+        }
+        let header = entry.header();
+        let (mode, uid, gid) = (header.mode()?, header.uid()?, header.gid()?);
+        let mut bytes = Hashed::new(io::sink());
+        io::copy(&mut entry, &mut bytes)?;
+        let what = if kind == EntryType::Symlink {
+            format!("link {uid} {gid} {}", target.display())
+        } else {
+            let (size, digest) = bytes.done();
+            format!("{kind:?} {:o} {uid} {gid} {size} {digest}", mode & 0o7777)
+        };
+        files.insert(path, what);
+    }
+    let mut all = Hashed::new(io::sink());
+    for (path, what) in &files {
+        let name = path.as_os_str().as_encoded_bytes();
+        all.write_all(&(name.len() as u64).to_be_bytes())?;
+        all.write_all(name)?;
+        all.write_all(&(what.len() as u64).to_be_bytes())?;
+        all.write_all(what.as_bytes())?;
+    }
+    Ok(all.done().1)
 }

@@ -11,7 +11,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const APPLICATION_ID: i64 = 0x5043_5354;
@@ -50,13 +50,35 @@ pub(super) struct Engine {
     sum: Cell<Weight>,
     /// As it was when the transaction began.
     sum_before: Cell<Weight>,
+    /// The writer's files, as they lay there when it had opened them: device and inode.
+    place: Option<Lies>,
+}
+
+struct Lies {
+    files: [PathBuf; 2],
+    were: [Option<(u64, u64)>; 2],
+}
+
+impl Lies {
+    fn of(path: &Path) -> Self {
+        let mut wal = path.as_os_str().to_owned();
+        wal.push("-wal");
+        let files = [path.to_owned(), PathBuf::from(wal)];
+        let were = [Self::now(&files[0]), Self::now(&files[1])];
+        Self { files, were }
+    }
+
+    fn now(file: &Path) -> Option<(u64, u64)> {
+        let meta = file.symlink_metadata().ok()?;
+        Some((meta.dev(), meta.ino()))
+    }
 }
 
 impl Engine {
     /// Opens or makes the file, 0600, and checks it.
     pub fn open_writer(path: &Path, key: RowKey, may_make: bool) -> Result<Self, StoreError> {
         own_file(path, may_make)?;
-        let engine = Self::connect(path, key)?;
+        let mut engine = Self::connect(path, key)?;
         // Nothing is written, the form of the file neither, before all of it was looked at.
         engine.set_up().map_err(|error| broken(&error))?;
         match engine.check_format()? {
@@ -76,6 +98,7 @@ impl Engine {
                 )));
             }
         }
+        engine.place = Some(Lies::of(path));
         Ok(engine)
     }
 
@@ -95,6 +118,7 @@ impl Engine {
             key,
             sum: Cell::new(none),
             sum_before: Cell::new(none),
+            place: None,
         }
     }
 
@@ -225,7 +249,19 @@ impl Engine {
             .map_err(|error| broken(&error))
     }
 
+    /// Commits, into the files that lie there: what went into a file which was moved away, nobody would find again.
     pub fn commit(&self) -> Result<(), StoreError> {
+        if let Some(Lies { files, were }) = &self.place {
+            for (file, was) in files.iter().zip(were) {
+                // Where the second was not there yet when it was looked for, SQLite makes it.
+                if was.is_some() && Lies::now(file) != *was {
+                    return Err(StoreError::Io(format!(
+                        "{} was replaced or removed while the gateway ran: put the newest files back and restart it",
+                        file.display()
+                    )));
+                }
+            }
+        }
         self.db
             .execute_batch("COMMIT")
             .map_err(|error| broken(&error))

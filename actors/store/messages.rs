@@ -236,7 +236,7 @@ pub enum StoreError {
     Corrupt(String),
     /// A row was altered, or put there by somebody else.
     #[error(
-        "the row {kind}/{id} of the state database was altered, or is none of ours: stop the gateway, restore state and audit log from one backup, and look at `portcullis audit verify --offline`"
+        "the row {kind}/{id} of the state database was altered, or is none of ours: stop the gateway, restore state.db, audit and keys from one backup, and look at `portcullis audit verify --offline`"
     )]
     Altered {
         /// Its kind.
@@ -246,7 +246,7 @@ pub enum StoreError {
     },
     /// Rows were put back as they had been, or taken away; each by itself is right.
     #[error(
-        "rows of the state database were put back or taken away: stop the gateway, restore state and audit log from one backup, and look at `portcullis audit verify --offline`"
+        "rows of the state database were put back or taken away: stop the gateway, restore state.db, audit and keys from one backup, and look at `portcullis audit verify --offline`"
     )]
     Replaced,
     /// Made by another Portcullis, or no database of ours.

@@ -5,6 +5,7 @@ mod tagged;
 use super::engine::Engine;
 use super::messages::{Change, Lease};
 use super::*;
+use portcullis_core::row::RowKey;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -350,6 +351,47 @@ fn a_full_disk_has_a_code_and_writes_nothing() {
         .apply(&[Op::create("k", "small", 0, vec![1])])
         .expect("fits");
     engine.commit().expect("commit");
+}
+
+/// The bug: a state file that was moved away under the gateway took what was acknowledged from then on with it.
+#[test]
+fn what_would_go_into_a_file_that_was_replaced_is_refused() {
+    for (name, gone) in [
+        ("state.db", false),
+        ("state.db", true),
+        ("state.db-wal", true),
+    ] {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("state.db");
+        let engine = Engine::open_writer(&path, RowKey::none(), true).expect("engine");
+        let commit = |id: &str| {
+            engine.begin()?;
+            let made = engine.apply(&[Op::create("k", id, 0, vec![1])]);
+            let end = made
+                .map_err(|error| panic!("{error:?}"))
+                .and_then(|_| engine.commit());
+            if end.is_err() {
+                engine.rollback();
+            }
+            end
+        };
+        commit("before").expect("commit");
+        let file = folder.path().join(name);
+        let bytes = std::fs::read(&file).expect("it is there");
+        std::fs::rename(&file, folder.path().join("away")).expect("moved");
+        if !gone {
+            std::fs::write(&file, bytes).expect("another");
+        }
+        let refused = commit("lost");
+        assert!(
+            matches!(refused, Err(StoreError::Io(_))),
+            "{name}: {refused:?}"
+        );
+        drop(std::fs::remove_file(&file));
+        std::fs::rename(folder.path().join("away"), &file).expect("put back");
+        commit("after").expect("it goes on in the file that it knows");
+        assert_eq!(engine.get("k", "lost"), Ok(None), "{name}");
+    }
 }
 
 const CHILD: &str = "PORTCULLIS_TEST_STORE_CHILD";

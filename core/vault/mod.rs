@@ -117,7 +117,7 @@ pub enum VaultError {
     ManifestCorrupt,
     /// The state is not the one that the audit log was written with.
     #[error(
-        "an older or foreign vault was put back: the audit log says that another one must be here; restore state and log from one backup"
+        "an older or foreign vault was put back: the audit log says that another one must be here; restore state.db, audit and keys from one backup"
     )]
     RolledBack,
     /// The log knows of a vault that is not there.

@@ -599,10 +599,10 @@ fn refused(exit: u8, said: &str) -> Failure {
 }
 
 /// What ends us. From now on each of them leaves nothing half made.
-struct Signals([(u8, Signal); 3]);
+pub(super) struct Signals([(u8, Signal); 3]);
 
 impl Signals {
-    fn listen() -> Result<Self, Failure> {
+    pub(super) fn listen() -> Result<Self, Failure> {
         let of = |number, kind| match signal(kind) {
             Ok(signal) => Ok((number, signal)),
             Err(error) => Err(Failure::of(codes::INTERNAL, error.to_string())),
@@ -615,7 +615,7 @@ impl Signals {
     }
 
     /// The number of the next one.
-    async fn next(&mut self) -> u8 {
+    pub(super) async fn next(&mut self) -> u8 {
         let [
             (hangup, on_hangup),
             (interrupt, on_interrupt),

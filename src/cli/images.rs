@@ -12,8 +12,8 @@ use portcullis_actors::sandbox_pool::{EngineConfig, image};
 use portcullis_core::codes;
 use serde_json::json;
 
-use super::Interrupts;
 use super::args::Image;
+use super::copy::Signals;
 use super::failure::Failure;
 use super::out::{Out, note};
 use crate::config;
@@ -67,16 +67,23 @@ pub async fn run(
             ));
             let (tar, root) = (folder.path().join("tar"), folder.path().join("root"));
             let file = created(&tar)?;
-            // Held: who interrupts ends debootstrap, and what it left is removed.
-            let interrupts = Interrupts::listen();
+            let mut signals = Signals::listen()?;
             fs::DirBuilder::new()
                 .mode(0o755)
                 .create(&root)
                 .map_err(|error| Failure::io(codes::IMAGE_BUILD, PLACE, &error))?;
-            let made = debian::install(&wanted, &root, &folder.path().join("log"))
-                .and_then(|versions| Ok((versions, rootfs::from_folder(&root, file)?)));
-            let (versions, made) = made.map_err(not_made)?;
-            drop(interrupts);
+            let log = folder.path().join("log");
+            let installed = tokio::select! {
+                installed = debian::install(&wanted, &root, &log) => installed,
+                // What was begun ends with the future, and what it has left is removed.
+                end = signals.next() => return Ok(128 + end),
+            };
+            let versions = installed.map_err(not_made)?;
+            let making = tokio::task::spawn_blocking(move || rootfs::from_folder(&root, file));
+            let Some(made) = until(making, &mut signals).await else {
+                return Ok(128 + 2);
+            };
+            let made = made.map_err(not_made)?;
             import(&images, name, &versions.join(", "), &tar, &made, out).await
         }
         Image::Import { file, name } => {
@@ -85,13 +92,17 @@ pub async fn run(
             let folder = folder()?;
             let tar = folder.path().join("tar");
             let to = created(&tar)?;
-            let made = if file == Path::new("-") {
-                rootfs::from_tar(io::stdin().lock(), to)
-            } else {
-                let from = File::open(file).map_err(|error| {
-                    Failure::io(codes::IMAGE_BUILD, clean(&file.to_string_lossy()), &error)
-                })?;
-                rootfs::from_tar(from, to)
+            let mut signals = Signals::listen()?;
+            let from = file.clone();
+            let making = tokio::task::spawn_blocking(move || {
+                if from == Path::new("-") {
+                    return rootfs::from_tar(io::stdin().lock(), to);
+                }
+                let named = |error| NotMade::new(format!("{}: {error}", from.display()));
+                rootfs::from_tar(File::open(&from).map_err(named)?, to)
+            });
+            let Some(made) = until(making, &mut signals).await else {
+                return Ok(128 + 2);
             };
             import(&images, name, "", &tar, &made.map_err(not_made)?, out).await
         }
@@ -106,6 +117,17 @@ pub async fn run(
     }
 }
 
+/// What it makes, unless somebody ends it before: then its folder goes, and the process with it.
+async fn until<T>(
+    making: tokio::task::JoinHandle<Result<T, NotMade>>,
+    signals: &mut Signals,
+) -> Option<Result<T, NotMade>> {
+    tokio::select! {
+        made = making => Some(made.unwrap_or_else(|error| Err(NotMade::new(error.to_string())))),
+        _ = signals.next() => None,
+    }
+}
+
 async fn import(
     images: &Images,
     name: &str,
@@ -114,10 +136,10 @@ async fn import(
     made: &Made,
     out: Out,
 ) -> Result<u8, Failure> {
-    let mut interrupts = Interrupts::listen();
+    let mut signals = Signals::listen()?;
     let id = tokio::select! {
         id = images.import(tar, &made.digest, name, packages) => id.map_err(|error| failed(&error))?,
-        () = interrupts.next() => return Err(Failure::of(codes::IMAGE_BUILD, "it was interrupted")),
+        end = signals.next() => return Ok(128 + end),
     };
     let document = json!({
         "name": name, "id": id, "rootfs": made.digest, "bytes": made.bytes, "entries": made.entries,
@@ -317,6 +339,7 @@ mod tests {
             rootfs: "cd".to_owned(),
             bytes: 3 << 20,
             made_secs: 0,
+            content: String::new(),
             packages: "git 1\u{1b}[31m".to_owned(),
         };
         let text = rows(&[image]);

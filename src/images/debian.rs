@@ -2,7 +2,9 @@
 
 use std::fs::{self, File};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
+
+use tokio::process::Command;
 
 use super::NotMade;
 use crate::show::text::clean;
@@ -74,11 +76,11 @@ impl Wanted {
     }
 }
 
-/// Installs into `root`, which must be empty and nobody else's. Names and versions of what was asked for. Blocks for a minute.
+/// Installs into `root`, which must be empty and nobody else's. Names and versions of what was asked for. It takes a minute.
 ///
 /// # Errors
 /// What debootstrap said last, or the command that installs it.
-pub fn install(wanted: &Wanted, root: &Path, log: &Path) -> Result<Vec<String>, NotMade> {
+pub async fn install(wanted: &Wanted, root: &Path, log: &Path) -> Result<Vec<String>, NotMade> {
     if !rustix::process::geteuid().is_root() {
         return Err(NotMade::new(
             "packages are installed into a root of their own, which only root may do",
@@ -92,10 +94,25 @@ pub fn install(wanted: &Wanted, root: &Path, log: &Path) -> Result<Vec<String>, 
         None => own_suite(&fs::read_to_string("/etc/os-release").unwrap_or_default()),
     };
     let out = File::create(log)?;
-    // In a mount namespace of its own: what it mounts is gone with it, however it ends.
-    let mut command = Command::new("unshare");
+    // In namespaces of its own: what it mounts and starts is gone with it, and it with us, however that ends.
+    let mut command = Command::new("setpriv");
     command
-        .args(["--mount", "--propagation", "private", "--"])
+        .args([
+            "--pdeathsig",
+            "KILL",
+            "--",
+            "unshare",
+            "--mount",
+            "--propagation",
+        ])
+        .args([
+            "private",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+            "--",
+        ])
         .args(["debootstrap", "--variant=minbase", "--force-check-gpg"])
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
@@ -103,6 +120,7 @@ pub fn install(wanted: &Wanted, root: &Path, log: &Path) -> Result<Vec<String>, 
         .env("DEBIAN_FRONTEND", "noninteractive")
         .envs(proxies())
         .stdin(Stdio::null())
+        .kill_on_drop(true)
         .stderr(out.try_clone()?)
         .stdout(out);
     if !wanted.packages.is_empty() {
@@ -118,10 +136,13 @@ pub fn install(wanted: &Wanted, root: &Path, log: &Path) -> Result<Vec<String>, 
             .iter()
             .any(|folder| Path::new(folder).join(name).exists())
     };
-    if !in_path("debootstrap") || !in_path("unshare") {
+    if ["debootstrap", "unshare", "setpriv"]
+        .iter()
+        .any(|name| !in_path(name))
+    {
         return Err(missing());
     }
-    if !command.status()?.success() {
+    if !command.status().await?.success() {
         let said = fs::read(log).unwrap_or_default();
         let said = String::from_utf8_lossy(&said);
         let lines: Vec<_> = said

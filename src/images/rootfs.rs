@@ -1,6 +1,6 @@
 //! One plain tar of a root file system, from a folder or from another tar.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File, Metadata};
 use std::io::{self, BufReader, BufWriter, Read, Seek as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
@@ -42,6 +42,8 @@ struct Writer {
     /// Of an archive of `docker save`.
     is_saved: bool,
     has_root: bool,
+    /// What is in it so far; of a tar that somebody has.
+    paths: BTreeSet<PathBuf>,
 }
 
 impl Writer {
@@ -54,6 +56,7 @@ impl Writer {
             has_shell: false,
             is_saved: false,
             has_root: false,
+            paths: BTreeSet::new(),
         }
     }
 
@@ -69,6 +72,27 @@ impl Writer {
         self.has_shell |= is(&["bin/sh", "usr/bin/sh"]);
         self.is_saved |= is(&["manifest.json", "oci-layout"]);
         self.has_root |= is(&["bin", "usr", "bin/sh"]);
+        Ok(())
+    }
+
+    /// Each name once, and below folders that are there: else engines make of it what they like.
+    fn placed(&mut self, path: &Path) -> Result<(), NotMade> {
+        let parent = path.parent().filter(|parent| *parent != Path::new(""));
+        if let Some(parent) = parent.filter(|parent| !self.paths.contains(*parent)) {
+            self.placed(parent)?;
+            self.counted(parent, 0)?;
+            let mut header = Header::new_gnu();
+            header.set_entry_type(EntryType::Directory);
+            header.set_mode(0o755);
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_mtime(0);
+            header.set_size(0);
+            self.tar.append_data(&mut header, parent, io::empty())?;
+        }
+        if !self.paths.insert(path.to_owned()) {
+            return Err(NotMade::new(format!("{} is in it twice", path.display())));
+        }
         Ok(())
     }
 
@@ -190,6 +214,9 @@ pub fn from_tar(read: impl Read, out: File) -> Result<Made, NotMade> {
         header.set_mtime(from.mtime()?);
         header.set_size(0);
         header.set_entry_type(kind);
+        if !matches!(kind, EntryType::Char | EntryType::Block | EntryType::Fifo) {
+            writer.placed(&path)?;
+        }
         let named = |what: &str| NotMade::new(format!("{}: {what}", path.display()));
         match kind {
             EntryType::Directory => {
@@ -356,6 +383,33 @@ mod tests {
     }
 
     #[test]
+    fn folders_that_are_missing_are_made() {
+        let (made, bytes) = made(&[("usr/bin/sh", FILE, 0o755, b"#!", "")]).unwrap();
+        assert_eq!(made.entries, 3);
+        let mut tar = tar::Archive::new(&bytes[..]);
+        let paths = tar.entries().unwrap().map(|entry| {
+            let entry = entry.unwrap();
+            (
+                entry.path().unwrap().display().to_string(),
+                entry.header().mode().unwrap(),
+            )
+        });
+        let wanted = [("usr", 0o755), ("usr/bin", 0o755), ("usr/bin/sh", 0o755)];
+        assert!(paths.eq(wanted.map(|(path, mode)| (path.to_owned(), mode))));
+    }
+
+    #[test]
+    fn a_name_that_comes_twice_is_refused() {
+        for twice in [
+            ("a", FILE, 0o644, &b"1"[..], ""),
+            ("./a", FILE, 0o600, b"2", ""),
+        ] {
+            let error = made(&[("a", FILE, 0o644, b"0", ""), twice]).unwrap_err();
+            assert!(error.why.contains("twice"), "{}", error.why);
+        }
+    }
+
+    #[test]
     fn what_leads_out_of_the_root_is_refused_by_name() {
         for (entry, why) in [
             (("bin/../../x", FILE, 0o644, &b""[..], ""), "bin/../../x"),
@@ -365,7 +419,7 @@ mod tests {
                 "../../etc/shadow",
             ),
             (
-                ("x", EntryType::GNUSparse, 0o644, b"", ""),
+                ("x", EntryType::new(b'Z'), 0o644, b"", ""),
                 "x: is of a kind",
             ),
         ] {

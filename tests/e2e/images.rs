@@ -57,6 +57,14 @@ fn left_over() -> Vec<PathBuf> {
 fn an_image_of_debians_packages_is_built_listed_verified_and_what_a_box_is_made_of() {
     let engine = Engine::start();
     let mut gateway = docker_gateway(&engine);
+    // The bug: the default image was taken to be any of the same layer, and a box of it had labels that nobody had asked for.
+    for name in ["small-1", "small-2", "small-3"] {
+        done(&image(&gateway, &["build", "--name", name, "--json"]));
+    }
+    gateway.launch();
+    let run = gateway.cli(&["exec", "--agent", "demo", "--", "true"]);
+    assert!(run.status.success(), "{run:?}");
+    gateway.stop();
     let built = image(
         &gateway,
         &[
@@ -110,19 +118,37 @@ fn an_image_of_debians_packages_is_built_listed_verified_and_what_a_box_is_made_
     let lines: Vec<String> = text(&run.stdout).lines().map(str::to_owned).collect();
     assert_eq!(&lines[lines.len() - 3..], ["42", "2", "0"], "{run:?}");
 
-    // Whoever writes on the engine's disk: in the layer, and in what says which layer it is.
+    // Whoever writes on the engine's disk: into a file, beside it, in its rights, or in its place.
     gateway.stop();
     let layers = engine.folder().join("data/overlay2");
-    let shell = find(&layers, "diff/usr/bin/git").expect("the layer lies on the engine's disk");
-    let mut bytes = fs::read(&shell).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    fs::write(&shell, &bytes).unwrap();
-    let said = refused(&image(&gateway, &["verify", "tools"]), "IMAGE_ALTERED", 10);
-    assert!(said.contains(&id), "{said}");
-    bytes[middle] ^= 1;
-    fs::write(&shell, &bytes).unwrap();
-    assert!(image(&gateway, &["verify", "tools"]).status.success());
+    let git = find(&layers, "diff/usr/bin/git").expect("the layer lies on the engine's disk");
+    let beside = git.with_file_name("evil");
+    let bytes = fs::read(&git).unwrap();
+    let mode = |mode| fs::set_permissions(&git, fs::Permissions::from_mode(mode)).unwrap();
+    let altered = |what: &str| {
+        let verified = image(&gateway, &["verify", "tools"]);
+        assert_eq!(verified.status.code(), Some(10), "{what}: {verified:?}");
+        let said = refused(&verified, "IMAGE_ALTERED", 10);
+        assert!(said.contains(&id), "{what}: {said}");
+    };
+    let mut other = bytes.clone();
+    other[bytes.len() / 2] ^= 1;
+    fs::write(&git, &other).unwrap();
+    altered("a bit");
+    fs::write(&git, &bytes).unwrap();
+    fs::write(&beside, "#!/bin/sh\n").unwrap();
+    altered("another file");
+    fs::remove_file(&beside).unwrap();
+    mode(0o4755);
+    altered("rights");
+    mode(0o755);
+    fs::rename(&git, &beside).unwrap();
+    std::os::unix::fs::symlink("evil", &git).unwrap();
+    altered("a link in its place");
+    fs::remove_file(&git).unwrap();
+    fs::rename(&beside, &git).unwrap();
+    let verified = image(&gateway, &["verify", "tools"]);
+    assert!(verified.status.success(), "{verified:?}");
 }
 
 fn find(layers: &Path, below: &str) -> Option<PathBuf> {

@@ -11,6 +11,7 @@ mod epochs;
 mod forged;
 mod histories;
 mod odd;
+mod replaced;
 mod retention;
 mod room;
 mod tiles;

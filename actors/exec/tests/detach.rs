@@ -225,6 +225,8 @@ async fn the_end_of_its_credential_ends_a_detached_run_and_what_is_kept_of_other
     // Not even to who comes under that name again.
     let refused = attach(&house, &over.run_id, (&by, "c2"), 0).await;
     assert_eq!(refused.map(|_| ()).unwrap_err().code, codes::RUN_NOT_FOUND);
-    let _ = accepted;
+    // The bug: what that end itself had ended was kept for him.
+    let refused = attach(&house, &accepted.run_id, (&by, "c3"), 0).await;
+    assert_eq!(refused.map(|_| ()).unwrap_err().code, codes::RUN_NOT_FOUND);
     house.end().await;
 }
