@@ -632,8 +632,10 @@ impl Log {
     fn refused(&mut self, error: &AuditError, count: usize) {
         // A failed rotation leaves a good descriptor behind; it is opened anew all the same.
         self.file = None;
-        // If somebody has cut the log, who starts next must know how far it had come. On a full disk it cannot be told.
-        if let Err(error) = self.signer.reach_to(self.head.seq.0) {
+        // If somebody has cut the log, who starts next must know how far it had come. Once: on a full disk it cannot be told.
+        if self.gap.is_none()
+            && let Err(error) = self.signer.reach_to(self.head.seq.0)
+        {
             tracing::warn!(%error, "the size of the audit log cannot be written down");
         }
         let now = self.spec.clock.stamp().wall_ms;
