@@ -475,7 +475,7 @@ impl Log {
             }
         }
         self.tree.flush();
-        self.signer.changed(Instant::now());
+        self.signer.changed(Instant::now(), self.head.seq.0);
     }
 
     /// What retention lets go now; looked for after a start and whenever a segment was begun.
@@ -571,6 +571,7 @@ impl Log {
     /// After the stop mark: what an orderly end leaves.
     pub(super) fn finish(&mut self) {
         self.signer.sign(self.head.seq.0, self.tree.root(), true);
+        self.signer.finish();
         if let Err(error) = self.tree.keep() {
             tracing::warn!(%error, "the tree of the audit log was not written whole");
         }

@@ -51,6 +51,8 @@ pub(super) struct Signer {
     reached_size: u64,
     /// When that was so for the last time.
     bound: Instant,
+    /// Durable records, whatever a checkpoint is over.
+    size: u64,
     /// The root over the records up to the epoch's mark, as the epoch before has signed it.
     sealed: Option<Arc<SignedCheckpoint>>,
     /// What an earlier stop left, to be mended once the log was found to be ours.
@@ -110,6 +112,7 @@ impl Signer {
             reached: Instant::now(),
             reached_size: 0,
             bound: Instant::now(),
+            size: head.seq.0,
             sealed: None,
             left: Left::default(),
         };
@@ -451,14 +454,15 @@ impl Signer {
     }
 
     /// There are records that no checkpoint covers.
-    pub(super) fn changed(&mut self, now: Instant) {
+    pub(super) fn changed(&mut self, now: Instant, size: u64) {
+        self.size = size;
         self.dirty.get_or_insert(now);
     }
 
     /// When there is something to do without a record: a checkpoint, or the log's size.
     pub(super) fn due(&self) -> Option<Instant> {
         let checkpoint = self.dirty.map(|since| since + self.every);
-        let is_behind = self.covered() > self.reached_size;
+        let is_behind = self.size > self.reached_size;
         let size = is_behind.then(|| self.reached + REACH_EVERY);
         checkpoint.into_iter().chain(size).min()
     }
@@ -516,18 +520,34 @@ impl Signer {
         }
     }
 
-    /// Writes down how far the log has come, where the newest checkpoint says more than what was written down last.
+    /// At an orderly stop: how far the log has come, also where no checkpoint could be written.
+    pub(super) fn finish(&mut self) {
+        if self.size > self.reached_size {
+            self.reach();
+        }
+    }
+
+    /// Writes down how far the log has come. Not how far a checkpoint is over it: who keeps those from being written could put an
+    /// older log back.
     fn reach(&mut self) {
         self.reached = Instant::now();
-        if let Err(error) = self.reach_to(self.covered()) {
+        if let Err(error) = self.reach_to(self.size) {
             tracing::warn!(%error, "the size of the audit log cannot be written down yet");
         }
     }
 
     /// Writes down, durably, that the log has so many durable records, whatever a checkpoint is over.
     pub(super) fn reach_to(&mut self, size: u64) -> io::Result<()> {
-        if size <= self.reached_size {
+        // Before the first key there is nothing beside which it could lie.
+        if size <= self.reached_size || self.current.is_none() {
             return Ok(());
+        }
+        // Somebody has put a newer one there: it says what is missing, and this log is not the one to go on with.
+        let there = self.keys.reached(self.epoch()).ok().flatten();
+        if let Some(there) = there.filter(|there| *there > size) {
+            return Err(io::Error::other(format!(
+                "it says there that the log has had {there} records"
+            )));
         }
         self.keys.reach(self.epoch(), size)?;
         self.reached_size = size;
@@ -552,7 +572,7 @@ impl Signer {
 
     /// The same, where its time has come.
     pub(super) fn keep(&mut self) {
-        if self.covered() > self.reached_size && self.reached.elapsed() >= REACH_EVERY {
+        if self.size > self.reached_size && self.reached.elapsed() >= REACH_EVERY {
             self.reach();
         }
     }

@@ -255,7 +255,7 @@ impl Engine {
             for (file, was) in files.iter().zip(were) {
                 // Where the second was not there yet when it was looked for, SQLite makes it.
                 if was.is_some() && Lies::now(file) != *was {
-                    return Err(StoreError::Io(format!(
+                    return Err(StoreError::Moved(format!(
                         "{} was replaced or removed while the gateway ran: put the newest files back and restart it",
                         file.display()
                     )));

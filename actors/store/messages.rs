@@ -265,6 +265,9 @@ pub enum StoreError {
     /// Any other failure of the engine or the disk. Whether a write happened is unknown.
     #[error("the state database failed ({0}): look at the disk and the system log")]
     Io(String),
+    /// The file was moved away or replaced under the gateway. Nothing was done.
+    #[error("the state database failed ({0}): look at the disk and the system log")]
+    Moved(String),
     /// Too many calls wait already. Nothing was done.
     #[error("the store is overloaded: try again")]
     Overloaded,
@@ -292,7 +295,7 @@ impl StoreError {
             Self::Altered { .. } | Self::Replaced => "STATE_ROW_ALTERED",
             Self::Format { .. } => "STATE_FORMAT",
             Self::Mode(_) => "STATE_MODE",
-            Self::Io(_) => "STATE_IO",
+            Self::Io(_) | Self::Moved(_) => "STATE_IO",
             Self::Overloaded => "OVERLOADED",
             Self::Deadline { .. } => "DEADLINE",
             Self::Down => "STORE_DOWN",

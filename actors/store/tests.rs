@@ -384,7 +384,7 @@ fn what_would_go_into_a_file_that_was_replaced_is_refused() {
         }
         let refused = commit("lost");
         assert!(
-            matches!(refused, Err(StoreError::Io(_))),
+            matches!(refused, Err(StoreError::Moved(_))),
             "{name}: {refused:?}"
         );
         drop(std::fs::remove_file(&file));

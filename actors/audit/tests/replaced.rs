@@ -122,6 +122,64 @@ fn what_lies_behind_the_last_record_and_was_not_written_here_is_never_cut_off() 
     }
 }
 
+/// The bug: how far the log had come was written down by what a checkpoint was over, also at an orderly stop: where none could be
+/// written, all since the last could be taken back unseen.
+#[test]
+fn how_far_the_log_has_come_is_written_down_where_no_checkpoint_can_be() {
+    let place = Place::new();
+    place.open(1).close();
+    let older = std::fs::read(place.segment(1)).unwrap();
+    let log = place.open(2);
+    let notes = place.dir.join("checkpoints");
+    let away = place.dir.with_extension("notes");
+    std::fs::rename(&notes, &away).unwrap();
+    std::fs::write(&notes, "").unwrap();
+    log.once("uid:0", "live");
+    let newer = std::fs::read(place.segment(1)).unwrap();
+    log.close();
+    std::fs::remove_file(&notes).unwrap();
+    std::fs::rename(&away, &notes).unwrap();
+    // To where it was when this epoch had begun: its start is there.
+    let closed = std::fs::read(place.segment(1)).unwrap();
+    assert!(older.len() < newer.len() && newer.len() < closed.len());
+    for cut in [newer.len(), closed.len() - 1] {
+        std::fs::write(place.segment(1), &closed[..cut]).unwrap();
+        let error = place.try_open(3).err().unwrap();
+        assert_eq!(error.code(), "AUDIT_ALTERED", "{cut}: {error}");
+    }
+    std::fs::write(place.segment(1), &closed).unwrap();
+    let log = place.open(3);
+    assert!(matches!(log.once("uid:0", "live"), Once::Seen { .. }));
+    log.close();
+    intact(&place.dir);
+}
+
+/// The bug: a log that had come less far wrote its size over a larger one that had been put beside its key.
+#[test]
+fn a_larger_size_beside_the_key_is_never_written_over() {
+    let place = Place::new();
+    let log = place.open(1);
+    log.append(event(1)).unwrap();
+    let at = || {
+        let keys = std::fs::read_dir(place.dir.with_file_name("keys")).unwrap();
+        let mut ats: Vec<_> = keys
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|end| end == "at"))
+            .collect();
+        ats.sort();
+        ats.pop().unwrap()
+    };
+    let keys = keys(&place.dir);
+    let epoch = log.writer.status().epoch;
+    keys.reach(epoch, 1_000).unwrap();
+    let larger = std::fs::read(at()).unwrap();
+    let cut = std::fs::read(place.segment(1)).unwrap();
+    std::fs::write(place.segment(1), &cut[..cut.len() - 3]).unwrap();
+    assert!(in_the_end(&log).is_err());
+    log.crash();
+    assert_eq!(std::fs::read(at()).unwrap(), larger);
+}
+
 /// The bug: where the size of the log could not be written down beside its keys, acts went on without end, and all since then could
 /// be taken back unseen.
 #[test]
