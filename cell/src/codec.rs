@@ -20,6 +20,8 @@ const REPORT: u8 = 14;
 
 /// Kind and run number.
 const HEAD: usize = 5;
+/// Of a frame, all but texts and data.
+const SMALL: usize = 4 + HEAD + 119;
 
 /// Why bytes are no frame, or a frame has no bytes. A peer that sends one is not spoken to again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +57,12 @@ impl Frame {
         match self {
             Self::Spawn { spawn, .. } => room(into, spawn.size()),
             Self::Stdin { data, .. } => room(into, 4 + HEAD + data.expose().len()),
-            _ => {}
+            // Also behind such a frame.
+            Self::Named { name, .. } => room(into, SMALL + name.len()),
+            Self::Hello { nonce, .. } => room(into, SMALL + nonce.len()),
+            Self::Report { name, .. } => room(into, SMALL + name.len()),
+            Self::Output { data, .. } => room(into, SMALL + data.len()),
+            _ => room(into, SMALL),
         }
         into.extend_from_slice(&[0; 4]);
         let (kind, run) = self.head();
@@ -283,7 +290,7 @@ impl Decoder {
 /// Room for so many bytes more; what moves for it is overwritten where it was.
 fn room(into: &mut Vec<u8>, more: usize) {
     if into.capacity() - into.len() < more {
-        let mut moved = Vec::with_capacity(into.len() + more);
+        let mut moved = Vec::with_capacity((into.len() + more).max(2 * into.capacity()));
         moved.extend_from_slice(into);
         wipe(into);
         *into = moved;

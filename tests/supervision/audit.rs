@@ -67,13 +67,15 @@ async fn a_log_whose_folder_goes_refuses_every_act_and_mends_itself_or_breaks_on
         matches!(broken, Err(AuditError::Down { .. }) | Ok(_)),
         "{broken:?}"
     );
+    // Once for the thread that ended; on a busy machine again and again, until the file is there.
     eventually("the log was opened again", || {
-        house.room("audit").restarts == 1
+        let room = house.room("audit");
+        room.restarts >= 1 && house.audit.is_up()
     })
     .await;
     let after = in_time(audit.event(Entry::new("test.act"))).await.unwrap();
     assert!(after > head.seq);
-    house.recovered("audit", 1).await;
+    house.recovered("audit", house.room("audit").restarts).await;
     assert!(in_time(audit.verify()).await.unwrap().intact);
     house.end().await;
 }
