@@ -58,9 +58,8 @@ impl Frame {
             Self::Spawn { spawn, .. } => room(into, spawn.size()),
             Self::Stdin { data, .. } => room(into, 4 + HEAD + data.expose().len()),
             // Also behind such a frame.
-            Self::Named { name, .. } => room(into, SMALL + name.len()),
             Self::Hello { nonce, .. } => room(into, SMALL + nonce.len()),
-            Self::Report { name, .. } => room(into, SMALL + name.len()),
+            Self::Named { name, .. } | Self::Report { name, .. } => room(into, SMALL + name.len()),
             Self::Output { data, .. } => room(into, SMALL + data.len()),
             _ => room(into, SMALL),
         }

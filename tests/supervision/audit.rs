@@ -75,7 +75,10 @@ async fn a_log_whose_folder_goes_refuses_every_act_and_mends_itself_or_breaks_on
     .await;
     let after = in_time(audit.event(Entry::new("test.act"))).await.unwrap();
     assert!(after > head.seq);
-    house.recovered("audit", house.room("audit").restarts).await;
+    match house.room("audit").restarts {
+        0 | 1 => house.recovered("audit", 1).await,
+        more => house.recovered("audit", more).await,
+    }
     assert!(in_time(audit.verify()).await.unwrap().intact);
     house.end().await;
 }
