@@ -356,13 +356,13 @@ pub async fn fork_bomb(driver: &Driver, state: &State) {
     let (_, seen) = live
         .begin(
             "b() { b | b & wait; }; (b; b; b) & while :; do :; done",
-            |spawn| spawn.timeout_ms = 10_000,
+            |spawn| spawn.timeout_ms = 20_000,
         )
         .await;
     let mut most = 0;
     // It needs the processor to go off: on a busy machine it is waited for.
     let began = Instant::now();
-    while began.elapsed().as_millis() < 1200 || (most <= 10 && began.elapsed().as_secs() < 9) {
+    while began.elapsed().as_millis() < 1200 || (most <= 10 && began.elapsed().as_secs() < 19) {
         most = most.max(below(live.started.init_pid).len() + 1);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
