@@ -286,7 +286,10 @@ impl Thread {
             self.status.set(status_of(&self.log, self.groups));
             let until = Instant::now() + RECALL_EVERY;
             loop {
-                match self.queue.recv_timeout(until - Instant::now().min(until)) {
+                match self
+                    .queue
+                    .recv_timeout(until.saturating_duration_since(Instant::now()))
+                {
                     Ok(Job::Close(answer)) => return Err(Some((answer, error))),
                     Ok(Job::Look(answer, is_signed)) => answer.send(Ok(self.look(is_signed))),
                     Ok(job) => job.refuse(error.clone()),

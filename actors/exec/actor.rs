@@ -368,6 +368,10 @@ impl Exec {
                 "who has only the shared token cannot detach: nobody could tell him from another later",
             ));
         }
+        // From here on it outlives its connection: one that came late, behind the end of its credential, is not begun.
+        if let Some(reason) = request.session.get().filter(|_| request.detach) {
+            return Err(ExecRefusal::new(codes::SESSION_ENDED, reason));
+        }
         if !(1..=256).contains(&request.idempotency_key.len()) {
             return Err(ExecRefusal::new(
                 codes::INVALID_PARAMS,
@@ -451,22 +455,25 @@ impl Exec {
         let own = |who: &Principal| may_attach(who, by);
         let mut live = self.live.values_mut();
         let live = live.find(|live| live.run == *run && !live.nobodys && own(&live.who));
-        let (keeper, over) = if let Some(live) = live {
-            let keeper = live.keeper.as_ref().ok_or_else(not_there)?;
-            // What goes into it comes from there now.
-            live.connection = connection;
-            (keeper, false)
-        } else {
-            let mut kept = self.kept.iter();
-            let kept = kept.find(|kept| kept.run == *run && own(&kept.who));
-            (&kept.ok_or_else(not_there)?.keeper, true)
+        let mut kept = self.kept.iter();
+        let keeper = match &live {
+            Some(live) => live.keeper.as_ref(),
+            None => kept
+                .find(|kept| kept.run == *run && own(&kept.who))
+                .map(|kept| &kept.keeper),
         };
-        keeper.try_send(attach).map_err(|error| match error {
+        let sent = keeper.ok_or_else(not_there)?.try_send(attach);
+        sent.map_err(|error| match error {
             TrySendError::Full(_) => {
                 ExecRefusal::new(codes::OVERLOADED, "too many readers of this run at once")
             }
             TrySendError::Closed(_) => not_there(),
         })?;
+        let over = live.is_none();
+        if let Some(live) = live {
+            // What goes into it comes from there now; not from one that was refused.
+            live.connection = connection;
+        }
         Ok(Attached {
             run_id: run.clone(),
             over,

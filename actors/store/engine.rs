@@ -255,10 +255,12 @@ impl Engine {
             for (file, was) in files.iter().zip(were) {
                 // Where the second was not there yet when it was looked for, SQLite makes it.
                 if was.is_some() && Lies::now(file) != *was {
-                    return Err(StoreError::Moved(format!(
-                        "{} was replaced or removed while the gateway ran: put the newest files back and restart it",
+                    let why = format!(
+                        "{} was replaced or removed while the gateway ran: put the newest files back",
                         file.display()
-                    )));
+                    );
+                    tracing::error!(target: "portcullis", why, "nothing is written into the state");
+                    return Err(StoreError::Moved(why));
                 }
             }
         }

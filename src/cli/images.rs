@@ -80,10 +80,10 @@ pub async fn run(
             };
             let versions = installed.map_err(not_made)?;
             let making = tokio::task::spawn_blocking(move || rootfs::from_folder(&root, file));
-            let Some(made) = until(making, &mut signals).await else {
-                return Ok(128 + 2);
+            let made = match until(making, &mut signals).await {
+                Ok(made) => made.map_err(not_made)?,
+                Err(end) => return Ok(128 + end),
             };
-            let made = made.map_err(not_made)?;
             import(&images, name, &versions.join(", "), &tar, &made, out).await
         }
         Image::Import { file, name } => {
@@ -101,10 +101,11 @@ pub async fn run(
                 let named = |error| NotMade::new(format!("{}: {error}", from.display()));
                 rootfs::from_tar(File::open(&from).map_err(named)?, to)
             });
-            let Some(made) = until(making, &mut signals).await else {
-                return Ok(128 + 2);
+            let made = match until(making, &mut signals).await {
+                Ok(made) => made.map_err(not_made)?,
+                Err(end) => return Ok(128 + end),
             };
-            import(&images, name, "", &tar, &made.map_err(not_made)?, out).await
+            import(&images, name, "", &tar, &made, out).await
         }
         Image::List => {
             let images = opened(&engine(state)?).await?.list().await;
@@ -117,14 +118,14 @@ pub async fn run(
     }
 }
 
-/// What it makes, unless somebody ends it before: then its folder goes, and the process with it.
+/// What it makes, or the signal by which somebody ends it before: then its folder goes, and the process with it.
 async fn until<T>(
     making: tokio::task::JoinHandle<Result<T, NotMade>>,
     signals: &mut Signals,
-) -> Option<Result<T, NotMade>> {
+) -> Result<Result<T, NotMade>, u8> {
     tokio::select! {
-        made = making => Some(made.unwrap_or_else(|error| Err(NotMade::new(error.to_string())))),
-        _ = signals.next() => None,
+        made = making => Ok(made.unwrap_or_else(|error| Err(NotMade::new(error.to_string())))),
+        end = signals.next() => Err(end),
     }
 }
 
