@@ -189,7 +189,7 @@ async fn start(dir: &Path) -> Result<(AuditHandle, Tree)> {
         boot: BOOT,
         clock: Clock::new(),
         feed: Feed::new(),
-        dropped: std::sync::Arc::default(),
+        unwritten: std::sync::Arc::default(),
         version: "bench".into(),
     };
     let audit = AuditHandle::add(&mut builder, wiring);

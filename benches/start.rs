@@ -191,7 +191,7 @@ async fn record(log: &Path, acts: usize) -> Result<()> {
         boot: BootId(*uuid::Uuid::new_v4().as_bytes()),
         clock: Clock::new(),
         feed: Feed::new(),
-        dropped: std::sync::Arc::default(),
+        unwritten: std::sync::Arc::default(),
         version: "bench".into(),
     };
     let audit = AuditHandle::add(&mut builder, wiring);

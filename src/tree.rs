@@ -160,7 +160,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             boot: ground.boot,
             clock: portcullis_actors::audit::Clock::new(),
             feed: Feed::new(),
-            dropped: Arc::default(),
+            unwritten: Arc::default(),
             version: version.to_owned(),
             state: Some(store.revision()),
         },

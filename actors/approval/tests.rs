@@ -63,7 +63,7 @@ async fn house_with(folder: &Path, boot: u8, clock: Clock, store: Store, key: u8
             boot: BootId([boot; 16]),
             clock: crate::audit::Clock::new(),
             feed: Feed::new(),
-            dropped: std::sync::Arc::default(),
+            unwritten: std::sync::Arc::default(),
             version: "test".into(),
         },
     );
@@ -749,7 +749,7 @@ async fn a_row_beyond_the_audit_log_stops_the_start() {
             boot: BootId([2; 16]),
             clock: crate::audit::Clock::new(),
             feed: Feed::new(),
-            dropped: std::sync::Arc::default(),
+            unwritten: std::sync::Arc::default(),
             version: "test".into(),
         },
     );

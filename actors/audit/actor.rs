@@ -53,10 +53,10 @@ impl Room for Audit {
             version: wiring.version.clone(),
             state: wiring.state.clone(),
         };
-        let (feed, dropped) = (wiring.feed.clone(), wiring.dropped.clone());
+        let (feed, unwritten) = (wiring.feed.clone(), wiring.unwritten.clone());
         ctx.blocking("open", 0, move || {
             // Nobody waits any more: the writer goes, and its lock with it.
-            drop(tx.send(Writer::open(spec, feed, dropped)));
+            drop(tx.send(Writer::open(spec, feed, unwritten)));
         })?;
         let (writer, report) = opened.await??;
         if report.torn_bytes > 0 || report.unknown > 0 {

@@ -3,11 +3,12 @@
 use super::actor::Audit;
 use super::error::AuditError;
 use super::log::Clock;
-use super::messages::{AuditMsg, Dropped, Refused};
+use super::messages::{AuditMsg, Refused};
 use super::offline::VerifyReport;
 use super::proofs::{Consistency, Inclusion, Signed};
 use super::read::Found;
-use crate::supervision::{CallError, Feed, FeedReader, Flag, Handle, Policy, Reply, TreeBuilder};
+use super::unwritten::Unwritten;
+use crate::supervision::{CallError, Feed, FeedReader, Handle, Policy, Reply, TreeBuilder};
 use portcullis_core::audit::verify::Outside;
 use portcullis_core::audit::{Body, Entry, Head, Once, OnceKey, Outcome, Query, Record, Seq};
 use std::sync::Arc;
@@ -27,14 +28,14 @@ const CAPACITY: usize = 1_024;
 pub struct AuditHandle {
     room: Handle<AuditMsg>,
     feed: Feed<Arc<Record>>,
-    dropped: Arc<Flag<Dropped>>,
+    unwritten: Arc<Unwritten>,
     clock: Clock,
 }
 
 impl AuditHandle {
     /// Adds the room to a tree; without it nothing may act, so it is critical.
     pub fn add(tree: &mut TreeBuilder, wiring: super::AuditWiring) -> Self {
-        let (feed, dropped) = (wiring.feed.clone(), wiring.dropped.clone());
+        let (feed, unwritten) = (wiring.feed.clone(), wiring.unwritten.clone());
         let clock = wiring.clock;
         let policy = Policy::new(CAPACITY)
             .critical()
@@ -43,7 +44,7 @@ impl AuditHandle {
         Self {
             room,
             feed,
-            dropped,
+            unwritten,
             clock,
         }
     }
@@ -80,11 +81,25 @@ impl AuditHandle {
         self.ask(WITHIN, |reply| AuditMsg::Seen(key, reply)).await
     }
 
-    /// The act of that intent ended so. Durable when it returns.
+    /// The act of that intent ended so. Durable when it returns; what the log cannot take now is recorded as soon as it takes
+    /// records again (a crash of the daemon before that leaves `unknown`).
     ///
     /// # Errors
     /// [`AuditError::NotOpen`] for an intent that is closed already; others as [`Self::intent`].
     pub async fn outcome(&self, intent: Seq, outcome: Outcome) -> Result<Seq, AuditError> {
+        let body = Body::outcome(intent, outcome.clone())?;
+        let recorded = self.append(body).await;
+        if let Err(error) = &recorded {
+            self.unwritten.owe(intent, &outcome, error);
+        }
+        recorded
+    }
+
+    /// As [`Self::outcome`], for an act that is not done unless its outcome is on record: one that failed is not recorded later.
+    ///
+    /// # Errors
+    /// As [`Self::outcome`].
+    pub async fn outcome_first(&self, intent: Seq, outcome: Outcome) -> Result<Seq, AuditError> {
         self.append(Body::outcome(intent, outcome)?).await
     }
 
@@ -120,7 +135,8 @@ impl AuditHandle {
         let is_counted = matches!(error, AuditError::CannotRecord(_) | AuditError::DiskFull);
         if !is_counted {
             let now = self.clock.stamp().wall_ms;
-            self.dropped
+            self.unwritten
+                .dropped
                 .update(|dropped| dropped.add(count, now, error.code()));
         }
     }

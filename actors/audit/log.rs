@@ -344,6 +344,18 @@ impl Log {
         self.commit()
     }
 
+    /// As [`Self::append`], of what was refused before: it does not count again in the gap.
+    pub(super) fn append_again(&mut self, body: &Body) -> Result<Written, AuditError> {
+        let before = self.gap.as_ref().map(|gap| gap.count);
+        let written = self.append(std::slice::from_ref(body));
+        if let (Some(count), Some(gap)) = (before, &mut self.gap)
+            && written.is_err()
+        {
+            gap.count = count;
+        }
+        written
+    }
+
     /// Adds a record to the group under way, or begins one. A record that breaks a limit is refused alone; every other
     /// error says that nothing can be recorded now, and ends the group.
     pub(super) fn push(&mut self, body: &Body) -> Result<(), AuditError> {

@@ -19,28 +19,6 @@ pub enum Refused {
     Anew,
 }
 
-/// Events that were only noted and did not reach the log.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Dropped {
-    pub(super) count: u64,
-    pub(super) first_ms: u64,
-    pub(super) last_ms: u64,
-    /// Of the last.
-    pub(super) code: &'static str,
-}
-
-impl Dropped {
-    /// One more.
-    pub(super) fn add(&mut self, count: u64, now_ms: u64, code: &'static str) {
-        if self.count == 0 {
-            self.first_ms = now_ms;
-        }
-        self.count += count;
-        self.last_ms = now_ms;
-        self.code = code;
-    }
-}
-
 /// A request to the audit room.
 pub enum AuditMsg {
     /// Record this durably.

@@ -28,6 +28,7 @@ mod recover;
 mod retire;
 mod signer;
 mod tiles;
+mod unwritten;
 mod walk;
 mod writer;
 
@@ -38,12 +39,13 @@ pub use error::{AuditError, Fault};
 pub use handle::AuditHandle;
 pub use keys::AuditKeys;
 pub use log::Clock;
-pub use messages::{AuditMsg, Dropped, Refused};
+pub use messages::{AuditMsg, Refused};
 pub use offline::{VerifyReport, verify_dir, verify_dir_against};
 pub use proofs::{Consistency, Inclusion, Signed, Told};
 pub use read::{Ended, Found, query_dir, tail_dir};
+pub use unwritten::{Dropped, Unwritten};
 
-use crate::supervision::{Feed, Flag, FlagReader};
+use crate::supervision::{Feed, FlagReader};
 use portcullis_core::audit::{BootId, Record};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -63,8 +65,8 @@ pub struct AuditWiring {
     pub clock: Clock,
     /// Where durable records are shown.
     pub feed: Feed<Arc<Record>>,
-    /// Events that could not be recorded and that nothing waited for: the log says how many.
-    pub dropped: Arc<Flag<Dropped>>,
+    /// What could not be recorded, and is as soon as that can be.
+    pub unwritten: Arc<Unwritten>,
     /// The program's version, for the start mark.
     pub version: String,
     /// How often the state was changed, durably ([`Store::revision`](crate::store::Store::revision)): the log says so, and is

@@ -7,10 +7,11 @@
 
 use super::error::AuditError;
 use super::log::{Log, LogSpec, OpenReport, Written};
-use super::messages::{Dropped, Refused};
+use super::messages::Refused;
 use super::offline::Horizon;
 use super::proofs::Signed;
 use super::retire;
+use super::unwritten::{Dropped, Unwritten};
 use crate::supervision::{Feed, Flag, Reply};
 use portcullis_core::audit::{Body, BootId, Head, Once, OnceKey, Record, Seq, is_weighty};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -32,6 +33,8 @@ const NAP: (Duration, Duration) = (Duration::from_micros(10), Duration::from_mic
 const SLACK: NonZeroU64 = NonZeroU64::MIN;
 /// Jobs that may wait for the thread.
 const QUEUE: usize = 1_024;
+/// How long after a failed try outcomes that are owed to the log are tried again.
+const PAY_EVERY: Duration = Duration::from_secs(1);
 /// Between two readings of what could not be read back at a start.
 const RECALL_EVERY: Duration = if cfg!(test) {
     Duration::from_millis(200)
@@ -139,7 +142,7 @@ impl Writer {
     pub(super) fn open(
         spec: LogSpec,
         feed: Feed<Arc<Record>>,
-        dropped: Arc<Flag<Dropped>>,
+        unwritten: Arc<Unwritten>,
     ) -> Result<(Self, OpenReport), AuditError> {
         let (log, report) = Log::open(spec)?;
         let (jobs, queue) = sync_channel(QUEUE);
@@ -148,7 +151,8 @@ impl Writer {
             log,
             queue,
             feed,
-            dropped,
+            unwritten,
+            pay_at: Instant::now(),
             status: status.clone(),
             ring: VecDeque::new(),
             expect: 1,
@@ -204,7 +208,7 @@ struct Thread {
     log: Log,
     queue: Receiver<Job>,
     feed: Feed<Arc<Record>>,
-    dropped: Arc<Flag<Dropped>>,
+    unwritten: Arc<Unwritten>,
     status: Arc<Flag<LogStatus>>,
     ring: VecDeque<Arc<Record>>,
     /// Records in the last group: so many are waited for.
@@ -214,6 +218,8 @@ struct Thread {
     groups: u64,
     /// The log on the disk is not what was written.
     altered: bool,
+    /// Outcomes that could not be recorded are tried again then.
+    pay_at: Instant,
 }
 
 /// A group being put together: records, and who waits for what.
@@ -312,11 +318,12 @@ impl Thread {
 
     /// What was lost on the way here stands in the log as a gap.
     fn tell_dropped(&mut self) {
-        if self.dropped.get().count == 0 || self.log.broken().is_some() {
+        if self.unwritten.dropped.get().count == 0 || self.log.broken().is_some() {
             return;
         }
         let mut lost = Dropped::default();
-        self.dropped
+        self.unwritten
+            .dropped
             .update(|dropped| lost = std::mem::take(dropped));
         let gap = Body::Gap {
             count: lost.count,
@@ -327,10 +334,51 @@ impl Thread {
         match self.log.append(std::slice::from_ref(&gap)) {
             Ok(written) => drop(self.publish(written, vec![gap])),
             // The log has counted the gap's own record as refused: what it is about is told later.
-            Err(_) => self.dropped.update(|dropped| {
+            Err(_) => self.unwritten.dropped.update(|dropped| {
                 dropped.add(lost.count, lost.last_ms, lost.code);
                 dropped.first_ms = dropped.first_ms.min(lost.first_ms);
             }),
+        }
+    }
+
+    /// Outcomes that the log could not take when their acts ended. A log that failed is tried with the first of them.
+    fn record_owed(&mut self) {
+        if !self.unwritten.owes() || Instant::now() < self.pay_at {
+            return;
+        }
+        let mut owed = self.unwritten.take().into_iter();
+        for one in owed.by_ref() {
+            if !self.log.is_open(one.intent) {
+                // Its record came after all, or a start has said `unknown`.
+                continue;
+            }
+            let Ok(mut body) = Body::outcome(one.intent, one.outcome.clone()) else {
+                continue;
+            };
+            let late = u64::try_from(one.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+            self.complete(&mut body, late);
+            match self.log.append_again(&body) {
+                Ok(written) => drop(self.publish(written, vec![body])),
+                Err(error) => {
+                    tracing::debug!(intent = one.intent.0, %error, "still not recorded");
+                    self.status.set(status_of(&self.log, self.groups));
+                    self.pay_at = Instant::now() + PAY_EVERY;
+                    self.unwritten.keep(one);
+                    break;
+                }
+            }
+        }
+        owed.for_each(|one| self.unwritten.keep(one));
+    }
+
+    /// What an outcome says of the log's own: how long its act took, which ended `late` milliseconds ago, and how far the state is.
+    fn complete(&self, body: &mut Body, late: u64) {
+        if let Body::Outcome { intent, outcome } = body {
+            if let Some(ms) = self.log.open_for(*intent) {
+                outcome.took(ms.saturating_sub(late));
+            }
+            let state = self.log.spec().state_rev();
+            outcome.state_rev = state.filter(|_| state > self.log.ledger.state_rev);
         }
     }
 
@@ -356,8 +404,10 @@ impl Thread {
         loop {
             self.retire();
             self.tell_dropped();
+            self.record_owed();
             self.log.tick();
-            let Some(due) = self.log.signer().due() else {
+            let owed = self.unwritten.owes().then_some(self.pay_at);
+            let Some(due) = self.log.signer().due().into_iter().chain(owed).min() else {
                 return self.queue.recv().ok();
             };
             let within = due.saturating_duration_since(Instant::now());
@@ -407,17 +457,13 @@ impl Thread {
                     answer.send(Err(AuditError::Ended));
                     return;
                 }
-                if let Body::Outcome { intent, outcome } = body.as_mut() {
-                    if !self.log.is_open(*intent) || group.closed.contains(intent) {
-                        answer.send(Err(AuditError::NotOpen(*intent)));
+                if let Body::Outcome { intent, .. } = *body {
+                    if !self.log.is_open(intent) || group.closed.contains(&intent) {
+                        answer.send(Err(AuditError::NotOpen(intent)));
                         return;
                     }
-                    if let Some(ms) = self.log.open_for(*intent) {
-                        outcome.took(ms);
-                    }
-                    group.is_weighty |= self.log.is_weighty(*intent);
-                    let state = self.log.spec().state_rev();
-                    outcome.state_rev = state.filter(|_| state > self.log.ledger.state_rev);
+                    group.is_weighty |= self.log.is_weighty(intent);
+                    self.complete(&mut body, 0);
                 }
                 self.push(group, *body, answer, Wait::Seq);
             }

@@ -331,7 +331,7 @@ impl Methods {
             Err(_) => Outcome::failed(codes::ROOM_DOWN.name),
         };
         // A code that is not on record is not given out; it runs out within its minute.
-        let recorded = self.audit.outcome(intent, outcome).await;
+        let recorded = self.audit.outcome_first(intent, outcome).await;
         let minted = minted.map_err(|e| ErrorBody::of(codes::ROOM_DOWN, e.to_string()))?;
         recorded.map_err(|e| refused(e.code(), &e))?;
         let code = minted.code.reveal();

@@ -42,7 +42,7 @@ async fn house_with(folder: &Path, boot: u8, clock: Clock, config: PairingConfig
             boot: BootId([boot; 16]),
             clock: crate::audit::Clock::new(),
             feed: Feed::new(),
-            dropped: std::sync::Arc::default(),
+            unwritten: std::sync::Arc::default(),
             version: "test".into(),
         },
     );

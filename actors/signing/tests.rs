@@ -47,7 +47,7 @@ async fn house(folder: &Path, boot: u8, identity: u8, config: SigningConfig) -> 
             boot: BootId([boot; 16]),
             clock: crate::audit::Clock::new(),
             feed: Feed::new(),
-            dropped: std::sync::Arc::default(),
+            unwritten: std::sync::Arc::default(),
             version: "test".into(),
         },
     );

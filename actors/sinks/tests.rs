@@ -56,7 +56,7 @@ async fn house(folder: &Path, boot: u8, sinks: &[(&str, SinkConfig)]) -> House {
             boot: BootId([boot; 16]),
             clock: Clock::new(),
             feed: Feed::new(),
-            dropped: Arc::default(),
+            unwritten: Arc::default(),
             version: "test".into(),
         },
     );
@@ -493,7 +493,7 @@ async fn a_hole_that_retention_left_is_counted_and_stands_in_the_log() {
             boot: BootId([2; 16]),
             clock: Clock::new(),
             feed: Feed::new(),
-            dropped: Arc::default(),
+            unwritten: Arc::default(),
             version: "test".into(),
         },
     );

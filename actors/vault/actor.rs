@@ -212,7 +212,7 @@ impl Vault {
                     Err(error) => Outcome::failed(error.code()),
                 };
                 // What is not on record is not given out.
-                let recorded = self.wiring.audit.outcome(intent, outcome).await;
+                let recorded = self.wiring.audit.outcome_first(intent, outcome).await;
                 let made = recorded
                     .map_err(|error| ActError::CannotRecord(error).into())
                     .and_then(|_| made.map_err(VaultRefusal::from));

@@ -97,7 +97,7 @@ fn log(tree: &mut TreeBuilder, folder: &Path, boot: u8) -> AuditHandle {
             boot: BootId([boot; 16]),
             clock: crate::audit::Clock::new(),
             feed: Feed::new(),
-            dropped: std::sync::Arc::default(),
+            unwritten: std::sync::Arc::default(),
             version: "test".into(),
         },
     )

@@ -571,7 +571,7 @@ async fn the_log_is_verified_without_a_gateway_and_one_flipped_bit_exits_with_10
             boot: BootId([7; 16]),
             clock: Clock::new(),
             feed: Feed::new(),
-            dropped: std::sync::Arc::default(),
+            unwritten: std::sync::Arc::default(),
             version: "test".into(),
         },
     );

@@ -83,7 +83,7 @@ impl Ground {
                 boot: BootId([1; 16]),
                 clock: portcullis_actors::audit::Clock::new(),
                 feed: Feed::new(),
-                dropped: std::sync::Arc::default(),
+                unwritten: std::sync::Arc::default(),
                 version: "test".into(),
             },
         );

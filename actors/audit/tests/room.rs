@@ -15,7 +15,7 @@ fn wiring(dir: &Path, boot: u8) -> AuditWiring {
         boot: BootId([boot; 16]),
         clock: Clock::new(),
         feed: Feed::new(),
-        dropped: std::sync::Arc::default(),
+        unwritten: std::sync::Arc::default(),
         version: "test".into(),
     }
 }
@@ -98,7 +98,7 @@ async fn an_act_is_recorded_read_back_watched_and_verified() {
 async fn what_was_only_noted_and_did_not_reach_the_log_is_counted_in_a_gap_record() {
     let place = Place::new();
     let first = wiring(&place.dir, 1);
-    let dropped = first.dropped.clone();
+    let unwritten = first.unwritten.clone();
     let fatal: OnFatal = Arc::new(|room, why| panic!("{room}: {why}"));
     let mut builder = TreeBuilder::new(Intensity::default(), fatal.clone());
     let audit = AuditHandle::add(&mut builder, first);
@@ -128,7 +128,7 @@ async fn what_was_only_noted_and_did_not_reach_the_log_is_counted_in_a_gap_recor
     let mut builder = TreeBuilder::new(Intensity::default(), fatal);
     let again = AuditWiring {
         state: None,
-        dropped,
+        unwritten,
         ..wiring(&place.dir, 2)
     };
     let audit = AuditHandle::add(&mut builder, again);
@@ -138,6 +138,59 @@ async fn what_was_only_noted_and_did_not_reach_the_log_is_counted_in_a_gap_recor
         gap(audit.tail(10).await.unwrap()),
         (2, "ROOM_DOWN".to_owned())
     );
+    tree.stop().await;
+    intact(&place.dir);
+}
+
+/// The bug: a run's end that one failed write refused was never tried again, and its key said `under way` until a restart.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outcome_that_one_failed_write_refused_is_recorded_when_the_log_takes_records_again() {
+    let place = Place::new();
+    let (tree, audit) = tree(&place.dir, 1).await;
+    let intent = audit.intent(Entry::new("exec.run")).await.unwrap();
+    let given_up = audit.intent(Entry::new("vault.export")).await.unwrap();
+    // Another file of the same bytes: the next write is refused, and the one after it finds what was written.
+    let path = place.segment(1);
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, bytes).unwrap();
+    let refused = audit.outcome_first(given_up, Outcome::ok()).await;
+    assert_eq!(refused.unwrap_err().code(), "CANNOT_RECORD");
+    let late = Outcome::failed("CANCELLED").with("status", "cancelled");
+    let refused = audit.outcome(intent, late.clone()).await;
+    assert_eq!(refused.unwrap_err().code(), "CANNOT_RECORD");
+    let one = || Query {
+        since_seq: Some(intent),
+        until_seq: Some(given_up),
+        ..Query::default()
+    };
+    let began = std::time::Instant::now();
+    // Nothing else is recorded meanwhile.
+    let found = loop {
+        let found = audit.query(one()).await.unwrap();
+        if found[0].outcome.is_some() {
+            break found;
+        }
+        assert!(began.elapsed() < std::time::Duration::from_secs(60));
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    };
+    let end = found[0].outcome.as_ref().unwrap();
+    assert_eq!(end.outcome.result, late.result);
+    assert_eq!(end.outcome.detail.get("status"), late.detail.get("status"));
+    assert!(found[1].outcome.is_none(), "what was not done stays open");
+    assert!(audit.broken().await.unwrap().is_none());
+    // Once, and the refusal is counted once.
+    let records = audit.tail(100).await.unwrap();
+    let ends = |record: &&Arc<Record>| matches!(record.body, Body::Outcome { .. });
+    assert_eq!(records.iter().filter(ends).count(), 1);
+    let gaps: Vec<u64> = records
+        .iter()
+        .filter_map(|record| match record.body {
+            Body::Gap { count, .. } => Some(count),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(gaps, [2]);
     tree.stop().await;
     intact(&place.dir);
 }

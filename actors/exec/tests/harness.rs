@@ -226,7 +226,7 @@ fn audit_in(folder: &Path, boot: u8) -> AuditWiring {
         boot: BootId([boot; 16]),
         clock: crate::audit::Clock::new(),
         feed: Feed::new(),
-        dropped: std::sync::Arc::default(),
+        unwritten: std::sync::Arc::default(),
         version: "test".into(),
     }
 }

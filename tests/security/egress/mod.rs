@@ -84,7 +84,7 @@ pub fn log(state: &std::path::Path, tree: &mut TreeBuilder) -> AuditHandle {
             boot: BootId([1; 16]),
             clock: portcullis_actors::audit::Clock::new(),
             feed: Feed::new(),
-            dropped: Arc::default(),
+            unwritten: Arc::default(),
             version: "test".into(),
         },
     )
