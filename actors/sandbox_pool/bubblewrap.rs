@@ -182,6 +182,18 @@ pub fn arguments(
         // In memory, above.
         Access::None => command,
     };
+    for (number, mount) in spec.mounts.iter().enumerate() {
+        let how = match mount.access {
+            Access::Rw => "--bind",
+            Access::Ro | Access::None => "--ro-bind",
+        };
+        command.arg(how);
+        match stage {
+            Some(stage) => command.arg(stage.join(mount.staged(number))),
+            None => command.arg(&mount.source),
+        };
+        command.arg(&mount.inside);
+    }
     command.args(["--remount-ro", "/", "--chdir", WORKSPACE_INSIDE, "--"]);
     command.args(spec.cell_argv());
 }

@@ -2,8 +2,8 @@
 
 use portcullis_core::egress::{Addresses, Rules};
 use portcullis_core::sandbox::{
-    Access, EnvNames, ImageName, Isolation, Layer, Named, Overrides, Scope, ShareName, count,
-    hosts, names, size, word,
+    Access, EnvNames, ImageName, Isolation, Layer, Mounts, Named, Overrides, RuntimeName, Scope,
+    ShareName, SystemCalls, count, hosts, mounts, names, size, word,
 };
 use serde::{Deserialize, Serialize};
 
@@ -65,11 +65,17 @@ struct Section {
     #[serde(deserialize_with = "word")]
     image: Option<ImageName>,
     #[serde(deserialize_with = "word")]
+    runtime: Option<RuntimeName>,
+    #[serde(deserialize_with = "word")]
+    seccomp: Option<SystemCalls>,
+    #[serde(deserialize_with = "word")]
     scope: Option<Scope>,
     #[serde(deserialize_with = "word")]
     share: Option<ShareName>,
     #[serde(deserialize_with = "word")]
     workspace: Option<Access>,
+    #[serde(deserialize_with = "mounts")]
+    mounts: Option<Mounts>,
     #[serde(deserialize_with = "hosts")]
     egress: Option<Rules>,
     #[serde(deserialize_with = "names")]
@@ -111,9 +117,12 @@ impl Default for Section {
             profile: Some(Named::Restricted),
             min_isolation: None,
             image: None,
+            runtime: None,
+            seccomp: None,
             scope: None,
             share: None,
             workspace: None,
+            mounts: None,
             egress: None,
             env: None,
             memory_bytes: None,
@@ -145,10 +154,13 @@ impl From<Section> for SandboxPoolConfig {
                 profile: section.profile,
                 min_isolation: section.min_isolation,
                 image: section.image,
+                runtime: section.runtime,
+                seccomp: section.seccomp,
                 uid: Some(section.uid),
                 scope: section.scope,
                 share: section.share,
                 workspace: section.workspace,
+                mounts: section.mounts,
                 egress: section.egress,
                 env: section.env,
                 memory_bytes: section.memory_bytes,

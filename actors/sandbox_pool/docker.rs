@@ -19,7 +19,7 @@ use bollard::query_parameters::{
 };
 use futures_util::StreamExt;
 use portcullis_core::ids::BoxId;
-use portcullis_core::sandbox::{Access, ImageName};
+use portcullis_core::sandbox::{Access, ImageName, RuntimeName};
 
 use super::driver::{DriverError, ProbeContext};
 use super::engine::{self, CALL, EngineConfig, EngineFacts, Fault, Opened, WORK, bounded, words};
@@ -234,6 +234,21 @@ impl Docker {
         .into_bytes()
     }
 
+    /// Whether the engine has a runtime of this name.
+    pub fn has_runtime(&self, name: &RuntimeName) -> bool {
+        self.runtimes().iter().any(|has| has == name.as_str())
+    }
+
+    /// The names of the engine's runtimes.
+    pub fn runtimes(&self) -> &[String] {
+        &self.inner.facts.runtimes
+    }
+
+    /// The engine's socket.
+    pub fn socket(&self) -> &Path {
+        &self.inner.socket
+    }
+
     /// All processors are all that there are, and an engine refuses to promise more.
     fn within(&self, spec: &BoxSpec) -> BoxSpec {
         let mut spec = spec.clone();
@@ -285,6 +300,11 @@ impl Docker {
                 "{} belongs to the box's own user",
                 spec.cell.display()
             ));
+        }
+        for mount in &spec.mounts {
+            mount.is_still().map_err(|why| {
+                DriverError::Start(format!("mount {}: {why}", mount.inside.display()))
+            })?;
         }
         let exposes = |what: &Path| workspace.is_some_and(|path| what.starts_with(path));
         if exposes(&spec.run_dir) || exposes(&spec.cell) || exposes(&self.inner.socket) {
@@ -374,6 +394,10 @@ impl Docker {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
             return Err(DriverError::Start(weak));
+        }
+        // The engine went by path: what lies there must be what was looked at, before anything runs in the box.
+        for mount in &spec.mounts {
+            mount.is_seen_by(init_pid).map_err(DriverError::Start)?;
         }
         Ok(StartedBox {
             init_pid,

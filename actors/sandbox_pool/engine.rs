@@ -79,6 +79,8 @@ pub struct EngineFacts {
     pub version: String,
     /// The runtime that is used when none is asked for.
     pub default_runtime: String,
+    /// All that it has, in order.
+    pub runtimes: Vec<String>,
     /// The engine confines containers with AppArmor.
     pub apparmor: bool,
     /// Processors: an engine refuses to give more.
@@ -229,8 +231,16 @@ fn capable(info: &SystemInfo, version: String) -> Result<EngineFacts, DriverErro
             "set `[sandbox] driver = \"native\"`",
         ));
     }
+    let mut runtimes: Vec<String> = info
+        .runtimes
+        .iter()
+        .flatten()
+        .map(|(name, _)| name.clone())
+        .collect();
+    runtimes.sort();
     Ok(EngineFacts {
         version,
+        runtimes,
         default_runtime: info.default_runtime.clone().unwrap_or_default(),
         apparmor: named("apparmor").is_some(),
         cpus: info

@@ -95,6 +95,7 @@ fn host_config(spec: &BoxSpec) -> HostConfig {
         privileged: Some(false),
         readonly_rootfs: Some(true),
         network_mode: Some("none".to_owned()),
+        runtime: spec.runtime.as_ref().map(|name| name.as_str().to_owned()),
         ipc_mode: Some("private".to_owned()),
         cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
         memory: Some(memory),
@@ -137,23 +138,30 @@ fn mounts(spec: &BoxSpec) -> Vec<Mount> {
         }),
         ..Mount::default()
     };
+    // What is mounted below it would stay writable where this is read-only, and was not looked at: it is not brought along.
+    let alone = |mut mount: Mount| {
+        let options = mount.bind_options.get_or_insert_default();
+        options.non_recursive = Some(true);
+        mount
+    };
     let workspace = match spec.access {
         Access::None => None,
-        Access::Ro => {
-            let mut mount = bind(&spec.workspace, WORKSPACE_INSIDE, true);
-            // Read-only goes for this mount alone: what is mounted below it would stay writable, so it is not brought along.
-            let options = mount.bind_options.get_or_insert_default();
-            options.non_recursive = Some(true);
-            Some(mount)
-        }
+        Access::Ro => Some(alone(bind(&spec.workspace, WORKSPACE_INSIDE, true))),
         Access::Rw => Some(bind(&spec.workspace, WORKSPACE_INSIDE, false)),
     };
+    let more = spec.mounts.iter().map(|mount| {
+        alone(bind(
+            &mount.source,
+            &mount.inside.to_string_lossy(),
+            mount.access != Access::Rw,
+        ))
+    });
     let ours = [
         bind(&spec.run_dir, RUN_INSIDE, true),
         bind(&spec.cell, CELL_INSIDE, true),
         bind(&hosts_file(spec), "/etc/hosts", true),
     ];
-    workspace.into_iter().chain(ours).collect()
+    workspace.into_iter().chain(more).chain(ours).collect()
 }
 
 /// The box's `/etc/hosts`. The engine empties the image's, and fills one of its own only where it sets a network up.
@@ -169,7 +177,7 @@ fn clamped(value: u64) -> i64 {
 }
 
 /// What of a host config the engine may say without having been asked.
-const ENGINE_DEFAULTS: [&str; 4] = ["ConsoleSize", "MaskedPaths", "ReadonlyPaths", "Runtime"];
+const ENGINE_DEFAULTS: [&str; 3] = ["ConsoleSize", "MaskedPaths", "ReadonlyPaths"];
 
 /// What an engine takes from an image's config where the request says nothing. None of it reaches a run: the cell gives each its own
 /// environment. A volume and a health check are not among them: such an image is refused.
@@ -250,14 +258,15 @@ pub fn differences(
     }
 
     let host = said.host_config.clone().unwrap_or_default();
-    let host_asked = asked.host_config.as_ref().map(fields).unwrap_or_default();
+    let mut host_asked = asked.host_config.as_ref().map(fields).unwrap_or_default();
+    // Who names no runtime is given the default one, and told which that is.
+    host_asked
+        .entry("Runtime")
+        .or_insert_with(|| json(&facts.default_runtime));
     let host_said = fields(&host);
     for name in union(&host_asked, &host_said, &ENGINE_DEFAULTS) {
         expect(&name, at(&host_asked, &name), at(&host_said, &name));
     }
-    let runtime = host.runtime.unwrap_or_default();
-    expect("Runtime", json(&facts.default_runtime), json(&runtime));
-
     let mut mounts_asked: Vec<_> = asked
         .host_config
         .iter()

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use bollard::models::{ContainerConfig, DeviceMapping, MountPoint};
 use portcullis_core::ids::BoxId;
+use portcullis_core::sandbox::{RuntimeName, SystemCalls};
 
+use super::super::mounts::{BoxMount, Node};
 use super::super::spec::BoxLimits;
 use super::*;
 
@@ -17,6 +19,9 @@ fn spec() -> BoxSpec {
         whose: "demo".to_owned(),
         workspace: PathBuf::from("/srv/workspaces/demo"),
         access: Access::Rw,
+        mounts: Vec::new(),
+        runtime: None,
+        seccomp: SystemCalls::Strict,
         image: None,
         run_dir: PathBuf::from("/srv/run/b/0123456789ab"),
         cell: PathBuf::from("/srv/run/cell"),
@@ -41,6 +46,7 @@ fn facts() -> EngineFacts {
     EngineFacts {
         version: "1".to_owned(),
         default_runtime: "runc".to_owned(),
+        runtimes: vec!["crun".to_owned(), "runc".to_owned()],
         apparmor: true,
         cpus: 2,
     }
@@ -55,7 +61,7 @@ fn honest(asked: &ContainerCreateBody) -> ContainerInspectResponse {
     );
     config.labels.get_or_insert_default().extend([label]);
     let mut host = asked.host_config.clone().unwrap();
-    host.runtime = Some("runc".to_owned());
+    host.runtime.get_or_insert("runc".to_owned());
     host.masked_paths = Some(vec!["/proc/kcore".to_owned()]);
     host.readonly_paths = Some(vec!["/proc/sysrq-trigger".to_owned()]);
     host.console_size = Some(vec![0, 0]);
@@ -116,6 +122,45 @@ fn an_honest_engine_is_believed() {
     assert_eq!(
         differences(&asked, &honest(&asked), &facts(), None),
         Vec::<String>::new()
+    );
+}
+
+#[test]
+fn a_runtime_and_mounts_are_asked_for_and_another_runtime_is_a_difference() {
+    let mount = |name: &str, access| BoxMount {
+        source: PathBuf::from("/srv/x").join(name),
+        inside: PathBuf::from("/mnt").join(name),
+        access,
+        node: Node::default(),
+    };
+    let spec = BoxSpec {
+        runtime: Some(RuntimeName::new("crun").unwrap()),
+        seccomp: SystemCalls::Debug,
+        mounts: vec![mount("a", Access::Ro), mount("b", Access::Rw)],
+        ..spec()
+    };
+    let asked = request(&spec, IMAGE);
+    let words = asked.entrypoint.clone().unwrap().join(" ");
+    assert!(words.contains("--calls debug"), "{words}");
+    let host = asked.host_config.clone().unwrap();
+    let more: Vec<_> = host.mounts.iter().flatten().skip(1).take(2).collect();
+    for (mount, (name, read_only)) in more.into_iter().zip([("a", true), ("b", false)]) {
+        assert_eq!(mount.source, Some(format!("/srv/x/{name}")));
+        assert_eq!(mount.target, Some(format!("/mnt/{name}")));
+        assert_eq!(mount.read_only, Some(read_only));
+        let options = mount.bind_options.as_ref().unwrap();
+        assert_eq!(options.non_recursive, Some(true));
+    }
+    let mut said = honest(&asked);
+    assert_eq!(
+        differences(&asked, &said, &facts(), None),
+        Vec::<String>::new()
+    );
+    said.host_config.as_mut().unwrap().runtime = Some("runc".to_owned());
+    let found = differences(&asked, &said, &facts(), None);
+    assert!(
+        found.len() == 1 && found[0].starts_with("Runtime: "),
+        "{found:?}"
     );
 }
 

@@ -5,7 +5,9 @@ use std::time::Duration;
 use portcullis_cell::{Size, Value};
 use portcullis_core::codes::{self, Code};
 use portcullis_core::ids::{AgentId, BoxId, RunId};
-use portcullis_core::sandbox::{EnvNames, ImageName, Isolation, Line, Named, Scope, Sharers};
+use portcullis_core::sandbox::{
+    EnvNames, ImageName, Isolation, Line, Named, RuntimeName, Scope, Sharers,
+};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -174,6 +176,22 @@ pub enum PoolError {
         /// What is wrong with it.
         why: String,
     },
+    /// There is no such runtime.
+    #[error("the runtime {:?} cannot be used, nothing was run: {why}", name.as_str())]
+    Runtime {
+        /// As the configuration names it.
+        name: RuntimeName,
+        /// What there is.
+        why: String,
+    },
+    /// A folder or file of the host may not be seen in a box.
+    #[error("the mount {name:?} cannot be used, nothing was run: {why}")]
+    Mount {
+        /// Its name below `/mnt`.
+        name: String,
+        /// What is wrong with its source, and what mends it.
+        why: String,
+    },
 }
 
 impl PoolError {
@@ -186,6 +204,8 @@ impl PoolError {
             Self::Invalid(_) => codes::INVALID_PARAMS,
             Self::TooWeak { .. } => codes::ISOLATION_TOO_WEAK,
             Self::Image { .. } => codes::IMAGE_UNUSABLE,
+            Self::Runtime { .. } => codes::RUNTIME_UNUSABLE,
+            Self::Mount { .. } => codes::MOUNT_REFUSED,
         }
     }
 }

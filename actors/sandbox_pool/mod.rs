@@ -40,6 +40,7 @@ mod input;
 mod kept;
 mod link;
 mod messages;
+mod mounts;
 mod native;
 mod probe;
 mod request;
@@ -64,6 +65,7 @@ pub use messages::{
     BoxProfile, Explained, ExplainedRefusal, PoolError, PoolStatus, RunSpec, RunTicket,
     SandboxPoolMsg,
 };
+pub use mounts::{BoxMount, Node};
 pub use native::Native;
 pub use portcullis_cell::{Cause, INPUT_WINDOW, Input, MAX_INPUT, SIGNALS, Size, Stream};
 pub use runs::{Exited, RunEvent};

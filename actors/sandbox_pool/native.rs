@@ -296,6 +296,13 @@ impl Native {
                 stage.push(path);
                 command.arg("--stage").arg(stage);
             }
+            for (number, mount) in spec.mounts.iter().enumerate() {
+                let mut stage = std::ffi::OsString::from(format!("{}=", mount.staged(number)));
+                stage.push(&mount.source);
+                command.arg("--stage").arg(stage);
+                let same = format!("{}={}", mount.staged(number), mount.node);
+                command.args(["--same", &same]);
+            }
             for memory in in_memory(spec) {
                 let limits = format!("{}={}", memory.name, memory.limits());
                 command.args(["--memory", &limits]);

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use portcullis_cell::Spawn;
 use portcullis_core::ids::{BoxId, RunId};
-use portcullis_core::sandbox::Access;
+use portcullis_core::sandbox::{Access, SystemCalls};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
@@ -145,6 +145,9 @@ impl Trial<'_> {
             whose: "probe".to_owned(),
             workspace: self.workspace.to_owned(),
             access: Access::Rw,
+            mounts: Vec::new(),
+            runtime: None,
+            seccomp: SystemCalls::Strict,
             image: None,
             run_dir: self.run_dir.to_owned(),
             cell: context.cell.clone(),

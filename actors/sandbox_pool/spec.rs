@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use portcullis_cell::RELAY_PORT;
 use portcullis_core::ids::BoxId;
-use portcullis_core::sandbox::{Access, Profile};
+use portcullis_core::sandbox::{Access, Profile, RuntimeName, SystemCalls};
+
+use super::mounts::BoxMount;
 
 pub use portcullis_cell::CELL_INSIDE;
 /// Where the box's control folder (read-only) is seen from inside.
@@ -73,6 +75,12 @@ pub struct BoxSpec {
     pub workspace: PathBuf,
     /// How it is seen there. With none it need not exist: in its place is an empty one in memory.
     pub access: Access,
+    /// What else of the host is seen in it, as it was checked.
+    pub mounts: Vec<BoxMount>,
+    /// The engine's runtime; none is its default one.
+    pub runtime: Option<RuntimeName>,
+    /// Which system calls its runs may make.
+    pub seccomp: SystemCalls,
     /// The engine's id of the image it is made from; none is the driver's own.
     pub image: Option<String>,
     /// `STATE/run/b/<id>`: the host listens on `run_dir/s`; seen inside as [`RUN_INSIDE`], read-only.
@@ -112,6 +120,9 @@ impl BoxSpec {
             "--dead-man".to_owned(),
             self.dead_man.as_secs().max(1).to_string(),
         ];
+        if self.seccomp != SystemCalls::Strict {
+            argv.extend(["--calls".to_owned(), self.seccomp.as_str().to_owned()]);
+        }
         if self.egress {
             argv.extend(["--egress".to_owned(), EGRESS_INSIDE.to_owned()]);
         }

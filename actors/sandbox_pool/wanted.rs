@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use portcullis_core::ids::{AgentId, BoxId, Hash32};
-use portcullis_core::sandbox::{Access, Effective, ImageName, Line, Shown};
+use portcullis_core::sandbox::{Access, Effective, ImageName, Line, Profile, Shown, SystemCalls};
 
 use super::actor::SandboxPool;
 use super::boxes::DEAD_MAN;
 use super::driver::{Driver, ProbeContext};
 use super::drivers::{MOST_WAITING, Waiting};
 use super::messages::{BoxProfile, Explained, ExplainedRefusal, PoolError, SandboxPoolMsg};
+use super::mounts::{self, BoxMount};
 use super::request::millis;
 use super::spec::{BoxLimits, BoxSpec};
 use crate::supervision::Crash;
@@ -22,6 +23,8 @@ pub struct Wanted {
     pub effective: Effective,
     /// The image's id, as the engine names it; none with the native driver.
     pub image: Option<String>,
+    /// What else of the host it sees, as it lies there now.
+    pub mounts: Vec<BoxMount>,
     /// Digest of everything that shapes the box: a box with another one is another box.
     pub hash: String,
 }
@@ -52,6 +55,9 @@ pub fn neutral(context: &ProbeContext) -> Result<BoxSpec, Crash> {
         whose: String::new(),
         workspace: PathBuf::from("/workspace"),
         access: Access::Rw,
+        mounts: Vec::new(),
+        runtime: None,
+        seccomp: SystemCalls::Strict,
         image: None,
         run_dir: PathBuf::from("/run"),
         cell: PathBuf::from("/cell"),
@@ -105,12 +111,47 @@ impl SandboxPool {
                 }));
             }
         };
+        Self::has_runtime(driver, &effective.profile)?;
+        let profile = &effective.profile;
+        let mounts = mounts::look(&profile.mounts, &self.off_limits(driver), profile.uid);
+        let mounts =
+            mounts.map_err(|(name, why)| Unmet::Refused(PoolError::Mount { name, why }))?;
         let hash = self.hash(driver, &effective, holds);
         Ok(Wanted {
             effective,
             image,
+            mounts,
             hash,
         })
+    }
+
+    /// Whether the driver has what the profile names.
+    fn has_runtime(driver: &Driver, profile: &Profile) -> Result<(), Unmet> {
+        let Some(name) = &profile.runtime else {
+            return Ok(());
+        };
+        let why = match driver {
+            Driver::Native(_) => "the native driver has no runtimes".to_owned(),
+            Driver::Docker(docker) if docker.has_runtime(name) => return Ok(()),
+            Driver::Docker(docker) => format!("the engine has {}", docker.runtimes().join(", ")),
+        };
+        let name = name.clone();
+        Err(Unmet::Refused(PoolError::Runtime { name, why }))
+    }
+
+    /// What no box may see: the gateway's own folders and the engine's socket.
+    fn off_limits(&self, driver: &Driver) -> Vec<PathBuf> {
+        let context = &self.context;
+        let state = context.run_root.parent().unwrap_or(&context.run_root);
+        let mut paths = vec![
+            state.to_owned(),
+            context.workspaces.clone(),
+            context.cell.clone(),
+        ];
+        if let Driver::Docker(docker) = driver {
+            paths.push(docker.socket().to_owned());
+        }
+        paths
     }
 
     /// Digest of everything that shapes a box: its limits, the driver and what it would be asked, the image, the cell. Two runs with the
@@ -119,6 +160,9 @@ impl SandboxPool {
         let context = &self.context;
         let shape = BoxSpec {
             access: effective.profile.workspace,
+            mounts: mounts::shape(&effective.profile.mounts),
+            runtime: effective.profile.runtime.clone(),
+            seccomp: effective.profile.seccomp,
             image: image.clone(),
             limits: BoxLimits::of(&effective.profile),
             egress: !effective.profile.egress.is_empty(),

@@ -24,6 +24,8 @@ struct Options {
     gid: u32,
     /// Name in the stage, host path.
     staged: Vec<(String, String)>,
+    /// Name in the stage, and the device and inode that must lie at its path.
+    same: Vec<(String, String)>,
     /// Name in the stage of a folder for the box's terminals.
     terminals: Option<String>,
     /// Name in the stage, and options of a file system in memory.
@@ -57,6 +59,10 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Options, Strin
                 }
                 options.memory.push((name.to_owned(), limits.to_owned()));
             }
+            "--same" => {
+                let (name, node) = value.split_once('=').ok_or("--same NAME=DEVICE:INODE")?;
+                options.same.push((name.to_owned(), node.to_owned()));
+            }
             "--stage" => {
                 let (name, path) = value.split_once('=').ok_or("--stage NAME=PATH")?;
                 if !is_plain(name) || !path.starts_with('/') {
@@ -83,11 +89,11 @@ fn is_plain(name: &str) -> bool {
     !name.is_empty() && !name.contains('/') && !name.starts_with('.')
 }
 
-/// Entry of `portcullis-cell launch --uid U --gid G --stage NAME=PATH... [--memory NAME=LIMITS]... [--terminals NAME] -- COMMAND...`: returns
+/// Entry of `portcullis-cell launch --uid U --gid G --stage NAME=PATH... [--same NAME=DEVICE:INODE]... [--memory NAME=LIMITS]... [--terminals NAME] -- COMMAND...`: returns
 /// only if it failed.
 pub fn main(arguments: impl Iterator<Item = String>) -> Result<(), String> {
     let options = options(arguments)?;
-    stage(&options.staged)?;
+    stage(&options.staged, &options.same)?;
     if let Some(name) = &options.terminals {
         terminals(&format!("{STAGE}/{name}"), options.gid)?;
     }
@@ -102,7 +108,7 @@ pub fn main(arguments: impl Iterator<Item = String>) -> Result<(), String> {
     Err(format!("{}: {error}", options.command[0]))
 }
 
-fn stage(staged: &[(String, String)]) -> Result<(), String> {
+fn stage(staged: &[(String, String)], same: &[(String, String)]) -> Result<(), String> {
     let said = |what: &str| {
         let what = what.to_owned();
         move |error: rustix::io::Errno| format!("{what}: {error}")
@@ -120,10 +126,15 @@ fn stage(staged: &[(String, String)]) -> Result<(), String> {
     for (name, path) in staged {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::open(path.as_str(), flags, Mode::empty()).map_err(said(path))?;
-        let kind = rustix::fs::FileType::from_raw_mode(
-            rustix::fs::fstat(&fd).map_err(said(path))?.st_mode,
-        );
-        match kind {
+        let found = rustix::fs::fstat(&fd).map_err(said(path))?;
+        let node = format!("{}:{}", found.st_dev, found.st_ino);
+        // What was looked at is what is mounted, whatever was put in its place since.
+        if let Some((_, looked_at)) = same.iter().find(|(same, _)| same == name)
+            && *looked_at != node
+        {
+            return Err(format!("{path}: it is not what was looked at before"));
+        }
+        match rustix::fs::FileType::from_raw_mode(found.st_mode) {
             rustix::fs::FileType::Directory => opened.push((name, true, fd)),
             rustix::fs::FileType::RegularFile => opened.push((name, false, fd)),
             _ => return Err(format!("{path}: neither a folder nor a file")),

@@ -40,6 +40,8 @@ struct Options {
     dead_man: Duration,
     /// The gateway's proxy, where the box may reach hosts.
     egress: Option<String>,
+    /// Its runs may look into their own processes.
+    debug: bool,
 }
 
 fn options(mut arguments: impl Iterator<Item = String>) -> Result<Options, String> {
@@ -48,6 +50,7 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Options, Strin
         nonce: String::new(),
         dead_man: Duration::from_mins(1),
         egress: None,
+        debug: false,
     };
     while let Some(name) = arguments.next() {
         let value = arguments
@@ -56,6 +59,7 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Options, Strin
         match name.as_str() {
             "--socket" => options.socket = value,
             "--egress" => options.egress = Some(value),
+            "--calls" if value == "debug" => options.debug = true,
             "--nonce" if value.len() <= MAX_NONCE => options.nonce = value,
             "--dead-man" => {
                 options.dead_man = Duration::from_secs(
@@ -77,7 +81,7 @@ pub fn main(arguments: impl Iterator<Item = String>) -> Result<(), String> {
         .map_err(|error| error.to_string())?;
     rustix::thread::set_no_new_privs(true).map_err(|error| error.to_string())?;
     // Once, for everything in this box: the kernel compiles each filter anew, and a run has five of them.
-    crate::rules::seccomp()?;
+    crate::rules::seccomp(options.debug)?;
     // The daemon's own mask would leave an agent's files unreadable to the agent's other tools.
     let _ = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     // Before the first run, which could take the port. Its thread has the filters of this one.

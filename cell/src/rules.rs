@@ -30,7 +30,15 @@ const READ: [&str; 11] = [
     CELL_INSIDE,
 ];
 /// Everything but making devices.
-const WRITE: [&str; 5] = ["/workspace", "/tmp", "/var/tmp", "/dev/shm", "/dev/pts"];
+const WRITE: [&str; 6] = [
+    "/workspace",
+    // What the operator mounts: where it is read-only, its mount is.
+    "/mnt",
+    "/tmp",
+    "/var/tmp",
+    "/dev/shm",
+    "/dev/pts",
+];
 /// Single files.
 const WRITE_FILES: [&str; 6] = [
     "/dev/null",
@@ -102,7 +110,7 @@ fn ruleset() -> Result<RulesetCreated, Box<dyn std::error::Error>> {
 /// process, another run's of the same user too (`/proc/PID/mem`); there only signals between runs of one user remain.
 pub fn host() -> Result<(), String> {
     scope_only().map_err(|error| format!("landlock: {error}"))?;
-    for program in programs(&[1, 2, 10, 16])? {
+    for program in programs(&[1, 2, 10, 16], false)? {
         seccompiler::apply_filter(&program).map_err(|error| format!("seccomp: {error}"))?;
     }
     Ok(())
@@ -128,9 +136,10 @@ const ENOSYS: u32 = 38;
 const EOPNOTSUPP: u32 = 95;
 const EAFNOSUPPORT: u32 = 97;
 
-/// Applies the seccomp filters to this thread and all that it starts. No-new-privileges must be set.
-pub fn seccomp() -> Result<(), String> {
-    for program in programs(&[1, 2, 10])?
+/// Applies the seccomp filters to this thread and all that it starts. No-new-privileges must be set. With `debug` a process may look
+/// into others as a debugger does: Landlock still keeps it within its own run.
+pub fn seccomp(debug: bool) -> Result<(), String> {
+    for program in programs(&[1, 2, 10], debug)?
         .into_iter()
         .chain([no_preallocation()?])
     {
@@ -150,10 +159,12 @@ fn no_preallocation() -> Result<BpfProgram, String> {
     )
 }
 
-/// `families`: of sockets that may exist (1 Unix, 2 IPv4, 10 IPv6, 16 netlink).
-fn programs(families: &[u64]) -> Result<Vec<BpfProgram>, String> {
+/// `families`: of sockets that may exist (1 Unix, 2 IPv4, 10 IPv6, 16 netlink). `debug`: without [`calls::DEBUGGERS`].
+fn programs(families: &[u64], debug: bool) -> Result<Vec<BpfProgram>, String> {
+    let debuggers = calls::DEBUGGERS.iter().filter(|_| !debug);
     let mut denied: BTreeMap<i64, Vec<SeccompRule>> = calls::DENIED
         .iter()
+        .chain(debuggers)
         .map(|&call| (call, Vec::new()))
         .collect();
     // clone: a new namespace of any kind (the flags are its first argument on both architectures).
@@ -276,9 +287,9 @@ mod calls {
     pub const SETPRIORITY: i64 = 141;
     pub const SOCKET: i64 = 41;
     pub const SOCKETPAIR: i64 = 53;
-    pub const DENIED: [i64; 52] = [
-        101, 310, 311, 440, 312,
-        438, // ptrace, process_vm_readv, process_vm_writev, process_madvise, kcmp, pidfd_getfd
+    /// ptrace, process_vm_readv, process_vm_writev, process_madvise, kcmp, pidfd_getfd.
+    pub const DEBUGGERS: [i64; 6] = [101, 310, 311, 440, 312, 438];
+    pub const DENIED: [i64; 46] = [
         248, 249, 250, // add_key, request_key, keyctl
         165, 166, 155, 161, 428, 429, 430, 431, 432, 433, 442,
         467, // mount … open_tree_attr, with pivot_root and chroot
@@ -304,9 +315,9 @@ mod calls {
     pub const SETPRIORITY: i64 = 140;
     pub const SOCKET: i64 = 198;
     pub const SOCKETPAIR: i64 = 199;
-    pub const DENIED: [i64; 50] = [
-        117, 270, 271, 440, 272,
-        438, // ptrace, process_vm_readv, process_vm_writev, process_madvise, kcmp, pidfd_getfd
+    /// ptrace, process_vm_readv, process_vm_writev, process_madvise, kcmp, pidfd_getfd.
+    pub const DEBUGGERS: [i64; 6] = [117, 270, 271, 440, 272, 438];
+    pub const DENIED: [i64; 44] = [
         217, 218, 219, // add_key, request_key, keyctl
         40, 39, 41, 51, 428, 429, 430, 431, 432, 433, 442,
         467, // mount … open_tree_attr, with pivot_root and chroot
@@ -325,7 +336,7 @@ mod tests {
 
     #[test]
     fn the_filters_compile_within_the_kernels_limit() {
-        let programs = programs(&[1, 2, 10, 16]).unwrap();
+        let programs = programs(&[1, 2, 10, 16], false).unwrap();
         for program in programs.into_iter().chain([no_preallocation().unwrap()]) {
             assert!(!program.is_empty() && program.len() < 4096);
         }
@@ -349,9 +360,10 @@ mod tests {
 
     #[test]
     fn no_call_is_listed_twice() {
-        let mut calls = calls::DENIED.to_vec();
+        let mut calls = [&calls::DENIED[..], &calls::DEBUGGERS].concat();
         calls.sort_unstable();
         calls.dedup();
-        assert_eq!(calls.len(), calls::DENIED.len());
+        let both = calls::DENIED.len() + calls::DEBUGGERS.len();
+        assert_eq!(calls.len(), both);
     }
 }

@@ -6,7 +6,10 @@ use serde::de::IntoDeserializer as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::env::EnvNames;
-use super::profile::{Access, ImageName, Isolation, Named, Profile, Scope, ShareName, Shown};
+use super::mounts::Mounts;
+use super::profile::{
+    Access, ImageName, Isolation, Named, Profile, RuntimeName, Scope, ShareName, Shown, SystemCalls,
+};
 use crate::egress::Rules;
 use crate::ids::AgentId;
 
@@ -28,6 +31,12 @@ pub struct Overrides {
     /// [`Profile::image`].
     #[serde(deserialize_with = "word")]
     pub image: Option<ImageName>,
+    /// [`Profile::runtime`].
+    #[serde(deserialize_with = "word")]
+    pub runtime: Option<RuntimeName>,
+    /// [`Profile::seccomp`].
+    #[serde(deserialize_with = "word")]
+    pub seccomp: Option<SystemCalls>,
     /// One for the boxes of all agents: no layer of an agent has it.
     #[serde(skip)]
     pub uid: Option<u32>,
@@ -40,6 +49,9 @@ pub struct Overrides {
     /// [`Profile::workspace`].
     #[serde(deserialize_with = "word")]
     pub workspace: Option<Access>,
+    /// [`Profile::mounts`].
+    #[serde(deserialize_with = "mounts")]
+    pub mounts: Option<Mounts>,
     /// [`Profile::egress`].
     #[serde(deserialize_with = "hosts")]
     pub egress: Option<Rules>,
@@ -134,6 +146,21 @@ pub fn hosts<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Rules>, D::Err
         [] => Ok(None),
         [one] if one == "-" => Ok(Some(Rules::default())),
         _ => Rules::new(&entries)
+            .map(Some)
+            .map_err(serde::de::Error::custom),
+    }
+}
+
+/// A list of mounts of a file; an empty one says nothing, and one of `-` alone that there are none.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn mounts<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Mounts>, D::Error> {
+    let entries = Vec::<String>::deserialize(from)?;
+    match &entries[..] {
+        [] => Ok(None),
+        [one] if one == "-" => Ok(Some(Mounts::default())),
+        _ => Mounts::new(&entries)
             .map(Some)
             .map_err(serde::de::Error::custom),
     }
@@ -271,10 +298,13 @@ impl Effective {
             profile,
             min_isolation,
             image,
+            runtime,
+            seccomp,
             uid,
             scope,
             share,
             workspace,
+            mounts,
             egress,
             env,
             memory_bytes,
@@ -311,10 +341,16 @@ impl Effective {
             to.image.clone_from(image);
             put("image", true);
         }
+        if runtime.is_some() {
+            to.runtime.clone_from(runtime);
+            put("runtime", true);
+        }
+        put("seccomp", set(&mut to.seccomp, seccomp.as_ref()));
         put("uid", set(&mut to.uid, uid.as_ref()));
         put("scope", set(&mut to.scope, scope.as_ref()));
         put("share", set(&mut to.share, share.as_ref()));
         put("workspace", set(&mut to.workspace, workspace.as_ref()));
+        put("mounts", set(&mut to.mounts, mounts.as_ref()));
         put("egress", set(&mut to.egress, egress.as_ref()));
         put("env", set(&mut to.env, env.as_ref()));
         put(
@@ -442,7 +478,7 @@ impl Profiles {
         own
     }
 
-    /// What cannot be served, in words: agents that share a box and name different images.
+    /// What cannot be served, in words: agents that share a box and name different images or runtimes.
     pub fn problems(&self) -> Vec<String> {
         let mut found = Vec::new();
         let mut seen = std::collections::BTreeSet::new();
@@ -452,14 +488,23 @@ impl Profiles {
                 continue;
             }
             let (sharers, all) = self.sharing(&own.profile.share);
-            if all
-                .iter()
-                .any(|other| other.profile.image != own.profile.image)
-            {
-                found.push(format!(
-                    "the agents that share {:?} must name the same image",
-                    sharers.name.as_str()
-                ));
+            let differs = |differs: fn(&Profile, &Profile) -> bool| {
+                let mut all = all.iter();
+                all.any(|other| differs(&other.profile, &own.profile))
+            };
+            for (what, is_wrong) in [
+                ("image", differs(|one, other| one.image != other.image)),
+                (
+                    "runtime",
+                    differs(|one, other| one.runtime != other.runtime),
+                ),
+            ] {
+                if is_wrong {
+                    found.push(format!(
+                        "the agents that share {:?} must name the same {what}",
+                        sharers.name.as_str()
+                    ));
+                }
             }
         }
         found

@@ -7,6 +7,7 @@
 mod demand;
 mod env;
 mod layers;
+mod mounts;
 mod profile;
 #[cfg(test)]
 mod tests;
@@ -14,6 +15,10 @@ mod tests;
 pub use demand::Demand;
 pub use env::EnvNames;
 pub use layers::{
-    Effective, Layer, Line, Overrides, Profiles, Sharers, count, hosts, names, size, word,
+    Effective, Layer, Line, Overrides, Profiles, Sharers, count, hosts, mounts, names, size, word,
 };
-pub use profile::{Access, ImageName, Isolation, Named, Network, Profile, Scope, ShareName, Shown};
+pub use mounts::{MOUNTS_INSIDE, MountSource, Mounts};
+pub use profile::{
+    Access, ImageName, Isolation, Named, Network, Profile, RuntimeName, Scope, ShareName, Shown,
+    SystemCalls,
+};

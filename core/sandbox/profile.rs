@@ -5,11 +5,12 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::env::EnvNames;
+use super::mounts::Mounts;
 use crate::egress::Rules;
 use crate::ids::AgentId;
 
 /// Begins the canonical bytes; another form gets another number.
-const CANONICAL: &[u8] = b"portcullis-profile-v3\0";
+const CANONICAL: &[u8] = b"portcullis-profile-v4\0";
 
 /// How strong what holds a box is; more is stronger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -53,6 +54,26 @@ pub enum Scope {
 pub enum Network {
     /// Its own loopback.
     None,
+}
+
+/// Which system calls the runs of a box may make; more is more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SystemCalls {
+    /// Ordinary programs' alone.
+    Strict,
+    /// Besides, those by which a debugger looks into its own run's processes.
+    Debug,
+}
+
+impl SystemCalls {
+    /// As it is written.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Strict => "strict",
+            Self::Debug => "debug",
+        }
+    }
 }
 
 /// The profiles in this program, after Kubernetes' pod security levels.
@@ -186,6 +207,48 @@ impl From<ImageName> for String {
     }
 }
 
+/// The name of one of the engine's runtimes: `runc`, `crun`, `runsc`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct RuntimeName(String);
+
+impl RuntimeName {
+    /// Checks the text.
+    ///
+    /// # Errors
+    /// The rule.
+    pub fn new(text: &str) -> Result<Self, String> {
+        let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+        let begins = text
+            .bytes()
+            .next()
+            .is_some_and(|b| b.is_ascii_alphanumeric());
+        if begins && text.len() <= 64 && text.bytes().all(is_plain) {
+            return Ok(Self(text.to_owned()));
+        }
+        Err("a runtime is named as the engine knows it, like runc or runsc: letters, digits and . _ -, at most 64".to_owned())
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for RuntimeName {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        Self::new(&text)
+    }
+}
+
+impl From<RuntimeName> for String {
+    fn from(name: RuntimeName) -> Self {
+        name.0
+    }
+}
+
 /// What agents of scope `shared` call what they share. Written as an agent's name is: the box's folder has it in its name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -257,6 +320,11 @@ pub struct Profile {
     /// A local image of the engine's; none is the default one.
     #[serde(deserialize_with = "unless_empty")]
     pub image: Option<ImageName>,
+    /// One of the engine's runtimes; none is its default one.
+    #[serde(deserialize_with = "runtime_unless_empty")]
+    pub runtime: Option<RuntimeName>,
+    /// Which system calls its runs may make.
+    pub seccomp: SystemCalls,
     /// Host uid and gid of everything in the box, where the gateway runs as root; never 0.
     pub uid: u32,
     /// Who has it together.
@@ -265,6 +333,8 @@ pub struct Profile {
     pub share: ShareName,
     /// What it sees of its agent's folder.
     pub workspace: Access,
+    /// What else it sees of the host.
+    pub mounts: Mounts,
     /// What it sees of a network.
     pub network: Network,
     /// Hosts that it may reach through the gateway; none: nothing leaves it.
@@ -303,16 +373,31 @@ fn unless_empty<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Imag
         .map_err(serde::de::Error::custom)
 }
 
+fn runtime_unless_empty<'de, D: serde::Deserializer<'de>>(
+    from: D,
+) -> Result<Option<RuntimeName>, D::Error> {
+    let text = String::deserialize(from)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    RuntimeName::new(&text)
+        .map(Some)
+        .map_err(serde::de::Error::custom)
+}
+
 impl Profile {
     /// The least that a box can be: nothing is below it.
     pub fn least() -> Self {
         Self {
             min_isolation: Isolation::Docker,
             image: None,
+            runtime: None,
+            seccomp: SystemCalls::Strict,
             uid: 65_534,
             scope: Scope::Session,
             share: ShareName::default(),
             workspace: Access::None,
+            mounts: Mounts::default(),
             network: Network::None,
             egress: Rules::default(),
             env: EnvNames::default(),
@@ -330,17 +415,20 @@ impl Profile {
     }
 
     /// What a child gets that was made by this one's agent: of each limit the smaller, the stronger isolation, and only what both may
-    /// see and set. Image, user and share are no more and no less: they are the parent's, whose tools and files they stand for.
+    /// see and set. Image, runtime, user and share are no more and no less: they are the parent's, whose tools and files they stand for.
     #[must_use]
     pub fn meet(&self, child: &Self) -> Self {
         let Network::None = child.network;
         Self {
             min_isolation: self.min_isolation.max(child.min_isolation),
             image: self.image.clone(),
+            runtime: self.runtime.clone(),
+            seccomp: self.seccomp.min(child.seccomp),
             uid: self.uid,
             scope: self.scope.min(child.scope),
             share: self.share.clone(),
             workspace: self.workspace.min(child.workspace),
+            mounts: self.mounts.meet(&child.mounts),
             network: Network::None,
             egress: self.egress.meet(&child.egress),
             env: self.env.meet(&child.env),
@@ -357,12 +445,14 @@ impl Profile {
         }
     }
 
-    /// Whether nothing in it is more than in the other. Image, user and share are left out: they are no more and no less.
+    /// Whether nothing in it is more than in the other. Image, runtime, user and share are left out: they are no more and no less.
     pub fn is_within(&self, other: &Self) -> bool {
         let (Network::None, Network::None) = (self.network, other.network);
         self.min_isolation >= other.min_isolation
             && self.scope <= other.scope
+            && self.seccomp <= other.seccomp
             && self.workspace <= other.workspace
+            && self.mounts.is_within(&other.mounts)
             && self.egress.is_within(&other.egress)
             && self.env.is_within(&other.env)
             && self.memory_bytes <= other.memory_bytes
@@ -382,10 +472,13 @@ impl Profile {
         let Self {
             min_isolation,
             image,
+            runtime,
+            seccomp,
             uid,
             scope,
             share,
             workspace,
+            mounts,
             network,
             egress,
             env,
@@ -406,10 +499,16 @@ impl Profile {
         vec![
             ("min_isolation", word(min_isolation.as_str())),
             ("image", word(image.as_ref().map_or("", ImageName::as_str))),
+            (
+                "runtime",
+                word(runtime.as_ref().map_or("", RuntimeName::as_str)),
+            ),
+            ("seccomp", word(seccomp.as_str())),
             ("uid", count(uid)),
             ("scope", word(scope.as_str())),
             ("share", word(share.as_str())),
             ("workspace", word(workspace.as_str())),
+            ("mounts", Shown::List(mounts.texts())),
             ("network", word(network.as_str())),
             ("egress", Shown::List(egress.texts())),
             (

@@ -306,6 +306,21 @@ fn what_cannot_be_served_is_named_by_its_key() {
         "env = ['LD_PRELOAD']",
         "pids = -1",
         "uid = 7",
+        "runtime = 'a/b'",
+        "seccomp = 'none'",
+        "mounts = ['/a']",
+        "mounts = ['a:b']",
+        "mounts = ['/:b']",
+        "mounts = ['/a/../c:b']",
+        "mounts = ['/a//c:b']",
+        "mounts = ['/a/:b']",
+        "mounts = ['/a:.b']",
+        "mounts = ['/a:b/c']",
+        "mounts = ['/a:..']",
+        "mounts = ['/a:b:rwx']",
+        "mounts = ['/a:b:rw:x']",
+        "mounts = ['/a:b', '/c:b']",
+        "mounts = ['-', '/c:b']",
         "memory = 1",
     ] {
         assert!(toml::from_str::<Overrides>(bad).is_err(), "{bad}");
@@ -341,9 +356,12 @@ fn a_list_of_names_allows_what_it_says() {
 #[test]
 fn the_canonical_bytes_tell_every_value_apart() {
     let base = Named::Baseline.profile();
-    let changes: [fn(&mut Profile); 18] = [
+    let changes: [fn(&mut Profile); 21] = [
         |p| p.min_isolation = Isolation::Docker,
         |p| p.image = Some(ImageName::new("a").unwrap()),
+        |p| p.runtime = Some(RuntimeName::new("a").unwrap()),
+        |p| p.seccomp = SystemCalls::Debug,
+        |p| p.mounts = Mounts::new(["/a:b"]).unwrap(),
         |p| p.uid += 1,
         |p| p.scope = Scope::Shared,
         |p| p.share = ShareName::new("a").unwrap(),
@@ -386,14 +404,17 @@ fn the_canonical_bytes_tell_every_value_apart() {
 #[test]
 fn the_form_of_the_canonical_bytes_is_pinned() {
     let least = Profile::least().canonical();
-    let mut expected = b"portcullis-profile-v3\0".to_vec();
+    let mut expected = b"portcullis-profile-v4\0".to_vec();
     for (key, value) in [
         ("min_isolation", &b"docker"[..]),
         ("image", b""),
+        ("runtime", b""),
+        ("seccomp", b"strict"),
         ("uid", &65_534_u64.to_be_bytes()),
         ("scope", b"session"),
         ("share", b"default"),
         ("workspace", b"none"),
+        ("mounts", &[0; 8]),
         ("network", b"none"),
         ("egress", &[0; 8]),
         ("env", &[0; 8]),
@@ -437,6 +458,18 @@ fn any_egress() -> impl Strategy<Value = Rules> {
     (one, others).prop_map(|(one, others)| Rules::new(one.into_iter().chain(others)).unwrap())
 }
 
+fn any_mounts() -> impl Strategy<Value = Mounts> {
+    let all = vec!["/a:a", "/b:b:rw", "/c:c:rw"];
+    let first = prop_oneof![
+        Just(None),
+        Just(Some("/d:d")),
+        Just(Some("/d:d:rw")),
+        Just(Some("/e:d"))
+    ];
+    (first, proptest::sample::subsequence(all, 0..=3))
+        .prop_map(|(one, others)| Mounts::new(one.into_iter().chain(others)).unwrap())
+}
+
 fn any_profile() -> impl Strategy<Value = Profile> {
     let isolation = prop_oneof![
         Just(Isolation::Unbounded),
@@ -452,8 +485,10 @@ fn any_profile() -> impl Strategy<Value = Profile> {
         Just(Scope::Shared)
     ];
     let scope = (scope, prop_oneof![Just("one"), Just("two")]);
+    let calls = prop_oneof![Just(SystemCalls::Strict), Just(SystemCalls::Debug)];
+    let runtime = prop_oneof![Just(""), Just("runc"), Just("crun")];
     let words = (
-        isolation,
+        (isolation, any_mounts(), calls, runtime),
         access,
         image,
         any_env(),
@@ -464,10 +499,14 @@ fn any_profile() -> impl Strategy<Value = Profile> {
     let counts = (small(), small(), small());
     let sizes = proptest::collection::vec(1..4_u64, 7);
     (words, counts, sizes).prop_map(|(words, counts, sizes)| {
-        let (min_isolation, workspace, image, env, egress, uid, (scope, share)) = words;
+        let (walls, workspace, image, env, egress, uid, (scope, share)) = words;
+        let (min_isolation, mounts, seccomp, runtime) = walls;
         Profile {
             min_isolation,
             image: ImageName::new(image).ok(),
+            runtime: RuntimeName::new(runtime).ok(),
+            seccomp,
+            mounts,
             uid,
             scope,
             share: ShareName::new(share).unwrap(),
@@ -495,9 +534,10 @@ proptest! {
         let both = parent.meet(&child);
         prop_assert!(both.is_within(&parent) && both.is_within(&child));
         prop_assert_eq!((&both.image, both.uid, &both.share), (&parent.image, parent.uid, &parent.share));
+        prop_assert_eq!(&both.runtime, &parent.runtime);
         // Nothing lies between: each limit is one of the two.
         for ((key, value), (one, two)) in both.entries().into_iter().zip(parent.entries().into_iter().zip(child.entries())) {
-            if !["env", "egress"].contains(&key) {
+            if !["env", "egress", "mounts"].contains(&key) {
                 prop_assert!(value == one.1 || value == two.1, "{key}");
             }
         }
@@ -508,6 +548,7 @@ proptest! {
         let mut other = b.meet(&a);
         other.image.clone_from(&a.image);
         other.uid = a.uid;
+        other.runtime.clone_from(&a.runtime);
         other.share.clone_from(&a.share);
         prop_assert_eq!(a.meet(&b), other);
         prop_assert_eq!(a.meet(&b).meet(&c), a.meet(&b.meet(&c)));
@@ -532,6 +573,19 @@ proptest! {
         if a.is_within(&b) && allows(&a) {
             prop_assert!(allows(&b));
         }
+    }
+
+    #[test]
+    fn a_mount_that_both_have_is_no_more_writable_than_either_has_it(a in any_mounts(), b in any_mounts()) {
+        let both = a.meet(&b);
+        for (name, source) in both.iter() {
+            let of = |mounts: &Mounts| mounts.iter().find(|(n, _)| *n == name).map(|(_, s)| s.clone()).unwrap();
+            prop_assert_eq!(&of(&a).path, &source.path);
+            prop_assert_eq!(&of(&b).path, &source.path);
+            prop_assert_eq!(of(&a).access.min(of(&b).access), source.access);
+        }
+        prop_assert_eq!(&both, &b.meet(&a));
+        prop_assert_eq!(Mounts::new(both.texts()).unwrap(), both);
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod inherited;
 mod kills;
 mod leaves;
 mod memory;
+mod mounts;
 mod node_host;
 mod node_runs;
 mod nodes;

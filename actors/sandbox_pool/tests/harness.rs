@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use portcullis_cell::{Spawn, Stream};
 use portcullis_core::ids::{BoxId, RunId};
-use portcullis_core::sandbox::Access;
+use portcullis_core::sandbox::{Access, SystemCalls};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
@@ -122,6 +122,9 @@ impl State {
             whose: agent.to_owned(),
             workspace: context.workspaces.join(agent),
             access: Access::Rw,
+            mounts: Vec::new(),
+            runtime: None,
+            seccomp: SystemCalls::Strict,
             image: None,
             cell: context.cell.clone(),
             limits: context.limits,

@@ -20,7 +20,7 @@ use portcullis_actors::sandbox_pool::driver::ProbeContext;
 use portcullis_actors::sandbox_pool::spec::BoxLimits;
 use portcullis_actors::sandbox_pool::spec::BoxSpec;
 use portcullis_core::ids::BoxId;
-use portcullis_core::sandbox::Access;
+use portcullis_core::sandbox::{Access, SystemCalls};
 use tempfile::TempDir;
 
 use crate::support::engine::Engine;
@@ -114,6 +114,9 @@ impl Scene {
             whose: "demo".to_owned(),
             workspace,
             access: Access::Rw,
+            mounts: Vec::new(),
+            runtime: None,
+            seccomp: SystemCalls::Strict,
             image: None,
             run_dir,
             cell: self.context.cell.clone(),
