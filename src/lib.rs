@@ -18,6 +18,7 @@ pub mod images;
 pub mod methods;
 pub mod node;
 mod random;
+pub mod runner;
 pub mod show;
 pub mod telemetry;
 pub mod tls;

@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use portcullis::cli::{self, Command};
-use portcullis::{gateway, node};
+use portcullis::{gateway, node, runner};
 
 fn main() -> ExitCode {
     let cli = match cli::parse(std::env::args_os()) {
@@ -14,6 +14,7 @@ fn main() -> ExitCode {
     match &cli.command {
         Command::Gateway(args) => gateway::run(&cli.global, args, false),
         Command::Up(args) => gateway::run(&cli.global, args, true),
+        Command::Runner(args) => runner::run(&cli.global, args),
         Command::Node(cli::Node::Run(args)) => node::run(&cli.global, args),
         _ => cli::run(&cli),
     }

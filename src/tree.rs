@@ -16,7 +16,9 @@ use portcullis_actors::dashboard::{Dashboard, DashboardHandle};
 use portcullis_actors::exec::{AgentLimits, ExecHandle, ExecWiring};
 use portcullis_actors::nodes::{NodesHandle, NodesWiring};
 use portcullis_actors::pairing::{PairingHandle, PairingWiring};
-use portcullis_actors::sandbox_pool::{SandboxPool, SandboxPoolHandle, SandboxPoolWiring, Ways};
+use portcullis_actors::sandbox_pool::{
+    RunnerProgram, SandboxPool, SandboxPoolHandle, SandboxPoolWiring, Ways,
+};
 use portcullis_actors::signing::{SigningHandle, SigningWiring};
 use portcullis_actors::sinks::{self, SinksHandle, SinksWiring};
 use portcullis_actors::store::Store;
@@ -81,6 +83,8 @@ pub struct Ground {
     pub boot: BootId,
     /// The state directory's own name, for labels of boxes.
     pub owner: String,
+    /// The process that speaks to the container engine.
+    pub runner: RunnerProgram,
     /// The listening sockets.
     pub doors: Doors,
     /// Whose sub-uids are whose.
@@ -249,6 +253,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             owner: ground.owner,
             boot: boot.clone(),
             ways: Some(Ways::new(audit.clone())),
+            runner: Some(Arc::new(ground.runner)),
         },
     ));
     let nodes = NodesHandle::add(

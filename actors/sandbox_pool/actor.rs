@@ -1,13 +1,14 @@
 //! The pool: a box for each agent, session or share, made at its first run; for sessions, boxes that are ready before.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use portcullis_core::ids::{AgentId, Hash32, RunId};
 use portcullis_core::sandbox::Profiles;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::boxes::{Live, Place, Waiter, answer_when_accepted, end_box};
 use super::config::{Choice, SandboxPoolConfig};
@@ -18,12 +19,16 @@ use super::folders;
 use super::holder::Holder;
 use super::messages::{PoolError, PoolStatus, RunTicket, SandboxPoolMsg, Start};
 use super::request::spawn;
+use super::runner::{self, RunnerHandle, RunnerProgram, RunnerShown};
 use super::runs::{Accepted, Order};
 use super::spec::{BoxLimits, BoxSpec};
 use super::wanted::{Images, Wanted, neutral};
 use super::warm::Warm;
 use super::{cell_file, native};
-use crate::supervision::{ChildEnd, Crash, Ctx, Room, Snapshot, TaskHandle, TellError};
+use crate::supervision::{ChildEnd, Crash, Ctx, Flag, Room, Snapshot, TaskHandle, TellError};
+
+/// Requests on their way to the runner.
+const RUNNER_CALLS: usize = 256;
 
 /// What the pool is started with.
 #[derive(Clone)]
@@ -42,6 +47,8 @@ pub struct SandboxPoolWiring {
     pub boot: String,
     /// What the ways out of boxes share; without it no box has one, and who should have one is not made.
     pub ways: Option<Ways>,
+    /// How the process is started that speaks to the engine; without it, as in tests, this one does.
+    pub runner: Option<Arc<RunnerProgram>>,
 }
 
 /// The room.
@@ -63,6 +70,8 @@ pub struct SandboxPool {
     pub(super) kept: Option<Choice>,
     /// Sees the loss of the engine.
     pub(super) engine: Option<TaskHandle>,
+    /// The process that speaks to it.
+    pub(super) runner: Option<Kept>,
     /// By the child's key.
     pub(super) boxes: BTreeMap<u64, Live>,
     /// Runs that wait for the end of a box, or of what runs in one.
@@ -92,11 +101,13 @@ impl Room for SandboxPool {
             said: String::new(),
             kept: None,
             engine: None,
+            runner: None,
             boxes: BTreeMap::new(),
             waiting: VecDeque::new(),
             warm: Warm::new(),
             next: 0,
         };
+        pool.runner = pool.keep_runner();
         pool.try_drivers(Vec::new());
         Ok(pool)
     }
@@ -148,6 +159,12 @@ impl Room for SandboxPool {
         Snapshot::default()
             .with("driver", status.driver.unwrap_or("none"))
             .with("why", status.why)
+            .with(
+                "runner",
+                status
+                    .runner
+                    .map_or_else(|| "none".to_owned(), |runner| runner.to_string()),
+            )
             .with("boxes", status.boxes.len())
             .with("warm", status.warm.ready)
             .with("sessions with a warm box", status.warm.hits.shown())
@@ -173,22 +190,63 @@ fn prepare(wiring: &SandboxPoolWiring) -> Result<(ProbeContext, Hash32), Crash> 
     let run_root = wiring.state.join("run");
     drop(folders::make(folders::open(&run_root)?, "b", None, 0o711)?);
     let (cell, digest) = cell_file::place(&run_root, wiring.cell)?;
-    let (uid, gid) = native::box_owner(wiring.config.uid());
-    let context = ProbeContext {
-        run_root,
-        workspaces: wiring.state.join("workspaces"),
+    let context = context(
+        &wiring.config,
+        &wiring.profiles,
+        &wiring.state,
         cell,
-        uid,
-        gid,
-        owner: wiring.owner.clone(),
-        boot: wiring.boot.clone(),
-        limits: BoxLimits::of(&wiring.profiles.of(None).profile),
-        require_cgroup: wiring.config.require_cgroup,
-    };
+        wiring.owner.clone(),
+        wiring.boot.clone(),
+    );
     Ok((context, digest))
 }
 
+/// What boxes have in common, in this process and in the runner.
+pub fn context(
+    config: &SandboxPoolConfig,
+    profiles: &Profiles,
+    state: &Path,
+    cell: PathBuf,
+    owner: String,
+    boot: String,
+) -> ProbeContext {
+    let (uid, gid) = native::box_owner(config.uid());
+    ProbeContext {
+        run_root: state.join("run"),
+        workspaces: state.join("workspaces"),
+        cell,
+        uid,
+        gid,
+        owner,
+        boot,
+        limits: BoxLimits::of(&profiles.of(None).profile),
+        require_cgroup: config.require_cgroup,
+    }
+}
+
+/// The runner's keeper: a task of the pool, so that it is there until the pool has ended its boxes.
+pub struct Kept {
+    pub handle: RunnerHandle,
+    _keeping: TaskHandle,
+}
+
 impl SandboxPool {
+    /// Where the engine may be used at all.
+    fn keep_runner(&self) -> Option<Kept> {
+        let program = self.wiring.runner.clone()?;
+        if self.wiring.config.driver == Choice::Native {
+            return None;
+        }
+        let (calls, called) = mpsc::channel(RUNNER_CALLS);
+        let shown = Arc::new(Flag::new(RunnerShown::default()));
+        let handle = RunnerHandle::new(calls, shown.reader());
+        let keeping = async move { match runner::keep(program, called, shown).await {} };
+        Some(Kept {
+            handle,
+            _keeping: self.ctx.task("runner", 0, keeping),
+        })
+    }
+
     pub(super) async fn start_in_box(
         &mut self,
         driver: &Driver,
@@ -286,6 +344,7 @@ impl SandboxPool {
                 .map(|live| (live.id.clone(), live.holder.clone()))
                 .collect(),
             warm: self.warm_status(),
+            runner: self.runner.as_ref().map(|runner| runner.handle.shown()),
         }
     }
 

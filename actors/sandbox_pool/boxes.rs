@@ -21,14 +21,12 @@ use super::messages::{PoolError, RunTicket, SandboxPoolMsg, Start};
 use super::probe::random_hex;
 use super::runs::{Accepted, NotAccepted, Order};
 use super::sandbox::{Sandbox, SandboxHandle, SandboxWiring, WayOut};
-use super::spec::{BoxLimits, BoxSpec};
+use super::spec::{BoxSpec, Own};
 use super::standing::Standing;
 use super::wanted::Wanted;
 use super::warm::Fresh;
 use crate::supervision::{ChildEnd, Crash, Ctx, Flag, FlagReader};
 
-/// How long a cell outlives a daemon that is gone.
-pub const DEAD_MAN: Duration = Duration::from_mins(1);
 /// Messages of one box's mailbox.
 const BOX_GATE: usize = 256;
 /// From the request to the box's word that it took the run, or to the end of an old box that is in its way. The caller waits a little
@@ -235,27 +233,16 @@ impl SandboxPool {
             ))));
         }
         let id = BoxId::new(&random_hex(6)?)?;
-        let spec = BoxSpec {
-            run_dir: context.run_root.join("b").join(id.as_str()),
+        let own = Own {
             id: id.clone(),
-            whose: holder.to_string(),
-            workspace: context.workspaces.join(&folder),
-            access: profile.workspace,
+            whose: holder.whose(),
+            folder,
             mounts: wanted.mounts.clone(),
-            runtime: profile.runtime.clone(),
-            seccomp: profile.seccomp,
             image: wanted.image.clone(),
-            cell: context.cell.clone(),
-            limits: BoxLimits::of(profile),
-            uid: context.uid,
-            gid: context.gid,
-            owner: context.owner.clone(),
-            boot: context.boot.clone(),
             profile_hash: wanted.hash.clone(),
             nonce: random_hex(16)?,
-            dead_man: DEAD_MAN,
-            egress: !profile.egress.is_empty(),
         };
+        let spec = BoxSpec::of(context, profile, own);
         let egress = match self.way_out(&spec, holder, &wanted.effective) {
             Ok(egress) => egress,
             Err(refusal) => return Ok(Err(refusal)),

@@ -1,11 +1,13 @@
 //! Which driver: what the config names, else Docker where an engine answers, else native. Never the bare host.
 
 use super::config::{Choice, SandboxPoolConfig};
+use super::containers::Containers;
 use super::docker::Docker;
 use super::driver::{Driver, DriverError, ProbeContext};
 use super::engine::EngineConfig;
 use super::native::Native;
 use super::probe;
+use super::runner::{Remote, RunnerHandle};
 
 /// A driver that has proven itself, and why it is this one.
 #[derive(Debug, Clone)]
@@ -16,17 +18,19 @@ pub struct Chosen {
     pub why: String,
 }
 
-/// Tries the drivers in order; each proves itself with a box that tries to get out.
+/// Tries the drivers in order; each proves itself with a box that tries to get out. The engine is spoken to by the runner where there
+/// is one; without it, as in tests, by this process.
 ///
 /// # Errors
 /// What each of them said, with the command that changes it.
 pub async fn choose(
     config: &SandboxPoolConfig,
     context: &ProbeContext,
+    runner: Option<&RunnerHandle>,
 ) -> Result<Chosen, Vec<String>> {
     let mut said = Vec::new();
     if config.driver != Choice::Native {
-        match docker(config, context).await {
+        match docker(config, context, runner).await {
             Ok(chosen) => return Ok(chosen),
             Err(error) => said.push(error.to_string()),
         }
@@ -61,13 +65,15 @@ async fn native(context: &ProbeContext) -> Result<Chosen, DriverError> {
     })
 }
 
-async fn docker(config: &SandboxPoolConfig, context: &ProbeContext) -> Result<Chosen, DriverError> {
-    let engine = EngineConfig {
-        engine: config.engine.clone(),
-        docker_host: std::env::var("DOCKER_HOST").ok(),
-        ..EngineConfig::default()
+async fn docker(
+    config: &SandboxPoolConfig,
+    context: &ProbeContext,
+    runner: Option<&RunnerHandle>,
+) -> Result<Chosen, DriverError> {
+    let docker = match runner {
+        Some(runner) => Containers::Runner(Remote::connect(runner).await?),
+        None => Containers::Here(Docker::connect(context, &EngineConfig::here(config)).await?),
     };
-    let docker = Docker::connect(context, &engine).await?;
     let why = format!(
         "{}, proven by a box that tried to get out",
         docker.describe()

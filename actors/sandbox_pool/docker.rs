@@ -19,7 +19,8 @@ use bollard::query_parameters::{
 };
 use futures_util::StreamExt;
 use portcullis_core::ids::BoxId;
-use portcullis_core::sandbox::{Access, ImageName, RuntimeName};
+use portcullis_core::sandbox::{Access, ImageName};
+use serde::{Deserialize, Serialize};
 
 use super::driver::{DriverError, ProbeContext};
 use super::engine::{self, CALL, EngineConfig, EngineFacts, Fault, Opened, WORK, bounded, words};
@@ -101,8 +102,7 @@ impl Docker {
 
     /// One line for people: engine, version and socket.
     pub fn describe(&self) -> String {
-        let Inner { facts, socket, .. } = &*self.inner;
-        format!("Docker {} at {}", facts.version, socket.display())
+        self.seen().describe()
     }
 
     /// Makes, checks and starts a box; returns once the kernel says that its init process is confined as asked. Dropping the future may leave a
@@ -112,7 +112,7 @@ impl Docker {
     /// `BOX_START_FAILED`; whatever was made is removed again.
     pub async fn start(&self, spec: &BoxSpec) -> Result<StartedBox, DriverError> {
         self.acceptable(spec)?;
-        let spec = &self.within(spec);
+        let spec = &within(spec, &self.inner.facts);
         write_hosts(spec)
             .map_err(|error| DriverError::Start(format!("{}: {error}", spec.run_dir.display())))?;
         let (container, image) = self.create(spec).await?;
@@ -222,21 +222,7 @@ impl Docker {
 
     /// What the engine is asked for such a box, and what else decides what comes of it.
     pub fn shape(&self, spec: &BoxSpec) -> Vec<u8> {
-        let facts = &self.inner.facts;
-        let image = spec.image.as_deref().unwrap_or_default();
-        let asked = serde_json::to_value(request(&self.within(spec), image));
-        // In the order of the names, at every depth. What cannot be written down has no name of its own: no two are then alike.
-        let asked = asked.map_or_else(|error| error.to_string(), |asked| asked.to_string());
-        format!(
-            "{asked}\0{}\0{}\0{}",
-            facts.version, facts.default_runtime, facts.apparmor
-        )
-        .into_bytes()
-    }
-
-    /// Whether the engine has a runtime of this name.
-    pub fn has_runtime(&self, name: &RuntimeName) -> bool {
-        self.runtimes().iter().any(|has| has == name.as_str())
+        shape(spec, &self.inner.facts)
     }
 
     /// The names of the engine's runtimes.
@@ -249,12 +235,19 @@ impl Docker {
         &self.inner.socket
     }
 
-    /// All processors are all that there are, and an engine refuses to promise more.
-    fn within(&self, spec: &BoxSpec) -> BoxSpec {
-        let mut spec = spec.clone();
-        let most = self.inner.facts.cpus.saturating_mul(1000);
-        spec.limits.cpu_millis = spec.limits.cpu_millis.min(most);
-        spec
+    /// What was found out about it.
+    pub fn seen(&self) -> Seen {
+        let Inner {
+            socket,
+            image,
+            facts,
+            ..
+        } = &*self.inner;
+        Seen {
+            socket: socket.clone(),
+            image: image.clone(),
+            facts: facts.clone(),
+        }
     }
 
     /// Refuses what no box of ours may be, whatever the caller thinks.
@@ -406,7 +399,6 @@ impl Docker {
         })
     }
 
-    /// The first process of a running container.
     /// The first process of a box, while it runs.
     pub async fn init(&self, id: &BoxId) -> Option<u32> {
         let found = self.find(&self.inner.owner, Some(id)).await.ok()?;
@@ -496,6 +488,47 @@ impl Docker {
             .await
             .map_err(|fault| DriverError::Unknown(fault.to_string()))
     }
+}
+
+/// What is known of an engine that can keep what is asked of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Seen {
+    /// Where it listens.
+    pub socket: PathBuf,
+    /// The default image.
+    pub image: Image,
+    /// What else decides what comes of a request.
+    pub facts: EngineFacts,
+}
+
+impl Seen {
+    /// One line for people: engine, version and socket.
+    pub fn describe(&self) -> String {
+        let Self { facts, socket, .. } = self;
+        format!("Docker {} at {}", facts.version, socket.display())
+    }
+}
+
+/// What an engine is asked for such a box, and what else decides what comes of it.
+pub fn shape(spec: &BoxSpec, facts: &EngineFacts) -> Vec<u8> {
+    let image = spec.image.as_deref().unwrap_or_default();
+    let asked = serde_json::to_value(request(&within(spec, facts), image));
+    // In the order of the names, at every depth. What cannot be written down has no name of its own: no two are then alike.
+    let asked = asked.map_or_else(|error| error.to_string(), |asked| asked.to_string());
+    format!(
+        "{asked}\0{}\0{}\0{}",
+        facts.version, facts.default_runtime, facts.apparmor
+    )
+    .into_bytes()
+}
+
+/// All processors are all that there are, and an engine refuses to promise more.
+fn within(spec: &BoxSpec, facts: &EngineFacts) -> BoxSpec {
+    let mut spec = spec.clone();
+    let most = facts.cpus.saturating_mul(1000);
+    spec.limits.cpu_millis = spec.limits.cpu_millis.min(most);
+    spec
 }
 
 /// Readable by the box's user whatever the gateway's mask is.

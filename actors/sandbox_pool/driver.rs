@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use portcullis_core::ids::BoxId;
 use portcullis_core::sandbox::Isolation;
 
-use super::docker::Docker;
+use super::containers::Containers;
 use super::native::Native;
 use super::spec::{BoxLimits, BoxSpec, FoundBox, StartedBox};
 
@@ -70,7 +70,7 @@ pub enum Driver {
     /// bubblewrap: namespaces, and the host's `/usr` read-only.
     Native(Native),
     /// A container of a local Docker engine.
-    Docker(Docker),
+    Docker(Containers),
 }
 
 impl Driver {

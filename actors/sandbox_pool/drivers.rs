@@ -74,11 +74,12 @@ impl SandboxPool {
         if let Some(kept) = self.kept {
             config.driver = kept;
         }
+        let runner = self.runner.as_ref().map(|runner| runner.handle.clone());
         let audit = self.wiring.ways.as_ref().map(|ways| ways.audit.clone());
         let ours: BTreeSet<BoxId> = self.boxes.values().map(|live| live.id.clone()).collect();
         let trial = async move {
             probe::sweep(&context);
-            let chosen = match choose(&config, &context).await {
+            let chosen = match choose(&config, &context, runner.as_ref()).await {
                 Ok(chosen) => reconcile(&chosen.driver, &context, &ours, audit.as_ref())
                     .await
                     .map(|()| chosen)
@@ -120,7 +121,10 @@ impl SandboxPool {
         self.forget_images();
         // A plan names what contains it, and people have decided on that: what is lost later is waited for, not exchanged.
         self.kept = Some(match &chosen.driver {
-            Driver::Native(_) => Choice::Native,
+            Driver::Native(_) => {
+                self.runner = None;
+                Choice::Native
+            }
             Driver::Docker(docker) => {
                 let (docker, ctx) = (docker.clone(), self.ctx.clone());
                 self.engine = Some(self.ctx.task("engine", 0, async move {

@@ -7,7 +7,9 @@ use std::time::Duration;
 use bollard::Docker as Engine;
 use bollard::errors::Error as EngineError;
 use bollard::models::SystemInfo;
+use serde::{Deserialize, Serialize};
 
+use super::config::SandboxPoolConfig;
 use super::driver::DriverError;
 use super::image;
 
@@ -42,6 +44,15 @@ impl Default for EngineConfig {
 }
 
 impl EngineConfig {
+    /// What the configuration says, and this process' environment.
+    pub fn here(config: &SandboxPoolConfig) -> Self {
+        Self {
+            engine: config.engine.clone(),
+            docker_host: std::env::var("DOCKER_HOST").ok(),
+            ..Self::default()
+        }
+    }
+
     /// The engine's socket: the config's, else `DOCKER_HOST`, else `/var/run/docker.sock`.
     ///
     /// # Errors
@@ -73,7 +84,8 @@ impl EngineConfig {
 }
 
 /// What the facts of an engine decide about a comparison.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct EngineFacts {
     /// The engine's version, for people.
     pub version: String,

@@ -16,7 +16,7 @@ const IMAGE: &str = "sha256:0123";
 fn spec() -> BoxSpec {
     BoxSpec {
         id: BoxId::new("0123456789ab").unwrap(),
-        whose: "demo".to_owned(),
+        whose: crate::sandbox_pool::holder::Whose::Probe,
         workspace: PathBuf::from("/srv/workspaces/demo"),
         access: Access::Rw,
         mounts: Vec::new(),

@@ -4,7 +4,7 @@ use std::fmt;
 
 use portcullis_core::ids::AgentId;
 use portcullis_core::sandbox::{Access, Profile, Scope, ShareName};
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// A session, as far as boxes go: of one principal, so that nobody comes into another's by its name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -87,10 +87,16 @@ impl Holder {
 
     /// The folder below `workspaces/` that its box sees. No agent's name has a dot.
     pub fn folder(&self) -> Option<String> {
+        self.whose().folder()
+    }
+
+    /// The same without the session, which no driver needs to know.
+    pub fn whose(&self) -> Whose {
         match self {
-            Self::Agent(agent) | Self::Session(agent, _) => Some(agent.to_string()),
-            Self::Shared(name) => Some(format!("shared.{name}")),
-            Self::Nobody(key) => key.agent.as_ref().map(ToString::to_string),
+            Self::Agent(agent) => Whose::Agent(agent.clone()),
+            Self::Session(agent, _) => Whose::Session(agent.clone()),
+            Self::Shared(name) => Whose::Shared(name.clone()),
+            Self::Nobody(key) => Whose::Ready(key.agent.clone()),
         }
     }
 
@@ -114,11 +120,46 @@ impl Holder {
 
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.whose().fmt(f)
+    }
+}
+
+/// Who a box is made for, as far as that decides what it must be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Whose {
+    /// The trial by which a driver proves itself.
+    Probe,
+    /// One agent.
+    Agent(AgentId),
+    /// A session of this agent.
+    Session(AgentId),
+    /// All agents that share it.
+    Shared(ShareName),
+    /// A session to come: of this agent, or of any whose boxes are alike.
+    Ready(Option<AgentId>),
+}
+
+impl Whose {
+    /// See [`Holder::folder`].
+    pub fn folder(&self) -> Option<String> {
         match self {
+            Self::Probe => None,
+            Self::Agent(agent) | Self::Session(agent) => Some(agent.to_string()),
+            Self::Shared(name) => Some(format!("shared.{name}")),
+            Self::Ready(agent) => agent.as_ref().map(ToString::to_string),
+        }
+    }
+}
+
+impl fmt::Display for Whose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Probe => f.write_str("probe"),
             Self::Agent(agent) => agent.fmt(f),
-            Self::Session(agent, _) => write!(f, "{agent} (a session)"),
+            Self::Session(agent) => write!(f, "{agent} (a session)"),
             Self::Shared(name) => write!(f, "shared:{name}"),
-            Self::Nobody(_) => f.write_str("nobody yet"),
+            Self::Ready(_) => f.write_str("nobody yet"),
         }
     }
 }

@@ -12,6 +12,7 @@ use bollard::Docker as Engine;
 use bollard::models::{ImageConfig, ImageInspect};
 use bollard::query_parameters::{CreateImageOptionsBuilder, ListImagesOptionsBuilder};
 use futures_util::StreamExt;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::driver::DriverError;
@@ -32,7 +33,8 @@ const IMPORT: Duration = Duration::from_mins(1);
 const LIST_APPLETS: Duration = Duration::from_secs(5);
 
 /// An image that is in the engine and whose content has been checked.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Image {
     /// `sha256:...`, as the engine names it: the only name by which boxes are made.
     pub id: String,

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::choose::Chosen;
 use super::holder::{Holder, SessionKey};
 use super::input::RunInputs;
+use super::runner::RunnerShown;
 use super::runs::RunEvent;
 use super::warm::{Fresh, WarmStatus};
 use crate::supervision::{FlagReader, Reply};
@@ -223,6 +224,8 @@ pub struct PoolStatus {
     pub boxes: Vec<(BoxId, Holder)>,
     /// Boxes that are kept ready for sessions.
     pub warm: WarmStatus,
+    /// The process that speaks to the engine; none where no engine is used.
+    pub runner: Option<RunnerShown>,
 }
 
 /// A request for a run, with where its answer and events go.

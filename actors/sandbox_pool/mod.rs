@@ -14,6 +14,8 @@
 //!
 //! What a box must be is `wanted`'s to say, for making one, for placing a run in one, and for `sandbox.explain`.
 //! Who a box is for is a [`Holder`]. A box that a session has had is nobody else's, ever; `warm` keeps unused ones for sessions to come.
+//! Only the [`runner`], a process of its own, speaks to the container engine: this one, which reads strangers' frames, never does.
+//!
 //! A box is made by a [`Driver`], from a [`BoxSpec`]; the cell in it dials `run/b/<id>/s` (`link`), and `runs` keeps the runs on that link.
 
 mod actor;
@@ -23,6 +25,7 @@ pub mod cell_file;
 mod cgroup;
 mod choose;
 mod config;
+mod containers;
 pub mod docker;
 pub mod driver;
 mod drivers;
@@ -44,6 +47,7 @@ mod mounts;
 mod native;
 mod probe;
 mod request;
+pub mod runner;
 mod runs;
 mod sandbox;
 pub mod spec;
@@ -54,12 +58,13 @@ mod warm;
 pub use actor::{SandboxPool, SandboxPoolWiring};
 pub use choose::{Chosen, choose};
 pub use config::{Choice, SandboxPoolConfig};
+pub use containers::Containers;
 pub use docker::Docker;
 pub use driver::{Driver, DriverError, ProbeContext};
 pub use egress::Ways;
 pub use engine::EngineConfig;
 pub use handle::SandboxPoolHandle;
-pub use holder::{Holder, PoolKey, SessionKey};
+pub use holder::{Holder, PoolKey, SessionKey, Whose};
 pub use input::{NotTaken, Piece, RunInput, RunInputs, Taken};
 pub use messages::{
     BoxProfile, Explained, ExplainedRefusal, PoolError, PoolStatus, RunSpec, RunTicket,
@@ -68,6 +73,7 @@ pub use messages::{
 pub use mounts::{BoxMount, Node};
 pub use native::Native;
 pub use portcullis_cell::{Cause, INPUT_WINDOW, Input, MAX_INPUT, SIGNALS, Size, Stream};
+pub use runner::{RunnerProgram, RunnerShown};
 pub use runs::{Exited, RunEvent};
 pub use spec::{BoxLimits, BoxSpec, FoundBox, StartedBox};
 pub use standing::GivenUp;

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 
 use super::driver::{Driver, DriverError, ProbeContext};
 use super::folders;
+use super::holder::Whose;
 use super::link::Listener;
 use super::runs::{Order, RunEvent, Runs};
 use super::spec::{BoxLimits, BoxSpec, WORKSPACE_INSIDE};
@@ -28,6 +29,8 @@ const WITHIN: Duration = Duration::from_secs(20);
 /// What a trial's workspace and its file outside of the box are called, before the box's id. No agent's name begins so.
 const WORKSPACE: &str = ".probe-";
 const CANARY: &str = "canary-";
+/// In place of a digest of its profile: it has none.
+pub const PROFILE: &str = "probe";
 
 /// Removes what trials left that were broken off by a kill. While none is under way.
 pub fn sweep(context: &ProbeContext) {
@@ -67,6 +70,39 @@ fn fix(reason: &str) -> &'static str {
      engine without its own limits"
 }
 
+/// The folder of a trial, below `workspaces/`.
+pub fn folder(id: &BoxId) -> String {
+    format!("{WORKSPACE}{id}")
+}
+
+/// The box of a trial.
+pub fn spec(context: &ProbeContext, id: BoxId, nonce: String) -> BoxSpec {
+    BoxSpec {
+        run_dir: context.run_root.join("b").join(id.as_str()),
+        whose: Whose::Probe,
+        workspace: context.workspaces.join(folder(&id)),
+        id,
+        access: Access::Rw,
+        mounts: Vec::new(),
+        runtime: None,
+        seccomp: SystemCalls::Strict,
+        image: None,
+        cell: context.cell.clone(),
+        limits: BoxLimits {
+            pids: PIDS,
+            ..context.limits
+        },
+        uid: context.uid,
+        gid: context.gid,
+        owner: context.owner.clone(),
+        boot: context.boot.clone(),
+        profile_hash: PROFILE.to_owned(),
+        nonce,
+        egress: false,
+        dead_man: WITHIN,
+    }
+}
+
 /// Starts a box, lets the trial run in it, and compares what it says with what a box must be.
 ///
 /// # Errors
@@ -84,7 +120,7 @@ pub async fn prove(
     let id = BoxId::new(&random_hex(6).map_err(|error| none(error.to_string()))?)
         .map_err(|error| none(error.to_string()))?;
     let run_dir = context.run_root.join("b").join(id.as_str());
-    let folder = format!("{WORKSPACE}{id}");
+    let folder = folder(&id);
     let workspace = context.workspaces.join(&folder);
     let canary = context.run_root.join(format!("{CANARY}{id}"));
     let trial = Trial {
@@ -140,30 +176,11 @@ impl Trial<'_> {
             .await
             .map_err(text("host port"))?;
         let port = host.local_addr().map_err(text("host port"))?.port();
-        let spec = BoxSpec {
-            id: self.id.clone(),
-            whose: "probe".to_owned(),
-            workspace: self.workspace.to_owned(),
-            access: Access::Rw,
-            mounts: Vec::new(),
-            runtime: None,
-            seccomp: SystemCalls::Strict,
-            image: None,
-            run_dir: self.run_dir.to_owned(),
-            cell: context.cell.clone(),
-            limits: BoxLimits {
-                pids: PIDS,
-                ..context.limits
-            },
-            uid: context.uid,
-            gid: context.gid,
-            owner: context.owner.clone(),
-            boot: context.boot.clone(),
-            profile_hash: "probe".to_owned(),
-            nonce: random_hex(16).map_err(text("nonce"))?,
-            egress: false,
-            dead_man: WITHIN,
-        };
+        let spec = spec(
+            context,
+            self.id.clone(),
+            random_hex(16).map_err(text("nonce"))?,
+        );
         let listener = Listener::bind(self.run_dir, context.gid).map_err(text("control socket"))?;
         let started = self
             .driver

@@ -6,7 +6,10 @@ use std::time::Duration;
 use portcullis_cell::RELAY_PORT;
 use portcullis_core::ids::BoxId;
 use portcullis_core::sandbox::{Access, Profile, RuntimeName, SystemCalls};
+use serde::{Deserialize, Serialize};
 
+use super::driver::ProbeContext;
+use super::holder::Whose;
 use super::mounts::BoxMount;
 
 pub use portcullis_cell::CELL_INSIDE;
@@ -64,13 +67,35 @@ impl BoxLimits {
     }
 }
 
+/// How long a cell outlives a daemon that is gone.
+pub const DEAD_MAN: Duration = Duration::from_mins(1);
+
+/// What of a box is its own: the rest follows from whose it is, and from the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Own {
+    /// Its name.
+    pub id: BoxId,
+    /// Who has it.
+    pub whose: Whose,
+    /// The folder below `workspaces/`; empty where it sees none.
+    pub folder: String,
+    /// What of the host its profile names, as it was looked at.
+    pub mounts: Vec<BoxMount>,
+    /// See [`BoxSpec::image`].
+    pub image: Option<String>,
+    /// See [`BoxSpec::profile_hash`].
+    pub profile_hash: String,
+    /// See [`BoxSpec::nonce`].
+    pub nonce: String,
+}
+
 /// One box, completely described before anything is started.
 #[derive(Debug, Clone)]
 pub struct BoxSpec {
     /// The box's name: 12 hex digits.
     pub id: BoxId,
-    /// Who had it when it was made, for people.
-    pub whose: String,
+    /// Who had it when it was made.
+    pub whose: Whose,
     /// Host folder, exists, owned by `uid:gid`; seen inside as [`WORKSPACE_INSIDE`].
     pub workspace: PathBuf,
     /// How it is seen there. With none it need not exist: in its place is an empty one in memory.
@@ -108,6 +133,31 @@ pub struct BoxSpec {
 }
 
 impl BoxSpec {
+    /// The box of this profile. The gateway describes what it asks for by this, and the runner what it makes.
+    pub fn of(context: &ProbeContext, profile: &Profile, own: Own) -> Self {
+        Self {
+            run_dir: context.run_root.join("b").join(own.id.as_str()),
+            workspace: context.workspaces.join(&own.folder),
+            id: own.id,
+            whose: own.whose,
+            access: profile.workspace,
+            mounts: own.mounts,
+            runtime: profile.runtime.clone(),
+            seccomp: profile.seccomp,
+            image: own.image,
+            cell: context.cell.clone(),
+            limits: BoxLimits::of(profile),
+            uid: context.uid,
+            gid: context.gid,
+            owner: context.owner.clone(),
+            boot: context.boot.clone(),
+            profile_hash: own.profile_hash,
+            nonce: own.nonce,
+            dead_man: DEAD_MAN,
+            egress: !profile.egress.is_empty(),
+        }
+    }
+
     /// Command line of the box's pid 1, the same in every driver.
     pub fn cell_argv(&self) -> Vec<String> {
         let mut argv = vec![
@@ -165,7 +215,8 @@ pub struct StartedBox {
 }
 
 /// A box of ours that a driver found, whether or not this daemon started it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct FoundBox {
     /// Its name.
     pub id: BoxId,

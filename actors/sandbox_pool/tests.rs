@@ -5,7 +5,7 @@
     reason = "tests may sleep and spawn; what they test may not"
 )]
 
-mod docker;
+pub(crate) mod docker;
 pub(crate) mod harness;
 mod input;
 mod native;

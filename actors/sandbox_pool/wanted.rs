@@ -1,19 +1,22 @@
 //! What an agent's box must be: the one value that boxes are made from, runs are placed by, and `sandbox.explain` shows.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use portcullis_core::egress::Addresses;
 use portcullis_core::ids::{AgentId, BoxId, Hash32};
-use portcullis_core::sandbox::{Access, Effective, ImageName, Line, Profile, Shown, SystemCalls};
+use portcullis_core::sandbox::{
+    Access, Effective, ImageName, Isolation, Line, Profile, Profiles, Shown, SystemCalls,
+};
 
 use super::actor::SandboxPool;
-use super::boxes::DEAD_MAN;
 use super::driver::{Driver, ProbeContext};
 use super::drivers::{MOST_WAITING, Waiting};
+use super::holder::Whose;
 use super::messages::{BoxProfile, Explained, ExplainedRefusal, PoolError, SandboxPoolMsg};
 use super::mounts::{self, BoxMount};
 use super::request::millis;
-use super::spec::{BoxLimits, BoxSpec};
+use super::spec::{BoxLimits, BoxSpec, DEAD_MAN};
 use crate::supervision::Crash;
 
 /// What a box of an agent must be.
@@ -52,7 +55,7 @@ pub type Images = BTreeMap<ImageName, Found>;
 pub fn neutral(context: &ProbeContext) -> Result<BoxSpec, Crash> {
     Ok(BoxSpec {
         id: BoxId::new("000000000000")?,
-        whose: String::new(),
+        whose: Whose::Probe,
         workspace: PathBuf::from("/workspace"),
         access: Access::Rw,
         mounts: Vec::new(),
@@ -73,16 +76,91 @@ pub fn neutral(context: &ProbeContext) -> Result<BoxSpec, Crash> {
     })
 }
 
+/// What holds for an agent's boxes, whatever the driver is.
+pub fn effective(
+    profiles: &Profiles,
+    context: &ProbeContext,
+    agent: Option<&AgentId>,
+) -> Effective {
+    let effective = profiles.of(agent);
+    let uid = context.uid;
+    if effective.profile.uid == uid {
+        effective
+    } else {
+        effective.with_uid(uid, "the gateway's own user, which is not root")
+    }
+}
+
+/// What no box may see: the gateway's own folders and the engine's socket.
+pub fn off_limits(context: &ProbeContext, socket: Option<&Path>) -> Vec<PathBuf> {
+    let state = context.run_root.parent().unwrap_or(&context.run_root);
+    let mut paths = vec![
+        state.to_owned(),
+        context.workspaces.clone(),
+        context.cell.clone(),
+    ];
+    paths.extend(socket.map(Path::to_owned));
+    paths
+}
+
+/// What shapes the boxes of all agents alike.
+#[derive(Clone, Copy)]
+pub struct Alike<'a> {
+    /// Of this gateway.
+    pub context: &'a ProbeContext,
+    /// See [`neutral`].
+    pub neutral: &'a BoxSpec,
+    /// Of the cell's binary.
+    pub cell_digest: &'a Hash32,
+    /// Networks that names may stand for although they are not the world's.
+    pub to_networks: &'a Addresses,
+    /// The driver's name, and how strong it is.
+    pub driver: (&'static str, Isolation),
+}
+
+/// Digest of everything that shapes a box: its limits, the driver and what it would be asked, the image, the cell. Two runs with the
+/// same one were contained alike.
+pub fn digest(
+    alike: Alike<'_>,
+    effective: &Effective,
+    image: Option<String>,
+    asked: impl FnOnce(&BoxSpec) -> Vec<u8>,
+) -> String {
+    let context = alike.context;
+    let shape = BoxSpec {
+        access: effective.profile.workspace,
+        mounts: mounts::shape(&effective.profile.mounts),
+        runtime: effective.profile.runtime.clone(),
+        seccomp: effective.profile.seccomp,
+        image: image.clone(),
+        limits: BoxLimits::of(&effective.profile),
+        egress: !effective.profile.egress.is_empty(),
+        ..alike.neutral.clone()
+    };
+    let (driver, isolation) = alike.driver;
+    let mut bytes = b"portcullis-box-v2\0".to_vec();
+    for field in [
+        effective.profile.canonical().as_slice(),
+        driver.as_bytes(),
+        isolation.as_str().as_bytes(),
+        image.unwrap_or_default().as_bytes(),
+        &alike.cell_digest.0,
+        &context.uid.to_be_bytes(),
+        &context.gid.to_be_bytes(),
+        &asked(&shape),
+        // Of a way out, the host's part: the box shows none of it.
+        alike.to_networks.texts().join("\n").as_bytes(),
+    ] {
+        bytes.extend((field.len() as u64).to_be_bytes());
+        bytes.extend_from_slice(field);
+    }
+    Hash32::of(&bytes).to_string()
+}
+
 impl SandboxPool {
     /// What holds for an agent's boxes, whatever the driver is.
     pub(super) fn effective(&self, agent: Option<&AgentId>) -> Effective {
-        let effective = self.wiring.profiles.of(agent);
-        let uid = self.context.uid;
-        if effective.profile.uid == uid {
-            effective
-        } else {
-            effective.with_uid(uid, "the gateway's own user, which is not root")
-        }
+        effective(&self.wiring.profiles, &self.context, agent)
     }
 
     /// What an agent's box must be under this driver.
@@ -139,57 +217,24 @@ impl SandboxPool {
         Err(Unmet::Refused(PoolError::Runtime { name, why }))
     }
 
-    /// What no box may see: the gateway's own folders and the engine's socket.
+    /// See [`off_limits`].
     fn off_limits(&self, driver: &Driver) -> Vec<PathBuf> {
-        let context = &self.context;
-        let state = context.run_root.parent().unwrap_or(&context.run_root);
-        let mut paths = vec![
-            state.to_owned(),
-            context.workspaces.clone(),
-            context.cell.clone(),
-        ];
-        if let Driver::Docker(docker) = driver {
-            paths.push(docker.socket().to_owned());
-        }
-        paths
+        let socket = match driver {
+            Driver::Docker(docker) => Some(docker.socket()),
+            Driver::Native(_) => None,
+        };
+        off_limits(&self.context, socket)
     }
 
-    /// Digest of everything that shapes a box: its limits, the driver and what it would be asked, the image, the cell. Two runs with the
-    /// same one were contained alike.
     fn hash(&self, driver: &Driver, effective: &Effective, image: Option<String>) -> String {
-        let context = &self.context;
-        let shape = BoxSpec {
-            access: effective.profile.workspace,
-            mounts: mounts::shape(&effective.profile.mounts),
-            runtime: effective.profile.runtime.clone(),
-            seccomp: effective.profile.seccomp,
-            image: image.clone(),
-            limits: BoxLimits::of(&effective.profile),
-            egress: !effective.profile.egress.is_empty(),
-            ..self.neutral.clone()
+        let alike = Alike {
+            context: &self.context,
+            neutral: &self.neutral,
+            cell_digest: &self.cell_digest,
+            to_networks: &self.wiring.config.egress_to_networks,
+            driver: (driver.name(), driver.isolation()),
         };
-        let mut bytes = b"portcullis-box-v2\0".to_vec();
-        for field in [
-            effective.profile.canonical().as_slice(),
-            driver.name().as_bytes(),
-            driver.isolation().as_str().as_bytes(),
-            image.unwrap_or_default().as_bytes(),
-            &self.cell_digest.0,
-            &context.uid.to_be_bytes(),
-            &context.gid.to_be_bytes(),
-            &driver.shape(&shape),
-            // Of a way out, the host's part: the box shows none of it.
-            self.wiring
-                .config
-                .egress_to_networks
-                .texts()
-                .join("\n")
-                .as_bytes(),
-        ] {
-            bytes.extend((field.len() as u64).to_be_bytes());
-            bytes.extend_from_slice(field);
-        }
-        Hash32::of(&bytes).to_string()
+        digest(alike, effective, image, |spec| driver.shape(spec))
     }
 
     /// Answers a request, or keeps it until it can be answered.

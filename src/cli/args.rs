@@ -73,6 +73,9 @@ pub enum Command {
     Gateway(GatewayArgs),
     /// Make what a first start needs, run the gateway, and say in six lines how to use it
     Up(GatewayArgs),
+    /// The gateway's own child, which alone speaks to the container engine; nobody else starts it
+    #[command(hide = true)]
+    Runner(RunnerArgs),
     /// Run a command for an agent, in its sandbox
     Exec(ExecArgs),
     /// Show the output of a detached run, end with its code; ctrl-C leaves it running
@@ -134,6 +137,7 @@ impl Command {
             self,
             Self::Gateway(_)
                 | Self::Up(_)
+                | Self::Runner(_)
                 | Self::Version
                 // A code is given on control.sock only, and what a gateway elsewhere names is no page for our browser.
                 | Self::Dashboard { .. }
@@ -152,6 +156,17 @@ pub struct GatewayArgs {
     /// Address to listen on
     #[arg(long, value_name = "ADDRESS")]
     pub bind: Option<std::net::IpAddr>,
+}
+
+/// For `runner`.
+#[derive(Debug, Clone, Args)]
+pub struct RunnerArgs {
+    /// The start of the gateway that it is a child of
+    #[arg(long)]
+    pub boot: String,
+    /// As the gateway was started
+    #[command(flatten)]
+    pub gateway: GatewayArgs,
 }
 
 /// For `exec`.

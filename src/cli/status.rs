@@ -81,6 +81,9 @@ fn shown(status: &Value) -> String {
                 .to_owned(),
         );
     }
+    if let Some(runner) = ours.pointer("/driver/runner").filter(|r| r.is_object()) {
+        put("runner", runner_line(runner));
+    }
     if let Some(pending) = ours.get("pending") {
         let count = |key| number(pending, key).unwrap_or_default();
         let mut line = format!(
@@ -132,6 +135,21 @@ fn shown(status: &Value) -> String {
         &rows,
     ));
     out
+}
+
+/// The process that speaks to the container engine.
+fn runner_line(runner: &Value) -> String {
+    let mut line = number(runner, "pid")
+        .map_or_else(|| "is being started".to_owned(), |pid| format!("pid {pid}"));
+    let again = number(runner, "restarts").unwrap_or_default();
+    if again > 0 {
+        let said = clean(field(runner, "said"));
+        let _ = write!(
+            line,
+            ", started again {again} times, the last time because {said}"
+        );
+    }
+    line
 }
 
 fn sink_line(name: &str, sink: &Value) -> String {

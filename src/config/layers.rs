@@ -16,7 +16,7 @@ const SINKS: &[&str] = &["audit", "sinks"];
 /// The name of the template in it.
 const EVERY: &str = "*";
 /// Before the names of variables that set a key: `PORTCULLIS__GATEWAY__PORT`.
-const PREFIX: &str = "PORTCULLIS__";
+pub const PREFIX: &str = "PORTCULLIS__";
 
 /// One leaf that somebody set.
 struct Setting {

@@ -19,7 +19,7 @@ use portcullis_core::auth::password::{COST_CEILING, COST_FLOOR};
 use std::path::Path;
 
 pub use file::{FileError, write_first};
-pub use layers::Flag;
+pub use layers::{Flag, PREFIX};
 pub use problem::{ConfigErrors, Place, Problem};
 pub use sections::{
     Agent, Agents, Elevated, ExecMode, Gateway, GatewayAuth, Limits, Local, Operator, SecretName,
@@ -110,6 +110,8 @@ pub struct Loaded {
     pub config: Config,
     /// As text, redacted, with origins.
     pub leaves: Vec<Leaf>,
+    /// The bytes of the file; none where there is no file.
+    pub file: Option<Vec<u8>>,
 }
 
 impl Loaded {
@@ -191,13 +193,11 @@ pub fn load(
     environment: impl Iterator<Item = (String, String)>,
     flags: &[Flag],
 ) -> Result<Loaded, LoadError> {
-    let bytes = file::read(path)?;
+    let file = file::read(path)?;
     let name = path.display().to_string();
-    Ok(merge(
-        bytes.as_deref().map(|bytes| (name.as_str(), bytes)),
-        environment,
-        flags,
-    )?)
+    let bytes = file.as_deref().map(|bytes| (name.as_str(), bytes));
+    let loaded = merge(bytes, environment, flags)?;
+    Ok(Loaded { file, ..loaded })
 }
 
 /// The process's own variables, those that are not UTF-8 with their bad bytes replaced (no setting accepts such a value).
@@ -231,6 +231,7 @@ pub fn merge(
     Ok(Loaded {
         config,
         leaves: view::leaves(&merged, &places),
+        file: None,
     })
 }
 

@@ -42,6 +42,7 @@ use crate::ends;
 use crate::identity;
 use crate::methods::{Local, Site};
 use crate::random::random;
+use crate::runner;
 use crate::telemetry::Telemetry;
 use crate::tls::{self, Keeper, Tls, TlsError};
 use crate::tree::{Ground, Planted, plant};
@@ -251,7 +252,9 @@ async fn serve(
     let hosts = loaded.config.gateway.hosts.clone();
     let config_view = loaded.for_clients();
     let machine_id = machine_id(&loaded.config.vault.machine_id_file);
-    let owner = Hash32::of(state.as_os_str().as_encoded_bytes()).to_string()[..16].to_owned();
+    let owner = owner_of(&state);
+    let runner = runner::program(&state, &boot.to_string(), args, loaded.file.as_deref())
+        .map_err(|e| Failure::of(codes::INTERNAL, format!("the runner's configuration: {e}")))?;
     let Planted {
         tree,
         window,
@@ -275,6 +278,7 @@ async fn serve(
             pepper,
             boot,
             owner,
+            runner,
             doors,
             sub_uids,
             proxies: proxies.rules(),
@@ -360,9 +364,14 @@ async fn serve(
     Ok(())
 }
 
+/// Label of the boxes of a gateway with this state directory.
+pub(crate) fn owner_of(state: &Path) -> String {
+    Hash32::of(state.as_os_str().as_encoded_bytes()).to_string()[..16].to_owned()
+}
+
 /// What this process holds in memory is in no core file, and no other process of its user may look at it (prctl(2),
 /// `PR_SET_DUMPABLE`). After the last start of itself anew, which would undo it.
-fn keep_memory() -> Result<(), Failure> {
+pub(crate) fn keep_memory() -> Result<(), Failure> {
     use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
     let none = Rlimit {
         current: Some(0),
@@ -396,7 +405,7 @@ fn config_failure(error: &config::LoadError) -> Failure {
     failure
 }
 
-fn flags(args: &GatewayArgs) -> Vec<Flag> {
+pub(crate) fn flags(args: &GatewayArgs) -> Vec<Flag> {
     let mut flags = Vec::new();
     if let Some(port) = args.port {
         flags.push(Flag {

@@ -11,6 +11,7 @@ use serde_json::Value;
 const NEED_NONE: &[(&str, &str)] = &[
     ("gateway", "is the gateway"),
     ("up", "is the gateway"),
+    ("runner", "is the gateway's own child"),
     ("version", "says what this program is"),
     ("config check", "reads config.toml itself"),
     (

@@ -31,6 +31,7 @@ mod reach;
 mod refused;
 mod remote;
 mod remote_cli;
+mod runner;
 mod sandbox;
 mod starts;
 mod trace;

@@ -5,15 +5,17 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use portcullis::cli::GatewayArgs;
 use portcullis::dashboard::{Page, PageConfig};
 use portcullis::edge::{Again, Doors};
 use portcullis::methods::{Local, Site};
+use portcullis::runner;
 use portcullis::tree::{Ground, plant};
 use portcullis_actors::audit::verify_dir;
 use portcullis_actors::auth::SharedSecret;
 use portcullis_actors::connection::Methods;
 use portcullis_actors::dashboard::DashboardHandle;
-use portcullis_actors::sandbox_pool::cell_file;
+use portcullis_actors::sandbox_pool::{RunnerProgram, cell_file};
 use portcullis_actors::store::Store;
 use portcullis_actors::supervision::{Flag, OnFatal, RoomView, Tree, TreeWindow};
 use portcullis_core::audit::BootId;
@@ -80,6 +82,10 @@ impl House {
             hosts: vec![],
             dashboard: loaded.config.dashboard.clone(),
         };
+        let args = GatewayArgs {
+            port: None,
+            bind: None,
+        };
         let planted = plant(
             Ground {
                 around: portcullis_actors::vault::Around::default(),
@@ -92,6 +98,10 @@ impl House {
                 pepper: Secret::new(vec![1; 32]),
                 boot: BootId(random()),
                 owner: crate::support::ws::hex(&random::<8>()),
+                runner: RunnerProgram {
+                    program: env!("CARGO_BIN_EXE_portcullis").into(),
+                    ..runner::program(&state, "boot", &args, None).unwrap()
+                },
                 doors,
                 sub_uids: Arc::default(),
                 proxies: Flag::new(Arc::default()).reader(),

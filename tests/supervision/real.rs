@@ -196,6 +196,7 @@ impl Ground {
                 ),
                 boot: "boot-1".to_owned(),
                 ways: None,
+                runner: None,
             },
         ))
     }

@@ -126,6 +126,7 @@ pub async fn house_of(
         owner: format!("test-{}", state.file_name().unwrap().to_string_lossy()),
         boot: format!("boot-{boot}"),
         ways: None,
+        runner: None,
     };
     let pool = SandboxPoolHandle::new(tree.room::<SandboxPool>(Policy::new(256), pool));
     let policy = AgentPolicy {

@@ -12,13 +12,14 @@ use futures_util::StreamExt as _;
 
 use super::harness::State;
 use super::{input, suite};
+use crate::sandbox_pool::containers::Containers;
 use crate::sandbox_pool::driver::Driver;
 use crate::sandbox_pool::image;
 use crate::sandbox_pool::probe;
 use crate::sandbox_pool::{Docker, EngineConfig};
 pub use engine::Engine;
 
-fn raw(engine: &Engine) -> bollard::Docker {
+pub fn raw(engine: &Engine) -> bollard::Docker {
     let version = bollard::API_DEFAULT_VERSION;
     bollard::Docker::connect_with_unix(&engine.host(), 60, version).unwrap()
 }
@@ -72,7 +73,9 @@ async fn driver(engine: &Arc<Engine>, state: &State) -> Driver {
         engine: Some(format!("unix://{}", engine.socket().display())),
         ..EngineConfig::default()
     };
-    Driver::Docker(Docker::connect(&state.context, &config).await.unwrap())
+    Driver::Docker(Containers::Here(
+        Docker::connect(&state.context, &config).await.unwrap(),
+    ))
 }
 
 macro_rules! promises {

@@ -6,13 +6,14 @@ use std::process::Command;
 use std::time::Duration;
 
 use portcullis_cell::{Spawn, Stream};
-use portcullis_core::ids::{BoxId, RunId};
+use portcullis_core::ids::{AgentId, BoxId, RunId};
 use portcullis_core::sandbox::{Access, SystemCalls};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::sandbox_pool::driver::{Driver, ProbeContext};
 use crate::sandbox_pool::folders;
+use crate::sandbox_pool::holder::Whose;
 use crate::sandbox_pool::input::RunInputs;
 use crate::sandbox_pool::link::{LinkError, Listener};
 use crate::sandbox_pool::probe::random_hex;
@@ -119,7 +120,7 @@ impl State {
         BoxSpec {
             run_dir: context.run_root.join("b").join(id.as_str()),
             id,
-            whose: agent.to_owned(),
+            whose: Whose::Agent(AgentId::new(agent).unwrap()),
             workspace: context.workspaces.join(agent),
             access: Access::Rw,
             mounts: Vec::new(),

@@ -57,6 +57,7 @@ impl Pool {
             owner: state.context.owner.clone(),
             boot: "boot-2".to_owned(),
             ways: None,
+            runner: None,
         };
         let handle = SandboxPoolHandle::new(builder.room::<SandboxPool>(Policy::new(256), wiring));
         let tree = builder.start().await.unwrap();

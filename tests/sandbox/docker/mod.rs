@@ -14,11 +14,11 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
-use portcullis_actors::sandbox_pool::EngineConfig;
 use portcullis_actors::sandbox_pool::docker::Docker;
 use portcullis_actors::sandbox_pool::driver::ProbeContext;
 use portcullis_actors::sandbox_pool::spec::BoxLimits;
 use portcullis_actors::sandbox_pool::spec::BoxSpec;
+use portcullis_actors::sandbox_pool::{EngineConfig, Whose};
 use portcullis_core::ids::BoxId;
 use portcullis_core::sandbox::{Access, SystemCalls};
 use tempfile::TempDir;
@@ -111,7 +111,7 @@ impl Scene {
         fs::set_permissions(&run_dir, PermissionsExt::from_mode(0o755)).unwrap();
         BoxSpec {
             id: BoxId::new(&id).unwrap(),
-            whose: "demo".to_owned(),
+            whose: Whose::Probe,
             workspace,
             access: Access::Rw,
             mounts: Vec::new(),

@@ -92,6 +92,7 @@ impl House {
                         names.resolver(),
                         EgressLimits::default(),
                     )),
+                    runner: None,
                 },
             ),
         );
