@@ -29,6 +29,7 @@ use super::hardening::{
     BOOT_LABEL, BOX_LABEL, HOSTS, OWNER_LABEL, PROFILE_LABEL, differences, hosts_file, request,
 };
 use super::image::{self, Image};
+use super::podman::in_dockers_words;
 use super::spec::{BoxSpec, FoundBox, StartedBox};
 
 /// How often the engine is asked for a sign of life while a box is waited for.
@@ -344,7 +345,7 @@ impl Docker {
         let made = self
             .inner
             .engine
-            .create_container(Some(options), request(spec, image));
+            .create_container(Some(options), request(spec, image, &self.inner.facts));
         Ok(bounded(WORK, "create", made).await?.id)
     }
 
@@ -369,7 +370,13 @@ impl Docker {
             let found = image::local(engine, &image).await;
             Some(found.map_err(DriverError::Start)?.1)
         };
-        let wrong = differences(&request(spec, &image), &said, facts, config.as_ref());
+        let asked = request(spec, &image, facts);
+        let said = if facts.podman {
+            in_dockers_words(&asked, said, facts)
+        } else {
+            said
+        };
+        let wrong = differences(&asked, &said, facts, config.as_ref());
         if !wrong.is_empty() {
             return Err(DriverError::Start(format!(
                 "the engine made another box than was asked for: {}",
@@ -380,7 +387,9 @@ impl Docker {
             .await
             .map_err(failed)?;
         let init_pid = self.init_pid(container).await?;
-        if let Err(weak) = evidence::confined(init_pid, spec.uid, spec.gid).await {
+        // Podman's API has no word for it, and gives one of its own accord with version 2 of control groups only.
+        let without: &[&str] = if facts.podman { &["cgroup"] } else { &[] };
+        if let Err(weak) = evidence::confined(init_pid, spec.uid, spec.gid, without).await {
             // A cell that ends at once has no status to show: its exit code is then the better answer, as soon as the engine has seen it.
             for _ in 0..20 {
                 self.init_pid(container).await?;
@@ -440,13 +449,26 @@ impl Docker {
             .all(true)
             .filters(&filters)
             .build();
-        let found = bounded(
-            CALL,
-            "list",
-            self.inner.engine.list_containers(Some(options)),
-        )
-        .await
-        .map_err(|fault| DriverError::Unknown(fault.to_string()))?;
+        let listed = async {
+            loop {
+                match self
+                    .inner
+                    .engine
+                    .list_containers(Some(options.clone()))
+                    .await
+                {
+                    // Podman calls one that has ended and is not tidied up yet by a word that Docker does not have; a moment later
+                    // it is another.
+                    Err(EngineError::JsonDataError { .. }) if self.inner.facts.podman => {
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                    listed => return listed,
+                }
+            }
+        };
+        let found = bounded(CALL, "list", listed)
+            .await
+            .map_err(|fault| DriverError::Unknown(fault.to_string()))?;
         // The engine's filter is not the last word on what is ours.
         Ok(found
             .into_iter()
@@ -506,14 +528,15 @@ impl Seen {
     /// One line for people: engine, version and socket.
     pub fn describe(&self) -> String {
         let Self { facts, socket, .. } = self;
-        format!("Docker {} at {}", facts.version, socket.display())
+        let engine = if facts.podman { "Podman" } else { "Docker" };
+        format!("{engine} {} at {}", facts.version, socket.display())
     }
 }
 
 /// What an engine is asked for such a box, and what else decides what comes of it.
 pub fn shape(spec: &BoxSpec, facts: &EngineFacts) -> Vec<u8> {
     let image = spec.image.as_deref().unwrap_or_default();
-    let asked = serde_json::to_value(request(&within(spec, facts), image));
+    let asked = serde_json::to_value(request(&within(spec, facts), image, facts));
     // In the order of the names, at every depth. What cannot be written down has no name of its own: no two are then alike.
     let asked = asked.map_or_else(|error| error.to_string(), |asked| asked.to_string());
     format!(

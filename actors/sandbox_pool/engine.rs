@@ -95,6 +95,8 @@ pub struct EngineFacts {
     pub runtimes: Vec<String>,
     /// The engine confines containers with AppArmor.
     pub apparmor: bool,
+    /// It is Podman, which speaks the same API with words of its own.
+    pub podman: bool,
     /// Processors: an engine refuses to give more.
     pub cpus: u32,
 }
@@ -146,7 +148,11 @@ pub(super) async fn open(config: &EngineConfig) -> Result<Opened, DriverError> {
     let info = bounded(CALL, "info", engine.info())
         .await
         .map_err(|fault| silent(&fault))?;
-    let facts = capable(&info, version.version.unwrap_or_default())?;
+    let components = version.components.iter().flatten();
+    let podman = components
+        .into_iter()
+        .any(|part| part.name == "Podman Engine");
+    let facts = capable(&info, version.version.unwrap_or_default(), podman)?;
     Ok(Opened {
         engine,
         socket,
@@ -188,7 +194,7 @@ fn new_enough(api: &str) -> bool {
 }
 
 /// Refuses an engine that would silently drop what we ask of it.
-fn capable(info: &SystemInfo, version: String) -> Result<EngineFacts, DriverError> {
+fn capable(info: &SystemInfo, version: String, podman: bool) -> Result<EngineFacts, DriverError> {
     if info.os_type.as_deref() != Some("linux") {
         return Err(no_driver(
             "the engine does not run Linux containers".to_owned(),
@@ -243,15 +249,13 @@ fn capable(info: &SystemInfo, version: String) -> Result<EngineFacts, DriverErro
             "set `[sandbox] driver = \"native\"`",
         ));
     }
-    let mut runtimes: Vec<String> = info
-        .runtimes
-        .iter()
-        .flatten()
-        .map(|(name, _)| name.clone())
-        .collect();
+    // Podman's API does not say by which one a container was made, so none is offered.
+    let offered = info.runtimes.iter().filter(|_| !podman).flatten();
+    let mut runtimes: Vec<String> = offered.map(|(name, _)| name.clone()).collect();
     runtimes.sort();
     Ok(EngineFacts {
         version,
+        podman,
         runtimes,
         default_runtime: info.default_runtime.clone().unwrap_or_default(),
         apparmor: named("apparmor").is_some(),

@@ -5,18 +5,27 @@ use std::time::Duration;
 /// A container's init is the engine's own launcher for some milliseconds after "started": its last steps are the filter and the exec.
 const SETTLE: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(2);
+/// Files of the kernel's that an engine covers, and those that it makes read-only.
+const COVERED: [&str; 3] = ["/proc/kcore", "/proc/keys", "/proc/timer_list"];
+const READ_ONLY: [&str; 4] = ["/", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+/// Those of a box.
+const NAMESPACES: [&str; 6] = ["cgroup", "ipc", "mnt", "net", "pid", "uts"];
 
 /// Returns once `/proc/PID/status` shows every uid and gid as asked, no capability in any set, no new privileges and a seccomp filter, and
-/// its network namespace has no route that leaves the box.
+/// its network namespace has no route that leaves the box; its namespaces are its own (all of [`NAMESPACES`], but for those that the engine
+/// cannot be asked for), and what an engine covers of `/proc` is covered.
 ///
 /// # Errors
 /// What still differs after 2 s, or that the process cannot be seen: the engine's process ids are then not this machine's.
-pub async fn confined(pid: u32, uid: u32, gid: u32) -> Result<(), String> {
+pub async fn confined(pid: u32, uid: u32, gid: u32, without: &[&str]) -> Result<(), String> {
     let folder = format!("/proc/{pid}");
     let deadline = tokio::time::Instant::now() + SETTLE;
     loop {
         let verdict = match std::fs::read_to_string(format!("{folder}/status")) {
-            Ok(status) => shortfall(&status, uid, gid).or_else(|| way_out(&folder)),
+            Ok(status) => shortfall(&status, uid, gid)
+                .or_else(|| way_out(&folder))
+                .or_else(|| shared(&folder, without))
+                .or_else(|| uncovered(&folder)),
             Err(error) => {
                 return Err(format!(
                     "the box's first process {pid} is not seen on this machine: {error}"
@@ -33,6 +42,54 @@ pub async fn confined(pid: u32, uid: u32, gid: u32) -> Result<(), String> {
             Some(_) => tokio::time::sleep(POLL).await,
         }
     }
+}
+
+/// The first namespace that a box shares with this process.
+fn shared(folder: &str, without: &[&str]) -> Option<String> {
+    let of = |folder: &str, name: &str| std::fs::read_link(format!("{folder}/ns/{name}"));
+    NAMESPACES
+        .into_iter()
+        .filter(|name| !without.contains(name))
+        .find_map(|name| match (of("/proc/self", name), of(folder, name)) {
+            (Ok(own), Ok(its)) if own != its => None,
+            (Ok(_), Ok(_)) => Some(format!("its {name} namespace is this machine's")),
+            (Err(error), _) | (_, Err(error)) => {
+                Some(format!("its {name} namespace cannot be seen: {error}"))
+            }
+        })
+}
+
+/// What of the kernel's own files an engine has left open, by the mounts that the box has.
+fn uncovered(folder: &str) -> Option<String> {
+    match std::fs::read_to_string(format!("{folder}/mountinfo")) {
+        // Not every kernel has all of them.
+        Ok(mounts) => open_in(&mounts, |place| std::path::Path::new(place).exists()),
+        Err(error) => Some(format!("its mounts cannot be seen: {error}")),
+    }
+}
+
+fn open_in(mounts: &str, exists: impl Fn(&str) -> bool) -> Option<String> {
+    // Mount point and options: the fifth and sixth field. The last one at a place is what is seen there.
+    let at = |place: &str| {
+        let mut fields = mounts.lines().rev().filter_map(|line| {
+            let mut fields = line.split(' ').skip(4);
+            Some((fields.next()?, fields.next()?))
+        });
+        fields.find(|(point, _)| *point == place)
+    };
+    let is_read_only = |options: &str| options.split(',').any(|option| option == "ro");
+    let open = COVERED
+        .into_iter()
+        .find(|place| exists(place) && at(place).is_none())
+        .map(|place| format!("{place} is not covered"));
+    open.or_else(|| {
+        READ_ONLY
+            .into_iter()
+            .find(|place| {
+                exists(place) && !at(place).is_some_and(|(_, options)| is_read_only(options))
+            })
+            .map(|place| format!("{place} can be written"))
+    })
 }
 
 /// The first line of a status file that is not as a box's must be. A missing line is a shortfall.
@@ -124,9 +181,40 @@ mod tests {
         assert!(shortfall("", 1000, 1000).is_some());
     }
 
+    #[test]
+    fn this_process_shares_its_own_namespaces_and_covers_nothing() {
+        assert!(
+            shared("/proc/self", &NAMESPACES[1..])
+                .unwrap()
+                .contains("is this machine's")
+        );
+        assert!(shared("/proc/0", &[]).unwrap().contains("cannot be seen"));
+        assert_eq!(shared("/proc/self", &NAMESPACES), None);
+        assert!(uncovered("/proc/self").is_some());
+        let good = "1 0 0:1 / / ro,relatime - overlay o rw\n2 1 0:2 / /proc rw - proc p rw\n3 2 0:2 / /proc/kcore rw - tmpfs t rw\n\
+            4 2 0:2 / /proc/keys rw - tmpfs t rw\n4 2 0:2 / /proc/timer_list rw - tmpfs t rw\n4 2 0:2 / /proc/irq ro - proc p rw\n4 2 0:2 / /proc/sys ro,nosuid - proc p rw\n5 2 0:2 / /proc/sysrq-trigger ro - proc p rw\n";
+        assert_eq!(open_in(good, |_| true), None);
+        for (from, to) in [
+            ("/ / ro,", "/ / rw,"),
+            ("/proc/kcore", "/proc/kcor"),
+            ("/proc/sys ro", "/proc/sys rw"),
+            ("/proc/sysrq-trigger ro", "/proc/sysrq-trigger rw"),
+        ] {
+            let bad = good.replacen(from, to, 1);
+            assert_ne!(bad, good);
+            assert!(open_in(&bad, |_| true).is_some(), "{from}");
+        }
+        // A kernel that has none of them needs no cover.
+        let bare = "1 0 0:1 / / ro,relatime - overlay o rw\n";
+        assert_eq!(open_in(bare, |place| place == "/"), None);
+        // Another one over it is what holds.
+        let over = format!("{good}6 0 0:9 / / rw - overlay o rw\n");
+        assert!(open_in(&over, |_| true).is_some());
+    }
+
     #[tokio::test]
     async fn a_process_that_is_not_there_is_refused() {
-        let refused = confined(u32::MAX, 1000, 1000).await.unwrap_err();
+        let refused = confined(u32::MAX, 1000, 1000, &[]).await.unwrap_err();
         assert!(refused.contains("not seen on this machine"), "{refused}");
     }
 

@@ -15,6 +15,7 @@ use portcullis_core::sandbox::Access;
 use serde_json::Value;
 
 use super::engine::EngineFacts;
+use super::podman::NOT_COPIED_UP;
 use super::spec::{BoxSpec, CELL_INSIDE, HOST_NAME, RUN_INSIDE, WORKSPACE_INSIDE};
 
 /// Label: the gateway that owns the box.
@@ -28,13 +29,15 @@ pub const PROFILE_LABEL: &str = "portcullis.profile";
 
 /// Open files of each process in a box, where runs are given fewer: the cell has more to hold.
 const OPEN_FILES: u32 = 1024;
+/// Processes of one uid in all of its boxes, where an engine must be told.
+const PROCESSES_OF_A_USER: i64 = 16_384;
 /// `/dev/shm`, in bytes; counts as memory of the box.
 const SHARED_MEMORY: i64 = 64 << 20;
 /// The kernel ends a box before the gateway when memory of the whole machine runs out.
 const OOM_SCORE: i64 = 500;
 
 /// The whole request for a box: made from `image` (an image id) and nothing else.
-pub fn request(spec: &BoxSpec, image: &str) -> ContainerCreateBody {
+pub fn request(spec: &BoxSpec, image: &str, facts: &EngineFacts) -> ContainerCreateBody {
     let labels = [
         (OWNER_LABEL, &spec.owner),
         (BOX_LABEL, &spec.id.as_str().to_owned()),
@@ -56,12 +59,12 @@ pub fn request(spec: &BoxSpec, image: &str) -> ContainerCreateBody {
         // the rest of a start, is left out. `evidence` looks at what came of it.
         network_disabled: Some(true),
         labels: Some(HashMap::from(labels)),
-        host_config: Some(host_config(spec)),
+        host_config: Some(host_config(spec, facts)),
         ..ContainerCreateBody::default()
     }
 }
 
-fn host_config(spec: &BoxSpec) -> HostConfig {
+fn host_config(spec: &BoxSpec, facts: &EngineFacts) -> HostConfig {
     let memory = clamped(spec.limits.memory_bytes);
     let limit = |name: &str, value| ResourcesUlimits {
         name: Some(name.to_owned()),
@@ -69,9 +72,20 @@ fn host_config(spec: &BoxSpec) -> HostConfig {
         hard: Some(value),
     };
     let files = i64::from(spec.limits.open_files.max(OPEN_FILES));
+    let mut ulimits = vec![limit("nofile", files), limit("core", 0)];
+    if facts.podman {
+        // Its own default is more than an engine without CAP_SYS_RESOURCE can give. The pids limit is the box's.
+        ulimits.push(limit("nproc", PROCESSES_OF_A_USER));
+    }
     // Exec stays allowed in /tmp: /workspace has it anyway, and `go run`, `pip` and test runners start what they put there.
     let (size, inodes) = (spec.limits.scratch(), spec.limits.inodes());
-    let limits = format!("size={size},nr_inodes={inodes}");
+    // Podman takes no limit on files.
+    let inodes = if facts.podman {
+        String::new()
+    } else {
+        format!(",nr_inodes={inodes}")
+    };
+    let limits = format!("size={size}{inodes}");
     let shared = spec.limits.shared();
     let mut tmpfs = HashMap::from([
         (
@@ -81,12 +95,18 @@ fn host_config(spec: &BoxSpec) -> HostConfig {
         // The engine's own has no limit on files: their inodes can take all of the box's memory.
         (
             "/dev/shm".to_owned(),
-            format!("rw,noexec,nosuid,nodev,mode=1777,size={shared},nr_inodes={inodes}"),
+            format!("rw,noexec,nosuid,nodev,mode=1777,size={shared}{inodes}"),
         ),
     ]);
     if spec.access == Access::None {
         let (uid, gid) = (spec.uid, spec.gid);
-        let options = format!("rw,exec,nosuid,nodev,mode=0700,uid={uid},gid={gid},{limits}");
+        // Podman's have no owner but root, so everybody may write: there is nobody else in the box.
+        let owner = if facts.podman {
+            format!("mode=1777{NOT_COPIED_UP}")
+        } else {
+            format!("mode=0700,uid={uid},gid={gid}")
+        };
+        let options = format!("rw,exec,nosuid,nodev,{owner},{limits}");
         tmpfs.insert(WORKSPACE_INSIDE.to_owned(), options);
     }
     HostConfig {
@@ -103,7 +123,7 @@ fn host_config(spec: &BoxSpec) -> HostConfig {
         memory_swap: Some(memory),
         nano_cpus: Some(i64::from(spec.limits.cpu_millis) * 1_000_000),
         pids_limit: Some(i64::from(spec.limits.pids)),
-        ulimits: Some(vec![limit("nofile", files), limit("core", 0)]),
+        ulimits: Some(ulimits),
         shm_size: Some(SHARED_MEMORY.min(memory)),
         oom_score_adj: Some(OOM_SCORE),
         // The cell is pid 1 and reaps by itself.

@@ -48,6 +48,7 @@ fn facts() -> EngineFacts {
         default_runtime: "runc".to_owned(),
         runtimes: vec!["crun".to_owned(), "runc".to_owned()],
         apparmor: true,
+        podman: false,
         cpus: 2,
     }
 }
@@ -88,7 +89,7 @@ fn honest(asked: &ContainerCreateBody) -> ContainerInspectResponse {
 
 #[test]
 fn the_request_names_every_ceiling_and_opens_nothing() {
-    let asked = request(&spec(), IMAGE);
+    let asked = request(&spec(), IMAGE, &facts());
     let host = asked.host_config.unwrap();
     assert_eq!(asked.user.as_deref(), Some("1000:1001"));
     assert_eq!(asked.image.as_deref(), Some(IMAGE));
@@ -118,7 +119,7 @@ fn the_request_names_every_ceiling_and_opens_nothing() {
 
 #[test]
 fn an_honest_engine_is_believed() {
-    let asked = request(&spec(), IMAGE);
+    let asked = request(&spec(), IMAGE, &facts());
     assert_eq!(
         differences(&asked, &honest(&asked), &facts(), None),
         Vec::<String>::new()
@@ -139,7 +140,7 @@ fn a_runtime_and_mounts_are_asked_for_and_another_runtime_is_a_difference() {
         mounts: vec![mount("a", Access::Ro), mount("b", Access::Rw)],
         ..spec()
     };
-    let asked = request(&spec, IMAGE);
+    let asked = request(&spec, IMAGE, &facts());
     let words = asked.entrypoint.clone().unwrap().join(" ");
     assert!(words.contains("--calls debug"), "{words}");
     let host = asked.host_config.clone().unwrap();
@@ -309,7 +310,7 @@ const LIES: &[Lie] = &[
 
 #[test]
 fn every_single_difference_is_found_and_named() {
-    let asked = request(&spec(), IMAGE);
+    let asked = request(&spec(), IMAGE, &facts());
     for (name, lie) in LIES {
         let mut said = honest(&asked);
         let mut host = said.host_config.take().unwrap();

@@ -269,7 +269,8 @@ fn write_tar(busybox: &[u8], applets: &[String]) -> std::io::Result<Vec<u8>> {
         ("usr", 0o755),
         ("usr/local", 0o755),
         ("usr/local/bin", 0o755),
-        (inside(WORKSPACE_INSIDE), 0o755),
+        // Where it is in memory, runtimes give it this mode, and not every engine an owner.
+        (inside(WORKSPACE_INSIDE), 0o1777),
     ] {
         entry(
             &mut tar,

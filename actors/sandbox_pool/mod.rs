@@ -45,6 +45,7 @@ mod link;
 mod messages;
 mod mounts;
 mod native;
+mod podman;
 mod probe;
 mod request;
 pub mod runner;

@@ -10,6 +10,7 @@ pub(crate) mod harness;
 mod input;
 mod native;
 mod places;
+mod podman;
 mod profiles;
 pub mod room;
 mod scopes;

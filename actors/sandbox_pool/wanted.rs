@@ -211,6 +211,9 @@ impl SandboxPool {
         let why = match driver {
             Driver::Native(_) => "the native driver has no runtimes".to_owned(),
             Driver::Docker(docker) if docker.has_runtime(name) => return Ok(()),
+            Driver::Docker(docker) if docker.runtimes().is_empty() => {
+                "the engine does not say by which one it makes a box".to_owned()
+            }
             Driver::Docker(docker) => format!("the engine has {}", docker.runtimes().join(", ")),
         };
         let name = name.clone();

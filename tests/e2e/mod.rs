@@ -27,6 +27,7 @@ mod page;
 mod peer_cli;
 mod peer_far;
 mod peer_node;
+mod podman;
 mod reach;
 mod refused;
 mod remote;

@@ -5,6 +5,7 @@ pub mod engine;
 pub mod gateway;
 pub mod net;
 pub mod npm;
+pub mod podman;
 pub mod protobuf;
 pub mod sshd;
 pub mod ws;

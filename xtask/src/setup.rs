@@ -42,6 +42,12 @@ pub const DOCKER: Need = Need {
     serves: "the tests of the Docker driver",
     there: || machine::program("dockerd").is_some() && machine::program("docker").is_some(),
 };
+pub const PODMAN: Need = Need {
+    what: "podman",
+    packages: &["podman"],
+    serves: "the tests of boxes behind Podman's socket",
+    there: || machine::program("podman").is_some(),
+};
 pub const DEBOOTSTRAP: Need = Need {
     what: "debootstrap",
     packages: &["debootstrap"],

@@ -13,6 +13,7 @@ const NEEDS: &[&Need] = &[
     &setup::BUSYBOX,
     &setup::DOCKER,
     &setup::DEBOOTSTRAP,
+    &setup::PODMAN,
     &setup::STRACE,
     &setup::CHROMIUM,
     &setup::NODE,

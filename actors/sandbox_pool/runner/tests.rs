@@ -135,6 +135,7 @@ fn seen() -> Seen {
             rootfs: "rootfs".to_owned(),
         },
         facts: EngineFacts {
+            podman: false,
             version: "26".to_owned(),
             default_runtime: "runc".to_owned(),
             apparmor: false,

@@ -317,7 +317,7 @@ pub async fn workspaces(driver: &Driver, state: &State) {
     for _ in 0..2 {
         let mut live = Live::start(driver, of(Access::None)).await;
         let ended = live
-            .run("pwd; ls -A; echo mine > kept; cat kept; mkdir -p d && cp /bin/sh d/sh && d/sh -c 'echo runs'; id -u; stat -c %u .")
+            .run("pwd; ls -A; echo mine > kept; cat kept; mkdir -p d && cp /bin/sh d/sh && d/sh -c 'echo runs'; id -u; stat -c %u kept")
             .await;
         let uid = state.context.uid;
         assert_eq!(
