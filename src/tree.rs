@@ -16,6 +16,7 @@ use portcullis_actors::dashboard::{Dashboard, DashboardHandle};
 use portcullis_actors::exec::{AgentLimits, ExecHandle, ExecWiring};
 use portcullis_actors::nodes::{NodesHandle, NodesWiring};
 use portcullis_actors::pairing::{PairingHandle, PairingWiring};
+use portcullis_actors::sandbox_pool::egress::Opener;
 use portcullis_actors::sandbox_pool::{
     RunnerProgram, SandboxPool, SandboxPoolHandle, SandboxPoolWiring, Ways,
 };
@@ -243,16 +244,32 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
         boxes: config.sandbox.uid(),
         host_user: config.exec.host.user.clone(),
     });
+    let profiles = config.agents.profiles(config.sandbox.layer());
+    let mut ways = Ways::new(audit.clone());
+    let names = profiles.terminated();
+    if !names.is_empty() {
+        ways = ways.opening(Opener {
+            vault: vault.clone(),
+            names: Arc::new(names),
+            roots: tls::system_certificates().into(),
+            client: tls::of_hosts()
+                .inspect_err(|error| {
+                    tracing::warn!(target: "portcullis", %error, "no host whose TLS is opened for boxes can be verified");
+                })
+                .ok(),
+            clock: clock.clone(),
+        });
+    }
     let pool = SandboxPoolHandle::new(tree.room::<SandboxPool>(
         Policy::new(256),
         SandboxPoolWiring {
-            profiles: config.agents.profiles(config.sandbox.layer()),
+            profiles,
             config: config.sandbox,
             state: ground.state.clone(),
             cell: ground.cell,
             owner: ground.owner,
             boot: boot.clone(),
-            ways: Some(Ways::new(audit.clone())),
+            ways: Some(ways),
             runner: Some(Arc::new(ground.runner)),
         },
     ));

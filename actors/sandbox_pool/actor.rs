@@ -25,7 +25,9 @@ use super::spec::{BoxLimits, BoxSpec};
 use super::wanted::{Images, Wanted, neutral};
 use super::warm::Warm;
 use super::{cell_file, native};
-use crate::supervision::{ChildEnd, Crash, Ctx, Flag, Room, Snapshot, TaskHandle, TellError};
+use crate::supervision::{
+    Allowance, ChildEnd, Crash, Ctx, Flag, Room, Snapshot, TaskHandle, TellError,
+};
 
 /// Requests on their way to the runner.
 const RUNNER_CALLS: usize = 256;
@@ -78,6 +80,8 @@ pub struct SandboxPool {
     pub(super) waiting: VecDeque<Waiter>,
     /// Boxes that are kept ready.
     pub(super) warm: Warm,
+    /// Names that boxes look up, by whose they are.
+    pub(super) lookups: BTreeMap<String, Arc<Allowance>>,
     /// The key of the last box.
     pub(super) next: u64,
 }
@@ -105,6 +109,7 @@ impl Room for SandboxPool {
             boxes: BTreeMap::new(),
             waiting: VecDeque::new(),
             warm: Warm::new(),
+            lookups: BTreeMap::new(),
             next: 0,
         };
         pool.runner = pool.keep_runner();

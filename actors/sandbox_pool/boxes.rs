@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::actor::SandboxPool;
 use super::driver::{Driver, ProbeContext};
 use super::drivers::{Drivers, MOST_WAITING, Waiting};
-use super::egress::EgressWiring;
+use super::egress::{EgressWiring, Ways};
 use super::folders;
 use super::holder::{Holder, PoolKey};
 use super::kept;
@@ -285,7 +285,7 @@ impl SandboxPool {
 
     /// The way out of a box that may reach hosts.
     fn way_out(
-        &self,
+        &mut self,
         spec: &BoxSpec,
         holder: &Holder,
         effective: &Effective,
@@ -298,13 +298,21 @@ impl SandboxPool {
                 "it may reach hosts, and there is no log to record that in".to_owned(),
             ));
         };
+        // Those that nobody has any more went with their boxes.
+        self.lookups
+            .retain(|_, lookups| Arc::strong_count(lookups) > 1);
+        let lookups = self.lookups.entry(holder.principal());
+        let lookups = lookups.or_insert_with(Ways::lookups).clone();
         let runs = Arc::new(Flag::new(Arc::from([])));
         Ok(Some(WayOut {
             wiring: EgressWiring {
                 ways: ways.clone(),
                 rules: effective.profile.egress.clone(),
                 addresses: self.wiring.config.egress_to_networks.clone(),
+                terminate: effective.profile.terminate.clone(),
+                agents: holder.agents(effective),
                 section: effective.from("egress").to_owned(),
+                lookups,
                 whose: holder.recorded(),
                 principal: holder.principal(),
                 id: spec.id.clone(),

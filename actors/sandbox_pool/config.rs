@@ -1,6 +1,6 @@
 //! `[sandbox]` of the config.
 
-use portcullis_core::egress::{Addresses, Rules};
+use portcullis_core::egress::{Addresses, Rules, Terminations, terminations};
 use portcullis_core::sandbox::{
     Access, EnvNames, ImageName, Isolation, Layer, Mounts, Named, Overrides, RuntimeName, Scope,
     ShareName, SystemCalls, count, hosts, mounts, names, size, word,
@@ -78,6 +78,8 @@ struct Section {
     mounts: Option<Mounts>,
     #[serde(deserialize_with = "hosts")]
     egress: Option<Rules>,
+    #[serde(deserialize_with = "terminations")]
+    terminate: Option<Terminations>,
     #[serde(deserialize_with = "names")]
     env: Option<EnvNames>,
     #[serde(deserialize_with = "size")]
@@ -124,6 +126,7 @@ impl Default for Section {
             workspace: None,
             mounts: None,
             egress: None,
+            terminate: None,
             env: None,
             memory_bytes: None,
             cpu_millis: None,
@@ -162,6 +165,7 @@ impl From<Section> for SandboxPoolConfig {
                 workspace: section.workspace,
                 mounts: section.mounts,
                 egress: section.egress,
+                terminate: section.terminate,
                 env: section.env,
                 memory_bytes: section.memory_bytes,
                 cpu_millis: section.cpu_millis,

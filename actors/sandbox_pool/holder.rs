@@ -1,9 +1,10 @@
 //! Whose a box is.
 
 use std::fmt;
+use std::sync::Arc;
 
 use portcullis_core::ids::AgentId;
-use portcullis_core::sandbox::{Access, Profile, Scope, ShareName};
+use portcullis_core::sandbox::{Access, Effective, Profile, Scope, ShareName};
 use serde::{Deserialize, Serialize, Serializer};
 
 /// A session, as far as boxes go: of one principal, so that nobody comes into another's by its name.
@@ -72,6 +73,18 @@ impl Holder {
             Self::Agent(own) | Self::Session(own, _) => own == agent,
             Self::Shared(_) => true,
             Self::Nobody(_) => false,
+        }
+    }
+
+    /// The agents whose runs may be in its box; none: also some that nobody has named.
+    pub fn agents(&self, effective: &Effective) -> Option<Arc<[String]>> {
+        match (self, &effective.sharers) {
+            (Self::Shared(_), Some(sharers)) if !sharers.others => {
+                Some(sharers.agents.iter().map(ToString::to_string).collect())
+            }
+            (Self::Shared(_), _) => None,
+            (Self::Agent(agent) | Self::Session(agent, _), _) => Some([agent.to_string()].into()),
+            (Self::Nobody(key), _) => key.agent.as_ref().map(|agent| [agent.to_string()].into()),
         }
     }
 

@@ -26,6 +26,10 @@ pub fn spawn(profile: &Profile, may_leave: bool, spec: &RunSpec) -> Result<Spawn
     if may_leave {
         let proxies = BoxSpec::egress_env().into_iter();
         env.extend(proxies.map(|(name, value)| (name.to_owned(), Value::new(&value))));
+        if !profile.terminate.is_empty() {
+            let trusted = BoxSpec::authorities_env().into_iter();
+            env.extend(trusted.map(|(name, value)| (name.to_owned(), Value::new(value))));
+        }
     }
     for (name, value) in &spec.env {
         if name.is_empty() || name.contains('=') {

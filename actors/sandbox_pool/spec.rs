@@ -19,6 +19,8 @@ pub const RUN_INSIDE: &str = "/run/portcullis";
 pub const SOCKET_INSIDE: &str = "/run/portcullis/s";
 /// The socket of the box's way out, where it has one, as the cell dials it.
 pub const EGRESS_INSIDE: &str = "/run/portcullis/e";
+/// The authorities that a box trusts where TLS of hosts is opened for it: in its control folder, so it is no mount of its own.
+pub const AUTHORITIES_INSIDE: &str = "/run/portcullis/ca.pem";
 /// The folder of its agent, or of all that share it, as seen from inside; also HOME and the default working folder.
 pub const WORKSPACE_INSIDE: &str = "/workspace";
 /// Host name inside every box.
@@ -200,6 +202,20 @@ impl BoxSpec {
         env.extend(["NO_PROXY", "no_proxy"].map(|name| (name, none.clone())));
         env.push(("NODE_USE_ENV_PROXY", "1".to_owned()));
         env
+    }
+
+    /// What the runs of a box have where TLS of hosts is opened for it: whom to trust, in the names that programs look for.
+    pub fn authorities_env() -> [(&'static str, &'static str); 7] {
+        [
+            "SSL_CERT_FILE",
+            "CURL_CA_BUNDLE",
+            "REQUESTS_CA_BUNDLE",
+            "NODE_EXTRA_CA_CERTS",
+            "GIT_SSL_CAINFO",
+            "CARGO_HTTP_CAINFO",
+            "AWS_CA_BUNDLE",
+        ]
+        .map(|name| (name, AUTHORITIES_INSIDE))
     }
 }
 

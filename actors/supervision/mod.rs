@@ -15,6 +15,7 @@
 )]
 
 mod allowance;
+mod aside;
 mod ctx;
 mod envelope;
 #[cfg(feature = "crash-for-tests")]
@@ -30,6 +31,7 @@ mod view;
 mod watchdog;
 
 pub use allowance::{Allowance, Taken};
+pub use aside::aside;
 pub use ctx::{BlockingFull, Ctx, TaskHandle, WaitGuard};
 pub use envelope::{CallError, Reply, TellError};
 #[cfg(feature = "crash-for-tests")]

@@ -29,6 +29,8 @@ const READ: [&str; 11] = [
     // Its `get` and `put`.
     CELL_INSIDE,
 ];
+/// Files of the box's control folder that are for runs too: whom to trust.
+const READ_FILES: [&str; 1] = ["/run/portcullis"];
 /// Everything but making devices.
 const WRITE: [&str; 6] = [
     "/workspace",
@@ -86,6 +88,7 @@ fn ruleset() -> Result<RulesetCreated, Box<dyn std::error::Error>> {
         // Names only: `ls /` may show what the box has; what is in a file is for the rules below.
         (&["/"][..], AccessFs::ReadDir.into()),
         (&READ[..], read),
+        (&READ_FILES[..], AccessFs::ReadFile.into()),
         (&WRITE[..], writable),
         (&WRITE_FILES[..], file & !AccessFs::Execute),
     ];

@@ -14,7 +14,7 @@ pub const MOST: usize = 8 * 1024;
 /// Most headers.
 const HEADERS: usize = 100;
 /// Longest method.
-const METHOD: usize = 32;
+pub(super) const METHOD: usize = 32;
 /// Port of plain HTTP.
 const HTTP: u16 = 80;
 
@@ -105,6 +105,24 @@ pub enum Form {
 /// # Errors
 /// [`HeadError`], as soon as it is certain.
 pub fn read(bytes: &[u8]) -> Result<Option<(Head, usize)>, HeadError> {
+    let Some((lines, end)) = lines(bytes)? else {
+        return Ok(None);
+    };
+    Ok(Some((Head::of(&lines)?, end)))
+}
+
+/// A head's parts, each of them checked.
+pub(super) struct Lines<'a> {
+    pub method: &'a str,
+    pub target: &'a str,
+    pub is_1_1: bool,
+    /// Its `Host`.
+    pub said: Option<&'a str>,
+    pub headers: Vec<Header<'a>>,
+}
+
+/// Reads the parts of a head, whatever it asks for.
+pub(super) fn lines(bytes: &[u8]) -> Result<Option<(Lines<'_>, usize)>, HeadError> {
     let Some(end) = end_of(bytes)? else {
         return if bytes.len() >= MOST {
             Err(HeadError::TooLong)
@@ -125,8 +143,35 @@ pub fn read(bytes: &[u8]) -> Result<Option<(Head, usize)>, HeadError> {
         }
         headers.push(Header::read(one.strip_suffix(b"\r").unwrap_or(one))?);
     }
-    let head = Head::of(first, &headers)?;
-    Ok(Some((head, end)))
+    let words: Vec<&str> = first.split(' ').collect();
+    let [method, target, version] = words[..] else {
+        return Err(HeadError::Syntax("the request line is not three words"));
+    };
+    if !is_token(method) || method.len() > METHOD {
+        return Err(HeadError::Syntax("the method is no token"));
+    }
+    if !target.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(HeadError::Syntax("the target is not ASCII"));
+    }
+    let is_1_1 = match version {
+        "HTTP/1.1" => true,
+        "HTTP/1.0" => false,
+        _ => return Err(HeadError::Version),
+    };
+    let twice = HeadError::Syntax("Host is said twice");
+    let said = only(&headers, "host", twice)?;
+    let said = said.map(Header::text).transpose()?;
+    if is_1_1 && said.is_none() {
+        return Err(HeadError::Syntax("Host is missing"));
+    }
+    let lines = Lines {
+        method,
+        target,
+        is_1_1,
+        said,
+        headers,
+    };
+    Ok(Some((lines, end)))
 }
 
 /// Where the head ends, if it does. A line that does not end with CR LF is refused at once: it might never end.
@@ -188,7 +233,7 @@ impl<'a> Header<'a> {
     }
 }
 
-fn is_token(text: &str) -> bool {
+pub(super) fn is_token(text: &str) -> bool {
     let is_char = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     !text.is_empty() && text.bytes().all(is_char)
 }
@@ -232,32 +277,18 @@ fn only<'a, 'h>(
 }
 
 impl Head {
-    fn of(first: &str, headers: &[Header<'_>]) -> Result<Self, HeadError> {
-        let words: Vec<&str> = first.split(' ').collect();
-        let [method, target, version] = words[..] else {
-            return Err(HeadError::Syntax("the request line is not three words"));
-        };
-        if !is_token(method) || method.len() > METHOD {
-            return Err(HeadError::Syntax("the method is no token"));
-        }
-        if !target.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(HeadError::Syntax("the target is not ASCII"));
-        }
-        let is_1_1 = match version {
-            "HTTP/1.1" => true,
-            "HTTP/1.0" => false,
-            _ => return Err(HeadError::Version),
-        };
-        let twice = HeadError::Syntax("Host is said twice");
-        let said = only(headers, "host", twice)?;
-        let said = said.map(Header::text).transpose()?;
-        if is_1_1 && said.is_none() {
-            return Err(HeadError::Syntax("Host is missing"));
-        }
-        if method == "CONNECT" {
-            Self::connect(target, said, headers)
+    fn of(lines: &Lines<'_>) -> Result<Self, HeadError> {
+        let Lines {
+            method,
+            target,
+            is_1_1,
+            said,
+            headers,
+        } = lines;
+        if *method == "CONNECT" {
+            Self::connect(target, *said, headers)
         } else {
-            Self::plain(method, target, said, is_1_1, headers)
+            Self::plain(method, target, *said, *is_1_1, headers)
         }
     }
 
@@ -344,7 +375,8 @@ impl Head {
     }
 }
 
-fn framing(body: &Body) -> String {
+/// The headers that say how long a body is.
+pub(super) fn framing(body: &Body) -> String {
     let mut text = String::new();
     if let Some(length) = body.length() {
         // Writing to a String cannot fail.
@@ -356,7 +388,7 @@ fn framing(body: &Body) -> String {
 }
 
 /// One of `Content-Length`, `Transfer-Encoding: chunked` and neither (RFC 9112, section 6.3).
-fn body(headers: &[Header<'_>], is_1_1: bool) -> Result<Body, HeadError> {
+pub(super) fn body(headers: &[Header<'_>], is_1_1: bool) -> Result<Body, HeadError> {
     let length = only(headers, "content-length", HeadError::Length)?;
     let coding = only(headers, "transfer-encoding", HeadError::Length)?;
     match (length, coding) {

@@ -6,23 +6,34 @@
 //! ([`Host`]), made once, and everything after that compares that form.
 //!
 //! What this cannot see is what is inside TLS: a client may say one name in its hello and ask for another within the same
-//! connection, where the server serves both.
+//! connection, where the server serves both. For hosts that the operator names ([`Terminations`]) the gateway opens TLS with an
+//! authority of its own ([`AuthorityKey`]), reads the one request ([`inner`]), puts a secret of the vault in, and takes it out of the
+//! answer ([`Framed`], [`Scrubber`]).
 
 mod address;
+mod authority;
 mod body;
+mod framed;
 pub mod head;
 pub mod hello;
 mod host;
+pub mod inner;
 mod refusal;
 mod reply;
 mod rules;
+mod scrub;
+mod terminate;
 
 pub use address::{Addresses, Class, class_of};
+pub use authority::{AUTHORITY, AuthorityKey};
 pub use body::{Body, BodyError};
+pub use framed::{Framed, Framing, Unframed};
 pub use host::{Host, HostError, Name};
 pub use refusal::Refusal;
 pub use reply::{Answer, AnswerError};
 pub use rules::{Decision, Rule, RuleError, Rules};
+pub use scrub::{MARK, Scrubber};
+pub use terminate::{LITERAL, Termination, TerminationError, Terminations, terminations};
 
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,7 @@ use super::address::Class;
 use super::head::HeadError;
 use super::hello::HelloError;
 use super::host::Host;
+use super::inner::InnerError;
 use super::reply::AnswerError;
 use super::rules::Rules;
 
@@ -44,6 +45,14 @@ pub enum Refusal {
     Unrecorded,
     /// The client was too slow.
     Slow,
+    /// What was asked inside TLS that the gateway opens is nothing to pass on.
+    Inner(InnerError),
+    /// The host's TLS is opened here, and the vault does not give the authority's key: its code, and in words.
+    Closed(&'static str, String),
+    /// A secret that belongs into the request is not to be had: its name, the vault's code, and in words.
+    Secret(String, &'static str, String),
+    /// The host is not who it must be: what its certificate lacks.
+    Unverified(Host, String),
 }
 
 impl Refusal {
@@ -64,6 +73,10 @@ impl Refusal {
             Self::Rate => "too-often",
             Self::Unrecorded => "not-recorded",
             Self::Slow => "too-slow",
+            Self::Inner(error) => error.word(),
+            Self::Closed(..) => "authority-closed",
+            Self::Secret(..) => "secret-refused",
+            Self::Unverified(..) => "host-unverified",
         }
     }
 
@@ -77,8 +90,14 @@ impl Refusal {
             | Self::Address(..)
             | Self::Own(..)
             | Self::Hello(_) => "403 Forbidden",
-            Self::Unresolved(_) | Self::Unreachable(..) | Self::Answer(_) => "502 Bad Gateway",
-            Self::Connections(_) | Self::Unrecorded => "503 Service Unavailable",
+            Self::Unresolved(_)
+            | Self::Unreachable(..)
+            | Self::Answer(_)
+            | Self::Unverified(..) => "502 Bad Gateway",
+            Self::Connections(_) | Self::Unrecorded | Self::Closed(..) | Self::Secret(..) => {
+                "503 Service Unavailable"
+            }
+            Self::Inner(error) => error.status(),
             Self::Rate => "429 Too Many Requests",
             Self::Slow => "408 Request Timeout",
         }
@@ -95,6 +114,9 @@ impl Refusal {
                 | Self::Address(..)
                 | Self::Own(..)
                 | Self::Hello(_)
+                | Self::Inner(_)
+                | Self::Secret(..)
+                | Self::Unverified(..)
         )
     }
 
@@ -148,6 +170,19 @@ impl Refusal {
                     .to_owned()
             }
             Self::Slow => "the request did not come in time.\n".to_owned(),
+            Self::Inner(error) => format!(
+                "the gateway opens TLS of this host, and does not pass this request on: {error}\n"
+            ),
+            Self::Closed(code, words) => format!(
+                "{code}: the gateway opens TLS of this host, and cannot now: {words}. Hosts whose TLS it does not open are reached as ever.\n"
+            ),
+            Self::Secret(name, code, words) => format!(
+                "{code}: the secret {name} belongs into this request and cannot be put in: {words}. It was not sent.\n\
+                 To ask for it: tell the operator to run `portcullis vault show {name}`.\n"
+            ),
+            Self::Unverified(host, words) => {
+                format!("{host} did not prove that it is {host}, so nothing was sent: {words}\n")
+            }
         };
         format!("portcullis egress: {reason}")
     }

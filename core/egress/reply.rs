@@ -17,6 +17,19 @@ pub enum AnswerError {
     /// It would speak something else from here on.
     #[error("it changes the protocol")]
     Switch,
+    /// How long its body is cannot be told, or can be told in two ways.
+    #[error("its body's length is not said once and clearly")]
+    Length,
+    /// It is compressed although nobody asked for that, and cannot be searched for secrets.
+    #[error(
+        "it is compressed although that was not asked for, and could not be searched for secrets"
+    )]
+    Coded,
+    /// It is a part, although nobody asked for one.
+    #[error(
+        "it is a part of an answer although none was asked for, and could not be searched for secrets"
+    )]
+    Partial,
 }
 
 /// The head of an answer.
@@ -83,7 +96,7 @@ impl Answer {
 }
 
 /// Status and reason of `HTTP/1.1 200 OK`.
-fn status(line: &[u8]) -> Option<(u16, &[u8])> {
+pub(super) fn status(line: &[u8]) -> Option<(u16, &[u8])> {
     let rest = line
         .strip_prefix(b"HTTP/1.1 ")
         .or_else(|| line.strip_prefix(b"HTTP/1.0 "))?;

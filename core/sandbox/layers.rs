@@ -1,6 +1,6 @@
 //! Which layer says what: a named profile, `[sandbox]`, `[agents.NAME.sandbox]`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::de::IntoDeserializer as _;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -10,7 +10,7 @@ use super::mounts::Mounts;
 use super::profile::{
     Access, ImageName, Isolation, Named, Profile, RuntimeName, Scope, ShareName, Shown, SystemCalls,
 };
-use crate::egress::Rules;
+use crate::egress::{Name, Rules, Terminations, terminations};
 use crate::ids::AgentId;
 
 /// No run may take longer, milliseconds: seven days.
@@ -55,6 +55,9 @@ pub struct Overrides {
     /// [`Profile::egress`].
     #[serde(deserialize_with = "hosts")]
     pub egress: Option<Rules>,
+    /// [`Profile::terminate`].
+    #[serde(deserialize_with = "terminations")]
+    pub terminate: Option<Terminations>,
     /// [`Profile::env`].
     #[serde(deserialize_with = "names")]
     pub env: Option<EnvNames>,
@@ -306,6 +309,7 @@ impl Effective {
             workspace,
             mounts,
             egress,
+            terminate,
             env,
             memory_bytes,
             cpu_millis,
@@ -352,6 +356,7 @@ impl Effective {
         put("workspace", set(&mut to.workspace, workspace.as_ref()));
         put("mounts", set(&mut to.mounts, mounts.as_ref()));
         put("egress", set(&mut to.egress, egress.as_ref()));
+        put("terminate", set(&mut to.terminate, terminate.as_ref()));
         put("env", set(&mut to.env, env.as_ref()));
         put(
             "memory_bytes",
@@ -478,10 +483,17 @@ impl Profiles {
         own
     }
 
+    /// Every host whose TLS any agent's layers have opened: what the gateway's authority is for.
+    pub fn terminated(&self) -> BTreeSet<Name> {
+        let layers = self.every.iter().chain(self.agents.values().flatten());
+        let said = layers.filter_map(|layer| layer.says.terminate.as_ref());
+        said.flat_map(Terminations::hosts).collect()
+    }
+
     /// What cannot be served, in words: agents that share a box and name different images or runtimes.
     pub fn problems(&self) -> Vec<String> {
         let mut found = Vec::new();
-        let mut seen = std::collections::BTreeSet::new();
+        let mut seen = BTreeSet::new();
         for agent in self.agents.keys().map(Some).chain([None]) {
             let own = self.own(agent);
             if own.profile.scope != Scope::Shared || !seen.insert(own.profile.share.clone()) {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::env::EnvNames;
 use super::mounts::Mounts;
-use crate::egress::Rules;
+use crate::egress::{Rules, Terminations};
 use crate::ids::AgentId;
 
 /// Begins the canonical bytes; another form gets another number.
@@ -339,6 +339,9 @@ pub struct Profile {
     pub network: Network,
     /// Hosts that it may reach through the gateway; none: nothing leaves it.
     pub egress: Rules,
+    /// Hosts among them whose TLS the gateway opens, and the secrets that it puts into requests to them.
+    #[serde(deserialize_with = "entries")]
+    pub terminate: Terminations,
     /// Variables that a request may set.
     pub env: EnvNames,
     /// Memory and swap together, bytes.
@@ -361,6 +364,10 @@ pub struct Profile {
     pub idle_secs: u64,
     /// A box of that age, in seconds, takes no new run and is ended when nothing runs in it.
     pub max_age_secs: u64,
+}
+
+fn entries<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Terminations, D::Error> {
+    crate::egress::terminations(from).map(Option::unwrap_or_default)
 }
 
 fn unless_empty<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<ImageName>, D::Error> {
@@ -400,6 +407,7 @@ impl Profile {
             mounts: Mounts::default(),
             network: Network::None,
             egress: Rules::default(),
+            terminate: Terminations::default(),
             env: EnvNames::default(),
             memory_bytes: 16 << 20,
             cpu_millis: 10,
@@ -431,6 +439,7 @@ impl Profile {
             mounts: self.mounts.meet(&child.mounts),
             network: Network::None,
             egress: self.egress.meet(&child.egress),
+            terminate: self.terminate.meet(&child.terminate),
             env: self.env.meet(&child.env),
             memory_bytes: self.memory_bytes.min(child.memory_bytes),
             cpu_millis: self.cpu_millis.min(child.cpu_millis),
@@ -454,6 +463,7 @@ impl Profile {
             && self.workspace <= other.workspace
             && self.mounts.is_within(&other.mounts)
             && self.egress.is_within(&other.egress)
+            && self.terminate.is_within(&other.terminate)
             && self.env.is_within(&other.env)
             && self.memory_bytes <= other.memory_bytes
             && self.cpu_millis <= other.cpu_millis
@@ -481,6 +491,7 @@ impl Profile {
             mounts,
             network,
             egress,
+            terminate,
             env,
             memory_bytes,
             cpu_millis,
@@ -511,6 +522,7 @@ impl Profile {
             ("mounts", Shown::List(mounts.texts())),
             ("network", word(network.as_str())),
             ("egress", Shown::List(egress.texts())),
+            ("terminate", Shown::List(terminate.texts())),
             (
                 "env",
                 Shown::List(env.entries().map(str::to_owned).collect()),

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::egress::{Decision, Host, Rules};
+use crate::egress::{Decision, Host, Rules, Terminations};
 use crate::ids::{AgentId, Hash32};
 
 fn agent(name: &str) -> AgentId {
@@ -356,7 +356,7 @@ fn a_list_of_names_allows_what_it_says() {
 #[test]
 fn the_canonical_bytes_tell_every_value_apart() {
     let base = Named::Baseline.profile();
-    let changes: [fn(&mut Profile); 21] = [
+    let changes: [fn(&mut Profile); 22] = [
         |p| p.min_isolation = Isolation::Docker,
         |p| p.image = Some(ImageName::new("a").unwrap()),
         |p| p.runtime = Some(RuntimeName::new("a").unwrap()),
@@ -369,6 +369,7 @@ fn the_canonical_bytes_tell_every_value_apart() {
         |p| p.env = EnvNames::default(),
         |p| p.memory_bytes += 1,
         |p| p.egress = Rules::new(["a.example"]).unwrap(),
+        |p| p.terminate = put("a.example:443", "A", &["GET"], &["/"]),
         |p| p.cpu_millis += 1,
         |p| p.pids += 1,
         |p| p.open_files += 1,
@@ -417,6 +418,7 @@ fn the_form_of_the_canonical_bytes_is_pinned() {
         ("mounts", &[0; 8]),
         ("network", b"none"),
         ("egress", &[0; 8]),
+        ("terminate", &[0; 8]),
         ("env", &[0; 8]),
         ("memory_bytes", &(16_u64 << 20).to_be_bytes()),
         ("cpu_millis", &10_u64.to_be_bytes()),
@@ -470,6 +472,28 @@ fn any_mounts() -> impl Strategy<Value = Mounts> {
         .prop_map(|(one, others)| Mounts::new(one.into_iter().chain(others)).unwrap())
 }
 
+/// One entry, as a file has it.
+fn put(host: &str, secret: &str, methods: &[&str], paths: &[&str]) -> Terminations {
+    let text = format!(
+        "terminate = [{{ host = {host:?}, secret = {{ vault = {secret:?} }}, header = \"Authorization\", format = \"Bearer {{}}\", methods = {methods:?}, paths = {paths:?} }}]"
+    );
+    says(&text).terminate.unwrap()
+}
+
+fn any_terminate() -> impl Strategy<Value = Terminations> {
+    let of =
+        |all: &'static [&'static str]| proptest::sample::subsequence(all.to_vec(), 1..=all.len());
+    let hosts = prop_oneof![Just("a.example"), Just("b.example")];
+    let secrets = prop_oneof![Just("ONE"), Just("TWO")];
+    let one = (
+        hosts,
+        secrets,
+        of(&["GET", "POST"]),
+        of(&["/", "/a/", "/a/b", "/a/b/", "/c"]),
+    );
+    one.prop_map(|(host, secret, methods, paths)| put(host, secret, &methods, &paths))
+}
+
 fn any_profile() -> impl Strategy<Value = Profile> {
     let isolation = prop_oneof![
         Just(Isolation::Unbounded),
@@ -492,14 +516,14 @@ fn any_profile() -> impl Strategy<Value = Profile> {
         access,
         image,
         any_env(),
-        any_egress(),
+        (any_egress(), any_terminate()),
         small(),
         scope,
     );
     let counts = (small(), small(), small());
     let sizes = proptest::collection::vec(1..4_u64, 7);
     (words, counts, sizes).prop_map(|(words, counts, sizes)| {
-        let (walls, workspace, image, env, egress, uid, (scope, share)) = words;
+        let (walls, workspace, image, env, (egress, terminate), uid, (scope, share)) = words;
         let (min_isolation, mounts, seccomp, runtime) = walls;
         Profile {
             min_isolation,
@@ -513,6 +537,7 @@ fn any_profile() -> impl Strategy<Value = Profile> {
             workspace,
             network: Network::None,
             egress,
+            terminate,
             env,
             memory_bytes: sizes[0],
             cpu_millis: counts.0,
@@ -537,7 +562,7 @@ proptest! {
         prop_assert_eq!(&both.runtime, &parent.runtime);
         // Nothing lies between: each limit is one of the two.
         for ((key, value), (one, two)) in both.entries().into_iter().zip(parent.entries().into_iter().zip(child.entries())) {
-            if !["env", "egress", "mounts"].contains(&key) {
+            if !["env", "egress", "mounts", "terminate"].contains(&key) {
                 prop_assert!(value == one.1 || value == two.1, "{key}");
             }
         }
@@ -586,6 +611,24 @@ proptest! {
         }
         prop_assert_eq!(&both, &b.meet(&a));
         prop_assert_eq!(Mounts::new(both.texts()).unwrap(), both);
+    }
+
+    #[test]
+    fn a_secret_that_both_put_in_is_what_their_meeting_puts_in(a in any_terminate(), b in any_terminate(), at in 0..6_usize, get in any::<bool>()) {
+        let path = ["/", "/a/", "/a/b", "/a/b/c", "/c", "/d"][at];
+        let method = if get { "GET" } else { "POST" };
+        let puts = |all: &Terminations, host: &str| {
+            let found = all.of(&Host::new(host).unwrap(), 443);
+            found.iter().find(|one| one.is_for(method, path)).map(|one| one.secret().to_owned())
+        };
+        for host in ["a.example", "b.example"] {
+            let both = puts(&a, host).filter(|secret| puts(&b, host).as_ref() == Some(secret));
+            prop_assert_eq!(puts(&a.meet(&b), host), both);
+            if a.is_within(&b) && let Some(secret) = puts(&a, host) {
+                prop_assert_eq!(puts(&b, host), Some(secret));
+            }
+        }
+        prop_assert_eq!(a.meet(&b), b.meet(&a));
     }
 
     #[test]

@@ -13,6 +13,8 @@ pub enum Use {
     Run,
     /// By the gateway itself.
     Gateway,
+    /// Put into a request of a box by the gateway, so that no run sees it.
+    Egress,
 }
 
 impl Use {
@@ -21,6 +23,7 @@ impl Use {
         match self {
             Self::Run => "run",
             Self::Gateway => "gateway",
+            Self::Egress => "egress",
         }
     }
 }
@@ -110,7 +113,7 @@ impl Binds {
             (Some(_), None) => false,
             // On the configuration's word alone it goes nowhere: whoever writes that file could name any secret, and a
             // receiver of his own.
-            (None, Some(_)) => asked.agent.is_some(),
+            (None, Some(_)) => asked.agent.is_some() && asked.way != Use::Egress,
             (None, None) => true,
         };
         let way = self
@@ -191,6 +194,25 @@ mod tests {
             ..demo
         };
         assert_eq!(uses.allow(&run("demo", None)), Err(VaultError::NotBound));
+        // Into a box's request only for a host that a person has bound it to.
+        let put = |host: Option<&str>| Asked {
+            way: Use::Egress,
+            ..run("demo", host)
+        };
+        let demo = Binds {
+            agents: ["demo".to_owned()].into(),
+            ..Binds::default()
+        };
+        assert!(demo.allow(&put(Some("api.example"))).is_err());
+        assert_eq!(hosts.allow(&put(Some("api.example"))), Ok(()));
+        assert!(hosts.allow(&put(Some("x.api.example"))).is_err());
+        assert!(hosts.allow(&put(None)).is_err());
+        let only_put = Binds {
+            uses: Some([Use::Egress].into()),
+            ..hosts.clone()
+        };
+        assert_eq!(only_put.allow(&put(Some("api.example"))), Ok(()));
+        assert!(only_put.allow(&run("demo", Some("api.example"))).is_err());
         // Empty is nobody, not everybody.
         let empty = Binds {
             uses: Some(BTreeSet::new()),

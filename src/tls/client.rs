@@ -98,6 +98,23 @@ pub fn receiver(pin: &str) -> Result<Arc<ClientConfig>, std::io::Error> {
     verified(pin).map(Arc::new)
 }
 
+/// For hosts whose TLS is opened for boxes: as [`verified`], and HTTP/1.1 is spoken.
+///
+/// # Errors
+/// As [`client_config`].
+pub fn of_hosts() -> Result<Arc<ClientConfig>, std::io::Error> {
+    let mut config = verified(None)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // Nothing of one box's connection is to be had in another's.
+    config.resumption = rustls::client::Resumption::disabled();
+    Ok(Arc::new(config))
+}
+
+/// The certificates of the authorities that this system trusts, for boxes to trust besides.
+pub fn system_certificates() -> Vec<rustls::pki_types::CertificateDer<'static>> {
+    rustls_native_certs::load_native_certs().certs
+}
+
 /// Verifies nobody: for a client that speaks plain to this machine, and could not be led to TLS.
 ///
 /// # Errors

@@ -28,7 +28,10 @@ use x509_parser::extensions::GeneralName;
 use crate::config::Tls as Config;
 use crate::identity::{self, KeyFileError};
 
-pub use client::{Pin, PinError, client_config, receiver, trusting_nobody, verified};
+pub use client::{
+    Pin, PinError, client_config, of_hosts, receiver, system_certificates, trusting_nobody,
+    verified,
+};
 pub use keeper::Keeper;
 
 /// The only protocol spoken inside (RFC 7301).

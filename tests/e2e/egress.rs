@@ -121,3 +121,155 @@ fn each_agent_reaches_the_hosts_of_its_own_list_and_one_without_has_no_way_out()
         .write_all(b"STOP");
     assert_eq!(serving.join().unwrap(), 1);
 }
+
+/// A host over TLS that answers with what it was sent.
+fn tls_host(names: &[&str]) -> (u16, String, std::sync::Arc<std::sync::Mutex<Vec<String>>>) {
+    let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(names).unwrap();
+    let certificate = certificate.self_signed(&key).unwrap();
+    let config = rustls::ServerConfig::builder_with_provider(std::sync::Arc::new(
+        rustls::crypto::aws_lc_rs::default_provider(),
+    ))
+    .with_safe_default_protocol_versions()
+    .unwrap()
+    .with_no_client_auth()
+    .with_single_cert(
+        vec![certificate.der().clone()],
+        rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+    )
+    .unwrap();
+    let config = std::sync::Arc::new(config);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let seen = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let own = seen.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let mut tls = rustls::ServerConnection::new(config.clone()).unwrap();
+            let mut tls = rustls::Stream::new(&mut tls, &mut stream);
+            let mut head = vec![0; 4096];
+            let read = tls.read(&mut head).unwrap_or(0);
+            let text = String::from_utf8_lossy(&head[..read]).into_owned();
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{text}",
+                text.len()
+            );
+            let _ = tls.write_all(answer.as_bytes());
+            tls.conn.send_close_notify();
+            let _ = tls.flush();
+            own.lock().unwrap().push(text);
+        }
+    });
+    (port, certificate.pem(), seen)
+}
+
+#[test]
+fn a_secret_of_the_configuration_reaches_its_host_over_a_restart_and_no_run() {
+    const SECRET: &str = "ghp_C4naryOfTheConfiguration";
+    let (port, pem, seen) = tls_host(&["localhost"]);
+    let mut gateway = Gateway::prepared(&[]);
+    let rule = format!("localhost:{port}");
+    let config = format!(
+        "[sandbox]\negress = [{rule:?}]\negress_to_networks = [\"127.0.0.0/8\", \"::1\"]\n\
+         [agents.demo]\nelevated = \"ask\"\n\
+         [[agents.demo.sandbox.terminate]]\nhost = {rule:?}\nsecret = {{ vault = \"GH\" }}\nheader = \"Authorization\"\nformat = \"token {{}}\"\n\
+         methods = [\"GET\"]\npaths = [\"/repos/\"]\n"
+    );
+    let path = gateway.state().join("config.toml");
+    std::fs::write(&path, config).unwrap();
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    // What this machine trusts, for a test's host to be among it.
+    let roots = gateway.home().join("roots.pem");
+    std::fs::write(&roots, pem).unwrap();
+    gateway.set("SSL_CERT_FILE", roots.to_str().unwrap());
+    gateway.launch();
+    gateway.vault_is_open();
+    assert_eq!(gateway.feed(&["vault", "set", "GH"], SECRET.as_bytes()), 0);
+    let bound = gateway.cli(&[
+        "vault",
+        "bind",
+        "GH",
+        "--agent",
+        "demo",
+        "--host",
+        "localhost",
+        "--use",
+        "egress",
+    ]);
+    assert!(bound.status.success(), "{bound:?}");
+    let run = |gateway: &Gateway, agent: &str, script: &str| {
+        let done = gateway.cli(&["exec", "--agent", agent, "--", "sh", "-c", script]);
+        String::from_utf8_lossy(&done.stdout).into_owned() + &String::from_utf8_lossy(&done.stderr)
+    };
+    let authority = "sed '/END/q' /run/portcullis/ca.pem";
+    let before = run(&gateway, "demo", authority);
+    assert!(
+        before.starts_with("-----BEGIN CERTIFICATE-----"),
+        "{before}"
+    );
+    // By whichever program this machine's /usr has.
+    let python = format!(
+        "import urllib.request as u; print(u.urlopen(\"https://{rule}/repos/one\").read().decode())"
+    );
+    let get = format!(
+        "export NO_PROXY= no_proxy=; curl -sS https://{rule}/repos/one || /usr/bin/python3 -c '{python}'; env; cat /proc/*/environ 2>/dev/null"
+    );
+    let said = run(&gateway, "demo", &get);
+    assert!(
+        said.contains("[secret]") && !said.contains("C4nary"),
+        "{said}"
+    );
+    let last = seen.lock().unwrap().pop().unwrap();
+    assert!(
+        last.contains(&format!("Authorization: token {SECRET}\r\n")),
+        "{last}"
+    );
+    let records = gateway.json(&["audit", "query", "--action", "egress.request"]);
+    let record = records.to_string();
+    assert!(
+        record.contains("GH@1") && record.contains("/repos/one") && !record.contains("C4nary"),
+        "{record}"
+    );
+    // The vault says who had it last.
+    let shown = gateway.json(&["vault", "show", "GH"]).to_string();
+    assert!(shown.contains("agent:demo"), "{shown}");
+    let explained = gateway.json(&["sandbox", "explain", "--agent", "demo"]);
+    let lines = explained["lines"].as_array().unwrap();
+    let line = lines
+        .iter()
+        .find(|line| line["key"] == "terminate")
+        .unwrap();
+    let expected = format!("{rule} GET /repos/ Authorization: \"token {{}}\" of GH");
+    assert_eq!(
+        (&line["value"], &line["from"]),
+        (
+            &serde_json::json!([expected]),
+            &"[agents.demo.sandbox]".into()
+        )
+    );
+    // Another agent has no such host: it is told nothing of an authority.
+    assert_eq!(
+        run(
+            &gateway,
+            "other",
+            "ls /run/portcullis/ca.pem 2>/dev/null; env | grep CERT"
+        ),
+        ""
+    );
+    // The same authority after a restart, and none of its key on disk.
+    assert_eq!(gateway.stop(), 0);
+    gateway.launch();
+    gateway.vault_is_open();
+    assert_eq!(run(&gateway, "demo", authority), before);
+    // Sealed: a clear word, and no secret.
+    let sealed = gateway.cli(&["vault", "seal"]);
+    assert!(sealed.status.success(), "{sealed:?}");
+    let ask = format!("printf 'CONNECT {rule} HTTP/1.0\\r\\n\\r\\n' | busybox nc 127.0.0.1 3128");
+    let said = run(&gateway, "demo", &ask);
+    assert!(
+        said.starts_with("HTTP/1.1 503 ") && said.contains("SEALED"),
+        "{said}"
+    );
+}

@@ -1,5 +1,6 @@
 //! The loop of one box's way out has nothing to do: its task takes the connections.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,12 +11,14 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::bundle;
 use super::connection::{Place, Refused, answer, serve};
 use super::messages::EgressMsg;
 use super::record::{self, Bucket};
 use super::wiring::EgressWiring;
 use crate::sandbox_pool::link::listen;
 use crate::supervision::{Crash, Ctx, Flag, Room, Snapshot, TaskHandle};
+use crate::vault::Phase;
 
 /// The socket's name in the box's control folder.
 const SOCKET: &str = "e";
@@ -51,6 +54,7 @@ impl Room for Egress {
             more: 0,
             next: 0,
         };
+        trust(&wiring, &ctx, &folder).await?;
         let serving = ctx.task("egress", 0, async move {
             door.take(listener).await;
             // Its number is in the address that was bound.
@@ -82,6 +86,49 @@ impl Room for Egress {
     }
 }
 
+/// What the box trusts, where TLS of hosts is opened for it: before it starts what the machine trusts, and with it the authority as soon
+/// as the vault is open.
+async fn trust(
+    wiring: &Arc<EgressWiring>,
+    ctx: &Ctx<Egress>,
+    folder: &OwnedFd,
+) -> Result<(), Crash> {
+    if wiring.terminate.is_empty() {
+        return Ok(());
+    }
+    let Some(opener) = wiring.ways.opener.clone() else {
+        return Ok(());
+    };
+    let mut phase = opener.vault.phase();
+    let authority = match phase.take() {
+        Phase::Open => opener.authority().await.ok(),
+        Phase::Unsealing | Phase::Sealed => None,
+    };
+    bundle::write(folder, wiring.gid, &opener.bundle(authority.as_ref()))?;
+    if authority.is_some() {
+        return Ok(());
+    }
+    let (folder, gid) = (folder.try_clone()?, wiring.gid);
+    ctx.task("authority", 0, async move {
+        loop {
+            // Seen before it is asked: what changes meanwhile is looked at once more.
+            phase.take();
+            if let Ok(authority) = opener.authority().await {
+                let text = opener.bundle(Some(&authority));
+                if let Err(error) = bundle::write(&folder, gid, &text) {
+                    tracing::warn!(%error, "a box cannot be given the authority that it is to trust");
+                }
+                return;
+            }
+            if phase.changed().await.is_none() {
+                return;
+            }
+        }
+    })
+    .keep();
+    Ok(())
+}
+
 /// Takes connections, as many as there may be.
 struct Door {
     place: Arc<EgressWiring>,
@@ -96,7 +143,6 @@ struct Door {
 
 impl Door {
     async fn take(mut self, listener: UnixListener) {
-        let share = self.place.ways.share();
         let mut closing = self.closing.reader();
         let mut live = FuturesUnordered::new();
         let mut records = FuturesUnordered::new();
@@ -108,7 +154,6 @@ impl Door {
                             live.push(serve(client, Place {
                                 wiring: Arc::clone(&self.place),
                                 ctx: self.ctx.clone(),
-                                share: Arc::clone(&share),
                                 closing: self.closing.reader(),
                                 key,
                                 began: Instant::now(),
@@ -169,6 +214,7 @@ impl Door {
             target: String::new(),
             why,
             runs: self.place.runs.get(),
+            is_told: true,
         }
     }
 

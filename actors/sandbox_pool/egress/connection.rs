@@ -6,16 +6,17 @@ use std::sync::Arc;
 use portcullis_core::egress::head::{self, Form, Head};
 use portcullis_core::egress::{Decision, Host, Refusal};
 use portcullis_core::ids::RunId;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Duration, Instant, timeout, timeout_at};
 
 use super::actor::Egress;
 use super::record::{self, End};
 use super::resolve::{find, is_own};
+use super::terminate::{self, Terminated, Told};
 use super::wiring::EgressWiring;
 use super::{plain, tunnel};
-use crate::supervision::{Allowance, Ctx, FlagReader};
+use crate::supervision::{Ctx, FlagReader};
 
 /// Read at once.
 const READ: usize = 4096;
@@ -28,7 +29,6 @@ const LINGER_BYTES: usize = 256 * 1024;
 pub struct Place {
     pub wiring: Arc<EgressWiring>,
     pub ctx: Ctx<Egress>,
-    pub share: Arc<Allowance>,
     pub closing: FlagReader<bool>,
     /// Its number.
     pub key: u64,
@@ -45,6 +45,8 @@ pub struct Refused {
     pub why: Refusal,
     /// As [`Place::runs`].
     pub runs: Arc<[RunId]>,
+    /// Who asked has been told already.
+    pub is_told: bool,
 }
 
 /// The whole of it. An allowed one has recorded itself.
@@ -53,7 +55,9 @@ pub async fn serve(mut client: UnixStream, mut place: Place) -> Option<Refused> 
         Ok(()) => return None,
         Err(refused) => refused,
     };
-    if let Some(answer) = answer(&place.wiring, &refused.why) {
+    if !refused.is_told
+        && let Some(answer) = answer(&place.wiring, &refused.why)
+    {
         say(&mut client, &answer).await;
     }
     Some(refused)
@@ -75,7 +79,7 @@ pub fn answer(wiring: &EgressWiring, why: &Refusal) -> Option<Vec<u8>> {
 }
 
 /// Last words.
-pub async fn say(client: &mut UnixStream, words: &[u8]) {
+pub async fn say(client: &mut (impl AsyncRead + AsyncWrite + Unpin), words: &[u8]) {
     let saying = async {
         client.write_all(words).await?;
         client.shutdown().await?;
@@ -100,6 +104,7 @@ async fn go(client: &mut UnixStream, place: &mut Place) -> Result<(), Refused> {
         target: target.to_owned(),
         why,
         runs: Arc::clone(&runs),
+        is_told: false,
     };
     let head = match head {
         Ok(Ok(Some(head))) => head,
@@ -111,7 +116,11 @@ async fn go(client: &mut UnixStream, place: &mut Place) -> Result<(), Refused> {
     let Head { host, port, form } = head;
     let target = format!("{host}:{port}");
     let allowed = allow(place, &host, port, matches!(form, Form::Connect), &target).await;
-    let (addresses, seq) = allowed.map_err(|why| refuse(&target, why))?;
+    let Allowed {
+        addresses,
+        seq,
+        terminated,
+    } = allowed.map_err(|why| refuse(&target, why))?;
     let dialled = timeout(
         place.wiring.ways.limits.dial,
         dial(&addresses, port, place.wiring.ways.limits.dial),
@@ -121,26 +130,42 @@ async fn go(client: &mut UnixStream, place: &mut Place) -> Result<(), Refused> {
         address: None,
         sent: 0,
         received: 0,
+        replaced: 0,
         ms: 0,
     };
     let result = match dialled.await {
         Ok(Some((address, stream))) => {
             end.address = Some(address);
-            match form {
-                Form::Connect => tunnel::pass(client, stream, &came, &host, place, &mut end).await,
-                Form::Plain { forward, body } => {
-                    plain::pass(client, stream, &came, (forward, body), place, &mut end).await
+            match (form, terminated) {
+                (Form::Connect, Some(terminated)) => {
+                    let to = (&host, port);
+                    terminate::pass(client, stream, &came, to, terminated, place, &mut end).await
+                }
+                (Form::Connect, None) => {
+                    let passed = tunnel::pass(client, stream, &came, &host, place, &mut end).await;
+                    passed.map_err(Told::Not)
+                }
+                (Form::Plain { forward, body }, _) => {
+                    let to = (forward, body);
+                    let passed = plain::pass(client, stream, &came, to, place, &mut end).await;
+                    passed.map_err(Told::Not)
                 }
             }
         }
-        _ => Err(Refusal::Unreachable(host, port)),
+        _ => Err(Told::Not(Refusal::Unreachable(host, port))),
     };
     end.ms = u64::try_from(place.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-    if let Err(why) = &result {
+    if let Err(Told::Not(why) | Told::Already(why)) = &result {
         end.result = why.word();
     }
     record::end(&place.wiring, &runs, &target, seq, &end).await;
-    result.map_err(|why| refuse(&target, why))
+    result.map_err(|told| match told {
+        Told::Not(why) => refuse(&target, why),
+        Told::Already(why) => Refused {
+            is_told: true,
+            ..refuse(&target, why)
+        },
+    })
 }
 
 /// The head, and in `came` what followed it; `None` where the client went away before.
@@ -167,6 +192,13 @@ fn first_line(came: &[u8]) -> String {
     String::from_utf8_lossy(line.unwrap_or_default()).into_owned()
 }
 
+/// What may be dialled, and what is done there.
+struct Allowed {
+    addresses: Vec<IpAddr>,
+    seq: portcullis_core::audit::Seq,
+    terminated: Option<Terminated>,
+}
+
 /// The decision, in the one order: rule, addresses, record. The addresses are those that may be dialled, and no other ever is.
 async fn allow(
     place: &Place,
@@ -174,7 +206,7 @@ async fn allow(
     port: u16,
     is_tunnel: bool,
     target: &str,
-) -> Result<(Vec<IpAddr>, portcullis_core::audit::Seq), Refusal> {
+) -> Result<Allowed, Refusal> {
     let wiring = &place.wiring;
     let rule = match wiring.rules.decide(host, port) {
         Decision::Allow(rule) => rule.to_string(),
@@ -194,7 +226,7 @@ async fn allow(
                 &place.ctx,
                 place.key,
                 &ways.resolver,
-                &place.share,
+                &wiring.lookups,
                 &ways.limits,
                 name,
             )
@@ -216,13 +248,26 @@ async fn allow(
         }
         addresses.push(address);
     }
-    let way = if is_tunnel { "connect" } else { "http" };
+    let terminated = if is_tunnel {
+        Terminated::of(wiring, host, port).await?
+    } else {
+        None
+    };
+    let way = match (is_tunnel, &terminated) {
+        (true, Some(_)) => "terminate",
+        (true, None) => "connect",
+        (false, _) => "http",
+    };
     let seq = record::allow(wiring, &place.runs, target, way, &rule, &addresses).await;
     let seq = seq.map_err(|error| {
         tracing::warn!(id = %wiring.id, %error, "an allowed connection could not be recorded, so it is refused");
         Refusal::Unrecorded
     });
-    Ok((addresses, seq?))
+    Ok(Allowed {
+        addresses,
+        seq: seq?,
+        terminated,
+    })
 }
 
 /// The first of the addresses where somebody answers.

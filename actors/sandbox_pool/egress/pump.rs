@@ -5,7 +5,9 @@ use std::io;
 use portcullis_core::egress::{Answer, AnswerError, Body};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::{Instant, sleep_until};
+use zeroize::Zeroizing;
 
+use super::opened::Opened;
 use super::wiring::EgressLimits;
 use crate::supervision::FlagReader;
 
@@ -20,6 +22,8 @@ pub enum Sieve {
     Body(Body),
     /// The heads of an answer, cleaned, then all.
     Answer(Vec<u8>),
+    /// An answer without the secrets in it.
+    Opened(Box<Opened>),
 }
 
 /// One direction.
@@ -67,6 +71,14 @@ impl Way {
         Ok(self)
     }
 
+    /// Secrets that were taken out of it.
+    pub const fn replaced(&self) -> u64 {
+        match &self.sieve {
+            Sieve::Opened(answer) => answer.replaced(),
+            _ => 0,
+        }
+    }
+
     const fn takes(&self) -> bool {
         !self.dry && self.waiting.is_empty()
     }
@@ -78,6 +90,11 @@ impl Way {
     fn sift(&mut self, bytes: &[u8]) -> Result<(), Broken> {
         match &mut self.sieve {
             Sieve::All => self.waiting.extend_from_slice(bytes),
+            Sieve::Opened(answer) => {
+                let taken = answer.take(bytes, &mut self.waiting);
+                taken.map_err(Broken::Answer)?;
+                self.dry |= answer.is_over();
+            }
             Sieve::Body(body) => {
                 let its = body.take(bytes).map_err(|_| Broken::Body)?;
                 self.waiting.extend_from_slice(&bytes[..its]);
@@ -102,7 +119,8 @@ impl Way {
     fn came(&mut self, bytes: &[u8]) -> Result<(), Broken> {
         if bytes.is_empty() {
             self.dry = true;
-            return match self.sieve {
+            return match &mut self.sieve {
+                Sieve::Opened(answer) => answer.end(&mut self.waiting).map_err(Broken::Answer),
                 Sieve::Answer(_) => Err(Broken::Answer(AnswerError::Syntax)),
                 _ => Ok(()),
             };
@@ -182,7 +200,8 @@ where
 {
     let (mut from_client, mut to_client) = tokio::io::split(client);
     let (mut from_host, mut to_host) = tokio::io::split(host);
-    let mut buffers = (vec![0; BUFFER], vec![0; BUFFER]);
+    let fresh = || Zeroizing::new(vec![0; BUFFER]);
+    let mut buffers = (fresh(), fresh());
     let mut last = Instant::now();
     let until = began + limits.total;
     loop {

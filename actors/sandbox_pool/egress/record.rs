@@ -88,9 +88,31 @@ pub async fn allow(
     wiring.ways.audit.event(entry).await
 }
 
+/// One request inside TLS that is opened: durable when this returns, and before any secret leaves the vault. `put`: secrets that go in.
+pub async fn request(
+    wiring: &EgressWiring,
+    runs: &[RunId],
+    target: impl Display,
+    (method, path): (&str, &str),
+    put: &[String],
+) -> Result<Seq, AuditError> {
+    let path: String = path.chars().take(SHOWN).collect();
+    let entry = entry(wiring, runs, "egress.request", target)
+        .with("method", method)
+        .with("path", path)
+        .with_list("secrets", put.iter().map(String::as_str));
+    let entry = Entry {
+        decision: Some("allow".to_owned()),
+        ..entry
+    };
+    wiring.ways.audit.event(entry).await
+}
+
 /// Refused. Nothing waits for it: what does not reach the log is counted there.
 pub async fn deny(wiring: &EgressWiring, refused: &Refused, more: u64) {
-    let Refused { target, why, runs } = refused;
+    let Refused {
+        target, why, runs, ..
+    } = refused;
     let mut entry = entry(wiring, runs, "egress.deny", target).with("reason", why.word());
     if let Refusal::Address(_, address, _) | Refusal::Own(_, address) = why {
         entry = entry.with("address", address.to_string());
@@ -123,6 +145,10 @@ pub async fn end(
         Some(address) => entry.with("address", address.to_string()),
         None => entry,
     };
+    let entry = match end.replaced {
+        0 => entry,
+        count => entry.with("replaced", count.to_string()),
+    };
     if let Err(error) = wiring.ways.audit.note(entry).await {
         tracing::warn!(id = %wiring.id, %error, "the end of a connection could not be recorded");
     }
@@ -139,6 +165,8 @@ pub struct End {
     pub sent: u64,
     /// Bytes from it.
     pub received: u64,
+    /// Secrets that were taken out of the answer.
+    pub replaced: u64,
     /// Milliseconds.
     pub ms: u64,
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, ToSocketAddrs as _, UdpSocket};
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::actor::Egress;
 use super::wiring::EgressLimits;
-use crate::supervision::{Allowance, Ctx, Taken};
+use crate::supervision::{Allowance, Ctx, Taken, aside};
 
 /// Most addresses of one name that are looked at and dialled; a name with more is not resolved.
 const MOST: usize = 32;
@@ -50,8 +50,12 @@ impl Resolver {
                 if !listed.is_empty() {
                     return Ok(listed);
                 }
-                let found = tokio::net::lookup_host((format!("{name}."), 0)).await?;
-                Ok(found.map(|address| address.ip()).collect())
+                // On a thread of its own: who waits for a name server that does not answer holds nobody else up.
+                let found = aside("lookup", move || {
+                    let found = (format!("{name}.").as_str(), 0).to_socket_addrs()?;
+                    io::Result::Ok(found.map(|address| address.ip()).collect())
+                })?;
+                found.await.map_err(io::Error::other)?
             })
         })
     }

@@ -14,10 +14,10 @@ use super::record::End;
 /// Most of the server's first bytes that are kept until it is known what they are.
 const FIRST: usize = 16 * 1024;
 const READ: usize = 4096;
-const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
+pub const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
 
 /// Why the gate stays shut.
-enum Shut {
+pub enum Shut {
     /// What came is no hello for this host.
     Hello(HelloError),
     /// One of the two went away.
@@ -170,7 +170,7 @@ async fn left(client: &UnixStream) {
 }
 
 /// One whole hello, and what came behind it.
-async fn hello(
+pub async fn hello(
     client: &mut (impl AsyncRead + Unpin),
     mut gate: Hello,
     came: &[u8],

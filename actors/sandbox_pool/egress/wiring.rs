@@ -4,17 +4,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portcullis_core::egress::{Addresses, Rules};
+use portcullis_core::egress::{Addresses, Rules, Terminations};
 use portcullis_core::ids::{BoxId, RunId};
 
+use super::authority::Opener;
 use super::resolve::Resolver;
 use crate::audit::AuditHandle;
 use crate::supervision::{Allowance, FlagReader};
 
-/// Names that are looked up at once, for all boxes: each takes a thread of the runtime until the system has answered, and there are few.
-const LOOKUPS: u64 = 4;
-/// Of one box.
-const LOOKUPS_OF_ONE: u64 = 2;
+/// Names that are looked up at once for all boxes of one agent, or of those that share one: each takes a thread until the system has answered.
+/// Of boxes there are as many as the pool has, so of threads there are twice as many, and nobody waits for another agent's.
+const LOOKUPS: u64 = 2;
 
 /// Ceilings of one box's way out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,8 +60,8 @@ impl Default for EgressLimits {
 pub struct Ways {
     pub(in crate::sandbox_pool) audit: AuditHandle,
     pub(super) resolver: Resolver,
-    pub(super) lookups: Arc<Allowance>,
     pub(super) limits: EgressLimits,
+    pub(super) opener: Option<Opener>,
 }
 
 impl Ways {
@@ -75,14 +75,21 @@ impl Ways {
         Self {
             audit,
             resolver,
-            lookups: Allowance::of_all(LOOKUPS),
             limits,
+            opener: None,
         }
     }
 
-    /// The lookups of one box.
-    pub(super) fn share(&self) -> Arc<Allowance> {
-        Allowance::of_one(&self.lookups, LOOKUPS_OF_ONE)
+    /// Besides, TLS of hosts can be opened.
+    #[must_use]
+    pub fn opening(mut self, opener: Opener) -> Self {
+        self.opener = Some(opener);
+        self
+    }
+
+    /// The lookups of one agent's boxes together.
+    pub fn lookups() -> Arc<Allowance> {
+        Allowance::of_all(LOOKUPS)
     }
 }
 
@@ -95,8 +102,14 @@ pub struct EgressWiring {
     pub rules: Rules,
     /// Which of their addresses.
     pub addresses: Addresses,
+    /// Hosts whose TLS is opened, and the secrets for them.
+    pub terminate: Terminations,
+    /// The agents whose runs may be in the box, each of which must be allowed a secret; none: others may be, too.
+    pub agents: Option<Arc<[String]>>,
     /// The section of the configuration where the rules stand, for who asks how to change them.
     pub section: String,
+    /// Lookups of all boxes of whose it is.
+    pub lookups: Arc<Allowance>,
     /// Whose box, for people.
     pub whose: String,
     /// Whose, in the log.

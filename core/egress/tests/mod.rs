@@ -3,10 +3,12 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 mod addresses;
+mod answers;
 mod bodies;
 mod heads;
 mod hellos;
 mod hosts;
+mod inner;
 pub(crate) mod made;
 mod refusals;
 mod rules;

@@ -37,7 +37,7 @@ pub enum Vault {
         /// Hosts that it may be sent to; a use that names no host is refused then
         #[arg(long, value_name = "HOST")]
         host: Vec<String>,
-        /// run, gateway; without it any
+        /// run, gateway, egress (put into a box's requests to a host, so that no run sees it); without it any
         #[arg(long = "use", value_name = "USE")]
         uses: Vec<String>,
     },

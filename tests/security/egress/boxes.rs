@@ -10,13 +10,15 @@ use portcullis_actors::sandbox_pool::{
     SandboxPoolWiring, SessionKey, Stream,
 };
 use portcullis_actors::supervision::{Policy, Tree};
+use portcullis_actors::vault::VaultHandle;
 use portcullis_core::egress::{Addresses, Rules};
 use portcullis_core::ids::{AgentId, RunId};
 use portcullis_core::sandbox::{Layer, Overrides, Profiles, Scope};
 use tokio::sync::mpsc;
 
+use super::terminated::{SECRET, filled, github};
 use super::upstream::{Authority, Upstream};
-use super::{BREAKS, Names, builder, log, records};
+use super::{BREAKS, Names, Opening, add_vault, builder, log, records};
 use crate::support::engine::Engine;
 
 /// A pool, its log, and what its boxes say.
@@ -26,6 +28,7 @@ struct House {
     audit: AuditHandle,
     pool: SandboxPoolHandle,
     names: Names,
+    vault: Option<VaultHandle>,
     runs: u32,
     // Last: its boxes go before it.
     _engine: Option<Arc<Engine>>,
@@ -44,6 +47,15 @@ impl House {
 
     /// Some agents have more to say.
     async fn stand_with(docker: bool, rules: &[String], agents: &[(&str, Overrides)]) -> Self {
+        Self::stand_opening(docker, rules, agents, None).await
+    }
+
+    async fn stand_opening(
+        docker: bool,
+        rules: &[String],
+        agents: &[(&str, Overrides)],
+        opening: Option<&Opening>,
+    ) -> Self {
         let state = tempfile::TempDir::with_prefix("pcb").unwrap();
         let engine = docker.then(Engine::shared);
         let mut tree = builder();
@@ -59,12 +71,20 @@ impl House {
             engine: engine.as_ref().map(|engine| engine.host()),
             says: Overrides {
                 egress: Some(Rules::new(rules).unwrap()),
+                terminate: opening.map(|opening| opening.terminate.clone()),
                 ..Overrides::default()
             },
             egress_to_networks: networks,
             ..SandboxPoolConfig::default()
         };
         let path = state.path().canonicalize().unwrap();
+        let mut ways = Ways::with(audit.clone(), names.resolver(), EgressLimits::default());
+        let mut vault = None;
+        if let Some(opening) = opening {
+            let handle = add_vault(state.path(), &mut tree, &audit);
+            ways = ways.opening(opening.opener(handle.clone()));
+            vault = Some(handle);
+        }
         let pool = SandboxPoolHandle::new(
             tree.room::<SandboxPool>(
                 Policy::new(256),
@@ -87,11 +107,7 @@ impl House {
                     cell: include_bytes!(env!("PORTCULLIS_CELL")),
                     owner: format!("test-{}", path.file_name().unwrap().to_string_lossy()),
                     boot: "boot-1".to_owned(),
-                    ways: Some(Ways::with(
-                        audit.clone(),
-                        names.resolver(),
-                        EgressLimits::default(),
-                    )),
+                    ways: Some(ways),
                     runner: None,
                 },
             ),
@@ -103,6 +119,7 @@ impl House {
             audit,
             pool,
             names,
+            vault,
             runs: 0,
             _engine: engine,
         }
@@ -211,7 +228,7 @@ async fn what_a_box_reaches_is_what_its_list_names(docker: bool) {
     // Everything that goes around the proxy.
     for (script, what) in [
         (
-            format!("unset http_proxy; busybox wget -q -T 3 -O - http://{at}/"),
+            format!("unset http_proxy; timeout 8 busybox wget -q -O - http://{at}/"),
             "a name, without the proxy",
         ),
         ("busybox nslookup allowed.test".to_owned(), "DNS"),
@@ -492,4 +509,162 @@ async fn the_list_is_part_of_what_contains_a_run() {
         house.tree.stop().await;
     }
     assert_eq!(hashes.len(), 3);
+}
+
+/// The bug: all boxes together had four lookups, and two boxes held all of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_native_box_finds_names_while_another_agents_wait_for_theirs() {
+    let host = Upstream::plain().await;
+    let at = format!("allowed.test:{}", host.port);
+    let mut house = House::stand(false, &[at.clone(), "*.hangs.test:80".to_owned()]).await;
+    house.names.set("allowed.test", &[&["127.0.0.1"]]);
+    // A lookup cannot be called back: it goes on when its run has ended.
+    let ask = |n| format!("busybox wget -q -O - http://a{n}.hangs.test/ >/dev/null 2>&1 &");
+    let many: String = (0..6).map(ask).collect();
+    let busy = house
+        .run(&format!(
+            "{many} sleep 1; timeout 3 busybox wget -O - http://{at}/ 2>&1; true"
+        ))
+        .await;
+    assert!(!busy.out.contains("hello"), "{}", busy.out);
+    let other = house
+        .run_as(
+            "other",
+            &format!("timeout 8 busybox wget -q -O - http://{at}/"),
+        )
+        .await;
+    assert_eq!(
+        (other.out.as_str(), other.code),
+        ("hello", Some(0)),
+        "{}",
+        other.err
+    );
+    house.tree.stop().await;
+}
+
+/// By the programs that agents have, where the box has them: the native driver's has this machine's.
+async fn programs_reach_a_host_whose_tls_is_opened(docker: bool) {
+    let authority = Authority::of(&["api.test"], false);
+    let host = Upstream::echo(&authority).await;
+    let at = format!("api.test:{}", host.port);
+    let opening = Opening {
+        terminate: github(&at),
+        agents: None,
+        client: Some(authority.client.clone()),
+    };
+    let mut house =
+        House::stand_opening(docker, std::slice::from_ref(&at), &[], Some(&opening)).await;
+    house.names.set("api.test", &[&["127.0.0.1"]]);
+    filled(house.vault.as_ref().unwrap()).await;
+
+    let said = house.run("env | grep -e _CA -e CERT | sort; id -u; test -r /run/portcullis/ca.pem && head -1 /run/portcullis/ca.pem; echo > /run/portcullis/ca.pem").await;
+    let named = [
+        "AWS_CA_BUNDLE",
+        "CARGO_HTTP_CAINFO",
+        "CURL_CA_BUNDLE",
+        "GIT_SSL_CAINFO",
+        "NODE_EXTRA_CA_CERTS",
+        "REQUESTS_CA_BUNDLE",
+        "SSL_CERT_FILE",
+    ];
+    for name in named {
+        assert!(
+            said.out
+                .contains(&format!("{name}=/run/portcullis/ca.pem\n")),
+            "{name}: {}{}",
+            said.out,
+            said.err
+        );
+    }
+    assert!(
+        said.out.contains("-----BEGIN CERTIFICATE-----") && said.code != Some(0),
+        "{}{}",
+        said.out,
+        said.err
+    );
+    if docker {
+        // The default image has no program that verifies.
+        house.tree.stop().await;
+        return;
+    }
+    let url = format!("https://{at}");
+    let python =
+        format!("import urllib.request as u; print(u.urlopen('{url}/repos/py').read().decode())");
+    let node = format!(
+        "const h=require('http'),t=require('tls');const r=h.request({{host:'127.0.0.1',port:3128,method:'CONNECT',path:'{at}',headers:{{Host:'{at}'}}}});r.on('connect',(q,s)=>{{const c=t.connect({{socket:s,servername:'api.test'}},()=>c.write('GET /repos/node HTTP/1.1\\r\\nHost: {at}\\r\\n\\r\\n'));c.on('data',d=>process.stdout.write(d.toString()))}});r.end()"
+    );
+    let git = format!("git -c protocol.version=0 ls-remote {url}/repos/git; true");
+    let programs = [
+        ("curl", format!("curl -sS {url}/repos/curl"), "/repos/curl"),
+        (
+            "python3",
+            format!("/usr/bin/python3 -c \"{python}\""),
+            "/repos/py",
+        ),
+        ("node", format!("node -e \"{node}\""), "/repos/node"),
+        ("git", git, "/repos/git/info/refs"),
+    ];
+    let mut ran = Vec::new();
+    for (program, script, path) in programs {
+        if house.run(&format!("command -v {program}")).await.code != Some(0) {
+            continue;
+        }
+        ran.push(program);
+        let said = house.run(&script).await;
+        let seen = host.seen.requests();
+        let reached = seen.iter().any(|seen| {
+            seen.starts_with(&format!("GET {path}"))
+                && seen.contains(&format!("Authorization: Bearer {SECRET}"))
+        });
+        assert!(reached, "{program}: {}{}{seen:#?}", said.out, said.err);
+        assert!(
+            program == "git" || said.out.contains("key=Bearer [secret]"),
+            "{program}: {}{}",
+            said.out,
+            said.err
+        );
+        assert!(
+            !said.out.contains("C4nary") && !said.err.contains("C4nary"),
+            "{program}"
+        );
+    }
+    assert!(
+        ran.contains(&"curl") || ran.contains(&"python3"),
+        "no program was tried: {ran:?}"
+    );
+    // In nothing that the box has: every variable, every file, every process, before and after.
+    let look = "grep -r C4nar[y] /run /workspace /tmp /etc 2>/dev/null; for p in /proc/[0-9]*; do tr '\\0' '\\n' < $p/environ; tr '\\0' '\\n' < $p/cmdline; done 2>/dev/null | grep C4nar[y]; echo looked";
+    assert_eq!(house.run(look).await.out, "looked\n");
+    // A program that trusts this machine's authorities and no other is shown nothing that it would believe.
+    if ran.contains(&"curl") {
+        let said = house
+            .run(&format!(
+                "curl -sS --cacert /etc/ssl/certs/ca-certificates.crt {url}/repos/no; echo $?"
+            ))
+            .await;
+        assert!(
+            said.out.trim() == "60" || said.out.trim() == "77",
+            "{}{}",
+            said.out,
+            said.err
+        );
+    }
+    // Where no TLS is opened nothing is said of authorities.
+    house.tree.stop().await;
+    let mut house = House::stand(docker, &[at]).await;
+    let said = house
+        .run("env | grep -e _CA -e CERT; ls /run/portcullis")
+        .await;
+    assert!(!said.out.contains("ca.pem"), "{}", said.out);
+    house.tree.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn programs_of_a_native_box_reach_a_host_whose_tls_is_opened_and_never_see_the_secret() {
+    programs_reach_a_host_whose_tls_is_opened(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_docker_box_trusts_the_gateways_authority_where_tls_is_opened_for_it() {
+    programs_reach_a_host_whose_tls_is_opened(true).await;
 }

@@ -1,9 +1,10 @@
 //! Slow clients, silent hosts, many connections, a crash, an end.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use portcullis_actors::sandbox_pool::egress::EgressLimits;
-use portcullis_actors::supervision::PanicAt;
+use portcullis_actors::sandbox_pool::egress::{Egress, EgressLimits, EgressWiring, Resolver, Ways};
+use portcullis_actors::supervision::{Flag, PanicAt, Policy};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::upstream::Upstream;
@@ -153,9 +154,6 @@ async fn who_asks_too_often_is_told_so_and_fills_no_log() {
 /// A resolver that never answers holds two lookups of a box, and no more are begun.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn names_that_are_not_found_in_time_take_no_more_places_than_there_are() {
-    use portcullis_actors::sandbox_pool::egress::{Egress, EgressWiring, Resolver, Ways};
-    use portcullis_actors::supervision::{Flag, Policy};
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
     let state = tempfile::TempDir::with_prefix("pce").unwrap();
     let mut tree = super::builder();
@@ -173,8 +171,11 @@ async fn names_that_are_not_found_in_time_take_no_more_places_than_there_are() {
         EgressWiring {
             ways: Ways::with(audit, resolver, short()),
             rules: portcullis_core::egress::Rules::new(["*.wild.test"]).unwrap(),
+            terminate: portcullis_core::egress::Terminations::default(),
+            agents: None,
             addresses: portcullis_core::egress::Addresses::default(),
             section: "[sandbox]".to_owned(),
+            lookups: Ways::lookups(),
             whose: "demo".to_owned(),
             principal: "agent:demo".to_owned(),
             id: portcullis_core::ids::BoxId::new("0123456789ab").unwrap(),
@@ -196,6 +197,84 @@ async fn names_that_are_not_found_in_time_take_no_more_places_than_there_are() {
     let words = futures_util::future::join_all(asks).await;
     assert!(words.iter().all(|word| word == "unresolved"), "{words:?}");
     assert_eq!(begun.load(SeqCst), 2);
+    tree.stop().await;
+}
+
+/// Two agents' ways out, of which one asks for names whose server does not answer: the other's are found at once. (The bug: all boxes together
+/// had four lookups, and two boxes held all of them for ten seconds at a time.)
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_that_nobody_answers_for_hold_up_their_own_agent_and_nobody_else() {
+    let state = tempfile::TempDir::with_prefix("pce").unwrap();
+    let mut tree = super::builder();
+    let audit = super::log(state.path(), &mut tree);
+    std::fs::create_dir(state.path().join("b")).unwrap();
+    let resolver = Resolver::new(|name| {
+        if name.ends_with(".dead.test") {
+            Box::pin(std::future::pending())
+        } else {
+            Box::pin(async { Ok(vec!["192.0.2.7".parse().unwrap()]) })
+        }
+    });
+    let limits = EgressLimits {
+        lookup: Duration::from_secs(2),
+        ..EgressLimits::default()
+    };
+    let ways = Ways::with(audit, resolver, limits);
+    let (busy, other) = (Ways::lookups(), Ways::lookups());
+    // Two boxes of one agent, and one of another.
+    let boxes = [
+        ("0123456789a0", &busy),
+        ("0123456789a1", &busy),
+        ("0123456789a2", &other),
+    ];
+    for (id, lookups) in boxes {
+        tree.room::<Egress>(
+            Policy::new(4),
+            EgressWiring {
+                ways: ways.clone(),
+                rules: portcullis_core::egress::Rules::new(["*.dead.test", "good.test"]).unwrap(),
+                terminate: portcullis_core::egress::Terminations::default(),
+                agents: None,
+                addresses: portcullis_core::egress::Addresses::default(),
+                section: "[sandbox]".to_owned(),
+                lookups: lookups.clone(),
+                whose: "demo".to_owned(),
+                principal: "agent:demo".to_owned(),
+                id: portcullis_core::ids::BoxId::new(id).unwrap(),
+                run_dir: state.path().join("b").join(id),
+                gid: rustix::process::getegid().as_raw(),
+                runs: Flag::new(Arc::from([])).reader(),
+            },
+        );
+    }
+    let tree = tree.start().await.unwrap();
+    let ask = |id: &str, name: &str| {
+        let (path, name) = (state.path().join("b").join(id).join("e"), name.to_owned());
+        async move {
+            let mut stream = tokio::net::UnixStream::connect(path).await.unwrap();
+            let request = format!("CONNECT {name}:443 HTTP/1.0\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            Answer::read(&mut stream).await.word().to_owned()
+        }
+    };
+    let mut stuck = Vec::new();
+    for n in 0..6 {
+        stuck.push(tokio::spawn(ask(
+            boxes[n % 2].0,
+            &format!("a{n}.dead.test"),
+        )));
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let began = Instant::now();
+    // It is found, and is an address of books.
+    assert_eq!(ask(boxes[2].0, "good.test").await, "documentation");
+    let found = began.elapsed();
+    // Of the same agent it waits for the others'.
+    assert_eq!(ask(boxes[1].0, "good.test").await, "unresolved");
+    assert!(began.elapsed() > found * 4, "{found:?}");
+    for one in stuck {
+        assert_eq!(one.await.unwrap(), "unresolved");
+    }
     tree.stop().await;
 }
 

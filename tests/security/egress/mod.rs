@@ -1,9 +1,11 @@
 //! The way out of a box: what may pass does, and everything that others got past such a proxy with does not. Each refusal is answered with
 //! its reason and is in the log; nothing of it reaches the host behind.
 
+mod authority; // certificates
 mod boxes; // inside of real boxes, on both drivers
 mod corpus; // one request each
 mod limits; // slow, many, long
+mod terminated; // TLS that the gateway opens, and the secrets for it
 mod tunnels; // TLS, and what is not
 mod upstream; // hosts on loopback
 
@@ -14,10 +16,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use portcullis_actors::audit::{AuditConfig, AuditHandle, AuditKeys, AuditWiring};
-use portcullis_actors::sandbox_pool::egress::{Egress, EgressLimits, EgressWiring, Resolver, Ways};
+use portcullis_actors::clock::Clock;
+use portcullis_actors::sandbox_pool::egress::{
+    Egress, EgressLimits, EgressWiring, Opener, Resolver, Ways,
+};
+use portcullis_actors::store::Store;
 use portcullis_actors::supervision::{Feed, Flag, Intensity, Policy, Tree, TreeBuilder};
+use portcullis_actors::vault::{Around, VaultConfig, VaultHandle, VaultWiring};
 use portcullis_core::audit::{BootId, Query, Record};
-use portcullis_core::egress::{Addresses, Rules};
+use portcullis_core::egress::{Addresses, Rules, Terminations};
 use portcullis_core::identity::Identity;
 use portcullis_core::ids::{BoxId, RunId};
 use serde_json::Value;
@@ -29,6 +36,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// To look for this name breaks the room that does.
 pub const BREAKS: &str = "breaks.test";
+
+/// Nobody answers for names below this one.
+pub const HANGS: &str = ".hangs.test";
 
 /// What names stand for: one answer after the other, the last again and again.
 #[derive(Clone, Default)]
@@ -66,6 +76,9 @@ impl Names {
     pub fn resolver(&self) -> Resolver {
         let names = self.clone();
         Resolver::new(move |name| {
+            if name.ends_with(HANGS) {
+                return Box::pin(std::future::pending());
+            }
             let found = names.find(&name);
             Box::pin(async move { found })
         })
@@ -97,12 +110,52 @@ pub fn builder() -> TreeBuilder {
     )
 }
 
+/// What hosts' TLS is opened with.
+pub struct Opening {
+    pub terminate: Terminations,
+    pub agents: Option<Arc<[String]>>,
+    /// How hosts are verified.
+    pub client: Option<Arc<rustls::ClientConfig>>,
+}
+
+impl Opening {
+    pub fn opener(&self, vault: VaultHandle) -> Opener {
+        Opener {
+            vault,
+            names: Arc::new(self.terminate.hosts()),
+            roots: Arc::new([]),
+            client: self.client.clone(),
+            clock: Clock::system(),
+        }
+    }
+}
+
+/// A vault, in a tree that is not started yet.
+pub fn add_vault(
+    state: &std::path::Path,
+    tree: &mut TreeBuilder,
+    audit: &AuditHandle,
+) -> VaultHandle {
+    VaultHandle::add(
+        tree,
+        VaultWiring {
+            config: VaultConfig::default(),
+            store: Store::open(&state.join("state.db")).unwrap(),
+            audit: audit.clone(),
+            identity: Identity::from_random([1; 32]),
+            clock: Clock::system(),
+            around: Around::default(),
+        },
+    )
+}
+
 /// One way out, without a box: who dials its socket is taken for the box.
 pub struct Scene {
     _state: tempfile::TempDir,
     pub tree: Tree,
     pub audit: AuditHandle,
     pub names: Names,
+    pub vault: Option<VaultHandle>,
     pub socket: PathBuf,
 }
 
@@ -118,6 +171,16 @@ impl Scene {
         limits: EgressLimits,
         other: Option<AuditHandle>,
     ) -> Self {
+        Self::built(rules, networks, limits, other, None).await
+    }
+
+    pub async fn built(
+        rules: &[String],
+        networks: &[&str],
+        limits: EgressLimits,
+        other: Option<AuditHandle>,
+        opening: Option<Opening>,
+    ) -> Self {
         let state = tempfile::TempDir::with_prefix("pce").unwrap();
         let mut tree = builder();
         let audit = log(state.path(), &mut tree);
@@ -125,17 +188,27 @@ impl Scene {
         std::fs::create_dir(state.path().join("b")).unwrap();
         let run_dir = state.path().join("b/0123456789ab");
         let networks: Vec<String> = networks.iter().map(ToString::to_string).collect();
+        let used = other.unwrap_or_else(|| audit.clone());
+        let mut ways = Ways::with(used, names.resolver(), limits);
+        let (mut vault, mut terminate) = (None, Terminations::default());
+        let mut agents = Some([String::from("demo")].into());
+        if let Some(opening) = opening {
+            let handle = add_vault(state.path(), &mut tree, &audit);
+            ways = ways.opening(opening.opener(handle.clone()));
+            vault = Some(handle);
+            terminate = opening.terminate;
+            agents = opening.agents;
+        }
         tree.room::<Egress>(
             Policy::new(4),
             EgressWiring {
-                ways: Ways::with(
-                    other.unwrap_or_else(|| audit.clone()),
-                    names.resolver(),
-                    limits,
-                ),
+                ways,
                 rules: Rules::new(rules).unwrap(),
                 addresses: Addresses::try_from(networks).unwrap(),
+                terminate,
+                agents,
                 section: "[sandbox]".to_owned(),
+                lookups: Ways::lookups(),
                 whose: "demo".to_owned(),
                 principal: "agent:demo".to_owned(),
                 id: BoxId::new("0123456789ab").unwrap(),
@@ -150,6 +223,7 @@ impl Scene {
             tree,
             audit,
             names,
+            vault,
             socket: run_dir.join("e"),
         }
     }

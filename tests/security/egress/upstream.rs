@@ -85,6 +85,22 @@ impl Upstream {
         .await
     }
 
+    /// Answers over TLS with what it was sent, in each of the ways that its path names.
+    pub async fn echo(authority: &Authority) -> Self {
+        let acceptor = tokio_rustls::TlsAcceptor::from(authority.server.clone());
+        Self::start(move |stream, seen| {
+            let acceptor = acceptor.clone();
+            async move {
+                let Ok(mut stream) = acceptor.accept(stream).await else {
+                    seen.saw("no handshake".to_owned());
+                    return;
+                };
+                echo(&mut stream, &seen).await;
+            }
+        })
+        .await
+    }
+
     /// Answers the first bytes with these, and writes down all that comes.
     pub async fn raw(answer: &'static [u8]) -> Self {
         Self::start(move |mut stream, seen| async move {
@@ -131,6 +147,58 @@ async fn http<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, seen: &Seen) {
         let mut more = Vec::new();
         let _ = stream.read_to_end(&mut more).await;
         seen.saw(format!("more: {}", String::from_utf8_lossy(&more)));
+    }
+    let _ = stream.shutdown().await;
+}
+
+async fn echo<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, seen: &Seen) {
+    let mut bytes = Vec::new();
+    while !bytes.windows(4).any(|w| w == b"\r\n\r\n") {
+        match stream.read_buf(&mut bytes).await {
+            Ok(1..) => {}
+            _ => return,
+        }
+    }
+    let _ = tokio::time::timeout(Duration::from_millis(100), async {
+        while let Ok(1..) = stream.read_buf(&mut bytes).await {}
+    })
+    .await;
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    seen.saw(text.clone());
+    let path = text.split(' ').nth(1).unwrap_or_default().to_owned();
+    let said = |name: &str| {
+        let line = text
+            .lines()
+            .find(|line| line.to_lowercase().starts_with(name));
+        line.and_then(|line| line.split_once(": "))
+            .map(|(_, value)| value.to_owned())
+            .unwrap_or_default()
+    };
+    let key = said("authorization");
+    let mut parts: Vec<Vec<u8>> = Vec::new();
+    match path.split('?').next().unwrap_or_default().rsplit('/').next().unwrap_or_default() {
+        // Each chunk a byte, so that every value lies over many.
+        "chunks" => {
+            parts.push(format!("HTTP/1.1 200 OK\r\nX-Echo: {key}\r\nTransfer-Encoding: chunked\r\n\r\n").into_bytes());
+            parts.extend(text.bytes().map(|byte| [b"1\r\n".as_slice(), &[byte], b"\r\n"].concat()));
+            parts.push(b"0\r\nX-Trailer: yes\r\n\r\n".to_vec());
+        }
+        "close" => parts.extend([b"HTTP/1.1 200 OK\r\n\r\n".to_vec(), text.clone().into_bytes()]),
+        "redirect" => parts.push(format!("HTTP/1.1 302 {key}\r\nLocation: https://evil.test/?{key}\r\nContent-Length: 0\r\n\r\n").into_bytes()),
+        "continue" => parts.push(format!("HTTP/1.1 103 Early\r\nLink: {key}\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").into_bytes()),
+        "cut" => parts.push(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhello".to_vec()),
+        "two" => parts.push(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".to_vec()),
+        "gzip" => parts.push(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello".to_vec()),
+        "part" => parts.push(b"HTTP/1.1 206 Partial Content\r\nContent-Length: 5\r\n\r\nhello".to_vec()),
+        "switch" => parts.push(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n".to_vec()),
+        _ => {
+            let body = format!("key={key} path={path}");
+            parts.push(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nKeep-Alive: timeout=9\r\n\r\n{body}", body.len()).into_bytes());
+        }
+    }
+    for part in parts {
+        let _ = stream.write_all(&part).await;
+        let _ = stream.flush().await;
     }
     let _ = stream.shutdown().await;
 }

@@ -1,0 +1,247 @@
+//! A request inside TLS that the gateway has opened: read as strictly as one to the proxy itself, and written anew.
+//!
+//! One request for each connection, in origin form (RFC 9112, section 3.2.1). What could make a server read another method, path or end of
+//! the body than was read here is refused, and so is what changes the protocol.
+
+use super::body::Body;
+use super::head::{self, HOP, HeadError, Header};
+use super::host::{Host, host_and_port};
+use super::terminate::Termination;
+use crate::seal::Secret;
+
+/// Why a request is not passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum InnerError {
+    /// Its head.
+    #[error(transparent)]
+    Head(#[from] HeadError),
+    /// It names another target than a path.
+    #[error("its target is not a path of this host, as GET /path")]
+    Form,
+    /// No request of a client's to a server.
+    #[error("CONNECT and TRACE are not passed on here")]
+    Method,
+    /// It would speak something else from here on.
+    #[error("it asks for another protocol (Upgrade), which could not be read here")]
+    Upgrade,
+    /// Servers read it in several ways.
+    #[error("its path can be read in more than one way: {0}")]
+    Path(&'static str),
+    /// It says by a header that it means another method or path.
+    #[error("it has a header that some servers take another method or path from")]
+    Override,
+}
+
+impl InnerError {
+    /// The word in records.
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Head(error) => error.word(),
+            Self::Form => "target-form",
+            Self::Method => "method",
+            Self::Upgrade => "upgrade",
+            Self::Path(_) => "path",
+            Self::Override => "override",
+        }
+    }
+
+    /// Status line of the answer.
+    pub const fn status(&self) -> &'static str {
+        match self {
+            Self::Head(error) => error.status(),
+            Self::Method => "405 Method Not Allowed",
+            Self::Form | Self::Path(_) => "400 Bad Request",
+            Self::Upgrade | Self::Override => "403 Forbidden",
+        }
+    }
+}
+
+/// Headers by which a client says that it means another method or path than the request line has.
+const OVERRIDES: [&str; 6] = [
+    "x-http-method-override",
+    "x-http-method",
+    "x-method-override",
+    "x-original-url",
+    "x-rewrite-url",
+    "x-original-uri",
+];
+/// Written anew, or asked of no server: what is coded, or only a part, could not be searched.
+const OURS: [&str; 5] = ["host", "via", "accept-encoding", "range", "if-range"];
+
+/// A request that was understood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// As it stands.
+    pub method: String,
+    /// Without its query.
+    pub path: String,
+    /// With it, from `?` on.
+    query: String,
+    headers: Vec<(String, Vec<u8>)>,
+    /// What of the following bytes belongs to it.
+    pub body: Body,
+    /// Its client reads an answer in chunks.
+    pub is_1_1: bool,
+}
+
+/// What of a path servers read in several ways, if anything. A `%` for a plain letter is none.
+pub fn odd(path: &str) -> Option<&'static str> {
+    if path.contains('\\') {
+        return Some("a backslash");
+    }
+    if path.contains("//") {
+        return Some("an empty segment");
+    }
+    if path.contains(';') {
+        return Some("a parameter of a segment (;)");
+    }
+    if path
+        .split('/')
+        .any(|segment| segment == "." || segment == "..")
+    {
+        return Some("a segment . or ..");
+    }
+    let mut rest = path;
+    while let Some((_, behind)) = rest.split_once('%') {
+        let digits = behind
+            .get(..2)
+            .filter(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        let Some(byte) = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) else {
+            return Some("a % that is no encoded byte");
+        };
+        // Dots, slashes, what begins another encoding, what ends a path, and controls.
+        if matches!(
+            byte,
+            b'.' | b'/' | b'\\' | b'%' | b'?' | b'#' | b';' | 0..=31 | 127
+        ) {
+            return Some("an encoded ., /, \\, %, ?, #, ; or control");
+        }
+        rest = &behind[2..];
+    }
+    None
+}
+
+impl Request {
+    /// Reads one from the beginning of what came, for this host: with how many bytes its head has, or `None` where more must come.
+    ///
+    /// # Errors
+    /// [`InnerError`], as soon as it is certain.
+    pub fn read(bytes: &[u8], host: &Host, port: u16) -> Result<Option<(Self, usize)>, InnerError> {
+        let Some((lines, end)) = head::lines(bytes)? else {
+            return Ok(None);
+        };
+        let head::Lines {
+            method,
+            target,
+            is_1_1,
+            said,
+            headers,
+        } = lines;
+        if matches!(method, "CONNECT" | "TRACE" | "TRACK") {
+            return Err(InnerError::Method);
+        }
+        if !target.starts_with('/') {
+            return Err(InnerError::Form);
+        }
+        if target.contains('#') {
+            return Err(HeadError::Syntax("a fragment is never sent").into());
+        }
+        let said = said.ok_or(HeadError::Syntax("Host is missing"))?;
+        let (other, its) = host_and_port(said).map_err(HeadError::Host)?;
+        if other != *host || its.unwrap_or(super::rules::DEFAULT_PORT) != port {
+            return Err(HeadError::Misdirected.into());
+        }
+        if headers
+            .iter()
+            .any(|header| header.is("upgrade") || header.is("http2-settings"))
+        {
+            return Err(InnerError::Upgrade);
+        }
+        if headers
+            .iter()
+            .any(|header| OVERRIDES.iter().any(|name| is_spelled(header.name, name)))
+        {
+            return Err(InnerError::Override);
+        }
+        let (path, query) = target.split_at(target.find('?').unwrap_or(target.len()));
+        if let Some(what) = odd(path) {
+            return Err(InnerError::Path(what));
+        }
+        let body = head::body(&headers, is_1_1)?;
+        let is_kept = |header: &&Header<'_>| {
+            let is_ours = OURS
+                .iter()
+                .chain(&HOP)
+                .any(|name| is_spelled(header.name, name));
+            !is_ours && !head::is_named(&headers, header.name)
+        };
+        let kept = headers.iter().filter(is_kept);
+        let request = Self {
+            method: method.to_owned(),
+            path: path.to_owned(),
+            query: query.to_owned(),
+            headers: kept
+                .map(|header| (header.name.to_owned(), header.value.to_vec()))
+                .collect(),
+            body,
+            is_1_1,
+        };
+        Ok(Some((request, end)))
+    }
+
+    /// Its head as the server gets it: without the headers of `entries`, whoever wrote them, and with those of `put`.
+    pub fn forward(
+        &self,
+        host: &Host,
+        port: u16,
+        entries: &[Termination],
+        put: &[(&str, Secret)],
+    ) -> Secret {
+        let shown = if port == super::rules::DEFAULT_PORT {
+            host.to_string()
+        } else {
+            format!("{host}:{port}")
+        };
+        let first = format!(
+            "{} {}{} HTTP/1.1\r\nHost: {shown}\r\n",
+            self.method, self.path, self.query
+        );
+        let last = format!(
+            "{}Accept-Encoding: identity\r\nVia: 1.1 portcullis\r\nConnection: close\r\n\r\n",
+            head::framing(&self.body)
+        );
+        let is_kept = |name: &str| !entries.iter().any(|entry| entry.is_header(name));
+        let own = self.headers.iter().filter(|(name, _)| is_kept(name));
+        let own = own.map(|(name, value)| (name.as_str(), value.as_slice()));
+        let lines: Vec<(&str, &[u8])> = own
+            .chain(put.iter().map(|(name, value)| (*name, value.expose())))
+            .collect();
+        let len = lines
+            .iter()
+            .map(|(name, value)| name.len() + value.len() + 4)
+            .sum::<usize>();
+        // At once as long as it will be: no copy of the secret is left behind by growing.
+        let mut bytes = Vec::with_capacity(first.len() + len + last.len());
+        bytes.extend_from_slice(first.as_bytes());
+        for (name, value) in lines {
+            bytes.extend_from_slice(name.as_bytes());
+            bytes.extend_from_slice(b": ");
+            bytes.extend_from_slice(value);
+            bytes.extend_from_slice(b"\r\n");
+        }
+        bytes.extend_from_slice(last.as_bytes());
+        Secret::new(bytes)
+    }
+}
+
+/// Some servers read `_` in the name of a header as `-`.
+fn is_spelled(name: &str, known: &str) -> bool {
+    let one = |byte: u8| {
+        if byte == b'_' {
+            b'-'
+        } else {
+            byte.to_ascii_lowercase()
+        }
+    };
+    name.len() == known.len() && name.bytes().map(one).eq(known.bytes())
+}
