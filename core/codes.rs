@@ -42,6 +42,7 @@ codes! {
     BOX_LOST, "UNAVAILABLE", true, 8, "the sandbox ended under the run: look at the engine, then run again";
     ISOLATION_TOO_WEAK, "UNAVAILABLE", false, 8, "`portcullis sandbox explain --agent NAME` shows what is asked and what there is: start a Docker engine, or lower min_isolation where it is decided, then restart the gateway";
     IMAGE_UNUSABLE, "UNAVAILABLE", false, 8, "an image must be in the local Docker engine (`docker images` shows it; none is fetched) and bring no volume and no health check: mend that, or set another in [sandbox] image and restart the gateway";
+    BOX_NOT_FOUND, "INVALID_REQUEST", false, 3, "`portcullis sandbox list` shows those that there are";
     RUNTIME_UNUSABLE, "UNAVAILABLE", false, 8, "`docker info` lists the engine's runtimes, and the native driver has none: set another in [sandbox] runtime (or the agent's), or add that one to the engine and restart the gateway";
     MOUNT_REFUSED, "UNAVAILABLE", false, 8, "what a box sees of this machine is checked at each run: mend what the message names, or take the entry out of [sandbox] mounts (or the agent's) and restart the gateway";
     NOT_CONTAINED, "UNAVAILABLE", false, 9, "let no agent run until each attempt of `portcullis sandbox selftest` is contained: `portcullis sandbox explain` shows driver, isolation and limits; where they are as they should be, report it";

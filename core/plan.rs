@@ -441,6 +441,19 @@ pub fn is_canonical_path(path: &str) -> bool {
             }))
 }
 
+/// In a plan, the session that a request calls by a name.
+const NAMED_SESSION: &str = "key:";
+
+/// What the session of a plan is called, where its request named it; a connection's is not.
+pub fn session_name(session: &str) -> Option<&str> {
+    session.strip_prefix(NAMED_SESSION)
+}
+
+/// The session of a plan whose request calls it so.
+pub fn named_session(name: &str) -> String {
+    format!("{NAMED_SESSION}{name}")
+}
+
 impl ExecPlan {
     /// Everything that can be told from the plan itself, and its environment against the policy.
     ///

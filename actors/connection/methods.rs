@@ -137,6 +137,7 @@ impl Methods {
                     .map_err(|error| ErrorBody::of(codes::ROOM_DOWN, error.to_string()))?;
                 Ok(json!(explained))
             }
+            "sandbox.list" | "sandbox.end" => self.boxes(by, method, params).await,
             "device.pair.list"
             | "device.pair.approve"
             | "device.pair.reject"

@@ -11,6 +11,7 @@ mod actor;
 mod answer;
 mod asks;
 mod audits;
+mod boxes;
 mod config;
 mod devices;
 mod echo;

@@ -129,6 +129,8 @@ impl Room for SandboxPool {
                 self.request(Waiting::Explain(agent, reply)).await?;
             }
             SandboxPoolMsg::Image(name, found) => self.image_found(name, found).await?,
+            SandboxPoolMsg::List(reply) => reply.ok(self.list()),
+            SandboxPoolMsg::End(id, reply) => reply.ok(self.end(&id).await),
             SandboxPoolMsg::Status(reply) => reply.ok(self.status()),
             SandboxPoolMsg::Tried(result) => self.tried(result).await?,
             SandboxPoolMsg::TryAgain => self.try_again(),

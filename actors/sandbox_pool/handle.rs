@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use portcullis_core::ids::{AgentId, RunId};
+use portcullis_core::ids::{AgentId, BoxId, RunId};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::messages::{
-    BoxProfile, Explained, PoolError, PoolStatus, RunSpec, RunTicket, SandboxPoolMsg, Start,
+    BoxProfile, BoxShown, Explained, PoolError, PoolStatus, RunSpec, RunTicket, SandboxPoolMsg,
+    Start,
 };
 use super::runs::RunEvent;
 use crate::supervision::{CallError, Handle, TellError};
@@ -76,6 +77,17 @@ impl SandboxPoolHandle {
     ) -> Result<Explained, CallError<std::convert::Infallible>> {
         let ask = |reply| SandboxPoolMsg::Explain(agent, reply);
         self.0.call(START_WITHIN, ask).await
+    }
+
+    /// Every box, the oldest first.
+    pub async fn list(&self) -> Result<Vec<BoxShown>, CallError<std::convert::Infallible>> {
+        self.0.call(STATUS_WITHIN, SandboxPoolMsg::List).await
+    }
+
+    /// Ends a box with all that runs in it; false: there is none of that name. It is over a moment later.
+    pub async fn end(&self, id: BoxId) -> Result<bool, CallError<std::convert::Infallible>> {
+        let end = |reply| SandboxPoolMsg::End(id, reply);
+        self.0.call(STATUS_WITHIN, end).await
     }
 
     /// Driver, reason, boxes.

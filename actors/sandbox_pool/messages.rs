@@ -6,7 +6,7 @@ use portcullis_cell::{Size, Value};
 use portcullis_core::codes::{self, Code};
 use portcullis_core::ids::{AgentId, BoxId, RunId};
 use portcullis_core::sandbox::{
-    EnvNames, ImageName, Isolation, Line, Named, RuntimeName, Scope, Sharers,
+    EnvNames, ImageName, Isolation, Line, Named, RuntimeName, Scope, ShareName, Sharers,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -211,6 +211,30 @@ impl PoolError {
     }
 }
 
+/// One box, for people.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BoxShown {
+    /// Its name.
+    pub id: BoxId,
+    /// Who has it together; none: it is kept ready.
+    pub scope: Option<Scope>,
+    /// The agent that has it, or for whom it is kept ready.
+    pub agent: Option<AgentId>,
+    /// What the agents that share it call it.
+    pub share: Option<ShareName>,
+    /// What its session is called; a connection's has no name.
+    pub session: Option<String>,
+    /// Whose session: who asked for it.
+    pub session_of: Option<String>,
+    /// `starting`, `serves` or `leaves` (it takes no new run).
+    pub state: &'static str,
+    /// Runs under way in it.
+    pub runs: usize,
+    /// Digest of everything that shaped it.
+    pub profile_hash: String,
+}
+
 /// The pool as `status` shows it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct PoolStatus {
@@ -259,7 +283,11 @@ pub enum SandboxPoolMsg {
     Profile(AgentId, Option<Duration>, Reply<BoxProfile, PoolError>),
     /// What the agent's boxes are held by, and who decided it; waits while the drivers are tried.
     Explain(Option<AgentId>, Reply<Explained, std::convert::Infallible>),
-    /// What is.
+    /// Every box that there is.
+    List(Reply<Vec<BoxShown>, std::convert::Infallible>),
+    /// End a box and what runs in it; whether there is one.
+    End(BoxId, Reply<bool, std::convert::Infallible>),
+    /// What `status` shows.
     Status(Reply<PoolStatus, std::convert::Infallible>),
     /// From the pool's own task: the drivers have been tried and old boxes ended.
     Tried(Result<Chosen, Vec<String>>),

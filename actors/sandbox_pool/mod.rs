@@ -42,6 +42,7 @@ pub mod images;
 mod input;
 mod kept;
 mod link;
+mod listed;
 mod messages;
 mod mounts;
 mod native;
@@ -68,7 +69,7 @@ pub use handle::SandboxPoolHandle;
 pub use holder::{Holder, PoolKey, SessionKey, Whose};
 pub use input::{NotTaken, Piece, RunInput, RunInputs, Taken};
 pub use messages::{
-    BoxProfile, Explained, ExplainedRefusal, PoolError, PoolStatus, RunSpec, RunTicket,
+    BoxProfile, BoxShown, Explained, ExplainedRefusal, PoolError, PoolStatus, RunSpec, RunTicket,
     SandboxPoolMsg,
 };
 pub use mounts::{BoxMount, Node};

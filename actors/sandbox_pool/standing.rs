@@ -9,13 +9,16 @@ pub enum GivenUp {
     /// Nobody can say any more what holds the box.
     #[error("the sandbox engine was lost under the run, which was ended: {0}")]
     Engine(String),
+    /// Somebody who may has ended it.
+    #[error("an operator ended the sandbox under the run")]
+    Operator,
 }
 
 impl GivenUp {
     /// The registered code.
     pub const fn code(&self) -> &'static Code {
         match self {
-            Self::Engine(_) => codes::BOX_LOST,
+            Self::Engine(_) | Self::Operator => codes::BOX_LOST,
         }
     }
 }

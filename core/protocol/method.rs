@@ -31,6 +31,8 @@ pub const METHODS: &[(&str, Access)] = {
         ("system-presence", Operator(Read)),
         ("config.get", Operator(Read)),
         ("sandbox.explain", Operator(Read)),
+        ("sandbox.list", Operator(Read)),
+        ("sandbox.end", Operator(Admin)),
         ("device.pair.list", Operator(Pairing)),
         ("device.pair.approve", Operator(Pairing)),
         ("device.pair.reject", Operator(Pairing)),

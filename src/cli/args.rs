@@ -406,6 +406,14 @@ pub enum Sandbox {
         #[arg(long, value_name = "NAME")]
         agent: Option<String>,
     },
+    /// Every sandbox that there is: whose, and what runs in it
+    List,
+    /// End a sandbox, and what runs in it; the agent's folder stays, and its next run has a new one
+    End {
+        /// Its id, as `sandbox list` shows it
+        #[arg(value_name = "ID")]
+        id: String,
+    },
     /// Copy a file into an agent's sandbox or out of it: one of both is AGENT:PATH
     Cp(Copy),
     /// Try to get out of a sandbox, in every way of the project's own tests; exit code 9 if one succeeds
@@ -431,6 +439,9 @@ pub struct Copy {
     /// Replace a file that is there
     #[arg(long, short)]
     pub force: bool,
+    /// Which session's sandbox, where each has its own: as `exec --session` names it
+    #[arg(long, value_name = "NAME")]
+    pub session: Option<String>,
     /// End it after this time: 30s, 5m
     #[arg(long, value_parser = duration, value_name = "TIME")]
     pub timeout: Option<Duration>,

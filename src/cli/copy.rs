@@ -96,6 +96,9 @@ fn params(copy: &Copy, agent: &AgentId, words: &[&str]) -> Value {
         let ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
         params["timeoutMs"] = ms.into();
     }
+    if let Some(session) = &copy.session {
+        params["sessionKey"] = session.as_str().into();
+    }
     params
 }
 

@@ -56,6 +56,7 @@ pub async fn run(door: &Door, args: &ExecArgs, out: Out) -> Result<u8, Failure> 
         id: None,
         asked_to_end: false,
         leaves: args.detach.then_some(Leaves::AtOnce),
+        named_session: args.session.is_some(),
         out,
     };
     let result = run.follow(&mut client, &request, writer, given).await;
@@ -80,6 +81,7 @@ pub async fn attach(door: &Door, args: &AttachArgs, out: Out) -> Result<u8, Fail
         } else {
             Leaves::OnCtrlC
         }),
+        named_session: false,
         out,
     };
     let result = run
@@ -133,6 +135,8 @@ struct Run {
     asked_to_end: bool,
     /// Of a detached one.
     leaves: Option<Leaves>,
+    /// Its caller has named a session.
+    named_session: bool,
     out: Out,
 }
 
@@ -341,6 +345,13 @@ impl Run {
                 "the sandbox's memory was used up, and the kernel ended what took it: `portcullis sandbox explain` shows the limit",
             );
         }
+        let scope = payload.pointer("/provenance/scope").and_then(Value::as_str);
+        if let Some(scope) = scope.filter(|scope| self.named_session && *scope != "session") {
+            note(&format!(
+                "--session made no difference: this agent's sandbox is not each session's own (scope {})",
+                clean(scope)
+            ));
+        }
         if let Some(failure) = failure(client, payload) {
             note(failure.lines().trim_end());
         }
@@ -505,6 +516,7 @@ mod tests {
             id: None,
             asked_to_end: false,
             leaves: None,
+            named_session: false,
             out: Out { json: false },
         }
     }

@@ -10,7 +10,7 @@ use super::failure::Failure;
 use super::out::Out;
 use crate::client::{Client, Door};
 use crate::show::text::{clean, table};
-use crate::show::value::{field, list};
+use crate::show::value::{field, list, number};
 
 /// Runs one of them.
 ///
@@ -19,6 +19,8 @@ use crate::show::value::{field, list};
 pub async fn run(door: &Door, what: &Sandbox, out: Out) -> Result<u8, Failure> {
     let agent = match what {
         Sandbox::Explain { agent } => agent,
+        Sandbox::List => return boxes(door, out).await,
+        Sandbox::End { id } => return end(door, id, out).await,
         Sandbox::Cp(copy) => return super::copy::run(door, copy, out).await,
         Sandbox::Selftest { agent } => return super::selftest::run(door, agent, out).await,
         Sandbox::Image(_) => {
@@ -34,6 +36,54 @@ pub async fn run(door: &Door, what: &Sandbox, out: Out) -> Result<u8, Failure> {
     let answer = client.call("sandbox.explain", params).await?;
     client.close().await;
     out.both(&answer, || shown(&answer))?;
+    Ok(0)
+}
+
+async fn boxes(door: &Door, out: Out) -> Result<u8, Failure> {
+    let mut client = Client::connect(door, &[Scope::Read], &[]).await?;
+    let answer = client.call("sandbox.list", json!({})).await?;
+    client.close().await;
+    out.both(&answer, || listed(&answer))?;
+    Ok(0)
+}
+
+/// One line for each box.
+fn listed(answer: &Value) -> String {
+    let row = |one: &Value| {
+        let (scope, by) = (field(one, "scope"), field(one, "sessionOf"));
+        let session = match (scope, field(one, "session")) {
+            ("session", "") => format!("a connection of {by}"),
+            ("session", name) => format!("{name} of {by}"),
+            _ => String::new(),
+        };
+        vec![
+            field(one, "id").to_owned(),
+            if scope.is_empty() {
+                "kept ready"
+            } else {
+                scope
+            }
+            .to_owned(),
+            field(one, if scope == "shared" { "share" } else { "agent" }).to_owned(),
+            field(one, "state").to_owned(),
+            number(one, "runs").unwrap_or_default().to_string(),
+            session,
+        ]
+    };
+    let rows: Vec<_> = list(answer, "boxes").iter().map(row).collect();
+    if rows.is_empty() {
+        return "no sandbox; an agent's next run makes one\n".to_owned();
+    }
+    table(&["ID", "SCOPE", "WHOSE", "STATE", "RUNS", "SESSION"], &rows)
+}
+
+async fn end(door: &Door, id: &str, out: Out) -> Result<u8, Failure> {
+    let mut client = Client::connect(door, &[Scope::Admin], &[]).await?;
+    let answer = client.call("sandbox.end", json!({ "id": id })).await?;
+    client.close().await;
+    out.both(&answer, || {
+        format!("{}: ended\n", clean(field(&answer, "ended")))
+    })?;
     Ok(0)
 }
 

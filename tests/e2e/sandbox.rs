@@ -201,3 +201,105 @@ fn a_secret_goes_into_a_shared_box_only_where_it_may_be_each_agents() {
     gateway.json(&["vault", "bind", "KEY", "--agent", "a", "--agent", "b"]);
     assert_eq!((run("a").0, run("b").0), (0, 0));
 }
+
+#[test]
+fn sandboxes_are_listed_ended_by_an_operator_and_reached_by_the_name_of_their_session() {
+    let gateway = Gateway::with(&[
+        ("agents.demo.sandbox.scope", "session"),
+        ("sandbox.warm_max", "0"),
+    ]);
+    let boxes = || gateway.json(&["sandbox", "list"])["boxes"].clone();
+    assert_eq!(boxes(), json!([]));
+    let words = ["--agent", "demo", "--session", "work"];
+    let (code, said, _) = ran(&gateway, &words, "echo kept > /tmp/x; echo 61 > sleep");
+    assert_eq!(code, 0, "{said}");
+    let id = said["provenance"]["box"].as_str().unwrap().to_owned();
+    let there = boxes();
+    assert_eq!(there.as_array().unwrap().len(), 1, "{there}");
+    let one = &there[0];
+    assert_eq!(
+        (
+            &one["id"],
+            &one["scope"],
+            &one["agent"],
+            &one["session"],
+            &one["state"],
+            &one["runs"]
+        ),
+        (
+            &json!(id),
+            &json!("session"),
+            &json!("demo"),
+            &json!("work"),
+            &json!("serves"),
+            &json!(0)
+        )
+    );
+    let text = gateway.cli(&["sandbox", "list"]).stdout;
+    let text = String::from_utf8(text).unwrap();
+    assert!(
+        text.contains("WHOSE") && text.contains("work of "),
+        "{text}"
+    );
+    // A copy goes to the session that it names.
+    let got = gateway.cli(&["sandbox", "cp", "--session", "work", "demo:/tmp/x", "-"]);
+    assert_eq!(String::from_utf8(got.stdout).unwrap(), "kept\n");
+    let other = gateway.cli(&["sandbox", "cp", "demo:/tmp/x", "-"]);
+    assert!(!other.status.success());
+
+    let run = [
+        "exec",
+        "--detach",
+        "--agent",
+        "demo",
+        "--session",
+        "work",
+        "--",
+        "sleep",
+        "600",
+    ];
+    let run = gateway.cli(&run);
+    let run = String::from_utf8(run.stdout).unwrap().trim().to_owned();
+    let runs = || {
+        boxes()
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| one["runs"].as_u64().unwrap())
+            .sum::<u64>()
+    };
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while runs() == 0 {
+        assert!(std::time::Instant::now() < end);
+    }
+    let none = gateway.cli(&["sandbox", "end", "ffffffffffff"]);
+    let said = String::from_utf8(none.stderr).unwrap();
+    assert_eq!(none.status.code(), Some(3), "{said}");
+    assert!(said.starts_with("error[BOX_NOT_FOUND]"), "{said}");
+    let ended = gateway.cli(&["sandbox", "end", &id]);
+    assert!(ended.status.success(), "{ended:?}");
+    let attached = gateway.cli(&["attach", &run]);
+    let said = String::from_utf8(attached.stderr).unwrap();
+    assert!(said.contains("an operator ended the sandbox"), "{said}");
+    // The next one is another, and nothing of the first is in it.
+    let (code, said, _) = ran(&gateway, &words, "test ! -e /tmp/x && test -e sleep");
+    assert_eq!(code, 0, "{said}");
+    assert_ne!(said["provenance"]["box"], json!(id));
+    let records = gateway.json(&["audit", "query", "--action", "sandbox.end"]);
+    let outcomes: Vec<_> = records["records"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["outcome"]["result"].clone())
+        .collect();
+    assert_eq!(outcomes.len(), 2, "{records}");
+    // Where it makes no difference, that is said.
+    let said = gateway
+        .cli(&["exec", "--agent", "plain", "--session", "x", "--", "true"])
+        .stderr;
+    assert!(
+        String::from_utf8(said)
+            .unwrap()
+            .contains("--session made no difference")
+    );
+}

@@ -7,7 +7,7 @@ use portcullis_cell::{Cause, Value as Variable};
 use portcullis_core::audit::Seq;
 use portcullis_core::codes;
 use portcullis_core::ids::{AgentId, RunId};
-use portcullis_core::plan::{EnvValue, ExecPlan, Stdin, TtySize};
+use portcullis_core::plan::{EnvValue, ExecPlan, Stdin, TtySize, session_name};
 use portcullis_core::sandbox::Sharers;
 use portcullis_core::vault::{Asked, VaultError};
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::ends::{Carried, Interrupt, Over, interrupted};
 use super::flow::{Decided, Flow};
-use super::freeze::{Frozen, Means, asked, is_named, shared_by_all};
+use super::freeze::{Frozen, Means, asked, shared_by_all};
 use super::node::{NodeNews, NodeRun};
 use crate::exec::host::{HostOrder, HostRun, Lost};
 use crate::exec::messages::{ExecEvent, ExecRefusal, RunUsage};
@@ -163,7 +163,9 @@ impl Acting {
                 name: plan.session.clone(),
             },
             // One that has a name goes on over the connections of who named it.
-            session_over: (!is_named(&plan.session)).then(|| flow.request.session.clone()),
+            session_over: session_name(&plan.session)
+                .is_none()
+                .then(|| flow.request.session.clone()),
             argv: plan.argv.clone(),
             cwd: Some(plan.cwd.clone()),
             env,

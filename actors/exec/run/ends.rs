@@ -4,12 +4,11 @@ use std::time::Duration;
 
 use portcullis_core::audit::{Body, Outcome, OutcomeResult, Seq};
 use portcullis_core::codes::{self, Code};
-use portcullis_core::plan::{EnvValue, ExecPlan, Target};
+use portcullis_core::plan::{EnvValue, ExecPlan, Target, named_session};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::flow::Decided;
-use super::freeze::named_session;
 use crate::audit::Found;
 use crate::exec::messages::{ExecEvent, ExecRefusal, RunRequest, RunUsage};
 use crate::supervision::FlagReader;

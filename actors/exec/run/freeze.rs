@@ -10,7 +10,7 @@ use portcullis_core::codes;
 use portcullis_core::ids::{AgentId, Hash32};
 use portcullis_core::plan::{
     Egress, EnvPolicy, EnvValue, ExecPlan, Executable, Form, HOST_PATH, Limits, Nonce, Stdin,
-    Target, is_canonical_path,
+    Target, is_canonical_path, named_session,
 };
 use portcullis_core::sandbox::Sharers;
 use portcullis_core::vault::{Asked, Use, VaultError};
@@ -115,20 +115,8 @@ fn invalid(error: impl std::fmt::Display) -> ExecRefusal {
     ExecRefusal::new(codes::INVALID_PARAMS, error)
 }
 
-/// Begins the session of a plan whose request named it: no connection is called so.
-const NAMED: &str = "key:";
 /// Longest name of a session, bytes.
 const SESSION_MAX: usize = 200;
-
-/// The session of a plan, from what its request calls it.
-pub fn named_session(key: &str) -> String {
-    format!("{NAMED}{key}")
-}
-
-/// Did the request of a plan name this session?
-pub fn is_named(session: &str) -> bool {
-    session.starts_with(NAMED)
-}
 
 fn check_session(request: &RunRequest) -> Result<(), ExecRefusal> {
     let Some(key) = &request.session_key else {
