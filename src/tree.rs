@@ -18,7 +18,7 @@ use portcullis_actors::nodes::{NodesHandle, NodesWiring};
 use portcullis_actors::pairing::{PairingHandle, PairingWiring};
 use portcullis_actors::sandbox_pool::egress::Opener;
 use portcullis_actors::sandbox_pool::{
-    RunnerProgram, SandboxPool, SandboxPoolHandle, SandboxPoolWiring, Ways,
+    HostQuestions, RunnerProgram, SandboxPool, SandboxPoolHandle, SandboxPoolWiring, Ways,
 };
 use portcullis_actors::signing::{SigningHandle, SigningWiring};
 use portcullis_actors::sinks::{self, SinksHandle, SinksWiring};
@@ -245,7 +245,8 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
         host_user: config.exec.host.user.clone(),
     });
     let profiles = config.agents.profiles(config.sandbox.layer());
-    let mut ways = Ways::new(audit.clone());
+    let hosts = HostQuestions::new();
+    let mut ways = Ways::new(audit.clone()).asking(hosts.clone());
     let names = profiles.terminated();
     if !names.is_empty() {
         ways = ways.opening(Opener {
@@ -302,6 +303,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             sealer,
             clock: clock.clone(),
             feed: Feed::new(),
+            hosts,
         },
     );
     let exec = ExecHandle::add(

@@ -1,5 +1,6 @@
 //! The room around core's machine: decide, make durable, settle, tell.
 
+use super::hosts;
 use super::messages::{
     ApprovalEvent, ApprovalMsg, ApprovalRefusal, ApprovalWiring, Ask, By, Consumed, Decision,
     Found, Ground, PolicyChange, Resolved,
@@ -32,9 +33,9 @@ const CHUNK: usize = 24;
 
 /// The approval actor.
 pub struct Approval {
-    wiring: ApprovalWiring,
+    pub(super) wiring: ApprovalWiring,
     ctx: Ctx<Self>,
-    machine: Machine,
+    pub(super) machine: Machine,
     revisions: Revisions,
     left_out: usize,
     timer: Option<TaskHandle>,
@@ -66,6 +67,7 @@ impl Room for Approval {
         }
         // What ended with a credential while nobody was here, a crash in between among it.
         room.void(None).await.map_err(Crash::new)?;
+        room.tell_hosts();
         room.arm();
         Ok(room)
     }
@@ -112,8 +114,10 @@ impl Room for Approval {
                 answer(reply, ended)?;
             }
             ApprovalMsg::LookAgain(holder) => self.look_again(holder.as_ref()).await?,
+            ApprovalMsg::Host(asked) => self.host_asked(&asked).await?,
             ApprovalMsg::Expire => {}
         }
+        self.tell_hosts();
         self.arm();
         Ok(())
     }
@@ -127,7 +131,7 @@ impl Room for Approval {
 }
 
 impl Approval {
-    fn now(&self) -> Millis {
+    pub(super) fn now(&self) -> Millis {
         self.wiring.clock.now()
     }
 
@@ -199,7 +203,7 @@ impl Approval {
     }
 
     /// An id of ours: no requester can choose its beginning.
-    fn free_id(&self) -> Result<ApprovalId, Crash> {
+    pub(super) fn free_id(&self) -> Result<ApprovalId, Crash> {
         let id = ApprovalId::new(&format!("{}{}", Machine::RESERVED, uuid::Uuid::new_v4()))?;
         self.machine
             .is_free(&id)
@@ -241,7 +245,7 @@ impl Approval {
         entry
     }
 
-    fn policy_hash(&self, agent: &AgentId) -> portcullis_core::audit::Hash32 {
+    pub(super) fn policy_hash(&self, agent: &AgentId) -> portcullis_core::audit::Hash32 {
         portcullis_core::audit::Hash32(self.machine.policy_hash(agent).0)
     }
 
@@ -555,7 +559,7 @@ impl Approval {
     /// Wakes the room when the next thing is over.
     fn arm(&mut self) {
         let now = self.now();
-        self.timer = self.machine.next_due().map(|due| {
+        self.timer = self.machine.next_due(now).map(|due| {
             // At least a little: a change that cannot be recorded must not spin.
             let wait =
                 Duration::from_millis(due.since(now)).clamp(Duration::from_millis(50), LOOK_EVERY);
@@ -587,7 +591,11 @@ impl Approval {
     }
 
     /// The same under a single record: a question by itself changes nothing.
-    async fn make_event(&mut self, entry: Entry, step: Step) -> Result<(), ApprovalRefusal> {
+    pub(super) async fn make_event(
+        &mut self,
+        entry: Entry,
+        step: Step,
+    ) -> Result<(), ApprovalRefusal> {
         let (revisions, intent) = {
             let _waiting = self.ctx.waiting();
             let ApprovalWiring {
@@ -644,6 +652,7 @@ impl Approval {
 }
 
 fn listen(wiring: &ApprovalWiring, ctx: &Ctx<Approval>) {
+    hosts::listen(wiring, ctx);
     let mut news = wiring.pairing.news();
     let own = ctx.clone();
     ctx.task("pairing news", 0, async move {
@@ -704,7 +713,7 @@ fn known(record: &Record) -> Decision {
 }
 
 /// What the record of an act says about its question.
-fn about(entry: Entry, step: &Step) -> Entry {
+pub(super) fn about(entry: Entry, step: &Step) -> Entry {
     let Some(record) = step.puts.iter().find_map(|put| match put {
         Put::Record(record) => Some(record),
         _ => None,
@@ -716,6 +725,9 @@ fn about(entry: Entry, step: &Step) -> Entry {
             .with("command", record.redacted_line())
             .with("target", plan.target.word()),
         Subject::Policy { base, .. } => entry.with("base", base.to_string()),
+        Subject::Egress { sandbox, host, .. } => entry
+            .with("host", host.clone())
+            .with("box", sandbox.as_str()),
     };
     let reasons: Vec<&str> = record.reasons.iter().map(|r| r.id.as_str()).collect();
     let mut entry = entry

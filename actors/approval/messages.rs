@@ -6,9 +6,12 @@ use crate::audit::AuditHandle;
 use crate::auth::AuthHandle;
 use crate::clock::Clock;
 use crate::pairing::PairingHandle;
+use crate::sandbox_pool::HostQuestions;
 use crate::store::Store;
 use crate::supervision::{Feed, Reply};
-use portcullis_core::approval::{Agents, Grant, PlanSealer, Policy, Record, Refusal, Status, Word};
+use portcullis_core::approval::{
+    Agents, Grant, HostAsked, PlanSealer, Policy, Record, Refusal, Status, Word,
+};
 use portcullis_core::audit::{Proof, Seq};
 use portcullis_core::auth::{Holder, Principal};
 use portcullis_core::codes::Code;
@@ -40,6 +43,8 @@ pub struct ApprovalWiring {
     pub clock: Clock,
     /// Where news are told.
     pub feed: Feed<ApprovalEvent>,
+    /// Boxes' questions about hosts, and what has been said of them.
+    pub hosts: HostQuestions,
 }
 
 /// A plan to decide on.
@@ -256,6 +261,8 @@ pub enum ApprovalMsg {
     Void(Holder, Answer<usize>),
     /// The same, or on any, from the news of pairing and authentication.
     LookAgain(Option<Holder>),
+    /// From a box's way out: may it reach this host?
+    Host(HostAsked),
     /// From the room's own timer.
     Expire,
 }

@@ -4,7 +4,8 @@
 //!   `approval.document` in the store), each row sealed under a key that comes from the machine identity.
 //! - *Called by*: exec (`decide`, `find`, `consume`, `cancel`), the edge and the page (list, answer, revoke, the
 //!   document).
-//! - *Calls*: the audit log and the store. Upwards it only tells news: [`ApprovalHandle::feed`].
+//! - *Calls*: the audit log and the store. Upwards it only tells news: [`ApprovalHandle::feed`]. Boxes' ways out ask it about hosts by
+//!   news, and read what was said.
 //! - *On a crash* nothing is lost: every change is durable before it counts, and all of it is re-read. What ran out
 //!   meanwhile, or was asked after the clock's present time, is expired: silence is never consent.
 //! - *Refuses* as core's `Refusal` says; when a change cannot be recorded or stored, it is not made. It does not start
@@ -14,6 +15,7 @@
 mod actor;
 mod config;
 mod handle;
+mod hosts;
 mod messages;
 #[cfg(test)]
 mod revoked_tests;

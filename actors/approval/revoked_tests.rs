@@ -64,6 +64,7 @@ async fn house(folder: &Path, boot: u8, approves: bool) -> House {
         elevated: Elevated::Ask,
     };
     let wiring = ApprovalWiring {
+        hosts: crate::sandbox_pool::HostQuestions::new(),
         config: ApprovalConfig::default(),
         agents: Agents {
             named: [(AgentId::new("demo").unwrap(), open)].into(),

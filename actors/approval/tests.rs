@@ -74,6 +74,7 @@ async fn house_with(folder: &Path, boot: u8, clock: Clock, store: Store, key: u8
     let demo = AgentId::new("demo").unwrap();
     let pairing = pairing(&mut tree, &store, &audit);
     let wiring = ApprovalWiring {
+        hosts: crate::sandbox_pool::HostQuestions::new(),
         config: ApprovalConfig::default(),
         auth: AuthHandle::bare(&mut tree, &store, &audit, &pairing),
         pairing,
@@ -756,6 +757,7 @@ async fn a_row_beyond_the_audit_log_stops_the_start() {
     let store = Store::open(&folder.path().join("state.db")).unwrap();
     let pairing = pairing(&mut tree, &store, &audit);
     let wiring = ApprovalWiring {
+        hosts: crate::sandbox_pool::HostQuestions::new(),
         config: ApprovalConfig::default(),
         auth: AuthHandle::bare(&mut tree, &store, &audit, &pairing),
         pairing,

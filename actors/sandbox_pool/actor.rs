@@ -261,7 +261,7 @@ impl SandboxPool {
         wanted: Wanted,
     ) -> Result<(), Crash> {
         let profile = &wanted.effective.profile;
-        let spawn = match spawn(profile, !profile.egress.is_empty(), &start.spec) {
+        let spawn = match spawn(profile, profile.may_leave(), &start.spec) {
             Ok(spawn) => spawn,
             Err(text) => {
                 start.reply.refuse(PoolError::Invalid(text));

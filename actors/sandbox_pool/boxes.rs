@@ -311,6 +311,7 @@ impl SandboxPool {
                 addresses: self.wiring.config.egress_to_networks.clone(),
                 terminate: effective.profile.terminate.clone(),
                 agents: holder.agents(effective),
+                asks_for: holder.asks_for(effective),
                 section: effective.from("egress").to_owned(),
                 lookups,
                 whose: holder.recorded(),

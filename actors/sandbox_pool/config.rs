@@ -3,7 +3,7 @@
 use portcullis_core::egress::{Addresses, Rules, Terminations, terminations};
 use portcullis_core::sandbox::{
     Access, EnvNames, ImageName, Isolation, Layer, Mounts, Named, Overrides, RuntimeName, Scope,
-    ShareName, SystemCalls, count, hosts, mounts, names, size, word,
+    ShareName, SystemCalls, Unlisted, count, hosts, mounts, names, size, word,
 };
 use serde::{Deserialize, Serialize};
 
@@ -78,6 +78,8 @@ struct Section {
     mounts: Option<Mounts>,
     #[serde(deserialize_with = "hosts")]
     egress: Option<Rules>,
+    #[serde(deserialize_with = "word")]
+    egress_unlisted: Option<Unlisted>,
     #[serde(deserialize_with = "terminations")]
     terminate: Option<Terminations>,
     #[serde(deserialize_with = "names")]
@@ -126,6 +128,7 @@ impl Default for Section {
             workspace: None,
             mounts: None,
             egress: None,
+            egress_unlisted: None,
             terminate: None,
             env: None,
             memory_bytes: None,
@@ -165,6 +168,7 @@ impl From<Section> for SandboxPoolConfig {
                 workspace: section.workspace,
                 mounts: section.mounts,
                 egress: section.egress,
+                egress_unlisted: section.egress_unlisted,
                 terminate: section.terminate,
                 env: section.env,
                 memory_bytes: section.memory_bytes,

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use portcullis_core::ids::AgentId;
-use portcullis_core::sandbox::{Access, Effective, Profile, Scope, ShareName};
+use portcullis_core::sandbox::{Access, Effective, Profile, Scope, ShareName, Unlisted};
 use serde::{Deserialize, Serialize, Serializer};
 
 /// A session, as far as boxes go: of one principal, so that nobody comes into another's by its name.
@@ -36,7 +36,7 @@ impl PoolKey {
 
     /// Of boxes that are ready for any agent with this profile, where there can be such.
     pub fn of_any(profile: &Profile, hash: &str) -> Option<Self> {
-        let is_own = profile.workspace != Access::None || !profile.egress.is_empty();
+        let is_own = profile.workspace != Access::None || profile.may_leave();
         (!is_own).then(|| Self {
             hash: hash.to_owned(),
             agent: None,
@@ -86,6 +86,17 @@ impl Holder {
             (Self::Agent(agent) | Self::Session(agent, _), _) => Some([agent.to_string()].into()),
             (Self::Nobody(key), _) => key.agent.as_ref().map(|agent| [agent.to_string()].into()),
         }
+    }
+
+    /// For whom a person is asked about hosts: never for several, who would get what only one of them was given.
+    pub fn asks_for(&self, effective: &Effective) -> Option<AgentId> {
+        let is_asked = effective.profile.egress_unlisted == Unlisted::Ask;
+        let whose = match self {
+            Self::Agent(agent) | Self::Session(agent, _) => Some(agent),
+            Self::Nobody(key) => key.agent.as_ref(),
+            Self::Shared(_) => None,
+        };
+        whose.filter(|_| is_asked).cloned()
     }
 
     /// Is it a session of this agent?

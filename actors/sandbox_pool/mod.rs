@@ -63,7 +63,7 @@ pub use config::{Choice, SandboxPoolConfig};
 pub use containers::Containers;
 pub use docker::Docker;
 pub use driver::{Driver, DriverError, ProbeContext};
-pub use egress::Ways;
+pub use egress::{HostQuestions, Ways};
 pub use engine::EngineConfig;
 pub use handle::SandboxPoolHandle;
 pub use holder::{Holder, PoolKey, SessionKey, Whose};

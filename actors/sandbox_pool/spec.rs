@@ -156,7 +156,7 @@ impl BoxSpec {
             profile_hash: own.profile_hash,
             nonce: own.nonce,
             dead_man: DEAD_MAN,
-            egress: !profile.egress.is_empty(),
+            egress: profile.may_leave(),
         }
     }
 

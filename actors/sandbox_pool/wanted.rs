@@ -134,7 +134,7 @@ pub fn digest(
         seccomp: effective.profile.seccomp,
         image: image.clone(),
         limits: BoxLimits::of(&effective.profile),
-        egress: !effective.profile.egress.is_empty(),
+        egress: effective.profile.may_leave(),
         ..alike.neutral.clone()
     };
     let (driver, isolation) = alike.driver;

@@ -166,7 +166,7 @@ impl Machine {
 
     /// On what that rests which is not over: on who asked, who answered, who granted.
     pub fn rests_on(&self) -> BTreeSet<Basis> {
-        let open = self.records.values().filter(|r| !r.status.is_final());
+        let open = self.records.values().filter(|r| r.is_in_force());
         let of_grants = self.grants.values().flat_map(Grant::rests_on);
         open.flat_map(Record::rests_on).chain(of_grants).collect()
     }
@@ -176,7 +176,7 @@ impl Machine {
         let records = self
             .records
             .values()
-            .filter(|r| !r.status.is_final() && r.rests_on().any(|basis| dead.contains(&basis)))
+            .filter(|r| r.is_in_force() && r.rests_on().any(|basis| dead.contains(&basis)))
             .map(|r| ended(r, Status::Cancelled, "revoked", now));
         let grants = self
             .grants
@@ -219,13 +219,14 @@ impl Machine {
     }
 
     /// When something next ends by itself.
-    pub fn next_due(&self) -> Option<Millis> {
+    pub fn next_due(&self, now: Millis) -> Option<Millis> {
         let records = self
             .records
             .values()
             .filter(|r| !r.status.is_final())
             .map(|r| r.expires);
-        records.chain(self.grants.values().map(|g| g.expires)).min()
+        let grants = self.grants.values().map(|g| g.expires);
+        records.chain(grants).chain(self.next_word_end(now)).min()
     }
 
     /// What of the undecided and unused a policy now forbids.
@@ -335,9 +336,7 @@ impl Machine {
         if open().count() >= self.limits.total {
             return Err(Refusal::TooManyPending("in all"));
         }
-        let of_agent = open()
-            .filter(|r| r.plan().map(|p| &p.agent) == agent)
-            .count();
+        let of_agent = open().filter(|r| r.agent() == agent).count();
         if of_agent >= self.limits.per_agent {
             return Err(Refusal::TooManyPending("of this agent"));
         }

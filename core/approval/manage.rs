@@ -42,7 +42,7 @@ impl Machine {
         let record = self.get(id)?;
         may_answer(&record.requester, by, connection)?;
         let needed = match record.subject {
-            Subject::Exec(_) => Scope::Approvals,
+            Subject::Exec(_) | Subject::Egress { .. } => Scope::Approvals,
             Subject::Policy { .. } => Scope::Admin,
         };
         if !by.scopes.allows(needed) {
@@ -84,6 +84,29 @@ impl Machine {
         let mut step = Step::default();
         match (&record.subject, word) {
             (_, Word::Deny) | (Subject::Exec(_), Word::AllowOnce) => {}
+            // The answer itself is what holds.
+            (Subject::Egress { .. }, Word::AllowOnce) => done.status = Status::Used,
+            (Subject::Egress { agent, host, .. }, Word::AllowAlways) => {
+                if self.grants.len() >= self.limits.grants {
+                    return Err(Refusal::TooManyGrants);
+                }
+                done.status = Status::Used;
+                step.puts.push(Put::Grant(Box::new(Grant {
+                    v: V1,
+                    id: format!("g-{}", record.id),
+                    agent: agent.clone(),
+                    target: super::egress::TARGET.to_owned(),
+                    subject_hash: record.subject_hash,
+                    command: format!("reach {host}"),
+                    cwd: host.clone(),
+                    approval_id: record.id.clone(),
+                    by: by.name(),
+                    credential: Credential::of(by),
+                    secret: by.secret.clone(),
+                    created: now,
+                    expires: now.plus(self.limits.grant_ms),
+                })));
+            }
             (Subject::Exec(plan), Word::AllowAlways) => {
                 if self.grants.len() >= self.limits.grants {
                     return Err(Refusal::TooManyGrants);
@@ -253,7 +276,8 @@ impl Machine {
         let proposals = self
             .records
             .values()
-            .filter(|r| r.plan().is_none() && !r.status.is_final() && Some(&r.id) != but)
+            .filter(|r| matches!(r.subject, Subject::Policy { .. }))
+            .filter(|r| !r.status.is_final() && Some(&r.id) != but)
             .map(|r| ended(r, Status::Cancelled, "policy", now));
         puts.extend(proposals);
         puts

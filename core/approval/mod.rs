@@ -8,17 +8,19 @@ use serde_json::Value;
 
 use crate::auth::{Holder, Principal, Role, SecretStanding};
 use crate::codes::{self, Code};
-use crate::ids::{AgentId, ApprovalId, DeviceId, Hash32};
+use crate::ids::{AgentId, ApprovalId, BoxId, DeviceId, Hash32};
 use crate::plan::{ExecPlan, V1};
 use crate::policy::Reason;
 use crate::time::Millis;
 
 mod chosen;
+mod egress;
 mod machine;
 mod manage;
 mod rows;
 mod view;
 
+pub use egress::{HostAsked, HostWord};
 pub use machine::{Agents, Asked, Machine, PolicySet};
 pub use manage::Policy;
 pub use rows::{Place, PlanSealer};
@@ -197,14 +199,24 @@ pub enum Subject {
         /// The whole new document.
         new: Value,
     },
+    /// A host that is not on an agent's list.
+    Egress {
+        /// Whose box asks.
+        agent: AgentId,
+        /// Which box.
+        sandbox: BoxId,
+        /// `api.example.com:443`.
+        host: String,
+    },
 }
 
 impl Subject {
-    /// `exec` or `policy`.
+    /// `exec`, `policy` or `egress`.
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::Exec(_) => "exec",
             Self::Policy { .. } => "policy",
+            Self::Egress { .. } => "egress",
         }
     }
 }
@@ -300,6 +312,22 @@ impl Record {
     pub fn plan(&self) -> Option<&ExecPlan> {
         match &self.subject {
             Subject::Exec(plan) => Some(plan),
+            Subject::Policy { .. } | Subject::Egress { .. } => None,
+        }
+    }
+
+    /// Something can still happen by it: it is open, or a host was allowed by it.
+    fn is_in_force(&self) -> bool {
+        let word = self.resolution.as_ref().and_then(|said| said.word);
+        let is_once = word == Some(Word::AllowOnce) && self.status == Status::Used;
+        !self.status.is_final() || is_once && matches!(self.subject, Subject::Egress { .. })
+    }
+
+    /// The agent that it is for.
+    pub fn agent(&self) -> Option<&AgentId> {
+        match &self.subject {
+            Subject::Exec(plan) => Some(&plan.agent),
+            Subject::Egress { agent, .. } => Some(agent),
             Subject::Policy { .. } => None,
         }
     }
@@ -324,6 +352,7 @@ impl Record {
         match &self.subject {
             Subject::Exec(plan) => plan.redacted_line(),
             Subject::Policy { .. } => "change of the approvals document".to_owned(),
+            Subject::Egress { host, .. } => format!("reach {host}"),
         }
     }
 }

@@ -292,7 +292,7 @@ fn silence_means_no_also_after_a_restart_and_under_a_wrong_clock() {
     say(&mut m, "a0002", Word::AllowOnce, &operator(), "c-2").unwrap();
     let late = NOW.plus(30 * 60 * 1000);
     assert_eq!(m.expire(Millis(late.0 - 1)), Step::default());
-    assert_eq!(m.next_due(), Some(late));
+    assert_eq!(m.next_due(NOW), Some(late));
     assert_eq!(
         m.resolve("a0001", Word::AllowOnce, &operator(), "c-2", late),
         Err(Refusal::Expired)
@@ -714,7 +714,7 @@ proptest! {
                     m.settle(step);
                 }
             }
-            prop_assert!(m.next_due().is_none_or(|due| due > now));
+            prop_assert!(m.next_due(now).is_none_or(|due| due > now));
         }
     }
 }

@@ -39,6 +39,21 @@ pub fn request_json(record: &Record) -> Value {
     let warning: Vec<_> = record.reasons.iter().map(|r| visible(&r.text)).collect();
     let mut value = match &record.subject {
         Subject::Exec(plan) => exec(record, plan),
+        Subject::Egress {
+            agent,
+            sandbox,
+            host,
+        } => json!({
+            "command": format!("reach {}", visible(host)),
+            "systemRunPlan": null,
+            "cwd": null,
+            "host": "sandbox",
+            "agentId": agent,
+            "resolvedPath": null,
+            "target": "egress",
+            "egress": { "hosts": [visible(host)] },
+            "box": sandbox,
+        }),
         Subject::Policy { base, old, new } => json!({
             "command": change_line(old, new),
             "systemRunPlan": null,

@@ -45,6 +45,10 @@ pub enum Refusal {
     Unrecorded,
     /// The client was too slow.
     Slow,
+    /// It is not on the list, and a person was asked who has not answered yet.
+    Waits(Host, u16),
+    /// It is not on the list, and a person said no.
+    SaidNo(Host, u16),
     /// What was asked inside TLS that the gateway opens is nothing to pass on.
     Inner(InnerError),
     /// The host's TLS is opened here, and the vault does not give the authority's key: its code, and in words.
@@ -73,6 +77,8 @@ impl Refusal {
             Self::Rate => "too-often",
             Self::Unrecorded => "not-recorded",
             Self::Slow => "too-slow",
+            Self::Waits(..) => "asked",
+            Self::SaidNo(..) => "said-no",
             Self::Inner(error) => error.word(),
             Self::Closed(..) => "authority-closed",
             Self::Secret(..) => "secret-refused",
@@ -89,6 +95,8 @@ impl Refusal {
             | Self::Literal(..)
             | Self::Address(..)
             | Self::Own(..)
+            | Self::Waits(..)
+            | Self::SaidNo(..)
             | Self::Hello(_) => "403 Forbidden",
             Self::Unresolved(_)
             | Self::Unreachable(..)
@@ -114,6 +122,8 @@ impl Refusal {
                 | Self::Address(..)
                 | Self::Own(..)
                 | Self::Hello(_)
+                | Self::Waits(..)
+                | Self::SaidNo(..)
                 | Self::Inner(_)
                 | Self::Secret(..)
                 | Self::Unverified(..)
@@ -170,6 +180,13 @@ impl Refusal {
                     .to_owned()
             }
             Self::Slow => "the request did not come in time.\n".to_owned(),
+            Self::Waits(host, port) => format!(
+                "{host}:{port} is not on the list of hosts that this sandbox may reach. A person was asked (`portcullis approvals list`) and \
+                 has not answered yet: try again in a minute. Trying other spellings, addresses or ports does not help.\n"
+            ),
+            Self::SaidNo(host, port) => format!(
+                "a person said that this sandbox may not reach {host}:{port}. Trying again, or other spellings, does not help.\n"
+            ),
             Self::Inner(error) => format!(
                 "the gateway opens TLS of this host, and does not pass this request on: {error}\n"
             ),

@@ -8,7 +8,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::env::EnvNames;
 use super::mounts::Mounts;
 use super::profile::{
-    Access, ImageName, Isolation, Named, Profile, RuntimeName, Scope, ShareName, Shown, SystemCalls,
+    Access, ImageName, Isolation, Named, Profile, RuntimeName, Scope, ShareName, Shown,
+    SystemCalls, Unlisted,
 };
 use crate::egress::{Name, Rules, Terminations, terminations};
 use crate::ids::AgentId;
@@ -55,6 +56,9 @@ pub struct Overrides {
     /// [`Profile::egress`].
     #[serde(deserialize_with = "hosts")]
     pub egress: Option<Rules>,
+    /// [`Profile::egress_unlisted`].
+    #[serde(deserialize_with = "word")]
+    pub egress_unlisted: Option<Unlisted>,
     /// [`Profile::terminate`].
     #[serde(deserialize_with = "terminations")]
     pub terminate: Option<Terminations>,
@@ -309,6 +313,7 @@ impl Effective {
             workspace,
             mounts,
             egress,
+            egress_unlisted,
             terminate,
             env,
             memory_bytes,
@@ -356,6 +361,10 @@ impl Effective {
         put("workspace", set(&mut to.workspace, workspace.as_ref()));
         put("mounts", set(&mut to.mounts, mounts.as_ref()));
         put("egress", set(&mut to.egress, egress.as_ref()));
+        put(
+            "egress_unlisted",
+            set(&mut to.egress_unlisted, egress_unlisted.as_ref()),
+        );
         put("terminate", set(&mut to.terminate, terminate.as_ref()));
         put("env", set(&mut to.env, env.as_ref()));
         put(

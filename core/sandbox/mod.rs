@@ -20,5 +20,5 @@ pub use layers::{
 pub use mounts::{MOUNTS_INSIDE, MountSource, Mounts};
 pub use profile::{
     Access, ImageName, Isolation, Named, Network, Profile, RuntimeName, Scope, ShareName, Shown,
-    SystemCalls,
+    SystemCalls, Unlisted,
 };

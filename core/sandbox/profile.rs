@@ -48,6 +48,26 @@ pub enum Scope {
     Shared,
 }
 
+/// What becomes of a host that is not on the list; more is more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Unlisted {
+    /// It is refused.
+    Refuse,
+    /// A person is asked, and it is refused meanwhile.
+    Ask,
+}
+
+impl Unlisted {
+    /// As it is written.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Refuse => "refuse",
+            Self::Ask => "ask",
+        }
+    }
+}
+
 /// What a box sees of a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -339,6 +359,8 @@ pub struct Profile {
     pub network: Network,
     /// Hosts that it may reach through the gateway; none: nothing leaves it.
     pub egress: Rules,
+    /// What becomes of any other host by name.
+    pub egress_unlisted: Unlisted,
     /// Hosts among them whose TLS the gateway opens, and the secrets that it puts into requests to them.
     #[serde(deserialize_with = "entries")]
     pub terminate: Terminations,
@@ -407,6 +429,7 @@ impl Profile {
             mounts: Mounts::default(),
             network: Network::None,
             egress: Rules::default(),
+            egress_unlisted: Unlisted::Refuse,
             terminate: Terminations::default(),
             env: EnvNames::default(),
             memory_bytes: 16 << 20,
@@ -439,6 +462,7 @@ impl Profile {
             mounts: self.mounts.meet(&child.mounts),
             network: Network::None,
             egress: self.egress.meet(&child.egress),
+            egress_unlisted: self.egress_unlisted.min(child.egress_unlisted),
             terminate: self.terminate.meet(&child.terminate),
             env: self.env.meet(&child.env),
             memory_bytes: self.memory_bytes.min(child.memory_bytes),
@@ -463,6 +487,7 @@ impl Profile {
             && self.workspace <= other.workspace
             && self.mounts.is_within(&other.mounts)
             && self.egress.is_within(&other.egress)
+            && self.egress_unlisted <= other.egress_unlisted
             && self.terminate.is_within(&other.terminate)
             && self.env.is_within(&other.env)
             && self.memory_bytes <= other.memory_bytes
@@ -491,6 +516,7 @@ impl Profile {
             mounts,
             network,
             egress,
+            egress_unlisted,
             terminate,
             env,
             memory_bytes,
@@ -522,6 +548,7 @@ impl Profile {
             ("mounts", Shown::List(mounts.texts())),
             ("network", word(network.as_str())),
             ("egress", Shown::List(egress.texts())),
+            ("egress_unlisted", word(egress_unlisted.as_str())),
             ("terminate", Shown::List(terminate.texts())),
             (
                 "env",
@@ -538,6 +565,11 @@ impl Profile {
             ("idle_secs", size(idle_secs)),
             ("max_age_secs", size(max_age_secs)),
         ]
+    }
+
+    /// Whether anything may leave its boxes: then they have a proxy, and no network in either case.
+    pub fn may_leave(&self) -> bool {
+        !self.egress.is_empty() || self.egress_unlisted == Unlisted::Ask
     }
 
     /// The one form of these limits in bytes: equal exactly where they are. For a hash that names what a box was made from.

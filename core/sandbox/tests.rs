@@ -356,7 +356,7 @@ fn a_list_of_names_allows_what_it_says() {
 #[test]
 fn the_canonical_bytes_tell_every_value_apart() {
     let base = Named::Baseline.profile();
-    let changes: [fn(&mut Profile); 22] = [
+    let changes: [fn(&mut Profile); 23] = [
         |p| p.min_isolation = Isolation::Docker,
         |p| p.image = Some(ImageName::new("a").unwrap()),
         |p| p.runtime = Some(RuntimeName::new("a").unwrap()),
@@ -369,6 +369,7 @@ fn the_canonical_bytes_tell_every_value_apart() {
         |p| p.env = EnvNames::default(),
         |p| p.memory_bytes += 1,
         |p| p.egress = Rules::new(["a.example"]).unwrap(),
+        |p| p.egress_unlisted = Unlisted::Ask,
         |p| p.terminate = put("a.example:443", "A", &["GET"], &["/"]),
         |p| p.cpu_millis += 1,
         |p| p.pids += 1,
@@ -418,6 +419,7 @@ fn the_form_of_the_canonical_bytes_is_pinned() {
         ("mounts", &[0; 8]),
         ("network", b"none"),
         ("egress", &[0; 8]),
+        ("egress_unlisted", b"refuse"),
         ("terminate", &[0; 8]),
         ("env", &[0; 8]),
         ("memory_bytes", &(16_u64 << 20).to_be_bytes()),
@@ -516,14 +518,26 @@ fn any_profile() -> impl Strategy<Value = Profile> {
         access,
         image,
         any_env(),
-        (any_egress(), any_terminate()),
+        (
+            any_egress(),
+            any_terminate(),
+            prop_oneof![Just(Unlisted::Refuse), Just(Unlisted::Ask)],
+        ),
         small(),
         scope,
     );
     let counts = (small(), small(), small());
     let sizes = proptest::collection::vec(1..4_u64, 7);
     (words, counts, sizes).prop_map(|(words, counts, sizes)| {
-        let (walls, workspace, image, env, (egress, terminate), uid, (scope, share)) = words;
+        let (
+            walls,
+            workspace,
+            image,
+            env,
+            (egress, terminate, egress_unlisted),
+            uid,
+            (scope, share),
+        ) = words;
         let (min_isolation, mounts, seccomp, runtime) = walls;
         Profile {
             min_isolation,
@@ -537,6 +551,7 @@ fn any_profile() -> impl Strategy<Value = Profile> {
             workspace,
             network: Network::None,
             egress,
+            egress_unlisted,
             terminate,
             env,
             memory_bytes: sizes[0],

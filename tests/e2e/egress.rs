@@ -3,10 +3,11 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 
+use crate::security::canary::search::Search;
 use crate::support::gateway::Gateway;
 
 /// Answers each request with the same.
-fn host() -> (u16, std::thread::JoinHandle<usize>) {
+pub fn host() -> (u16, std::thread::JoinHandle<usize>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let serving = std::thread::spawn(move || {
@@ -184,6 +185,8 @@ fn a_secret_of_the_configuration_reaches_its_host_over_a_restart_and_no_run() {
     let roots = gateway.home().join("roots.pem");
     std::fs::write(&roots, pem).unwrap();
     gateway.set("SSL_CERT_FILE", roots.to_str().unwrap());
+    // Everything that any library of ours says.
+    gateway.set("RUST_LOG", "trace");
     gateway.launch();
     gateway.vault_is_open();
     assert_eq!(gateway.feed(&["vault", "set", "GH"], SECRET.as_bytes()), 0);
@@ -272,4 +275,13 @@ fn a_secret_of_the_configuration_reaches_its_host_over_a_restart_and_no_run() {
         said.starts_with("HTTP/1.1 503 ") && said.contains("SEALED"),
         "{said}"
     );
+    // In no form in anything that it wrote or said.
+    assert_eq!(gateway.stop(), 0);
+    let search = Search::of(&[("the secret".to_owned(), SECRET.into())]);
+    let log = gateway.log();
+    assert!(log.contains("TRACE"), "{log}");
+    assert_eq!(search.bytes("the log", log.as_bytes()), [].into());
+    assert_eq!(search.tree(gateway.home(), &[]), [].into());
+    let control = format!("x {SECRET} y");
+    assert!(!search.bytes("a control", control.as_bytes()).is_empty());
 }

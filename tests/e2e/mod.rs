@@ -5,6 +5,7 @@ mod copies;
 mod detached;
 mod drivers;
 mod egress;
+mod egress_asks;
 mod engine;
 mod evidence;
 mod found;

@@ -154,6 +154,7 @@ impl Ground {
         ApprovalHandle::add(
             &mut self.tree,
             ApprovalWiring {
+                hosts: portcullis_actors::sandbox_pool::HostQuestions::new(),
                 config: ApprovalConfig::default(),
                 agents: Agents {
                     named: [(agent("demo"), open)].into(),

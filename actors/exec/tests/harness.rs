@@ -147,6 +147,7 @@ pub async fn house_of(
     let approval = ApprovalHandle::add(
         &mut tree,
         ApprovalWiring {
+            hosts: crate::sandbox_pool::HostQuestions::new(),
             config,
             auth,
             pairing,

@@ -11,6 +11,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Duration, Instant, timeout, timeout_at};
 
 use super::actor::Egress;
+use super::asks::{self, Said};
 use super::record::{self, End};
 use super::resolve::{find, is_own};
 use super::terminate::{self, Terminated, Told};
@@ -120,6 +121,7 @@ async fn go(client: &mut UnixStream, place: &mut Place) -> Result<(), Refused> {
         addresses,
         seq,
         terminated,
+        said,
     } = allowed.map_err(|why| refuse(&target, why))?;
     let dialled = timeout(
         place.wiring.ways.limits.dial,
@@ -136,20 +138,19 @@ async fn go(client: &mut UnixStream, place: &mut Place) -> Result<(), Refused> {
     let result = match dialled.await {
         Ok(Some((address, stream))) => {
             end.address = Some(address);
-            match (form, terminated) {
-                (Form::Connect, Some(terminated)) => {
-                    let to = (&host, port);
-                    terminate::pass(client, stream, &came, to, terminated, place, &mut end).await
-                }
-                (Form::Connect, None) => {
-                    let passed = tunnel::pass(client, stream, &came, &host, place, &mut end).await;
-                    passed.map_err(Told::Not)
-                }
-                (Form::Plain { forward, body }, _) => {
-                    let to = (forward, body);
-                    let passed = plain::pass(client, stream, &came, to, place, &mut end).await;
-                    passed.map_err(Told::Not)
-                }
+            let passing = pass(
+                client,
+                stream,
+                &came,
+                (&host, port),
+                (form, terminated),
+                place,
+                &mut end,
+            );
+            tokio::select! {
+                passed = passing => passed,
+                // What a person allowed ends with his word.
+                () = ended(said) => Err(Told::Already(Refusal::SaidNo(host.clone(), port))),
             }
         }
         _ => Err(Told::Not(Refusal::Unreachable(host, port))),
@@ -166,6 +167,39 @@ async fn go(client: &mut UnixStream, place: &mut Place) -> Result<(), Refused> {
             ..refuse(&target, why)
         },
     })
+}
+
+/// Where it goes through.
+async fn pass(
+    client: &mut UnixStream,
+    stream: TcpStream,
+    came: &[u8],
+    to: (&Host, u16),
+    (form, terminated): (Form, Option<Terminated>),
+    place: &mut Place,
+    end: &mut End,
+) -> Result<(), Told> {
+    match (form, terminated) {
+        (Form::Connect, Some(terminated)) => {
+            terminate::pass(client, stream, came, to, terminated, place, end).await
+        }
+        (Form::Connect, None) => {
+            let passed = tunnel::pass(client, stream, came, to.0, place, end).await;
+            passed.map_err(Told::Not)
+        }
+        (Form::Plain { forward, body }, _) => {
+            let passed = plain::pass(client, stream, came, (forward, body), place, end).await;
+            passed.map_err(Told::Not)
+        }
+    }
+}
+
+/// Where no word was needed, for ever.
+async fn ended(said: Option<Said>) {
+    match said {
+        Some(mut said) => said.ended().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// The head, and in `came` what followed it; `None` where the client went away before.
@@ -197,6 +231,8 @@ struct Allowed {
     addresses: Vec<IpAddr>,
     seq: portcullis_core::audit::Seq,
     terminated: Option<Terminated>,
+    /// By whose word, where no rule allows it.
+    said: Option<Said>,
 }
 
 /// The decision, in the one order: rule, addresses, record. The addresses are those that may be dialled, and no other ever is.
@@ -208,14 +244,16 @@ async fn allow(
     target: &str,
 ) -> Result<Allowed, Refusal> {
     let wiring = &place.wiring;
-    let rule = match wiring.rules.decide(host, port) {
-        Decision::Allow(rule) => rule.to_string(),
-        Decision::Port => return Err(Refusal::Port(host.clone(), port)),
-        Decision::Deny => {
-            return Err(match host {
-                Host::Name(_) => Refusal::NotListed(host.clone(), port),
-                Host::Address(_) => Refusal::Literal(host.clone(), port),
-            });
+    let (rule, said) = match wiring.rules.decide(host, port) {
+        Decision::Allow(rule) => (rule.to_string(), None),
+        other => {
+            let otherwise = match (other, host) {
+                (Decision::Port, _) => Refusal::Port(host.clone(), port),
+                (_, Host::Name(_)) => Refusal::NotListed(host.clone(), port),
+                (_, Host::Address(_)) => Refusal::Literal(host.clone(), port),
+            };
+            let said = asks::ask(wiring, host, port, otherwise).await?;
+            (format!("approval {}", said.id), Some(said))
         }
     };
     let found = match host {
@@ -267,6 +305,7 @@ async fn allow(
         addresses,
         seq: seq?,
         terminated,
+        said,
     })
 }
 

@@ -10,10 +10,13 @@
 //! What is inside a [`tunnel`] is the client's and the server's. For hosts that the operator names TLS is opened ([`terminate`]) with a
 //! certificate of the gateway's [`authority`]: one request of HTTP/1.1, into which a secret of the vault is put, and its answer without it.
 //!
+//! A host that is not on the list is refused, or a person is asked ([`asks`]): a news upwards, and a word that comes down once it is durable.
+//!
 //! An allow is an event, durable before the dial, and its end is noted with the bytes that went through. It is no intent: that must have an
 //! outcome, and tunnels of an hour would hold back retention and fill each segment's list of open intents.
 
 mod actor;
+mod asks;
 mod authority;
 mod bundle;
 mod connection;
@@ -28,6 +31,7 @@ mod tunnel;
 mod wiring;
 
 pub use actor::Egress;
+pub use asks::HostQuestions;
 pub use authority::{Authority, Opener};
 pub use messages::EgressMsg;
 pub use resolve::Resolver;

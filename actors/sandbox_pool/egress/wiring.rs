@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use portcullis_core::egress::{Addresses, Rules, Terminations};
-use portcullis_core::ids::{BoxId, RunId};
+use portcullis_core::ids::{AgentId, BoxId, RunId};
 
+use super::asks::HostQuestions;
 use super::authority::Opener;
 use super::resolve::Resolver;
 use crate::audit::AuditHandle;
@@ -37,6 +38,8 @@ pub struct EgressLimits {
     pub idle: Duration,
     /// From the first byte to the last.
     pub total: Duration,
+    /// For a person's word about a host; then the client is told to try again.
+    pub ask: Duration,
 }
 
 impl Default for EgressLimits {
@@ -51,6 +54,7 @@ impl Default for EgressLimits {
             dial: Duration::from_secs(10),
             idle: Duration::from_mins(5),
             total: Duration::from_hours(2),
+            ask: Duration::from_secs(20),
         }
     }
 }
@@ -62,6 +66,7 @@ pub struct Ways {
     pub(super) resolver: Resolver,
     pub(super) limits: EgressLimits,
     pub(super) opener: Option<Opener>,
+    pub(super) questions: Option<HostQuestions>,
 }
 
 impl Ways {
@@ -77,6 +82,7 @@ impl Ways {
             resolver,
             limits,
             opener: None,
+            questions: None,
         }
     }
 
@@ -84,6 +90,13 @@ impl Ways {
     #[must_use]
     pub fn opening(mut self, opener: Opener) -> Self {
         self.opener = Some(opener);
+        self
+    }
+
+    /// Besides, people can be asked about hosts.
+    #[must_use]
+    pub fn asking(mut self, questions: HostQuestions) -> Self {
+        self.questions = Some(questions);
         self
     }
 
@@ -106,6 +119,8 @@ pub struct EgressWiring {
     pub terminate: Terminations,
     /// The agents whose runs may be in the box, each of which must be allowed a secret; none: others may be, too.
     pub agents: Option<Arc<[String]>>,
+    /// For whom a person is asked about a host that no rule names; none: nobody is.
+    pub asks_for: Option<AgentId>,
     /// The section of the configuration where the rules stand, for who asks how to change them.
     pub section: String,
     /// Lookups of all boxes of whose it is.

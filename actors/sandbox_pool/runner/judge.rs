@@ -62,7 +62,7 @@ impl Judge {
                 Whose::Shared(name) => profile.scope == Scope::Shared && profile.share == *name,
                 // Nobody's folder, and nobody's way out.
                 Whose::Ready(None) => {
-                    let is_own = profile.workspace != Access::None || !profile.egress.is_empty();
+                    let is_own = profile.workspace != Access::None || profile.may_leave();
                     profile.scope == Scope::Session && !is_own
                 }
             }

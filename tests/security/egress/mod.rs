@@ -1,6 +1,7 @@
 //! The way out of a box: what may pass does, and everything that others got past such a proxy with does not. Each refusal is answered with
 //! its reason and is in the log; nothing of it reaches the host behind.
 
+mod asks; // hosts that a person is asked about
 mod authority; // certificates
 mod boxes; // inside of real boxes, on both drivers
 mod corpus; // one request each
@@ -17,6 +18,7 @@ use std::time::Duration;
 
 use portcullis_actors::audit::{AuditConfig, AuditHandle, AuditKeys, AuditWiring};
 use portcullis_actors::clock::Clock;
+use portcullis_actors::sandbox_pool::HostQuestions;
 use portcullis_actors::sandbox_pool::egress::{
     Egress, EgressLimits, EgressWiring, Opener, Resolver, Ways,
 };
@@ -26,7 +28,7 @@ use portcullis_actors::vault::{Around, VaultConfig, VaultHandle, VaultWiring};
 use portcullis_core::audit::{BootId, Query, Record};
 use portcullis_core::egress::{Addresses, Rules, Terminations};
 use portcullis_core::identity::Identity;
-use portcullis_core::ids::{BoxId, RunId};
+use portcullis_core::ids::{AgentId, BoxId, RunId};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -171,7 +173,7 @@ impl Scene {
         limits: EgressLimits,
         other: Option<AuditHandle>,
     ) -> Self {
-        Self::built(rules, networks, limits, other, None).await
+        Self::built(rules, networks, limits, other, None, None).await
     }
 
     pub async fn built(
@@ -180,6 +182,7 @@ impl Scene {
         limits: EgressLimits,
         other: Option<AuditHandle>,
         opening: Option<Opening>,
+        questions: Option<HostQuestions>,
     ) -> Self {
         let state = tempfile::TempDir::with_prefix("pce").unwrap();
         let mut tree = builder();
@@ -190,6 +193,10 @@ impl Scene {
         let networks: Vec<String> = networks.iter().map(ToString::to_string).collect();
         let used = other.unwrap_or_else(|| audit.clone());
         let mut ways = Ways::with(used, names.resolver(), limits);
+        let asks_for = questions.is_some().then(|| AgentId::new("demo").unwrap());
+        if let Some(questions) = questions {
+            ways = ways.asking(questions);
+        }
         let (mut vault, mut terminate) = (None, Terminations::default());
         let mut agents = Some([String::from("demo")].into());
         if let Some(opening) = opening {
@@ -207,6 +214,7 @@ impl Scene {
                 addresses: Addresses::try_from(networks).unwrap(),
                 terminate,
                 agents,
+                asks_for,
                 section: "[sandbox]".to_owned(),
                 lookups: Ways::lookups(),
                 whose: "demo".to_owned(),

@@ -97,6 +97,7 @@ impl Place {
             EgressLimits::default(),
             None,
             Some(opening),
+            None,
         )
         .await;
         for name in ["api.test", "other.test"] {
