@@ -45,6 +45,8 @@ codes! {
     BOX_NOT_FOUND, "INVALID_REQUEST", false, 3, "`portcullis sandbox list` shows those that there are";
     RUNTIME_UNUSABLE, "UNAVAILABLE", false, 8, "`docker info` lists the engine's runtimes, and the native driver has none: set another in [sandbox] runtime (or the agent's), or add that one to the engine and restart the gateway";
     MOUNT_REFUSED, "UNAVAILABLE", false, 8, "what a box sees of this machine is checked at each run: mend what the message names, or take the entry out of [sandbox] mounts (or the agent's) and restart the gateway";
+    UIDS_EXHAUSTED, "UNAVAILABLE", false, 8, "name more users in [sandbox] uids, FIRST-LAST, and restart the gateway: those that agents have stay theirs";
+    WORKSPACE_FOREIGN, "UNAVAILABLE", false, 8, "find out how it came there (`ls -ldn STATE/workspaces/*`): move it away, or, where its files are this agent's, give it to root with `chown -hR 0:0` and to the agent's uid, which `portcullis sandbox explain --agent NAME` shows, then run again";
     NOT_CONTAINED, "UNAVAILABLE", false, 9, "let no agent run until each attempt of `portcullis sandbox selftest` is contained: `portcullis sandbox explain` shows driver, isolation and limits; where they are as they should be, report it";
     IMAGE_BUILD, "UNAVAILABLE", false, 8, "nothing was changed but what it says: mend that and run the command again";
     IMAGE_ALTERED, "UNAVAILABLE", false, 10, "what the engine has under this id was changed on its disk: make the image anew, and find out who writes there";

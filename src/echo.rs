@@ -27,7 +27,7 @@ pub async fn serve(listener: TcpListener, frame_max: usize) -> std::io::Result<(
         hosts: Arc::new(vec![]),
         // Whatever it is: it opens no door here.
         runs: Arc::new(Runs {
-            boxes: 0,
+            boxes: portcullis_core::sandbox::UserRange::default(),
             host_user: String::new(),
         }),
         proxies: proxies.reader(),

@@ -18,7 +18,8 @@ use portcullis_actors::nodes::{NodesHandle, NodesWiring};
 use portcullis_actors::pairing::{PairingHandle, PairingWiring};
 use portcullis_actors::sandbox_pool::egress::Opener;
 use portcullis_actors::sandbox_pool::{
-    HostQuestions, RunnerProgram, SandboxPool, SandboxPoolHandle, SandboxPoolWiring, Ways,
+    HostQuestions, Record, RunnerProgram, SandboxPool, SandboxPoolHandle, SandboxPoolWiring,
+    UserBook, Ways,
 };
 use portcullis_actors::signing::{SigningHandle, SigningWiring};
 use portcullis_actors::sinks::{self, SinksHandle, SinksWiring};
@@ -241,7 +242,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
         },
     );
     let runs = Arc::new(Runs {
-        boxes: config.sandbox.uid(),
+        boxes: config.sandbox.uids,
         host_user: config.exec.host.user.clone(),
     });
     let profiles = config.agents.profiles(config.sandbox.layer());
@@ -270,6 +271,10 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             cell: ground.cell,
             owner: ground.owner,
             boot: boot.clone(),
+            users: UserBook {
+                store: store.clone(),
+                record: Record::Log(audit.clone()),
+            },
             ways: Some(ways),
             runner: Some(Arc::new(ground.runner)),
         },

@@ -11,6 +11,7 @@ use portcullis_core::sandbox::Profiles;
 use tokio::sync::{mpsc, oneshot};
 
 use super::boxes::{Live, Place, Waiter, answer_when_accepted, end_box};
+use super::cell_file;
 use super::config::{Choice, SandboxPoolConfig};
 use super::driver::{Driver, ProbeContext};
 use super::drivers::{Drivers, Retry, Waiting};
@@ -22,9 +23,9 @@ use super::request::spawn;
 use super::runner::{self, RunnerHandle, RunnerProgram, RunnerShown};
 use super::runs::{Accepted, Order};
 use super::spec::{BoxLimits, BoxSpec};
+use super::users::{Accounts, User, UserBook};
 use super::wanted::{Images, Wanted, neutral};
 use super::warm::Warm;
-use super::{cell_file, native};
 use crate::supervision::{
     Allowance, ChildEnd, Crash, Ctx, Flag, Room, Snapshot, TaskHandle, TellError,
 };
@@ -47,6 +48,8 @@ pub struct SandboxPoolWiring {
     pub owner: String,
     /// This start of it.
     pub boot: String,
+    /// Which users of the host agents have.
+    pub users: UserBook,
     /// What the ways out of boxes share; without it no box has one, and who should have one is not made.
     pub ways: Option<Ways>,
     /// How the process is started that speaks to the engine; without it, as in tests, this one does.
@@ -82,6 +85,8 @@ pub struct SandboxPool {
     pub(super) warm: Warm,
     /// Names that boxes look up, by whose they are.
     pub(super) lookups: BTreeMap<String, Arc<Allowance>>,
+    /// Who has which user of the host; none: all have this gateway's.
+    pub(super) accounts: Option<Accounts>,
     /// The key of the last box.
     pub(super) next: u64,
 }
@@ -92,7 +97,8 @@ impl Room for SandboxPool {
     type Wiring = SandboxPoolWiring;
 
     async fn start(wiring: &SandboxPoolWiring, ctx: Ctx<Self>) -> Result<Self, Crash> {
-        let (context, cell_digest) = prepare(wiring)?;
+        let accounts = Accounts::restore(wiring).await?;
+        let (context, cell_digest) = prepare(wiring, accounts.as_ref())?;
         let mut pool = Self {
             ctx,
             wiring: wiring.clone(),
@@ -110,6 +116,7 @@ impl Room for SandboxPool {
             waiting: VecDeque::new(),
             warm: Warm::new(),
             lookups: BTreeMap::new(),
+            accounts,
             next: 0,
         };
         pool.runner = pool.keep_runner();
@@ -131,6 +138,7 @@ impl Room for SandboxPool {
             SandboxPoolMsg::Image(name, found) => self.image_found(name, found).await?,
             SandboxPoolMsg::List(reply) => reply.ok(self.list()),
             SandboxPoolMsg::End(id, reply) => reply.ok(self.end(&id).await),
+            SandboxPoolMsg::User(owner, job, said) => self.settled(owner, job, said).await?,
             SandboxPoolMsg::Status(reply) => reply.ok(self.status()),
             SandboxPoolMsg::Tried(result) => self.tried(result).await?,
             SandboxPoolMsg::TryAgain => self.try_again(),
@@ -190,13 +198,20 @@ impl Room for SandboxPool {
 }
 
 /// Folders and the cell's file; read again at every start, so that a damaged one is mended.
-fn prepare(wiring: &SandboxPoolWiring) -> Result<(ProbeContext, Hash32), Crash> {
+fn prepare(
+    wiring: &SandboxPoolWiring,
+    accounts: Option<&Accounts>,
+) -> Result<(ProbeContext, Hash32), Crash> {
     let state = folders::open(&wiring.state)?;
     drop(folders::make(&state, "run", None, 0o750)?);
     drop(folders::make(&state, "workspaces", None, 0o700)?);
     let run_root = wiring.state.join("run");
     drop(folders::make(folders::open(&run_root)?, "b", None, 0o711)?);
     let (cell, digest) = cell_file::place(&run_root, wiring.cell)?;
+    let user = match accounts {
+        Some(accounts) => accounts.of_trials()?,
+        None => User::own(),
+    };
     let context = context(
         &wiring.config,
         &wiring.profiles,
@@ -204,6 +219,7 @@ fn prepare(wiring: &SandboxPoolWiring) -> Result<(ProbeContext, Hash32), Crash> 
         cell,
         wiring.owner.clone(),
         wiring.boot.clone(),
+        user,
     );
     Ok((context, digest))
 }
@@ -216,8 +232,9 @@ pub fn context(
     cell: PathBuf,
     owner: String,
     boot: String,
+    user: User,
 ) -> ProbeContext {
-    let (uid, gid) = native::box_owner(config.uid());
+    let User { uid, gid } = user;
     ProbeContext {
         run_root: state.join("run"),
         workspaces: state.join("workspaces"),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use portcullis_core::ids::{AgentId, BoxId};
-use portcullis_core::sandbox::{Access, Effective};
+use portcullis_core::sandbox::{Access, Effective, Owner};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -222,22 +222,28 @@ impl SandboxPool {
         wanted: &Wanted,
     ) -> Result<Result<u64, PoolError>, Crash> {
         let profile = &wanted.effective.profile;
-        let context = &self.context;
-        let folder = holder.folder().unwrap_or_default();
+        let user = wanted.user;
+        let owner = holder.owner();
+        let folder = owner.as_ref().map(Owner::folder).unwrap_or_default();
         if profile.workspace != Access::None
             && let Err(error) =
-                folders::workspace(&context.workspaces, &folder, context.uid, context.gid)
+                folders::workspace(&self.context.workspaces, &folder, user.uid, user.gid)
         {
+            if let Some(owner) = &owner {
+                self.look_again(owner);
+            }
             return Ok(Err(PoolError::NoBox(format!(
                 "workspace of {holder}: {error}"
             ))));
         }
+        let context = &self.context;
         let id = BoxId::new(&random_hex(6)?)?;
         let own = Own {
             id: id.clone(),
             whose: holder.whose(),
             folder,
             mounts: wanted.mounts.clone(),
+            user,
             image: wanted.image.clone(),
             profile_hash: wanted.hash.clone(),
             nonce: random_hex(16)?,

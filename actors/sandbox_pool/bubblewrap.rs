@@ -22,8 +22,10 @@ const ETC: [&str; 7] = [
     "ssl/certs",
     "ca-certificates/extracted",
 ];
-/// Ours, the same for every box: no user of the host is named in one.
-pub const ETC_OURS: [&str; 5] = ["passwd", "group", "hosts", "nsswitch.conf", "hostname"];
+/// Ours, the same for every box.
+pub const ETC_OURS: [&str; 3] = ["hosts", "nsswitch.conf", "hostname"];
+/// Ours, of each box, in its control folder: no user of the host is named in one but its own.
+pub const ETC_OF_BOX: [&str; 2] = ["passwd", "group"];
 /// The host's devices that a box has.
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 /// Descriptor of the child: bubblewrap's report.
@@ -128,10 +130,11 @@ pub fn arguments(
         let path = Path::new("/etc").join(name);
         command.arg("--ro-bind-try").arg(&path).arg(&path);
     }
-    for name in ETC_OURS {
+    let of_box = ETC_OF_BOX.map(|name| (run_dir, name));
+    for (folder, name) in ETC_OURS.map(|name| (etc, name)).into_iter().chain(of_box) {
         command
             .arg("--ro-bind")
-            .arg(etc.join(name))
+            .arg(folder.join(name))
             .arg(Path::new("/etc").join(name));
     }
     command.args([

@@ -3,7 +3,7 @@
 use portcullis_core::egress::{Addresses, Rules, Terminations, terminations};
 use portcullis_core::sandbox::{
     Access, EnvNames, ImageName, Isolation, Layer, Mounts, Named, Overrides, RuntimeName, Scope,
-    ShareName, SystemCalls, Unlisted, count, hosts, mounts, names, size, word,
+    ShareName, SystemCalls, Unlisted, UserRange, count, hosts, mounts, names, size, word,
 };
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +38,8 @@ pub struct SandboxPoolConfig {
     pub warm_max: usize,
     /// False: run the native driver also where it can set no ceilings (memory, processor, processes). Weaker, and shown as such.
     pub require_cgroup: bool,
+    /// Users of the host for agents, where the gateway is root.
+    pub uids: UserRange,
     /// Networks that names of any `egress` may stand for although they are not the world's.
     pub egress_to_networks: Addresses,
     /// What it says of every box.
@@ -57,7 +59,7 @@ struct Section {
     warm_max: usize,
     require_cgroup: bool,
     egress_to_networks: Addresses,
-    uid: u32,
+    uids: UserRange,
     #[serde(deserialize_with = "word")]
     profile: Option<Named>,
     #[serde(deserialize_with = "word")]
@@ -117,7 +119,7 @@ impl Default for Section {
             warm_max: 8,
             require_cgroup: true,
             egress_to_networks: Addresses::default(),
-            uid: Named::Restricted.profile().uid,
+            uids: UserRange::default(),
             profile: Some(Named::Restricted),
             min_isolation: None,
             image: None,
@@ -155,6 +157,7 @@ impl From<Section> for SandboxPoolConfig {
             warm_min: section.warm_min,
             warm_max: section.warm_max,
             require_cgroup: section.require_cgroup,
+            uids: section.uids,
             egress_to_networks: section.egress_to_networks,
             says: Overrides {
                 profile: section.profile,
@@ -162,7 +165,6 @@ impl From<Section> for SandboxPoolConfig {
                 image: section.image,
                 runtime: section.runtime,
                 seccomp: section.seccomp,
-                uid: Some(section.uid),
                 scope: section.scope,
                 share: section.share,
                 workspace: section.workspace,
@@ -224,12 +226,5 @@ impl SandboxPoolConfig {
             name: "[sandbox]".to_owned(),
             says,
         }
-    }
-
-    /// Host uid and gid of all boxes where the daemon is root; any other daemon's boxes have its own.
-    pub fn uid(&self) -> u32 {
-        self.says
-            .uid
-            .unwrap_or_else(|| Named::Restricted.profile().uid)
     }
 }

@@ -254,7 +254,7 @@ async fn reconcile(
             && let Some(init) = driver.init(&found.id).await
         {
             let run_dir = all.join(found.id.as_str());
-            let runs = found::ask(&run_dir, context.gid, init).await;
+            let runs = found::ask(&run_dir, init).await;
             found::record(audit, &found.id, &found.boot, runs).await;
         }
     });

@@ -40,10 +40,23 @@ pub fn make(
     Ok(made)
 }
 
-/// An agent's workspace: 0700, owned by the uid of its boxes. Returns nothing but that it is so.
+/// An agent's workspace: 0700, owned by the uid of its boxes. One of another user is given to nobody by this.
+///
+/// # Errors
+/// [`io::ErrorKind::PermissionDenied`]: it is another user's.
 pub fn workspace(workspaces: &Path, agent: &str, uid: u32, gid: u32) -> io::Result<()> {
-    let owner = owner_if_root(uid, gid);
-    make(open(workspaces)?, agent, owner, 0o700).map(drop)
+    let made = make(open(workspaces)?, agent, None, 0o700)?;
+    let Some((uid, gid)) = owner_if_root(uid, gid) else {
+        return Ok(());
+    };
+    let found = rustix::fs::fstat(&made)?.st_uid;
+    // Root's: it was made just now, or by who put it there.
+    if found != uid && found != 0 {
+        let why = format!("it belongs to uid {found}, and its agent has {uid}");
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+    }
+    rustix::fs::fchown(&made, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+    Ok(())
 }
 
 /// A box's control folder: the box may walk in and connect, nothing more.

@@ -1,5 +1,6 @@
 //! What ran in a box when the gateway that had made it was killed: its cell has kept it, and says how it ended.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -46,9 +47,11 @@ impl FoundRun {
 }
 
 /// Asks a box's cell what it has kept, and ends what still runs. Nothing where nobody answers.
-pub async fn ask(run_dir: &Path, gid: u32, init: u32) -> Vec<FoundRun> {
+pub async fn ask(run_dir: &Path, init: u32) -> Vec<FoundRun> {
     let mut found = Vec::new();
     let asked = async {
+        // Its box's own group.
+        let gid = std::fs::symlink_metadata(run_dir)?.gid();
         let listener = Listener::bind(run_dir, gid)?;
         // The start that knew its nonce is gone; that it is this process, the kernel says.
         let mut link = listener.accept(init, None, DIAL_WITHIN).await?;

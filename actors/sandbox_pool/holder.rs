@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use portcullis_core::ids::AgentId;
-use portcullis_core::sandbox::{Access, Effective, Profile, Scope, ShareName, Unlisted};
+use portcullis_core::sandbox::{Access, Effective, Owner, Profile, Scope, ShareName, Unlisted};
 use serde::{Deserialize, Serialize, Serializer};
 
 /// A session, as far as boxes go: of one principal, so that nobody comes into another's by its name.
@@ -21,7 +21,8 @@ pub struct SessionKey {
 pub struct PoolKey {
     /// Digest of everything that shapes them.
     pub hash: String,
-    /// Whose folder they see, or whose connections their way out records; none: they see none and have none, and are ready for any agent.
+    /// Whose folder they see, or whose connections their way out records; none: they see none and have none, and are ready for any agent
+    /// whose boxes have the same user (which the digest has, too).
     pub agent: Option<AgentId>,
 }
 
@@ -121,6 +122,15 @@ impl Holder {
             Self::Session(agent, _) => Whose::Session(agent.clone()),
             Self::Shared(name) => Whose::Shared(name.clone()),
             Self::Nobody(key) => Whose::Ready(key.agent.clone()),
+        }
+    }
+
+    /// Whose folder and user its box has; none: it has no folder, and the gateway's own user.
+    pub fn owner(&self) -> Option<Owner> {
+        match self {
+            Self::Agent(agent) | Self::Session(agent, _) => Some(Owner::Agent(agent.clone())),
+            Self::Shared(name) => Some(Owner::Share(name.clone())),
+            Self::Nobody(key) => key.agent.clone().map(Owner::Agent),
         }
     }
 

@@ -6,7 +6,8 @@ use portcullis_cell::{Size, Value};
 use portcullis_core::codes::{self, Code};
 use portcullis_core::ids::{AgentId, BoxId, RunId};
 use portcullis_core::sandbox::{
-    EnvNames, ImageName, Isolation, Line, Named, RuntimeName, Scope, ShareName, Sharers,
+    EnvNames, ImageName, Isolation, Line, Named, Owner, RuntimeName, Scope, ShareName, Sharers,
+    UserRange,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -16,6 +17,7 @@ use super::holder::{Holder, SessionKey};
 use super::input::RunInputs;
 use super::runner::RunnerShown;
 use super::runs::RunEvent;
+use super::users::{Job, Said};
 use super::warm::{Fresh, WarmStatus};
 use crate::supervision::{FlagReader, Reply};
 
@@ -169,6 +171,17 @@ pub enum PoolError {
         /// What there is.
         has: Isolation,
     },
+    /// Each user of the range is somebody's.
+    #[error(
+        "every user of [sandbox] uids = \"{0}\" is an agent's or a share's, also of those that are gone: nothing was run"
+    )]
+    Users(UserRange),
+    /// What lies in the place of the workspace is not its agent's.
+    #[error("the workspace cannot be used, nothing was run: {0}")]
+    Workspace(String),
+    /// That the agent has a user of the host could not be kept.
+    #[error("which user its boxes have cannot be kept, nothing was run: {1}")]
+    NotKept(&'static Code, String),
     /// The agent's image cannot be used.
     #[error("the image {:?} cannot be used, nothing was run: {why}", name.as_str())]
     Image {
@@ -207,6 +220,9 @@ impl PoolError {
             Self::Image { .. } => codes::IMAGE_UNUSABLE,
             Self::Runtime { .. } => codes::RUNTIME_UNUSABLE,
             Self::Mount { .. } => codes::MOUNT_REFUSED,
+            Self::Users(_) => codes::UIDS_EXHAUSTED,
+            Self::Workspace(_) => codes::WORKSPACE_FOREIGN,
+            Self::NotKept(code, _) => code,
         }
     }
 }
@@ -295,6 +311,8 @@ pub enum SandboxPoolMsg {
     TryAgain,
     /// From the pool's own task: the id of an image, or why it cannot be used.
     Image(ImageName, Result<String, String>),
+    /// From the pool's own task: whether this owner has a user of the host, and its folder.
+    User(Owner, Job, Said),
     /// From the pool's own task: the engine that makes the boxes died or does not answer.
     EngineLost(String),
     /// From the pool's own timer: somebody has waited long for the end of a box.

@@ -3,11 +3,12 @@
 //! - *Owns*: the sandbox driver, a box for each agent, session or share (a `sandbox/` child each), boxes that are ready for sessions, the
 //!   workspace folders and `run/b/`.
 //! - *Called by*: `exec`, through [`SandboxPoolHandle`].
-//! - *Calls*: `audit`, for what leaves boxes that may reach hosts; a driver (bubblewrap, or a Docker engine).
+//! - *Calls*: `store` and `audit`, for which user of the host each agent has; `audit`, for what leaves boxes that may reach hosts; a driver (bubblewrap, or a Docker engine).
 //! - *On a crash*: its boxes' actors die with it, their runs end as `box lost`; on start every box that carries this gateway's label is
 //!   ended and the drivers are tried again. Workspaces are not touched.
 //! - *Refuses when*: no driver has proven itself (`NO_DRIVER`, with what each said), the driver is weaker than the agent's profile takes
-//!   (`ISOLATION_TOO_WEAK`), its image cannot be used (`IMAGE_UNUSABLE`), all boxes are in use, or a box cannot be made. There is no falling
+//!   (`ISOLATION_TOO_WEAK`), its image cannot be used (`IMAGE_UNUSABLE`), no user of the host is left for the agent (`UIDS_EXHAUSTED`) or its folder is
+//!   another's (`WORKSPACE_FOREIGN`), all boxes are in use, or a box cannot be made. There is no falling
 //!   back to the host.
 //!
 //! Where the configuration names hosts, a box has a child more: its way out ([`egress`]).
@@ -48,12 +49,15 @@ mod mounts;
 mod native;
 mod podman;
 mod probe;
+mod reown;
 mod request;
 pub mod runner;
 mod runs;
 mod sandbox;
 pub mod spec;
 mod standing;
+mod users;
+mod walk;
 mod wanted;
 mod warm;
 
@@ -79,6 +83,7 @@ pub use runner::{RunnerProgram, RunnerShown};
 pub use runs::{Exited, RunEvent};
 pub use spec::{BoxLimits, BoxSpec, FoundBox, StartedBox};
 pub use standing::GivenUp;
+pub use users::{Record, UserBook};
 pub use warm::{Fresh, Price, WarmStatus};
 
 #[cfg(test)]

@@ -20,7 +20,8 @@ use tokio::io::AsyncReadExt as _;
 use tokio::time::timeout;
 
 use super::bubblewrap::{
-    BLOCK_FD, ETC_OURS, INFO_FD, INFO_KEPT_FD, TERMINALS, arguments, in_memory, init_pid,
+    BLOCK_FD, ETC_OF_BOX, ETC_OURS, INFO_FD, INFO_KEPT_FD, TERMINALS, arguments, in_memory,
+    init_pid,
 };
 use super::cgroup::{Cgroups, Group};
 use super::driver::{DriverError, ProbeContext};
@@ -76,7 +77,7 @@ impl Native {
         if context.uid == 0 || context.gid == 0 {
             return Err(none(
                 "no box runs as uid or gid 0".to_owned(),
-                "set [sandbox] uid to a free uid, for example 65533",
+                "name users in [sandbox] uids that are nobody's",
             ));
         }
         let cgroups = match Cgroups::find() {
@@ -95,7 +96,7 @@ impl Native {
             cgroups,
             root: rustix::process::geteuid().is_root(),
         };
-        native.write_etc(context).map_err(|error| {
+        native.write_etc().map_err(|error| {
             none(
                 format!("{}: {error}", context.run_root.display()),
                 "check the state directory",
@@ -122,16 +123,11 @@ impl Native {
             .map(|cgroups| cgroups.group(id.as_str()))
     }
 
-    fn write_etc(&self, context: &ProbeContext) -> io::Result<()> {
+    fn write_etc(&self) -> io::Result<()> {
         let folder = self.run_root.join("etc");
         folders::make(folders::open(&self.run_root)?, "etc", None, 0o755)?;
         folders::make(folders::open(&self.run_root)?, "b", None, 0o711)?;
-        let (uid, gid) = (context.uid, context.gid);
         let texts = [
-            format!(
-                "box:x:{uid}:{gid}:box:{WORKSPACE_INSIDE}:/bin/sh\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n"
-            ),
-            format!("box:x:{gid}:\nnogroup:x:65534:\n"),
             format!("127.0.0.1 localhost {HOST_NAME}\n::1 localhost {HOST_NAME}\n"),
             "passwd: files\ngroup: files\nhosts: files\n".to_owned(),
             format!("{HOST_NAME}\n"),
@@ -151,6 +147,8 @@ impl Native {
         if spec.image.is_some() {
             return Err(failed("the native driver has no images".to_owned()));
         }
+        write_users(spec)
+            .map_err(|error| failed(format!("{}: {error}", spec.run_dir.display())))?;
         // Before anything exists, so that nothing can exist without being found again.
         self.keep(spec, None)
             .map_err(|error| failed(format!("state of the box: {error}")))?;
@@ -434,14 +432,15 @@ impl Native {
     }
 }
 
-/// Host uid and gid of boxes: the configured one for a root daemon, else the daemon's own, which no other is in its power to take.
-pub fn box_owner(configured: u32) -> (u32, u32) {
-    if rustix::process::geteuid().is_root() {
-        (configured, configured)
-    } else {
-        (
-            rustix::process::geteuid().as_raw(),
-            rustix::process::getegid().as_raw(),
-        )
+/// The box's own `passwd` and `group`: its user has a name, and no other of the host has one. Beside its socket, and gone with it.
+fn write_users(spec: &BoxSpec) -> io::Result<()> {
+    let (uid, gid) = (spec.uid, spec.gid);
+    let passwd = format!(
+        "box:x:{uid}:{gid}:box:{WORKSPACE_INSIDE}:/bin/sh\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n"
+    );
+    let group = format!("box:x:{gid}:\nnogroup:x:65534:\n");
+    for (name, text) in ETC_OF_BOX.iter().zip([passwd, group]) {
+        write_whole(&spec.run_dir.join(name), text.as_bytes(), 0o444)?;
     }
+    Ok(())
 }

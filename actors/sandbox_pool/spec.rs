@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::driver::ProbeContext;
 use super::holder::Whose;
 use super::mounts::BoxMount;
+use super::users::User;
 
 pub use portcullis_cell::CELL_INSIDE;
 /// Where the box's control folder (read-only) is seen from inside.
@@ -83,6 +84,8 @@ pub struct Own {
     pub folder: String,
     /// What of the host its profile names, as it was looked at.
     pub mounts: Vec<BoxMount>,
+    /// See [`BoxSpec::uid`].
+    pub user: User,
     /// See [`BoxSpec::image`].
     pub image: Option<String>,
     /// See [`BoxSpec::profile_hash`].
@@ -149,8 +152,8 @@ impl BoxSpec {
             image: own.image,
             cell: context.cell.clone(),
             limits: BoxLimits::of(profile),
-            uid: context.uid,
-            gid: context.gid,
+            uid: own.user.uid,
+            gid: own.user.gid,
             owner: context.owner.clone(),
             boot: context.boot.clone(),
             profile_hash: own.profile_hash,

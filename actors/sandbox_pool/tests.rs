@@ -15,4 +15,5 @@ mod profiles;
 pub mod room;
 mod scopes;
 pub mod suite;
+mod users;
 mod warm;

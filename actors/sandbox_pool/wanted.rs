@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use portcullis_core::egress::Addresses;
 use portcullis_core::ids::{AgentId, BoxId, Hash32};
 use portcullis_core::sandbox::{
-    Access, Effective, ImageName, Isolation, Line, Profile, Profiles, Shown, SystemCalls,
+    Access, Effective, ImageName, Isolation, Line, Owner, Profile, Shown, SystemCalls,
 };
 
 use super::actor::SandboxPool;
@@ -17,6 +17,7 @@ use super::messages::{BoxProfile, Explained, ExplainedRefusal, PoolError, Sandbo
 use super::mounts::{self, BoxMount};
 use super::request::millis;
 use super::spec::{BoxLimits, BoxSpec, DEAD_MAN};
+use super::users::User;
 use crate::supervision::Crash;
 
 /// What a box of an agent must be.
@@ -28,6 +29,8 @@ pub struct Wanted {
     pub image: Option<String>,
     /// What else of the host it sees, as it lies there now.
     pub mounts: Vec<BoxMount>,
+    /// Whom everything in it runs as.
+    pub user: User,
     /// Digest of everything that shapes the box: a box with another one is another box.
     pub hash: String,
 }
@@ -38,6 +41,10 @@ pub enum Unmet {
     Refused(PoolError),
     /// The engine has not been asked for this image.
     Unknown(ImageName),
+    /// Who would have it has no user of the host yet, or its folder was not looked at.
+    NoUser(Owner, Access),
+    /// No agent was named, and each has a user of its own.
+    Nobody,
 }
 
 /// A local image, by the name that the configuration gives it.
@@ -76,21 +83,6 @@ pub fn neutral(context: &ProbeContext) -> Result<BoxSpec, Crash> {
     })
 }
 
-/// What holds for an agent's boxes, whatever the driver is.
-pub fn effective(
-    profiles: &Profiles,
-    context: &ProbeContext,
-    agent: Option<&AgentId>,
-) -> Effective {
-    let effective = profiles.of(agent);
-    let uid = context.uid;
-    if effective.profile.uid == uid {
-        effective
-    } else {
-        effective.with_uid(uid, "the gateway's own user, which is not root")
-    }
-}
-
 /// What no box may see: the gateway's own folders and the engine's socket.
 pub fn off_limits(context: &ProbeContext, socket: Option<&Path>) -> Vec<PathBuf> {
     let state = context.run_root.parent().unwrap_or(&context.run_root);
@@ -106,8 +98,8 @@ pub fn off_limits(context: &ProbeContext, socket: Option<&Path>) -> Vec<PathBuf>
 /// What shapes the boxes of all agents alike.
 #[derive(Clone, Copy)]
 pub struct Alike<'a> {
-    /// Of this gateway.
-    pub context: &'a ProbeContext,
+    /// Whom everything in them runs as.
+    pub user: User,
     /// See [`neutral`].
     pub neutral: &'a BoxSpec,
     /// Of the cell's binary.
@@ -126,8 +118,10 @@ pub fn digest(
     image: Option<String>,
     asked: impl FnOnce(&BoxSpec) -> Vec<u8>,
 ) -> String {
-    let context = alike.context;
+    let User { uid, gid } = alike.user;
     let shape = BoxSpec {
+        uid,
+        gid,
         access: effective.profile.workspace,
         mounts: mounts::shape(&effective.profile.mounts),
         runtime: effective.profile.runtime.clone(),
@@ -145,8 +139,8 @@ pub fn digest(
         isolation.as_str().as_bytes(),
         image.unwrap_or_default().as_bytes(),
         &alike.cell_digest.0,
-        &context.uid.to_be_bytes(),
-        &context.gid.to_be_bytes(),
+        &uid.to_be_bytes(),
+        &gid.to_be_bytes(),
         &asked(&shape),
         // Of a way out, the host's part: the box shows none of it.
         alike.to_networks.texts().join("\n").as_bytes(),
@@ -160,7 +154,7 @@ pub fn digest(
 impl SandboxPool {
     /// What holds for an agent's boxes, whatever the driver is.
     pub(super) fn effective(&self, agent: Option<&AgentId>) -> Effective {
-        effective(&self.wiring.profiles, &self.context, agent)
+        self.wiring.profiles.of(agent)
     }
 
     /// What an agent's box must be under this driver.
@@ -170,35 +164,19 @@ impl SandboxPool {
         if has < asked {
             return Err(Unmet::Refused(PoolError::TooWeak { asked, has }));
         }
-        let (image, holds) = match (&effective.profile.image, driver) {
-            (None, Driver::Docker(docker)) => {
-                // Imported again it has another id, and holds the same.
-                let image = docker.image();
-                (Some(image.id.clone()), Some(image.rootfs.clone()))
-            }
-            (None, Driver::Native(_)) => (None, None),
-            (Some(name), Driver::Docker(_)) => match self.images.get(name) {
-                Some(Found::Known(id)) => (Some(id.clone()), Some(id.clone())),
-                _ => return Err(Unmet::Unknown(name.clone())),
-            },
-            (Some(name), Driver::Native(_)) => {
-                return Err(Unmet::Refused(PoolError::Image {
-                    name: name.clone(),
-                    why: "the native driver has no images, its boxes see this machine's /usr"
-                        .to_owned(),
-                }));
-            }
-        };
+        let (image, holds) = self.image(driver, &effective)?;
         Self::has_runtime(driver, &effective.profile)?;
-        let profile = &effective.profile;
-        let mounts = mounts::look(&profile.mounts, &self.off_limits(driver), profile.uid);
+        let user = self.user(agent, &effective.profile)?;
+        let sources = &effective.profile.mounts;
+        let mounts = mounts::look(sources, &self.off_limits(driver), user.uid);
         let mounts =
             mounts.map_err(|(name, why)| Unmet::Refused(PoolError::Mount { name, why }))?;
-        let hash = self.hash(driver, &effective, holds);
+        let hash = self.hash(driver, &effective, holds, user);
         Ok(Wanted {
             effective,
             image,
             mounts,
+            user,
             hash,
         })
     }
@@ -229,9 +207,40 @@ impl SandboxPool {
         off_limits(&self.context, socket)
     }
 
-    fn hash(&self, driver: &Driver, effective: &Effective, image: Option<String>) -> String {
+    /// The image's id, and what tells what it holds.
+    fn image(
+        &self,
+        driver: &Driver,
+        effective: &Effective,
+    ) -> Result<(Option<String>, Option<String>), Unmet> {
+        match (&effective.profile.image, driver) {
+            (None, Driver::Docker(docker)) => {
+                // Imported again it has another id, and holds the same.
+                let image = docker.image();
+                Ok((Some(image.id.clone()), Some(image.rootfs.clone())))
+            }
+            (None, Driver::Native(_)) => Ok((None, None)),
+            (Some(name), Driver::Docker(_)) => match self.images.get(name) {
+                Some(Found::Known(id)) => Ok((Some(id.clone()), Some(id.clone()))),
+                _ => Err(Unmet::Unknown(name.clone())),
+            },
+            (Some(name), Driver::Native(_)) => Err(Unmet::Refused(PoolError::Image {
+                name: name.clone(),
+                why: "the native driver has no images, its boxes see this machine's /usr"
+                    .to_owned(),
+            })),
+        }
+    }
+
+    fn hash(
+        &self,
+        driver: &Driver,
+        effective: &Effective,
+        image: Option<String>,
+        user: User,
+    ) -> String {
         let alike = Alike {
-            context: &self.context,
+            user,
             neutral: &self.neutral,
             cell_digest: &self.cell_digest,
             to_networks: &self.wiring.config.egress_to_networks,
@@ -255,6 +264,24 @@ impl SandboxPool {
                 return Ok(());
             }
             Err(Unmet::Refused(refusal)) => Err(refusal),
+            Err(Unmet::NoUser(owner, access)) => {
+                match request {
+                    // Who only wants to know gives away nothing, but for agents that the configuration names.
+                    Waiting::Explain(Some(agent), reply)
+                        if !self.wiring.profiles.agents.contains_key(&agent) =>
+                    {
+                        reply.ok(self.explained(Some(agent), Some(&driver), Ok(None)));
+                    }
+                    request => self.settle(owner, access, Some(request)),
+                }
+                return Ok(());
+            }
+            Err(Unmet::Nobody) => {
+                if let Waiting::Explain(agent, reply) = request {
+                    reply.ok(self.explained(agent, Some(&driver), Ok(None)));
+                }
+                return Ok(());
+            }
         };
         match (request, wanted) {
             (Waiting::Run(start), Ok(wanted)) => self.start_in_box(&driver, start, wanted).await?,
@@ -264,8 +291,8 @@ impl SandboxPool {
                     driver: driver.name(),
                     image_digest: wanted.image,
                     profile_hash: wanted.hash,
-                    uid: self.context.uid,
-                    gid: self.context.gid,
+                    uid: wanted.user.uid,
+                    gid: wanted.user.gid,
                     limits: BoxLimits::of(&profile),
                     timeout_ms: profile.timeout(timeout.map(millis)),
                     output_bytes: profile.output_cap_bytes,
@@ -276,7 +303,7 @@ impl SandboxPool {
                 });
             }
             (Waiting::Explain(agent, reply), wanted) => {
-                reply.ok(self.explained(agent, Some(&driver), wanted));
+                reply.ok(self.explained(agent, Some(&driver), wanted.map(Some)));
             }
             (request, Err(refusal)) => self.refuse(request, refusal),
         }
@@ -298,11 +325,13 @@ impl SandboxPool {
         &self,
         agent: Option<AgentId>,
         driver: Option<&Driver>,
-        wanted: Result<Wanted, PoolError>,
+        wanted: Result<Option<Wanted>, PoolError>,
     ) -> Explained {
         let effective = self.effective(agent.as_ref());
         let config = &self.wiring.config;
         let mut lines = effective.lines();
+        // Beside the image: of the host, as that is of the engine.
+        lines.insert(2, self.user_line(agent.as_ref(), &effective.profile));
         // Not of the profile: the same for the boxes of all agents.
         lines.push(Line {
             key: "egress_to_networks",
@@ -311,10 +340,14 @@ impl SandboxPool {
         });
         let isolation = driver.map(Driver::isolation);
         let (refused, wanted) = match wanted {
-            Ok(wanted) => (None, Some(wanted)),
+            Ok(None) => (
+                None,
+                driver.and_then(|driver| self.known(driver, agent.as_ref())),
+            ),
+            Ok(Some(wanted)) => (None, Some((wanted.image, Some(wanted.hash)))),
             Err(refusal) => (Some(ExplainedRefusal::from(&refusal)), None),
         };
-        let (image_digest, profile_hash) = wanted.map(|wanted| (wanted.image, wanted.hash)).unzip();
+        let (image_digest, profile_hash) = wanted.unwrap_or_default();
         Explained {
             agent,
             profile: effective.named,
@@ -324,10 +357,23 @@ impl SandboxPool {
             driver_why: self.status().why,
             weaker: isolation.is_some_and(|has| has < effective.profile.min_isolation),
             isolation,
-            image_digest: image_digest.flatten(),
+            image_digest,
             profile_hash,
             refused,
         }
+    }
+
+    /// Image and hash, as far as they are known of an agent whose boxes have no user yet, or one that nobody asked for in this life.
+    fn known(
+        &self,
+        driver: &Driver,
+        agent: Option<&AgentId>,
+    ) -> Option<(Option<String>, Option<String>)> {
+        let effective = self.effective(agent);
+        let (image, holds) = self.image(driver, &effective).ok()?;
+        let user = self.had_user(agent, &effective.profile);
+        let hash = user.map(|user| self.hash(driver, &effective, holds, user));
+        Some((image, hash))
     }
 
     /// Asks the engine beside the loop; the request waits.

@@ -17,7 +17,7 @@ use super::boxes::Live;
 use super::driver::Driver;
 use super::holder::{Holder, PoolKey, SessionKey};
 use super::messages::SandboxPoolMsg;
-use super::wanted::Wanted;
+use super::wanted::{Unmet, Wanted};
 use crate::supervision::{Crash, TaskHandle};
 
 /// From a session's beginning to the next box that is made ahead: its first command has the machine.
@@ -204,9 +204,15 @@ impl SandboxPool {
             if !self.is_for_sessions(agent.as_ref()) {
                 continue;
             }
-            // An image that nobody has asked for yet is no reason to ask.
-            let Ok(wanted) = self.wanted(&driver, agent.as_ref()) else {
-                continue;
+            let wanted = match self.wanted(&driver, agent.as_ref()) {
+                Ok(wanted) => wanted,
+                Err(Unmet::NoUser(owner, access)) => {
+                    // It is looked at again when it has one.
+                    self.settle(owner, access, None);
+                    continue;
+                }
+                // An image that nobody has asked for yet is no reason to ask.
+                Err(Unmet::Unknown(_) | Unmet::Refused(_) | Unmet::Nobody) => continue,
             };
             let profile = &wanted.effective.profile;
             let pool = match &agent {

@@ -23,7 +23,7 @@ const OLDEST: u64 = 365 * 86_400;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Overrides {
-    /// Begins anew from this one: what the layers below say is gone, but for the user.
+    /// Begins anew from this one: what the layers below say is gone.
     #[serde(deserialize_with = "word")]
     pub profile: Option<Named>,
     /// [`Profile::min_isolation`].
@@ -38,9 +38,6 @@ pub struct Overrides {
     /// [`Profile::seccomp`].
     #[serde(deserialize_with = "word")]
     pub seccomp: Option<SystemCalls>,
-    /// One for the boxes of all agents: no layer of an agent has it.
-    #[serde(skip)]
-    pub uid: Option<u32>,
     /// [`Profile::scope`].
     #[serde(deserialize_with = "word")]
     pub scope: Option<Scope>,
@@ -210,9 +207,6 @@ impl Overrides {
                 format!("timeout_ms must be 1 to max_timeout_ms, {most}"),
             ));
         }
-        if self.uid == Some(0) {
-            found.push(("uid", "uid must not be 0: no box runs as root".to_owned()));
-        }
         found
     }
 }
@@ -292,14 +286,6 @@ impl Effective {
         self.from.get(key).map_or("", String::as_str)
     }
 
-    /// The user is decided elsewhere: by the gateway's own, where it is not root.
-    #[must_use]
-    pub fn with_uid(mut self, uid: u32, from: &str) -> Self {
-        self.profile.uid = uid;
-        self.from.insert("uid", from.to_owned());
-        self
-    }
-
     fn lay(&mut self, layer: &Layer) {
         let Overrides {
             profile,
@@ -307,7 +293,6 @@ impl Effective {
             image,
             runtime,
             seccomp,
-            uid,
             scope,
             share,
             workspace,
@@ -328,13 +313,7 @@ impl Effective {
             max_age_secs,
         } = &layer.says;
         if let Some(named) = profile {
-            let fresh = Self::of(*named);
-            // One for all agents' boxes, so it is nothing that an agent's profile could set anew.
-            let uid = (
-                self.profile.uid,
-                self.from.get("uid").cloned().unwrap_or_default(),
-            );
-            *self = fresh.with_uid(uid.0, &uid.1);
+            *self = Self::of(*named);
         }
         let (to, from) = (&mut self.profile, &mut self.from);
         let mut put = |key: &'static str, is_said: bool| {
@@ -355,7 +334,6 @@ impl Effective {
             put("runtime", true);
         }
         put("seccomp", set(&mut to.seccomp, seccomp.as_ref()));
-        put("uid", set(&mut to.uid, uid.as_ref()));
         put("scope", set(&mut to.scope, scope.as_ref()));
         put("share", set(&mut to.share, share.as_ref()));
         put("workspace", set(&mut to.workspace, workspace.as_ref()));

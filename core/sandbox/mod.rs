@@ -11,6 +11,7 @@ mod mounts;
 mod profile;
 #[cfg(test)]
 mod tests;
+mod users;
 
 pub use demand::Demand;
 pub use env::EnvNames;
@@ -22,3 +23,4 @@ pub use profile::{
     Access, ImageName, Isolation, Named, Network, Profile, RuntimeName, Scope, ShareName, Shown,
     SystemCalls, Unlisted,
 };
+pub use users::{Host, Owner, UserError, UserRange, UserRow, Users};

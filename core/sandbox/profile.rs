@@ -10,7 +10,7 @@ use crate::egress::{Rules, Terminations};
 use crate::ids::AgentId;
 
 /// Begins the canonical bytes; another form gets another number.
-const CANONICAL: &[u8] = b"portcullis-profile-v4\0";
+const CANONICAL: &[u8] = b"portcullis-profile-v5\0";
 
 /// How strong what holds a box is; more is stronger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -345,8 +345,6 @@ pub struct Profile {
     pub runtime: Option<RuntimeName>,
     /// Which system calls its runs may make.
     pub seccomp: SystemCalls,
-    /// Host uid and gid of everything in the box, where the gateway runs as root; never 0.
-    pub uid: u32,
     /// Who has it together.
     pub scope: Scope,
     /// With whom, where the scope is `shared`.
@@ -422,7 +420,6 @@ impl Profile {
             image: None,
             runtime: None,
             seccomp: SystemCalls::Strict,
-            uid: 65_534,
             scope: Scope::Session,
             share: ShareName::default(),
             workspace: Access::None,
@@ -446,7 +443,7 @@ impl Profile {
     }
 
     /// What a child gets that was made by this one's agent: of each limit the smaller, the stronger isolation, and only what both may
-    /// see and set. Image, runtime, user and share are no more and no less: they are the parent's, whose tools and files they stand for.
+    /// see and set. Image, runtime and share are no more and no less: they are the parent's, whose tools and files they stand for.
     #[must_use]
     pub fn meet(&self, child: &Self) -> Self {
         let Network::None = child.network;
@@ -455,7 +452,6 @@ impl Profile {
             image: self.image.clone(),
             runtime: self.runtime.clone(),
             seccomp: self.seccomp.min(child.seccomp),
-            uid: self.uid,
             scope: self.scope.min(child.scope),
             share: self.share.clone(),
             workspace: self.workspace.min(child.workspace),
@@ -478,7 +474,7 @@ impl Profile {
         }
     }
 
-    /// Whether nothing in it is more than in the other. Image, runtime, user and share are left out: they are no more and no less.
+    /// Whether nothing in it is more than in the other. Image, runtime and share are left out: they are no more and no less.
     pub fn is_within(&self, other: &Self) -> bool {
         let (Network::None, Network::None) = (self.network, other.network);
         self.min_isolation >= other.min_isolation
@@ -509,7 +505,6 @@ impl Profile {
             image,
             runtime,
             seccomp,
-            uid,
             scope,
             share,
             workspace,
@@ -541,7 +536,6 @@ impl Profile {
                 word(runtime.as_ref().map_or("", RuntimeName::as_str)),
             ),
             ("seccomp", word(seccomp.as_str())),
-            ("uid", count(uid)),
             ("scope", word(scope.as_str())),
             ("share", word(share.as_str())),
             ("workspace", word(workspace.as_str())),

@@ -42,8 +42,6 @@ fn each_named_profile_has_every_limit_and_the_next_is_above_it() {
         }
         let more = format!("{}\nprivileged = true\n", named.text());
         assert!(toml::from_str::<Profile>(&more).is_err());
-        assert_ne!(read.uid, 0);
-        assert_eq!(read.uid, Named::Restricted.profile().uid);
         assert!(read.timeout_ms <= read.max_timeout_ms);
         assert_eq!(
             serde_json::to_value(named).unwrap(),
@@ -63,8 +61,8 @@ fn restricted_is_the_default_and_what_boxes_always_were() {
     assert_eq!(effective.profile, Named::Restricted.profile());
     let p = &effective.profile;
     assert_eq!(
-        (p.uid, p.memory_bytes, p.cpu_millis, p.pids),
-        (65_533, 512 << 20, 1000, 128)
+        (p.memory_bytes, p.cpu_millis, p.pids),
+        (512 << 20, 1000, 128)
     );
     assert_eq!(
         (p.timeout_ms, p.max_timeout_ms, p.output_cap_bytes),
@@ -94,7 +92,6 @@ fn the_nearer_layer_decides_each_line_and_is_named() {
         )],
         ..Profiles::default()
     };
-    profiles.every[0].says.uid = Some(1234);
     profiles.agents.insert(
         agent("demo"),
         vec![layer(
@@ -121,7 +118,6 @@ fn the_nearer_layer_decides_each_line_and_is_named() {
             Shown::Word("tools:1".to_owned()),
             "[agents.demo.sandbox]",
         ),
-        ("uid", Shown::Number(1234), "[sandbox]"),
         (
             "env",
             Shown::List(vec!["A".to_owned(), "CI_*".to_owned()]),
@@ -130,7 +126,7 @@ fn the_nearer_layer_decides_each_line_and_is_named() {
     ] {
         assert_eq!(line(&demo, key), (value, from.to_owned()), "{key}");
     }
-    // A profile that an agent names sets everything anew, but for the user.
+    // A profile that an agent names sets everything anew.
     let big = profiles.of(Some(&agent("big")));
     assert_eq!(
         line(&big, "memory_bytes"),
@@ -139,10 +135,6 @@ fn the_nearer_layer_decides_each_line_and_is_named() {
     assert_eq!(
         line(&big, "cpu_millis"),
         (Shown::Number(500), "[agents.big.sandbox]".to_owned())
-    );
-    assert_eq!(
-        line(&big, "uid"),
-        (Shown::Number(1234), "[sandbox]".to_owned())
     );
     // Others have what is said of all, and each line is told once.
     let other = profiles.of(Some(&agent("other")));
@@ -284,11 +276,6 @@ fn what_cannot_be_served_is_named_by_its_key() {
         assert_eq!(*named, key);
         assert!(words.starts_with(key), "{words}");
     }
-    let root = Overrides {
-        uid: Some(0),
-        ..Overrides::default()
-    };
-    assert_eq!(root.problems()[0].0, "uid");
     for bad in [
         "profile = 'restrictd'",
         "workspace = 'wr'",
@@ -356,13 +343,12 @@ fn a_list_of_names_allows_what_it_says() {
 #[test]
 fn the_canonical_bytes_tell_every_value_apart() {
     let base = Named::Baseline.profile();
-    let changes: [fn(&mut Profile); 23] = [
+    let changes: [fn(&mut Profile); 22] = [
         |p| p.min_isolation = Isolation::Docker,
         |p| p.image = Some(ImageName::new("a").unwrap()),
         |p| p.runtime = Some(RuntimeName::new("a").unwrap()),
         |p| p.seccomp = SystemCalls::Debug,
         |p| p.mounts = Mounts::new(["/a:b"]).unwrap(),
-        |p| p.uid += 1,
         |p| p.scope = Scope::Shared,
         |p| p.share = ShareName::new("a").unwrap(),
         |p| p.workspace = Access::Ro,
@@ -406,13 +392,12 @@ fn the_canonical_bytes_tell_every_value_apart() {
 #[test]
 fn the_form_of_the_canonical_bytes_is_pinned() {
     let least = Profile::least().canonical();
-    let mut expected = b"portcullis-profile-v4\0".to_vec();
+    let mut expected = b"portcullis-profile-v5\0".to_vec();
     for (key, value) in [
         ("min_isolation", &b"docker"[..]),
         ("image", b""),
         ("runtime", b""),
         ("seccomp", b"strict"),
-        ("uid", &65_534_u64.to_be_bytes()),
         ("scope", b"session"),
         ("share", b"default"),
         ("workspace", b"none"),
@@ -523,21 +508,13 @@ fn any_profile() -> impl Strategy<Value = Profile> {
             any_terminate(),
             prop_oneof![Just(Unlisted::Refuse), Just(Unlisted::Ask)],
         ),
-        small(),
         scope,
     );
     let counts = (small(), small(), small());
     let sizes = proptest::collection::vec(1..4_u64, 7);
     (words, counts, sizes).prop_map(|(words, counts, sizes)| {
-        let (
-            walls,
-            workspace,
-            image,
-            env,
-            (egress, terminate, egress_unlisted),
-            uid,
-            (scope, share),
-        ) = words;
+        let (walls, workspace, image, env, (egress, terminate, egress_unlisted), (scope, share)) =
+            words;
         let (min_isolation, mounts, seccomp, runtime) = walls;
         Profile {
             min_isolation,
@@ -545,7 +522,6 @@ fn any_profile() -> impl Strategy<Value = Profile> {
             runtime: RuntimeName::new(runtime).ok(),
             seccomp,
             mounts,
-            uid,
             scope,
             share: ShareName::new(share).unwrap(),
             workspace,
@@ -573,7 +549,7 @@ proptest! {
     fn a_child_gets_no_more_than_its_parent_and_no_more_than_it_asks(parent in any_profile(), child in any_profile()) {
         let both = parent.meet(&child);
         prop_assert!(both.is_within(&parent) && both.is_within(&child));
-        prop_assert_eq!((&both.image, both.uid, &both.share), (&parent.image, parent.uid, &parent.share));
+        prop_assert_eq!((&both.image, &both.share), (&parent.image, &parent.share));
         prop_assert_eq!(&both.runtime, &parent.runtime);
         // Nothing lies between: each limit is one of the two.
         for ((key, value), (one, two)) in both.entries().into_iter().zip(parent.entries().into_iter().zip(child.entries())) {
@@ -587,7 +563,6 @@ proptest! {
     fn to_meet_is_commutative_on_limits_associative_and_idempotent(a in any_profile(), b in any_profile(), c in any_profile()) {
         let mut other = b.meet(&a);
         other.image.clone_from(&a.image);
-        other.uid = a.uid;
         other.runtime.clone_from(&a.runtime);
         other.share.clone_from(&a.share);
         prop_assert_eq!(a.meet(&b), other);

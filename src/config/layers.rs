@@ -382,7 +382,7 @@ fn put(table: &mut Table, path: &[String], value: Value) {
 }
 
 /// Keys of before, and what to do instead.
-const REMOVED: [(&str, &str); 2] = [
+const REMOVED: [(&str, &str); 3] = [
     (
         "gateway.dangerously_bind_without_tls",
         "this key was removed: set gateway.tls.enabled = true, or stay on loopback and use a tunnel",
@@ -390,6 +390,10 @@ const REMOVED: [(&str, &str); 2] = [
     (
         "dashboard.hosts",
         "this key is gateway.hosts now: it holds for every door",
+    ),
+    (
+        "sandbox.uid",
+        "no user is every agent's any more: each has one of its own, from sandbox.uids; take this line away",
     ),
 ];
 

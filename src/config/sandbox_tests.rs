@@ -30,40 +30,39 @@ fn without_a_word_every_agent_has_the_restricted_profile() {
     let found = effective("", "demo");
     assert_eq!(found.profile, Named::Restricted.profile());
     assert_eq!(found.named, Named::Restricted);
-    // Only the user has a number of its own in default.toml.
     let foreign: Vec<_> = found
         .lines()
         .into_iter()
         .filter(|line| line.from != "profile restricted")
         .map(|line| line.key)
         .collect();
-    assert_eq!(foreign, ["uid"]);
-    // Every key of a profile can be set for all, and but for the user and the network, for one agent.
+    assert_eq!(foreign, [""; 0]);
+    // Every key of a profile can be set for all, but for the network, and for one agent.
     let defaults: toml::Table = DEFAULTS.parse().unwrap();
     for (key, _) in found.profile.entries() {
         let agents = defaults["agents"]["*"]["sandbox"].get(key).is_some();
         let all = defaults["sandbox"].get(key).is_some();
         let is_fixed = key == "network";
         assert_eq!(all, !is_fixed, "{key}");
-        assert_eq!(agents, !is_fixed && key != "uid", "{key}");
+        assert_eq!(agents, !is_fixed, "{key}");
     }
 }
 
 #[test]
 fn the_sections_are_layers_and_0_and_empty_say_nothing() {
-    let text = "[sandbox]\nprofile = \"baseline\"\npids = 200\nuid = 4321\nmemory_bytes = 0\n[agents.demo.sandbox]\nworkspace = \"ro\"\npids = 0\nimage = \"\"\nenv = []\n\
+    let text = "[sandbox]\nprofile = \"baseline\"\npids = 200\nmemory_bytes = 0\n[agents.demo.sandbox]\nworkspace = \"ro\"\npids = 0\nimage = \"\"\nenv = []\n\
         [agents.big.sandbox]\nprofile = \"privileged\"\n";
     let demo = effective(text, "demo");
     let p = &demo.profile;
     assert_eq!(
-        (p.pids, p.workspace, p.uid, p.memory_bytes),
-        (200, Access::Ro, 4321, 2 << 30)
+        (p.pids, p.workspace, p.memory_bytes),
+        (200, Access::Ro, 2 << 30)
     );
     assert_eq!(from(&demo, "pids"), "[sandbox]");
     assert_eq!(from(&demo, "workspace"), "[agents.demo.sandbox]");
     assert_eq!(from(&demo, "memory_bytes"), "profile baseline");
     let big = effective(text, "big");
-    assert_eq!((big.profile.pids, big.profile.uid), (2048, 4321));
+    assert_eq!(big.profile.pids, 2048);
     assert_eq!(from(&big, "pids"), "profile privileged");
     assert_eq!(effective(text, "other").profile.pids, 200);
     let variable = (
@@ -115,10 +114,16 @@ fn what_is_wrong_is_told_with_file_line_key_and_what_to_write() {
             "at least 16777216",
         ),
         (
-            "[sandbox]\nuid = 0\n",
+            "[sandbox]\nuid = 65533\n",
             "config.toml:2:1",
             "sandbox.uid",
-            "must not be 0",
+            "each has one of its own, from sandbox.uids",
+        ),
+        (
+            "[sandbox]\nuids = \"60000-70000\"\n",
+            "config.toml:2:8",
+            "sandbox.uids",
+            "people who log in",
         ),
         (
             "[sandbox]\nprofile = \"restrictd\"\n",

@@ -7,6 +7,7 @@ use std::path::Path;
 use portcullis_actors::exec::{is_descendant_of_daemon, uid_of, uids};
 use portcullis_actors::plain;
 use portcullis_core::auth::sub_uids::SubUids;
+use portcullis_core::sandbox::UserRange;
 
 pub use crate::ends::{Came, Owner, came, is_of_this_machine, listed};
 
@@ -138,8 +139,8 @@ impl Holders {
 /// Which users a run may have. It can take no other: it has no privilege, and none to gain (no-new-privileges).
 #[derive(Debug, Clone)]
 pub struct Runs {
-    /// `[sandbox] uid`, of a root gateway's boxes.
-    pub boxes: u32,
+    /// `[sandbox] uids`, of a root gateway's boxes.
+    pub boxes: UserRange,
     /// `[exec.host] user`, of a root gateway's commands.
     pub host_user: String,
 }
@@ -165,7 +166,7 @@ impl Runs {
             return uid == own.as_raw();
         }
         // Where the user cannot be found, nobody can be told from it.
-        uid == self.boxes || uid_of(&self.host_user).is_none_or(|user| user == uid)
+        self.boxes.has(uid) || uid_of(&self.host_user).is_none_or(|user| user == uid)
     }
 }
 
@@ -261,8 +262,8 @@ mod tests {
     /// Its commands of the host have this process' user.
     fn runs() -> Runs {
         Runs {
-            boxes: rustix::process::geteuid().as_raw(),
-            host_user: "nobody".to_owned(),
+            boxes: UserRange::default(),
+            host_user: "root".to_owned(),
         }
     }
 

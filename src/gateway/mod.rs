@@ -4,6 +4,7 @@ mod folders;
 mod inherited;
 mod proxies;
 mod token;
+mod users;
 
 pub(crate) use inherited::close_all as close_inherited;
 
@@ -182,6 +183,7 @@ async fn serve(
     warn_of_operators(local);
     let sub_uids = Arc::new(edge::sub_uids(&local.subuid_file));
     warn_of_lent(local, &sub_uids);
+    users::check(loaded.config.sandbox.uids, local)?;
     let doors = Doors::open(address, &state.join("run"), &local.socket).map_err(|e| match &e {
         ListenError::InUse(_) => Failure::of(codes::PORT_IN_USE, e.to_string()),
         ListenError::Shared(..) => Failure::of(

@@ -303,3 +303,67 @@ fn sandboxes_are_listed_ended_by_an_operator_and_reached_by_the_name_of_their_se
             .contains("--session made no difference")
     );
 }
+
+/// Which user each agent has is in the log and in the state, and nobody else ever gets it; a range that is somebody's is no start.
+#[test]
+fn each_agents_user_is_in_the_log_and_outlives_the_gateway() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let mut gateway = Gateway::prepared(&[]);
+    let lent = gateway.home().join("subuid");
+    std::fs::write(&lent, "bob:65500:100\n").unwrap();
+    gateway.set("gateway.local.subuid_file", lent.to_str().unwrap());
+    let (code, text) = gateway.refused();
+    assert_eq!(code, 2, "{text}");
+    for part in [
+        "CONFIG_INVALID",
+        "65500-65599 are bob's",
+        "uids = \"131072-196607\"",
+    ] {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
+    std::fs::write(&lent, "bob:100000:65536\n").unwrap();
+    gateway.launch();
+    let user = |gateway: &Gateway, agent: &str| {
+        let output = gateway.cli(&[
+            "exec",
+            "--agent",
+            agent,
+            "--",
+            "sh",
+            "-c",
+            "id -u; id -un; cat kept; echo x > kept",
+        ]);
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(user(&gateway, "one"), "65536\nbox\n");
+    assert_eq!(user(&gateway, "two"), "65537\nbox\n");
+    let given = gateway.json(&["audit", "query", "--action", "sandbox.user"]);
+    let given: Vec<String> = given["records"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|record| record["record"]["kind"] == "intent")
+        .map(|record| record["record"]["object"].to_string())
+        .collect();
+    assert_eq!(given, ["\"agent:one\"", "\"agent:two\""]);
+    gateway.crash_and_start();
+    assert_eq!(user(&gateway, "new"), "65538\nbox\n");
+    assert_eq!(user(&gateway, "two"), "65537\nbox\nx\n");
+    let explained = gateway.json(&["sandbox", "explain", "--agent", "two"]);
+    assert_eq!(line(&explained, "uid")["value"], 65_537);
+    // As a state was left when every agent had one user.
+    for name in ["kept", ""] {
+        let path = gateway.state().join("workspaces/two").join(name);
+        std::os::unix::fs::chown(path, Some(65_533), Some(65_533)).unwrap();
+    }
+    gateway.crash_and_start();
+    assert_eq!(user(&gateway, "two"), "65537\nbox\nx\n");
+    let moved = gateway.json(&["audit", "query", "--action", "sandbox.reown"]);
+    let moved = moved["records"].to_string();
+    assert!(
+        moved.contains("65533") && moved.contains("\"entries\":\"2\""),
+        "{moved}"
+    );
+}

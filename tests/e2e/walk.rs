@@ -105,7 +105,7 @@ fn contained(gateway: &Gateway) {
         "id -u; hostname; pwd; echo kept > note; cat /etc/shadow; exit 7",
     ]);
     assert_eq!(code, 7, "{err}");
-    assert_eq!(out, "65533\nbox\n/workspace\n", "{err}");
+    assert_eq!(out, "65536\nbox\n/workspace\n", "{err}");
     assert!(
         err.contains("/etc/shadow") && !out.contains("root:"),
         "{err}"

@@ -11,7 +11,7 @@ use portcullis_actors::clock::Clock;
 use portcullis_actors::nodes::{NodesConfig, NodesHandle, NodesWiring};
 use portcullis_actors::pairing::{PairingConfig, PairingHandle, PairingWiring};
 use portcullis_actors::sandbox_pool::{
-    Choice, SandboxPool, SandboxPoolConfig, SandboxPoolHandle, SandboxPoolWiring,
+    Choice, Record, SandboxPool, SandboxPoolConfig, SandboxPoolHandle, SandboxPoolWiring, UserBook,
 };
 use portcullis_actors::store::{Op, Store};
 use portcullis_actors::supervision::{
@@ -196,6 +196,10 @@ impl Ground {
                     self.state.path().file_name().unwrap().to_string_lossy()
                 ),
                 boot: "boot-1".to_owned(),
+                users: UserBook {
+                    store: self.store.clone(),
+                    record: Record::Log(self.audit.clone()),
+                },
                 ways: None,
                 runner: None,
             },

@@ -28,7 +28,8 @@ use crate::nodes::{NodesConfig, NodesHandle, NodesWiring};
 use crate::pairing::{PairingConfig, PairingHandle, PairingWiring};
 use crate::sandbox_pool::tests::harness::cell;
 use crate::sandbox_pool::{
-    Choice, SandboxPool, SandboxPoolConfig, SandboxPoolHandle, SandboxPoolWiring, cell_file,
+    Choice, SandboxPool, SandboxPoolConfig, SandboxPoolHandle, SandboxPoolWiring, UserBook,
+    cell_file,
 };
 use crate::store::Store;
 use crate::supervision::{Feed, Flag, Intensity, Policy, Tree, TreeBuilder};
@@ -125,6 +126,10 @@ pub async fn house_of(
         cell,
         owner: format!("test-{}", state.file_name().unwrap().to_string_lossy()),
         boot: format!("boot-{boot}"),
+        users: UserBook {
+            store: store.clone(),
+            record: crate::sandbox_pool::Record::Log(audit.clone()),
+        },
         ways: None,
         runner: None,
     };

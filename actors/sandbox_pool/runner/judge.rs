@@ -1,7 +1,9 @@
 //! Whether a box that is asked for is one that the configuration gives: the runner computes it, and compares.
 
 use portcullis_core::ids::{AgentId, Hash32};
-use portcullis_core::sandbox::{Access, Effective, ImageName, Isolation, Profiles, Scope};
+use portcullis_core::sandbox::{
+    Access, Effective, ImageName, Isolation, Profiles, Scope, UserRange,
+};
 
 use super::wire::Order;
 use crate::sandbox_pool::config::SandboxPoolConfig;
@@ -11,7 +13,8 @@ use crate::sandbox_pool::holder::Whose;
 use crate::sandbox_pool::mounts;
 use crate::sandbox_pool::probe;
 use crate::sandbox_pool::spec::{BoxSpec, Own};
-use crate::sandbox_pool::wanted::{Alike, digest, effective, off_limits};
+use crate::sandbox_pool::users::User;
+use crate::sandbox_pool::wanted::{Alike, digest, off_limits};
 
 /// What requests are held against: read at the runner's start, and never again.
 #[derive(Debug, Clone)]
@@ -26,6 +29,8 @@ pub struct Judge {
     pub cell_digest: Hash32,
     /// A box that is no box's.
     pub neutral: BoxSpec,
+    /// Users that boxes may have, each with the gid of its number; none: this process is not root, and they have its own.
+    pub users: Option<UserRange>,
 }
 
 impl Judge {
@@ -41,7 +46,7 @@ impl Judge {
     }
 
     fn effective(&self, agent: Option<&AgentId>) -> Effective {
-        effective(&self.profiles, &self.context, agent)
+        self.profiles.of(agent)
     }
 
     /// By whose profiles such a box may be made.
@@ -97,12 +102,17 @@ impl Judge {
         if uid == 0 || gid == 0 {
             return Err("no box runs as uid or gid 0".to_owned());
         }
-        if (uid, gid) != (self.context.uid, self.context.gid) {
+        let is_ours = match self.users {
+            Some(range) => range.has(uid) && gid == uid,
+            None => (uid, gid) == (self.context.uid, self.context.gid),
+        };
+        if !is_ours {
             return Err(format!("no box runs as {uid}:{gid} here"));
         }
         if order.whose == Whose::Probe {
             return self.trial(order);
         }
+        let user = User { uid, gid };
         let folder = order.whose.folder().unwrap_or_default();
         if order.folder != folder {
             let asked = &order.folder;
@@ -133,7 +143,7 @@ impl Judge {
                 continue;
             }
             let alike = Alike {
-                context: &self.context,
+                user,
                 neutral: &self.neutral,
                 cell_digest: &self.cell_digest,
                 to_networks: &self.config.egress_to_networks,
@@ -148,13 +158,14 @@ impl Judge {
             }
             // Looked at here, whatever the gateway saw.
             let off_limits = off_limits(&self.context, Some(&seen.socket));
-            let mounts = mounts::look(&profile.mounts, &off_limits, profile.uid)
+            let mounts = mounts::look(&profile.mounts, &off_limits, uid)
                 .map_err(|(name, why)| format!("mount {name}: {why}"))?;
             let own = Own {
                 id: order.id.clone(),
                 whose: order.whose.clone(),
                 folder,
                 mounts,
+                user,
                 image: Some(image),
                 profile_hash: hash,
                 nonce: order.nonce.clone(),
@@ -175,10 +186,11 @@ impl Judge {
         if order.profile != probe::PROFILE || order.image.is_some() {
             return Err("a trial has no other profile or image than its own".to_owned());
         }
-        Ok(probe::spec(
-            &self.context,
-            order.id.clone(),
-            order.nonce.clone(),
-        ))
+        let context = ProbeContext {
+            uid: order.uid,
+            gid: order.gid,
+            ..self.context.clone()
+        };
+        Ok(probe::spec(&context, order.id.clone(), order.nonce.clone()))
     }
 }

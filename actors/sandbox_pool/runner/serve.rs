@@ -24,6 +24,7 @@ use crate::sandbox_pool::docker::Docker;
 use crate::sandbox_pool::driver::DriverError;
 use crate::sandbox_pool::engine::EngineConfig;
 use crate::sandbox_pool::spec::BoxSpec;
+use crate::sandbox_pool::users::User;
 use crate::sandbox_pool::wanted::neutral;
 use crate::supervision::Crash;
 
@@ -51,7 +52,11 @@ impl Ground {
     ) -> Result<Self, Crash> {
         let cell_digest = Hash32::of(cell);
         let cell = state.join("run").join(format!("cell-{cell_digest}"));
-        let context = context(&config, &profiles, state, cell, owner, boot);
+        let is_root = rustix::process::geteuid().is_root();
+        let users = is_root.then_some(config.uids);
+        // Requests say whose box it is: this is no box's.
+        let user = User::own();
+        let context = context(&config, &profiles, state, cell, owner, boot, user);
         Ok(Self {
             engine: EngineConfig::here(&config),
             judge: Judge {
@@ -60,6 +65,7 @@ impl Ground {
                 profiles,
                 context,
                 cell_digest,
+                users,
             },
         })
     }

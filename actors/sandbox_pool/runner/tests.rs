@@ -14,7 +14,7 @@ use bollard::models::ContainerCreateBody;
 use bollard::query_parameters::{CreateContainerOptions, RemoveContainerOptionsBuilder};
 use portcullis_core::ids::{AgentId, BoxId, Hash32};
 use portcullis_core::sandbox::{
-    Access, ImageName, Isolation, Layer, Overrides, Profiles, Scope, ShareName,
+    Access, ImageName, Isolation, Layer, Overrides, Profiles, Scope, ShareName, UserRange,
 };
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
@@ -39,7 +39,8 @@ use crate::sandbox_pool::probe;
 use crate::sandbox_pool::spec::BoxLimits;
 use crate::sandbox_pool::tests::docker::{Engine, import, raw};
 use crate::sandbox_pool::tests::harness::State;
-use crate::sandbox_pool::wanted::{Alike, digest, effective, neutral};
+use crate::sandbox_pool::users::User;
+use crate::sandbox_pool::wanted::{Alike, digest, neutral};
 use crate::supervision::Flag;
 
 const NONCE: &str = "00112233445566778899aabbccddeeff";
@@ -109,6 +110,9 @@ fn judge(context: ProbeContext) -> Judge {
         profiles: profiles(),
         neutral: neutral(&context).unwrap(),
         cell_digest: Hash32::of(b"cell"),
+        users: rustix::process::geteuid()
+            .is_root()
+            .then(UserRange::default),
         context,
     }
 }
@@ -118,8 +122,8 @@ fn context() -> ProbeContext {
         run_root: PathBuf::from("/state/run"),
         workspaces: PathBuf::from("/state/workspaces"),
         cell: PathBuf::from("/state/run/cell"),
-        uid: 65_533,
-        gid: 65_533,
+        uid: 65_600,
+        gid: 65_600,
         owner: "owner".to_owned(),
         boot: "boot".to_owned(),
         limits: BoxLimits::of(&profiles().of(None).profile),
@@ -147,9 +151,12 @@ fn seen() -> Seen {
 
 /// As an honest gateway asks, for the agent by whose profile the box is made.
 fn order(judge: &Judge, seen: &Seen, whose: Whose, by: &str, image: Option<&str>) -> Order {
-    let effective = effective(&judge.profiles, &judge.context, Some(&agent(by)));
+    let effective = judge.profiles.of(Some(&agent(by)));
     let alike = Alike {
-        context: &judge.context,
+        user: User {
+            uid: judge.context.uid,
+            gid: judge.context.gid,
+        },
         neutral: &judge.neutral,
         cell_digest: &judge.cell_digest,
         to_networks: &judge.config.egress_to_networks,
@@ -235,13 +242,13 @@ fn a_box_is_made_of_the_configuration_whoever_it_is_for() {
     ] {
         let order = order(&judge, &seen, whose.clone(), by, image);
         let spec = judge.spec(&seen, pinned, &order).expect("as it should be");
-        let effective = effective(&judge.profiles, &judge.context, Some(&agent(by)));
+        let effective = judge.profiles.of(Some(&agent(by)));
         assert_eq!(
             spec.workspace,
             PathBuf::from("/state/workspaces").join(folder)
         );
         assert_eq!(spec.run_dir, PathBuf::from("/state/run/b/0123456789ab"));
-        assert_eq!((spec.access, spec.uid, spec.gid), (access, 65_533, 65_533));
+        assert_eq!((spec.access, spec.uid, spec.gid), (access, 65_600, 65_600));
         assert_eq!(spec.limits, BoxLimits::of(&effective.profile), "{whose}");
         assert_eq!(
             spec.image.as_deref(),
@@ -278,7 +285,15 @@ fn whatever_of_a_request_is_not_the_configurations_is_refused() {
         let said = with(&|order| order.image = image.map(str::to_owned));
         assert!(said.contains("another was asked for"), "{said}");
     }
-    for (uid, gid) in [(0, 65_533), (65_533, 0), (0, 0), (1000, 1000), (65_533, 4)] {
+    for (uid, gid) in [
+        (0, 65_600),
+        (65_600, 0),
+        (0, 0),
+        (1000, 1000),
+        (65_600, 4),
+        (65_535, 65_535),
+        (65_600, 65_601),
+    ] {
         let said = with(&|order| (order.uid, order.gid) = (uid, gid));
         assert!(said.contains("no box runs as"), "{said}");
     }

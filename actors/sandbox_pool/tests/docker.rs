@@ -68,7 +68,7 @@ pub async fn remove(engine: &Engine, id: &str) {
         .unwrap();
 }
 
-async fn driver(engine: &Arc<Engine>, state: &State) -> Driver {
+pub async fn driver(engine: &Arc<Engine>, state: &State) -> Driver {
     let config = EngineConfig {
         engine: Some(format!("unix://{}", engine.socket().display())),
         ..EngineConfig::default()

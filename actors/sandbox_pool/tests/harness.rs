@@ -19,11 +19,13 @@ use crate::sandbox_pool::link::{LinkError, Listener};
 use crate::sandbox_pool::probe::random_hex;
 use crate::sandbox_pool::runs::{Exited, Order, Over, RunEvent, Runs};
 use crate::sandbox_pool::spec::{BoxLimits, BoxSpec, StartedBox};
+use crate::sandbox_pool::users::{Record, UserBook};
+use crate::store::Store;
 
 /// The uid of boxes in these tests; a daemon that is not root has its own.
 pub fn box_uid() -> u32 {
     let own = rustix::process::geteuid();
-    if own.is_root() { 65533 } else { own.as_raw() }
+    if own.is_root() { 65_600 } else { own.as_raw() }
 }
 
 /// Builds the cell as the root build script does, once for all tests of a run.
@@ -80,6 +82,8 @@ fn build_cell() -> PathBuf {
 pub struct State {
     pub folder: tempfile::TempDir,
     pub context: ProbeContext,
+    /// The same for every pool on it.
+    pub users: UserBook,
 }
 
 impl State {
@@ -109,7 +113,15 @@ impl State {
             },
             require_cgroup: rustix::process::geteuid().is_root(),
         };
-        Self { folder, context }
+        let users = UserBook {
+            store: Store::in_memory().unwrap(),
+            record: Record::Nowhere,
+        };
+        Self {
+            folder,
+            context,
+            users,
+        }
     }
 
     pub fn spec(&self, agent: &str) -> BoxSpec {

@@ -745,7 +745,7 @@ pub async fn keeps_runs(driver: &Driver, state: &State) {
     drop((long, short, flood));
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(commands(init, "sleep").len(), 1);
-    let found = found::ask(&live.spec.run_dir, live.spec.gid, init).await;
+    let found = found::ask(&live.spec.run_dir, init).await;
     let mut said: Vec<String> = found.iter().map(FoundRun::shown).collect();
     said.sort();
     assert_eq!(
@@ -758,7 +758,7 @@ pub async fn keeps_runs(driver: &Driver, state: &State) {
     );
     assert_eq!(commands(init, "sleep").len(), 0);
     // Nobody else's word counts: another process than the box's first is not heard.
-    let other = found::ask(&live.spec.run_dir, live.spec.gid, 1).await;
+    let other = found::ask(&live.spec.run_dir, 1).await;
     assert!(other.is_empty());
     driver.stop(&live.spec.id).await.unwrap();
 }

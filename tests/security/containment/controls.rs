@@ -23,7 +23,7 @@ use portcullis_cell::{ATTEMPTS, Control, Way};
 use super::TRACE;
 use crate::support::engine::Engine;
 
-/// A box's uid, as the profile has it.
+/// As a box's: root's it is not.
 const UID: u32 = 65_533;
 /// The limits of the profile `restricted`, which the attempts try to pass.
 const LIMITS: [&str; 5] = [
