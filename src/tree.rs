@@ -268,6 +268,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             profiles,
             config: config.sandbox,
             state: ground.state.clone(),
+            private: ground.forbidden.clone(),
             cell: ground.cell,
             owner: ground.owner,
             boot: boot.clone(),

@@ -42,6 +42,8 @@ pub struct SandboxPoolWiring {
     pub profiles: Profiles,
     /// `STATE`: `run/` and `workspaces/` lie in it.
     pub state: PathBuf,
+    /// What no box may be given besides: the identity key's folder, files of keys.
+    pub private: Vec<PathBuf>,
     /// The embedded cell.
     pub cell: &'static [u8],
     /// This gateway, the same after a restart: boxes that carry it are ours.

@@ -22,7 +22,8 @@ const SYSTEM: [&str; 8] = [
     "/var/lib/docker",
 ];
 /// Names of folders and files that hold secrets, in a home folder or anywhere else.
-const SECRET: [&str; 14] = [
+const SECRET: [&str; 15] = [
+    ".config",
     ".ssh",
     ".gnupg",
     ".aws",
@@ -39,7 +40,21 @@ const SECRET: [&str; 14] = [
     "keyrings",
 ];
 /// People's accounts have uids from here on; their home folders are not mounted as a whole. Root's neither.
-const PEOPLE: std::ops::Range<u32> = 1000..60_000;
+const PEOPLE: std::ops::RangeFrom<u32> = 1000..;
+/// The uid of nobody, whose home is none.
+const NOBODY: u32 = 65_534;
+/// File systems that show the machine and not a disk: proc, sysfs, cgroup, cgroup2, devpts, securityfs, debugfs, tracefs, bpf.
+const KERNELS: [u64; 9] = [
+    0x9fa0,
+    0x6265_6572,
+    0x0027_e0eb,
+    0x6367_7270,
+    0x1cd1,
+    0x7363_6673,
+    0x6462_6720,
+    0x7472_6163,
+    0xcafe_4a11,
+];
 
 /// One mount of a box.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,7 +111,7 @@ impl BoxMount {
     /// # Errors
     /// What lies there.
     pub fn is_still(&self) -> Result<(), String> {
-        let opened = walk(&self.source)?;
+        let (_, opened) = walk(&self.source)?;
         if Node::from(&opened) == self.node {
             Ok(())
         } else {
@@ -151,30 +166,51 @@ fn one(source: &MountSource, off_limits: &[PathBuf], uid: u32) -> Result<Node, S
     let path = Path::new(&source.path);
     let system = SYSTEM.iter().map(Path::new);
     let ours = off_limits.iter().map(PathBuf::as_path);
-    for kept in system.chain(ours) {
-        if path.starts_with(kept) || kept.starts_with(path) {
-            return Err(format!(
-                "it would show {}, which no box may see",
-                kept.display()
-            ));
-        }
+    let kept: Vec<&Path> = system.chain(ours).collect();
+    let shows = |kept: &Path| format!("it would show {}, which no box may see", kept.display());
+    if let Some(kept) = kept
+        .iter()
+        .find(|kept| path.starts_with(kept) || kept.starts_with(path))
+    {
+        return Err(shows(kept));
     }
     let holds_secret = |step: &std::ffi::OsStr| SECRET.iter().any(|secret| step == *secret);
     if let Some(step) = path.iter().find(|step| holds_secret(step)) {
         return Err(format!("{} holds secrets", step.display()));
     }
-    for home in homes() {
-        if home.starts_with(path) {
-            return Err(format!(
-                "it would show the whole of {}, with all keys and histories in it: name a folder within",
-                home.display()
-            ));
+    let homes = homes();
+    let whole = |home: &Path| {
+        format!(
+            "it would show the whole of {}, with all keys and histories in it: name a folder within",
+            home.display()
+        )
+    };
+    if let Some(home) = homes.iter().find(|home| home.starts_with(path)) {
+        return Err(whole(home));
+    }
+    let (way, found) = walk(path)?;
+    let node = Node::from(&found);
+    // The same places under other names: through a link above them, or mounted a second time.
+    for kept in kept {
+        let at = nodes_to(kept);
+        let is_within = at
+            .last()
+            .is_some_and(|kept| way.contains(kept) || *kept == node);
+        if is_within || at.contains(&node) {
+            return Err(shows(kept));
         }
     }
-    let found = walk(path)?;
+    if let Some(home) = homes.iter().find(|home| nodes_to(home).contains(&node)) {
+        return Err(whole(home));
+    }
     let kind = FileType::from_raw_mode(found.st_mode);
     if !matches!(kind, FileType::Directory | FileType::RegularFile) {
         return Err("it is neither a folder nor a plain file".to_owned());
+    }
+    if let Ok(there) = rustix::fs::statfs(path)
+        && KERNELS.contains(&u64::try_from(there.f_type).unwrap_or_default())
+    {
+        return Err("it is the kernel's own, not files of a disk".to_owned());
     }
     if source.access == Access::Rw && found.st_uid != uid {
         return Err(format!(
@@ -182,11 +218,23 @@ fn one(source: &MountSource, off_limits: &[PathBuf], uid: u32) -> Result<Node, S
             found.st_uid, source.path
         ));
     }
-    Ok(Node::from(&found))
+    Ok(node)
 }
 
-/// Step by step from `/` to what lies at the end, which is looked at without being opened.
-fn walk(path: &Path) -> Result<Stat, String> {
+/// What lies at a path and at each step to it but `/`, links followed; nothing where it is not there.
+fn nodes_to(path: &Path) -> Vec<Node> {
+    let Ok(real) = std::fs::canonicalize(path) else {
+        return Vec::new();
+    };
+    let steps: Vec<&Path> = real.ancestors().collect();
+    let below = steps.iter().rev().skip(1);
+    below
+        .filter_map(|step| rustix::fs::stat(*step).ok().as_ref().map(Node::from))
+        .collect()
+}
+
+/// Step by step from `/` to what lies at the end, which is looked at without being opened. First what lay on the way, but for `/`.
+fn walk(path: &Path) -> Result<(Vec<Node>, Stat), String> {
     let said = |at: &Path, error: rustix::io::Errno| match error {
         rustix::io::Errno::LOOP | rustix::io::Errno::NOTDIR => {
             format!(
@@ -201,9 +249,13 @@ fn walk(path: &Path) -> Result<Stat, String> {
     let mut at = PathBuf::from("/");
     let mut folder: OwnedFd = rustix::fs::open("/", open | OFlags::DIRECTORY, Mode::empty())
         .map_err(|error| said(&at, error))?;
+    let mut way = Vec::new();
     let mut steps = path.iter().skip(1).peekable();
     while let Some(step) = steps.next() {
-        is_steady(&folder, &at)?;
+        let passed = is_steady(&folder, &at)?;
+        if at != Path::new("/") {
+            way.push(passed);
+        }
         at.push(step);
         let is_last = steps.peek().is_none();
         let flags = if is_last {
@@ -218,11 +270,11 @@ fn walk(path: &Path) -> Result<Stat, String> {
     if FileType::from_raw_mode(found.st_mode) == FileType::Symlink {
         return Err(said(&at, rustix::io::Errno::LOOP));
     }
-    Ok(found)
+    Ok((way, found))
 }
 
 /// A folder in which root and the gateway's own user alone can put one thing in another's place.
-fn is_steady(folder: &OwnedFd, at: &Path) -> Result<(), String> {
+fn is_steady(folder: &OwnedFd, at: &Path) -> Result<Node, String> {
     let found = rustix::fs::fstat(folder).map_err(|error| format!("{}: {error}", at.display()))?;
     let own = rustix::process::geteuid().as_raw();
     if found.st_uid != 0 && found.st_uid != own {
@@ -239,7 +291,7 @@ fn is_steady(folder: &OwnedFd, at: &Path) -> Result<(), String> {
             at.display()
         ));
     }
-    Ok(())
+    Ok(Node::from(&found))
 }
 
 /// Home folders of root and of people, as `/etc/passwd` has them.
@@ -249,7 +301,7 @@ fn homes() -> Vec<PathBuf> {
         let mut fields = line.split(':').skip(2);
         let uid: u32 = fields.next()?.parse().ok()?;
         let home = PathBuf::from(fields.nth(2)?);
-        let is_persons = uid == 0 || PEOPLE.contains(&uid);
+        let is_persons = uid == 0 || PEOPLE.contains(&uid) && uid != NOBODY;
         (is_persons && home.is_absolute() && home != Path::new("/")).then_some(home)
     };
     text.lines().filter_map(home).collect()
@@ -285,6 +337,39 @@ mod tests {
         }
         // Names alone decide nothing about what is beside them.
         assert!(refused("/srv/gates", &[PathBuf::from("/srv/gate")]).contains("is not there"));
+    }
+
+    /// The bug: the system's own and the gateway's state were compared by name alone, and seen by another name.
+    #[test]
+    fn what_no_box_may_see_is_none_under_another_name_either() {
+        let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let at = folder.path();
+        let real = at.join("real");
+        std::fs::create_dir_all(real.join("state/keys")).unwrap();
+        std::fs::create_dir(at.join("beside")).unwrap();
+        std::os::unix::fs::symlink(&real, at.join("link")).unwrap();
+        let off = [at.join("link/state")];
+        if walk(at).is_err() {
+            // A checkout in a place that others can change: nothing of it is mounted.
+            return;
+        }
+        for (source, is_refused) in [
+            ("real", true),
+            ("real/state", true),
+            ("real/state/keys", true),
+            ("beside", false),
+        ] {
+            let mounts = Mounts::new([format!("{}:x", at.join(source).display())]).unwrap();
+            let looked = look(&mounts, &off, 65_533);
+            let shows = |why: &str| why.contains("no box may see");
+            assert_eq!(
+                looked.is_err_and(|(_, why)| shows(&why)),
+                is_refused,
+                "{source}"
+            );
+        }
+        assert!(nodes_to(Path::new("/nowhere/at/all")).is_empty());
+        assert!(refused("/srv/x/.config/y", &[]).contains(".config"));
     }
 
     #[test]

@@ -204,7 +204,9 @@ impl SandboxPool {
             Driver::Docker(docker) => Some(docker.socket()),
             Driver::Native(_) => None,
         };
-        off_limits(&self.context, socket)
+        let mut paths = off_limits(&self.context, socket);
+        paths.extend(self.wiring.private.iter().cloned());
+        paths
     }
 
     /// The image's id, and what tells what it holds.

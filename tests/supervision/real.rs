@@ -190,6 +190,7 @@ impl Ground {
                     ..SandboxPoolConfig::default()
                 },
                 state: self.state.path().to_owned(),
+                private: Vec::new(),
                 cell: include_bytes!(env!("PORTCULLIS_CELL")),
                 owner: format!(
                     "test-{}",

@@ -123,6 +123,7 @@ pub async fn house_of(
             ..SandboxPoolConfig::default()
         },
         state: state.to_owned(),
+        private: Vec::new(),
         cell,
         owner: format!("test-{}", state.file_name().unwrap().to_string_lossy()),
         boot: format!("boot-{boot}"),

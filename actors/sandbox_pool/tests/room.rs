@@ -53,6 +53,7 @@ impl Pool {
             profiles,
             config,
             state: state.folder.path().to_owned(),
+            private: Vec::new(),
             cell,
             owner: state.context.owner.clone(),
             boot: "boot-2".to_owned(),

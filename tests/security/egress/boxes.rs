@@ -105,6 +105,7 @@ impl House {
                     },
                     config,
                     state: path.clone(),
+                    private: Vec::new(),
                     cell: include_bytes!(env!("PORTCULLIS_CELL")),
                     owner: format!("test-{}", path.file_name().unwrap().to_string_lossy()),
                     boot: "boot-1".to_owned(),
