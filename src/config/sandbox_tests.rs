@@ -121,7 +121,7 @@ fn what_is_wrong_is_told_with_file_line_key_and_what_to_write() {
         ),
         (
             "[sandbox]\nuids = \"60000-70000\"\n",
-            "config.toml:2:8",
+            "config.toml:2:1",
             "sandbox.uids",
             "people who log in",
         ),
