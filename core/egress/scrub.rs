@@ -19,7 +19,7 @@ pub struct Scrubber {
     forms: Vec<Secret>,
     /// Does a form begin with this byte?
     begins: [bool; 256],
-    /// The end of what came, where a form may have begun.
+    /// The end of what came: shorter than the longest form, whatever it says.
     held: Secret,
     /// How many were replaced.
     count: u64,
@@ -29,16 +29,6 @@ impl std::fmt::Debug for Scrubber {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Scrubber({} forms)", self.forms.len())
     }
-}
-
-/// What the bytes from one place on are.
-enum Here {
-    /// A form of this length.
-    Form(usize),
-    /// The beginning of one, for all that has come.
-    Begun,
-    /// Nothing.
-    Plain,
 }
 
 impl Scrubber {
@@ -99,15 +89,12 @@ impl Scrubber {
         let text = Secret::new(text);
         let all = text.expose();
         let (mut at, mut plain) = (0, 0);
-        while at < all.len() {
-            if !self.begins[usize::from(all[at])] {
-                at += 1;
-                continue;
-            }
-            match self.look(&all[at..], is_all) {
-                Here::Plain => at += 1,
-                Here::Begun => break,
-                Here::Form(len) => {
+        // What is held back is as long whatever it says: else the length of what goes on would tell, byte by byte, how far an agent's
+        // guess is right.
+        while at < all.len() && (is_all || all.len() - at >= self.longest()) {
+            match self.form_at(&all[at..]) {
+                None => at += 1,
+                Some(len) => {
                     out.extend_from_slice(&all[plain..at]);
                     out.extend_from_slice(MARK);
                     self.count += 1;
@@ -120,20 +107,22 @@ impl Scrubber {
         self.held = Secret::new(all[at..].to_vec());
     }
 
-    fn look(&self, rest: &[u8], is_all: bool) -> Here {
-        for form in self.forms.iter().map(Secret::expose) {
-            let len = form.len().min(rest.len());
-            if !form[..len].eq_ignore_ascii_case(&rest[..len]) {
-                continue;
-            }
-            if len == form.len() {
-                return Here::Form(len);
-            }
-            if !is_all {
-                return Here::Begun;
-            }
+    /// Of the forms, in bytes.
+    fn longest(&self) -> usize {
+        self.forms.first().map_or(0, Secret::len)
+    }
+
+    /// How long the form is that stands there whole.
+    fn form_at(&self, rest: &[u8]) -> Option<usize> {
+        if !self.begins[usize::from(*rest.first()?)] {
+            return None;
         }
-        Here::Plain
+        let mut forms = self.forms.iter().map(Secret::expose);
+        let is_there = |form: &&[u8]| {
+            let there = rest.get(..form.len());
+            there.is_some_and(|there| there.eq_ignore_ascii_case(form))
+        };
+        forms.find(is_there).map(<[u8]>::len)
     }
 }
 

@@ -278,10 +278,10 @@ async fn held(
                 is_put,
                 meta,
             }),
-            Err((code, words)) if is_put => {
+            // Also of one that is not put in: the host may know it, and what cannot be looked for would come back unseen.
+            Err((code, words)) => {
                 return Err(Refusal::Secret(entry.secret().to_owned(), code, words));
             }
-            Err(_) => {}
         }
     }
     Ok(all)
@@ -345,10 +345,9 @@ async fn reveal(
         let vault = &terminated.opener.vault;
         let secret = match vault.reveal(&name, Some(meta.version), asked).await {
             Ok((_, secret)) => secret,
-            Err(refusal) if is_put => {
+            Err(refusal) => {
                 return Err(Refusal::Secret(name, refusal.code(), refusal.to_string()));
             }
-            Err(_) => continue,
         };
         if is_put {
             let Some(value) = entry.value(&secret) else {

@@ -298,9 +298,12 @@ async fn a_secret_goes_into_its_requests_alone_and_comes_back_in_no_answer() {
             "{path}: {answer}"
         );
     }
-    // An answer that was cut does not look whole.
+    // An answer that was cut does not look whole; its end is not passed on: it could be the beginning of the secret.
     let cut = place.get("/repos/cut").await;
-    assert!(cut.contains("hello") && !cut.contains("\r\n0\r\n"), "{cut}");
+    assert!(
+        cut.starts_with("HTTP/1.1 200 ") && !cut.contains("\r\n0\r\n"),
+        "{cut}"
+    );
     // A client of before chunks.
     let old = place
         .ask(&format!(
@@ -570,15 +573,11 @@ async fn without_the_vault_or_a_bind_no_secret_is_put_in_and_other_hosts_go_on()
                 && answer.contains("secret-refused"),
             "{answer}"
         );
-        // A request that it does not belong into goes on without.
-        assert!(place.get("/user").await.starts_with("HTTP/1.1 200 "));
+        // The bug: a request that it does not belong into went on, and the answer was not searched for what the host was sent before.
+        let answer = place.get("/user").await;
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
     }
-    assert!(
-        place
-            .heads()
-            .iter()
-            .all(|seen| seen.contains("/user") && !seen.contains(SECRET))
-    );
+    assert!(place.heads().is_empty());
     bind(&vault, &["demo"], &["api.test"]).await;
     assert!(place.get("/repos/x").await.contains("[secret]"));
     vault
