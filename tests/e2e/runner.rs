@@ -412,6 +412,8 @@ fn the_end_of_the_gateway_is_the_runners_however_it_comes() {
         goes(runner);
         let log = gateway.log();
         assert!(!log.contains("could not be ended"), "{log}");
+        // A signal is not for it to follow: it goes with its socket.
+        assert!(!log.contains("the runner has ended"), "{log}");
     }
 }
 
@@ -448,4 +450,100 @@ fn a_gateway_that_uses_no_engine_has_no_runner() {
     runs(&gateway, "one");
     assert_eq!(runners_of(gateway.pid()), Vec::<u32>::new());
     assert_eq!(shown(&gateway), Value::Null);
+}
+
+/// An image of the engine's own, under another name.
+fn tag(engine: &Engine, repository: &str) {
+    let asked = async {
+        let raw =
+            bollard::Docker::connect_with_unix(&engine.host(), 60, bollard::API_DEFAULT_VERSION)
+                .unwrap();
+        let options = bollard::query_parameters::ListImagesOptionsBuilder::default().build();
+        let all = raw.list_images(Some(options)).await.unwrap();
+        let options = bollard::query_parameters::TagImageOptionsBuilder::default()
+            .repo(repository)
+            .tag("1")
+            .build();
+        raw.tag_image(&all[0].id, Some(options)).await.unwrap();
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(asked);
+}
+
+#[test]
+fn the_runner_makes_the_boxes_of_every_scope_and_of_named_images() {
+    let engine = Engine::start();
+    let mut gateway = gateway(&engine);
+    gateway.set("sandbox.warm_min", "1");
+    gateway.launch();
+    // The default image is there from the first trial on.
+    runs(&gateway, "demo");
+    tag(&engine, "tools");
+    assert_eq!(gateway.stop(), 0);
+    let config = gateway.state().join("config.toml");
+    let mut text = std::fs::read_to_string(&config).unwrap();
+    text.push_str(
+        r#"
+[agents.each.sandbox]
+scope = "session"
+[agents.bare.sandbox]
+scope = "session"
+workspace = "none"
+[agents.both.sandbox]
+scope = "shared"
+share = "team"
+[agents.two.sandbox]
+scope = "shared"
+share = "team"
+[agents.tools.sandbox]
+image = "tools:1"
+[agents.more.sandbox]
+image = "tools:1"
+memory_bytes = 268435456
+[agents.out.sandbox]
+egress = ["api.example.com:443"]
+"#,
+    );
+    std::fs::write(&config, text).unwrap();
+    gateway.launch();
+    let pid = gateway.pid();
+    for agent in [
+        "each",
+        "bare",
+        "both",
+        "two",
+        "tools",
+        "out",
+        "nobody-named-it",
+    ] {
+        runs(&gateway, agent);
+    }
+    // The next session's box was made ahead, by the runner too.
+    let end = Instant::now() + SOON;
+    let warm = || gateway.json(&["status"])["portcullis"]["driver"]["warm"].clone();
+    while warm()["ready"].as_u64() < Some(2) {
+        assert!(Instant::now() < end, "{}\n{}", warm(), gateway.log());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let hits = warm()["hits"]["count"].as_u64().unwrap();
+    // What is ready needs no runner, and none of the names that one had looked up is lost with it.
+    let runner = runner_of(pid, None);
+    kill_process(pid_of(runner), Signal::STOP).unwrap();
+    for agent in ["each", "bare"] {
+        runs(&gateway, agent);
+    }
+    assert_eq!(warm()["hits"]["count"].as_u64(), Some(hits + 2));
+    kill_process(pid_of(runner), Signal::KILL).unwrap();
+    runs(&gateway, "more");
+    runs(&gateway, "each");
+    let refused = gateway
+        .log()
+        .lines()
+        .filter(|line| line.contains("refuse"))
+        .count();
+    assert_eq!(refused, 0, "{}", gateway.log());
+    assert_eq!(gateway.stop(), 0);
 }

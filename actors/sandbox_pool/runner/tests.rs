@@ -457,6 +457,37 @@ async fn what_is_no_request_ends_the_runner_without_an_answer() {
     gone.served.await.unwrap().unwrap();
 }
 
+proptest::proptest! {
+    #[test]
+    fn no_bytes_make_a_reader_of_frames_do_anything_but_read_or_refuse(
+        bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..4096),
+        pieces in 1_usize..64,
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let (mut to, from) = tokio::io::duplex(64);
+            let writing = async {
+                for piece in bytes.chunks(pieces) {
+                    if to.write_all(piece).await.is_err() {
+                        break;
+                    }
+                }
+                drop(to);
+            };
+            let reading = async {
+                let mut from = Incoming::new(from, MOST_ASKED);
+                while let Ok(Some(asked)) = from.next::<Asked>().await {
+                    // What was read is what would be written.
+                    let again = frame(&asked, MOST_ASKED).unwrap();
+                    let mut again = Incoming::new(again.as_slice(), MOST_ASKED);
+                    assert_eq!(again.next::<Asked>().await.unwrap(), Some(asked));
+                }
+            };
+            futures_util::future::join(writing, reading).await;
+        });
+    }
+}
+
 #[tokio::test]
 async fn without_an_engine_it_says_so_and_goes_on() {
     let mut nobody = nobody();
