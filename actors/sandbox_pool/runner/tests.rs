@@ -402,7 +402,8 @@ impl Spoken {
     async fn ends_by(mut self, bytes: &[u8]) -> io::Error {
         // It may have gone before it has read all.
         let _ = self.to.write_all(bytes).await;
-        let error = self.served.await.unwrap().unwrap_err();
+        let ended = tokio::time::timeout(Duration::from_secs(20), self.served).await;
+        let error = ended.expect("it goes on").unwrap().unwrap_err();
         assert!(!matches!(self.from.next::<Answered>().await, Ok(Some(_))));
         error
     }
