@@ -28,7 +28,7 @@ use crate::supervision::Flag;
 /// Bytes that may wait for the runner to read them.
 const MOST_UNSENT: usize = 256 << 10;
 /// A line of its log is cut here, bytes.
-const LONGEST_LINE: usize = 2048;
+pub(super) const LONGEST_LINE: usize = 2048;
 /// Lines of its log in a second; what is more is counted.
 const LINES: u32 = 100;
 /// From the second start in a row on there is a pause, doubled each time up to [`LONGEST_PAUSE`].
@@ -253,14 +253,14 @@ fn push(unsent: &mut Vec<u8>, asked: &Asked) -> bool {
 }
 
 /// Its log, line by line, into ours: bounded, and as text only.
-struct Relay {
-    bytes: Vec<u8>,
+pub(super) struct Relay {
+    pub bytes: Vec<u8>,
     since: Instant,
     count: u32,
 }
 
 impl Relay {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self {
             bytes: Vec::new(),
             since: Instant::now(),
@@ -268,7 +268,7 @@ impl Relay {
         }
     }
 
-    fn pass(&mut self) {
+    pub fn pass(&mut self) {
         while let Some(line) = self.line() {
             if self.since.elapsed() >= Duration::from_secs(1) {
                 if self.count > LINES {
@@ -285,7 +285,7 @@ impl Relay {
     }
 
     /// The next whole line, or as much of one as there may be.
-    fn line(&mut self) -> Option<String> {
+    pub fn line(&mut self) -> Option<String> {
         let end = self.bytes.iter().position(|byte| *byte == b'\n');
         let (take, skip) = match end {
             Some(end) => (end.min(LONGEST_LINE), end + 1),
