@@ -32,6 +32,8 @@ use crate::plain;
 
 /// Longest time from the start of bubblewrap to its word about the init process.
 const START_WITHIN: Duration = Duration::from_secs(10);
+/// For a program that is being written elsewhere to be ready.
+const BUSY_WITHIN: Duration = Duration::from_secs(2);
 /// No file about a box is longer, bytes.
 const KEPT_MAX: usize = 64 * 1024;
 /// Where bubblewrap may lie.
@@ -168,12 +170,11 @@ impl Native {
     }
 
     /// bubblewrap, which reports its init process and then waits for a byte.
-    pub(super) fn launch(&self, spec: &BoxSpec) -> Result<Launched, String> {
-        let text = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
+    pub(super) fn launch(&self, spec: &BoxSpec) -> io::Result<Launched> {
         let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
-        let (info, info_in) = pipe().map_err(|error| error.to_string())?;
-        let (block_out, block) = pipe().map_err(|error| error.to_string())?;
-        let kept = info.try_clone().map_err(text("descriptor"))?;
+        let (info, info_in) = pipe()?;
+        let (block_out, block) = pipe()?;
+        let kept = info.try_clone()?;
         let mut command = self.command(spec);
         let mapping = |parent_fd, child_fd| FdMapping {
             parent_fd,
@@ -185,16 +186,32 @@ impl Native {
                 mapping(block_out, BLOCK_FD),
                 mapping(kept, INFO_KEPT_FD),
             ])
-            .map_err(|error| error.to_string())?;
+            .map_err(io::Error::other)?;
         command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
         // The command keeps our copies of the child's ends: it goes with this function.
-        let child = tokio::process::Command::from(command)
-            .spawn()
-            .map_err(text("bubblewrap"))?;
+        let child = tokio::process::Command::from(command).spawn()?;
         Ok(Launched { child, info, block })
+    }
+
+    /// A cell that was written a moment ago may still be open for writing in a child that was begun meanwhile, until that has become its
+    /// program: the kernel executes it then.
+    async fn launch_soon(&self, spec: &BoxSpec) -> Result<Launched, String> {
+        let until = tokio::time::Instant::now() + BUSY_WITHIN;
+        loop {
+            match self.launch(spec) {
+                Err(error)
+                    if error.kind() == io::ErrorKind::ExecutableFileBusy
+                        && tokio::time::Instant::now() < until =>
+                {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                Err(error) => return Err(format!("bubblewrap: {error}")),
+                Ok(launched) => return Ok(launched),
+            }
+        }
     }
 
     async fn start_process(&self, spec: &BoxSpec) -> Result<StartedBox, String> {
@@ -203,7 +220,7 @@ impl Native {
             mut child,
             info,
             block,
-        } = self.launch(spec)?;
+        } = self.launch_soon(spec).await?;
         let told = timeout(START_WITHIN, init_pid(info))
             .await
             .unwrap_or_else(|_| Err("bubblewrap said nothing in time".to_owned()));

@@ -5,6 +5,23 @@
     reason = "tests may sleep and spawn; what they test may not"
 )]
 
+/// What every driver must hold, as tests of the module that names one: `driver` gives it, with what must live as long.
+macro_rules! promises {
+    ($driver:path) => {
+        promises!($driver, suite: streams_and_codes, many_runs, supervisors, walls, workspaces, fork_bomb, memory, tree, stubborn,
+            background, output, unread, hostile_peer, found_again, dead_man, redials, keeps_runs);
+        promises!($driver, input: stdin, full, signals, terminal);
+    };
+    ($driver:path, $suite:ident: $($name:ident),*) => {$(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $name() {
+            let state = super::harness::State::new();
+            let (_held, driver) = $driver(&state).await;
+            super::$suite::$name(&driver, &state).await;
+        }
+    )*};
+}
+
 pub(crate) mod docker;
 pub(crate) mod harness;
 mod input;

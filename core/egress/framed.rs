@@ -2,8 +2,8 @@
 //!
 //! A body is searched for secrets and may become shorter, so it is taken out of the server's framing and goes on in one of ours.
 
-use super::head::{HOP, HeadError, Header, end_of, is_named};
-use super::reply::{AnswerError, MOST, status};
+use super::head::{HOP, Header, is_named};
+use super::reply::{AnswerError, Parts, parts};
 use super::scrub::Scrubber;
 
 /// Longest size line of a chunk, and most bytes of trailers.
@@ -39,27 +39,15 @@ impl Framed {
     /// # Errors
     /// [`AnswerError`].
     pub fn read(bytes: &[u8], method: &str) -> Result<Option<(Self, usize)>, AnswerError> {
-        let syntax = |_: HeadError| AnswerError::Syntax;
-        let Some(end) = end_of(bytes).map_err(syntax)? else {
-            return if bytes.len() >= MOST {
-                Err(AnswerError::TooLong)
-            } else {
-                Ok(None)
-            };
+        let Some(Parts {
+            status,
+            reason,
+            headers,
+            end,
+        }) = parts(bytes)?
+        else {
+            return Ok(None);
         };
-        if end > MOST {
-            return Err(AnswerError::TooLong);
-        }
-        let mut lines = bytes[..end - 4]
-            .split(|byte| *byte == b'\n')
-            .map(|line| line.strip_suffix(b"\r").unwrap_or(line));
-        let (status, reason) =
-            status(lines.next().unwrap_or_default()).ok_or(AnswerError::Syntax)?;
-        if status == 101 {
-            return Err(AnswerError::Switch);
-        }
-        let headers: Result<Vec<_>, _> = lines.map(Header::read).collect();
-        let headers = headers.map_err(syntax)?;
         let framing = framing(&headers, status, method)?;
         let codings = headers
             .iter()

@@ -52,27 +52,15 @@ impl Answer {
     /// # Errors
     /// [`AnswerError`].
     pub fn read(bytes: &[u8]) -> Result<Option<(Self, usize)>, AnswerError> {
-        let syntax = |_: HeadError| AnswerError::Syntax;
-        let Some(end) = end_of(bytes).map_err(syntax)? else {
-            return if bytes.len() >= MOST {
-                Err(AnswerError::TooLong)
-            } else {
-                Ok(None)
-            };
+        let Some(Parts {
+            status,
+            reason,
+            headers,
+            end,
+        }) = parts(bytes)?
+        else {
+            return Ok(None);
         };
-        if end > MOST {
-            return Err(AnswerError::TooLong);
-        }
-        let mut lines = bytes[..end - 4]
-            .split(|byte| *byte == b'\n')
-            .map(|line| line.strip_suffix(b"\r").unwrap_or(line));
-        let first = lines.next().unwrap_or_default();
-        let (status, reason) = status(first).ok_or(AnswerError::Syntax)?;
-        if status == 101 {
-            return Err(AnswerError::Switch);
-        }
-        let headers: Result<Vec<_>, _> = lines.map(Header::read).collect();
-        let headers = headers.map_err(syntax)?;
         let mut forward = format!("HTTP/1.1 {status} ").into_bytes();
         forward.extend_from_slice(reason);
         forward.extend_from_slice(b"\r\n");
@@ -95,8 +83,46 @@ impl Answer {
     }
 }
 
+/// What a head says, as it came.
+pub(super) struct Parts<'a> {
+    pub status: u16,
+    pub reason: &'a [u8],
+    pub headers: Vec<Header<'a>>,
+    /// How many bytes it has.
+    pub end: usize,
+}
+
+/// Takes a head apart; `None` where more must come. What changes the protocol is none.
+pub(super) fn parts(bytes: &[u8]) -> Result<Option<Parts<'_>>, AnswerError> {
+    let syntax = |_: HeadError| AnswerError::Syntax;
+    let Some(end) = end_of(bytes).map_err(syntax)? else {
+        return if bytes.len() >= MOST {
+            Err(AnswerError::TooLong)
+        } else {
+            Ok(None)
+        };
+    };
+    if end > MOST {
+        return Err(AnswerError::TooLong);
+    }
+    let mut lines = bytes[..end - 4]
+        .split(|byte| *byte == b'\n')
+        .map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let (status, reason) = status(lines.next().unwrap_or_default()).ok_or(AnswerError::Syntax)?;
+    if status == 101 {
+        return Err(AnswerError::Switch);
+    }
+    let headers: Result<Vec<_>, _> = lines.map(Header::read).collect();
+    Ok(Some(Parts {
+        status,
+        reason,
+        headers: headers.map_err(syntax)?,
+        end,
+    }))
+}
+
 /// Status and reason of `HTTP/1.1 200 OK`.
-pub(super) fn status(line: &[u8]) -> Option<(u16, &[u8])> {
+fn status(line: &[u8]) -> Option<(u16, &[u8])> {
     let rest = line
         .strip_prefix(b"HTTP/1.1 ")
         .or_else(|| line.strip_prefix(b"HTTP/1.0 "))?;

@@ -235,15 +235,19 @@ pub fn merge(
     })
 }
 
-/// The commented file of a first run: one agent that may ask to leave the sandbox, to try it with.
-pub fn first_run() -> String {
-    file::first_run(
-        DEFAULTS,
-        &[(
-            "agents.demo",
-            "# To try it with: this agent may ask to run a command on this machine, and a person decides each time.\nelevated = \"ask\"",
-        )],
-    )
+/// The commented file of a first run: one agent that may ask to leave the sandbox, to try it with; and users for agents, where this
+/// machine needs others than the default ones.
+pub fn first_run(uids: Option<portcullis_core::sandbox::UserRange>) -> String {
+    let uids = uids.map(|range| {
+        format!("# Users for agents' boxes: the default ones are somebody's on this machine.\nuids = \"{range}\"")
+    });
+    let demo = (
+        "agents.demo",
+        "# To try it with: this agent may ask to run a command on this machine, and a person decides each time.\nelevated = \"ask\"",
+    );
+    let uids = uids.as_deref().map(|lines| ("sandbox", lines));
+    let active: Vec<_> = uids.into_iter().chain([demo]).collect();
+    file::first_run(DEFAULTS, &active)
 }
 
 /// The key of a rule's sentence: "[sandbox] uid must not be 0" is about `sandbox.uid`.

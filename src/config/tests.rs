@@ -452,8 +452,17 @@ fn a_secret_is_named_where_one_is_expected_and_a_literal_is_an_error_with_the_fi
 }
 
 #[test]
+fn the_first_run_file_names_other_users_for_agents_where_the_default_ones_are_somebodys() {
+    let range = portcullis_core::sandbox::UserRange::new("131072-196607").unwrap();
+    let loaded = file(&first_run(Some(range))).unwrap();
+    assert_eq!(loaded.config.sandbox.uids, range);
+    let leaf = loaded.leaves.iter().find(|leaf| leaf.key == "sandbox.uids");
+    assert_ne!(leaf.unwrap().origin, "default");
+}
+
+#[test]
 fn the_first_run_file_loads_and_changes_only_what_it_says() {
-    let text = first_run();
+    let text = first_run(None);
     let loaded = file(&text).unwrap();
     assert_eq!(
         loaded

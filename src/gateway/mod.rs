@@ -154,7 +154,7 @@ async fn serve(
     folders::make(&state)?;
     let _lock = folders::lock(&state).await?;
     let config_file = state.join("config.toml");
-    config::write_first(&config_file, &config::first_run())
+    config::write_first(&config_file, &config::first_run(users::of_first_run()))
         .map_err(|e| Failure::io(codes::STATE_MODE, config_file.display(), &e))?;
     let mut loaded = config::load(&config_file, config::environment(), &flags(args))
         .map_err(|e| config_failure(&e))?;

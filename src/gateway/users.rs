@@ -13,13 +13,17 @@ use crate::config::Local;
 /// No such file is longer here, bytes; what is beyond is not looked at.
 const MOST: u64 = 1 << 20;
 
-/// Refuses a range that meets somebody's, with one that meets nobody's. Of a gateway that is not root no box has one of them.
-pub fn check(range: UserRange, local: &Local) -> Result<(), Failure> {
+/// For the file of a first run: another range than the default one where that is somebody's here, as in a container of 65,536 users.
+pub fn of_first_run() -> Option<UserRange> {
+    let host = host(&Local::default())?;
+    host.conflict(UserRange::default())?;
+    host.free()
+}
+
+/// What this machine says of its users; none where this gateway is not root, whose boxes have no other than its own.
+fn host(local: &Local) -> Option<Host> {
     let own = rustix::process::geteuid();
-    if !own.is_root() {
-        return Ok(());
-    }
-    let host = Host {
+    own.is_root().then(|| Host {
         passwd: text(Path::new("/etc/passwd")),
         group: text(Path::new("/etc/group")),
         sub_uids: text(&local.subuid_file),
@@ -28,6 +32,13 @@ pub fn check(range: UserRange, local: &Local) -> Result<(), Failure> {
         gid_map: text(Path::new("/proc/self/gid_map")),
         operator_uids: local.uids(own.as_raw()),
         operator_gids: local.gids(),
+    })
+}
+
+/// Refuses a range that meets somebody's, with one that meets nobody's.
+pub fn check(range: UserRange, local: &Local) -> Result<(), Failure> {
+    let Some(host) = host(local) else {
+        return Ok(());
     };
     let Some(why) = host.conflict(range) else {
         return Ok(());

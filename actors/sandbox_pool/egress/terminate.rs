@@ -261,8 +261,8 @@ async fn read_head(
     }
 }
 
-/// Which secrets go into it, and which of this host's could come back: those that every agent of the box may use. One that belongs in and
-/// cannot be had ends it; one that does not is not looked for.
+/// Which secrets go into it, and which of this host's could come back. One that not every agent of the box may use, or that cannot be had
+/// now, ends it: what cannot be looked for could come back unseen.
 async fn held(
     terminated: &Terminated,
     request: &Request,

@@ -11,7 +11,6 @@ use bollard::query_parameters::{CreateImageOptionsBuilder, RemoveImageOptionsBui
 use futures_util::StreamExt as _;
 
 use super::harness::State;
-use super::{input, suite};
 use crate::sandbox_pool::containers::Containers;
 use crate::sandbox_pool::driver::Driver;
 use crate::sandbox_pool::image;
@@ -78,38 +77,13 @@ pub async fn driver(engine: &Arc<Engine>, state: &State) -> Driver {
     ))
 }
 
-macro_rules! promises {
-    ($suite:ident: $($name:ident),* $(,)?) => {$(
-        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-        async fn $name() {
-            let engine = Engine::shared();
-            let state = State::new();
-            $suite::$name(&driver(&engine, &state).await, &state).await;
-        }
-    )*};
+async fn held(state: &State) -> (Arc<Engine>, Driver) {
+    let engine = Engine::shared();
+    let driver = driver(&engine, state).await;
+    (engine, driver)
 }
 
-promises!(
-    suite: streams_and_codes,
-    many_runs,
-    supervisors,
-    walls,
-    workspaces,
-    fork_bomb,
-    memory,
-    tree,
-    stubborn,
-    background,
-    output,
-    unread,
-    hostile_peer,
-    found_again,
-    dead_man,
-    redials,
-    keeps_runs,
-);
-
-promises!(input: stdin, full, signals, terminal);
+promises!(held);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_probe_proves_walls() {

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use super::harness::{self, State};
-use super::{input, suite};
 use crate::sandbox_pool::driver::{Driver, DriverError};
 use crate::sandbox_pool::folders;
 use crate::sandbox_pool::native::Native;
@@ -16,37 +15,11 @@ fn driver(state: &State) -> Driver {
     }
 }
 
-macro_rules! promises {
-    ($suite:ident: $($name:ident),* $(,)?) => {$(
-        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-        async fn $name() {
-            let state = State::new();
-            $suite::$name(&driver(&state), &state).await;
-        }
-    )*};
+fn held(state: &State) -> std::future::Ready<((), Driver)> {
+    std::future::ready(((), driver(state)))
 }
 
-promises!(
-    suite: streams_and_codes,
-    many_runs,
-    supervisors,
-    walls,
-    workspaces,
-    fork_bomb,
-    memory,
-    tree,
-    stubborn,
-    background,
-    output,
-    unread,
-    hostile_peer,
-    found_again,
-    dead_man,
-    redials,
-    keeps_runs,
-);
-
-promises!(input: stdin, full, signals, terminal);
+promises!(held);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_probe_proves_walls() {

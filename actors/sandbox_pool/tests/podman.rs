@@ -7,7 +7,6 @@ mod service;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::harness::State;
-use super::{input, suite};
 use crate::sandbox_pool::containers::Containers;
 use crate::sandbox_pool::driver::Driver;
 use crate::sandbox_pool::{Docker, EngineConfig, probe};
@@ -35,38 +34,13 @@ async fn driver(podman: &Podman, state: &State) -> Driver {
     ))
 }
 
-macro_rules! promises {
-    ($suite:ident: $($name:ident),* $(,)?) => {$(
-        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-        async fn $name() {
-            let podman = shared();
-            let state = State::new();
-            $suite::$name(&driver(&podman, &state).await, &state).await;
-        }
-    )*};
+async fn held(state: &State) -> (Arc<Podman>, Driver) {
+    let podman = shared();
+    let driver = driver(&podman, state).await;
+    (podman, driver)
 }
 
-promises!(
-    suite: streams_and_codes,
-    many_runs,
-    supervisors,
-    walls,
-    workspaces,
-    fork_bomb,
-    memory,
-    tree,
-    stubborn,
-    background,
-    output,
-    unread,
-    hostile_peer,
-    found_again,
-    dead_man,
-    redials,
-    keeps_runs,
-);
-
-promises!(input: stdin, full, signals, terminal);
+promises!(held);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_probe_proves_walls() {

@@ -234,7 +234,7 @@ async fn an_agent_that_uses_up_what_the_kernel_counts_for_a_user_takes_it_from_n
     let one = "touch f; timeout 1 tail -f f 2>&1";
     let without = |ended: &Ended| ended.out.contains("inotify");
     // It has used them up: its own next has none.
-    let until = Instant::now() + Duration::from_secs(30);
+    let until = Instant::now() + Duration::from_secs(45);
     while !without(&pool.run("a", one).await.1) {
         assert!(Instant::now() < until, "they are not used up");
     }
