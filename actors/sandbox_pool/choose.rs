@@ -50,19 +50,21 @@ pub async fn choose(
 }
 
 async fn native(context: &ProbeContext) -> Result<Chosen, DriverError> {
-    let native = Native::find(context)?;
+    let native = Native::find(context).await?;
     let ceilings = native.has_cgroups();
+    let without = native.unstaged().map(str::to_owned);
     let driver = Driver::Native(native);
     probe::prove(&driver, context, ceilings).await?;
-    let why = if ceilings {
+    let mut why = if ceilings {
         "bubblewrap, proven by a box that tried to get out"
     } else {
         "bubblewrap, WEAKER: boxes have no memory, processor or process ceiling (require_cgroup = false)"
-    };
-    Ok(Chosen {
-        driver,
-        why: why.to_owned(),
-    })
+    }
+    .to_owned();
+    if let Some(without) = without {
+        why = format!("{why}; without terminals: {without}");
+    }
+    Ok(Chosen { driver, why })
 }
 
 async fn docker(

@@ -1,7 +1,7 @@
 //! Boxes without an engine: bubblewrap makes the namespaces, the cell is their pid 1, cgroups hold the ceilings.
 //!
 //! No box is host uid 0: a root daemon goes through `portcullis-cell launch`, which gives root up before bubblewrap; any other daemon's
-//! boxes have its own uid. The root of a box is the host's `/usr`, read-only, and an `/etc` with nothing of the host's but the loader's
+//! boxes have its own uid, and go the same way in a user namespace where the kernel makes one, else to bubblewrap at once. The root of a box is the host's `/usr`, read-only, and an `/etc` with nothing of the host's but the loader's
 //! cache, alternatives, time zone and certificates.
 //!
 //! What a crashed daemon must find again lies beside the control folder, `run/b/<id>.json`: out of the box's sight.
@@ -45,8 +45,16 @@ pub struct Native {
     bubblewrap: PathBuf,
     run_root: PathBuf,
     cgroups: Option<Cgroups>,
-    /// The daemon is root and drops to the box's uid.
-    root: bool,
+    way: Way,
+}
+
+/// How a box gets to bubblewrap.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Way {
+    /// Through `portcullis-cell launch`: as root, which drops to the box's uid, or in a user namespace of the daemon's own user.
+    Staged,
+    /// At once: no terminals, no limit on the number of files in memory. Why the other way is closed.
+    Bare(String),
 }
 
 /// bubblewrap before it was let go.
@@ -60,7 +68,7 @@ pub(super) struct Launched {
 
 impl Native {
     /// Looks for what it needs. [`super::probe::prove`] proves that boxes contain.
-    pub fn find(context: &ProbeContext) -> Result<Self, DriverError> {
+    pub async fn find(context: &ProbeContext) -> Result<Self, DriverError> {
         let none = |reason: String, fix: &str| DriverError::NoDriver {
             driver: "native",
             reason,
@@ -92,11 +100,16 @@ impl Native {
                 return Err(none(reason, fix));
             }
         };
+        let way = if rustix::process::geteuid().is_root() {
+            Way::Staged
+        } else {
+            own_stage(context, &bubblewrap).await
+        };
         let native = Self {
             bubblewrap,
             run_root: context.run_root.clone(),
             cgroups,
-            root: rustix::process::geteuid().is_root(),
+            way,
         };
         native.write_etc().map_err(|error| {
             none(
@@ -112,6 +125,21 @@ impl Native {
     pub fn without_cgroups(mut self) -> Self {
         self.cgroups = None;
         self
+    }
+
+    #[cfg(test)]
+    #[must_use]
+    pub fn unstaged_for_a_test(mut self) -> Self {
+        self.way = Way::Bare("a test says so".to_owned());
+        self
+    }
+
+    /// Where boxes have no terminals here, and memory alone limits how many files they make in memory: why.
+    pub fn unstaged(&self) -> Option<&str> {
+        match &self.way {
+            Way::Staged => None,
+            Way::Bare(why) => Some(why),
+        }
     }
 
     /// False where boxes have no ceilings but rlimits.
@@ -295,7 +323,7 @@ impl Native {
     fn command(&self, spec: &BoxSpec) -> Command {
         let etc = self.run_root.join("etc");
         let mut command;
-        if self.root {
+        if self.way == Way::Staged {
             command = Command::new(&spec.cell);
             command.args([
                 "launch",
@@ -446,6 +474,35 @@ impl Native {
             &serde_json::to_vec(&kept)?,
             0o600,
         )
+    }
+}
+
+/// Whether the kernel lets a daemon that is not root stage a box in a user namespace of its own: it is tried, for settings that forbid it
+/// have many names (`kernel.unprivileged_userns_clone`, `AppArmor`'s restriction, a setuid bubblewrap in its place).
+async fn own_stage(context: &ProbeContext, bubblewrap: &Path) -> Way {
+    let mut command = tokio::process::Command::new(&context.cell);
+    command
+        .args(["launch", "--uid", &context.uid.to_string()])
+        .args(["--gid", &context.gid.to_string()])
+        .args(["--memory", "t=mode=1777,size=65536,nr_inodes=16"])
+        .args(["--terminals", TERMINALS, "--"])
+        .arg(bubblewrap)
+        .args(["--unshare-user", "--ro-bind", "/", "/", "--dev-bind"])
+        .args([&format!("/tmp/{TERMINALS}"), "/tmp", "--"])
+        .args(["/usr/bin/test", "-c", "/tmp/ptmx"])
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    match timeout(START_WITHIN, command.output()).await {
+        Ok(Ok(done)) if done.status.success() => Way::Staged,
+        Ok(Ok(done)) => {
+            let said = String::from_utf8_lossy(&done.stderr);
+            let said = said.lines().next().unwrap_or("no terminal came of it");
+            Way::Bare(said.trim_start_matches("portcullis-cell: ").to_owned())
+        }
+        Ok(Err(error)) => Way::Bare(error.to_string()),
+        Err(_) => Way::Bare("it did not end in time".to_owned()),
     }
 }
 

@@ -1,6 +1,10 @@
-//! The way of a root daemon to bubblewrap. Nothing in a box may be host uid 0, and the box's uid cannot walk to folders that only root
+//! The way of a daemon to bubblewrap. Nothing in a box may be host uid 0, and the box's uid cannot walk to folders that only root
 //! may enter. So, as root: a mount namespace of its own, the box's three things bound into a folder that anyone may walk, and then
 //! no root any more: groups, gid and uid are given up before bubblewrap is executed.
+//!
+//! Who is not root does the same in a user namespace where it is the one user that it is outside, and nobody is root: what may be mounted
+//! there is what bubblewrap's own options cannot ask for (terminals, limits on files), and a folder is the one that was looked at. Its
+//! capabilities there end when bubblewrap is executed.
 
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -93,6 +97,10 @@ fn is_plain(name: &str) -> bool {
 /// only if it failed.
 pub fn main(arguments: impl Iterator<Item = String>) -> Result<(), String> {
     let options = options(arguments)?;
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        own_namespace(options.uid, options.gid)?;
+    }
     stage(&options.staged, &options.same)?;
     if let Some(name) = &options.terminals {
         terminals(&format!("{STAGE}/{name}"), options.gid)?;
@@ -100,12 +108,38 @@ pub fn main(arguments: impl Iterator<Item = String>) -> Result<(), String> {
     for (name, limits) in &options.memory {
         memory(&format!("{STAGE}/{name}"), limits, options.uid, options.gid)?;
     }
-    drop_root(options.uid, options.gid)?;
+    if root {
+        drop_root(options.uid, options.gid)?;
+    } else {
+        rustix::thread::set_no_new_privs(true)
+            .map_err(|error| format!("giving up new privileges: {error}"))?;
+    }
     let error = Command::new(&options.command[0])
         .args(&options.command[1..])
         .env_clear()
         .exec();
     Err(format!("{}: {error}", options.command[0]))
+}
+
+/// A user namespace with one user and one group, which are the caller's own. None of them is root: with one, `uid_map` of a box would
+/// read as if it held a root.
+fn own_namespace(uid: u32, gid: u32) -> Result<(), String> {
+    if rustix::process::getuid().as_raw() != uid || rustix::process::getgid().as_raw() != gid {
+        return Err("only root starts a box of another user".to_owned());
+    }
+    // See `stage` for the deprecation.
+    #[allow(deprecated)]
+    rustix::thread::unshare(UnshareFlags::NEWUSER)
+        .map_err(|error| format!("a user namespace of its own: {error}"))?;
+    for (file, text) in [
+        ("setgroups", "deny".to_owned()),
+        ("uid_map", format!("{uid} {uid} 1")),
+        ("gid_map", format!("{gid} {gid} 1")),
+    ] {
+        let path = format!("/proc/self/{file}");
+        std::fs::write(&path, text).map_err(|error| format!("{path}: {error}"))?;
+    }
+    Ok(())
 }
 
 fn stage(staged: &[(String, String)], same: &[(String, String)]) -> Result<(), String> {
@@ -152,14 +186,22 @@ fn stage(staged: &[(String, String)], same: &[(String, String)]) -> Result<(), S
             rustix::fs::open(target.as_str(), flags, Mode::from_raw_mode(0o444))
                 .map_err(said(&target))?;
         }
-        mount_bind(format!("/proc/self/fd/{}", fd.as_raw_fd()), target.as_str())
-            .map_err(said(&target))?;
+        mount_bind(format!("/proc/self/fd/{}", fd.as_raw_fd()), target.as_str()).map_err(
+            |error| {
+                // In a user namespace the kernel shows nothing that was covered: what is mounted below cannot be left out.
+                let below = match error {
+                    rustix::io::Errno::INVAL => " (is something mounted below it?)",
+                    _ => "",
+                };
+                format!("{target}: {error}{below}")
+            },
+        )?;
     }
     Ok(())
 }
 
-/// A devpts of the box's own: no terminal of the host or of another box has a name in it. The kernel mounts one only for who is root in its
-/// user namespace, which nothing in a box is. Where it mounts none the folder stays empty, and a run that asks for a terminal is refused.
+/// A devpts of the box's own: no terminal of the host or of another box has a name in it. bubblewrap mounts one only where a user namespace
+/// has a root, which nothing in a box is. Where the kernel mounts none the folder stays empty, and a run that asks for a terminal is refused.
 fn terminals(target: &str, gid: u32) -> Result<(), String> {
     rustix::fs::mkdir(target, Mode::from_raw_mode(0o755))
         .map_err(|error| format!("{target}: {error}"))?;

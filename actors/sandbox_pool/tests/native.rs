@@ -8,15 +8,15 @@ use crate::sandbox_pool::folders;
 use crate::sandbox_pool::native::Native;
 use crate::sandbox_pool::probe;
 
-fn driver(state: &State) -> Driver {
-    match Native::find(&state.context) {
+async fn driver(state: &State) -> Driver {
+    match Native::find(&state.context).await {
         Ok(native) => Driver::Native(native),
         Err(error) => panic!("these tests need bubblewrap: apt-get install bubblewrap ({error})"),
     }
 }
 
-fn held(state: &State) -> std::future::Ready<((), Driver)> {
-    std::future::ready(((), driver(state)))
+async fn held(state: &State) -> ((), Driver) {
+    ((), driver(state).await)
 }
 
 promises!(held);
@@ -24,7 +24,7 @@ promises!(held);
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_probe_proves_walls() {
     let state = State::new();
-    let driver = driver(&state);
+    let driver = driver(&state).await;
     probe::prove(&driver, &state.context, true).await.unwrap();
     // It leaves nothing behind.
     assert!(
@@ -45,7 +45,7 @@ async fn the_probe_proves_walls() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_probe_refuses_a_box_without_walls() {
     let mut state = State::new();
-    let Ok(native) = Native::find(&state.context) else {
+    let Ok(native) = Native::find(&state.context).await else {
         panic!("these tests need bubblewrap: apt-get install bubblewrap");
     };
     let open = Driver::Native(native.without_cgroups());
@@ -56,7 +56,7 @@ async fn the_probe_refuses_a_box_without_walls() {
     );
     state.context.uid = 0;
     assert!(matches!(
-        Native::find(&state.context),
+        Native::find(&state.context).await,
         Err(DriverError::NoDriver { .. })
     ));
 }
@@ -65,7 +65,7 @@ async fn the_probe_refuses_a_box_without_walls() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_user_namespace_maps_one_uid() {
     let state = State::new();
-    let mut live = harness::Live::start(&driver(&state), state.spec("maps")).await;
+    let mut live = harness::Live::start(&driver(&state).await, state.spec("maps")).await;
     let uid = state.context.uid;
     for file in ["uid_map", "gid_map"] {
         let ended = live.run(&format!("cat /proc/self/{file}")).await;
@@ -115,7 +115,12 @@ fn a_daemon_of_an_ordinary_user() {
         "output",
         "hostile_peer",
         "dead_man",
+        "stdin",
+        "signals",
+        "terminal",
         "the_user_namespace_maps_one_uid",
+        "files_in_memory_have_a_number",
+        "where_no_user_namespace_is_given_a_run_that_asks_for_a_terminal_is_refused",
     ];
     let output = std::process::Command::new("setpriv")
         .args(["--reuid", "64321", "--regid", "64321", "--clear-groups"])
@@ -146,7 +151,7 @@ async fn a_gateway_that_ends_while_a_box_starts_leaves_no_process() {
         60
     };
     let state = State::new();
-    let native = Native::find(&state.context).unwrap();
+    let native = Native::find(&state.context).await.unwrap();
     let mut nonces = Vec::new();
     for round in 0..rounds {
         let spec = state.spec("window");
@@ -188,7 +193,7 @@ async fn a_gateway_that_ends_while_a_box_starts_leaves_no_process() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_sets_nobody_elses_resource_limits() {
     let state = State::new();
-    let mut live = harness::Live::start(&driver(&state), state.spec("limits")).await;
+    let mut live = harness::Live::start(&driver(&state).await, state.spec("limits")).await;
     let ended = live.run("prlimit --pid 1 --nofile=3:3; sleep 60 & prlimit --pid $! --cpu=0:0; kill -0 $! && kill $!").await;
     assert_eq!(
         ended.err.matches("Operation not permitted").count(),
@@ -207,11 +212,48 @@ async fn a_run_sets_nobody_elses_resource_limits() {
     live.stop().await;
 }
 
+/// Inodes without bytes take a box's memory for good. A daemon that is not root bounds them too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_in_memory_have_a_number() {
+    let state = State::new();
+    let mut live = harness::Live::start(&driver(&state).await, state.spec("files")).await;
+    let inodes = live.spec.limits.inodes();
+    for folder in ["/tmp", "/dev/shm"] {
+        let script = format!("df -P -i {folder} | tail -n 1 | tr -s ' ' | cut -d' ' -f2");
+        let told = live.run(&script).await;
+        assert_eq!(told.out.trim(), inodes.to_string(), "{folder}");
+    }
+    live.stop().await;
+}
+
+/// Never silently without one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_no_user_namespace_is_given_a_run_that_asks_for_a_terminal_is_refused() {
+    let state = State::new();
+    let native = Native::find(&state.context).await.unwrap();
+    assert_eq!(native.unstaged(), None);
+    let native = native.unstaged_for_a_test();
+    if rustix::process::geteuid().is_root() {
+        // Root without its stage cannot show a box's user its folders.
+        return;
+    }
+    let mut live = harness::Live::start(&Driver::Native(native), state.spec("bare")).await;
+    let ended = live.run_with("echo ran", |spawn| {
+        spawn.tty = Some(portcullis_cell::Size { rows: 24, cols: 80 });
+        spawn.stdin = true;
+    });
+    let ended = ended.await;
+    let said = (ended.exit().cause, ended.out.as_str());
+    assert_eq!(said, (portcullis_cell::Cause::NoTerminal, ""));
+    assert_eq!(live.run("echo ran").await.out, "ran\n");
+    live.stop().await;
+}
+
 /// What a box may take of the disk, it takes by writing, so that it is seen; a file has its ceiling, `/tmp` is memory of the box.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_box_cannot_take_room_at_a_stroke() {
     let state = State::new();
-    let mut live = harness::Live::start(&driver(&state), state.spec("room")).await;
+    let mut live = harness::Live::start(&driver(&state).await, state.spec("room")).await;
     let ended = live
         .run("fallocate -l 64M /workspace/stroke; fallocate -x -l 1M /workspace/posix")
         .await;

@@ -281,7 +281,7 @@ async fn an_idle_box_ends_and_a_busy_one_does_not() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn boxes_of_a_crashed_daemon_are_ended_at_the_next_start() {
     let state = State::new();
-    let driver = Driver::Native(Native::find(&state.context).unwrap());
+    let driver = Driver::Native(Native::find(&state.context).await.unwrap());
     let mut orphan = Live::start(&driver, state.spec("demo")).await;
     let (_, seen) = orphan.begin("sleep 92", |_| {}).await;
     // The daemon is gone without a word: its link, not its box.

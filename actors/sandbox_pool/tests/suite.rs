@@ -355,7 +355,8 @@ pub async fn fork_bomb(driver: &Driver, state: &State) {
     let pids = state.context.limits.pids as usize;
     let (_, seen) = live
         .begin(
-            "b() { b | b & wait; }; (b; b; b) & while :; do :; done",
+            // Who cannot fork any more ends; those that could stay for a second, so that they are seen.
+            "b() { b | b & sleep 1; }; (b; b; b) & while :; do :; done",
             |spawn| spawn.timeout_ms = 20_000,
         )
         .await;
