@@ -270,7 +270,7 @@ impl Methods {
         status["portcullis"] = json!({
                 "version": self.version,
                 "uptimeMs": u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX),
-                "driver": pool.map(|p| json!({ "name": p.driver, "detail": p.why, "boxes": p.boxes.len(), "warm": p.warm, "runner": p.runner })),
+                "driver": pool.map(|p| json!({ "name": p.driver, "detail": p.why, "boxes": p.boxes.len(), "warm": p.warm, "runner": p.runner, "others": p.others })),
                 "rooms": view.map(|v| v.rooms).unwrap_or_default(),
                 "pending": { "devices": devices, "approvals": approvals },
                 "listeners": self.listeners,

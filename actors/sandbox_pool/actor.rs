@@ -12,9 +12,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::boxes::{Live, Place, Waiter, answer_when_accepted, end_box};
 use super::cell_file;
-use super::config::{Choice, SandboxPoolConfig};
+use super::config::SandboxPoolConfig;
 use super::driver::{Driver, ProbeContext};
-use super::drivers::{Drivers, Retry, Waiting};
+use super::drivers::{Drivers, Waiting};
 use super::egress::Ways;
 use super::folders;
 use super::holder::Holder;
@@ -69,14 +69,6 @@ pub struct SandboxPool {
     /// The images that agents name, as far as somebody asked.
     pub(super) images: Images,
     pub(super) drivers: Drivers,
-    /// Tries them again.
-    pub(super) retry: Retry,
-    /// What they said last, so that it is logged once.
-    pub(super) said: String,
-    /// The driver of this room's life, once there is one.
-    pub(super) kept: Option<Choice>,
-    /// Sees the loss of the engine.
-    pub(super) engine: Option<TaskHandle>,
     /// The process that speaks to it.
     pub(super) runner: Option<Kept>,
     /// By the child's key.
@@ -108,11 +100,7 @@ impl Room for SandboxPool {
             images: Images::new(),
             context,
             cell_digest,
-            drivers: Drivers::Trying(Vec::new()),
-            retry: Retry::new(),
-            said: String::new(),
-            kept: None,
-            engine: None,
+            drivers: Drivers::new(wiring.profiles.drivers()),
             runner: None,
             boxes: BTreeMap::new(),
             waiting: VecDeque::new(),
@@ -122,7 +110,7 @@ impl Room for SandboxPool {
             next: 0,
         };
         pool.runner = pool.keep_runner();
-        pool.try_drivers(Vec::new());
+        pool.try_drivers();
         Ok(pool)
     }
 
@@ -142,8 +130,8 @@ impl Room for SandboxPool {
             SandboxPoolMsg::End(id, reply) => reply.ok(self.end(&id).await),
             SandboxPoolMsg::User(owner, job, said) => self.settled(owner, job, said).await?,
             SandboxPoolMsg::Status(reply) => reply.ok(self.status()),
-            SandboxPoolMsg::Tried(result) => self.tried(result).await?,
-            SandboxPoolMsg::TryAgain => self.try_again(),
+            SandboxPoolMsg::Tried(kind, result) => self.tried(kind, *result).await?,
+            SandboxPoolMsg::TryAgain(kind) => self.try_again(kind),
             SandboxPoolMsg::EngineLost(reason) => self.engine_lost(reason).await,
             SandboxPoolMsg::Waited => self.waited(),
             SandboxPoolMsg::Stuck(key) => self.stuck(key),
@@ -156,6 +144,7 @@ impl Room for SandboxPool {
             #[cfg(test)]
             SandboxPoolMsg::Profiles(profiles) => {
                 self.wiring.profiles = *profiles;
+                self.choices_are(self.wiring.profiles.drivers());
                 self.review().await?;
             }
         }
@@ -173,9 +162,15 @@ impl Room for SandboxPool {
 
     fn snapshot(&self) -> Snapshot {
         let status = self.status();
-        Snapshot::default()
+        let shown = Snapshot::default()
             .with("driver", status.driver.unwrap_or("none"))
-            .with("why", status.why)
+            .with("why", status.why);
+        let others = status.others.into_iter();
+        others
+            .fold(shown, |shown, other| match other.driver {
+                "docker" => shown.with("docker, for some agents", other.why),
+                _ => shown.with("native, for some agents", other.why),
+            })
             .with(
                 "runner",
                 status
@@ -189,11 +184,14 @@ impl Room for SandboxPool {
     }
 
     async fn stop(self) {
-        let driver = self.driver();
         let ends: FuturesUnordered<_> = self
             .boxes
             .values()
-            .map(|live| end_box(driver, &self.context, &live.id, live.init()))
+            .map(|live| {
+                // An engine that is lost is not asked: the box is ended without it.
+                let driver = self.drivers.has(&live.driver).then_some(&live.driver);
+                end_box(driver, &self.context, &live.id, live.init())
+            })
             .collect();
         ends.collect::<Vec<()>>().await;
     }
@@ -260,7 +258,7 @@ impl SandboxPool {
     /// Where the engine may be used at all.
     fn keep_runner(&self) -> Option<Kept> {
         let program = self.wiring.runner.clone()?;
-        if self.wiring.config.driver == Choice::Native {
+        if !self.drivers.may_use_engine() {
             return None;
         }
         let (calls, called) = mpsc::channel(RUNNER_CALLS);
@@ -355,15 +353,13 @@ impl SandboxPool {
     }
 
     pub(super) fn status(&self) -> PoolStatus {
-        let (driver, why) = match &self.drivers {
-            Drivers::Trying(_) => (None, "the drivers are being tried".to_owned()),
-            Drivers::Proven(chosen) => (Some(chosen.driver.name()), chosen.why.clone()),
-            Drivers::None { said, .. } => (None, said.clone()),
-        };
+        let choice = self.effective(None).profile.driver;
+        let (driver, why) = self.drivers.standing(choice);
         PoolStatus {
-            driver,
+            driver: driver.map(Driver::name),
             why,
-            trying: matches!(self.drivers, Drivers::Trying(_)),
+            trying: self.drivers.is_trying(choice),
+            others: self.drivers.others(choice),
             boxes: self
                 .boxes
                 .values()

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::actor::SandboxPool;
 use super::driver::{Driver, ProbeContext};
-use super::drivers::{Drivers, MOST_WAITING, Waiting};
+use super::drivers::{MOST_WAITING, Waiting};
 use super::egress::{EgressWiring, Ways};
 use super::folders;
 use super::holder::{Holder, PoolKey};
@@ -41,6 +41,8 @@ pub struct Live {
     pub holder: Holder,
     pub handle: SandboxHandle,
     pub standing: FlagReader<Standing>,
+    /// What makes and ends it.
+    pub driver: Driver,
     /// Digest of what it was made from.
     pub hash: String,
     /// When it takes no more runs.
@@ -272,6 +274,7 @@ impl SandboxPool {
             holder: holder.clone(),
             handle: SandboxHandle::new(child.await?),
             standing,
+            driver: driver.clone(),
             hash: wanted.hash.clone(),
             old_at: Instant::now() + age,
             sent: 0,
@@ -444,21 +447,14 @@ impl SandboxPool {
     }
 
     fn end_beside(&self, key: u64, live: Live) {
-        let (driver, context) = (self.driver().cloned(), self.context.clone());
+        let driver = self.drivers.has(&live.driver).then(|| live.driver.clone());
+        let context = self.context.clone();
         let init = live.init();
         self.ctx
             .task("end_box", key, async move {
                 end_box(driver.as_ref(), &context, &live.id, init).await;
             })
             .keep();
-    }
-
-    /// What has proven itself, unless it is lost.
-    pub(super) const fn driver(&self) -> Option<&Driver> {
-        match &self.drivers {
-            Drivers::Proven(chosen) => Some(&chosen.driver),
-            _ => None,
-        }
     }
 }
 

@@ -1,6 +1,8 @@
-//! Which driver: what the config names, else Docker where an engine answers, else native. Never the bare host.
+//! The two kinds of driver, each tried by a box that tries to get out. Never the bare host.
 
-use super::config::{Choice, SandboxPoolConfig};
+use portcullis_core::sandbox::DriverChoice;
+
+use super::config::SandboxPoolConfig;
 use super::containers::Containers;
 use super::docker::Docker;
 use super::driver::{Driver, DriverError, ProbeContext};
@@ -9,7 +11,34 @@ use super::native::Native;
 use super::probe;
 use super::runner::{Remote, RunnerHandle};
 
-/// A driver that has proven itself, and why it is this one.
+/// What makes boxes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// The engine.
+    Docker,
+    /// bubblewrap.
+    Native,
+}
+
+impl Kind {
+    /// As it is written.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Docker => "docker",
+            Self::Native => "native",
+        }
+    }
+
+    /// How an agent names it.
+    pub const fn choice(self) -> DriverChoice {
+        match self {
+            Self::Docker => DriverChoice::Docker,
+            Self::Native => DriverChoice::Native,
+        }
+    }
+}
+
+/// A driver that has proven itself, and why it is used.
 #[derive(Debug, Clone)]
 pub struct Chosen {
     /// The driver.
@@ -18,35 +47,20 @@ pub struct Chosen {
     pub why: String,
 }
 
-/// Tries the drivers in order; each proves itself with a box that tries to get out. The engine is spoken to by the runner where there
-/// is one; without it, as in tests, by this process.
+/// Tries this one. The engine is spoken to by the runner where there is one; without it, as in tests, by this process.
 ///
 /// # Errors
-/// What each of them said, with the command that changes it.
-pub async fn choose(
+/// What it said, with the command that changes it.
+pub async fn attempt(
+    kind: Kind,
     config: &SandboxPoolConfig,
     context: &ProbeContext,
     runner: Option<&RunnerHandle>,
-) -> Result<Chosen, Vec<String>> {
-    let mut said = Vec::new();
-    if config.driver != Choice::Native {
-        match docker(config, context, runner).await {
-            Ok(chosen) => return Ok(chosen),
-            Err(error) => said.push(error.to_string()),
-        }
+) -> Result<Chosen, DriverError> {
+    match kind {
+        Kind::Docker => docker(config, context, runner).await,
+        Kind::Native => native(context).await,
     }
-    if config.driver != Choice::Docker {
-        match native(context).await {
-            Ok(mut chosen) => {
-                if let [docker] = &said[..] {
-                    chosen.why = format!("{}; not Docker: {docker}", chosen.why);
-                }
-                return Ok(chosen);
-            }
-            Err(error) => said.push(error.to_string()),
-        }
-    }
-    Err(said)
 }
 
 async fn native(context: &ProbeContext) -> Result<Chosen, DriverError> {

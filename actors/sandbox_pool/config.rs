@@ -2,30 +2,16 @@
 
 use portcullis_core::egress::{Addresses, Rules, Terminations, terminations};
 use portcullis_core::sandbox::{
-    Access, EnvNames, ImageName, Isolation, Layer, Mounts, Named, Overrides, RuntimeName, Scope,
-    ShareName, SystemCalls, Unlisted, UserRange, count, hosts, mounts, names, size, word,
+    Access, DriverChoice, EnvNames, ImageName, Isolation, Layer, Mounts, Named, Overrides,
+    RuntimeName, Scope, ShareName, SystemCalls, Unlisted, UserRange, count, hosts, mounts, names,
+    size, word,
 };
-use serde::{Deserialize, Serialize};
-
-/// Which driver makes the boxes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Choice {
-    /// Docker where an engine answers, else native.
-    #[default]
-    Auto,
-    /// Docker or nothing.
-    Docker,
-    /// bubblewrap or nothing.
-    Native,
-}
+use serde::Deserialize;
 
 /// Where agents' commands run, and within what.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(from = "Section")]
 pub struct SandboxPoolConfig {
-    /// Which driver.
-    pub driver: Choice,
     /// The Docker engine, `unix:///path`; without it DOCKER_HOST, else /var/run/docker.sock.
     pub engine: Option<String>,
     /// Most boxes at once.
@@ -50,7 +36,8 @@ pub struct SandboxPoolConfig {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Section {
-    driver: Choice,
+    #[serde(deserialize_with = "word")]
+    driver: Option<DriverChoice>,
     /// The config names every key, so "none" is written as an empty text.
     engine: String,
     max_boxes: usize,
@@ -111,7 +98,7 @@ struct Section {
 impl Default for Section {
     fn default() -> Self {
         Self {
-            driver: Choice::Auto,
+            driver: None,
             engine: String::new(),
             max_boxes: 32,
             sessions_per_agent: 8,
@@ -150,7 +137,6 @@ impl Default for Section {
 impl From<Section> for SandboxPoolConfig {
     fn from(section: Section) -> Self {
         Self {
-            driver: section.driver,
             engine: (!section.engine.is_empty()).then_some(section.engine),
             max_boxes: section.max_boxes,
             sessions_per_agent: section.sessions_per_agent,
@@ -161,6 +147,7 @@ impl From<Section> for SandboxPoolConfig {
             egress_to_networks: section.egress_to_networks,
             says: Overrides {
                 profile: section.profile,
+                driver: section.driver,
                 min_isolation: section.min_isolation,
                 image: section.image,
                 runtime: section.runtime,

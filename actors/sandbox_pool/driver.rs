@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use portcullis_core::ids::BoxId;
 use portcullis_core::sandbox::Isolation;
 
+use super::choose::Kind;
 use super::containers::Containers;
 use super::native::Native;
 use super::spec::{BoxLimits, BoxSpec, FoundBox, StartedBox};
@@ -74,12 +75,17 @@ pub enum Driver {
 }
 
 impl Driver {
+    /// Which of the two.
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Self::Native(_) => Kind::Native,
+            Self::Docker(_) => Kind::Docker,
+        }
+    }
+
     /// `native` or `docker`, as provenance and the log show it.
     pub const fn name(&self) -> &'static str {
-        match self {
-            Self::Native(_) => "native",
-            Self::Docker(_) => "docker",
-        }
+        self.kind().as_str()
     }
 
     /// How strong it is.

@@ -12,7 +12,7 @@ use portcullis_core::sandbox::{
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::choose::Chosen;
+use super::choose::{Chosen, Kind};
 use super::holder::{Holder, SessionKey};
 use super::input::RunInputs;
 use super::runner::RunnerShown;
@@ -251,15 +251,29 @@ pub struct BoxShown {
     pub profile_hash: String,
 }
 
+/// A driver that some agents name, beside that of all others.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OtherDriver {
+    /// `native` or `docker`.
+    pub driver: &'static str,
+    /// It makes boxes now.
+    pub is_proven: bool,
+    /// Why, or why not.
+    pub why: String,
+}
+
 /// The pool as `status` shows it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct PoolStatus {
-    /// `native` or `docker`; none while none is proven.
+    /// `native` or `docker`, of agents that name none; none while it is not proven.
     pub driver: Option<&'static str>,
     /// Why that one, or what each said.
     pub why: String,
-    /// It is not known yet: drivers are being tried.
+    /// It is not known yet: it is being tried.
     pub trying: bool,
+    /// What other agents name.
+    pub others: Vec<OtherDriver>,
     /// Live boxes, and who has each.
     pub boxes: Vec<(BoxId, Holder)>,
     /// Boxes that are kept ready for sessions.
@@ -305,10 +319,10 @@ pub enum SandboxPoolMsg {
     End(BoxId, Reply<bool, std::convert::Infallible>),
     /// What `status` shows.
     Status(Reply<PoolStatus, std::convert::Infallible>),
-    /// From the pool's own task: the drivers have been tried and old boxes ended.
-    Tried(Result<Chosen, Vec<String>>),
-    /// From the pool's own timer: there is no driver, and they are tried again.
-    TryAgain,
+    /// From the pool's own task: a driver has been tried, and its old boxes ended.
+    Tried(Kind, Box<Result<Chosen, String>>),
+    /// From the pool's own timer: a driver is not there, and is tried again.
+    TryAgain(Kind),
     /// From the pool's own task: the id of an image, or why it cannot be used.
     Image(ImageName, Result<String, String>),
     /// From the pool's own task: whether this owner has a user of the host, and its folder.

@@ -62,8 +62,8 @@ mod wanted;
 mod warm;
 
 pub use actor::{SandboxPool, SandboxPoolWiring};
-pub use choose::{Chosen, choose};
-pub use config::{Choice, SandboxPoolConfig};
+pub use choose::{Chosen, Kind};
+pub use config::SandboxPoolConfig;
 pub use containers::Containers;
 pub use docker::Docker;
 pub use driver::{Driver, DriverError, ProbeContext};

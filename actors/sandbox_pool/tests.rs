@@ -23,6 +23,7 @@ macro_rules! promises {
 }
 
 pub(crate) mod docker;
+mod drivers;
 pub(crate) mod harness;
 mod input;
 mod native;

@@ -21,8 +21,10 @@ use super::users::User;
 use crate::supervision::Crash;
 
 /// What a box of an agent must be.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Wanted {
+    /// What makes it.
+    pub driver: Driver,
     /// Every limit.
     pub effective: Effective,
     /// The image's id, as the engine names it; none with the native driver.
@@ -173,6 +175,7 @@ impl SandboxPool {
             mounts.map_err(|(name, why)| Unmet::Refused(PoolError::Mount { name, why }))?;
         let hash = self.hash(driver, &effective, holds, user);
         Ok(Wanted {
+            driver: driver.clone(),
             effective,
             image,
             mounts,
@@ -318,7 +321,8 @@ impl SandboxPool {
             Waiting::Run(start) => start.reply.refuse(why),
             Waiting::Profile(_, _, reply) => reply.refuse(why),
             Waiting::Explain(agent, reply) => {
-                reply.ok(self.explained(agent, self.driver(), Err(why)));
+                let driver = self.driver_of(agent.as_ref());
+                reply.ok(self.explained(agent, driver, Err(why)));
             }
         }
     }
@@ -356,7 +360,7 @@ impl SandboxPool {
             shared: effective.sharers,
             lines,
             driver: driver.map(Driver::name),
-            driver_why: self.status().why,
+            driver_why: self.drivers.standing(effective.profile.driver).1,
             weaker: isolation.is_some_and(|has| has < effective.profile.min_isolation),
             isolation,
             image_digest,

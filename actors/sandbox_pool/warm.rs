@@ -14,7 +14,6 @@ use tokio::time::Instant;
 
 use super::actor::SandboxPool;
 use super::boxes::Live;
-use super::driver::Driver;
 use super::holder::{Holder, PoolKey, SessionKey};
 use super::messages::SandboxPoolMsg;
 use super::wanted::{Unmet, Wanted};
@@ -187,10 +186,17 @@ impl SandboxPool {
     /// What is wanted may be another now: each kind is looked up anew, and those of the agents that the configuration gives the scope
     /// are kept from the first on, as many as there may be boxes.
     pub(super) async fn review(&mut self) -> Result<(), Crash> {
-        let Some(driver) = self.driver().cloned() else {
-            return Ok(());
-        };
-        let mut old = std::mem::take(&mut self.warm.kinds);
+        // What cannot be made now is kept for when it can.
+        let mut old = BTreeMap::new();
+        for (pool, kind) in std::mem::take(&mut self.warm.kinds) {
+            let is_there = self.drivers.has(&kind.wanted.driver);
+            let kinds = if is_there {
+                &mut old
+            } else {
+                &mut self.warm.kinds
+            };
+            kinds.insert(pool, kind);
+        }
         let most = self.most_warm();
         let named: Vec<_> = self.wiring.profiles.agents.keys().cloned().collect();
         let known = named.into_iter().map(Some).chain([None]);
@@ -204,6 +210,9 @@ impl SandboxPool {
             if !self.is_for_sessions(agent.as_ref()) {
                 continue;
             }
+            let Some(driver) = self.driver_of(agent.as_ref()).cloned() else {
+                continue;
+            };
             let wanted = match self.wanted(&driver, agent.as_ref()) {
                 Ok(wanted) => wanted,
                 Err(Unmet::NoUser(owner, access)) => {
@@ -254,9 +263,6 @@ impl SandboxPool {
     /// Ends what is kept and not wanted, and makes what is wanted and not kept.
     pub(super) async fn fill(&mut self) -> Result<(), Crash> {
         self.warm.soon = None;
-        let Some(driver) = self.driver().cloned() else {
-            return Ok(());
-        };
         let now = Instant::now();
         let had = self.discard(now).await;
         let starting = self.boxes.values().filter(|live| live.is_starting());
@@ -265,7 +271,7 @@ impl SandboxPool {
         // Who waits for a box has the machine; this is asked again when that serves.
         let may_make = for_runs.is_empty() && ahead.len() < self.warm.at_once;
         if may_make && self.boxes.len() < self.wiring.config.max_boxes {
-            self.make_one(&driver, now, &had).await?;
+            self.make_one(now, &had).await?;
         }
         self.warm.look = (!self.warm.kinds.is_empty())
             .then(|| self.ctx.after("warm_look", 0, LOOK, SandboxPoolMsg::Fill));
@@ -321,7 +327,6 @@ impl SandboxPool {
     /// Makes one of the kind of which there are fewest.
     async fn make_one(
         &mut self,
-        driver: &Driver,
         now: Instant,
         had: &BTreeMap<PoolKey, usize>,
     ) -> Result<(), Crash> {
@@ -330,6 +335,7 @@ impl SandboxPool {
         let kinds = self.warm.kinds.iter();
         let short =
             kinds.filter(|(pool, kind)| now >= kind.not_before && count(pool) < self.target(kind));
+        let short = short.filter(|(_, kind)| self.drivers.has(&kind.wanted.driver));
         let neediest =
             short.min_by_key(|(pool, kind)| (count(pool), Reverse(kind.demand.last(at))));
         let Some((pool, kind)) = neediest else {
@@ -351,7 +357,7 @@ impl SandboxPool {
             return Ok(());
         }
         if let Err(error) = self
-            .make(driver, &Holder::Nobody(pool.clone()), &wanted)
+            .make(&wanted.driver, &Holder::Nobody(pool.clone()), &wanted)
             .await?
         {
             tracing::warn!(%error, "no box could be made ahead");

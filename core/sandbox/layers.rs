@@ -8,8 +8,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::env::EnvNames;
 use super::mounts::Mounts;
 use super::profile::{
-    Access, ImageName, Isolation, Named, Profile, RuntimeName, Scope, ShareName, Shown,
-    SystemCalls, Unlisted,
+    Access, DriverChoice, ImageName, Isolation, Named, Profile, RuntimeName, Scope, ShareName,
+    Shown, SystemCalls, Unlisted,
 };
 use crate::egress::{Name, Rules, Terminations, terminations};
 use crate::ids::AgentId;
@@ -26,6 +26,9 @@ pub struct Overrides {
     /// Begins anew from this one: what the layers below say is gone.
     #[serde(deserialize_with = "word")]
     pub profile: Option<Named>,
+    /// [`Profile::driver`].
+    #[serde(deserialize_with = "word")]
+    pub driver: Option<DriverChoice>,
     /// [`Profile::min_isolation`].
     #[serde(deserialize_with = "word")]
     pub min_isolation: Option<Isolation>,
@@ -289,6 +292,7 @@ impl Effective {
     fn lay(&mut self, layer: &Layer) {
         let Overrides {
             profile,
+            driver,
             min_isolation,
             image,
             runtime,
@@ -321,6 +325,7 @@ impl Effective {
                 from.insert(key, layer.name.clone());
             }
         };
+        put("driver", set(&mut to.driver, driver.as_ref()));
         put(
             "min_isolation",
             set(&mut to.min_isolation, min_isolation.as_ref()),
@@ -470,6 +475,12 @@ impl Profiles {
         own
     }
 
+    /// The drivers that boxes of some agent are made by.
+    pub fn drivers(&self) -> BTreeSet<DriverChoice> {
+        let agents = self.agents.keys().map(Some).chain([None]);
+        agents.map(|agent| self.own(agent).profile.driver).collect()
+    }
+
     /// Every host whose TLS any agent's layers have opened: what the gateway's authority is for.
     pub fn terminated(&self) -> BTreeSet<Name> {
         let layers = self.every.iter().chain(self.agents.values().flatten());
@@ -477,7 +488,7 @@ impl Profiles {
         said.flat_map(Terminations::hosts).collect()
     }
 
-    /// What cannot be served, in words: agents that share a box and name different images or runtimes.
+    /// What cannot be served, in words: agents that share a box and name different drivers, images or runtimes.
     pub fn problems(&self) -> Vec<String> {
         let mut found = Vec::new();
         let mut seen = BTreeSet::new();
@@ -492,6 +503,7 @@ impl Profiles {
                 all.any(|other| differs(&other.profile, &own.profile))
             };
             for (what, is_wrong) in [
+                ("driver", differs(|one, other| one.driver != other.driver)),
                 ("image", differs(|one, other| one.image != other.image)),
                 (
                     "runtime",

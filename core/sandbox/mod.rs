@@ -20,7 +20,7 @@ pub use layers::{
 };
 pub use mounts::{MOUNTS_INSIDE, MountSource, Mounts};
 pub use profile::{
-    Access, ImageName, Isolation, Named, Network, Profile, RuntimeName, Scope, ShareName, Shown,
-    SystemCalls, Unlisted,
+    Access, DriverChoice, ImageName, Isolation, Named, Network, Profile, RuntimeName, Scope,
+    ShareName, Shown, SystemCalls, Unlisted,
 };
 pub use users::{Host, Owner, UserError, UserRange, UserRow, Users};

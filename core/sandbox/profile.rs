@@ -10,7 +10,7 @@ use crate::egress::{Rules, Terminations};
 use crate::ids::AgentId;
 
 /// Begins the canonical bytes; another form gets another number.
-const CANONICAL: &[u8] = b"portcullis-profile-v5\0";
+const CANONICAL: &[u8] = b"portcullis-profile-v6\0";
 
 /// How strong what holds a box is; more is stronger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -22,6 +22,30 @@ pub enum Isolation {
     Native,
     /// A container of a Docker engine: besides, a root file system of its own and the engine's profiles.
     Docker,
+}
+
+/// Which driver makes a box.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DriverChoice {
+    /// Docker where an engine answers, else native: decided once, at a gateway's start.
+    #[default]
+    Auto,
+    /// A container of the engine, or nothing.
+    Docker,
+    /// bubblewrap, or nothing.
+    Native,
+}
+
+impl DriverChoice {
+    /// As it is written.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Docker => "docker",
+            Self::Native => "native",
+        }
+    }
 }
 
 /// What a box sees of its agent's folder; more is more.
@@ -335,6 +359,8 @@ pub enum Shown {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Profile {
+    /// What makes it.
+    pub driver: DriverChoice,
     /// The weakest isolation that will do.
     pub min_isolation: Isolation,
     /// A local image of the engine's; none is the default one.
@@ -416,6 +442,7 @@ impl Profile {
     /// The least that a box can be: nothing is below it.
     pub fn least() -> Self {
         Self {
+            driver: DriverChoice::Auto,
             min_isolation: Isolation::Docker,
             image: None,
             runtime: None,
@@ -443,11 +470,12 @@ impl Profile {
     }
 
     /// What a child gets that was made by this one's agent: of each limit the smaller, the stronger isolation, and only what both may
-    /// see and set. Image, runtime and share are no more and no less: they are the parent's, whose tools and files they stand for.
+    /// see and set. Driver, image, runtime and share are no more and no less: they are the parent's, whose tools and files they stand for.
     #[must_use]
     pub fn meet(&self, child: &Self) -> Self {
         let Network::None = child.network;
         Self {
+            driver: self.driver,
             min_isolation: self.min_isolation.max(child.min_isolation),
             image: self.image.clone(),
             runtime: self.runtime.clone(),
@@ -474,7 +502,7 @@ impl Profile {
         }
     }
 
-    /// Whether nothing in it is more than in the other. Image, runtime and share are left out: they are no more and no less.
+    /// Whether nothing in it is more than in the other. Driver, image, runtime and share are left out: they are no more and no less.
     pub fn is_within(&self, other: &Self) -> bool {
         let (Network::None, Network::None) = (self.network, other.network);
         self.min_isolation >= other.min_isolation
@@ -501,6 +529,7 @@ impl Profile {
     /// Every key with its value, in the order in which they are shown and hashed.
     pub fn entries(&self) -> Vec<(&'static str, Shown)> {
         let Self {
+            driver,
             min_isolation,
             image,
             runtime,
@@ -529,6 +558,7 @@ impl Profile {
         let count = |number: &u32| Shown::Number(u64::from(*number));
         let size = |number: &u64| Shown::Number(*number);
         vec![
+            ("driver", word(driver.as_str())),
             ("min_isolation", word(min_isolation.as_str())),
             ("image", word(image.as_ref().map_or("", ImageName::as_str))),
             (

@@ -225,7 +225,7 @@ fn agents_that_nobody_named_share_a_box_where_all_do() {
 }
 
 #[test]
-fn a_share_has_one_image() {
+fn a_share_has_one_image_and_one_driver() {
     let mut profiles = sharing();
     assert_eq!(profiles.problems(), Vec::<String>::new());
     let other = layer("[agents.e.sandbox]", "scope = 'shared'\nimage = 'x:1'");
@@ -233,6 +233,12 @@ fn a_share_has_one_image() {
     let problems = profiles.problems();
     assert_eq!(problems.len(), 1, "{problems:?}");
     assert!(problems[0].contains("\"default\" must name the same image"));
+    let driven = layer("[agents.e.sandbox]", "scope = 'shared'\ndriver = 'native'");
+    profiles.agents.insert(agent("e"), vec![driven]);
+    let problems = profiles.problems();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].contains("\"default\" must name the same driver"));
+    profiles.agents.insert(agent("e"), vec![other.clone()]);
     profiles.agents.insert(agent("c"), vec![other]);
     assert_eq!(profiles.problems(), Vec::<String>::new());
 }
@@ -293,6 +299,7 @@ fn what_cannot_be_served_is_named_by_its_key() {
         "env = ['LD_PRELOAD']",
         "pids = -1",
         "uid = 7",
+        "driver = 'podman'",
         "runtime = 'a/b'",
         "seccomp = 'none'",
         "mounts = ['/a']",
@@ -343,7 +350,8 @@ fn a_list_of_names_allows_what_it_says() {
 #[test]
 fn the_canonical_bytes_tell_every_value_apart() {
     let base = Named::Baseline.profile();
-    let changes: [fn(&mut Profile); 22] = [
+    let changes: [fn(&mut Profile); 23] = [
+        |p| p.driver = DriverChoice::Native,
         |p| p.min_isolation = Isolation::Docker,
         |p| p.image = Some(ImageName::new("a").unwrap()),
         |p| p.runtime = Some(RuntimeName::new("a").unwrap()),
@@ -392,9 +400,10 @@ fn the_canonical_bytes_tell_every_value_apart() {
 #[test]
 fn the_form_of_the_canonical_bytes_is_pinned() {
     let least = Profile::least().canonical();
-    let mut expected = b"portcullis-profile-v5\0".to_vec();
+    let mut expected = b"portcullis-profile-v6\0".to_vec();
     for (key, value) in [
-        ("min_isolation", &b"docker"[..]),
+        ("driver", &b"auto"[..]),
+        ("min_isolation", b"docker"),
         ("image", b""),
         ("runtime", b""),
         ("seccomp", b"strict"),
@@ -497,9 +506,14 @@ fn any_profile() -> impl Strategy<Value = Profile> {
     ];
     let scope = (scope, prop_oneof![Just("one"), Just("two")]);
     let calls = prop_oneof![Just(SystemCalls::Strict), Just(SystemCalls::Debug)];
+    let driver = prop_oneof![
+        Just(DriverChoice::Auto),
+        Just(DriverChoice::Docker),
+        Just(DriverChoice::Native)
+    ];
     let runtime = prop_oneof![Just(""), Just("runc"), Just("crun")];
     let words = (
-        (isolation, any_mounts(), calls, runtime),
+        (isolation, any_mounts(), calls, runtime, driver),
         access,
         image,
         any_env(),
@@ -515,8 +529,9 @@ fn any_profile() -> impl Strategy<Value = Profile> {
     (words, counts, sizes).prop_map(|(words, counts, sizes)| {
         let (walls, workspace, image, env, (egress, terminate, egress_unlisted), (scope, share)) =
             words;
-        let (min_isolation, mounts, seccomp, runtime) = walls;
+        let (min_isolation, mounts, seccomp, runtime, driver) = walls;
         Profile {
+            driver,
             min_isolation,
             image: ImageName::new(image).ok(),
             runtime: RuntimeName::new(runtime).ok(),
@@ -550,7 +565,7 @@ proptest! {
         let both = parent.meet(&child);
         prop_assert!(both.is_within(&parent) && both.is_within(&child));
         prop_assert_eq!((&both.image, &both.share), (&parent.image, &parent.share));
-        prop_assert_eq!(&both.runtime, &parent.runtime);
+        prop_assert_eq!((&both.runtime, both.driver), (&parent.runtime, parent.driver));
         // Nothing lies between: each limit is one of the two.
         for ((key, value), (one, two)) in both.entries().into_iter().zip(parent.entries().into_iter().zip(child.entries())) {
             if !["env", "egress", "mounts", "terminate"].contains(&key) {
@@ -564,6 +579,7 @@ proptest! {
         let mut other = b.meet(&a);
         other.image.clone_from(&a.image);
         other.runtime.clone_from(&a.runtime);
+        other.driver = a.driver;
         other.share.clone_from(&a.share);
         prop_assert_eq!(a.meet(&b), other);
         prop_assert_eq!(a.meet(&b).meet(&c), a.meet(&b.meet(&c)));

@@ -81,6 +81,18 @@ fn shown(status: &Value) -> String {
                 .to_owned(),
         );
     }
+    let others = ours.pointer("/driver/others").and_then(Value::as_array);
+    for other in others.into_iter().flatten() {
+        let (name, why) = (field(other, "driver"), field(other, "why"));
+        let word = match other["isProven"].as_bool() {
+            Some(true) => "",
+            _ => "NOT USABLE: ",
+        };
+        put(
+            "",
+            format!("{} (some agents)  {word}{}", clean(name), clean(why)),
+        );
+    }
     if let Some(runner) = ours.pointer("/driver/runner").filter(|r| r.is_object()) {
         put("runner", runner_line(runner));
     }
@@ -252,7 +264,9 @@ mod tests {
     fn a_room_that_is_down_makes_it_degraded() {
         let status = |state: &str| {
             json!({"runtimeVersion": "0.1.0", "portcullis": {
-                "uptimeMs": 61_000, "driver": {"name": "native", "detail": "bubblewrap"},
+                "uptimeMs": 61_000, "driver": {"name": "native", "detail": "bubblewrap", "others": [
+                    {"driver": "docker", "isProven": false, "why": "there is no engine"},
+                ]},
                 "pending": {"devices": 1, "approvals": 0}, "listeners": ["127.0.0.1:18789"], "connectedDevices": 3,
                 "auditHead": {"seq": 9, "hash": "ab"}, "auditFirstKey": "portcullis-audit/01+2+AB",
                 "sinks": {"siem": {"kind": "http", "taken": 4, "lag": 5, "lost": 1, "error": "the receiver answers 503"}},
@@ -266,6 +280,7 @@ mod tests {
         for part in [
             "up 1 min",
             "native  bubblewrap",
+            "docker (some agents)  NOT USABLE: there is no engine",
             "1 devices",
             "vault  up",
             "1/8",

@@ -216,6 +216,8 @@ fn gateway(content: &Content<'_>) -> Markup {
         "" => "none: commands are refused",
         name => name,
     };
+    let others = driver.get("others").and_then(Value::as_array);
+    let others = others.map_or(&[][..], Vec::as_slice);
     html! {
         dl {
             dt { "Gateway" }
@@ -225,6 +227,9 @@ fn gateway(content: &Content<'_>) -> Markup {
             }
             dt { "Sandbox" }
             dd { (clean(name)) " " (clean(field(driver, "detail"))) }
+            @for other in others {
+                dd { (clean(field(other, "driver"))) ", for some agents: " (clean(field(other, "why"))) }
+            }
         }
     }
 }

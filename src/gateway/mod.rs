@@ -478,7 +478,20 @@ async fn greeting(
     let driver = loop {
         match pool.status().await {
             Ok(status) if status.driver.is_some() => {
-                break format!("{} ({})", status.driver.unwrap_or_default(), status.why);
+                let also = status.others.iter().map(|other| {
+                    let driver = other.driver;
+                    if other.is_proven {
+                        format!("; {driver}, for some agents")
+                    } else {
+                        format!("; NOT {driver}, for some agents: {}", other.why)
+                    }
+                });
+                let also: String = also.collect();
+                break format!(
+                    "{} ({}){also}",
+                    status.driver.unwrap_or_default(),
+                    status.why
+                );
             }
             Ok(status) if !status.trying => break format!("none: {}", status.why),
             Ok(_) => tokio::time::sleep(Duration::from_millis(50)).await,

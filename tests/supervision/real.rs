@@ -11,7 +11,7 @@ use portcullis_actors::clock::Clock;
 use portcullis_actors::nodes::{NodesConfig, NodesHandle, NodesWiring};
 use portcullis_actors::pairing::{PairingConfig, PairingHandle, PairingWiring};
 use portcullis_actors::sandbox_pool::{
-    Choice, Record, SandboxPool, SandboxPoolConfig, SandboxPoolHandle, SandboxPoolWiring, UserBook,
+    Record, SandboxPool, SandboxPoolConfig, SandboxPoolHandle, SandboxPoolWiring, UserBook,
 };
 use portcullis_actors::store::{Op, Store};
 use portcullis_actors::supervision::{
@@ -25,6 +25,7 @@ use portcullis_core::auth::{Door, Principal, Proof, Role, Scope, ScopeSet};
 use portcullis_core::identity::Identity;
 use portcullis_core::ids::AgentId;
 use portcullis_core::policy::{AgentPolicy, Elevated, ExecMode};
+use portcullis_core::sandbox::{DriverChoice, Layer, Overrides, Profiles};
 use portcullis_core::seal::Secret;
 use portcullis_core::time::Millis;
 use portcullis_core::token::TokenHash;
@@ -172,23 +173,23 @@ impl Ground {
     }
 
     pub fn pool(&mut self, capacity: usize) -> SandboxPoolHandle {
-        self.pool_of(capacity, portcullis_core::sandbox::Profiles::default())
+        self.pool_of(capacity, Profiles::default())
     }
 
     /// With profiles of the caller's own.
-    pub fn pool_of(
-        &mut self,
-        capacity: usize,
-        profiles: portcullis_core::sandbox::Profiles,
-    ) -> SandboxPoolHandle {
+    pub fn pool_of(&mut self, capacity: usize, mut profiles: Profiles) -> SandboxPoolHandle {
+        profiles.every.push(Layer {
+            name: "[sandbox]".to_owned(),
+            says: Overrides {
+                driver: Some(DriverChoice::Native),
+                ..Overrides::default()
+            },
+        });
         SandboxPoolHandle::new(self.tree.room::<SandboxPool>(
             Policy::new(capacity),
             SandboxPoolWiring {
                 profiles,
-                config: SandboxPoolConfig {
-                    driver: Choice::Native,
-                    ..SandboxPoolConfig::default()
-                },
+                config: SandboxPoolConfig::default(),
                 state: self.state.path().to_owned(),
                 private: Vec::new(),
                 cell: include_bytes!(env!("PORTCULLIS_CELL")),

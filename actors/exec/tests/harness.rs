@@ -13,7 +13,7 @@ use portcullis_core::identity::Identity;
 use portcullis_core::ids::AgentId;
 use portcullis_core::plan::{PlanKey, Stdin, Target};
 use portcullis_core::policy::{AgentPolicy, Elevated, ExecMode};
-use portcullis_core::sandbox::{EnvNames, Layer, Overrides, Profiles};
+use portcullis_core::sandbox::{DriverChoice, EnvNames, Layer, Overrides, Profiles};
 use portcullis_core::seal::Key;
 use tokio::sync::mpsc;
 
@@ -28,8 +28,7 @@ use crate::nodes::{NodesConfig, NodesHandle, NodesWiring};
 use crate::pairing::{PairingConfig, PairingHandle, PairingWiring};
 use crate::sandbox_pool::tests::harness::cell;
 use crate::sandbox_pool::{
-    Choice, SandboxPool, SandboxPoolConfig, SandboxPoolHandle, SandboxPoolWiring, UserBook,
-    cell_file,
+    SandboxPool, SandboxPoolConfig, SandboxPoolHandle, SandboxPoolWiring, UserBook, cell_file,
 };
 use crate::store::Store;
 use crate::supervision::{Feed, Flag, Intensity, Policy, Tree, TreeBuilder};
@@ -115,13 +114,16 @@ pub async fn house_of(
     };
     let pool = SandboxPoolWiring {
         profiles: Profiles {
-            every: Vec::new(),
+            every: vec![Layer {
+                name: "[sandbox]".to_owned(),
+                says: Overrides {
+                    driver: Some(DriverChoice::Native),
+                    ..Overrides::default()
+                },
+            }],
             agents: [(AgentId::new("narrow").unwrap(), vec![narrow])].into(),
         },
-        config: SandboxPoolConfig {
-            driver: Choice::Native,
-            ..SandboxPoolConfig::default()
-        },
+        config: SandboxPoolConfig::default(),
         state: state.to_owned(),
         private: Vec::new(),
         cell,

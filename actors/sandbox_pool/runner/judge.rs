@@ -2,7 +2,7 @@
 
 use portcullis_core::ids::{AgentId, Hash32};
 use portcullis_core::sandbox::{
-    Access, Effective, ImageName, Isolation, Profiles, Scope, UserRange,
+    Access, DriverChoice, Effective, ImageName, Isolation, Profiles, Scope, UserRange,
 };
 
 use super::wire::Order;
@@ -60,17 +60,19 @@ impl Judge {
         };
         found.retain(|effective| {
             let profile = &effective.profile;
-            match whose {
-                Whose::Probe => false,
-                Whose::Agent(_) => profile.scope == Scope::Agent,
-                Whose::Session(_) | Whose::Ready(Some(_)) => profile.scope == Scope::Session,
-                Whose::Shared(name) => profile.scope == Scope::Shared && profile.share == *name,
-                // Nobody's folder, and nobody's way out.
-                Whose::Ready(None) => {
-                    let is_own = profile.workspace != Access::None || profile.may_leave();
-                    profile.scope == Scope::Session && !is_own
+            // Whose boxes bubblewrap makes has none of an engine.
+            profile.driver != DriverChoice::Native
+                && match whose {
+                    Whose::Probe => false,
+                    Whose::Agent(_) => profile.scope == Scope::Agent,
+                    Whose::Session(_) | Whose::Ready(Some(_)) => profile.scope == Scope::Session,
+                    Whose::Shared(name) => profile.scope == Scope::Shared && profile.share == *name,
+                    // Nobody's folder, and nobody's way out.
+                    Whose::Ready(None) => {
+                        let is_own = profile.workspace != Access::None || profile.may_leave();
+                        profile.scope == Scope::Session && !is_own
+                    }
                 }
-            }
         });
         found
     }

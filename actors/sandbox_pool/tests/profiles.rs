@@ -3,13 +3,15 @@
 use std::time::{Duration, Instant};
 
 use portcullis_core::ids::AgentId;
-use portcullis_core::sandbox::{Access, ImageName, Isolation, Named, Overrides, Shown};
+use portcullis_core::sandbox::{
+    Access, DriverChoice, ImageName, Isolation, Named, Overrides, Shown,
+};
 
 use super::docker::{Engine, import};
 use super::harness::{State, finish};
 use super::room::{Pool, gone, init_of, profiles};
 use crate::sandbox_pool::cgroup::Cgroups;
-use crate::sandbox_pool::{Choice, Explained, PoolError, SandboxPoolConfig};
+use crate::sandbox_pool::{Explained, PoolError, SandboxPoolConfig};
 use crate::supervision::CallError;
 
 fn agent(name: &str) -> AgentId {
@@ -283,7 +285,7 @@ async fn a_weaker_driver_and_an_image_without_an_engine_are_refused_not_degraded
 async fn explain_answers_where_there_is_no_driver() {
     let state = State::new();
     let pool = Pool::start(&state, |config| {
-        config.driver = Choice::Docker;
+        config.says.driver = Some(DriverChoice::Docker);
         config.engine = Some("unix:///nonexistent/docker.sock".to_owned());
     })
     .await;
@@ -323,7 +325,7 @@ async fn an_image_by_name_is_pinned_and_what_no_box_may_have_is_refused() {
     };
     let agents = ["one", "volume", "check"].map(|part| (part, named(part)));
     let use_engine = |config: &mut SandboxPoolConfig| {
-        config.driver = Choice::Docker;
+        config.says.driver = Some(DriverChoice::Docker);
         config.engine = Some(engine.host());
     };
     let mut pool = Pool::with_agents(&state, use_engine, &agents).await;

@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use portcullis_cell::Cause;
 use portcullis_core::ids::{AgentId, RunId};
-use portcullis_core::sandbox::{Layer, Overrides, Profiles};
+use portcullis_core::sandbox::{DriverChoice, Layer, Overrides, Profiles};
 use tokio::sync::mpsc;
 
 use super::harness::{self, Ended, Live, State, below, finish};
 use crate::sandbox_pool::cgroup::Cgroups;
 use crate::sandbox_pool::{
-    Choice, Driver, Native, PoolError, RunEvent, RunSpec, RunTicket, SandboxPool,
-    SandboxPoolConfig, SandboxPoolHandle, SandboxPoolWiring, SessionKey,
+    Driver, Native, PoolError, RunEvent, RunSpec, RunTicket, SandboxPool, SandboxPoolConfig,
+    SandboxPoolHandle, SandboxPoolWiring, SessionKey,
 };
 use crate::supervision::{CallError, FlagReader, Intensity, Policy, Tree, TreeBuilder};
 
@@ -38,10 +38,8 @@ impl Pool {
         change: impl FnOnce(&mut SandboxPoolConfig),
         agents: &[(&str, Overrides)],
     ) -> Self {
-        let mut config = SandboxPoolConfig {
-            driver: Choice::Native,
-            ..SandboxPoolConfig::default()
-        };
+        let mut config = SandboxPoolConfig::default();
+        config.says.driver = Some(DriverChoice::Native);
         change(&mut config);
         let profiles = profiles(&config, agents);
         let mut builder = TreeBuilder::new(
@@ -305,7 +303,7 @@ async fn boxes_of_a_crashed_daemon_are_ended_at_the_next_start() {
 async fn without_a_driver_it_refuses_and_says_what_to_do() {
     let state = State::new();
     let mut pool = Pool::start(&state, |config| {
-        config.driver = Choice::Docker;
+        config.says.driver = Some(DriverChoice::Docker);
         config.engine = Some("unix:///nonexistent/docker.sock".to_owned());
     })
     .await;

@@ -4,12 +4,12 @@ use std::time::{Duration, Instant};
 
 use portcullis_core::egress::Rules;
 use portcullis_core::ids::{AgentId, BoxId};
-use portcullis_core::sandbox::{Access, Overrides, Scope, ShareName};
+use portcullis_core::sandbox::{Access, DriverChoice, Overrides, Scope, ShareName};
 
 use super::docker::Engine;
 use super::harness::{State, finish};
 use super::room::Pool;
-use crate::sandbox_pool::{Choice, PoolError, SandboxPoolConfig};
+use crate::sandbox_pool::{PoolError, SandboxPoolConfig};
 use crate::supervision::{CallError, Flag};
 
 pub fn sessions() -> Overrides {
@@ -31,7 +31,7 @@ fn shares(name: &str, says: Overrides) -> Overrides {
 pub fn docker(engine: &Engine) -> impl Fn(&mut SandboxPoolConfig) {
     let host = engine.host();
     move |config| {
-        config.driver = Choice::Docker;
+        config.says.driver = Some(DriverChoice::Docker);
         config.engine = Some(host.clone());
     }
 }

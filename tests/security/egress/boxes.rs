@@ -6,7 +6,7 @@ use std::time::Duration;
 use portcullis_actors::audit::AuditHandle;
 use portcullis_actors::sandbox_pool::egress::{EgressLimits, Ways};
 use portcullis_actors::sandbox_pool::{
-    Choice, Record, RunEvent, RunSpec, SandboxPool, SandboxPoolConfig, SandboxPoolHandle,
+    Record, RunEvent, RunSpec, SandboxPool, SandboxPoolConfig, SandboxPoolHandle,
     SandboxPoolWiring, SessionKey, Stream, UserBook,
 };
 use portcullis_actors::store::Store;
@@ -14,7 +14,7 @@ use portcullis_actors::supervision::{Policy, Tree};
 use portcullis_actors::vault::VaultHandle;
 use portcullis_core::egress::{Addresses, Rules};
 use portcullis_core::ids::{AgentId, RunId};
-use portcullis_core::sandbox::{Layer, Overrides, Profiles, Scope};
+use portcullis_core::sandbox::{DriverChoice, Layer, Overrides, Profiles, Scope};
 use tokio::sync::mpsc;
 
 use super::terminated::{SECRET, filled, github};
@@ -64,13 +64,13 @@ impl House {
         let names = Names::default();
         let networks = Addresses::try_from(vec!["127.0.0.0/8".to_owned()]).unwrap();
         let config = SandboxPoolConfig {
-            driver: if docker {
-                Choice::Docker
-            } else {
-                Choice::Native
-            },
             engine: engine.as_ref().map(|engine| engine.host()),
             says: Overrides {
+                driver: Some(if docker {
+                    DriverChoice::Docker
+                } else {
+                    DriverChoice::Native
+                }),
                 egress: Some(Rules::new(rules).unwrap()),
                 terminate: opening.map(|opening| opening.terminate.clone()),
                 ..Overrides::default()

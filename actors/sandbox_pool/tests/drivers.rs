@@ -1,0 +1,191 @@
+//! Agents whose boxes are made by different drivers, in one pool.
+
+use std::time::{Duration, Instant};
+
+use portcullis_core::ids::AgentId;
+use portcullis_core::sandbox::{DriverChoice, Overrides, Scope};
+
+use super::docker::Engine;
+use super::harness::{State, finish};
+use super::room::Pool;
+use crate::sandbox_pool::PoolError;
+use crate::supervision::CallError;
+
+fn by(driver: DriverChoice) -> Overrides {
+    Overrides {
+        driver: Some(driver),
+        ..Overrides::default()
+    }
+}
+
+async fn refused(pool: &mut Pool, agent: &str) -> String {
+    match pool.begin(agent, "true").await {
+        Err(CallError::Refused(error @ PoolError::NoDriver(_))) => error.to_string(),
+        other => panic!("{:?}", other.err()),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn agents_of_two_drivers_have_boxes_side_by_side() {
+    let engine = Engine::shared();
+    let state = State::new();
+    let host = engine.host();
+    let change = |config: &mut crate::sandbox_pool::SandboxPoolConfig| {
+        config.says.driver = Some(DriverChoice::Auto);
+        config.engine = Some(host);
+    };
+    let agents = [
+        ("boxed", by(DriverChoice::Docker)),
+        ("bare", by(DriverChoice::Native)),
+        (
+            "fresh",
+            Overrides {
+                scope: Some(Scope::Session),
+                ..by(DriverChoice::Native)
+            },
+        ),
+    ];
+    let mut pool = Pool::with_agents(&state, change, &agents).await;
+    for (agent, driver, has_image) in [
+        ("bare", "native", false),
+        ("boxed", "docker", true),
+        ("any", "docker", true),
+        ("fresh", "native", false),
+    ] {
+        let (ticket, ended) = pool.run(agent, "echo runs").await;
+        let said = (ticket.driver, ticket.image_digest.is_some());
+        assert_eq!((said, ended.out.as_str()), ((driver, has_image), "runs\n"));
+        let explained = pool.handle.explain(AgentId::new(agent).ok()).await.unwrap();
+        assert_eq!(explained.driver, Some(driver), "{agent}");
+        assert_eq!(explained.profile_hash, Some(ticket.profile_hash));
+    }
+    let status = pool.handle.status().await.unwrap();
+    assert_eq!(status.driver, Some("docker"));
+    let others: Vec<_> = status
+        .others
+        .iter()
+        .map(|o| (o.driver, o.is_proven))
+        .collect();
+    assert_eq!(others, [("native", true)]);
+    // A box is kept ready by the driver of whom it is for.
+    let until = Instant::now() + Duration::from_secs(20);
+    while pool.handle.status().await.unwrap().warm.ready == 0 {
+        assert!(Instant::now() < until, "no box is made ahead");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    pool.session("another");
+    let (ticket, _) = pool.run("fresh", "true").await;
+    assert_eq!(ticket.driver, "native");
+    let warm = pool.handle.status().await.unwrap().warm;
+    assert!(warm.hits.count > 0, "{warm:?}");
+    pool.tree.stop().await;
+    assert!(
+        std::fs::read_dir(state.context.run_root.join("b"))
+            .unwrap()
+            .next()
+            .is_none()
+    );
+}
+
+/// Never by the other one in its place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_driver_that_is_not_there_refuses_its_own_agents_and_no_others() {
+    let state = State::new();
+    let change = |config: &mut crate::sandbox_pool::SandboxPoolConfig| {
+        config.engine = Some("unix:///nonexistent/docker.sock".to_owned());
+    };
+    let agents = [
+        ("boxed", by(DriverChoice::Docker)),
+        ("either", by(DriverChoice::Auto)),
+    ];
+    let mut pool = Pool::with_agents(&state, change, &agents).await;
+    let (ticket, ended) = pool.run("any", "echo runs").await;
+    assert_eq!((ticket.driver, ended.out.as_str()), ("native", "runs\n"));
+    let why = refused(&mut pool, "boxed").await;
+    assert!(
+        why.contains("there is no engine at /nonexistent/docker.sock"),
+        "{why}"
+    );
+    let (ticket, _) = pool.run("either", "true").await;
+    assert_eq!(ticket.driver, "native");
+    let explained = pool
+        .handle
+        .explain(AgentId::new("either").ok())
+        .await
+        .unwrap();
+    assert!(
+        explained.driver_why.contains("not Docker: "),
+        "{}",
+        explained.driver_why
+    );
+    let explained = pool
+        .handle
+        .explain(AgentId::new("boxed").ok())
+        .await
+        .unwrap();
+    assert_eq!(explained.refused.unwrap().code, "NO_DRIVER");
+    let status = pool.handle.status().await.unwrap();
+    let others: Vec<_> = status
+        .others
+        .iter()
+        .map(|o| (o.driver, o.is_proven))
+        .collect();
+    assert_eq!(
+        (status.driver, others),
+        (Some("native"), vec![("docker", false)])
+    );
+    pool.tree.stop().await;
+}
+
+/// What an engine takes along is what it made and what waits for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_engine_that_is_killed_takes_nothing_of_the_other_driver_along() {
+    let engine = Engine::start();
+    let state = State::new();
+    let host = engine.host();
+    let change = |config: &mut crate::sandbox_pool::SandboxPoolConfig| {
+        config.says.driver = Some(DriverChoice::Native);
+        config.engine = Some(host);
+    };
+    let agents = [("boxed", by(DriverChoice::Docker))];
+    let mut pool = Pool::with_agents(&state, change, &agents).await;
+    assert_eq!(pool.run("boxed", "echo runs").await.1.out, "runs\n");
+    let (_, _, seen) = pool
+        .begin("bare", "echo a > kept; sleep 3; cat kept; echo b")
+        .await
+        .unwrap();
+    let (_, _, taken) = pool.begin("boxed", "sleep 60").await.unwrap();
+    engine.kill_all();
+    let why = refused_soon(&mut pool).await;
+    assert!(why.contains("NO_DRIVER"), "{why}");
+    assert_eq!(pool.run("bare", "echo beside").await.1.out, "beside\n");
+    assert_eq!(finish(seen).await.out, "a\nb\n");
+    drop(taken);
+    engine.start_all_again();
+    let until = Instant::now() + Duration::from_secs(40);
+    loop {
+        match pool.begin("boxed", "echo again").await {
+            Ok((_, _, seen)) => break assert_eq!(finish(seen).await.out, "again\n"),
+            Err(error) => assert!(Instant::now() < until, "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    pool.tree.stop().await;
+}
+
+/// A box that still serves takes runs until it ends; a new one is refused.
+async fn refused_soon(pool: &mut Pool) -> String {
+    let until = Instant::now() + Duration::from_secs(40);
+    loop {
+        match pool.begin("boxed", "true").await {
+            Err(CallError::Refused(error @ PoolError::NoDriver(_))) => return error.to_string(),
+            Ok((_, _, seen)) => drop(seen),
+            Err(_) => {}
+        }
+        assert!(
+            Instant::now() < until,
+            "an engine that is gone is not missed"
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
