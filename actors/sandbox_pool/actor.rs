@@ -19,6 +19,7 @@ use super::egress::Ways;
 use super::folders;
 use super::holder::Holder;
 use super::messages::{PoolError, PoolStatus, RunTicket, SandboxPoolMsg, Start};
+use super::probe;
 use super::request::spawn;
 use super::runner::{self, RunnerHandle, RunnerProgram, RunnerShown};
 use super::runs::{Accepted, Order};
@@ -93,6 +94,8 @@ impl Room for SandboxPool {
     async fn start(wiring: &SandboxPoolWiring, ctx: Ctx<Self>) -> Result<Self, Crash> {
         let accounts = Accounts::restore(wiring).await?;
         let (context, cell_digest) = prepare(wiring, accounts.as_ref())?;
+        // Once, before any trial of this life: later it could take from one that is under way.
+        probe::sweep(&context);
         let mut pool = Self {
             ctx,
             wiring: wiring.clone(),

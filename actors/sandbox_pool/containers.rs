@@ -1,7 +1,5 @@
 //! A container engine, as the pool has it: behind the runner, or in this process.
 
-use std::path::Path;
-
 use portcullis_core::ids::BoxId;
 use portcullis_core::sandbox::{ImageName, RuntimeName};
 
@@ -48,14 +46,6 @@ impl Containers {
     /// Whether it has a runtime of this name.
     pub fn has_runtime(&self, name: &RuntimeName) -> bool {
         self.runtimes().iter().any(|has| has == name.as_str())
-    }
-
-    /// Its socket.
-    pub fn socket(&self) -> &Path {
-        match self {
-            Self::Here(docker) => docker.socket(),
-            Self::Runner(remote) => &remote.seen().socket,
-        }
     }
 
     /// See [`Docker::shape`].

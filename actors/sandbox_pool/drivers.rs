@@ -1,7 +1,7 @@
 //! Which drivers the pool has: each that some agent's boxes may be made by is tried beside the loop, watched where it can be lost, and
 //! tried again until it is there. One that is not there refuses its own agents and nobody else's, and is never exchanged for the other.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use portcullis_core::ids::{AgentId, BoxId};
@@ -13,7 +13,6 @@ use super::choose::{Chosen, Kind, attempt};
 use super::driver::{Driver, DriverError, ProbeContext};
 use super::engine::no_driver;
 use super::messages::{BoxProfile, Explained, OtherDriver, PoolError, SandboxPoolMsg, Start};
-use super::probe;
 use super::runs::Order;
 use super::standing::GivenUp;
 use super::{folders, found};
@@ -38,9 +37,6 @@ pub struct Drivers {
     /// What `auto` stands for in this room's life, once one has proven itself. A plan names what contains it, and people have decided on
     /// that: what is lost later is waited for, not exchanged.
     auto: Option<Kind>,
-    /// Trials are made one after the other: each sweeps what others left that were broken off.
-    under_way: Option<Kind>,
-    next: VecDeque<Kind>,
     /// Sees the loss of the engine.
     engine: Option<TaskHandle>,
 }
@@ -91,6 +87,10 @@ impl Trial {
         }
     }
 
+    const fn is_trying(&self) -> bool {
+        matches!(self.state, State::Trying(_))
+    }
+
     fn why(&self) -> String {
         match &self.state {
             State::Untried => "it has not been tried".to_owned(),
@@ -109,8 +109,6 @@ impl Drivers {
             native: Trial::new(),
             choices,
             auto: None,
-            under_way: None,
-            next: VecDeque::new(),
             engine: None,
         }
     }
@@ -175,10 +173,7 @@ impl Drivers {
         let is_tried = |kind| matches!(self.of(kind).state, State::Trying(_) | State::Untried);
         match self.kind(choice) {
             Some(kind) => is_tried(kind),
-            None => {
-                matches!(self.docker.state, State::Trying(_))
-                    || matches!(self.native.state, State::Trying(_))
-            }
+            None => self.docker.is_trying() || self.native.is_trying(),
         }
     }
 
@@ -192,6 +187,7 @@ impl Drivers {
             .map(|kind| OtherDriver {
                 driver: kind.as_str(),
                 is_proven: self.of(kind).proven().is_some(),
+                is_trying: self.of(kind).is_trying(),
                 why: self.of(kind).why(),
             })
             .collect()
@@ -238,23 +234,12 @@ impl SandboxPool {
         self.try_drivers();
     }
 
+    /// Begins a trial, beside the other driver's where that is under way: an engine that hangs holds nobody up but its own agents.
+    /// Ends whatever boxes of that driver an earlier life of this room or daemon left.
     fn try_driver(&mut self, kind: Kind, waiting: Vec<Waiting>) {
         let trial = self.drivers.of_mut(kind);
         trial.state = State::Trying(waiting);
         trial.timer = None;
-        self.drivers.next.push_back(kind);
-        self.begin();
-    }
-
-    /// Begins the next trial where none is under way, and ends whatever boxes of that driver an earlier life of this room or daemon left.
-    fn begin(&mut self) {
-        if self.drivers.under_way.is_some() {
-            return;
-        }
-        let Some(kind) = self.drivers.next.pop_front() else {
-            return;
-        };
-        self.drivers.under_way = Some(kind);
         let (config, context, ctx) = (
             self.wiring.config.clone(),
             self.context.clone(),
@@ -264,7 +249,6 @@ impl SandboxPool {
         let audit = self.wiring.ways.as_ref().map(|ways| ways.audit.clone());
         let ours: BTreeSet<BoxId> = self.boxes.values().map(|live| live.id.clone()).collect();
         let trial = async move {
-            probe::sweep(&context);
             let chosen = match attempt(kind, &config, &context, runner.as_ref()).await {
                 Ok(chosen) => reconcile(&chosen.driver, &context, &ours, audit.as_ref())
                     .await
@@ -289,7 +273,6 @@ impl SandboxPool {
         kind: Kind,
         result: Result<Chosen, String>,
     ) -> Result<(), Crash> {
-        self.drivers.under_way = None;
         let new = match result {
             Ok(chosen) => {
                 tracing::info!(driver = chosen.driver.name(), why = %chosen.why, "sandbox driver");
@@ -325,7 +308,6 @@ impl SandboxPool {
         for request in known {
             self.request(request).await?;
         }
-        self.begin();
         self.sweep_folders();
         self.review().await
     }
@@ -391,11 +373,13 @@ impl SandboxPool {
         }
     }
 
-    /// Control folders that a kill left: when every driver has said which boxes there are.
+    /// Control folders that a kill left: when every driver has said which boxes there are, and none has one of a trial.
     fn sweep_folders(&self) {
         let mut kinds = [Kind::Docker, Kind::Native].into_iter();
-        let is_known =
-            |kind| self.drivers.of(kind).proven().is_some() || !self.drivers.is_needed(kind);
+        let is_known = |kind| {
+            let trial = self.drivers.of(kind);
+            trial.proven().is_some() || !trial.is_trying() && !self.drivers.is_needed(kind)
+        };
         if kinds.all(is_known) {
             let folders = self.context.run_root.join("b");
             folders::sweep_run_dirs(&folders, |name| {
@@ -438,12 +422,12 @@ impl SandboxPool {
 
     /// A driver, or the request kept or refused.
     pub(super) fn driver_for(&mut self, request: Waiting) -> Option<(Driver, Waiting)> {
-        let choice = self.effective(request.agent()).profile.driver;
-        let is_trying = |trial: &Trial| matches!(trial.state, State::Trying(_));
+        let effective = self.effective(request.agent());
+        let choice = effective.profile.driver;
         let kind = match self.drivers.kind(choice) {
             Some(kind) => kind,
             // The second is tried because the first is not there.
-            None if is_trying(&self.drivers.native) && !is_trying(&self.drivers.docker) => {
+            None if self.drivers.native.is_trying() && !self.drivers.docker.is_trying() => {
                 Kind::Native
             }
             None => Kind::Docker,
@@ -463,7 +447,16 @@ impl SandboxPool {
             State::None { said, at }
                 if at.elapsed() < ASKED_AGAIN || matches!(request, Waiting::Explain(..)) =>
             {
-                let why = PoolError::NoDriver(if is_open { both } else { said.clone() });
+                let why = match choice {
+                    DriverChoice::Auto => {
+                        PoolError::NoDriver(if is_open { both } else { said.clone() })
+                    }
+                    named => PoolError::NotThisDriver {
+                        driver: named.as_str(),
+                        from: effective.from("driver").to_owned(),
+                        said: said.clone(),
+                    },
+                };
                 self.refuse(request, why);
                 None
             }

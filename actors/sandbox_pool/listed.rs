@@ -41,6 +41,7 @@ fn shown(live: &Live) -> BoxShown {
         share: None,
         session: None,
         session_of: None,
+        driver: live.driver.name(),
         state: match (live.leaving, standing.init) {
             (true, _) => "leaves",
             (false, None) => "starting",

@@ -147,6 +147,18 @@ pub enum PoolError {
     /// No driver can contain anything here.
     #[error("no sandbox driver can be used, so nothing was run: {0}")]
     NoDriver(String),
+    /// The one that the agent's profile names cannot, and another would be none that somebody decided on.
+    #[error(
+        "the sandbox driver {driver:?} of {from} cannot be used and no other is taken for it, so nothing was run: {said}"
+    )]
+    NotThisDriver {
+        /// `native` or `docker`.
+        driver: &'static str,
+        /// The layer that names it.
+        from: String,
+        /// What it said.
+        said: String,
+    },
     /// The box could not be made.
     #[error("the sandbox could not be started, nothing was run: {0}")]
     NoBox(String),
@@ -212,7 +224,7 @@ impl PoolError {
     /// The registered code.
     pub const fn code(&self) -> &'static Code {
         match self {
-            Self::NoDriver(_) => codes::NO_DRIVER,
+            Self::NoDriver(_) | Self::NotThisDriver { .. } => codes::NO_DRIVER,
             Self::NoBox(_) => codes::BOX_LOST,
             Self::Full(_) | Self::Sessions(_) => codes::OVERLOADED,
             Self::Invalid(_) => codes::INVALID_PARAMS,
@@ -243,6 +255,8 @@ pub struct BoxShown {
     pub session: Option<String>,
     /// Whose session: who asked for it.
     pub session_of: Option<String>,
+    /// What made it: `native` or `docker`.
+    pub driver: &'static str,
     /// `starting`, `serves` or `leaves` (it takes no new run).
     pub state: &'static str,
     /// Runs under way in it.
@@ -259,6 +273,8 @@ pub struct OtherDriver {
     pub driver: &'static str,
     /// It makes boxes now.
     pub is_proven: bool,
+    /// It is not known yet: it is being tried.
+    pub is_trying: bool,
     /// Why, or why not.
     pub why: String,
 }

@@ -73,8 +73,8 @@ pub use handle::SandboxPoolHandle;
 pub use holder::{Holder, PoolKey, SessionKey, Whose};
 pub use input::{NotTaken, Piece, RunInput, RunInputs, Taken};
 pub use messages::{
-    BoxProfile, BoxShown, Explained, ExplainedRefusal, PoolError, PoolStatus, RunSpec, RunTicket,
-    SandboxPoolMsg,
+    BoxProfile, BoxShown, Explained, ExplainedRefusal, OtherDriver, PoolError, PoolStatus, RunSpec,
+    RunTicket, SandboxPoolMsg,
 };
 pub use mounts::{BoxMount, Node};
 pub use native::Native;

@@ -22,6 +22,7 @@ macro_rules! promises {
     )*};
 }
 
+mod beside;
 pub(crate) mod docker;
 mod drivers;
 pub(crate) mod harness;

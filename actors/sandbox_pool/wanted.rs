@@ -12,6 +12,7 @@ use portcullis_core::sandbox::{
 use super::actor::SandboxPool;
 use super::driver::{Driver, ProbeContext};
 use super::drivers::{MOST_WAITING, Waiting};
+use super::engine::EngineConfig;
 use super::holder::Whose;
 use super::messages::{BoxProfile, Explained, ExplainedRefusal, PoolError, SandboxPoolMsg};
 use super::mounts::{self, BoxMount};
@@ -170,7 +171,7 @@ impl SandboxPool {
         Self::has_runtime(driver, &effective.profile)?;
         let user = self.user(agent, &effective.profile)?;
         let sources = &effective.profile.mounts;
-        let mounts = mounts::look(sources, &self.off_limits(driver), user.uid);
+        let mounts = mounts::look(sources, &self.off_limits(), user.uid);
         let mounts =
             mounts.map_err(|(name, why)| Unmet::Refused(PoolError::Mount { name, why }))?;
         let hash = self.hash(driver, &effective, holds, user);
@@ -201,13 +202,10 @@ impl SandboxPool {
         Err(Unmet::Refused(PoolError::Runtime { name, why }))
     }
 
-    /// See [`off_limits`].
-    fn off_limits(&self, driver: &Driver) -> Vec<PathBuf> {
-        let socket = match driver {
-            Driver::Docker(docker) => Some(docker.socket()),
-            Driver::Native(_) => None,
-        };
-        let mut paths = off_limits(&self.context, socket);
+    /// See [`off_limits`]. The engine's socket is, whichever driver makes the box, and whether or not an engine answers there yet.
+    fn off_limits(&self) -> Vec<PathBuf> {
+        let socket = EngineConfig::here(&self.wiring.config).socket().ok();
+        let mut paths = off_limits(&self.context, socket.as_deref());
         paths.extend(self.wiring.private.iter().cloned());
         paths
     }

@@ -23,7 +23,8 @@ const OLDEST: u64 = 365 * 86_400;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Overrides {
-    /// Begins anew from this one: what the layers below say is gone.
+    /// Begins anew from this one: what the layers below say is gone, but for the driver where they name one. It is no limit, and
+    /// "docker or nothing" must not become "whatever there is" by an agent's wish for more memory.
     #[serde(deserialize_with = "word")]
     pub profile: Option<Named>,
     /// [`Profile::driver`].
@@ -317,7 +318,13 @@ impl Effective {
             max_age_secs,
         } = &layer.says;
         if let Some(named) = profile {
+            let (driver, by) = (self.profile.driver, self.from("driver").to_owned());
+            let is_said = by != origin(self.named);
             *self = Self::of(*named);
+            if is_said {
+                self.profile.driver = driver;
+                self.from.insert("driver", by);
+            }
         }
         let (to, from) = (&mut self.profile, &mut self.from);
         let mut put = |key: &'static str, is_said: bool| {
@@ -488,8 +495,8 @@ impl Profiles {
         said.flat_map(Terminations::hosts).collect()
     }
 
-    /// What cannot be served, in words: agents that share a box and name different drivers, images or runtimes.
-    pub fn problems(&self) -> Vec<String> {
+    /// What cannot be served: the key, and words; agents that share a box and name different drivers, images or runtimes.
+    pub fn problems(&self) -> Vec<(&'static str, String)> {
         let mut found = Vec::new();
         let mut seen = BTreeSet::new();
         for agent in self.agents.keys().map(Some).chain([None]) {
@@ -511,10 +518,19 @@ impl Profiles {
                 ),
             ] {
                 if is_wrong {
-                    found.push(format!(
-                        "the agents that share {:?} must name the same {what}",
-                        sharers.name.as_str()
-                    ));
+                    let name = sharers.name.as_str();
+                    let mut text =
+                        format!("the agents that share {name:?} must name the same {what}");
+                    if what == "driver" {
+                        let say = |one: &Effective| {
+                            let word = one.profile.driver.as_str();
+                            format!("{word:?} ({})", one.from(what))
+                        };
+                        let said: BTreeSet<_> = all.iter().map(say).collect();
+                        let said: Vec<_> = said.into_iter().collect();
+                        text = format!("{text}: one box has one; they have {}", said.join(", "));
+                    }
+                    found.push((what, text));
                 }
             }
         }

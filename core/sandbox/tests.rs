@@ -227,20 +227,74 @@ fn agents_that_nobody_named_share_a_box_where_all_do() {
 #[test]
 fn a_share_has_one_image_and_one_driver() {
     let mut profiles = sharing();
-    assert_eq!(profiles.problems(), Vec::<String>::new());
+    assert_eq!(profiles.problems(), []);
     let other = layer("[agents.e.sandbox]", "scope = 'shared'\nimage = 'x:1'");
     profiles.agents.insert(agent("e"), vec![other.clone()]);
     let problems = profiles.problems();
-    assert_eq!(problems.len(), 1, "{problems:?}");
-    assert!(problems[0].contains("\"default\" must name the same image"));
+    let [("image", problem)] = &problems[..] else {
+        panic!("{problems:?}");
+    };
+    assert!(problem.contains("\"default\" must name the same image"));
     let driven = layer("[agents.e.sandbox]", "scope = 'shared'\ndriver = 'native'");
     profiles.agents.insert(agent("e"), vec![driven]);
     let problems = profiles.problems();
-    assert_eq!(problems.len(), 1, "{problems:?}");
-    assert!(problems[0].contains("\"default\" must name the same driver"));
+    let [("driver", problem)] = &problems[..] else {
+        panic!("{problems:?}");
+    };
+    for part in [
+        "\"default\" must name the same driver",
+        "\"auto\" (profile restricted)",
+        "\"native\" ([agents.e.sandbox])",
+    ] {
+        assert!(problem.contains(part), "{problem}");
+    }
     profiles.agents.insert(agent("e"), vec![other.clone()]);
     profiles.agents.insert(agent("c"), vec![other]);
-    assert_eq!(profiles.problems(), Vec::<String>::new());
+    assert_eq!(profiles.problems(), []);
+}
+
+#[test]
+fn each_agent_has_its_own_driver_and_a_profile_leaves_the_one_that_was_named() {
+    let mut profiles = Profiles::default();
+    assert_eq!(profiles.drivers(), [DriverChoice::Auto].into());
+    for (name, text) in [
+        ("a", "driver = 'native'"),
+        ("b", "profile = 'baseline'"),
+        ("c", "profile = 'baseline'\ndriver = 'auto'"),
+        ("d", "driver = ''"),
+    ] {
+        let own = layer(&format!("[agents.{name}.sandbox]"), text);
+        profiles.agents.insert(agent(name), vec![own]);
+    }
+    profiles.every = vec![layer("[sandbox]", "driver = 'docker'")];
+    for (name, driver, from) in [
+        ("a", "native", "[agents.a.sandbox]"),
+        // What it takes away of the layers below are limits.
+        ("b", "docker", "[sandbox]"),
+        ("c", "auto", "[agents.c.sandbox]"),
+        ("d", "docker", "[sandbox]"),
+        ("nobody", "docker", "[sandbox]"),
+    ] {
+        let found = profiles.of(Some(&agent(name)));
+        let expected = (Shown::Word(driver.to_owned()), from.to_owned());
+        assert_eq!(line(&found, "driver"), expected, "{name}");
+    }
+    let all = [
+        DriverChoice::Native,
+        DriverChoice::Auto,
+        DriverChoice::Docker,
+    ];
+    assert_eq!(profiles.drivers(), all.into());
+    let b = profiles.of(Some(&agent("b")));
+    assert_eq!(b.profile.memory_bytes, 2 << 30);
+    // Where nobody named one, the profile's is the profile's word.
+    profiles.every.clear();
+    let b = profiles.of(Some(&agent("b")));
+    let expected = (
+        Shown::Word("auto".to_owned()),
+        "profile baseline".to_owned(),
+    );
+    assert_eq!(line(&b, "driver"), expected);
 }
 
 #[test]

@@ -65,6 +65,7 @@ fn listed(answer: &Value) -> String {
             }
             .to_owned(),
             field(one, if scope == "shared" { "share" } else { "agent" }).to_owned(),
+            field(one, "driver").to_owned(),
             field(one, "state").to_owned(),
             number(one, "runs").unwrap_or_default().to_string(),
             session,
@@ -74,7 +75,8 @@ fn listed(answer: &Value) -> String {
     if rows.is_empty() {
         return "no sandbox; an agent's next run makes one\n".to_owned();
     }
-    table(&["ID", "SCOPE", "WHOSE", "STATE", "RUNS", "SESSION"], &rows)
+    let head = ["ID", "SCOPE", "WHOSE", "DRIVER", "STATE", "RUNS", "SESSION"];
+    table(&head, &rows)
 }
 
 async fn end(door: &Door, id: &str, out: Out) -> Result<u8, Failure> {

@@ -84,8 +84,8 @@ fn shown(status: &Value) -> String {
     let others = ours.pointer("/driver/others").and_then(Value::as_array);
     for other in others.into_iter().flatten() {
         let (name, why) = (field(other, "driver"), field(other, "why"));
-        let word = match other["isProven"].as_bool() {
-            Some(true) => "",
+        let word = match (&other["isProven"], &other["isTrying"]) {
+            (Value::Bool(true), _) | (_, Value::Bool(true)) => "",
             _ => "NOT USABLE: ",
         };
         put(

@@ -337,8 +337,8 @@ fn rules(config: &Config, layers: &mut Layers) {
         }
     }
     let profiles = config.agents.profiles(config.sandbox.layer());
-    for problem in profiles.problems() {
-        layers.reject("sandbox.image", &problem);
+    for (key, problem) in profiles.problems() {
+        layers.reject(&format!("sandbox.{key}"), &problem);
     }
     for problem in config
         .sandbox

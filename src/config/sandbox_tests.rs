@@ -180,6 +180,12 @@ fn what_is_wrong_is_told_with_file_line_key_and_what_to_write() {
             "1 to max_timeout_ms",
         ),
         (
+            "[agents.demo.sandbox]\ndriver = \"podman\"\n",
+            "config.toml:2:1",
+            "agents.demo.sandbox.driver",
+            "expected one of `auto`, `docker`, `native`",
+        ),
+        (
             "[sandbox]\nidle_secs = 31536001\n",
             "config.toml:2:1",
             "sandbox.idle_secs",
@@ -195,4 +201,25 @@ fn what_is_wrong_is_told_with_file_line_key_and_what_to_write() {
         file("").unwrap().config.agents.every().sandbox,
         Overrides::default()
     );
+}
+
+#[test]
+fn agents_that_share_a_box_and_name_different_drivers_are_refused() {
+    let text = |driver: &str| {
+        format!(
+            "[sandbox]\ndriver = \"docker\"\n[agents.a.sandbox]\nscope = \"shared\"\n\
+             [agents.b.sandbox]\nscope = \"shared\"\ndriver = {driver:?}\n"
+        )
+    };
+    let errors = file(&text("native")).expect_err("two drivers").to_string();
+    for wanted in [
+        "config.toml:2:1",
+        "sandbox.driver",
+        "must name the same driver",
+        "\"docker\" ([sandbox])",
+        "\"native\" ([agents.b.sandbox])",
+    ] {
+        assert!(errors.contains(wanted), "{wanted} in {errors}");
+    }
+    file(&text("docker")).unwrap();
 }

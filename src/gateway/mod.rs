@@ -468,6 +468,9 @@ fn myself() -> Principal {
     }
 }
 
+/// For the drivers that only some agents have, before the first lines are written.
+const OTHERS_WITHIN: Duration = Duration::from_secs(10);
+
 async fn greeting(
     address: SocketAddr,
     pin: Option<&str>,
@@ -475,13 +478,23 @@ async fn greeting(
     methods: &Methods,
     state: &Path,
 ) {
+    let asked = Instant::now();
     let driver = loop {
         match pool.status().await {
+            // What others have is waited for, but not for as long as an engine may hang.
+            Ok(status)
+                if status.others.iter().any(|other| other.is_trying)
+                    && asked.elapsed() < OTHERS_WITHIN =>
+            {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
             Ok(status) if status.driver.is_some() => {
                 let also = status.others.iter().map(|other| {
                     let driver = other.driver;
                     if other.is_proven {
                         format!("; {driver}, for some agents")
+                    } else if other.is_trying {
+                        format!("; {driver}, for some agents, is being tried")
                     } else {
                         format!("; NOT {driver}, for some agents: {}", other.why)
                     }

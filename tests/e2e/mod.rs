@@ -1,5 +1,6 @@
 //! Whole paths, as a person walks them.
 
+mod beside;
 mod cli;
 mod copies;
 mod detached;

@@ -44,6 +44,8 @@ impl Podman {
         let guard = Command::new("sh")
             .args(["-c", GUARD, "podman-guard"])
             .arg(&folder)
+            // conmon(8) writes a file `oom` to where it is, when a container's memory is used up: not beside the sources.
+            .current_dir(&folder)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(fs::File::create(folder.join("guard.log")).unwrap())

@@ -14,7 +14,8 @@ use bollard::models::ContainerCreateBody;
 use bollard::query_parameters::{CreateContainerOptions, RemoveContainerOptionsBuilder};
 use portcullis_core::ids::{AgentId, BoxId, Hash32};
 use portcullis_core::sandbox::{
-    Access, ImageName, Isolation, Layer, Overrides, Profiles, Scope, ShareName, UserRange,
+    Access, DriverChoice, ImageName, Isolation, Layer, Overrides, Profiles, Scope, ShareName,
+    UserRange,
 };
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
@@ -83,6 +84,13 @@ fn profiles() -> Profiles {
             Overrides {
                 scope: Some(Scope::Session),
                 workspace: Some(Access::None),
+                ..Overrides::default()
+            },
+        ),
+        (
+            "native",
+            Overrides {
+                driver: Some(DriverChoice::Native),
                 ..Overrides::default()
             },
         ),
@@ -311,6 +319,12 @@ fn whatever_of_a_request_is_not_the_configurations_is_refused() {
     for profile in ["", "probe", &"0".repeat(64), &of_another] {
         let said = with(&|order| profile.clone_into(&mut order.profile));
         assert!(said.contains("another profile was asked for"), "{said}");
+    }
+    // Whose boxes another driver makes has none of the engine's, whatever it is asked by.
+    for by in ["native", "demo"] {
+        let asked = order(&judge, &seen, whose("native"), by, None);
+        let said = judge.spec(&seen, pinned, &asked).unwrap_err();
+        assert!(said.contains("gives no such box to native"), "{said}");
     }
     // Of the agent's own scope only: a box that is an agent's for good is no session's, and nobody's folder is in one for anybody.
     for (other, folder) in [

@@ -20,7 +20,7 @@ fn by(driver: DriverChoice) -> Overrides {
 
 async fn refused(pool: &mut Pool, agent: &str) -> String {
     match pool.begin(agent, "true").await {
-        Err(CallError::Refused(error @ PoolError::NoDriver(_))) => error.to_string(),
+        Err(CallError::Refused(error @ PoolError::NotThisDriver { .. })) => error.to_string(),
         other => panic!("{:?}", other.err()),
     }
 }
@@ -178,7 +178,9 @@ async fn refused_soon(pool: &mut Pool) -> String {
     let until = Instant::now() + Duration::from_secs(40);
     loop {
         match pool.begin("boxed", "true").await {
-            Err(CallError::Refused(error @ PoolError::NoDriver(_))) => return error.to_string(),
+            Err(CallError::Refused(error @ PoolError::NotThisDriver { .. })) => {
+                return error.to_string();
+            }
             Ok((_, _, seen)) => drop(seen),
             Err(_) => {}
         }

@@ -309,7 +309,7 @@ async fn without_a_driver_it_refuses_and_says_what_to_do() {
     .await;
     let refused = pool.begin("demo", "true").await.unwrap_err();
     assert!(
-        matches!(&refused, CallError::Refused(error @ PoolError::NoDriver(_)) if error.code().name == "NO_DRIVER"),
+        matches!(&refused, CallError::Refused(error @ PoolError::NotThisDriver { .. }) if error.code().name == "NO_DRIVER"),
         "{refused}"
     );
     let fix = "run `apt-get install docker.io busybox-static` and `systemctl start docker`";

@@ -50,7 +50,8 @@ impl Boxes {
 }
 
 fn boxes(gateway: &Gateway, driver: &str) -> Boxes {
-    let output = gateway.cli(&["sandbox", "selftest", "--json"]);
+    // Each is an agent of its own, which is called so.
+    let output = gateway.cli(&["sandbox", "selftest", "--agent", driver, "--json"]);
     let document: Value = serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|error| panic!("{error}: {output:?}\n{}", gateway.log()));
     assert_eq!(document["driver"], driver, "{document}\n{}", gateway.log());
@@ -71,18 +72,26 @@ fn layers(status: &str) -> u32 {
 
 static EVIDENCE: LazyLock<Evidence> = LazyLock::new(|| {
     let engine = Engine::shared();
-    let native = Gateway::with(&[TRACE]);
-    let docker = Gateway::with(&[
+    // One gateway: the two do not lower each other's walls.
+    let gateway = Gateway::with(&[
         TRACE,
-        ("sandbox.driver", "docker"),
         ("sandbox.engine", &engine.host()),
+        ("agents.native.sandbox.driver", "native"),
+        ("agents.docker.sandbox.driver", "docker"),
     ]);
     let (native, (docker, image, ours)) = std::thread::scope(|threads| {
-        let native = threads.spawn(|| boxes(&native, "native"));
-        let seen = boxes(&docker, "docker");
-        let explained = docker.json(&["sandbox", "explain"]);
+        let native = threads.spawn(|| boxes(&gateway, "native"));
+        let seen = boxes(&gateway, "docker");
+        let explained = gateway.json(&["sandbox", "explain", "--agent", "docker"]);
         let image = explained["imageDigest"].as_str().unwrap().to_owned();
-        let status = docker.cli(&["exec", "--agent", "demo", "--", "cat", "/proc/self/status"]);
+        let status = gateway.cli(&[
+            "exec",
+            "--agent",
+            "docker",
+            "--",
+            "cat",
+            "/proc/self/status",
+        ]);
         let status = String::from_utf8(status.stdout).unwrap();
         assert!(status.contains("\nSeccomp:\t2\n"), "{status}");
         (native.join().unwrap(), (seen, image, layers(&status)))
