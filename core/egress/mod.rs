@@ -18,10 +18,12 @@ pub mod head;
 pub mod hello;
 mod host;
 pub mod inner;
+mod layers;
 mod refusal;
 mod reply;
 mod rules;
 mod scrub;
+mod spelled;
 mod terminate;
 
 pub use address::{Addresses, Class, class_of};

@@ -1,62 +1,93 @@
 //! A secret that comes back is replaced before a box sees it: in each form in which servers commonly write what they were sent.
 //!
-//! As it stands, in hexadecimal, percent-encoded, as JSON writes it, and in base64 wherever it begins in what was encoded. Letters count as
-//! equal in either case. What a server does otherwise with it (compresses, reverses, splits it over two answers) is not found.
+//! Each of its characters may be written in another way ([`super::spelled`]), and all of that wrapped once more ([`super::layers`]). Letters
+//! count as equal in either case. Rejected: a list of whole forms, one for each encoder (each encoder escapes other characters, so that
+//! there are as many as there are subsets), and automata of all forms (one for each request, larger than most answers). What a server does
+//! otherwise with a secret (compresses, enciphers, reverses it, splits it over two answers) is not found.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use zeroize::Zeroizing;
 
+use super::layers::{self, Layer};
+use super::spelled::{self, Walk};
 use crate::seal::Secret;
 
 /// What stands in its place.
 pub const MARK: &[u8] = b"[secret]";
-/// Shortest form that is looked for, in bytes: any text has shorter ones.
-const SHORTEST: usize = 6;
+/// So many bytes are looked at for each of a secret: every character as an entity, or base64 of every character as `\u0000`, in lines.
+const WIDTH: usize = 10;
+/// So much of a layer is opened at first, and so many times more where that says nothing yet.
+const TASTE: usize = 8;
 
 /// Replaces secrets in a stream, wherever it is cut.
 pub struct Scrubber {
     /// Longest first.
-    forms: Vec<Secret>,
-    /// Does a form begin with this byte?
+    secrets: Vec<Secret>,
+    /// May a secret begin with this byte, in whichever spelling?
     begins: [bool; 256],
-    /// The end of what came: shorter than the longest form, whatever it says.
+    /// Longest form that is found.
+    window: usize,
+    /// The end of what came: shorter than the window, whatever it says.
     held: Secret,
     /// How many were replaced.
     count: u64,
+    walk: Walk,
+    /// What a layer has in it, and where each byte of that ends in the text.
+    opened: Zeroizing<Vec<u8>>,
+    ends: Vec<usize>,
 }
 
 impl std::fmt::Debug for Scrubber {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Scrubber({} forms)", self.forms.len())
+        write!(f, "Scrubber({} secrets)", self.secrets.len())
     }
 }
 
 impl Scrubber {
     /// For these secrets.
     pub fn new<'a>(secrets: impl IntoIterator<Item = &'a Secret>) -> Self {
-        let mut forms = Vec::new();
+        let mut all: Vec<Secret> = Vec::new();
+        let mut add = |bytes: &[u8], least: usize| {
+            let is_known = |known: &Secret| known.expose().eq_ignore_ascii_case(bytes);
+            if bytes.len() >= least.max(1) && !all.iter().any(is_known) {
+                all.push(Secret::new(bytes.to_vec()));
+            }
+        };
         for secret in secrets {
-            forms.extend(forms_of(secret.expose()));
-            // `user:password` of Basic: servers show one of the two.
-            let parts = secret
-                .expose()
-                .split(|byte| *byte == b':')
-                .filter(|part| part.len() >= super::terminate::SHORTEST);
-            for part in parts.filter(|part| part.len() < secret.len()) {
-                forms.extend(forms_of(part));
+            let bytes = secret.expose();
+            add(bytes, 1);
+            let shortest = super::terminate::SHORTEST;
+            // Without the line's end that a file has.
+            add(bytes.trim_ascii(), shortest);
+            // `user:password` of Basic: servers show one of the two, and a password may have colons.
+            let mut rest = bytes;
+            while let Some(colon) = rest.iter().position(|byte| *byte == b':') {
+                add(rest[..colon].trim_ascii(), shortest);
+                rest = &rest[colon + 1..];
+                add(rest.trim_ascii(), shortest);
             }
         }
-        forms.sort_by_key(|form| std::cmp::Reverse(form.len()));
+        all.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
         let mut begins = [false; 256];
-        for first in forms.iter().filter_map(|form| form.expose().first()) {
-            begins[usize::from(first.to_ascii_lowercase())] = true;
-            begins[usize::from(first.to_ascii_uppercase())] = true;
+        for first in all.iter().filter_map(|secret| secret.expose().first()) {
+            for byte in 0..=u8::MAX {
+                begins[usize::from(byte)] |= byte.eq_ignore_ascii_case(first)
+                    || spelled::is_escape(byte)
+                    || *first == b' ' && byte == b'+'
+                    // In UTF-16 any byte may be the first one of it.
+                    || *first >= 0x80;
+            }
         }
+        let longest = all.first().map_or(0, Secret::len);
         Self {
-            forms,
+            secrets: all,
             begins,
+            window: longest * WIDTH,
             held: Secret::new(Vec::new()),
             count: 0,
+            walk: Walk::default(),
+            // As long as it can be: no copy is left behind by growing.
+            opened: Zeroizing::new(Vec::with_capacity(longest * WIDTH)),
+            ends: Vec::new(),
         }
     }
 
@@ -82,6 +113,12 @@ impl Scrubber {
         self.count
     }
 
+    /// How many places of texts were compared, for who measures that.
+    #[cfg(test)]
+    pub(super) const fn steps(&self) -> u64 {
+        self.walk.steps
+    }
+
     fn take(&mut self, bytes: &[u8], out: &mut Vec<u8>, is_all: bool) {
         let mut text = Vec::with_capacity(self.held.len() + bytes.len());
         text.extend_from_slice(self.held.expose());
@@ -91,8 +128,9 @@ impl Scrubber {
         let (mut at, mut plain) = (0, 0);
         // What is held back is as long whatever it says: else the length of what goes on would tell, byte by byte, how far an agent's
         // guess is right.
-        while at < all.len() && (is_all || all.len() - at >= self.longest()) {
-            match self.form_at(&all[at..]) {
+        while at < all.len() && (is_all || all.len() - at >= self.window) {
+            let seen = &all[at..all.len().min(at + self.window)];
+            match self.found(seen) {
                 None => at += 1,
                 Some(len) => {
                     out.extend_from_slice(&all[plain..at]);
@@ -107,113 +145,46 @@ impl Scrubber {
         self.held = Secret::new(all[at..].to_vec());
     }
 
-    /// Of the forms, in bytes.
-    fn longest(&self) -> usize {
-        self.forms.first().map_or(0, Secret::len)
+    /// How long the form is that begins there, if one does: the longest of several.
+    fn found(&mut self, text: &[u8]) -> Option<usize> {
+        let mut found = None;
+        if text
+            .first()
+            .is_some_and(|first| self.begins[usize::from(*first)])
+        {
+            for secret in &self.secrets {
+                found = found.max(self.walk.follow(text, secret.expose()).end);
+            }
+        }
+        let likely = layers::likely(text, &self.begins);
+        if likely != 0 {
+            for (bit, layer) in layers::ALL.into_iter().enumerate() {
+                if likely >> bit & 1 == 1 {
+                    found = found.max(self.found_in(layer, text));
+                }
+            }
+        }
+        found.filter(|len| *len > 0)
     }
 
-    /// How long the form is that stands there whole.
-    fn form_at(&self, rest: &[u8]) -> Option<usize> {
-        if !self.begins[usize::from(*rest.first()?)] {
-            return None;
-        }
-        let mut forms = self.forms.iter().map(Secret::expose);
-        let is_there = |form: &&[u8]| {
-            let there = rest.get(..form.len());
-            there.is_some_and(|there| there.eq_ignore_ascii_case(form))
-        };
-        forms.find(is_there).map(<[u8]>::len)
-    }
-}
-
-/// Every form of these bytes, each once.
-fn forms_of(value: &[u8]) -> Vec<Secret> {
-    let each = |one: &dyn Fn(u8, &mut Vec<u8>)| {
-        // No form has more than six bytes for one: it never grows.
-        let mut text = Vec::with_capacity(value.len() * 6);
-        for byte in value {
-            one(*byte, &mut text);
-        }
-        Secret::new(text)
-    };
-    let hex = |byte: u8| {
-        [
-            b"0123456789abcdef"[usize::from(byte >> 4)],
-            b"0123456789abcdef"[usize::from(byte & 15)],
-        ]
-    };
-    let percent = |byte: u8, text: &mut Vec<u8>| {
-        text.push(b'%');
-        text.extend(hex(byte));
-    };
-    let some = |kept: &'static [u8], space: &'static [u8]| {
-        each(&move |byte, text| {
-            if byte.is_ascii_alphanumeric() || kept.contains(&byte) {
-                text.push(byte);
-            } else if byte == b' ' && !space.is_empty() {
-                text.extend(space);
-            } else {
-                percent(byte, text);
+    fn found_in(&mut self, layer: Layer, text: &[u8]) -> Option<usize> {
+        let mut most = TASTE.min(text.len());
+        loop {
+            layer.read(text, most, &mut self.opened, &mut self.ends);
+            let is_part = self.ends.len() == most && most < text.len();
+            let (mut is_cut, mut found) = (false, None);
+            for secret in &self.secrets {
+                let followed = self.walk.follow(&self.opened, secret.expose());
+                let end = followed
+                    .end
+                    .and_then(|end| self.ends.get(end.wrapping_sub(1)));
+                found = found.max(end.copied());
+                is_cut |= followed.is_cut;
             }
-        })
-    };
-    let mut forms = vec![
-        each(&|byte, text| text.push(byte)),
-        each(&|byte, text| text.extend(hex(byte))),
-        each(&percent),
-        some(b"-._~", b""),
-        some(b"-._~!$&'()*+,;=:@/?", b""),
-        some(b"-._*", b"+"),
-        each(&|byte, text| {
-            text.extend(b"\\u00");
-            text.extend(hex(byte));
-        }),
-        each(&|byte, text| {
-            if matches!(byte, b'"' | b'\\') {
-                text.push(b'\\');
+            if !is_part || !is_cut {
+                return found;
             }
-            text.push(byte);
-        }),
-        each(&|byte, text| {
-            if matches!(byte, b'"' | b'\\' | b'/') {
-                text.push(b'\\');
-            }
-            text.push(byte);
-        }),
-        each(&|byte, text| match byte {
-            b'&' => text.extend(b"&amp;"),
-            b'<' => text.extend(b"&lt;"),
-            b'>' => text.extend(b"&gt;"),
-            b'"' => text.extend(b"&#34;"),
-            b'\'' => text.extend(b"&#39;"),
-            _ => text.push(byte),
-        }),
-    ];
-    // Three alignments, each without the characters that the bytes before and behind have a part in.
-    for before in 0..3_usize {
-        let mut bytes = vec![0; before];
-        bytes.reserve_exact(value.len());
-        bytes.extend_from_slice(value);
-        let bytes = Secret::new(bytes);
-        let from = before.div_ceil(3) + before;
-        let shared = usize::from(!bytes.len().is_multiple_of(3));
-        for engine in [&STANDARD_NO_PAD, &URL_SAFE_NO_PAD] {
-            let mut text = vec![0; bytes.len().div_ceil(3) * 4];
-            let Ok(len) = engine.encode_slice(bytes.expose(), &mut text) else {
-                continue;
-            };
-            let text = Secret::new(text);
-            forms.push(Secret::new(text.expose()[from..len - shared].to_vec()));
+            most = (most * TASTE).min(text.len());
         }
     }
-    let mut kept: Vec<Secret> = Vec::new();
-    for (at, form) in forms.into_iter().enumerate() {
-        let is_known = kept
-            .iter()
-            .any(|known| known.expose().eq_ignore_ascii_case(form.expose()));
-        if !is_known && !form.is_empty() && (at == 0 || form.len() >= SHORTEST) {
-            kept.push(form);
-        }
-    }
-    kept
 }

@@ -142,6 +142,21 @@ impl Termination {
         Some(Secret::new(value))
     }
 
+    /// What of the secret a server gets to see where that is not the secret itself: it may write that in yet another way.
+    pub fn encoded(&self, secret: &Secret) -> Option<Secret> {
+        let text = self
+            .format
+            .contains(BASE64)
+            .then(|| base64(secret.expose()))?;
+        let padding = text
+            .expose()
+            .iter()
+            .rev()
+            .take_while(|byte| **byte == b'=')
+            .count();
+        Some(Secret::new(text.expose()[..text.len() - padding].to_vec()))
+    }
+
     fn is_same(&self, other: &Self) -> bool {
         let key = |one: &Self| {
             (

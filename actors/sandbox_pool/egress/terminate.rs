@@ -356,6 +356,7 @@ async fn reveal(
             };
             put.push((entry.header().to_owned(), value));
         }
+        secrets.extend(entry.encoded(&secret));
         secrets.push(secret);
     }
     Ok((put, secrets))

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 mod addresses;
 mod answers;
 mod bodies;
+mod forms;
 mod heads;
 mod hellos;
 mod hosts;

@@ -183,6 +183,17 @@ async fn echo<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, seen: &Seen) {
             parts.extend(text.bytes().map(|byte| [b"1\r\n".as_slice(), &[byte], b"\r\n"].concat()));
             parts.push(b"0\r\nX-Trailer: yes\r\n\r\n".to_vec());
         }
+        // What its query is the hexadecimal of, each byte in a chunk and a record of its own.
+        "mirror" => {
+            let query = path.split_once('?').map_or("", |(_, query)| query);
+            let digits: Vec<u32> = query.chars().map(|digit| digit.to_digit(16).unwrap()).collect();
+            parts.push(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec());
+            parts.extend(digits.chunks(2).map(|pair| {
+                let byte = u8::try_from(pair[0] << 4 | pair[1]).unwrap();
+                [b"1\r\n".as_slice(), &[byte], b"\r\n"].concat()
+            }));
+            parts.push(b"0\r\n\r\n".to_vec());
+        }
         "close" => parts.extend([b"HTTP/1.1 200 OK\r\n\r\n".to_vec(), text.clone().into_bytes()]),
         "redirect" => parts.push(format!("HTTP/1.1 302 {key}\r\nLocation: https://evil.test/?{key}\r\nContent-Length: 0\r\n\r\n").into_bytes()),
         "continue" => parts.push(format!("HTTP/1.1 103 Early\r\nLink: {key}\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").into_bytes()),
