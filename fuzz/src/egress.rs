@@ -2,12 +2,19 @@
 
 use portcullis_core::egress::head::{self, Form};
 use portcullis_core::egress::hello::{self, Hello, HelloError};
-use portcullis_core::egress::{Addresses, Answer, Body, Host, Rules, class_of};
+use portcullis_core::egress::{
+    Addresses, Answer, Body, Framed, Host, Rules, Scrubber, Unframed, class_of,
+};
+use portcullis_core::seal::Secret;
 
 use super::parsers::{Target, text};
 
 /// Name and function of each.
-pub const ALL: &[Target] = &[("egress_head", egress_head), ("egress_hello", egress_hello)];
+pub const ALL: &[Target] = &[
+    ("egress_head", egress_head),
+    ("egress_hello", egress_hello),
+    ("egress_answer", egress_answer),
+];
 
 /// What goes on to the server is one request, for the host that was decided on, whoever reads it; and a rule has one form.
 pub fn egress_head(data: &[u8]) {
@@ -80,6 +87,46 @@ pub fn egress_head(data: &[u8]) {
     }
     assert_eq!(at_once, Ok(taken));
     assert_eq!(whole, body);
+}
+
+/// The first byte is the length of the pieces that the rest comes in. An answer of a host whose TLS is opened ends at the same place, and what
+/// goes on is the same and without the secret, in whatever pieces it comes.
+pub fn egress_answer(data: &[u8]) {
+    const SECRET: &[u8] = b"gh+p/S3cr&t";
+    let Some((piece, bytes)) = data.split_first() else {
+        return;
+    };
+    let piece = usize::from(*piece).max(1);
+    let secret = Secret::new(SECRET.to_vec());
+    let scrubbed = |body: &[u8], piece: usize| {
+        let (mut scrubber, mut out) = (Scrubber::new([&secret]), Vec::new());
+        for piece in body.chunks(piece) {
+            scrubber.push(piece, &mut out);
+        }
+        scrubber.finish(&mut out);
+        (out, scrubber.count())
+    };
+    let whole = scrubbed(bytes, bytes.len().max(1));
+    assert_eq!(scrubbed(bytes, piece), whole);
+    let has = |text: &[u8]| {
+        let mut windows = text.windows(SECRET.len());
+        windows.any(|part| part.eq_ignore_ascii_case(SECRET))
+    };
+    assert!(!has(&whole.0));
+    assert!(whole.1 > 0 || whole.0 == bytes);
+    let Ok(Some((head, used))) = Framed::read(bytes, "GET") else {
+        return;
+    };
+    let forward = head.forward(&mut Scrubber::new([&secret]), true);
+    assert!(!has(&forward) && forward.ends_with(b"\r\n\r\n"));
+    let unframed = |piece: usize| {
+        let (mut body, mut out) = (Unframed::new(head.framing), Vec::new());
+        for piece in bytes[used..].chunks(piece) {
+            body.take(piece, |part| out.extend_from_slice(part)).ok()?;
+        }
+        Some((out, body.is_over()))
+    };
+    assert_eq!(unframed(piece), unframed(bytes.len()));
 }
 
 /// Headers of a head, by lines that end with CR LF and nothing less.
