@@ -248,11 +248,9 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
     let profiles = config.agents.profiles(config.sandbox.layer());
     let hosts = HostQuestions::new();
     let mut ways = Ways::new(audit.clone()).asking(hosts.clone());
-    let names = profiles.terminated();
-    if !names.is_empty() {
+    if !profiles.terminated().is_empty() {
         ways = ways.opening(Opener {
             vault: vault.clone(),
-            names: Arc::new(names),
             roots: tls::system_certificates().into(),
             client: tls::of_hosts()
                 .inspect_err(|error| {

@@ -488,7 +488,7 @@ impl Profiles {
         agents.map(|agent| self.own(agent).profile.driver).collect()
     }
 
-    /// Every host whose TLS any agent's layers have opened: what the gateway's authority is for.
+    /// Every host whose TLS any agent's layers have opened.
     pub fn terminated(&self) -> BTreeSet<Name> {
         let layers = self.every.iter().chain(self.agents.values().flatten());
         let said = layers.filter_map(|layer| layer.says.terminate.as_ref());

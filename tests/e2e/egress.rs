@@ -176,7 +176,9 @@ fn a_secret_of_the_configuration_reaches_its_host_over_a_restart_and_no_run() {
         "[sandbox]\negress = [{rule:?}]\negress_to_networks = [\"127.0.0.0/8\", \"::1\"]\n\
          [agents.demo]\nelevated = \"ask\"\n\
          [[agents.demo.sandbox.terminate]]\nhost = {rule:?}\nsecret = {{ vault = \"GH\" }}\nheader = \"Authorization\"\nformat = \"token {{}}\"\n\
-         methods = [\"GET\"]\npaths = [\"/repos/\"]\n"
+         methods = [\"GET\"]\npaths = [\"/repos/\"]\n\
+         [[agents.second.sandbox.terminate]]\nhost = \"second.example\"\nsecret = {{ vault = \"GH\" }}\nheader = \"Authorization\"\n\
+         methods = [\"GET\"]\npaths = [\"/\"]\n"
     );
     let path = gateway.state().join("config.toml");
     std::fs::write(&path, config).unwrap();
@@ -211,6 +213,18 @@ fn a_secret_of_the_configuration_reaches_its_host_over_a_restart_and_no_run() {
     assert!(
         before.starts_with("-----BEGIN CERTIFICATE-----"),
         "{before}"
+    );
+    // An authority holds for its box's hosts, and tells nobody of another box's.
+    let holds_for = |pem: &str| {
+        use rustls::pki_types::pem::PemObject as _;
+        let der = rustls::pki_types::CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+        let text = String::from_utf8_lossy(&der).into_owned();
+        (text.contains("localhost"), text.contains("second.example"))
+    };
+    assert_eq!(holds_for(&before), (true, false));
+    assert_eq!(
+        holds_for(&run(&gateway, "second", authority)),
+        (false, true)
     );
     // By whichever program this machine's /usr has.
     let python = format!(
@@ -284,4 +298,132 @@ fn a_secret_of_the_configuration_reaches_its_host_over_a_restart_and_no_run() {
     assert_eq!(search.tree(gateway.home(), &[]), [].into());
     let control = format!("x {SECRET} y");
     assert!(!search.bytes("a control", control.as_bytes()).is_empty());
+}
+
+/// This machine's curl and busybox, as an image.
+fn curl_tar(folder: &std::path::Path) -> std::path::PathBuf {
+    let tar = folder.join("curl.tar");
+    let script = "set -e; mkdir -p \"$1/root/bin\"; cd \"$1/root\"; cp -L /usr/bin/curl /bin/busybox bin/; \
+        for name in sh env cat grep ls sed; do ln -s busybox bin/$name; done; \
+        for file in $(ldd /usr/bin/curl | grep -o '/[^ ]*'); do mkdir -p \".${file%/*}\"; cp -L \"$file\" \".$file\"; done; \
+        tar -cf ../curl.tar .";
+    let made = std::process::Command::new("sh")
+        .args(["-c", script, "make"])
+        .arg(folder)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    tar
+}
+
+/// The whole way of a user: an image, a profile, the vault, the runner, a box without a network, and an ordinary client that is told nothing.
+#[test]
+fn a_docker_boxs_curl_trusts_the_authority_through_the_runner_and_never_sees_the_secret() {
+    const SECRET: &str = "ghp_C4nary+OfThe/Docker&Box";
+    let engine = crate::support::engine::Engine::shared();
+    let (port, pem, seen) = tls_host(&["localhost"]);
+    let mut gateway = Gateway::prepared(&[("sandbox.driver", "docker")]);
+    let rule = format!("localhost:{port}");
+    let path = gateway.state().join("config.toml");
+    let write = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))
+            .unwrap();
+    };
+    let host = engine.host();
+    write(&format!("[sandbox]\nengine = {host:?}\n"));
+    let folder = tempfile::tempdir().unwrap();
+    let tar = curl_tar(folder.path());
+    let tar = tar.to_str().unwrap();
+    let imported = gateway.json(&["sandbox", "image", "import", tar, "--name", "curl"]);
+    let id = imported["id"].as_str().unwrap();
+    write(&format!(
+        "[sandbox]\nengine = {host:?}\nimage = {id:?}\negress = [{rule:?}]\negress_to_networks = [\"127.0.0.0/8\", \"::1\"]\n\
+         [[agents.demo.sandbox.terminate]]\nhost = {rule:?}\nsecret = {{ vault = \"GH\" }}\nheader = \"Authorization\"\nformat = \"token {{}}\"\n\
+         methods = [\"GET\"]\npaths = [\"/repos/\"]\n"
+    ));
+    // What this machine trusts, for a test's host to be among it.
+    let roots = gateway.home().join("roots.pem");
+    std::fs::write(&roots, pem).unwrap();
+    gateway.set("SSL_CERT_FILE", roots.to_str().unwrap());
+    gateway.launch();
+    gateway.vault_is_open();
+    assert_eq!(gateway.feed(&["vault", "set", "GH"], SECRET.as_bytes()), 0);
+    let words = [
+        "vault",
+        "bind",
+        "GH",
+        "--agent",
+        "demo",
+        "--host",
+        "localhost",
+    ];
+    let bound = gateway.cli(&[&words[..], &["--use", "egress"]].concat());
+    assert!(bound.status.success(), "{bound:?}");
+    let driver = gateway.json(&["status"])["portcullis"]["driver"].clone();
+    assert!(
+        driver["name"] == "docker" && driver["runner"].is_object(),
+        "{driver:#}"
+    );
+    let run = |agent: &str, script: &str| {
+        let done = gateway.cli(&["exec", "--agent", agent, "--", "sh", "-c", script]);
+        String::from_utf8_lossy(&done.stdout).into_owned() + &String::from_utf8_lossy(&done.stderr)
+    };
+    // Nothing but the box's own variables: where the proxy is, and whom to trust.
+    let get = |rest: &str| {
+        format!(
+            "export NO_PROXY= no_proxy=; curl -sS {rest} https://{rule}/repos/one 2>&1; echo \"code $?\""
+        )
+    };
+    let said = run("demo", &get(""));
+    assert!(
+        said.contains("Authorization: token [secret]\r\n") && said.contains("code 0"),
+        "{said}"
+    );
+    assert!(!said.contains("C4nary"), "{said}");
+    let last = seen.lock().unwrap().pop().unwrap();
+    assert!(
+        last.starts_with("GET /repos/one ")
+            && last.contains(&format!("Authorization: token {SECRET}\r\n")),
+        "{last}"
+    );
+    // Another path goes without it.
+    let other = get("").replace("/repos/one", "/user");
+    assert!(run("demo", &other).contains("code 0"));
+    let last = seen.lock().unwrap().pop().unwrap();
+    assert!(
+        last.starts_with("GET /user ") && !last.contains("C4nary"),
+        "{last}"
+    );
+    // In nothing that the box has.
+    let look = "env; cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline /run/portcullis/ca.pem 2>/dev/null; grep -r C4nar[y] /workspace /tmp /run; echo looked";
+    let said = run("demo", look);
+    assert!(
+        said.contains("looked") && said.contains("CURL_CA_BUNDLE=") && !said.contains("C4nary"),
+        "{said}"
+    );
+    // The control: who trusts nobody is shown a certificate that he does not believe, and an agent without such a host has no authority.
+    let said = run("demo", &get("--cacert /dev/null"));
+    assert!(
+        said.contains("code 60") || said.contains("code 77"),
+        "{said}"
+    );
+    let said = run("other", &get(""));
+    assert!(
+        !said.contains("code 0") && !said.contains("[secret]"),
+        "{said}"
+    );
+    assert!(
+        seen.lock()
+            .unwrap()
+            .iter()
+            .all(|seen| !seen.contains("GET "))
+    );
+    let records = gateway.json(&["audit", "query", "--action", "egress.request"]);
+    let records = records.to_string();
+    assert!(
+        records.contains("GH@1") && !records.contains("C4nary"),
+        "{records}"
+    );
+    assert_eq!(gateway.stop(), 0);
 }

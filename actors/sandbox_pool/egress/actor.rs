@@ -99,9 +99,10 @@ async fn trust(
     let Some(opener) = wiring.ways.opener.clone() else {
         return Ok(());
     };
+    let names = wiring.terminate.hosts();
     let mut phase = opener.vault.phase();
     let authority = match phase.take() {
-        Phase::Open => opener.authority().await.ok(),
+        Phase::Open => opener.authority(&names).await.ok(),
         Phase::Unsealing | Phase::Sealed => None,
     };
     bundle::write(folder, wiring.gid, &opener.bundle(authority.as_ref()))?;
@@ -113,7 +114,7 @@ async fn trust(
         loop {
             // Seen before it is asked: what changes meanwhile is looked at once more.
             phase.take();
-            if let Ok(authority) = opener.authority().await {
+            if let Ok(authority) = opener.authority(&names).await {
                 let text = opener.bundle(Some(&authority));
                 if let Err(error) = bundle::write(&folder, gid, &text) {
                     tracing::warn!(%error, "a box cannot be given the authority that it is to trust");

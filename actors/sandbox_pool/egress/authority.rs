@@ -39,8 +39,6 @@ const QUARTER: Duration = Duration::from_hours(24 * 91);
 pub struct Opener {
     /// Has the key, and the secrets.
     pub vault: VaultHandle,
-    /// Every host whose TLS is opened for any box: what the authority is for.
-    pub names: Arc<BTreeSet<Name>>,
     /// The authorities that this system trusts, for boxes to trust besides.
     pub roots: Arc<[CertificateDer<'static>]>,
     /// How a host is verified; none: this system trusts nobody.
@@ -51,7 +49,7 @@ pub struct Opener {
 
 impl std::fmt::Debug for Opener {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Opener({} names)", self.names.len())
+        write!(f, "Opener({} roots)", self.roots.len())
     }
 }
 
@@ -77,10 +75,11 @@ impl AuthorityError {
 }
 
 impl Opener {
-    /// The authority, while the vault is open.
-    pub async fn authority(&self) -> Result<Authority, AuthorityError> {
+    /// The authority of a box for which these hosts' TLS is opened, while the vault is open. Another box's has another key and other names:
+    /// no box learns whom others ask, or trusts what was made for them.
+    pub async fn authority(&self, names: &BTreeSet<Name>) -> Result<Authority, AuthorityError> {
         let key = self.vault.derived_key(KeyLabel::EgressAuthority).await?;
-        let made = Authority::new(&key, &self.names, self.clock.now());
+        let made = Authority::new(&key, names, self.clock.now());
         made.map_err(|error| AuthorityError::Made(error.to_string()))
     }
 

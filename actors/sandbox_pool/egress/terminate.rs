@@ -58,7 +58,7 @@ impl Terminated {
         let Some(opener) = wiring.ways.opener.clone() else {
             return Err(Refusal::Closed("ROOM_DOWN", "there is no vault".to_owned()));
         };
-        let leaf = match opener.authority().await {
+        let leaf = match opener.authority(&wiring.terminate.hosts()).await {
             Ok(authority) => authority.leaf(name),
             Err(error) => Err(error),
         };

@@ -6,6 +6,7 @@ mod authority; // certificates
 mod boxes; // inside of real boxes, on both drivers
 mod corpus; // one request each
 mod limits; // slow, many, long
+mod table; // the corpus, item by item, each with its control
 mod terminated; // TLS that the gateway opens, and the secrets for it
 mod tunnels; // TLS, and what is not
 mod upstream; // hosts on loopback
@@ -124,7 +125,6 @@ impl Opening {
     pub fn opener(&self, vault: VaultHandle) -> Opener {
         Opener {
             vault,
-            names: Arc::new(self.terminate.hosts()),
             roots: Arc::new([]),
             client: self.client.clone(),
             clock: Clock::system(),
