@@ -27,8 +27,8 @@ pub enum InnerError {
     /// Servers read it in several ways.
     #[error("its path can be read in more than one way: {0}")]
     Path(&'static str),
-    /// It says by a header that it means another method or path.
-    #[error("it has a header that some servers take another method or path from")]
+    /// It says by a header, or in its query, that it means another method or path.
+    #[error("it has a header, or a parameter, that some servers take another method or path from")]
     Override,
 }
 
@@ -57,16 +57,38 @@ impl InnerError {
 }
 
 /// Headers by which a client says that it means another method or path than the request line has.
-const OVERRIDES: [&str; 6] = [
+const OVERRIDES: [&str; 9] = [
     "x-http-method-override",
     "x-http-method",
     "x-method-override",
-    "x-original-url",
+    "x-method",
+    "x-http-path-override",
+    "x-override-url",
     "x-rewrite-url",
-    "x-original-uri",
+    "x-envoy-original-path",
+    "x-waws-unencoded-url",
+];
+/// And those of proxies: what the first of them was asked for.
+const ORIGINAL: &str = "x-original-";
+/// What only proxies say: the path, the host or the address that they were asked for or from. This one was asked by nobody else.
+const FORWARDED: &str = "x-forwarded-";
+/// Parameters of a query that frameworks take the method from.
+const METHODS: [&str; 5] = [
+    "-method",
+    "http-method",
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
 ];
 /// Written anew, or asked of no server: what is coded, or only a part, could not be searched.
-const OURS: [&str; 5] = ["host", "via", "accept-encoding", "range", "if-range"];
+const OURS: [&str; 6] = [
+    "host",
+    "via",
+    "accept-encoding",
+    "range",
+    "if-range",
+    "forwarded",
+];
 
 /// A request that was understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,14 +117,9 @@ pub fn odd(path: &str) -> Option<&'static str> {
     if path.contains(';') {
         return Some("a parameter of a segment (;)");
     }
-    if path
-        .split('/')
-        .any(|segment| segment == "." || segment == "..")
-    {
-        return Some("a segment . or ..");
-    }
+    let mut bytes = Vec::with_capacity(path.len());
     let mut rest = path;
-    while let Some((_, behind)) = rest.split_once('%') {
+    while let Some((before, behind)) = rest.split_once('%') {
         let digits = behind
             .get(..2)
             .filter(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
@@ -116,10 +133,39 @@ pub fn odd(path: &str) -> Option<&'static str> {
         ) {
             return Some("an encoded ., /, \\, %, ?, #, ; or control");
         }
+        bytes.extend_from_slice(before.as_bytes());
+        bytes.push(byte);
         rest = &behind[2..];
+    }
+    bytes.extend_from_slice(rest.as_bytes());
+    // Bytes that are no UTF-8 (%c0%ae is a dot in two) are read by some servers as what they resemble.
+    let Ok(text) = std::str::from_utf8(&bytes) else {
+        return Some("encoded bytes that are no UTF-8");
+    };
+    if text
+        .chars()
+        .any(|one| one.is_control() || RESEMBLING.contains(&one))
+    {
+        return Some(
+            "an encoded control, or a character that some servers take for ., /, \\, %, ?, #, ; or :",
+        );
+    }
+    // Windows' file systems take dots and spaces from the ends of names, and so make .. of what is none.
+    let is_dots = |segment: &str| {
+        segment.contains('.') && segment.chars().all(|one| one == '.' || one.is_whitespace())
+    };
+    if text.split('/').any(is_dots) {
+        return Some("a segment of dots");
     }
     None
 }
+
+/// What Unicode's compatible forms (NFKC) and best fits to code pages make one of those characters, or several, of.
+const RESEMBLING: [char; 19] = [
+    '\u{2024}', '\u{2025}', '\u{2026}', '\u{FE52}', '\u{FE54}', '\u{FE55}', '\u{FE56}', '\u{FE5F}',
+    '\u{FE68}', '\u{FE6A}', '\u{FF03}', '\u{FF05}', '\u{FF0E}', '\u{FF0F}', '\u{FF1A}', '\u{FF1B}',
+    '\u{FF1F}', '\u{FF3C}', '\u{2215}',
+];
 
 impl Request {
     /// Reads one from the beginning of what came, for this host: with how many bytes its head has, or `None` where more must come.
@@ -157,10 +203,10 @@ impl Request {
         {
             return Err(InnerError::Upgrade);
         }
-        if headers
-            .iter()
-            .any(|header| OVERRIDES.iter().any(|name| is_spelled(header.name, name)))
-        {
+        if headers.iter().any(|header| {
+            OVERRIDES.iter().any(|name| is_spelled(header.name, name))
+                || is_begun(header.name, ORIGINAL)
+        }) {
             return Err(InnerError::Override);
         }
         let (path, query) = target.split_at(target.find('?').unwrap_or(target.len()));
@@ -173,7 +219,7 @@ impl Request {
                 .iter()
                 .chain(&HOP)
                 .any(|name| is_spelled(header.name, name));
-            !is_ours && !head::is_named(&headers, header.name)
+            !is_ours && !is_begun(header.name, FORWARDED) && !head::is_named(&headers, header.name)
         };
         let kept = headers.iter().filter(is_kept);
         let request = Self {
@@ -187,6 +233,18 @@ impl Request {
             is_1_1,
         };
         Ok(Some((request, end)))
+    }
+
+    /// Does its query name a method, as some servers take it in place of its own?
+    pub fn names_method(&self) -> bool {
+        let parameters = self.query.trim_start_matches('?').split(['&', ';']);
+        let mut names = parameters.map(|one| one.split('=').next().unwrap_or_default());
+        names.any(|name| {
+            let name = decoded(name);
+            // `_method[]` and `_method[x]` are lists of it.
+            let name = name.split('[').next().unwrap_or_default().trim();
+            METHODS.iter().any(|known| is_spelled(name, known))
+        })
     }
 
     /// Its head as the server gets it: without the headers of `entries`, whoever wrote them, and with those of `put`.
@@ -244,4 +302,30 @@ fn is_spelled(name: &str, known: &str) -> bool {
         }
     };
     name.len() == known.len() && name.bytes().map(one).eq(known.bytes())
+}
+
+/// Does the name of a header begin so? `known` has no `_`.
+fn is_begun(name: &str, known: &str) -> bool {
+    name.get(..known.len())
+        .is_some_and(|first| is_spelled(first, known))
+}
+
+/// A parameter's name, as a server reads it.
+fn decoded(name: &str) -> String {
+    let mut bytes = Vec::with_capacity(name.len());
+    let mut rest = name.as_bytes();
+    while let [first, behind @ ..] = rest {
+        let digits = behind
+            .get(..2)
+            .and_then(|digits| std::str::from_utf8(digits).ok());
+        let encoded = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        let (byte, taken) = match (first, encoded) {
+            (b'%', Some(byte)) => (byte, 3),
+            (b'+', _) => (b' ', 1),
+            _ => (*first, 1),
+        };
+        bytes.push(byte);
+        rest = &rest[taken..];
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }

@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 
 use portcullis_core::audit::Seq;
 use portcullis_core::egress::hello::{Hello, HelloError};
-use portcullis_core::egress::inner::Request;
+use portcullis_core::egress::inner::{InnerError, Request};
 use portcullis_core::egress::{Host, Name, Refusal, Scrubber, Termination};
 use portcullis_core::seal::Secret;
 use portcullis_core::vault::{Asked, RecordMeta, Use};
@@ -180,6 +180,10 @@ async fn exchange(
         Ok(Err(error)) => return Err(error),
     };
     let held = held(terminated, &request, host, place).await?;
+    // A secret is for its methods: without one the server may read the query as it likes.
+    if request.names_method() && held.iter().any(|held| held.is_put) {
+        return Err(Refusal::Inner(InnerError::Override));
+    }
     let shown: Vec<String> = held
         .iter()
         .filter(|held| held.is_put)

@@ -167,6 +167,14 @@ fn what_can_be_read_in_two_ways_is_refused() {
             "override",
         ),
         (format!("{get}X-Original-URL: /admin\r\n\r\n"), "override"),
+        (format!("{get}X-Original-URI: /admin\r\n\r\n"), "override"),
+        (format!("{get}x_original_path: /admin\r\n\r\n"), "override"),
+        (format!("{get}X-Rewrite-URL: /admin\r\n\r\n"), "override"),
+        (format!("{get}X-HTTP-Method: DELETE\r\n\r\n"), "override"),
+        (
+            format!("{get}X-Method-Override: DELETE\r\n\r\n"),
+            "override",
+        ),
     ] {
         assert_eq!(
             read(&text).map_err(|error| error.word()),
@@ -192,6 +200,22 @@ fn what_can_be_read_in_two_ways_is_refused() {
         "/a%",
         "/a%zz",
         "/a%3f",
+        "/repos/%c0%ae%c0%ae/user",
+        "/repos/%e0%80%af..",
+        "/a%ff",
+        "/repos/..%20/user",
+        "/repos/.%20./user",
+        "/repos/%20..",
+        "/repos/.../user",
+        "/repos/..%c2%a0/user",
+        "/repos/%ef%bc%8e%ef%bc%8e/user",
+        "/repos/..%ef%bc%8fuser",
+        "/repos%e2%88%95user",
+        "/a%c2%85",
+        "/a%25%32%65",
+        "/repos/a;b=c",
+        "/a%09",
+        "/a%7f",
     ] {
         assert!(odd(path).is_some(), "{path}");
         let text = format!("GET {path} HTTP/1.1\r\nHost: api.example.com\r\n\r\n");
@@ -204,12 +228,47 @@ fn what_can_be_read_in_two_ways_is_refused() {
     for path in [
         "/",
         "/repos/a",
-        "/repos/a.b/..c/...",
+        "/repos/a.b/..c/c..",
+        "/a%E2%82%AC/%F0%9F%98%80",
         "/a%20b",
         "/a%C3%BC",
         "/~a/b:c@d",
     ] {
         assert_eq!(odd(path), None, "{path}");
+    }
+}
+
+/// What was asked before this proxy is nobody's word here, and a query that names a method is told.
+#[test]
+fn what_proxies_say_of_a_request_goes_no_further() {
+    let request = read(
+        "GET /repos/a HTTP/1.1\r\nHost: api.example.com\r\nX-Forwarded-Host: evil.example\r\nX_Forwarded_Prefix: /../x\r\n\
+         X-Forwarded-Uri: /admin\r\nForwarded: host=evil.example\r\nX-Forward: kept\r\n\r\n",
+    )
+    .unwrap();
+    let forward = request.forward(&host("api.example.com"), 443, &github(), &[]);
+    let text = String::from_utf8_lossy(forward.expose()).to_lowercase();
+    assert!(
+        !text.contains("forwarded") && text.contains("x-forward: kept\r\n"),
+        "{text}"
+    );
+    for (query, is_named) in [
+        ("?_method=DELETE", true),
+        ("?a=b&_METHOD=delete", true),
+        ("?a;%5fmethod=x", true),
+        ("?_method[]=x", true),
+        ("?%5Fme%74hod%5B%5D=x", true),
+        ("?X-HTTP-Method-Override=PUT", true),
+        ("?x_http_method=PUT", true),
+        ("?+_method=x", true),
+        ("?method=GET", false),
+        ("?a=_method", false),
+        ("?a_method=x", false),
+        ("?%", false),
+        ("", false),
+    ] {
+        let text = format!("GET /repos/a{query} HTTP/1.1\r\nHost: api.example.com\r\n\r\n");
+        assert_eq!(read(&text).unwrap().names_method(), is_named, "{query}");
     }
 }
 
