@@ -1,6 +1,7 @@
 //! What must hold however often it happens. Few times in an ordinary run, at full count with `cargo xtask long`.
 
 mod abuse;
+mod boxes;
 mod disk;
 mod faults;
 mod fuzz;

@@ -11,6 +11,7 @@ use crate::{fuzz, guards, test};
 const PARTS: &[(&str, &[&str])] = &[
     ("kills", &["kills::", "kill_9"]),
     ("power", &["long::power::"]),
+    ("boxes", &["long::boxes::"]),
     ("panics", &["long::panics::", "storm::"]),
     (
         "faults",
