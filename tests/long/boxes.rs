@@ -27,7 +27,7 @@ const WORKERS: usize = 4;
 /// A gateway is killed once in so many runs.
 const PER_GATEWAY: usize = 100;
 /// For what was killed to be gone.
-const SETTLED: Duration = Duration::from_secs(60);
+const SETTLED: Duration = Duration::from_mins(1);
 
 /// No secret and no matter of chance: each step is another.
 struct Dice(AtomicU64);
