@@ -190,7 +190,9 @@ attempts! {
         "ptrace-child" "trace a process of its own",
         "netlink-socket" "open a netlink socket",
         "crypto-socket" "open a socket to the kernel's ciphers",
-        "preallocate" "take room on the disk at a stroke";
+        "preallocate" "take room on the disk at a stroke",
+        "setuid-file" "make a program that runs as its owner, for whoever starts it on the host",
+        "setgid-file" "make a program that runs as its group, for whoever starts it on the host";
     User Inside:
         "keyring-add" "add a key to the kernel's keyrings",
         "keyring-join" "join another session keyring",

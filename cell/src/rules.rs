@@ -145,6 +145,7 @@ pub fn seccomp(debug: bool) -> Result<(), String> {
     for program in programs(&[1, 2, 10], debug)?
         .into_iter()
         .chain([no_preallocation()?])
+        .chain(no_set_ids()?)
     {
         seccompiler::apply_filter(&program).map_err(|error| format!("seccomp: {error}"))?;
     }
@@ -161,6 +162,38 @@ fn no_preallocation() -> Result<BpfProgram, String> {
         EOPNOTSUPP,
     )
 }
+
+/// No file that whoever starts it runs as its owner or group: a folder that the operator mounts, or the workspace, is seen by others of the
+/// host, and there the box's `nosuid` does not hold. As systemd's `RestrictSUIDSGID=`. The modes of openat2 lie in memory where no filter can
+/// look; who is told that there is none takes openat.
+fn no_set_ids() -> Result<[BpfProgram; 2], String> {
+    let set = [0o4000_u64, 0o2000];
+    let mut denied = BTreeMap::new();
+    for (call, mode) in calls::MODES {
+        let rules = set.iter().map(|&bit| masked(mode, bit));
+        denied.insert(call, rules.collect::<Result<Vec<_>, _>>()?);
+    }
+    // Only where one is made: else what is in the mode's place says nothing.
+    for (call, flags) in calls::OPENS {
+        let mut rules = Vec::new();
+        for makes in [O_CREAT, O_TMPFILE] {
+            for bit in set {
+                let rule = vec![
+                    condition(flags, SeccompCmpOp::MaskedEq(makes), makes)?,
+                    condition(flags + 1, SeccompCmpOp::MaskedEq(bit), bit)?,
+                ];
+                rules.push(SeccompRule::new(rule).map_err(text)?);
+            }
+        }
+        denied.insert(call, rules);
+    }
+    let openat2 = BTreeMap::from([(calls::OPENAT2, Vec::new())]);
+    Ok([compile(denied, EPERM)?, compile(openat2, ENOSYS)?])
+}
+
+const O_CREAT: u64 = 0o100;
+/// Without the bit of a folder that the C library's constant has beside.
+const O_TMPFILE: u64 = 0o20_000_000;
 
 /// `families`: of sockets that may exist (1 Unix, 2 IPv4, 10 IPv6, 16 netlink). `debug`: without [`calls::DEBUGGERS`].
 fn programs(families: &[u64], debug: bool) -> Result<Vec<BpfProgram>, String> {
@@ -290,6 +323,19 @@ mod calls {
     pub const SETPRIORITY: i64 = 141;
     pub const SOCKET: i64 = 41;
     pub const SOCKETPAIR: i64 = 53;
+    pub const OPENAT2: i64 = 437;
+    /// open, openat: where their flags are; the mode is behind.
+    pub const OPENS: [(i64, u8); 2] = [(2, 1), (257, 2)];
+    /// chmod, fchmod, fchmodat, fchmodat2, creat, mknod, mknodat: where their mode is. (The kernel makes no folder with such a mode.)
+    pub const MODES: [(i64, u8); 7] = [
+        (90, 1),
+        (91, 1),
+        (268, 2),
+        (452, 2),
+        (85, 1),
+        (133, 1),
+        (259, 2),
+    ];
     /// ptrace, process_vm_readv, process_vm_writev, process_madvise, kcmp, pidfd_getfd.
     pub const DEBUGGERS: [i64; 6] = [101, 310, 311, 440, 312, 438];
     pub const DENIED: [i64; 46] = [
@@ -318,6 +364,11 @@ mod calls {
     pub const SETPRIORITY: i64 = 140;
     pub const SOCKET: i64 = 198;
     pub const SOCKETPAIR: i64 = 199;
+    pub const OPENAT2: i64 = 437;
+    /// openat: where its flags are; the mode is behind.
+    pub const OPENS: [(i64, u8); 1] = [(56, 2)];
+    /// fchmod, fchmodat, fchmodat2, mknodat: where their mode is.
+    pub const MODES: [(i64, u8); 4] = [(52, 1), (53, 2), (452, 2), (33, 2)];
     /// ptrace, process_vm_readv, process_vm_writev, process_madvise, kcmp, pidfd_getfd.
     pub const DEBUGGERS: [i64; 6] = [117, 270, 271, 440, 272, 438];
     pub const DENIED: [i64; 44] = [
@@ -340,7 +391,11 @@ mod tests {
     #[test]
     fn the_filters_compile_within_the_kernels_limit() {
         let programs = programs(&[1, 2, 10, 16], false).unwrap();
-        for program in programs.into_iter().chain([no_preallocation().unwrap()]) {
+        for program in programs
+            .into_iter()
+            .chain([no_preallocation().unwrap()])
+            .chain(no_set_ids().unwrap())
+        {
             assert!(!program.is_empty() && program.len() < 4096);
         }
     }

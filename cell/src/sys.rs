@@ -68,6 +68,10 @@ pub enum Ask<'a> {
     PushInput(BorrowedFd<'a>),
     /// The first real-time priority.
     RealTime,
+    /// The bit of its owner on this file, by fchmodat2.
+    OwnersBit(BorrowedFd<'a>),
+    /// A new file that has that bit, by openat2.
+    NewWithOwnersBit(&'a std::ffi::CStr),
     /// This process' number by the 32-bit interface.
     Ia32,
     /// The same by the x32 interface.
@@ -102,6 +106,10 @@ pub fn ask(what: &Ask<'_>) -> std::io::Result<i64> {
             words[4] = CHILD_ENDS;
         }
         Ask::RealTime => words[0] = 1,
+        Ask::NewWithOwnersBit(_) => {
+            let flags = libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY | libc::O_CLOEXEC;
+            words[..2].copy_from_slice(&[flags.cast_unsigned().into(), 0o4755]);
+        }
         _ => {}
     }
     let at = words.as_mut_ptr() as usize;
@@ -159,6 +167,15 @@ pub fn ask(what: &Ask<'_>) -> std::io::Result<i64> {
             (libc::SYS_ioctl, [terminal, 0x5412, text, 0, 0, 0])
         }
         Ask::RealTime => (libc::SYS_sched_setscheduler, [0, 1, at, 0, 0, 0]),
+        Ask::OwnersBit(file) => {
+            let (file, empty) = (process(file.as_raw_fd()), c"".as_ptr() as usize);
+            let flags = libc::AT_EMPTY_PATH.cast_unsigned() as usize;
+            (452, [file, empty, 0o4755, flags, 0, 0])
+        }
+        Ask::NewWithOwnersBit(path) => {
+            let path = path.as_ptr() as usize;
+            (libc::SYS_openat2, [here, path, at, 24, 0, 0])
+        }
         #[cfg(target_arch = "x86_64")]
         Ask::IoPorts => (libc::SYS_iopl, [3, 0, 0, 0, 0, 0]),
         #[cfg(target_arch = "x86_64")]

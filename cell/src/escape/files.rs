@@ -54,6 +54,8 @@ pub const ALL: &[(&str, Attempt)] = &[
         })
     }),
     ("setuid-program", setuid_program),
+    ("setuid-file", |given| set_id_file(given, 0o4755)),
+    ("setgid-file", |given| set_id_file(given, 0o2755)),
     ("host-shm", |given| {
         has_token(given, format!("/dev/shm/{}", given.need("shm")?))
     }),
@@ -266,6 +268,86 @@ fn symlink_race(given: &Given) -> Outcome {
         return Ok("the host's file was read behind the check".to_owned());
     }
     refused("the host's file was never behind the link")
+}
+
+/// By each way that a file comes to its mode.
+fn set_id_file(given: &Given, mode: u32) -> Outcome {
+    let (path, bits) = (given.place("set-id"), Mode::from_raw_mode(mode));
+    let plain = Mode::from_raw_mode(0o755);
+    let make = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+    let nameless = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    let name = std::ffi::CString::new(path.as_os_str().as_encoded_bytes());
+    let name = name.map_err(std::io::Error::other)?;
+    let ways: Vec<(&str, Box<dyn Fn() -> std::io::Result<u32> + '_>)> = vec![
+        (
+            "chmod",
+            Box::new(|| {
+                rustix::fs::open(&path, make, plain)?;
+                rustix::fs::chmod(&path, bits)?;
+                Ok(fs::metadata(&path)?.mode())
+            }),
+        ),
+        (
+            "fchmod",
+            Box::new(|| {
+                let file = rustix::fs::open(&path, make, plain)?;
+                rustix::fs::fchmod(&file, bits)?;
+                Ok(rustix::fs::fstat(&file)?.st_mode)
+            }),
+        ),
+        (
+            "fchmodat",
+            Box::new(|| {
+                rustix::fs::open(&path, make, plain)?;
+                rustix::fs::chmodat(CWD, &path, bits, AtFlags::empty())?;
+                Ok(fs::metadata(&path)?.mode())
+            }),
+        ),
+        (
+            "fchmodat2",
+            Box::new(|| {
+                let file = rustix::fs::open(&path, make, plain)?;
+                ask(&Ask::OwnersBit(file.as_fd()))?;
+                Ok(rustix::fs::fstat(&file)?.st_mode)
+            }),
+        ),
+        (
+            "a new file",
+            Box::new(|| Ok(rustix::fs::fstat(rustix::fs::open(&path, make, bits)?)?.st_mode)),
+        ),
+        (
+            "a new file without a name",
+            Box::new(|| {
+                let file = rustix::fs::open(given.scratch(), nameless, bits)?;
+                Ok(rustix::fs::fstat(file)?.st_mode)
+            }),
+        ),
+        (
+            "openat2",
+            Box::new(|| {
+                ask(&Ask::NewWithOwnersBit(&name))?;
+                Ok(fs::metadata(&path)?.mode())
+            }),
+        ),
+        (
+            "mknod",
+            Box::new(|| {
+                rustix::fs::mknodat(CWD, &path, FileType::RegularFile, bits, 0)?;
+                Ok(fs::metadata(&path)?.mode())
+            }),
+        ),
+    ];
+    first(ways, |(way, tried)| {
+        let _ = fs::remove_file(&path);
+        let outcome = tried();
+        let _ = fs::remove_file(&path);
+        let found =
+            outcome.map_err(|error| Why::from(std::io::Error::other(format!("{way}: {error}"))))?;
+        if found & 0o6000 != 0 {
+            return Ok(format!("by {way} a file of mode {:o}", found & 0o7777));
+        }
+        refused(format!("{way} leaves the bit out"))
+    })
 }
 
 fn setuid_program(_: &Given) -> Outcome {
