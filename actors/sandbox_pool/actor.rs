@@ -14,7 +14,7 @@ use super::boxes::{Live, Place, Waiter, answer_when_accepted, end_box};
 use super::cell_file;
 use super::config::SandboxPoolConfig;
 use super::driver::{Driver, ProbeContext};
-use super::drivers::{Drivers, Waiting};
+use super::drivers::{self, Drivers, Waiting};
 use super::egress::Ways;
 use super::folders;
 use super::holder::Holder;
@@ -96,6 +96,7 @@ impl Room for SandboxPool {
         let (context, cell_digest) = prepare(wiring, accounts.as_ref())?;
         // Once, before any trial of this life: later it could take from one that is under way.
         probe::sweep(&context);
+        let left = drivers::left(&context.run_root);
         let mut pool = Self {
             ctx,
             wiring: wiring.clone(),
@@ -103,7 +104,7 @@ impl Room for SandboxPool {
             images: Images::new(),
             context,
             cell_digest,
-            drivers: Drivers::new(wiring.profiles.drivers()),
+            drivers: Drivers::new(wiring.profiles.drivers(), left),
             runner: None,
             boxes: BTreeMap::new(),
             waiting: VecDeque::new(),

@@ -78,7 +78,23 @@ async fn native(context: &ProbeContext) -> Result<Chosen, DriverError> {
     if let Some(without) = without {
         why = format!("{why}; without terminals: {without}");
     }
+    let groups = groups_beside();
+    if !groups.is_empty() {
+        why = format!("{why}; boxes have this gateway's other groups: {groups}");
+    }
     Ok(Chosen { driver, why })
+}
+
+/// Groups that native boxes of a gateway that is not root have besides its own: the kernel lets nobody but root give one up. By number.
+fn groups_beside() -> String {
+    if rustix::process::geteuid().is_root() {
+        return String::new();
+    }
+    let own = rustix::process::getgid();
+    let groups = rustix::process::getgroups().unwrap_or_default();
+    let beside = groups.into_iter().filter(|group| *group != own);
+    let beside: Vec<String> = beside.map(|group| group.as_raw().to_string()).collect();
+    beside.join(", ")
 }
 
 async fn docker(

@@ -2,6 +2,7 @@
 //! tried again until it is there. One that is not there refuses its own agents and nobody else's, and is never exchanged for the other.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
 use portcullis_core::ids::{AgentId, BoxId};
@@ -12,6 +13,7 @@ use super::actor::SandboxPool;
 use super::choose::{Chosen, Kind, attempt};
 use super::driver::{Driver, DriverError, ProbeContext};
 use super::engine::no_driver;
+use super::hardening::HOSTS_FILE;
 use super::messages::{BoxProfile, Explained, OtherDriver, PoolError, SandboxPoolMsg, Start};
 use super::runs::Order;
 use super::standing::GivenUp;
@@ -37,6 +39,8 @@ pub struct Drivers {
     /// What `auto` stands for in this room's life, once one has proven itself. A plan names what contains it, and people have decided on
     /// that: what is lost later is waited for, not exchanged.
     auto: Option<Kind>,
+    /// Those that made boxes in an earlier life, until they have said which, and these are ended.
+    left: BTreeSet<Kind>,
     /// Sees the loss of the engine.
     engine: Option<TaskHandle>,
 }
@@ -103,12 +107,13 @@ impl Trial {
 
 impl Drivers {
     /// None is tried yet.
-    pub const fn new(choices: BTreeSet<DriverChoice>) -> Self {
+    pub const fn new(choices: BTreeSet<DriverChoice>, left: BTreeSet<Kind>) -> Self {
         Self {
             docker: Trial::new(),
             native: Trial::new(),
             choices,
             auto: None,
+            left,
             engine: None,
         }
     }
@@ -141,8 +146,13 @@ impl Drivers {
         self.auto.is_none() && self.choices.contains(&DriverChoice::Auto)
     }
 
-    /// Some agent's boxes are, or may come to be, made by it.
+    /// Some agent's boxes are, may come to be, or may have been made by it.
     fn is_needed(&self, kind: Kind) -> bool {
+        self.is_used(kind) || self.left.contains(&kind)
+    }
+
+    /// Some agent's boxes are, or may come to be, made by it.
+    fn is_used(&self, kind: Kind) -> bool {
         self.choices.contains(&kind.choice())
             || self.is_open()
             || self.choices.contains(&DriverChoice::Auto) && self.auto == Some(kind)
@@ -179,7 +189,7 @@ impl Drivers {
 
     /// Those that agents have and `choice` does not mean.
     pub fn others(&self, choice: DriverChoice) -> Vec<OtherDriver> {
-        let other = |kind: &Kind| self.kind(choice) != Some(*kind) && self.is_needed(*kind);
+        let other = |kind: &Kind| self.kind(choice) != Some(*kind) && self.is_used(*kind);
         let named = |kind: &Kind| !self.is_open() || self.choices.contains(&kind.choice());
         let kinds = [Kind::Docker, Kind::Native].into_iter();
         kinds
@@ -221,7 +231,8 @@ impl SandboxPool {
             choices.contains(&DriverChoice::Docker) || choices.contains(&DriverChoice::Auto);
         let native = choices.contains(&DriverChoice::Native);
         for (kind, is_named) in [(Kind::Docker, docker), (Kind::Native, native)] {
-            if is_named && matches!(self.drivers.of(kind).state, State::Untried) {
+            let is_meant = is_named || self.drivers.left.contains(&kind);
+            if is_meant && matches!(self.drivers.of(kind).state, State::Untried) {
                 self.try_driver(kind, Vec::new());
             }
         }
@@ -277,7 +288,14 @@ impl SandboxPool {
             Ok(chosen) => {
                 tracing::info!(driver = chosen.driver.name(), why = %chosen.why, "sandbox driver");
                 self.chosen(&chosen);
-                State::Proven(chosen)
+                // What it had made is ended: who has no other use for it goes on without it.
+                self.drivers.left.remove(&kind);
+                if self.drivers.is_needed(kind) {
+                    State::Proven(chosen)
+                } else {
+                    self.drivers.engine = None;
+                    State::Untried
+                }
             }
             Err(said) => self.none(kind, said),
         };
@@ -286,6 +304,9 @@ impl SandboxPool {
             return Err(Crash::new("a driver was tried that nobody tries"));
         };
         self.settle_auto();
+        if !self.drivers.may_use_engine() {
+            self.runner = None;
+        }
         // Who takes either one goes on to the other.
         let goes_on = kind == Kind::Docker && self.drivers.is_open();
         let is_auto = |waiting: &Waiting| {
@@ -325,7 +346,6 @@ impl SandboxPool {
         };
         if drivers.auto == Some(Kind::Native) && !drivers.may_use_engine() {
             drivers.docker.timer = None;
-            self.runner = None;
         }
     }
 
@@ -347,7 +367,11 @@ impl SandboxPool {
     fn none(&mut self, kind: Kind, said: String) -> State {
         let is_open = self.drivers.is_open();
         // What `auto` falls back to is tried when the first was.
-        let is_led = kind == Kind::Native && !self.drivers.choices.contains(&DriverChoice::Native);
+        let drivers = &self.drivers;
+        let is_led = kind == Kind::Native
+            && !drivers.choices.contains(&DriverChoice::Native)
+            && !drivers.left.contains(&Kind::Native);
+        let is_used = drivers.is_used(kind);
         let both = match (&self.drivers.docker.state, kind) {
             (State::None { said: docker, .. }, Kind::Native) if is_open => {
                 format!("{docker}; {said}")
@@ -355,8 +379,11 @@ impl SandboxPool {
             _ => said.clone(),
         };
         let is_last = kind == Kind::Native || !is_open;
+        if !is_used {
+            tracing::warn!(driver = kind.as_str(), %said, "an earlier start made boxes by this driver, and what is left of them cannot be ended; it is tried again");
+        }
         let trial = self.drivers.of_mut(kind);
-        if is_last && trial.said != both {
+        if is_used && is_last && trial.said != both {
             tracing::warn!(driver = kind.as_str(), said = %both, "no sandbox driver: commands in its sandboxes are refused, everything else works; it is tried again");
             trial.said = both;
         }
@@ -422,6 +449,15 @@ impl SandboxPool {
 
     /// A driver, or the request kept or refused.
     pub(super) fn driver_for(&mut self, request: Waiting) -> Option<(Driver, Waiting)> {
+        // Nothing begins beside what an earlier life left, as long as that can be found and ended.
+        let mut left = self.drivers.left.iter().copied();
+        if let Some(kind) = left.find(|kind| self.drivers.of(*kind).is_trying())
+            && let State::Trying(waiting) = &mut self.drivers.of_mut(kind).state
+            && waiting.len() < MOST_WAITING
+        {
+            waiting.push(request);
+            return None;
+        }
         let effective = self.effective(request.agent());
         let choice = effective.profile.driver;
         let kind = match self.drivers.kind(choice) {
@@ -495,6 +531,24 @@ impl Waiting {
             Self::Explain(_, reply) => reply.is_wanted(),
         }
     }
+}
+
+/// Which drivers made what an earlier life left: a native box has a file beside its folder, one of an engine a file of hosts in it.
+pub fn left(run_root: &Path) -> BTreeSet<Kind> {
+    let mut left = BTreeSet::new();
+    let entries = std::fs::read_dir(run_root.join("b"));
+    for entry in entries.into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "json")
+        {
+            left.insert(Kind::Native);
+        } else if path.join(HOSTS_FILE).exists() && !path.with_extension("json").exists() {
+            left.insert(Kind::Docker);
+        }
+    }
+    left
 }
 
 /// Ends every box that carries this gateway's label and is none of this room's: nobody serves it any more.

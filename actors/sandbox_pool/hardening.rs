@@ -187,9 +187,12 @@ fn mounts(spec: &BoxSpec) -> Vec<Mount> {
 /// The box's `/etc/hosts`. The engine empties the image's, and fills one of its own only where it sets a network up.
 pub const HOSTS: &str = "127.0.0.1 localhost box\n::1 localhost\n";
 
+/// Its name in a box's control folder.
+pub const HOSTS_FILE: &str = "hosts";
+
 /// Where [`HOSTS`] must lie before a box is made.
 pub fn hosts_file(spec: &BoxSpec) -> PathBuf {
-    spec.run_dir.join("hosts")
+    spec.run_dir.join(HOSTS_FILE)
 }
 
 fn clamped(value: u64) -> i64 {

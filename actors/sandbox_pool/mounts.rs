@@ -44,7 +44,7 @@ const PEOPLE: std::ops::RangeFrom<u32> = 1000..;
 /// The uid of nobody, whose home is none.
 const NOBODY: u32 = 65_534;
 /// File systems that show the machine and not a disk: proc, sysfs, cgroup, cgroup2, devpts, securityfs, debugfs, tracefs, bpf.
-const KERNELS: [u64; 9] = [
+const KERNELS: [u64; 18] = [
     0x9fa0,
     0x6265_6572,
     0x0027_e0eb,
@@ -54,6 +54,15 @@ const KERNELS: [u64; 9] = [
     0x6462_6720,
     0x7472_6163,
     0xcafe_4a11,
+    0xde5e_81e4, // efivarfs
+    0x1980_0202, // mqueue
+    0x6265_6570, // configfs
+    0x6165_676c, // pstore
+    0x4249_4e4d, // binfmt_misc
+    0x6573_5543, // fusectl
+    0x6e73_6673, // nsfs
+    0xf97c_ff8c, // selinuxfs
+    0x4341_5d53, // smackfs
 ];
 
 /// One mount of a box.

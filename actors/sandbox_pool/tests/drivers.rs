@@ -6,9 +6,11 @@ use portcullis_core::ids::AgentId;
 use portcullis_core::sandbox::{DriverChoice, Overrides, Scope};
 
 use super::docker::Engine;
-use super::harness::{State, finish};
-use super::room::Pool;
+use super::harness::{Live, State, finish};
+use super::room::{Pool, gone};
 use crate::sandbox_pool::PoolError;
+use crate::sandbox_pool::driver::Driver;
+use crate::sandbox_pool::native::Native;
 use crate::supervision::CallError;
 
 fn by(driver: DriverChoice) -> Overrides {
@@ -189,5 +191,44 @@ async fn refused_soon(pool: &mut Pool) -> String {
             "an engine that is gone is not missed"
         );
         tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// The bug: a gateway whose agents have another driver now left what the old one had made running, beside a new box on the same folder.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn boxes_of_an_earlier_start_are_ended_though_their_driver_is_nobodys_now() {
+    let engine = Engine::shared();
+    for (before, now) in [
+        (DriverChoice::Native, DriverChoice::Docker),
+        (DriverChoice::Docker, DriverChoice::Native),
+    ] {
+        let state = State::new();
+        let old = match before {
+            DriverChoice::Native => Driver::Native(Native::find(&state.context).await.unwrap()),
+            _ => super::docker::driver(&engine, &state).await,
+        };
+        let mut orphan = Live::start(&old, state.spec("demo")).await;
+        let (_, seen) = orphan.begin("sleep 93", |_| {}).await;
+        // The daemon is gone without a word: its link, not its box.
+        orphan.served.abort();
+        drop(seen);
+        assert!(!gone(orphan.started.init_pid));
+        let change = |config: &mut crate::sandbox_pool::SandboxPoolConfig| {
+            config.says.driver = Some(now);
+            config.engine = Some(engine.host());
+        };
+        let mut pool = Pool::with_agents(&state, change, &[]).await;
+        let (ticket, ended) = pool.run("demo", "echo new").await;
+        assert_eq!((ended.out.as_str(), ticket.driver), ("new\n", now.as_str()));
+        assert!(
+            gone(orphan.started.init_pid),
+            "{before:?}: the orphan is ended before anything runs"
+        );
+        assert_eq!(old.list(&state.context.owner).await.unwrap().len(), 0);
+        let others = pool.handle.status().await.unwrap().others;
+        assert_eq!(others.len(), 0, "{others:?}");
+        pool.tree.stop().await;
+        let left = std::fs::read_dir(state.context.run_root.join("b"));
+        assert_eq!(left.unwrap().count(), 0);
     }
 }

@@ -226,6 +226,19 @@ async fn files_in_memory_have_a_number() {
     live.stop().await;
 }
 
+/// The bug: in a folder that was mounted to be written, a box made a program that ran as the gateway's user for whoever started it there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_box_makes_no_program_that_runs_as_its_owner() {
+    let state = State::new();
+    let mut live = harness::Live::start(&driver(&state).await, state.spec("bits")).await;
+    let script = "cp /bin/true a; for mode in 4755 2755 u+s g+s; do chmod $mode a && echo $mode; done; chmod 1755 a && echo sticky; \
+                  mkdir d && chmod g+s d && echo folder; install -m 4755 /bin/true b 2> /dev/null; ls -l | cut -c1-10 | grep s";
+    let ended = live.run(script).await;
+    assert_eq!(ended.out, "sticky\n", "{ended:?}");
+    assert!(ended.err.matches("not permitted").count() >= 5, "{ended:?}");
+    live.stop().await;
+}
+
 /// Never silently without one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_no_user_namespace_is_given_a_run_that_asks_for_a_terminal_is_refused() {
