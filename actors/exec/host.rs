@@ -215,6 +215,7 @@ impl HostRun {
             cpu_ms: exit.user_ms.saturating_add(exit.system_ms),
             swept: exit.swept,
             out_of_memory: 0,
+            full: None,
         }
     }
 

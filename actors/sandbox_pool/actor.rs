@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::boxes::{Live, Place, Waiter, answer_when_accepted, end_box};
 use super::cell_file;
 use super::config::SandboxPoolConfig;
+use super::disk::{Admitted, Gauge};
 use super::driver::{Driver, ProbeContext};
 use super::drivers::{self, Drivers, Waiting};
 use super::egress::Ways;
@@ -80,6 +81,8 @@ pub struct SandboxPool {
     pub(super) warm: Warm,
     /// Names that boxes look up, by whose they are.
     pub(super) lookups: BTreeMap<String, Arc<Allowance>>,
+    /// What counts the folders, by their names below `workspaces/`.
+    pub(super) gauges: BTreeMap<String, Gauge>,
     /// Who has which user of the host; none: all have this gateway's.
     pub(super) accounts: Option<Accounts>,
     /// The key of the last box.
@@ -110,6 +113,7 @@ impl Room for SandboxPool {
             waiting: VecDeque::new(),
             warm: Warm::new(),
             lookups: BTreeMap::new(),
+            gauges: BTreeMap::new(),
             accounts,
             next: 0,
         };
@@ -282,7 +286,7 @@ impl SandboxPool {
         wanted: Wanted,
     ) -> Result<(), Crash> {
         let profile = &wanted.effective.profile;
-        let spawn = match spawn(profile, profile.may_leave(), &start.spec) {
+        let mut spawn = match spawn(profile, profile.may_leave(), &start.spec) {
             Ok(spawn) => spawn,
             Err(text) => {
                 start.reply.refuse(PoolError::Invalid(text));
@@ -290,6 +294,13 @@ impl SandboxPool {
             }
         };
         let holder = Holder::of(profile, &start.agent, &start.spec.session);
+        let folder = holder.folder();
+        let Some((start, admitted)) = self.admit(start, folder.as_deref(), profile) else {
+            return Ok(());
+        };
+        if let Admitted::ToDelete(_) = admitted {
+            spawn.file_bytes = 0;
+        }
         let placed = self.place(driver, &start.agent, &holder, &wanted).await?;
         let (key, fresh) = match placed {
             Place::In(key, fresh) => (key, fresh),
@@ -302,6 +313,7 @@ impl SandboxPool {
                 return Ok(());
             }
         };
+        let pass = self.pass(key, profile, &admitted);
         let Some(live) = self.boxes.get_mut(&key) else {
             return Err(Crash::new("a box that was found is not there"));
         };
@@ -324,6 +336,7 @@ impl SandboxPool {
             name: start.spec.run.clone(),
             spawn: Box::new(spawn),
             events: start.events.clone(),
+            pass,
             accepted,
         };
         // A box that cannot take it drops the order, and with it the answer: the run is then started again.

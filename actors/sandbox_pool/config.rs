@@ -63,6 +63,10 @@ struct Section {
     share: Option<ShareName>,
     #[serde(deserialize_with = "word")]
     workspace: Option<Access>,
+    #[serde(deserialize_with = "size")]
+    workspace_bytes: Option<u64>,
+    #[serde(deserialize_with = "size")]
+    workspace_files: Option<u64>,
     #[serde(deserialize_with = "mounts")]
     mounts: Option<Mounts>,
     #[serde(deserialize_with = "hosts")]
@@ -115,6 +119,8 @@ impl Default for Section {
             scope: None,
             share: None,
             workspace: None,
+            workspace_bytes: None,
+            workspace_files: None,
             mounts: None,
             egress: None,
             egress_unlisted: None,
@@ -155,6 +161,8 @@ impl From<Section> for SandboxPoolConfig {
                 scope: section.scope,
                 share: section.share,
                 workspace: section.workspace,
+                workspace_bytes: section.workspace_bytes,
+                workspace_files: section.workspace_files,
                 mounts: section.mounts,
                 egress: section.egress,
                 egress_unlisted: section.egress_unlisted,

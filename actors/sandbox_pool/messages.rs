@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::choose::{Chosen, Kind};
+use super::disk::Full;
 use super::holder::{Holder, SessionKey};
 use super::input::RunInputs;
 use super::runner::RunnerShown;
@@ -188,6 +189,9 @@ pub enum PoolError {
         "every user of [sandbox] uids = \"{0}\" is an agent's or a share's, also of those that are gone: nothing was run"
     )]
     Users(UserRange),
+    /// The workspace holds more than it may, and a run that was to delete made it more.
+    #[error("{0}: nothing was run")]
+    WorkspaceFull(Full),
     /// What lies in the place of the workspace is not its agent's.
     #[error("the workspace cannot be used, nothing was run: {0}")]
     Workspace(String),
@@ -233,6 +237,7 @@ impl PoolError {
             Self::Runtime { .. } => codes::RUNTIME_UNUSABLE,
             Self::Mount { .. } => codes::MOUNT_REFUSED,
             Self::Users(_) => codes::UIDS_EXHAUSTED,
+            Self::WorkspaceFull(_) => codes::WORKSPACE_FULL,
             Self::Workspace(_) => codes::WORKSPACE_FOREIGN,
             Self::NotKept(code, _) => code,
         }

@@ -8,7 +8,7 @@
 //!   ended and the drivers are tried again. Workspaces are not touched.
 //! - *Refuses when*: no driver has proven itself (`NO_DRIVER`, with what each said), the driver is weaker than the agent's profile takes
 //!   (`ISOLATION_TOO_WEAK`), its image cannot be used (`IMAGE_UNUSABLE`), no user of the host is left for the agent (`UIDS_EXHAUSTED`) or its folder is
-//!   another's (`WORKSPACE_FOREIGN`), all boxes are in use, or a box cannot be made. There is no falling
+//!   another's (`WORKSPACE_FOREIGN`) or holds more than it may (`WORKSPACE_FULL`), all boxes are in use, or a box cannot be made. There is no falling
 //!   back to the host.
 //!
 //! Where the configuration names hosts, a box has a child more: its way out ([`egress`]).
@@ -16,6 +16,8 @@
 //! What a box must be is `wanted`'s to say, for making one, for placing a run in one, and for `sandbox.explain`.
 //! Who a box is for is a [`Holder`]. A box that a session has had is nobody else's, ever; `warm` keeps unused ones for sessions to come.
 //! Only the [`runner`], a process of its own, speaks to the container engine: this one, which reads strangers' frames, never does.
+//!
+//! What workspaces take of the disk is [`disk`]'s to count, and to end runs for.
 //!
 //! A box is made by a [`Driver`], from a [`BoxSpec`]; the cell in it dials `run/b/<id>/s` (`link`), and `runs` keeps the runs on that link.
 
@@ -27,6 +29,7 @@ mod cgroup;
 mod choose;
 mod config;
 mod containers;
+pub mod disk;
 pub mod docker;
 pub mod driver;
 mod drivers;
@@ -65,6 +68,7 @@ pub use actor::{SandboxPool, SandboxPoolWiring};
 pub use choose::{Chosen, Kind};
 pub use config::SandboxPoolConfig;
 pub use containers::Containers;
+pub use disk::Full;
 pub use docker::Docker;
 pub use driver::{Driver, DriverError, ProbeContext};
 pub use egress::{HostQuestions, Ways};

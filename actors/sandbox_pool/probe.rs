@@ -232,6 +232,7 @@ impl Trial<'_> {
             name,
             spawn,
             events,
+            pass: None,
             accepted,
         };
         orders.send(order).await.map_err(|_| "no link".to_owned())?;

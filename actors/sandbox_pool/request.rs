@@ -66,7 +66,8 @@ pub fn spawn(profile: &Profile, may_leave: bool, spec: &RunSpec) -> Result<Spawn
         grace_ms: GRACE_MS,
         output_cap: output_cap(profile.output_cap_bytes, &spec.argv),
         open_files: profile.open_files,
-        file_bytes: profile.file_bytes,
+        // None can pass the workspace's limit alone.
+        file_bytes: profile.file_bytes.min(profile.workspace_bytes),
         stdin: spec.stdin,
         tty: spec.tty,
     })

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::cgroup::OutOfMemory;
+use super::disk::{Full, Held, Pass};
 use super::input::{NotTaken, RunInput, RunInputs, Stdin, ToCell};
 use super::link::{Link, LinkError};
 use super::standing::{GivenUp, Standing};
@@ -78,6 +79,8 @@ pub struct Exited {
     /// Processes of its box that the kernel killed for want of memory while it ran: its own, where nothing ran beside it. The
     /// kernel's word, not the box's.
     pub out_of_memory: u64,
+    /// It was ended because its workspace holds more than it may.
+    pub full: Option<Full>,
 }
 
 impl Exited {
@@ -98,6 +101,8 @@ pub enum Order {
         spawn: Box<Spawn>,
         /// Where its events go.
         events: mpsc::Sender<RunEvent>,
+        /// It may write to its folder, which is counted as long as it does.
+        pass: Option<Pass>,
         /// Whether it was asked of the cell. Dropped unanswered: it was not, and never will be.
         accepted: oneshot::Sender<Result<Accepted, NotAccepted>>,
     },
@@ -172,11 +177,16 @@ struct Run {
     deaf: bool,
     /// The kernel's count when it began.
     out_of_memory: u64,
+    /// It may write to its folder.
+    held: Option<Held>,
+    /// It was told to end for that.
+    full: Option<Full>,
 }
 
 enum Woken {
     Room(u32, Option<mpsc::OwnedPermit<RunEvent>>),
     Deaf(u32),
+    Full(u32, Full),
     Input(u32, Option<RunInput>, mpsc::Receiver<RunInput>),
 }
 
@@ -406,6 +416,7 @@ impl Runs {
                 name,
                 spawn,
                 events,
+                pass,
                 accepted,
             } => {
                 self.taken += 1;
@@ -422,6 +433,7 @@ impl Runs {
                         let named = name.to_string();
                         self.link.queue(&Frame::Named { run, name: named })?;
                         let inputs = self.begin(run, name, limit, events, stdin, terminal);
+                        self.pass(run, pass);
                         Ok(Accepted {
                             image_digest: self.image_digest.clone(),
                             inputs,
@@ -478,10 +490,50 @@ impl Runs {
             over: false,
             deaf: false,
             out_of_memory: self.out_of_memory(),
+            held: None,
+            full: None,
         };
         self.live.insert(id, run);
         self.name();
         inputs
+    }
+
+    /// Tells who began a run that it can only delete, and waits for the word that ends it.
+    fn pass(&mut self, id: u32, pass: Option<Pass>) {
+        let (Some(pass), Some(run)) = (pass, self.live.get_mut(&id)) else {
+            return;
+        };
+        if let Some(full) = pass.to_delete {
+            let (stream, end) = if run.terminal {
+                (Stream::Out, "\r\n")
+            } else {
+                (Stream::Err, "\n")
+            };
+            let text = format!("portcullis: {full}: this run can delete, and write no file{end}");
+            let data = text.into_bytes();
+            // Ours, so it takes nothing of what the cell may send. The channel is new and has room.
+            let said = run.events.try_send(RunEvent::Output {
+                stream,
+                seq: run.seq,
+                data,
+            });
+            run.seq += u64::from(said.is_ok());
+        }
+        let (held, over) = pass.split();
+        run.held = Some(held);
+        self.waking
+            .push(Box::pin(async move { Woken::Full(id, over.await) }));
+    }
+
+    /// Its workspace holds too much: at once, for what it writes meanwhile is more.
+    fn end_full(&mut self, id: u32, full: Full) -> Result<(), LinkError> {
+        if let Some(run) = self.live.get_mut(&id).filter(|run| !run.over) {
+            run.full = Some(full);
+            (run.told, run.cancelled) = (true, true);
+            run.deadline = run.deadline.min(Instant::now() + ANSWER);
+            self.link.queue(&Frame::End { run: id, now: true })?;
+        }
+        Ok(())
     }
 
     fn out_of_memory(&self) -> u64 {
@@ -614,6 +666,7 @@ impl Runs {
         let run = self.known(id)?;
         let out_of_memory = killed.saturating_sub(run.out_of_memory);
         run.over = true;
+        run.held = None;
         run.stdin = None;
         let (code, signal) = match exit.ended {
             Ended::Code(code) => (Some(code), None),
@@ -633,6 +686,7 @@ impl Runs {
             cpu_ms: exit.user_ms.saturating_add(exit.system_ms),
             swept: exit.swept,
             out_of_memory,
+            full: run.full.filter(|_| exit.cause == Cause::Cancelled),
         }));
         self.deliver(id)
     }
@@ -689,6 +743,7 @@ impl Runs {
                 }
                 Ok(())
             }
+            Woken::Full(id, full) => self.end_full(id, full),
             Woken::Input(id, input, orders) => {
                 // None: nobody can give any more.
                 if let Some(input) = input

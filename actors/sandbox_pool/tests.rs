@@ -10,6 +10,7 @@ macro_rules! promises {
     ($driver:path) => {
         promises!($driver, suite: streams_and_codes, many_runs, supervisors, walls, workspaces, fork_bomb, memory, tree, stubborn,
             background, output, unread, hostile_peer, found_again, dead_man, redials, keeps_runs);
+        promises!($driver, disk: disk_bomb);
         promises!($driver, input: stdin, full, signals, terminal);
     };
     ($driver:path, $suite:ident: $($name:ident),*) => {$(
@@ -23,6 +24,7 @@ macro_rules! promises {
 }
 
 mod beside;
+mod disk;
 pub(crate) mod docker;
 mod drivers;
 pub(crate) mod harness;

@@ -101,7 +101,7 @@ fn read(at: &OwnedFd, visit: &mut impl FnMut(&Met<'_>) -> io::Result<()>) -> io:
 }
 
 /// None: it is not there any more, is of another kind by now, or is another mount.
-fn below(folder: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> io::Result<Option<OwnedFd>> {
+pub fn below(folder: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> io::Result<Option<OwnedFd>> {
     let within = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS;
     loop {
         match rustix::fs::openat2(folder, name, flags, Mode::empty(), within) {

@@ -342,6 +342,10 @@ impl SandboxPool {
             value: Shown::List(config.egress_to_networks.texts()),
             from: "[sandbox]".to_owned(),
         });
+        let owner = agent.as_ref();
+        let owner = owner.map(|agent| Owner::of(&effective.profile, agent).folder());
+        let (held, full) = self.disk_lines(owner.as_deref(), &effective.profile);
+        lines.extend(held);
         let isolation = driver.map(Driver::isolation);
         let (refused, wanted) = match wanted {
             Ok(None) => (
@@ -351,6 +355,7 @@ impl SandboxPool {
             Ok(Some(wanted)) => (None, Some((wanted.image, Some(wanted.hash)))),
             Err(refusal) => (Some(ExplainedRefusal::from(&refusal)), None),
         };
+        let refused = refused.or_else(|| full.as_ref().map(ExplainedRefusal::from));
         let (image_digest, profile_hash) = wanted.unwrap_or_default();
         Explained {
             agent,

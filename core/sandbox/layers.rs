@@ -51,6 +51,12 @@ pub struct Overrides {
     /// [`Profile::workspace`].
     #[serde(deserialize_with = "word")]
     pub workspace: Option<Access>,
+    /// [`Profile::workspace_bytes`].
+    #[serde(deserialize_with = "size")]
+    pub workspace_bytes: Option<u64>,
+    /// [`Profile::workspace_files`].
+    #[serde(deserialize_with = "size")]
+    pub workspace_files: Option<u64>,
     /// [`Profile::mounts`].
     #[serde(deserialize_with = "mounts")]
     pub mounts: Option<Mounts>,
@@ -187,6 +193,8 @@ impl Overrides {
                 ": the box's own processes count",
             ),
             ("open_files", self.open_files.map(u64::from), 32, ""),
+            ("workspace_bytes", self.workspace_bytes, 1 << 20, ""),
+            ("workspace_files", self.workspace_files, 64, ""),
         ];
         let floors = floors
             .into_iter()
@@ -301,6 +309,8 @@ impl Effective {
             scope,
             share,
             workspace,
+            workspace_bytes,
+            workspace_files,
             mounts,
             egress,
             egress_unlisted,
@@ -349,6 +359,14 @@ impl Effective {
         put("scope", set(&mut to.scope, scope.as_ref()));
         put("share", set(&mut to.share, share.as_ref()));
         put("workspace", set(&mut to.workspace, workspace.as_ref()));
+        put(
+            "workspace_bytes",
+            set(&mut to.workspace_bytes, workspace_bytes.as_ref()),
+        );
+        put(
+            "workspace_files",
+            set(&mut to.workspace_files, workspace_files.as_ref()),
+        );
         put("mounts", set(&mut to.mounts, mounts.as_ref()));
         put("egress", set(&mut to.egress, egress.as_ref()));
         put(

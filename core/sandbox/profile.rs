@@ -377,6 +377,11 @@ pub struct Profile {
     pub share: ShareName,
     /// What it sees of its agent's folder.
     pub workspace: Access,
+    /// Bytes of disk that its agent's folder may hold, whichever of its boxes writes there. A file with several names counts once, one with
+    /// holes for what it has on disk.
+    pub workspace_bytes: u64,
+    /// Names in that folder: of files, folders and links. Each is something to count, so this bounds the time that counting takes.
+    pub workspace_files: u64,
     /// What else it sees of the host.
     pub mounts: Mounts,
     /// What it sees of a network.
@@ -450,6 +455,8 @@ impl Profile {
             scope: Scope::Session,
             share: ShareName::default(),
             workspace: Access::None,
+            workspace_bytes: 1 << 20,
+            workspace_files: 64,
             mounts: Mounts::default(),
             network: Network::None,
             egress: Rules::default(),
@@ -483,6 +490,8 @@ impl Profile {
             scope: self.scope.min(child.scope),
             share: self.share.clone(),
             workspace: self.workspace.min(child.workspace),
+            workspace_bytes: self.workspace_bytes.min(child.workspace_bytes),
+            workspace_files: self.workspace_files.min(child.workspace_files),
             mounts: self.mounts.meet(&child.mounts),
             network: Network::None,
             egress: self.egress.meet(&child.egress),
@@ -509,6 +518,8 @@ impl Profile {
             && self.scope <= other.scope
             && self.seccomp <= other.seccomp
             && self.workspace <= other.workspace
+            && self.workspace_bytes <= other.workspace_bytes
+            && self.workspace_files <= other.workspace_files
             && self.mounts.is_within(&other.mounts)
             && self.egress.is_within(&other.egress)
             && self.egress_unlisted <= other.egress_unlisted
@@ -537,6 +548,8 @@ impl Profile {
             scope,
             share,
             workspace,
+            workspace_bytes,
+            workspace_files,
             mounts,
             network,
             egress,
@@ -569,6 +582,8 @@ impl Profile {
             ("scope", word(scope.as_str())),
             ("share", word(share.as_str())),
             ("workspace", word(workspace.as_str())),
+            ("workspace_bytes", size(workspace_bytes)),
+            ("workspace_files", size(workspace_files)),
             ("mounts", Shown::List(mounts.texts())),
             ("network", word(network.as_str())),
             ("egress", Shown::List(egress.texts())),

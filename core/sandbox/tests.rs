@@ -404,7 +404,7 @@ fn a_list_of_names_allows_what_it_says() {
 #[test]
 fn the_canonical_bytes_tell_every_value_apart() {
     let base = Named::Baseline.profile();
-    let changes: [fn(&mut Profile); 23] = [
+    let changes: [fn(&mut Profile); 25] = [
         |p| p.driver = DriverChoice::Native,
         |p| p.min_isolation = Isolation::Docker,
         |p| p.image = Some(ImageName::new("a").unwrap()),
@@ -414,6 +414,8 @@ fn the_canonical_bytes_tell_every_value_apart() {
         |p| p.scope = Scope::Shared,
         |p| p.share = ShareName::new("a").unwrap(),
         |p| p.workspace = Access::Ro,
+        |p| p.workspace_bytes += 1,
+        |p| p.workspace_files += 1,
         |p| p.env = EnvNames::default(),
         |p| p.memory_bytes += 1,
         |p| p.egress = Rules::new(["a.example"]).unwrap(),
@@ -464,6 +466,8 @@ fn the_form_of_the_canonical_bytes_is_pinned() {
         ("scope", b"session"),
         ("share", b"default"),
         ("workspace", b"none"),
+        ("workspace_bytes", &(1_u64 << 20).to_be_bytes()),
+        ("workspace_files", &64_u64.to_be_bytes()),
         ("mounts", &[0; 8]),
         ("network", b"none"),
         ("egress", &[0; 8]),
@@ -579,7 +583,7 @@ fn any_profile() -> impl Strategy<Value = Profile> {
         scope,
     );
     let counts = (small(), small(), small());
-    let sizes = proptest::collection::vec(1..4_u64, 7);
+    let sizes = proptest::collection::vec(1..4_u64, 9);
     (words, counts, sizes).prop_map(|(words, counts, sizes)| {
         let (walls, workspace, image, env, (egress, terminate, egress_unlisted), (scope, share)) =
             words;
@@ -594,6 +598,8 @@ fn any_profile() -> impl Strategy<Value = Profile> {
             scope,
             share: ShareName::new(share).unwrap(),
             workspace,
+            workspace_bytes: sizes[7],
+            workspace_files: sizes[8],
             network: Network::None,
             egress,
             egress_unlisted,

@@ -387,6 +387,11 @@ pub(super) fn failure(client: &Client, payload: &Value) -> Option<Failure> {
             codes::RUN_READ_ELSEWHERE,
             "the run goes on, and is read from elsewhere now",
         ),
+        "cancelled" if payload.pointer("/error/code").is_some() => {
+            let error = &payload["error"];
+            let code = codes::find(field(error, "code")).unwrap_or(codes::RUN_CANCELLED);
+            client.said(Failure::of(code, clean(field(error, "message"))))
+        }
         "cancelled" => Failure::of(codes::RUN_CANCELLED, "the command was cancelled"),
         "box-lost" | "unknown" => {
             let error = &payload["error"];

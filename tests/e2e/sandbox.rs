@@ -367,3 +367,50 @@ fn each_agents_user_is_in_the_log_and_outlives_the_gateway() {
         "{moved}"
     );
 }
+
+/// By the words of a person at a shell: what ends the command, what is left to do, and that the log says so.
+#[test]
+fn who_fills_a_workspace_is_told_why_and_can_delete_until_there_is_room() {
+    let gateway = Gateway::with(&[
+        ("agents.demo.sandbox.workspace_bytes", "8388608"),
+        ("agents.demo.sandbox.workspace_files", "100"),
+    ]);
+    let exec = |script: &str| {
+        let output = gateway.cli(&["exec", "--agent", "demo", "--", "sh", "-c", script]);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (
+            output.status.code(),
+            text(&output.stdout),
+            text(&output.stderr),
+        )
+    };
+    let bomb = "while :; do i=$((i+1)); head -c 1048576 /dev/zero > f$i; sleep 0.02; done";
+    let (code, _, said) = exec(bomb);
+    assert_eq!(code, Some(125), "{said}\n{}", gateway.log());
+    assert!(
+        said.contains("error[WORKSPACE_FULL]: the workspace holds ")
+            && said.contains("may hold 8.0 MiB in 100: the run was ended")
+            && said.contains("\nnext: make room"),
+        "{said}"
+    );
+    let asked = ["audit", "query", "--action", "exec.run"];
+    let found = gateway.json(&asked).to_string();
+    assert!(found.contains("WORKSPACE_FULL"), "{found}");
+    let held = gateway.cli(&["sandbox", "explain", "--agent", "demo"]);
+    let held = String::from_utf8(held.stdout).unwrap();
+    assert!(
+        held.contains("over: runs can only delete"),
+        "{held}\n{}",
+        gateway.log()
+    );
+    let (code, out, said) = exec("rm f*; (echo x > more) || echo no");
+    assert_eq!((code, out.as_str()), (Some(0), "no\n"), "{said}");
+    assert!(
+        said.contains("this run can delete, and write no file"),
+        "{said}"
+    );
+    assert_eq!(
+        exec("echo x > more; cat more"),
+        (Some(0), "x\n".to_owned(), String::new())
+    );
+}

@@ -339,7 +339,14 @@ impl Acting {
             (Cause::Cancelled, Some(Ending::Interrupted(Interrupt::SessionEnded(reason)))) => {
                 ("cancelled", Some((codes::SESSION_ENDED, reason)))
             }
-            (Cause::Cancelled, _) => ("cancelled", None),
+            (Cause::Cancelled, ending) => {
+                let full = exited.full.filter(|_| ending.is_none());
+                let text = |full| format!("{full}: the run was ended");
+                (
+                    "cancelled",
+                    full.map(|full| (codes::WORKSPACE_FULL, text(full))),
+                )
+            }
             (Cause::NoTerminal, _) => (
                 "denied",
                 Some((

@@ -336,5 +336,6 @@ fn ended(cause: Cause, code: Option<u8>, took: Duration) -> Exited {
         cpu_ms: 0,
         swept: 0,
         out_of_memory: 0,
+        full: None,
     }
 }

@@ -11,6 +11,7 @@ use portcullis_core::sandbox::{Access, SystemCalls};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use crate::sandbox_pool::disk::Pass;
 use crate::sandbox_pool::driver::{Driver, ProbeContext};
 use crate::sandbox_pool::folders;
 use crate::sandbox_pool::holder::Whose;
@@ -160,6 +161,8 @@ pub struct Live {
     pub started: StartedBox,
     pub orders: mpsc::Sender<Order>,
     pub served: JoinHandle<Result<Over, LinkError>>,
+    /// Of the next run.
+    pub pass: Option<Pass>,
     next: u32,
 }
 
@@ -188,6 +191,7 @@ impl Live {
             started,
             orders,
             served,
+            pass: None,
             next: 0,
         }
     }
@@ -231,6 +235,7 @@ impl Live {
             name: name.clone(),
             spawn: Box::new(spawn),
             events,
+            pass: self.pass.take(),
             accepted,
         };
         self.orders.send(order).await.unwrap();

@@ -630,6 +630,7 @@ pub async fn hostile_peer(driver: &Driver, state: &State) {
                 name,
                 spawn,
                 events,
+                pass: None,
                 accepted,
             })
             .await
