@@ -382,34 +382,20 @@ impl Watch {
             }
             // What is not counted to its end could grow unseen.
             _ if !whole && is_empty => self.phase = Phase::Closed(full(Why::Over), None),
-            Phase::Unknown | Phase::Within(_) | Phase::Draining(_) => {
-                self.phase = if whole {
-                    Phase::Settled(full(Why::Over))
-                } else {
-                    Phase::Closed(full(Why::Over), None)
-                };
-            }
-            Phase::Settled(Full { used: found, .. }) => {
+            Phase::Settled(Full { used: found, .. }) | Phase::Closed(_, Some(found)) => {
                 self.phase = if whole && is_no_more(used, found) {
-                    let mut now = full(Why::Over);
-                    // Never more than at first: or each would add a little.
-                    now.used = used.lesser(found);
-                    Phase::Settled(now)
+                    Phase::Settled(Full {
+                        // Never more than at first: or each would add a little.
+                        used: used.lesser(found),
+                        ..full(Why::Over)
+                    })
                 } else {
                     self.end_all(full(Why::Grew));
                     Phase::Closed(full(Why::Grew), Some(found))
                 };
             }
-            Phase::Closed(_, Some(found)) if whole && is_no_more(used, found) => {
-                let mut now = full(Why::Over);
-                now.used = used.lesser(found);
-                self.phase = Phase::Settled(now);
-            }
-            Phase::Closed(_, found @ Some(_)) => {
-                self.phase = Phase::Closed(full(Why::Grew), found);
-            }
             // A person has made it less, or nobody has: what there is now is what it may not grow beyond.
-            Phase::Closed(_, None) => {
+            Phase::Unknown | Phase::Within(_) | Phase::Draining(_) | Phase::Closed(_, None) => {
                 self.phase = if whole {
                     Phase::Settled(full(Why::Over))
                 } else {

@@ -292,8 +292,8 @@ async fn explain_answers_where_there_is_no_driver() {
     let explained = pool.handle.explain(Some(agent("demo"))).await.unwrap();
     assert_eq!((explained.driver, explained.isolation), (None, None));
     assert_eq!(explained.refused.unwrap().code, "NO_DRIVER");
-    // All of the profile, the user, and the networks that names may stand for.
-    let all = Named::Restricted.profile().entries().len() + 2;
+    // All of the profile, the user, the networks that names may stand for, and what holds the workspace.
+    let all = Named::Restricted.profile().entries().len() + 3;
     assert_eq!(explained.lines.len(), all);
     pool.tree.stop().await;
 }
