@@ -10,7 +10,7 @@ use crate::egress::{Rules, Terminations};
 use crate::ids::AgentId;
 
 /// Begins the canonical bytes; another form gets another number.
-const CANONICAL: &[u8] = b"portcullis-profile-v6\0";
+const CANONICAL: &[u8] = b"portcullis-profile-v7\0";
 
 /// How strong what holds a box is; more is stronger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

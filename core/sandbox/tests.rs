@@ -456,7 +456,7 @@ fn the_canonical_bytes_tell_every_value_apart() {
 #[test]
 fn the_form_of_the_canonical_bytes_is_pinned() {
     let least = Profile::least().canonical();
-    let mut expected = b"portcullis-profile-v6\0".to_vec();
+    let mut expected = b"portcullis-profile-v7\0".to_vec();
     for (key, value) in [
         ("driver", &b"auto"[..]),
         ("min_isolation", b"docker"),

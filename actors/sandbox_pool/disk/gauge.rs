@@ -437,6 +437,8 @@ impl Watch {
     }
 
     fn end_all(&mut self, full: Full) {
+        // Before they hear of it: who asks then is not told that there is room.
+        self.shown.set((State::Unknown, None));
         for live in self.live.values_mut() {
             let (spent, _) = oneshot::channel();
             // It may have ended by itself.
