@@ -6,6 +6,7 @@ mod authority; // certificates
 mod boxes; // inside of real boxes, on both drivers
 mod corpus; // one request each
 mod limits; // slow, many, long
+mod reflected; // secrets that come back
 mod table; // the corpus, item by item, each with its control
 mod terminated; // TLS that the gateway opens, and the secrets for it
 mod tunnels; // TLS, and what is not
