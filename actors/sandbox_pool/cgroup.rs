@@ -1,7 +1,8 @@
 //! The ceilings of a box, held by the kernel: memory with swap, processor share, number of processes. Both generations of cgroups.
 //!
 //! A box's group is a child of the daemon's own group, so that a limit on the daemon's service also holds for its boxes; where the
-//! second generation forbids that (other processes in the daemon's group), of a top-level `portcullis` group.
+//! second generation forbids that (other processes in the daemon's group, or its group is the root), of a top-level `portcullis` group.
+//! Which one it is does not change while the daemon runs, nor over a restart in the same place: the boxes of an earlier life are found there.
 
 use std::fs;
 use std::io;
@@ -134,6 +135,10 @@ impl Group {
 
     /// Removes it; waits a little for the kernel to bury its last processes. True when it is gone.
     pub async fn remove(&self) -> bool {
+        for folder in self.folders.iter().filter(|_| self.v2) {
+            // Its init is dead, and with it all of the box: this is for what nobody thought of (Linux 5.14; a group that is gone says so below).
+            let _ = put_if_there(folder, "cgroup.kill", "1");
+        }
         for _ in 0..100 {
             if self.remove_now() {
                 return true;
@@ -252,6 +257,59 @@ impl OutOfMemory {
     }
 }
 
+/// The kernel's word on the ceilings of a process that somebody else has placed, as an engine: in its group or in one above it, for a limit
+/// there holds for all that is below.
+///
+/// # Errors
+/// The first ceiling that is missing or higher than asked, or that its group cannot be seen. Nothing is said of the first generation.
+pub fn held(pid: u32, limits: &BoxLimits) -> Result<(), String> {
+    let own = read(&format!("/proc/{pid}/cgroup"))?;
+    let mountinfo = read("/proc/self/mountinfo")?;
+    let Some((mount, own)) = v2(&own, &mountinfo) else {
+        return Ok(());
+    };
+    match missing(&mount, &own, limits) {
+        None => Ok(()),
+        Some(what) => Err(format!(
+            "the kernel does not hold the box's ceilings: {what}"
+        )),
+    }
+}
+
+fn missing(mount: &Path, own: &Path, limits: &BoxLimits) -> Option<String> {
+    let groups = || own.ancestors().take_while(|group| *group != mount);
+    // A share of the processor: quota and period.
+    let number = |text: &str| {
+        let mut words = text.split_whitespace();
+        let value: u64 = words.next()?.parse().ok()?;
+        match words.next() {
+            None => Some(value),
+            Some(period) => value.checked_mul(1000)?.checked_div(period.parse().ok()?),
+        }
+    };
+    let lowest = |file: &str| {
+        groups()
+            .filter_map(|group| number(&fs::read_to_string(group.join(file)).ok()?))
+            .min()
+    };
+    let has = |file: &str| groups().any(|group| group.join(file).exists());
+    let ceilings = [
+        ("memory.max", limits.memory_bytes),
+        ("pids.max", u64::from(limits.pids)),
+        ("cpu.max", u64::from(limits.cpu_millis)),
+    ];
+    // A kernel without swap has no such file, and nothing to hold.
+    let swap = has("memory.swap.max").then_some(("memory.swap.max", 0));
+    ceilings
+        .into_iter()
+        .chain(swap)
+        .find_map(|(file, most)| match lowest(file) {
+            Some(held) if held <= most => None,
+            Some(held) => Some(format!("{file} is {held}, not {most}")),
+            None => Some(format!("{file} is not set")),
+        })
+}
+
 /// The mount and the own group of a second-generation hierarchy that has all three controllers.
 fn v2(own: &str, mountinfo: &str) -> Option<(PathBuf, PathBuf)> {
     let path = own.lines().find_map(|line| line.strip_prefix("0::"))?;
@@ -267,35 +325,83 @@ fn has_controllers(folder: &Path, file: &str) -> bool {
         .all(|wanted| text.split_whitespace().any(|one| one == *wanted))
 }
 
-/// Makes a parent whose children have the controllers. A group with processes in it may not have such children, so the daemon moves
-/// into a group beside them, but only where it is alone: nobody else's processes are moved.
+/// Where the daemon's own processes go, beside its boxes.
+const BESIDE: &str = "gateway";
+/// The parent of boxes where the daemon's own group cannot be it.
+const TOP: &str = "portcullis";
+
+/// Moves this process and what it has started, as the runner, into a group below their own. Nothing where anybody else is in it.
+fn move_beside(own: &Path) -> Result<(), String> {
+    let beside = own.join(BESIDE);
+    let processes = fs::read_to_string(own.join("cgroup.procs")).unwrap_or_default();
+    let processes: Vec<u32> = processes
+        .split_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .collect();
+    if !processes.iter().all(|pid| is_ours(*pid)) {
+        return Err(format!("{} holds other processes", own.display()));
+    }
+    fs::create_dir_all(&beside).map_err(|error| named(&beside, &error).to_string())?;
+    // This one first: what it starts from now on is born there.
+    let me = std::process::id();
+    let others = processes.into_iter().filter(|pid| *pid != me);
+    for pid in std::iter::once(me).chain(others) {
+        match put(&beside, "cgroup.procs", &pid.to_string()) {
+            // It has ended.
+            Err(_) if pid != me && !Path::new(&format!("/proc/{pid}")).exists() => {}
+            other => other.map_err(|error| error.to_string())?,
+        }
+    }
+    Ok(())
+}
+
+/// This process, or one below it.
+fn is_ours(mut pid: u32) -> bool {
+    while pid > 1 {
+        if pid == std::process::id() {
+            return true;
+        }
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // After the name, which may hold anything: state, parent.
+        let parent = stat
+            .rsplit_once(") ")
+            .and_then(|(_, rest)| rest.split(' ').nth(1)?.parse().ok());
+        match parent {
+            Some(parent) => pid = parent,
+            // Ended meanwhile, and so in no group.
+            None => return stat.is_empty(),
+        }
+    }
+    false
+}
+
+/// Makes a parent whose children have the controllers. A group with processes in it may not have such children ("no internal processes"), so
+/// the daemon moves into a group beside them, but only where it is alone: nobody else's processes are moved.
 fn prepare_v2(mount: &Path, own: &Path) -> Result<PathBuf, String> {
     let enable = |folder: &Path| {
         put(folder, "cgroup.subtree_control", "+memory +cpu +pids")
             .map_err(|error| error.to_string())
     };
-    if has_controllers(own, "cgroup.subtree_control") {
-        return Ok(own.to_owned());
+    let is_on = |folder: &Path| has_controllers(folder, "cgroup.subtree_control");
+    // A namespace's own root, as in a container, is a group like any other: only the kernel's has no type.
+    let is_root = |folder: &Path| folder == mount && !folder.join("cgroup.type").exists();
+    // Asked again by a daemon that has moved: the parent is the one that it was.
+    let moved = own.parent().filter(|_| own.ends_with(BESIDE));
+    if let Some(parent) = moved.filter(|parent| is_on(parent) && !is_root(parent)) {
+        return Ok(parent.to_owned());
     }
-    let processes = fs::read_to_string(own.join("cgroup.procs")).unwrap_or_default();
-    let alone = processes
-        .split_whitespace()
-        .all(|pid| pid == std::process::id().to_string());
-    let first = if own == mount {
+    let first = if is_root(own) {
+        // Its children may have controllers all the same, so a second look would find another parent than the first.
         Err("the daemon is in the root group".to_owned())
-    } else if alone {
-        let beside = own.join("gateway");
-        fs::create_dir_all(&beside)
-            .and_then(|()| put(&beside, "cgroup.procs", &std::process::id().to_string()))
-            .map_err(|error| error.to_string())
-            .and_then(|()| enable(own))
+    } else if is_on(own) {
+        return Ok(own.to_owned());
     } else {
-        Err(format!("{} holds other processes", own.display()))
+        move_beside(own).and_then(|()| enable(own))
     };
     if first.is_ok() {
         return Ok(own.to_owned());
     }
-    let top = mount.join("portcullis");
+    let top = mount.join(TOP);
     let made = fs::create_dir_all(&top).map_err(|error| named(&top, &error).to_string());
     // Already on under systemd; where not, the root group may always switch it on.
     let _ = enable(mount);
@@ -385,5 +491,80 @@ mod tests {
             place.path().join("portcullis")
         );
         assert!(!own.join("gateway").exists());
+    }
+
+    #[test]
+    fn a_ceiling_that_the_kernel_does_not_hold_is_named() {
+        let place = tempfile::tempdir().unwrap();
+        let mount = place.path();
+        let scope = mount.join("user.slice/libpod-1.scope");
+        let own = scope.join("container");
+        fs::create_dir_all(&own).unwrap();
+        let limits = BoxLimits {
+            memory_bytes: 1 << 29,
+            cpu_millis: 1500,
+            pids: 128,
+            open_files: 1024,
+        };
+        let files = [
+            ("memory.max", "536870912", "536875008"),
+            ("memory.swap.max", "0", "4096"),
+            ("cpu.max", "150000 100000", "160000 100000"),
+            ("pids.max", "128", "129"),
+        ];
+        for (file, held, _) in files {
+            fs::write(scope.join(file), held).unwrap();
+            fs::write(own.join(file), "max").unwrap();
+        }
+        assert_eq!(missing(mount, &own, &limits), None);
+        for (file, held, more) in files {
+            for wrong in [more, "max", "max 100000", ""] {
+                fs::write(scope.join(file), wrong).unwrap();
+                let said = missing(mount, &own, &limits).unwrap_or_default();
+                assert!(said.starts_with(file), "{file} {wrong}: {said}");
+            }
+            fs::write(scope.join(file), held).unwrap();
+        }
+        // The root of the hierarchy bounds nothing.
+        assert!(missing(&scope, &scope, &limits).is_some());
+    }
+
+    /// The bug: a gateway whose runner was up already was told that its group held other processes.
+    #[test]
+    fn what_the_daemon_has_started_moves_with_it() {
+        let place = tempfile::tempdir().unwrap();
+        let own = place.path().join("app.service");
+        fs::create_dir(&own).unwrap();
+        let mut child = std::process::Command::new("sleep");
+        let mut child = child.arg("60").spawn().unwrap();
+        let listed = format!("{}\n{}\n", child.id(), std::process::id());
+        fs::write(own.join("cgroup.procs"), listed).unwrap();
+        let parent = prepare_v2(place.path(), &own);
+        // What was written last: the daemon moves first.
+        let moved = fs::read_to_string(own.join("gateway/cgroup.procs"));
+        let id = child.id().to_string();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!((parent.unwrap(), moved.unwrap()), (own, id));
+        assert!(!is_ours(1) && is_ours(std::process::id()));
+    }
+
+    /// The bug: a daemon that looked again found another parent than it had, in which none of its boxes was.
+    #[test]
+    fn the_parent_is_the_same_at_every_look() {
+        let place = tempfile::tempdir().unwrap();
+        let (mount, own) = (place.path(), place.path().join("app.service"));
+        let beside = own.join("gateway");
+        fs::create_dir_all(&beside).unwrap();
+        for folder in [mount, &own] {
+            fs::write(folder.join("cgroup.subtree_control"), "cpu memory pids\n").unwrap();
+        }
+        assert_eq!(prepare_v2(mount, &beside).unwrap(), own);
+        assert!(!beside.join("gateway").exists());
+        // The kernel's root group, whose children have controllers and which may hold processes all the same.
+        assert_eq!(prepare_v2(mount, mount).unwrap(), mount.join("portcullis"));
+        // The root that a container sees is a group like any other.
+        fs::write(mount.join("cgroup.type"), "domain\n").unwrap();
+        assert_eq!(prepare_v2(mount, mount).unwrap(), mount);
     }
 }

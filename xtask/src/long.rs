@@ -5,7 +5,7 @@ use anyhow::Result;
 
 use crate::options::Options;
 use crate::steps::Steps;
-use crate::{fuzz, guards, test};
+use crate::{cgroup2, fuzz, guards, test};
 
 /// Part, and what its tests have in their names.
 const PARTS: &[(&str, &[&str])] = &[
@@ -23,6 +23,8 @@ const PARTS: &[(&str, &[&str])] = &[
     ("abuse", &["long::abuse::"]),
     ("sockets", &["long::soak::idle"]),
     ("soak", &["long::soak::under"]),
+    // Chosen by the virtual machine that they run in.
+    ("cgroup2", &[]),
 ];
 
 pub fn run(options: &Options) -> Result<u8> {
@@ -48,6 +50,10 @@ pub fn run(options: &Options) -> Result<u8> {
     let mut steps = Steps::new()?;
     test::prepare(&mut steps, options)?;
     for (part, words) in wanted {
+        if *part == "cgroup2" {
+            cgroup2::run(&mut steps, options)?;
+            continue;
+        }
         if test::long(&mut steps, part, words)? == 0 {
             steps.could_not(format!("{part}: no test has {words:?} in its name"));
         }

@@ -5,6 +5,7 @@
 
 mod bench;
 mod cargo;
+mod cgroup2;
 mod clients;
 mod demo;
 mod fuzz;
@@ -31,7 +32,8 @@ cargo xtask COMMAND [OPTIONS] [-- ARGUMENTS]
   test    set up what is missing, then format, lints, licences and every test
           (cargo xtask test -- FILTER runs only the tests whose name holds FILTER)
   lint    format, clippy, cargo deny
-  long    the full counts: kills, power, panics, faults, race, fuzz, guards, abuse, sockets, soak
+  long    the full counts: kills, power, panics, faults, race, fuzz, guards, abuse, sockets, soak,
+          cgroup2 (a virtual machine with control groups of version 2 only)
           (cargo xtask long [PART]; cargo xtask long fuzz -- --seconds N)
   bench   the figures, as ratios against a limit measured in the same run (cargo xtask bench [NAME])
   demo    show with a gateway of its own what is promised of vault and log (cargo xtask demo evidence)

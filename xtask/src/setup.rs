@@ -54,6 +54,12 @@ pub const DEBOOTSTRAP: Need = Need {
     serves: "the test that builds an image of Debian's packages (it fetches them)",
     there: || machine::program("debootstrap").is_some(),
 };
+pub const QEMU: Need = Need {
+    what: "qemu for this machine's kind",
+    packages: &["qemu-system-x86"],
+    serves: "the tests in a virtual machine with cgroup v2 only",
+    there: || machine::program("qemu-system-x86_64").is_some(),
+};
 pub const STRACE: Need = Need {
     what: "strace",
     packages: &["strace"],

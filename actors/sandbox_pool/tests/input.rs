@@ -186,7 +186,8 @@ pub async fn stdin(driver: &Driver, state: &State) {
 /// Gives until nothing more is taken: how much was, and how often it was refused.
 async fn fill(inputs: &RunInputs) -> (u64, Taken) {
     let piece = vec![b'x'; portcullis_cell::MAX_INPUT];
-    let within = Duration::from_millis(200);
+    // Less than what a test lets its command live.
+    let within = Duration::from_millis(200) * slack().min(4);
     let mut offset = 0;
     loop {
         match put_within(inputs, offset, &piece, false, within)

@@ -416,17 +416,21 @@ pub async fn tree(driver: &Driver, state: &State) {
 }
 
 async fn one_tree(live: &mut Live) -> Duration {
-    let neighbour = live.begin("sleep 1; echo untouched", |_| {}).await.1;
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    let slow = slack();
+    let script = format!("sleep {slow}; echo untouched");
+    let neighbour = live.begin(&script, |_| {}).await.1;
+    tokio::time::sleep(Duration::from_millis(100) * slow).await;
     let init = live.started.init_pid;
     let before = commands(init, "sleep").len();
     assert_eq!(before, 1, "the neighbour");
     let script =
         "sleep 97 & sleep 97 & (setsid sleep 97 &) ; (setsid sh -c 'sleep 97; :' &) ; sleep 97";
+    let limit = Duration::from_millis(300) * slow;
     let started = Instant::now();
-    let (_, seen) = live.begin(script, |spawn| spawn.timeout_ms = 300).await;
+    let limited = live.begin(script, |spawn| spawn.timeout_ms = 300 * u64::from(slow));
+    let (_, seen) = limited.await;
     let mut most = 0;
-    while started.elapsed() < Duration::from_millis(250) {
+    while started.elapsed() < Duration::from_millis(250) * slow {
         most = most.max(commands(init, "sleep").len());
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -436,7 +440,7 @@ async fn one_tree(live: &mut Live) -> Duration {
     let left = commands(init, "sleep");
     assert_eq!(left.len(), 1, "left: {left:?}");
     assert_eq!(ended.exit().cause, Cause::TimedOut);
-    assert!(took >= Duration::from_millis(300), "{took:?}");
+    assert!(took >= limit, "{took:?}");
     assert_eq!(finish(neighbour).await.out, "untouched\n");
     took
 }
@@ -460,11 +464,11 @@ pub async fn stubborn(driver: &Driver, state: &State) {
     }
     // Cancelled, by an order and by nobody listening any more.
     let (name, seen) = live.begin("sleep 98", |_| {}).await;
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    tokio::time::sleep(Duration::from_millis(50) * slack()).await;
     live.orders.send(Order::Cancel { name }).await.unwrap();
     assert_eq!(finish(seen).await.exit().cause, Cause::Cancelled);
     let (_, seen) = live.begin("sleep 98", |_| {}).await;
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    tokio::time::sleep(Duration::from_millis(100) * slack()).await;
     assert_eq!(commands(live.started.init_pid, "sleep").len(), 1);
     drop(seen);
     tokio::time::sleep(Duration::from_millis(200) * slack()).await;
@@ -694,7 +698,7 @@ pub async fn dead_man(driver: &Driver, state: &State) {
     spec.dead_man = Duration::from_secs(2);
     let mut live = Live::start(driver, spec).await;
     let (_, seen) = live.begin("sleep 95", |_| {}).await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    tokio::time::sleep(Duration::from_millis(200) * slack()).await;
     let init = live.started.init_pid;
     assert_eq!(commands(init, "sleep").len(), 1);
     // The link and its socket go, as when the daemon is killed.
