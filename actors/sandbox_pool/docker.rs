@@ -22,6 +22,7 @@ use portcullis_core::ids::BoxId;
 use portcullis_core::sandbox::{Access, ImageName};
 use serde::{Deserialize, Serialize};
 
+use super::cgroup;
 use super::driver::{DriverError, ProbeContext};
 use super::engine::{self, CALL, EngineConfig, EngineFacts, Fault, Opened, WORK, bounded, words};
 use super::evidence;
@@ -389,7 +390,10 @@ impl Docker {
         let init_pid = self.init_pid(container).await?;
         // Podman's API has no word for it, and gives one of its own accord with version 2 of control groups only.
         let without: &[&str] = if facts.podman { &["cgroup"] } else { &[] };
-        if let Err(weak) = evidence::confined(init_pid, spec.uid, spec.gid, without).await {
+        let confined =
+            evidence::confined(init_pid, spec.uid, spec.gid, without, facts.apparmor).await;
+        let confined = confined.and_then(|()| cgroup::held(init_pid, &spec.limits));
+        if let Err(weak) = confined {
             // A cell that ends at once has no status to show: its exit code is then the better answer, as soon as the engine has seen it.
             for _ in 0..20 {
                 self.init_pid(container).await?;

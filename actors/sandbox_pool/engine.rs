@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bollard::Docker as Engine;
 use bollard::errors::Error as EngineError;
-use bollard::models::SystemInfo;
+use bollard::models::{SystemInfo, SystemInfoCgroupVersionEnum};
 use serde::{Deserialize, Serialize};
 
 use super::config::SandboxPoolConfig;
@@ -111,7 +111,7 @@ pub(super) struct Opened {
 /// Connects, settles the version, and looks at what the engine can do.
 pub(super) async fn open(config: &EngineConfig) -> Result<Opened, DriverError> {
     let socket = config.socket()?;
-    reachable(&socket).await?;
+    let peer = reachable(&socket).await?;
     let silent = |fault: &Fault| {
         no_driver(
             format!(
@@ -152,7 +152,7 @@ pub(super) async fn open(config: &EngineConfig) -> Result<Opened, DriverError> {
     let podman = components
         .into_iter()
         .any(|part| part.name == "Podman Engine");
-    let facts = capable(&info, version.version.unwrap_or_default(), podman)?;
+    let facts = capable(&info, version.version.unwrap_or_default(), podman, peer)?;
     Ok(Opened {
         engine,
         socket,
@@ -160,12 +160,15 @@ pub(super) async fn open(config: &EngineConfig) -> Result<Opened, DriverError> {
     })
 }
 
-/// Whether there is a socket that lets us in: the two faults that people meet most, each with its own fix.
-async fn reachable(socket: &Path) -> Result<(), DriverError> {
+/// Whose socket it is that lets us in, by the kernel's word: the two faults that people meet most, each with its own fix.
+async fn reachable(socket: &Path) -> Result<u32, DriverError> {
     use std::io::ErrorKind;
     let at = socket.display();
     let refused = match tokio::time::timeout(CALL, tokio::net::UnixStream::connect(socket)).await {
-        Ok(Ok(_)) => return Ok(()),
+        Ok(Ok(stream)) => match stream.peer_cred() {
+            Ok(peer) => return Ok(peer.uid()),
+            Err(error) => error,
+        },
         Ok(Err(error)) => error,
         Err(_) => std::io::Error::from(ErrorKind::TimedOut),
     };
@@ -193,26 +196,34 @@ fn new_enough(api: &str) -> bool {
     }
 }
 
-/// Refuses an engine that would silently drop what we ask of it.
-fn capable(info: &SystemInfo, version: String, podman: bool) -> Result<EngineFacts, DriverError> {
+/// Why no engine without root is used.
+fn without_root(info: &SystemInfo) -> DriverError {
+    if info.cgroup_version != Some(SystemInfoCgroupVersionEnum::_2) {
+        return no_driver(
+            "the engine runs without root, and under version 1 of control groups such an engine holds no limit"
+                .to_owned(),
+            "set `[sandbox] driver = \"native\"`",
+        );
+    }
+    no_driver(
+        "the engine runs without root, so that a workspace would belong to another user inside the box"
+            .to_owned(),
+        "set `[sandbox] driver = \"native\"`: such a gateway's boxes have its own user, and ceilings in a group of its own",
+    )
+}
+
+/// Refuses an engine that would silently drop what we ask of it. `peer` is who listens on its socket.
+fn capable(
+    info: &SystemInfo,
+    version: String,
+    podman: bool,
+    peer: u32,
+) -> Result<EngineFacts, DriverError> {
     if info.os_type.as_deref() != Some("linux") {
         return Err(no_driver(
             "the engine does not run Linux containers".to_owned(),
             "use an engine on Linux",
         ));
-    }
-    for (has, what) in [
-        (info.memory_limit, "memory limits"),
-        (info.swap_limit, "swap limits"),
-        (info.pids_limit, "pids limits"),
-        (info.cpu_cfs_quota, "processor limits"),
-    ] {
-        if has != Some(true) {
-            return Err(no_driver(
-                format!("the engine's kernel has no {what}, so that it would drop them silently"),
-                "boot with cgroup v2, or with `cgroup_enable=memory swapaccount=1`",
-            ));
-        }
     }
     let options = info.security_options.as_deref().unwrap_or_default();
     let named = |name: &str| {
@@ -220,6 +231,26 @@ fn capable(info: &SystemInfo, version: String, podman: bool) -> Result<EngineFac
             .iter()
             .find(|option| option.split(',').any(|part| part == format!("name={name}")))
     };
+    let is_second = info.cgroup_version == Some(SystemInfoCgroupVersionEnum::_2);
+    // Podman does not say it (seen with 4.3).
+    if named("rootless").is_some() || podman && peer != 0 {
+        return Err(without_root(info));
+    }
+    for (has, what) in [
+        (info.memory_limit, "memory limits"),
+        (info.swap_limit, "swap limits"),
+        (info.pids_limit, "pids limits"),
+        (info.cpu_cfs_quota, "processor limits"),
+    ] {
+        // Podman says so of version 1 only, and denies swap limits under version 2 that it holds: there the kernel is asked of each box
+        // (`cgroup::held`), and the first one is the trial's.
+        if has != Some(true) && !(podman && is_second) {
+            return Err(no_driver(
+                format!("the engine's kernel has no {what}, so that it would drop them silently"),
+                "boot with cgroup v2, or with `cgroup_enable=memory swapaccount=1`",
+            ));
+        }
+    }
     match named("seccomp") {
         Some(seccomp) if !seccomp.contains("profile=unconfined") => {}
         _ => {
@@ -229,18 +260,12 @@ fn capable(info: &SystemInfo, version: String, podman: bool) -> Result<EngineFac
             ));
         }
     }
-    for (name, what) in [
-        ("rootless", "runs without root"),
-        ("userns", "maps user ids"),
-    ] {
-        if named(name).is_some() {
-            return Err(no_driver(
-                format!(
-                    "the engine {what}, so that a workspace would belong to another user inside the box"
-                ),
-                "set `[sandbox] driver = \"native\"`",
-            ));
-        }
+    if named("userns").is_some() {
+        return Err(no_driver(
+            "the engine maps user ids, so that a workspace would belong to another user inside the box"
+                .to_owned(),
+            "set `[sandbox] driver = \"native\"`",
+        ));
     }
     if named("selinux").is_some() {
         return Err(no_driver(
@@ -310,5 +335,67 @@ pub(super) fn no_driver(reason: String, fix: &str) -> DriverError {
         driver: "docker",
         reason,
         fix: fix.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An engine that can keep all that is asked of it.
+    fn info(options: &[&str], version: SystemInfoCgroupVersionEnum) -> SystemInfo {
+        SystemInfo {
+            os_type: Some("linux".to_owned()),
+            memory_limit: Some(true),
+            swap_limit: Some(true),
+            pids_limit: Some(true),
+            cpu_cfs_quota: Some(true),
+            cgroup_version: Some(version),
+            security_options: Some(options.iter().map(|&option| option.to_owned()).collect()),
+            ..SystemInfo::default()
+        }
+    }
+
+    fn reason(info: &SystemInfo, podman: bool, peer: u32) -> String {
+        match capable(info, "1".to_owned(), podman, peer) {
+            Err(DriverError::NoDriver { reason, .. }) => reason,
+            other => format!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_engine_without_root_is_refused_also_where_it_does_not_say_so() {
+        use SystemInfoCgroupVersionEnum::{_1, _2};
+        let seccomp = "name=seccomp,profile=default";
+        assert!(capable(&info(&[seccomp], _2), "1".to_owned(), true, 0).is_ok());
+        // The bug: Podman does not say that it runs without root; who listens on its socket is the kernel's word.
+        for (options, podman, peer) in [
+            (&[seccomp, "name=rootless"][..], false, 0),
+            (&[seccomp], true, 1000),
+        ] {
+            for (version, what) in [(_1, "holds no limit"), (_2, "another user")] {
+                let said = reason(&info(options, version), podman, peer);
+                assert!(
+                    said.contains("runs without root") && said.contains(what),
+                    "{said}"
+                );
+            }
+        }
+        // Docker's socket may be a proxy's: its own word is good.
+        assert!(capable(&info(&[seccomp], _2), "1".to_owned(), false, 1000).is_ok());
+        let said = reason(&info(&[seccomp, "name=userns"], _2), false, 0);
+        assert!(said.contains("maps user ids"), "{said}");
+    }
+
+    /// The bug: Podman under version 2 was refused for want of swap limits, which it holds there.
+    #[test]
+    fn podman_denies_swap_limits_under_version_2_and_the_kernel_is_asked_instead() {
+        use SystemInfoCgroupVersionEnum::{_1, _2};
+        let mut given = info(&["name=seccomp,profile=default"], _2);
+        given.swap_limit = Some(false);
+        assert!(capable(&given, "1".to_owned(), true, 0).is_ok());
+        assert!(reason(&given, false, 0).contains("no swap limits"));
+        given.cgroup_version = Some(_1);
+        assert!(reason(&given, true, 0).contains("no swap limits"));
     }
 }

@@ -12,12 +12,18 @@ const READ_ONLY: [&str; 4] = ["/", "/proc/irq", "/proc/sys", "/proc/sysrq-trigge
 const NAMESPACES: [&str; 6] = ["cgroup", "ipc", "mnt", "net", "pid", "uts"];
 
 /// Returns once `/proc/PID/status` shows every uid and gid as asked, no capability in any set, no new privileges and a seccomp filter, and
-/// its network namespace has no route that leaves the box; its namespaces are its own (all of [`NAMESPACES`], but for those that the engine
+/// its network namespace has no route that leaves the box; where `apparmor` is due, a profile of that is enforced; its namespaces are its own (all of [`NAMESPACES`], but for those that the engine
 /// cannot be asked for), and what an engine covers of `/proc` is covered.
 ///
 /// # Errors
 /// What still differs after 2 s, or that the process cannot be seen: the engine's process ids are then not this machine's.
-pub async fn confined(pid: u32, uid: u32, gid: u32, without: &[&str]) -> Result<(), String> {
+pub async fn confined(
+    pid: u32,
+    uid: u32,
+    gid: u32,
+    without: &[&str],
+    apparmor: bool,
+) -> Result<(), String> {
     let folder = format!("/proc/{pid}");
     let deadline = tokio::time::Instant::now() + SETTLE;
     loop {
@@ -25,7 +31,8 @@ pub async fn confined(pid: u32, uid: u32, gid: u32, without: &[&str]) -> Result<
             Ok(status) => shortfall(&status, uid, gid)
                 .or_else(|| way_out(&folder))
                 .or_else(|| shared(&folder, without))
-                .or_else(|| uncovered(&folder)),
+                .or_else(|| uncovered(&folder))
+                .or_else(|| apparmor.then(|| unprofiled(&folder)).flatten()),
             Err(error) => {
                 return Err(format!(
                     "the box's first process {pid} is not seen on this machine: {error}"
@@ -57,6 +64,21 @@ fn shared(folder: &str, without: &[&str]) -> Option<String> {
                 Some(format!("its {name} namespace cannot be seen: {error}"))
             }
         })
+}
+
+/// What AppArmor says of a process that is to have a profile of its, enforced (`docker-default (enforce)`).
+fn unprofiled(folder: &str) -> Option<String> {
+    let own = ["apparmor/current", "current"];
+    let read = |file| std::fs::read_to_string(format!("{folder}/attr/{file}"));
+    let said = own.into_iter().find_map(|file| read(file).ok());
+    let said = said.unwrap_or_default();
+    let said = said.trim_matches(['\0', '\n']);
+    (!is_enforced(said)).then(|| format!("its AppArmor profile is {said:?}"))
+}
+
+fn is_enforced(said: &str) -> bool {
+    said.strip_suffix(" (enforce)")
+        .is_some_and(|profile| !profile.is_empty() && !profile.contains("unconfined"))
 }
 
 /// What of the kernel's own files an engine has left open, by the mounts that the box has.
@@ -214,8 +236,31 @@ mod tests {
 
     #[tokio::test]
     async fn a_process_that_is_not_there_is_refused() {
-        let refused = confined(u32::MAX, 1000, 1000, &[]).await.unwrap_err();
+        let refused = confined(u32::MAX, 1000, 1000, &[], false)
+            .await
+            .unwrap_err();
         assert!(refused.contains("not seen on this machine"), "{refused}");
+    }
+
+    #[test]
+    fn a_profile_of_apparmor_that_is_not_enforced_is_none() {
+        for said in [
+            "docker-default (enforce)",
+            "containers-default-0.50.1 (enforce)",
+        ] {
+            assert!(is_enforced(said), "{said}");
+        }
+        for said in [
+            "",
+            "unconfined",
+            " (enforce)",
+            "docker-default (complain)",
+            "docker-default",
+            "docker-default//&unconfined (enforce)",
+        ] {
+            assert!(!is_enforced(said), "{said}");
+        }
+        assert!(unprofiled("/proc/0").is_some());
     }
 
     #[test]

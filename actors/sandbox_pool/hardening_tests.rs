@@ -191,9 +191,6 @@ const LIES: &[Lie] = &[
     ("AppArmorProfile", |said, _, _| {
         said.app_armor_profile = Some("unconfined".to_owned());
     }),
-    ("AppArmorProfile", |said, _, _| {
-        said.app_armor_profile = None;
-    }),
     ("Privileged", |_, host, _| host.privileged = Some(true)),
     ("CapAdd", |_, host, _| {
         host.cap_add = Some(vec!["SYS_ADMIN".to_owned()]);
