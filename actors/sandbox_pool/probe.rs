@@ -131,10 +131,16 @@ pub async fn prove(
         workspace: &workspace,
         canary: &canary,
     };
+    let mut begun = Begun {
+        driver,
+        id: &id,
+        is_over: false,
+    };
     let facts = timeout(WITHIN, trial.run(&folder))
         .await
         .unwrap_or_else(|_| Err("the trial did not end in time".to_owned()));
     let stopped = driver.stop(&id).await;
+    begun.is_over = true;
     let _ = std::fs::remove_file(&canary);
     let _ = std::fs::remove_dir_all(&workspace);
     folders::remove_run_dir(&run_dir);
@@ -149,6 +155,29 @@ pub async fn prove(
             "a trial box did not hold: {}",
             wrong.join(", ")
         )))
+    }
+}
+
+/// A trial whose gateway stops meanwhile: its native box is killed at once. What an engine made ends by its dead man's time, and its remains with the
+/// next start.
+struct Begun<'a> {
+    driver: &'a Driver,
+    id: &'a BoxId,
+    is_over: bool,
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        if !self.is_over
+            && let Driver::Native(native) = self.driver
+            && let Some(init) = native.init(self.id)
+            && let Some(init) = i32::try_from(init)
+                .ok()
+                .and_then(rustix::process::Pid::from_raw)
+        {
+            // It may have ended by itself.
+            let _ = rustix::process::kill_process(init, rustix::process::Signal::KILL);
+        }
     }
 }
 

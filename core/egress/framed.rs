@@ -52,21 +52,20 @@ impl Framed {
         let codings = headers
             .iter()
             .filter(|header| header.is("content-encoding"));
-        if framing != Framing::None
-            && !codings
-                .into_iter()
-                .all(|header| header.value.eq_ignore_ascii_case(b"identity"))
+        // Where there is no body too: its length would tell of one that was compressed.
+        if !codings
+            .into_iter()
+            .all(|header| header.value.eq_ignore_ascii_case(b"identity"))
+            || !headers.iter().all(is_readable)
         {
             return Err(AnswerError::Coded);
         }
         if status == 206 {
             return Err(AnswerError::Partial);
         }
-        // Of no body the length says what it would be.
+        // Nor the length of a body that does not come (HEAD, 304): it is that of one with the secrets in it.
         let is_kept = |header: &&Header<'_>| {
-            let is_length =
-                framing == Framing::None && header.is("content-length") && status >= 200;
-            is_length || !HOP.iter().any(|hop| header.is(hop)) && !is_named(&headers, header.name)
+            !HOP.iter().any(|hop| header.is(hop)) && !is_named(&headers, header.name)
         };
         let kept = headers.iter().filter(is_kept);
         let answer = Self {
@@ -108,6 +107,30 @@ impl Framed {
         head.extend_from_slice(b"\r\n");
         head
     }
+}
+
+/// Its characters are of a kind in which secrets are searched for: ASCII is in it as it is, or by two or four bytes.
+fn is_readable(header: &Header<'_>) -> bool {
+    const KINDS: [&str; 9] = [
+        "utf-8",
+        "utf8",
+        "us-ascii",
+        "ascii",
+        "iso-8859-",
+        "windows-125",
+        "utf-16",
+        "utf-32",
+        "latin1",
+    ];
+    if !header.is("content-type") {
+        return true;
+    }
+    let text = String::from_utf8_lossy(header.value).to_ascii_lowercase();
+    let mut said = text.split("charset").skip(1).map(|behind| {
+        let value = behind.trim_start().trim_start_matches('=').trim_start();
+        value.trim_start_matches(['"', '\''])
+    });
+    said.all(|kind| KINDS.iter().any(|known| kind.starts_with(known)))
 }
 
 /// RFC 9112, section 6.3; what says two lengths is no answer.

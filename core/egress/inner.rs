@@ -80,11 +80,12 @@ const METHODS: [&str; 5] = [
     "x-http-method-override",
     "x-method-override",
 ];
-/// Written anew, or asked of no server: what is coded, or only a part, could not be searched.
-const OURS: [&str; 6] = [
+/// Written anew, or asked of no server: what is coded, in characters of another kind, or only a part, could not be searched.
+const OURS: [&str; 7] = [
     "host",
     "via",
     "accept-encoding",
+    "accept-charset",
     "range",
     "if-range",
     "forwarded",
@@ -144,7 +145,7 @@ pub fn odd(path: &str) -> Option<&'static str> {
     };
     if text
         .chars()
-        .any(|one| one.is_control() || RESEMBLING.contains(&one))
+        .any(|one| one.is_control() || RESEMBLING.iter().any(|some| some.contains(&one)))
     {
         return Some(
             "an encoded control, or a character that some servers take for ., /, \\, %, ?, #, ; or :",
@@ -160,11 +161,38 @@ pub fn odd(path: &str) -> Option<&'static str> {
     None
 }
 
-/// What Unicode's compatible forms (NFKC) and best fits to code pages make one of those characters, or several, of.
-const RESEMBLING: [char; 19] = [
-    '\u{2024}', '\u{2025}', '\u{2026}', '\u{FE52}', '\u{FE54}', '\u{FE55}', '\u{FE56}', '\u{FE5F}',
-    '\u{FE68}', '\u{FE6A}', '\u{FF03}', '\u{FF05}', '\u{FF0E}', '\u{FF0F}', '\u{FF1A}', '\u{FF1B}',
-    '\u{FF1F}', '\u{FF3C}', '\u{2215}',
+/// What Unicode's canonical and compatible forms (NFC, NFKC, NFKD; version 14) make one of those characters of, or several with one of them, and
+/// three of best fits to code pages.
+const RESEMBLING: [std::ops::RangeInclusive<char>; 29] = [
+    '\u{37E}'..='\u{37E}',
+    '\u{2024}'..='\u{2026}',
+    '\u{2044}'..='\u{2044}',
+    '\u{2047}'..='\u{2049}',
+    '\u{2100}'..='\u{2101}',
+    '\u{2105}'..='\u{2106}',
+    '\u{2215}'..='\u{2216}',
+    '\u{2236}'..='\u{2236}',
+    '\u{2488}'..='\u{249B}',
+    '\u{2A74}'..='\u{2A74}',
+    '\u{33C2}'..='\u{33C2}',
+    '\u{33C7}'..='\u{33C7}',
+    '\u{33D8}'..='\u{33D8}',
+    '\u{FE13}'..='\u{FE14}',
+    '\u{FE16}'..='\u{FE16}',
+    '\u{FE19}'..='\u{FE19}',
+    '\u{FE30}'..='\u{FE30}',
+    '\u{FE52}'..='\u{FE52}',
+    '\u{FE54}'..='\u{FE56}',
+    '\u{FE5F}'..='\u{FE5F}',
+    '\u{FE68}'..='\u{FE68}',
+    '\u{FE6A}'..='\u{FE6A}',
+    '\u{FF03}'..='\u{FF03}',
+    '\u{FF05}'..='\u{FF05}',
+    '\u{FF0E}'..='\u{FF0F}',
+    '\u{FF1A}'..='\u{FF1B}',
+    '\u{FF1F}'..='\u{FF1F}',
+    '\u{FF3C}'..='\u{FF3C}',
+    '\u{1F100}'..='\u{1F100}',
 ];
 
 impl Request {

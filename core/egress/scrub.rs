@@ -28,8 +28,12 @@ pub struct Scrubber {
     window: usize,
     /// The end of what came: shorter than the window, whatever it says.
     held: Secret,
+    /// So many bytes of it belong to what was replaced.
+    covered: usize,
     /// How many were replaced.
     count: u64,
+    /// How many bytes were looked at.
+    looked: u64,
     walk: Walk,
     /// What a layer has in it, and where each byte of that ends in the text.
     opened: Zeroizing<Vec<u8>>,
@@ -83,7 +87,9 @@ impl Scrubber {
             begins,
             window: longest * WIDTH,
             held: Secret::new(Vec::new()),
+            covered: 0,
             count: 0,
+            looked: 0,
             walk: Walk::default(),
             // As long as it can be: no copy is left behind by growing.
             opened: Zeroizing::new(Vec::with_capacity(longest * WIDTH)),
@@ -113,6 +119,11 @@ impl Scrubber {
         self.count
     }
 
+    /// How many bytes were looked at, each once: of what came, and not of what it says.
+    pub const fn looked(&self) -> u64 {
+        self.looked
+    }
+
     /// How many places of texts were compared, for who measures that.
     #[cfg(test)]
     pub(super) const fn steps(&self) -> u64 {
@@ -125,23 +136,30 @@ impl Scrubber {
         text.extend_from_slice(bytes);
         let text = Secret::new(text);
         let all = text.expose();
-        let (mut at, mut plain) = (0, 0);
+        // Where what is replaced ends: everything before it goes on in no other way.
+        let (mut at, mut until) = (0, self.covered);
+        let mut plain = until;
         // What is held back is as long whatever it says: else the length of what goes on would tell, byte by byte, how far an agent's
         // guess is right.
         while at < all.len() && (is_all || all.len() - at >= self.window) {
             let seen = &all[at..all.len().min(at + self.window)];
-            match self.found(seen) {
-                None => at += 1,
-                Some(len) => {
+            if let Some(len) = self.found(seen) {
+                // One that begins within another, and ends behind it, is another: its first bytes were the other's last.
+                if at >= until {
                     out.extend_from_slice(&all[plain..at]);
                     out.extend_from_slice(MARK);
                     self.count += 1;
-                    at += len;
-                    plain = at;
                 }
+                until = until.max(at + len);
+                plain = until;
             }
+            at += 1;
         }
-        out.extend_from_slice(&all[plain..at]);
+        self.looked += at as u64;
+        if plain < at {
+            out.extend_from_slice(&all[plain..at]);
+        }
+        self.covered = until.saturating_sub(at);
         self.held = Secret::new(all[at..].to_vec());
     }
 
@@ -171,7 +189,8 @@ impl Scrubber {
         let mut most = TASTE.min(text.len());
         loop {
             layer.read(text, most, &mut self.opened, &mut self.ends);
-            let is_part = self.ends.len() == most && most < text.len();
+            // A unit may be of several bytes.
+            let is_part = self.ends.len() >= most && most < text.len();
             let (mut is_cut, mut found) = (false, None);
             for secret in &self.secrets {
                 let followed = self.walk.follow(&self.opened, secret.expose());

@@ -144,11 +144,34 @@ fn a_terminal_has_our_size_our_keys_and_is_given_back() {
     assert!(at.is_plain(), "as it was");
 }
 
-/// Without root there is no devpts of the box's own; a command that shall have a terminal does not run without one.
+/// A gateway of an ordinary user gives its boxes terminals, too.
+#[test]
+fn a_command_of_an_ordinary_users_gateway_has_a_terminal() {
+    let mut gateway = Gateway::prepared(&[("sandbox.require_cgroup", "false")]).run_by(65_532);
+    gateway.launch();
+    let words = [
+        "exec",
+        "--agent",
+        "demo",
+        "-t",
+        "--",
+        "sh",
+        "-c",
+        "tty; exit 7",
+    ];
+    let mut at = Terminal::open(gateway.command(&words));
+    at.until("/dev/pts/");
+    assert_eq!(at.ends(), Some(7));
+}
+
+/// Where the kernel lets a gateway that is not root make no stage of its own, there is no devpts of the box's own; a command that shall have a
+/// terminal does not run without one. What tries that is a program of the machine's: here it fails.
 #[test]
 fn where_no_terminal_is_to_be_had_nothing_runs() {
     let mut gateway = Gateway::prepared(&[("sandbox.require_cgroup", "false")]).run_by(65_532);
-    gateway.launch();
+    let without = "mount --bind /bin/false /usr/bin/test && exec setpriv --reuid 65532 --regid 65532 --clear-groups \"$@\"";
+    let started = gateway.launch_under(&["unshare", "-m", "sh", "-c", without, "sh"]);
+    started.unwrap();
     let words = ["exec", "--agent", "demo", "-t", "--", "touch", "ran"];
     let mut at = Terminal::open(gateway.command(&words));
     at.until("TTY_UNAVAILABLE");

@@ -177,7 +177,13 @@ impl House {
     pub async fn end(self) {
         self.tree.stop().await;
         self.store.close().await.unwrap();
-        let left = super::load::processes_of(self.folder.path());
+        // What was killed with the stop (a driver's trial) takes the kernel a moment.
+        let until = Instant::now() + std::time::Duration::from_secs(5);
+        let mut left = super::load::processes_of(self.folder.path());
+        while !left.is_empty() && Instant::now() < until {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            left = super::load::processes_of(self.folder.path());
+        }
         assert!(left.is_empty(), "left behind: {left:?}");
         let report = verify_dir(&self.state().join("audit")).unwrap();
         assert!(report.intact, "{report:?}");

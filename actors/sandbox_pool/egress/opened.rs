@@ -40,6 +40,11 @@ impl Opened {
         matches!(self.state, State::Over)
     }
 
+    /// Bytes that were searched for secrets so far.
+    pub const fn looked(&self) -> u64 {
+        self.scrubber.looked()
+    }
+
     /// Secrets that were taken out.
     pub const fn replaced(&self) -> u64 {
         self.scrubber.count()

@@ -1,6 +1,7 @@
 //! Bytes in both directions, with clocks.
 
 use std::io;
+use std::time::Duration;
 
 use portcullis_core::egress::{Answer, AnswerError, Body};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -13,6 +14,10 @@ use crate::supervision::FlagReader;
 
 /// Bytes under way in each direction.
 const BUFFER: usize = 16 * 1024;
+
+/// What is searched for secrets goes on no earlier than this for each of its bytes: how long the search takes tells how far a guess is right, and
+/// a box that has its guesses sent to it could see that. The costliest text takes less (`core/egress/scrub.rs`), so that it sees the clock.
+const PACE: Duration = Duration::from_micros(1);
 
 /// What of a direction's bytes goes on.
 pub enum Sieve {
@@ -35,6 +40,8 @@ pub struct Way {
     dry: bool,
     /// Its target has been told so, where it is.
     ended: bool,
+    /// What waits goes on then.
+    due: Instant,
     /// Bytes that went through.
     pub count: u64,
 }
@@ -56,6 +63,7 @@ impl Way {
             sent: 0,
             dry: false,
             ended: false,
+            due: Instant::now(),
             count: 0,
         }
     }
@@ -116,7 +124,23 @@ impl Way {
         Ok(())
     }
 
+    /// They have come: what goes on of them is due after a time that their number alone says.
     fn came(&mut self, bytes: &[u8]) -> Result<(), Broken> {
+        let (now, before) = (Instant::now(), self.looked());
+        let done = self.sifted(bytes);
+        let looked = u32::try_from(self.looked() - before).unwrap_or(u32::MAX);
+        self.due = self.due.max(now) + PACE * looked;
+        done
+    }
+
+    const fn looked(&self) -> u64 {
+        match &self.sieve {
+            Sieve::Opened(answer) => answer.looked(),
+            _ => 0,
+        }
+    }
+
+    fn sifted(&mut self, bytes: &[u8]) -> Result<(), Broken> {
         if bytes.is_empty() {
             self.dry = true;
             return match &mut self.sieve {
@@ -184,6 +208,14 @@ pub enum Kind {
     Exchange,
 }
 
+/// Does it then.
+async fn at<T>(due: Instant, work: impl Future<Output = T>) -> T {
+    if due > Instant::now() {
+        sleep_until(due).await;
+    }
+    work.await
+}
+
 /// Passes on until it is over.
 pub async fn pump<C, H>(
     client: &mut C,
@@ -223,7 +255,7 @@ where
             read = from_client.read(&mut buffers.0), if up.takes() => read.map(|n| up.came(&buffers.0[..n])),
             read = from_host.read(&mut buffers.1), if down.takes() => read.map(|n| down.came(&buffers.1[..n])),
             wrote = to_host.write(&up.waiting[up.sent..]), if up.gives() => wrote.map(|n| { up.went(n); Ok(()) }),
-            wrote = to_client.write(&down.waiting[down.sent..]), if down.gives() => wrote.map(|n| { down.went(n); Ok(()) }),
+            wrote = at(down.due, to_client.write(&down.waiting[down.sent..])), if down.gives() => wrote.map(|n| { down.went(n); Ok(()) }),
             // Also where the flag is gone: then its room is.
             _ = closing.until(|closing| *closing) => return Over::Closing,
             () = sleep_until(idle.min(until)) => {
@@ -243,5 +275,62 @@ where
             }
             Err(_) => return Over::Reset,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use portcullis_core::egress::Scrubber;
+    use portcullis_core::egress::inner::Request;
+    use portcullis_core::egress::{Host, Name};
+    use portcullis_core::seal::Secret;
+
+    use super::*;
+    use crate::supervision::Flag;
+
+    /// The bug: a box saw by the time that its guesses took to come back how far each was right.
+    #[tokio::test(start_paused = true)]
+    async fn what_was_searched_goes_on_by_a_clock_that_its_length_sets() {
+        let host = Host::Name(Name::new("api.example.com").unwrap());
+        let text = b"GET / HTTP/1.1\r\nHost: api.example.com\r\n\r\n";
+        let (request, _) = Request::read(text, &host, 443).unwrap().unwrap();
+        let secret = Secret::new(b"ghp_C4naryVa1ueOfThe".to_vec());
+        let mut times = Vec::new();
+        for body in ["ghp_C4naryVa1ueOfThX", "xxxxxxxxxxxxxxxxxxxx"] {
+            let body = body.repeat(20_000);
+            let (mut client, mut of_client) = tokio::io::duplex(1 << 20);
+            let (mut host, mut of_host) = tokio::io::duplex(1 << 20);
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+            of_host.write_all(head.as_bytes()).await.unwrap();
+            of_host.write_all(body.as_bytes()).await.unwrap();
+            let answer = Opened::new(&request, Scrubber::new([&secret]));
+            let mut down = Way::new(Sieve::Opened(Box::new(answer)));
+            let mut up = Way::new(Sieve::Body(request.body.clone()))
+                .with(b"")
+                .unwrap();
+            let closing = Arc::new(Flag::new(false));
+            let (began, limits) = (Instant::now(), EgressLimits::default());
+            let mut closing = closing.reader();
+            let over = pump(
+                &mut client,
+                &mut host,
+                (&mut up, &mut down),
+                Kind::Exchange,
+                began,
+                &limits,
+                &mut closing,
+            );
+            assert!(matches!(over.await, Over::Done));
+            times.push(began.elapsed());
+            drop(client);
+            let mut came = Vec::new();
+            of_client.read_to_end(&mut came).await.unwrap();
+            assert!(came.len() > body.len());
+            // In the clock's own time nothing but the clock passes.
+            assert!(began.elapsed() >= PACE * u32::try_from(body.len()).unwrap());
+        }
+        assert_eq!(times[0], times[1]);
     }
 }
