@@ -287,13 +287,12 @@ impl SandboxPool {
         let new = match result {
             Ok(chosen) => {
                 tracing::info!(driver = chosen.driver.name(), why = %chosen.why, "sandbox driver");
-                self.chosen(&chosen);
                 // What it had made is ended: who has no other use for it goes on without it.
                 self.drivers.left.remove(&kind);
                 if self.drivers.is_needed(kind) {
+                    self.chosen(&chosen);
                     State::Proven(chosen)
                 } else {
-                    self.drivers.engine = None;
                     State::Untried
                 }
             }
@@ -320,6 +319,9 @@ impl SandboxPool {
                 State::Trying(others) => others.extend(open),
                 _ => self.try_driver(Kind::Native, open),
             }
+        } else if let State::Trying(others) = &mut self.drivers.docker.state {
+            // It was tried for what it had left alone, and the first is still under way.
+            others.extend(open);
         } else {
             let why = PoolError::NoDriver(self.drivers.both());
             for request in open {
