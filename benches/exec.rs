@@ -1,8 +1,8 @@
 //! A command in a warm box: request to first byte with the intent durable, runs a second, and what a time-out leaves. The first
 //! command of a fresh session, which reads and writes its agent's folder: in a box that was ready, and in one that was not.
 //!
-//! Native runs are measured beside a bare process of the host, Docker's beside the engine's own exec in a container of the
-//! same image, in turn. The engine is one of the bench's own; without Docker that half says so and is left out.
+//! Native runs are measured beside a bare process of the host and plain bubblewrap, Docker's beside the engine's own exec in a
+//! container of the same image, in turn. The engine is one of the bench's own; without Docker that half says so and is left out.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::disallowed_methods,
@@ -15,9 +15,10 @@ mod support;
 #[allow(dead_code, reason = "a bench starts an engine and no more")]
 mod engine;
 
+#[path = "exec/beside.rs"]
+mod beside;
+
 use std::collections::BTreeSet;
-use std::io::Read as _;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -84,18 +85,26 @@ async fn native() -> Result<()> {
     let (gateway, _) = state.start()?;
     let mut client = Client::connect(&state).await?;
     client.warm_up().await?;
-    let (mut ours, mut bare) = (vec![], vec![]);
+    let (mut ours, mut bare, mut plain) = (vec![], vec![], vec![]);
     for _ in 0..ROUNDS {
         for _ in 0..PER_ROUND {
             ours.push(millis(client.run(&["echo", "x"]).await?));
         }
-        bare.push(millis(bare_process()?));
+        bare.push(millis(beside::first_byte(beside::bare())?));
+        plain.push(millis(beside::bubblewrap_first_byte()?));
     }
     let bare = median(bare);
     println!(
-        "native: a bare process of the host writes its first byte after {bare:.2} ms (median)"
+        "native: a bare process of the host writes its first byte after {bare:.2} ms (median), one in plain bubblewrap after {:.2} ms",
+        median(plain.clone())
     );
     told("native", &ours, median(ours.clone()) / bare, "bare process");
+    println!(
+        "native: ratio to plain bubblewrap, medians: {:.2}x",
+        median(ours) / median(plain)
+    );
+    let rate = tokio::task::spawn_blocking(|| beside::bubblewrap_rate(AT_ONCE, SPAN)).await??;
+    println!("native: plain bubblewrap, {AT_ONCE} at once: {rate:.0}/s");
     rest("native", &gateway, &mut client).await?;
     drop(gateway);
     let settings = vec![("PORTCULLIS__SANDBOX__DRIVER", "native".to_owned())];
@@ -206,6 +215,14 @@ async fn fresh(
         );
     }
     burst(driver, &ready, &mut look).await?;
+    look.until_ready(BURST).await?;
+    let (count, held) = (look.pool().await?.1, ready_gateway.pid());
+    let held = beside::held(held, engine.map(|engine| engine.folder.as_path()))?;
+    ensure!(held > 0.0, "the processes of the boxes are not found");
+    println!(
+        "{driver}: {count} boxes in which nothing runs hold {:.2} MiB each (shared pages divided; their keepers with them)",
+        held / 1024.0 / count as f64
+    );
     drop((ready_gateway, bare_gateway));
     Ok(())
 }
@@ -317,25 +334,6 @@ async fn rest(driver: &str, gateway: &Running, client: &mut Client) -> Result<()
 
 fn millis(span: Duration) -> f64 {
     span.as_secs_f64() * 1e3
-}
-
-/// As little as a process can be: started, and its first byte read.
-fn bare_process() -> Result<Duration> {
-    let began = Instant::now();
-    let mut child = Command::new("echo")
-        .arg("x")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let mut byte = [0];
-    child
-        .stdout
-        .take()
-        .context("no pipe")?
-        .read_exact(&mut byte)?;
-    let took = began.elapsed();
-    child.wait()?;
-    Ok(took)
 }
 
 /// An operator who acts for the agent.
@@ -501,13 +499,14 @@ fn processes_with(word: &str) -> Result<usize> {
 /// The limit: a container of the same image, and the engine's exec in it.
 struct Engines {
     engine: Docker,
+    folder: std::path::PathBuf,
     image: String,
     container: String,
 }
 
 impl Engines {
     async fn start(engine: &engine::Engine, image: String) -> Result<Self> {
-        let socket = engine.socket();
+        let (socket, folder) = (engine.socket(), engine.folder().to_owned());
         let engine =
             Docker::connect_with_unix(&socket.to_string_lossy(), 30, bollard::API_DEFAULT_VERSION)?
                 .negotiate_version()
@@ -526,6 +525,7 @@ impl Engines {
         engine.start_container(&made.id, None).await?;
         Ok(Self {
             engine,
+            folder,
             image,
             container: made.id,
         })

@@ -42,6 +42,11 @@ pub struct Running {
 }
 
 impl Running {
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// CPU time of all its threads, user and system.
     pub fn cpu(&self) -> Result<Duration> {
         cpu_of(self.child.id())
