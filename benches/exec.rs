@@ -183,7 +183,13 @@ async fn fresh(
     };
     for _ in 0..FRESH {
         look.until_ready(1).await?;
+        let settled = look.pool().await?;
         warm.push(millis(first_command(&ready).await?));
+        // The box that was used goes, and another is made for it: not beside what is measured next.
+        let began = Instant::now();
+        while look.pool().await? != settled && began.elapsed() < Duration::from_secs(5) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         cold.push(millis(first_command(&bare).await?));
         while look_bare.pool().await?.1 > boxes {
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -83,6 +83,8 @@ pub struct SandboxPool {
     pub(super) lookups: BTreeMap<String, Arc<Allowance>>,
     /// What counts the folders, by their names below `workspaces/`.
     pub(super) gauges: BTreeMap<String, Gauge>,
+    /// Looks for boxes that are nobody's.
+    pub(super) sweeping: Option<TaskHandle>,
     /// Who has which user of the host; none: all have this gateway's.
     pub(super) accounts: Option<Accounts>,
     /// The key of the last box.
@@ -114,11 +116,13 @@ impl Room for SandboxPool {
             warm: Warm::new(),
             lookups: BTreeMap::new(),
             gauges: BTreeMap::new(),
+            sweeping: None,
             accounts,
             next: 0,
         };
         pool.runner = pool.keep_runner();
         pool.try_drivers();
+        pool.sweep_later();
         Ok(pool)
     }
 
@@ -141,6 +145,8 @@ impl Room for SandboxPool {
             SandboxPoolMsg::Tried(kind, result) => self.tried(kind, *result).await?,
             SandboxPoolMsg::TryAgain(kind) => self.try_again(kind),
             SandboxPoolMsg::EngineLost(reason) => self.engine_lost(reason).await,
+            SandboxPoolMsg::Sweep => self.sweep(),
+            SandboxPoolMsg::Swept(driver, found) => self.swept(driver, found),
             SandboxPoolMsg::Waited => self.waited(),
             SandboxPoolMsg::Stuck(key) => self.stuck(key),
             SandboxPoolMsg::SessionOver(session) => self.session_over(&session).await,
@@ -202,6 +208,7 @@ impl Room for SandboxPool {
             })
             .collect();
         ends.collect::<Vec<()>>().await;
+        self.sweep_last().await;
     }
 }
 

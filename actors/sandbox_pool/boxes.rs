@@ -429,6 +429,7 @@ impl SandboxPool {
         if live.standing.get().init.is_none() {
             self.forget_images();
             self.not_made(&live);
+            self.sweep_soon();
         }
         if let ChildEnd::Crashed(why) = end {
             tracing::error!(id = %live.id, whose = %live.holder, %why, "a box's actor crashed: its box is ended");

@@ -203,6 +203,13 @@ impl Drivers {
             .collect()
     }
 
+    /// Those that can make boxes now.
+    pub fn proven(&self) -> Vec<Driver> {
+        let both = [&self.docker, &self.native].into_iter();
+        both.filter_map(|trial| trial.proven().map(|chosen| chosen.driver.clone()))
+            .collect()
+    }
+
     /// It can make boxes now.
     pub const fn has(&self, driver: &Driver) -> bool {
         self.of(driver.kind()).proven().is_some()

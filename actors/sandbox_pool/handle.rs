@@ -106,6 +106,12 @@ impl SandboxPoolHandle {
             .await
     }
 
+    /// Boxes that are nobody's are looked for now.
+    #[cfg(test)]
+    pub async fn sweep(&self) -> Result<(), TellError> {
+        self.0.tell(SandboxPoolMsg::Sweep).await
+    }
+
     /// The loops of all boxes stand still from here on.
     #[cfg(test)]
     pub async fn hang_boxes(&self) -> Result<(), TellError> {

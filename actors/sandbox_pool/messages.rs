@@ -14,10 +14,12 @@ use tokio::time::Instant;
 
 use super::choose::{Chosen, Kind};
 use super::disk::Full;
+use super::driver::Driver;
 use super::holder::{Holder, SessionKey};
 use super::input::RunInputs;
 use super::runner::RunnerShown;
 use super::runs::RunEvent;
+use super::spec::FoundBox;
 use super::users::{Job, Said};
 use super::warm::{Fresh, WarmStatus};
 use crate::supervision::{FlagReader, Reply};
@@ -350,6 +352,10 @@ pub enum SandboxPoolMsg {
     User(Owner, Job, Said),
     /// From the pool's own task: the engine that makes the boxes died or does not answer.
     EngineLost(String),
+    /// From the pool's own timer: boxes that are nobody's are looked for.
+    Sweep,
+    /// From the pool's own task: what there is of this driver.
+    Swept(Driver, Vec<FoundBox>),
     /// From the pool's own timer: somebody has waited long for the end of a box.
     Waited,
     /// From the pool's own task: the actor of this box does not answer.

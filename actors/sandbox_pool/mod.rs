@@ -59,6 +59,7 @@ mod runs;
 mod sandbox;
 pub mod spec;
 mod standing;
+mod sweep;
 mod users;
 mod walk;
 mod wanted;

@@ -10,6 +10,7 @@ use super::harness::{Live, State, finish};
 use super::room::{Pool, gone};
 use crate::sandbox_pool::PoolError;
 use crate::sandbox_pool::driver::Driver;
+use crate::sandbox_pool::hardening::{BOX_LABEL, OWNER_LABEL};
 use crate::sandbox_pool::native::Native;
 use crate::supervision::CallError;
 
@@ -237,4 +238,59 @@ async fn boxes_of_an_earlier_start_are_ended_though_their_driver_is_nobodys_now(
         let left = std::fs::read_dir(state.context.run_root.join("b"));
         assert_eq!(left.unwrap().count(), 0);
     }
+}
+
+/// The bug: the runner was killed while the engine made a box, which came when nobody looked for it any more and stayed until the next start.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_box_that_comes_when_nobody_wants_it_any_more_is_ended() {
+    let engine = Engine::shared();
+    let state = State::new();
+    let host = engine.host();
+    let change = |config: &mut crate::sandbox_pool::SandboxPoolConfig| config.engine = Some(host);
+    let agents = [
+        ("boxed", by(DriverChoice::Docker)),
+        ("bare", by(DriverChoice::Native)),
+    ];
+    let mut pool = Pool::with_agents(&state, change, &agents).await;
+    let raw = super::docker::raw(&engine);
+    let (bare, _) = pool.run("bare", "true").await;
+    let (boxed, _) = pool.run("boxed", "true").await;
+    let image = boxed.image_digest;
+    let boxed = format!("portcullis-{}", boxed.box_id);
+    let late = || async {
+        let labels = [
+            (OWNER_LABEL, state.context.owner.as_str()),
+            (BOX_LABEL, "0a0b0c0d0e0f"),
+        ];
+        let labels = labels.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let body = bollard::models::ContainerCreateBody {
+            image: image.clone(),
+            cmd: Some(vec!["true".to_owned()]),
+            labels: Some(labels.into()),
+            ..Default::default()
+        };
+        raw.create_container(None, body).await.unwrap().id
+    };
+    let is_there = async |id: &str| raw.inspect_container(id, None).await.is_ok();
+    let created = late().await;
+    let native = Driver::Native(Native::find(&state.context).await.unwrap());
+    let running = Live::start(&native, state.spec("other")).await;
+    assert!(is_there(&created).await && !gone(running.started.init_pid));
+    pool.handle.sweep().await.unwrap();
+    let until = Instant::now() + Duration::from_secs(20);
+    while is_there(&created).await || !gone(running.started.init_pid) {
+        assert!(Instant::now() < until, "they are still there");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // Its own go on.
+    assert!(!gone(super::room::init_of(&state, &bare)) && is_there(&boxed).await);
+    for (agent, _) in &agents {
+        let (ticket, ended) = pool.run(agent, "echo on").await;
+        assert_eq!(ended.out, "on\n");
+        assert!(ticket.box_id == bare.box_id || boxed.ends_with(ticket.box_id.as_str()));
+    }
+    // One that comes at the very end.
+    let created = late().await;
+    pool.tree.stop().await;
+    assert!(!is_there(&created).await);
 }
