@@ -56,9 +56,11 @@ impl Framed {
         if !codings
             .into_iter()
             .all(|header| header.value.eq_ignore_ascii_case(b"identity"))
-            || !headers.iter().all(is_readable)
         {
             return Err(AnswerError::Coded);
+        }
+        if !headers.iter().all(is_readable) {
+            return Err(AnswerError::Charset);
         }
         if status == 206 {
             return Err(AnswerError::Partial);

@@ -57,7 +57,7 @@ impl InnerError {
 }
 
 /// Headers by which a client says that it means another method or path than the request line has.
-const OVERRIDES: [&str; 9] = [
+const OVERRIDES: [&str; 13] = [
     "x-http-method-override",
     "x-http-method",
     "x-method-override",
@@ -67,6 +67,10 @@ const OVERRIDES: [&str; 9] = [
     "x-rewrite-url",
     "x-envoy-original-path",
     "x-waws-unencoded-url",
+    "x-matched-path",
+    "x-host",
+    "x-http-host-override",
+    "x-http-destinationurl",
 ];
 /// And those of proxies: what the first of them was asked for.
 const ORIGINAL: &str = "x-original-";
@@ -162,8 +166,19 @@ pub fn odd(path: &str) -> Option<&'static str> {
 }
 
 /// What Unicode's canonical and compatible forms (NFC, NFKC, NFKD; version 14) make one of those characters of, or several with one of them, and
-/// three of best fits to code pages.
-const RESEMBLING: [std::ops::RangeInclusive<char>; 29] = [
+/// what code pages have in the place of one, or are given as what fits best (yen and won are the backslash of Japan's and Korea's).
+const RESEMBLING: [std::ops::RangeInclusive<char>; 40] = [
+    '\u{A5}'..='\u{A5}',
+    '\u{20A9}'..='\u{20A9}',
+    '\u{20E5}'..='\u{20E5}',
+    '\u{338}'..='\u{338}',
+    '\u{589}'..='\u{589}',
+    '\u{5C3}'..='\u{5C3}',
+    '\u{61B}'..='\u{61F}',
+    '\u{66A}'..='\u{66C}',
+    '\u{6D4}'..='\u{6D4}',
+    '\u{2571}'..='\u{2572}',
+    '\u{29F5}'..='\u{29F9}',
     '\u{37E}'..='\u{37E}',
     '\u{2024}'..='\u{2026}',
     '\u{2044}'..='\u{2044}',
@@ -269,9 +284,12 @@ impl Request {
         let mut names = parameters.map(|one| one.split('=').next().unwrap_or_default());
         names.any(|name| {
             let name = decoded(name);
-            // `_method[]` and `_method[x]` are lists of it.
-            let name = name.split('[').next().unwrap_or_default().trim();
-            METHODS.iter().any(|known| is_spelled(name, known))
+            // Where it is read by C, it ends there.
+            let name = name.split('\0').next().unwrap_or_default();
+            // `_method[]` and `_method[x]` are lists of it, and PHP takes a single [, a dot and a space for a _.
+            let list = name.split('[').next().unwrap_or_default();
+            let mut read = [name, name.trim(), list, list.trim()].into_iter();
+            read.any(|name| METHODS.iter().any(|known| is_spelled(name, known)))
         })
     }
 
@@ -320,19 +338,16 @@ impl Request {
     }
 }
 
-/// Some servers read `_` in the name of a header as `-`.
+/// Some servers read whatever is no letter and no digit in the name of a header or a parameter as one and the same (`X.HTTP_Method!Override`).
 fn is_spelled(name: &str, known: &str) -> bool {
-    let one = |byte: u8| {
-        if byte == b'_' {
-            b'-'
-        } else {
-            byte.to_ascii_lowercase()
-        }
+    let one = |byte: u8| match byte.to_ascii_lowercase() {
+        byte @ (b'a'..=b'z' | b'0'..=b'9' | 0x80..) => byte,
+        _ => b'-',
     };
     name.len() == known.len() && name.bytes().map(one).eq(known.bytes())
 }
 
-/// Does the name of a header begin so? `known` has no `_`.
+/// Does the name of a header begin so? `known` has nothing but letters, digits and `-`.
 fn is_begun(name: &str, known: &str) -> bool {
     name.get(..known.len())
         .is_some_and(|first| is_spelled(first, known))

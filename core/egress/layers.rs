@@ -3,7 +3,7 @@
 //!
 //! Bytes are read from any place of a text, as many as are asked for. In base64 a byte begins in one of three places of a character.
 
-use super::spelled::{hex, is_escape, units};
+use super::spelled::{hex, units};
 
 /// One way of wrapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,8 +64,29 @@ impl Layer {
         }
     }
 
-    /// Reads up to `most` bytes, and adds to `ends` where each one ends.
-    pub fn read(self, text: &[u8], most: usize, bytes: &mut Vec<u8>, ends: &mut Vec<usize>) {
+    /// May a text say something else in it than it says as it stands?
+    pub fn is_in(self, text: &[u8]) -> bool {
+        self.mark() == 0 || text.contains(&self.mark())
+    }
+
+    /// One character of a text that is not empty, of those whose escapes begin with a mark: its bytes, how many, and how many it takes.
+    pub fn unit(self, text: &[u8]) -> ([u8; 4], usize, usize) {
+        // Of one escape of another the outer one alone: the inner one is looked for behind.
+        let (mut unit, mut len, mut taken) = ([text[0], 0, 0, 0], 1, 1);
+        if text[0] == self.mark() {
+            units(text, &mut |its, more| {
+                let is_less = taken == 1 || more < taken;
+                if more > 1 && (is_less || more == taken && its.len() > len) {
+                    unit[..its.len()].copy_from_slice(its);
+                    (len, taken) = (its.len(), more);
+                }
+            });
+        }
+        (unit, len, taken)
+    }
+
+    /// Reads bytes as long as there are some, and adds to `ends` where each one ends.
+    pub fn read(self, text: &[u8], bytes: &mut Vec<u8>, ends: &mut Vec<usize>) {
         bytes.clear();
         ends.clear();
         let mut push = |(byte, end)| {
@@ -81,7 +102,7 @@ impl Layer {
                 };
                 let (mut held, mut have) = (u32::from(value), 6 - others);
                 at = end;
-                for _ in 0..most {
+                loop {
                     while have < 8 {
                         let Some((value, end)) = sextet(text, at, false) else {
                             return;
@@ -96,26 +117,13 @@ impl Layer {
                 }
             }
             Self::Hex => {
-                for _ in 0..most {
-                    let Some(read) = pair(text, at) else { return };
+                while let Some(read) = pair(text, at, at == 0) {
                     at = push(read);
                 }
             }
             Self::Percent | Self::Entities | Self::Json => {
-                let mark = self.mark();
-                for _ in 0..most {
-                    let Some(&first) = text.get(at) else { return };
-                    // Of one escape of another the outer one alone: the inner one is looked for behind.
-                    let (mut unit, mut len, mut taken) = ([first, 0, 0, 0], 1, 1);
-                    if first == mark {
-                        units(&text[at..], &mut |its, more| {
-                            let is_less = taken == 1 || more < taken;
-                            if more > 1 && (is_less || more == taken && its.len() > len) {
-                                unit[..its.len()].copy_from_slice(its);
-                                (len, taken) = (its.len(), more);
-                            }
-                        });
-                    }
+                while at < text.len() {
+                    let (unit, len, taken) = self.unit(&text[at..]);
                     for byte in &unit[..len] {
                         push((*byte, at + taken));
                     }
@@ -123,8 +131,7 @@ impl Layer {
                 }
             }
             Self::Numbers => {
-                for _ in 0..most {
-                    let Some(read) = number(text, at) else { return };
+                while let Some(read) = number(text, at, at == 0) {
                     at = push(read);
                 }
             }
@@ -133,7 +140,7 @@ impl Layer {
 }
 
 /// The next character of base64, and where it ends.
-fn sextet(text: &[u8], from: usize, is_first: bool) -> Option<(u8, usize)> {
+pub fn sextet(text: &[u8], from: usize, is_first: bool) -> Option<(u8, usize)> {
     let value = SEXTETS[usize::from(*text.get(from)?)];
     if value != NONE {
         return Some((value, from + 1));
@@ -177,16 +184,12 @@ fn sextet(text: &[u8], from: usize, is_first: bool) -> Option<(u8, usize)> {
 }
 
 /// Two digits, behind what may stand between bytes.
-fn pair(text: &[u8], from: usize) -> Option<(u8, usize)> {
+pub fn pair(text: &[u8], from: usize, is_first: bool) -> Option<(u8, usize)> {
     let mut at = from;
-    if from > 0 {
+    if !is_first {
         let is_between =
-            |byte: &&u8| matches!(byte, b' ' | b':' | b'-' | b',' | b'\r' | b'\n' | b'\t');
-        at += text[from..]
-            .iter()
-            .take(BETWEEN)
-            .take_while(is_between)
-            .count();
+            |byte: u8| matches!(byte, b' ' | b':' | b'-' | b',' | b'\r' | b'\n' | b'\t');
+        at += between(text, at, is_between);
     }
     if text.get(at) == Some(&b'0') && matches!(text.get(at + 1), Some(b'x' | b'X')) {
         at += 2;
@@ -195,62 +198,46 @@ fn pair(text: &[u8], from: usize) -> Option<(u8, usize)> {
     Some((u8::try_from(byte).ok()?, at + 2))
 }
 
-/// A number below 256, behind what stands between numbers.
-fn number(text: &[u8], from: usize) -> Option<(u8, usize)> {
+/// A number below 256, behind what stands between numbers: also quotes, the marks of a list of YAML's, and the next key of an object, for as
+/// such JavaScript writes an array of bytes.
+pub fn number(text: &[u8], from: usize, is_first: bool) -> Option<(u8, usize)> {
     let mut at = from;
-    if from > 0 {
-        let is_between = |byte: &&u8| matches!(byte, b' ' | b',' | b';' | b'\r' | b'\n' | b'\t');
-        at += text[from..]
-            .iter()
-            .take(BETWEEN)
-            .take_while(is_between)
-            .count();
+    if !is_first {
+        at += between(text, at, |byte| {
+            matches!(
+                byte,
+                b' ' | b',' | b';' | b'\r' | b'\n' | b'\t' | b'"' | b'\'' | b'-'
+            )
+        });
         if at == from {
             return None;
         }
+        let key = digits(text, at, 6);
+        let behind = at + key + between(text, at + key, |byte| matches!(byte, b'"' | b'\''));
+        if key > 0 && text.get(behind) == Some(&b':') {
+            at = behind + 1;
+            at += between(text, at, |byte| matches!(byte, b' ' | b'"' | b'\''));
+        }
     }
-    let digits = text[at..]
-        .iter()
-        .take(4)
-        .take_while(|byte| byte.is_ascii_digit());
-    let digits = digits.count();
+    let count = digits(text, at, 4);
     let digits = text
-        .get(at..at + digits)
+        .get(at..at + count)
         .filter(|digits| (1..=3).contains(&digits.len()))?;
     let value = digits
         .iter()
         .fold(0_u32, |value, digit| value * 10 + u32::from(digit - b'0'));
-    Some((u8::try_from(value).ok()?, at + digits.len()))
+    Some((u8::try_from(value).ok()?, at + count))
 }
 
-/// In which layers something may begin there that begins with one of these bytes: a bit for each of [`ALL`], by the text's first two bytes.
-#[inline]
-pub fn likely(text: &[u8], begins: &[bool; 256]) -> u8 {
-    let &[one, two, ..] = text else { return 0 };
-    let begins = |byte: u8| u8::from(begins[usize::from(byte)]);
-    let (first, second) = (SEXTETS[usize::from(one)], SEXTETS[usize::from(two)]);
-    let mut all = 0;
-    if first < 64 && second < 64 {
-        // The same twelve bits from each of three places.
-        all |= begins(first << 2 | second >> 4);
-        all |= begins(first << 4 | second >> 2) << 1;
-        all |= begins(first << 6 | second) << 2;
-    } else if (first < 64 || is_escape(one))
-        && (second < 64 || is_escape(two) || is_escape(one) || matches!(two, b'\r' | b'\n'))
-    {
-        all |= 7;
-    }
-    if one.is_ascii_hexdigit() {
-        let is_begun = (one, two | 0x20) == (b'0', b'x');
-        let byte = hex(text, 0, 2).and_then(|byte| u8::try_from(byte).ok());
-        all |= byte.map_or(u8::from(is_begun), begins) << 3;
-    }
-    if one.is_ascii_digit() {
-        all |= number(text, 0).map_or(0, |(byte, _)| begins(byte)) << 4;
-    }
-    // A query, HTML and JSON: an escape, or the byte itself.
-    if begins(one) == 1 {
-        all |= 7 << 5;
-    }
-    all
+/// How many of such bytes stand there.
+fn between(text: &[u8], at: usize, is_its: impl Fn(u8) -> bool) -> usize {
+    let behind = text.get(at..).unwrap_or_default();
+    let run = behind.iter().take(BETWEEN);
+    run.take_while(|byte| is_its(**byte)).count()
+}
+
+fn digits(text: &[u8], at: usize, most: usize) -> usize {
+    let behind = text.get(at..).unwrap_or_default();
+    let run = behind.iter().take(most);
+    run.take_while(|byte| byte.is_ascii_digit()).count()
 }

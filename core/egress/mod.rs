@@ -23,6 +23,7 @@ mod refusal;
 mod reply;
 mod rules;
 mod scrub;
+mod search;
 mod spelled;
 mod terminate;
 

@@ -25,6 +25,14 @@ pub enum AnswerError {
         "it is compressed although that was not asked for, and could not be searched for secrets"
     )]
     Coded,
+    /// It is in characters in which secrets are not looked for.
+    #[error(
+        "it says that it is in another charset than UTF-8, UTF-16, UTF-32, ISO-8859 or Windows-125x, and could not be searched for secrets"
+    )]
+    Charset,
+    /// The search for secrets in it broke off.
+    #[error("the search for secrets in it broke off")]
+    Search,
     /// It is a part, although nobody asked for one.
     #[error(
         "it is a part of an answer although none was asked for, and could not be searched for secrets"

@@ -7,23 +7,21 @@
 
 use zeroize::Zeroizing;
 
-use super::layers::{self, Layer};
-use super::spelled::{self, Walk};
+use super::search::{Start, Table};
+use super::spelled::Walk;
 use crate::seal::Secret;
 
 /// What stands in its place.
 pub const MARK: &[u8] = b"[secret]";
 /// So many bytes are looked at for each of a secret: every character as an entity, or base64 of every character as `\u0000`, in lines.
 const WIDTH: usize = 10;
-/// So much of a layer is opened at first, and so many times more where that says nothing yet.
-const TASTE: usize = 8;
 
 /// Replaces secrets in a stream, wherever it is cut.
 pub struct Scrubber {
     /// Longest first.
     secrets: Vec<Secret>,
-    /// May a secret begin with this byte, in whichever spelling?
-    begins: [bool; 256],
+    /// Where they begin.
+    table: Table,
     /// Longest form that is found.
     window: usize,
     /// The end of what came: shorter than the window, whatever it says.
@@ -32,8 +30,10 @@ pub struct Scrubber {
     covered: usize,
     /// How many were replaced.
     count: u64,
-    /// How many bytes were looked at.
+    /// How many places were searched.
     looked: u64,
+    /// How many spellings were looked at.
+    steps: u64,
     walk: Walk,
     /// What a layer has in it, and where each byte of that ends in the text.
     opened: Zeroizing<Vec<u8>>,
@@ -71,25 +71,16 @@ impl Scrubber {
             }
         }
         all.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
-        let mut begins = [false; 256];
-        for first in all.iter().filter_map(|secret| secret.expose().first()) {
-            for byte in 0..=u8::MAX {
-                begins[usize::from(byte)] |= byte.eq_ignore_ascii_case(first)
-                    || spelled::is_escape(byte)
-                    || *first == b' ' && byte == b'+'
-                    // In UTF-16 any byte may be the first one of it.
-                    || *first >= 0x80;
-            }
-        }
         let longest = all.first().map_or(0, Secret::len);
         Self {
+            table: Table::new(&all),
             secrets: all,
-            begins,
             window: longest * WIDTH,
             held: Secret::new(Vec::new()),
             covered: 0,
             count: 0,
             looked: 0,
+            steps: 0,
             walk: Walk::default(),
             // As long as it can be: no copy is left behind by growing.
             opened: Zeroizing::new(Vec::with_capacity(longest * WIDTH)),
@@ -119,15 +110,16 @@ impl Scrubber {
         self.count
     }
 
-    /// How many bytes were looked at, each once: of what came, and not of what it says.
+    /// What was searched, in places of a text and a secret of usual length. How long what came is and in which pieces it came sets that, and
+    /// not what it says.
     pub const fn looked(&self) -> u64 {
         self.looked
     }
 
-    /// How many places of texts were compared, for who measures that.
+    /// How many spellings were looked at, for who measures that.
     #[cfg(test)]
     pub(super) const fn steps(&self) -> u64 {
-        self.walk.steps
+        self.steps + self.walk.steps
     }
 
     fn take(&mut self, bytes: &[u8], out: &mut Vec<u8>, is_all: bool) {
@@ -136,14 +128,28 @@ impl Scrubber {
         text.extend_from_slice(bytes);
         let text = Secret::new(text);
         let all = text.expose();
-        // Where what is replaced ends: everything before it goes on in no other way.
-        let (mut at, mut until) = (0, self.covered);
-        let mut plain = until;
         // What is held back is as long whatever it says: else the length of what goes on would tell, byte by byte, how far an agent's
         // guess is right.
-        while at < all.len() && (is_all || all.len() - at >= self.window) {
+        let decided = if is_all || self.secrets.is_empty() {
+            all.len()
+        } else {
+            (all.len() + 1).saturating_sub(self.window)
+        };
+        let mut starts = Vec::new();
+        if decided > 0 && !self.secrets.is_empty() {
+            starts = self.table.starts(all, &mut self.steps);
+            self.looked += all.len() as u64 * self.table.weight();
+        }
+        // Where what is replaced ends: everything before it goes on in no other way.
+        let mut until = self.covered;
+        let mut plain = until;
+        for here in starts.chunk_by(|one, other| one.at == other.at) {
+            let at = here[0].at;
+            if at >= decided {
+                break;
+            }
             let seen = &all[at..all.len().min(at + self.window)];
-            if let Some(len) = self.found(seen) {
+            if let Some(len) = self.found(here, seen) {
                 // One that begins within another, and ends behind it, is another: its first bytes were the other's last.
                 if at >= until {
                     out.extend_from_slice(&all[plain..at]);
@@ -153,57 +159,33 @@ impl Scrubber {
                 until = until.max(at + len);
                 plain = until;
             }
-            at += 1;
         }
-        self.looked += at as u64;
-        if plain < at {
-            out.extend_from_slice(&all[plain..at]);
+        if plain < decided {
+            out.extend_from_slice(&all[plain..decided]);
         }
-        self.covered = until.saturating_sub(at);
-        self.held = Secret::new(all[at..].to_vec());
+        self.covered = until.saturating_sub(decided);
+        self.held = Secret::new(all[decided..].to_vec());
     }
 
-    /// How long the form is that begins there, if one does: the longest of several.
-    fn found(&mut self, text: &[u8]) -> Option<usize> {
+    /// How long the longest form is of what begins there. Nothing else is followed: that would tell how far the rest of a secret was guessed
+    /// of which a part is known.
+    fn found(&mut self, here: &[Start], text: &[u8]) -> Option<usize> {
         let mut found = None;
-        if text
-            .first()
-            .is_some_and(|first| self.begins[usize::from(*first)])
-        {
-            for secret in &self.secrets {
-                found = found.max(self.walk.follow(text, secret.expose()).end);
-            }
-        }
-        let likely = layers::likely(text, &self.begins);
-        if likely != 0 {
-            for (bit, layer) in layers::ALL.into_iter().enumerate() {
-                if likely >> bit & 1 == 1 {
-                    found = found.max(self.found_in(layer, text));
+        for Start { layer, secret, .. } in here {
+            let secret = self.secrets[*secret].expose();
+            let end = match layer {
+                None => self.walk.follow(text, secret),
+                // What says it as it stands says it in a layer, too, whose escapes may come later.
+                Some(layer) if !layer.is_in(text) => None,
+                Some(layer) => {
+                    layer.read(text, &mut self.opened, &mut self.ends);
+                    let end = self.walk.follow(&self.opened, secret);
+                    let end = end.and_then(|end| self.ends.get(end.wrapping_sub(1)));
+                    end.copied()
                 }
-            }
+            };
+            found = found.max(end);
         }
         found.filter(|len| *len > 0)
-    }
-
-    fn found_in(&mut self, layer: Layer, text: &[u8]) -> Option<usize> {
-        let mut most = TASTE.min(text.len());
-        loop {
-            layer.read(text, most, &mut self.opened, &mut self.ends);
-            // A unit may be of several bytes.
-            let is_part = self.ends.len() >= most && most < text.len();
-            let (mut is_cut, mut found) = (false, None);
-            for secret in &self.secrets {
-                let followed = self.walk.follow(&self.opened, secret.expose());
-                let end = followed
-                    .end
-                    .and_then(|end| self.ends.get(end.wrapping_sub(1)));
-                found = found.max(end.copied());
-                is_cut |= followed.is_cut;
-            }
-            if !is_part || !is_cut {
-                return found;
-            }
-            most = (most * TASTE).min(text.len());
-        }
     }
 }

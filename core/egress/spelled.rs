@@ -3,7 +3,7 @@
 //!
 //! As it stands, percent-encoded (RFC 3986, section 2.1, and twice), as JSON and programs' sources write it (RFC 8259, section 7, also JSON in
 //! JSON), as HTML does, as quoted-printable (RFC 2045, section 6.7), in UTF-16 and UTF-32. Nothing here depends on how a text goes on behind
-//! what was looked at, and what one byte costs is bounded by the secret's length, not by the text's.
+//! what was looked at.
 
 /// Most backslashes before an escape: JSON in JSON in JSON has four.
 const SLASHES: usize = 8;
@@ -12,55 +12,54 @@ const NESTED: usize = 3;
 /// Longest of one character, in bytes: two surrogates behind eight backslashes each.
 pub const LONGEST: usize = 2 * (SLASHES + 5);
 /// The same of what begins with no escape: UTF-32, and ASCII in it.
-const WIDEST: usize = 4;
+pub const WIDEST: usize = 4;
 
-/// Of ASCII, those that encoders of HTML write; longer names of the same are nobody's choice.
-const NAMES: [(&str, u8); 33] = [
-    ("amp", b'&'),
-    ("lt", b'<'),
-    ("gt", b'>'),
-    ("quot", b'"'),
-    ("apos", b'\''),
-    ("tab", b'\t'),
-    ("newline", b'\n'),
-    ("excl", b'!'),
-    ("num", b'#'),
-    ("dollar", b'$'),
-    ("percnt", b'%'),
-    ("lpar", b'('),
-    ("rpar", b')'),
-    ("ast", b'*'),
-    ("plus", b'+'),
-    ("comma", b','),
-    ("period", b'.'),
-    ("sol", b'/'),
-    ("colon", b':'),
-    ("semi", b';'),
-    ("equals", b'='),
-    ("quest", b'?'),
-    ("commat", b'@'),
-    ("lsqb", b'['),
-    ("lbrack", b'['),
-    ("bsol", b'\\'),
-    ("rsqb", b']'),
-    ("rbrack", b']'),
-    ("hat", b'^'),
-    ("lowbar", b'_'),
-    ("grave", b'`'),
-    ("lcub", b'{'),
-    ("rcub", b'}'),
-];
-/// Two more, that have a second name which encoders do write.
-const MORE: [(&str, u8); 4] = [
-    ("lbrace", b'{'),
-    ("rbrace", b'}'),
-    ("vert", b'|'),
-    ("verbar", b'|'),
-];
+/// Longest name of an entity.
+const NAME: usize = 7;
+
+/// Of ASCII, those that encoders of HTML write; longer names of the same are nobody's choice. By how long they are and what they are, so that
+/// it takes no comparing with each.
+const fn named(name: &[u8]) -> Option<u8> {
+    Some(match name {
+        b"amp" => b'&',
+        b"lt" => b'<',
+        b"gt" => b'>',
+        b"quot" => b'"',
+        b"apos" => b'\'',
+        b"tab" => b'\t',
+        b"newline" => b'\n',
+        b"excl" => b'!',
+        b"num" => b'#',
+        b"dollar" => b'$',
+        b"percnt" => b'%',
+        b"lpar" => b'(',
+        b"rpar" => b')',
+        b"ast" => b'*',
+        b"plus" => b'+',
+        b"comma" => b',',
+        b"period" => b'.',
+        b"sol" => b'/',
+        b"colon" => b':',
+        b"semi" => b';',
+        b"equals" => b'=',
+        b"quest" => b'?',
+        b"commat" => b'@',
+        b"lsqb" | b"lbrack" => b'[',
+        b"bsol" => b'\\',
+        b"rsqb" | b"rbrack" => b']',
+        b"hat" => b'^',
+        b"lowbar" => b'_',
+        b"grave" => b'`',
+        b"lcub" | b"lbrace" => b'{',
+        b"rcub" | b"rbrace" => b'}',
+        b"vert" | b"verbar" => b'|',
+        _ => return None,
+    })
+}
 
 /// Does another spelling than the character itself begin with this byte?
 pub const fn is_escape(byte: u8) -> bool {
-    matches!(byte, b'%' | b'\\' | b'&' | b'=' | 0)
+    matches!(byte, b'%' | b'\\' | b'&' | b'=' | b'"' | b'\'' | 0)
 }
 
 /// What the beginning of a text may stand for, and how many of its bytes that takes. Nothing stands for a soft line break.
@@ -72,6 +71,7 @@ pub fn units(text: &[u8], each: &mut impl FnMut(&[u8], usize)) {
         b'%' => percent(text, each),
         b'\\' => slashes(text, each),
         b'&' => entity(text, each),
+        b'"' | b'\'' => quote(text, each),
         b'=' => {
             if let Some(byte) = hex(text, 1, 2) {
                 code(byte, 3, each);
@@ -231,26 +231,42 @@ fn entity(text: &[u8], each: &mut impl FnMut(&[u8], usize)) {
             number(rest, at, each);
             return;
         }
-        let named = |name: &str| {
-            let there = rest.get(..name.len());
-            there.is_some_and(|there| there.eq_ignore_ascii_case(name.as_bytes()))
-        };
-        let mut is_amp = false;
-        for (name, byte) in NAMES.iter().chain(&MORE) {
-            if !named(name) {
-                continue;
-            }
-            let is_ended = rest.get(name.len()) == Some(&b';');
-            // The first five are read without their end, too.
-            if is_ended || matches!(byte, b'&' | b'<' | b'>' | b'"') {
-                each(&[*byte], at + name.len() + usize::from(is_ended));
-            }
-            is_amp |= is_ended && *byte == b'&';
+        let mut name = [0; NAME];
+        let letters = rest.iter().take(NAME);
+        let len = letters
+            .take_while(|byte| byte.is_ascii_alphabetic())
+            .count();
+        for (to, letter) in name.iter_mut().zip(&rest[..len]) {
+            *to = letter.to_ascii_lowercase();
         }
+        let ended = named(&name[..len]).filter(|_| rest.get(len) == Some(&b';'));
+        if let Some(byte) = ended {
+            each(&[byte], at + len + 1);
+        }
+        // These are read without their end, too.
+        let known = [&b"amp"[..], b"lt", b"gt", b"quot"];
+        for known in known.iter().filter(|known| name.starts_with(known)) {
+            if let Some(byte) = named(known).filter(|_| ended.is_none() || len > known.len()) {
+                each(&[byte], at + known.len());
+            }
+        }
+        let is_amp = ended == Some(b'&');
         if !is_amp {
             return;
         }
         at += 4;
+    }
+}
+
+/// Twice, as CSV, SQL and YAML write one within two of them; and as a shell's quoting of one quote within two.
+fn quote(text: &[u8], each: &mut impl FnMut(&[u8], usize)) {
+    if text.get(1) == text.first() {
+        each(&text[..1], 2);
+    }
+    for shell in [&b"'\"'\"'"[..], b"'\\''"] {
+        if text.starts_with(shell) {
+            each(b"'", shell.len());
+        }
     }
 }
 
@@ -273,48 +289,44 @@ fn number(rest: &[u8], at: usize, each: &mut impl FnMut(&[u8], usize)) {
     }
 }
 
-/// How a character beyond ASCII, or one byte of it, may stand there in another encoding than the secret's own.
-fn wide(text: &[u8], secret: &[u8], each: &mut impl FnMut(usize, usize)) {
-    let Some(&byte) = secret.first() else { return };
+/// What the beginning of a text may stand for in another encoding, beyond ASCII: the same as [`units`].
+pub fn wide(text: &[u8], each: &mut impl FnMut(&[u8], usize)) {
     // A byte that was read as Latin-1 and is written as UTF-8.
-    if text.starts_with(char::from(byte).encode_utf8(&mut [0; 4]).as_bytes()) {
-        each(1, 2);
+    if let [first @ 0xC2..=0xC3, second @ 0x80..=0xBF, ..] = *text {
+        each(&[first << 6 | second & 0x3F], 2);
     }
-    let whole = (2..=4).find_map(|len| std::str::from_utf8(secret.get(..len)?).ok());
-    let Some(character) = whole.and_then(|whole| whole.chars().next()) else {
-        return;
+    let mut character = |value: u32, taken: usize| {
+        if value >= 0x80
+            && let Some(character) = char::from_u32(value)
+        {
+            each(character.encode_utf8(&mut [0; 4]).as_bytes(), taken);
+        }
     };
-    let len = character.len_utf8();
-    let value = u32::from(character);
-    if text.first().map(|there| u32::from(*there)) == Some(value) {
-        each(len, 1);
+    if let Some(&first) = text.first() {
+        character(u32::from(first), 1);
     }
-    let mut two = [0; 2];
-    let two = character.encode_utf16(&mut two);
-    let mut bytes = [0; 4];
-    for ends in [u16::to_le_bytes, u16::to_be_bytes] {
-        for (unit, place) in two.iter().zip(bytes.chunks_exact_mut(2)) {
-            place.copy_from_slice(&ends(*unit));
-        }
-        if text.starts_with(&bytes[..two.len() * 2]) {
-            each(len, two.len() * 2);
+    let ends: [fn([u8; 2]) -> u16; 2] = [u16::from_le_bytes, u16::from_be_bytes];
+    for end in ends {
+        let unit = |at: usize| match text.get(at..at + 2) {
+            Some(&[one, two]) => u32::from(end([one, two])),
+            _ => 0,
+        };
+        match (unit(0), unit(2)) {
+            (high @ 0xD800..=0xDBFF, low @ 0xDC00..=0xDFFF) => {
+                character(0x1_0000 + ((high - 0xD800) << 10) + (low - 0xDC00), 4);
+            }
+            (one, _) => character(one, 2),
         }
     }
-    if text.starts_with(&value.to_le_bytes()) || text.starts_with(&value.to_be_bytes()) {
-        each(len, 4);
+    if let Some(&[one, two, three, four]) = text.get(..4) {
+        let bytes = [one, two, three, four];
+        character(u32::from_le_bytes(bytes), 4);
+        character(u32::from_be_bytes(bytes), 4);
     }
 }
 
-/// Where a text was followed to.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Followed {
-    /// How many of its bytes say the secret: the most, where there are several ways.
-    pub end: Option<usize>,
-    /// Whether more of the text could have said more.
-    pub is_cut: bool,
-}
-
-/// Follows every reading of a text for as long as it agrees with the secret.
+/// Follows every reading of a text for as long as it agrees with the secret. What that takes tells how far it does, so it is for texts that
+/// are known to say all of it ([`super::search`]).
 #[derive(Debug, Default)]
 pub struct Walk {
     /// Places in the text and in the secret that one reading has come to.
@@ -324,9 +336,10 @@ pub struct Walk {
 }
 
 impl Walk {
-    /// Does the secret begin where the text does? Letters count as equal in either case.
-    pub fn follow(&mut self, text: &[u8], secret: &[u8]) -> Followed {
-        let mut followed = Followed::default();
+    /// How many bytes say the secret, if it begins where the text does: the most, where there are several ways. Letters count as equal in
+    /// either case.
+    pub fn follow(&mut self, text: &[u8], secret: &[u8]) -> Option<usize> {
+        let mut end = None;
         let open = &mut self.open;
         open.clear();
         open.push((0, 0));
@@ -336,30 +349,23 @@ impl Walk {
             self.steps += 1;
             let left = &secret[known..];
             if left.is_empty() {
-                followed.end = followed.end.max(Some(at));
+                end = end.max(Some(at));
                 continue;
             }
             let text = &text[at..];
-            let is_short = text.first().is_none_or(|first| is_escape(*first));
-            followed.is_cut |= text.len() < if is_short { LONGEST } else { WIDEST };
-            let mut go = |place: (usize, usize)| {
-                if !open.contains(&place) {
+            let mut each = |unit: &[u8], taken: usize| {
+                let there = left.get(..unit.len());
+                let is_same = there.is_some_and(|there| there.eq_ignore_ascii_case(unit));
+                let place = (at + taken, known + unit.len());
+                if is_same && (known > 0 || !unit.is_empty()) && !open.contains(&place) {
                     open.push(place);
                 }
             };
-            units(text, &mut |unit, taken| {
-                let there = left.get(..unit.len());
-                let is_same = there.is_some_and(|there| there.eq_ignore_ascii_case(unit));
-                if is_same && (known > 0 || !unit.is_empty()) {
-                    go((at + taken, known + unit.len()));
-                }
-            });
+            units(text, &mut each);
             if left[0] >= 0x80 {
-                wide(text, left, &mut |said, taken| {
-                    go((at + taken, known + said));
-                });
+                wide(text, &mut each);
             }
         }
-        followed
+        end
     }
 }

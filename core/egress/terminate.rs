@@ -104,13 +104,14 @@ impl Termination {
         self.methods.contains(method) && self.paths.iter().any(|own| covers(own, path))
     }
 
-    /// Whether a header of a client's is the one that the secret goes into, for any server: some read `_` as `-`.
+    /// Whether a header of a client's is the one that the secret goes into, for any server: some read whatever is no letter and no digit as
+    /// one and the same.
     pub fn is_header(&self, name: &str) -> bool {
         let one = |byte: u8| {
-            if byte == b'_' {
-                b'-'
-            } else {
+            if byte.is_ascii_alphanumeric() {
                 byte.to_ascii_lowercase()
+            } else {
+                b'-'
             }
         };
         name.len() == self.header.len() && name.bytes().map(one).eq(self.header.bytes().map(one))

@@ -17,7 +17,7 @@ use super::messages::EgressMsg;
 use super::record::{self, Bucket};
 use super::wiring::EgressWiring;
 use crate::sandbox_pool::link::listen;
-use crate::supervision::{Crash, Ctx, Flag, Room, Snapshot, TaskHandle};
+use crate::supervision::{Crash, Ctx, Flag, Paced, Room, Snapshot, TaskHandle};
 use crate::vault::Phase;
 
 /// The socket's name in the box's control folder.
@@ -49,6 +49,7 @@ impl Room for Egress {
             place: Arc::clone(&wiring),
             ctx: ctx.clone(),
             closing: Arc::clone(&closing),
+            pace: Paced::of_one(&wiring.ways.searches),
             opened: Bucket::new(wiring.ways.limits.burst, wiring.ways.limits.per_second),
             recorded: Bucket::new(wiring.ways.limits.recorded, 1),
             more: 0,
@@ -135,6 +136,7 @@ struct Door {
     place: Arc<EgressWiring>,
     ctx: Ctx<Egress>,
     closing: Arc<Flag<bool>>,
+    pace: Arc<Paced>,
     opened: Bucket,
     recorded: Bucket,
     /// Refusals that were not recorded since the last that was.
@@ -156,6 +158,7 @@ impl Door {
                                 wiring: Arc::clone(&self.place),
                                 ctx: self.ctx.clone(),
                                 closing: self.closing.reader(),
+                                pace: Arc::clone(&self.pace),
                                 key,
                                 began: Instant::now(),
                                 runs: self.place.runs.get(),

@@ -17,7 +17,7 @@ use super::resolve::{find, is_own};
 use super::terminate::{self, Terminated, Told};
 use super::wiring::EgressWiring;
 use super::{plain, tunnel};
-use crate::supervision::{Ctx, FlagReader};
+use crate::supervision::{Ctx, FlagReader, Paced};
 
 /// Read at once.
 const READ: usize = 4096;
@@ -31,6 +31,8 @@ pub struct Place {
     pub wiring: Arc<EgressWiring>,
     pub ctx: Ctx<Egress>,
     pub closing: FlagReader<bool>,
+    /// By which answers of its box are searched, and go on.
+    pub pace: Arc<Paced>,
     /// Its number.
     pub key: u64,
     pub began: Instant,

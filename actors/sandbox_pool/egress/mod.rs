@@ -26,6 +26,7 @@ mod plain;
 mod pump;
 mod record;
 mod resolve;
+mod search;
 mod terminate;
 mod tunnel;
 mod wiring;

@@ -40,7 +40,7 @@ impl Opened {
         matches!(self.state, State::Over)
     }
 
-    /// Bytes that were searched for secrets so far.
+    /// Places that were searched for secrets so far.
     pub const fn looked(&self) -> u64 {
         self.scrubber.looked()
     }
@@ -92,10 +92,12 @@ impl Opened {
         let State::Body(body, _) = &mut self.state else {
             return Ok(());
         };
-        let mut plain = Zeroizing::new(Vec::new());
-        let scrubber = &mut self.scrubber;
-        body.take(bytes, |part| scrubber.push(part, &mut plain))?;
+        // All of it at once: each search looks once more at what was held back, however small the server's chunks are.
+        let mut came = Zeroizing::new(Vec::with_capacity(bytes.len()));
+        body.take(bytes, |part| came.extend_from_slice(part))?;
         let is_over = body.is_over();
+        let mut plain = Zeroizing::new(Vec::new());
+        self.scrubber.push(&came, &mut plain);
         chunk(self.chunks, &plain, out);
         if is_over {
             self.finish(out);

@@ -1,7 +1,7 @@
 //! One request of plain HTTP, and its answer. A redirect is an answer like any other: the client asks anew, and is decided on anew.
 
 use portcullis_core::egress::head::HeadError;
-use portcullis_core::egress::{Body, Refusal};
+use portcullis_core::egress::{AnswerError, Body, Refusal};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpStream, UnixStream};
 
@@ -46,6 +46,7 @@ pub async fn pass(
         Over::Broken(broken) if down.count == 0 => Err(match broken {
             Broken::Body => malformed,
             Broken::Answer(error) => Refusal::Answer(error),
+            Broken::Search => Refusal::Answer(AnswerError::Search),
         }),
         _ => Ok(()),
     }

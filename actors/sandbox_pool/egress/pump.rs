@@ -1,7 +1,7 @@
 //! Bytes in both directions, with clocks.
 
 use std::io;
-use std::time::Duration;
+use std::sync::Arc;
 
 use portcullis_core::egress::{Answer, AnswerError, Body};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -9,15 +9,12 @@ use tokio::time::{Instant, sleep_until};
 use zeroize::Zeroizing;
 
 use super::opened::Opened;
+use super::search::{Search, Searched, search_in};
 use super::wiring::EgressLimits;
-use crate::supervision::FlagReader;
+use crate::supervision::{FlagReader, Paced};
 
 /// Bytes under way in each direction.
 const BUFFER: usize = 16 * 1024;
-
-/// What is searched for secrets goes on no earlier than this for each of its bytes: how long the search takes tells how far a guess is right, and
-/// a box that has its guesses sent to it could see that. The costliest text takes less (`core/egress/scrub.rs`), so that it sees the clock.
-const PACE: Duration = Duration::from_micros(1);
 
 /// What of a direction's bytes goes on.
 pub enum Sieve {
@@ -27,8 +24,8 @@ pub enum Sieve {
     Body(Body),
     /// The heads of an answer, cleaned, then all.
     Answer(Vec<u8>),
-    /// An answer without the secrets in it.
-    Opened(Box<Opened>),
+    /// An answer without the secrets in it; none while it is searched.
+    Opened(Option<Box<Opened>>),
 }
 
 /// One direction.
@@ -40,10 +37,12 @@ pub struct Way {
     dry: bool,
     /// Its target has been told so, where it is.
     ended: bool,
-    /// What waits goes on then.
-    due: Instant,
+    /// What is under way of it, and on which clock.
+    search: Option<(Arc<Paced>, Option<Search>)>,
     /// Bytes that went through.
     pub count: u64,
+    /// Secrets that were taken out of it.
+    pub replaced: u64,
 }
 
 /// Why bytes do not go on.
@@ -53,6 +52,8 @@ pub enum Broken {
     Body,
     /// The server's answer is none.
     Answer(AnswerError),
+    /// The search for secrets in it broke off.
+    Search,
 }
 
 impl Way {
@@ -63,9 +64,17 @@ impl Way {
             sent: 0,
             dry: false,
             ended: false,
-            due: Instant::now(),
+            search: None,
             count: 0,
+            replaced: 0,
         }
+    }
+
+    /// An answer that is searched for secrets, on this clock.
+    pub fn searched(answer: Opened, pace: &Arc<Paced>) -> Self {
+        let mut way = Self::new(Sieve::Opened(Some(Box::new(answer))));
+        way.search = Some((pace.clone(), None));
+        way
     }
 
     /// These came already.
@@ -79,16 +88,12 @@ impl Way {
         Ok(self)
     }
 
-    /// Secrets that were taken out of it.
-    pub const fn replaced(&self) -> u64 {
-        match &self.sieve {
-            Sieve::Opened(answer) => answer.replaced(),
-            _ => 0,
-        }
+    const fn takes(&self) -> bool {
+        !self.dry && self.waiting.is_empty() && !self.is_searched()
     }
 
-    const fn takes(&self) -> bool {
-        !self.dry && self.waiting.is_empty()
+    const fn is_searched(&self) -> bool {
+        matches!(self.search, Some((_, Some(_))))
     }
 
     const fn gives(&self) -> bool {
@@ -99,9 +104,9 @@ impl Way {
         match &mut self.sieve {
             Sieve::All => self.waiting.extend_from_slice(bytes),
             Sieve::Opened(answer) => {
-                let taken = answer.take(bytes, &mut self.waiting);
-                taken.map_err(Broken::Answer)?;
-                self.dry |= answer.is_over();
+                if let (Some(answer), Some((pace, search))) = (answer.take(), &mut self.search) {
+                    *search = Some(search_in(pace.clone(), answer, bytes));
+                }
             }
             Sieve::Body(body) => {
                 let its = body.take(bytes).map_err(|_| Broken::Body)?;
@@ -124,32 +129,33 @@ impl Way {
         Ok(())
     }
 
-    /// They have come: what goes on of them is due after a time that their number alone says.
+    /// They have come.
     fn came(&mut self, bytes: &[u8]) -> Result<(), Broken> {
-        let (now, before) = (Instant::now(), self.looked());
-        let done = self.sifted(bytes);
-        let looked = u32::try_from(self.looked() - before).unwrap_or(u32::MAX);
-        self.due = self.due.max(now) + PACE * looked;
-        done
-    }
-
-    const fn looked(&self) -> u64 {
-        match &self.sieve {
-            Sieve::Opened(answer) => answer.looked(),
-            _ => 0,
-        }
-    }
-
-    fn sifted(&mut self, bytes: &[u8]) -> Result<(), Broken> {
         if bytes.is_empty() {
             self.dry = true;
-            return match &mut self.sieve {
-                Sieve::Opened(answer) => answer.end(&mut self.waiting).map_err(Broken::Answer),
+            return match &self.sieve {
+                Sieve::Opened(_) => self.sift(&[]),
                 Sieve::Answer(_) => Err(Broken::Answer(AnswerError::Syntax)),
                 _ => Ok(()),
             };
         }
         self.sift(bytes)
+    }
+
+    /// It has been searched.
+    fn sifted(&mut self, searched: Option<Searched>) -> Result<(), Broken> {
+        if let Some((_, search)) = &mut self.search {
+            *search = None;
+        }
+        // A search that broke off has lost what came.
+        let Some(Searched { answer, out, taken }) = searched else {
+            return Err(Broken::Search);
+        };
+        self.waiting.extend_from_slice(&out);
+        self.dry |= answer.is_over();
+        self.replaced = answer.replaced();
+        self.sieve = Sieve::Opened(Some(answer));
+        taken.map_err(Broken::Answer)
     }
 
     fn went(&mut self, count: usize) {
@@ -163,7 +169,7 @@ impl Way {
 
     /// Nothing more will come through, and its target does not know it yet.
     const fn is_over(&self) -> bool {
-        self.dry && !self.gives()
+        self.dry && !self.gives() && !self.is_searched()
     }
 }
 
@@ -195,6 +201,7 @@ impl Over {
             Self::Closing => "box-ended",
             Self::Broken(Broken::Body) => "body-malformed",
             Self::Broken(Broken::Answer(_)) => "bad-answer",
+            Self::Broken(Broken::Search) => "not-searched",
         }
     }
 }
@@ -208,12 +215,12 @@ pub enum Kind {
     Exchange,
 }
 
-/// Does it then.
-async fn at<T>(due: Instant, work: impl Future<Output = T>) -> T {
-    if due > Instant::now() {
-        sleep_until(due).await;
+/// Until what came has been searched, and what goes on of it may; for ever where nothing is searched.
+async fn found(search: &mut Option<(Arc<Paced>, Option<Search>)>) -> Option<Searched> {
+    match search {
+        Some((_, Some(search))) => search.as_mut().await,
+        _ => std::future::pending().await,
     }
-    work.await
 }
 
 /// Passes on until it is over.
@@ -255,7 +262,8 @@ where
             read = from_client.read(&mut buffers.0), if up.takes() => read.map(|n| up.came(&buffers.0[..n])),
             read = from_host.read(&mut buffers.1), if down.takes() => read.map(|n| down.came(&buffers.1[..n])),
             wrote = to_host.write(&up.waiting[up.sent..]), if up.gives() => wrote.map(|n| { up.went(n); Ok(()) }),
-            wrote = at(down.due, to_client.write(&down.waiting[down.sent..])), if down.gives() => wrote.map(|n| { down.went(n); Ok(()) }),
+            wrote = to_client.write(&down.waiting[down.sent..]), if down.gives() => wrote.map(|n| { down.went(n); Ok(()) }),
+            searched = found(&mut down.search), if down.is_searched() => Ok(down.sifted(searched)),
             // Also where the flag is gone: then its room is.
             _ = closing.until(|closing| *closing) => return Over::Closing,
             () = sleep_until(idle.min(until)) => {
@@ -280,57 +288,107 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::time::Duration;
 
+    use futures_util::future::join_all;
     use portcullis_core::egress::Scrubber;
     use portcullis_core::egress::inner::Request;
     use portcullis_core::egress::{Host, Name};
     use portcullis_core::seal::Secret;
+    use tokio::time::sleep;
 
+    use super::super::search::PACE;
     use super::*;
     use crate::supervision::Flag;
 
-    /// The bug: a box saw by the time that its guesses took to come back how far each was right.
-    #[tokio::test(start_paused = true)]
-    async fn what_was_searched_goes_on_by_a_clock_that_its_length_sets() {
+    /// How long an answer with this body took to come through, on this clock.
+    async fn passed(body: &str, pace: &Arc<Paced>) -> Duration {
         let host = Host::Name(Name::new("api.example.com").unwrap());
         let text = b"GET / HTTP/1.1\r\nHost: api.example.com\r\n\r\n";
         let (request, _) = Request::read(text, &host, 443).unwrap().unwrap();
         let secret = Secret::new(b"ghp_C4naryVa1ueOfThe".to_vec());
+        let (mut client, mut of_client) = tokio::io::duplex(1 << 20);
+        let (mut host, mut of_host) = tokio::io::duplex(1 << 20);
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+        of_host.write_all(head.as_bytes()).await.unwrap();
+        of_host.write_all(body.as_bytes()).await.unwrap();
+        let answer = Opened::new(&request, Scrubber::new([&secret]));
+        let mut down = Way::searched(answer, pace);
+        let mut up = Way::new(Sieve::Body(request.body.clone()))
+            .with(b"")
+            .unwrap();
+        let closing = Arc::new(Flag::new(false));
+        let (began, limits) = (Instant::now(), EgressLimits::default());
+        let mut closing = closing.reader();
+        let over = pump(
+            &mut client,
+            &mut host,
+            (&mut up, &mut down),
+            Kind::Exchange,
+            began,
+            &limits,
+            &mut closing,
+        );
+        assert!(matches!(over.await, Over::Done));
+        let took = began.elapsed();
+        drop(client);
+        let mut came = Vec::new();
+        of_client.read_to_end(&mut came).await.unwrap();
+        assert!(came.len() > body.len());
+        took
+    }
+
+    fn clock(bytes: usize) -> Duration {
+        PACE * u32::try_from(bytes).unwrap()
+    }
+
+    /// The bug: a box saw by the time that its guesses took to come back how far each was right.
+    #[tokio::test(start_paused = true)]
+    async fn what_was_searched_goes_on_by_a_clock_that_its_length_sets() {
+        let pace = Paced::of_one(&Paced::of_all());
         let mut times = Vec::new();
         for body in ["ghp_C4naryVa1ueOfThX", "xxxxxxxxxxxxxxxxxxxx"] {
-            let body = body.repeat(20_000);
-            let (mut client, mut of_client) = tokio::io::duplex(1 << 20);
-            let (mut host, mut of_host) = tokio::io::duplex(1 << 20);
-            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
-            of_host.write_all(head.as_bytes()).await.unwrap();
-            of_host.write_all(body.as_bytes()).await.unwrap();
-            let answer = Opened::new(&request, Scrubber::new([&secret]));
-            let mut down = Way::new(Sieve::Opened(Box::new(answer)));
-            let mut up = Way::new(Sieve::Body(request.body.clone()))
-                .with(b"")
-                .unwrap();
-            let closing = Arc::new(Flag::new(false));
-            let (began, limits) = (Instant::now(), EgressLimits::default());
-            let mut closing = closing.reader();
-            let over = pump(
-                &mut client,
-                &mut host,
-                (&mut up, &mut down),
-                Kind::Exchange,
-                began,
-                &limits,
-                &mut closing,
-            );
-            assert!(matches!(over.await, Over::Done));
-            times.push(began.elapsed());
-            drop(client);
-            let mut came = Vec::new();
-            of_client.read_to_end(&mut came).await.unwrap();
-            assert!(came.len() > body.len());
+            let body = body.repeat(5_000);
+            let took = passed(&body, &pace).await;
             // In the clock's own time nothing but the clock passes.
-            assert!(began.elapsed() >= PACE * u32::try_from(body.len()).unwrap());
+            assert!(took >= clock(body.len()), "{took:?}");
+            times.push(took);
         }
         assert_eq!(times[0], times[1]);
+    }
+
+    /// The bug: each connection had a clock of its own, and what many of a box cost together was not hidden by any.
+    #[tokio::test(start_paused = true)]
+    async fn all_answers_of_a_box_go_on_by_one_clock_and_another_boxs_by_its_own() {
+        let all = Paced::of_all();
+        let (one, other) = (Paced::of_one(&all), Paced::of_one(&all));
+        let body = "&".repeat(20_000);
+        let many = join_all((0..6).map(|_| passed(&body, &one)));
+        let (many, alone) = tokio::join!(many, passed(&body, &other));
+        let longest = many.into_iter().max().unwrap();
+        assert!(longest >= clock(6 * body.len()), "{longest:?}");
+        assert!(alone < clock(2 * body.len()), "{alone:?}");
+    }
+
+    /// The bug: one box opened twelve streams of an answer that is dear to search, and another agent's command could not be recorded in time.
+    #[tokio::test]
+    async fn a_box_that_has_much_searched_holds_up_nobody_else() {
+        let pace = Paced::of_one(&Paced::of_all());
+        let body = "&".repeat(16 * 1024);
+        let many = join_all((0..12).map(|_| passed(&body, &pace)));
+        // On this very thread: a runtime has no more than two.
+        let mut longest = Duration::ZERO;
+        let others = async {
+            loop {
+                let began = Instant::now();
+                sleep(Duration::from_millis(2)).await;
+                longest = longest.max(began.elapsed());
+            }
+        };
+        tokio::select! {
+            _ = many => {}
+            () = others => {}
+        }
+        assert!(longest < Duration::from_millis(250), "{longest:?}");
     }
 }

@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use portcullis_core::audit::Seq;
 use portcullis_core::egress::hello::{Hello, HelloError};
 use portcullis_core::egress::inner::{InnerError, Request};
-use portcullis_core::egress::{Host, Name, Refusal, Scrubber, Termination};
+use portcullis_core::egress::{AnswerError, Host, Name, Refusal, Scrubber, Termination};
 use portcullis_core::seal::Secret;
 use portcullis_core::vault::{Asked, RecordMeta, Use};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
@@ -219,7 +219,7 @@ async fn exchange(
     };
     let answer = Opened::new(&request, Scrubber::new(&secrets));
     drop(secrets);
-    let mut down = Way::new(Sieve::Opened(Box::new(answer)));
+    let mut down = Way::searched(answer, &place.pace);
     let mut closing = place.closing.clone();
     let over = pump(
         tls,
@@ -233,13 +233,14 @@ async fn exchange(
     .await;
     end.sent = sent + up.count;
     end.received = down.count;
-    end.replaced = down.replaced();
+    end.replaced = down.replaced;
     end.result = over.word();
     match over {
         // Nothing was answered yet, so this can be.
         Over::Broken(broken) if down.count == 0 => Err(match broken {
             Broken::Body => malformed,
             Broken::Answer(error) => Refusal::Answer(error),
+            Broken::Search => Refusal::Answer(AnswerError::Search),
         }),
         _ => Ok(()),
     }

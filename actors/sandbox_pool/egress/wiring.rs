@@ -11,7 +11,7 @@ use super::asks::HostQuestions;
 use super::authority::Opener;
 use super::resolve::Resolver;
 use crate::audit::AuditHandle;
-use crate::supervision::{Allowance, FlagReader};
+use crate::supervision::{Allowance, FlagReader, Paced};
 
 /// Names that are looked up at once for all boxes of one agent, or of those that share one: each takes a thread until the system has answered.
 /// Of boxes there are as many as the pool has, so of threads there are twice as many, and nobody waits for another agent's.
@@ -65,6 +65,8 @@ pub struct Ways {
     pub(in crate::sandbox_pool) audit: AuditHandle,
     pub(super) resolver: Resolver,
     pub(super) limits: EgressLimits,
+    /// The searches of answers of all boxes.
+    pub(super) searches: Arc<Paced>,
     pub(super) opener: Option<Opener>,
     pub(super) questions: Option<HostQuestions>,
 }
@@ -81,6 +83,7 @@ impl Ways {
             audit,
             resolver,
             limits,
+            searches: Paced::of_all(),
             opener: None,
             questions: None,
         }

@@ -175,6 +175,22 @@ fn what_can_be_read_in_two_ways_is_refused() {
             format!("{get}X-Method-Override: DELETE\r\n\r\n"),
             "override",
         ),
+        // The bugs: each was passed on.
+        (
+            format!("{get}X.HTTP.Method.Override: DELETE\r\n\r\n"),
+            "override",
+        ),
+        (format!("{get}X!HTTP~Method: DELETE\r\n\r\n"), "override"),
+        (format!("{get}X-Matched-Path: /admin\r\n\r\n"), "override"),
+        (format!("{get}X-Host: evil.example\r\n\r\n"), "override"),
+        (
+            format!("{get}X-HTTP-Host-Override: evil.example\r\n\r\n"),
+            "override",
+        ),
+        (
+            format!("{get}X-HTTP-DestinationURL: http://evil.example/\r\n\r\n"),
+            "override",
+        ),
     ] {
         assert_eq!(
             read(&text).map_err(|error| error.word()),
@@ -219,6 +235,12 @@ fn what_can_be_read_in_two_ways_is_refused() {
         "/repos/a;b=c",
         "/a%09",
         "/a%7f",
+        // The bugs: code pages make one of those of them.
+        "/repos/..%c2%a5..%c2%a5admin",
+        "/repos/..%e2%82%a9admin",
+        "/repos/%d9%aa2e%d9%aa2e/admin",
+        "/repos/a%d6%89b",
+        "/repos/..%e2%83%a5admin",
     ] {
         assert!(odd(path).is_some(), "{path}");
         let text = format!("GET {path} HTTP/1.1\r\nHost: api.example.com\r\n\r\n");
@@ -262,6 +284,16 @@ fn what_proxies_say_of_a_request_goes_no_further() {
         ("?_method[]=x", true),
         ("?%5Fme%74hod%5B%5D=x", true),
         ("?X-HTTP-Method-Override=PUT", true),
+        // The bugs: PHP reads each as `_method`, or did.
+        ("?.method=PUT", true),
+        ("?%2emethod=PUT", true),
+        ("?+.method=PUT", true),
+        ("?%20_method=PUT", true),
+        ("?a=b&[method=PUT", true),
+        ("?_method%00a=PUT", true),
+        ("?_method%00[a]=PUT", true),
+        ("?http.method=PUT", true),
+        ("?+method[a]=PUT", true),
         ("?x_http_method=PUT", true),
         ("?+_method=x", true),
         ("?method=GET", false),

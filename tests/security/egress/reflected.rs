@@ -9,7 +9,7 @@ use super::upstream::Authority;
 
 /// What encoders that are in use make of a text on their standard input: a name and the hexadecimal of it, line by line.
 const ENCODERS: &str = r#"
-import sys, json, html, base64, binascii, quopri, urllib.parse, plistlib, email.mime.text, xml.sax.saxutils, xmlrpc.client, io
+import sys, json, html, base64, binascii, quopri, urllib.parse, plistlib, email.mime.text, xml.sax.saxutils, xmlrpc.client, io, shlex
 s = sys.stdin.read()
 b = s.encode()
 go = lambda t: json.dumps(t).replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
@@ -32,6 +32,8 @@ forms = {
     "hex": b.hex(), "hex upper": b.hex().upper(), "hexlify": binascii.hexlify(b, ":"), "dump": b.hex(" "), "hex of json": json.dumps(s).encode().hex(),
     "list": json.dumps(list(b)), "pretty list": json.dumps(list(b), indent=2), "go bytes": str(list(b)).replace(",", ""),
     "utf-16": s.encode("utf-16-le"), "utf-16-be": s.encode("utf-16-be"), "utf-32": s.encode("utf-32-le"), "quoted-printable": quopri.encodestring(b * 3, quotetabs=True),
+    "typed array": json.dumps({str(n): c for n, c in enumerate(b)}, separators=(",", ":")), "dictionary": repr(dict(enumerate(b))), "numbers in quotes": json.dumps([str(c) for c in b]),
+    "yaml": "".join("- %d\n" % c for c in b), "csv": '"' + s.replace('"', '""') + '"', "sql": "'" + s.replace("'", "''") + "'", "shell": shlex.quote(s),
     "escapes": "".join("\\x%02x" % c for c in b), "octal": "".join("\\%03o" % c for c in b),
 }
 for name, form in forms.items():
