@@ -355,6 +355,29 @@ fn move_beside(own: &Path) -> Result<(), String> {
     Ok(())
 }
 
+/// What this process starts while it moves is born where it was, and then the controllers are refused: once more. Where nothing helps all
+/// are put back, for beside nothing of ours they would have no controllers.
+fn stand_beside(own: &Path, enable: impl Fn(&Path) -> Result<(), String>) -> Result<(), String> {
+    let mut done = Ok(());
+    for _ in 0..MOVES {
+        done = move_beside(own);
+        if done.is_err() {
+            break;
+        }
+        done = enable(own);
+        if done.is_ok() {
+            return done;
+        }
+    }
+    let beside = own.join(BESIDE);
+    let moved = fs::read_to_string(beside.join("cgroup.procs")).unwrap_or_default();
+    for pid in moved.split_whitespace() {
+        let _ = put(own, "cgroup.procs", pid);
+    }
+    let _ = fs::remove_dir(&beside);
+    done
+}
+
 /// This process, or one below it.
 fn is_ours(mut pid: u32) -> bool {
     while pid > 1 {
@@ -396,7 +419,7 @@ fn prepare_v2(mount: &Path, own: &Path) -> Result<PathBuf, String> {
     } else if is_on(own) {
         return Ok(own.to_owned());
     } else {
-        move_beside(own).and_then(|()| enable(own))
+        stand_beside(own, enable)
     };
     if first.is_ok() {
         return Ok(own.to_owned());
@@ -547,6 +570,37 @@ mod tests {
         child.wait().unwrap();
         assert_eq!((parent.unwrap(), moved.unwrap()), (own, id));
         assert!(!is_ours(1) && is_ours(std::process::id()));
+    }
+
+    /// The bug: what a daemon started while it moved kept its group from having controllers, and it stayed in one beside that had none: an engine
+    /// that was started there found no limits to hold.
+    #[test]
+    fn a_daemon_that_cannot_have_its_boxes_below_its_group_goes_back_into_it() {
+        let place = tempfile::tempdir().unwrap();
+        let own = place.path().join("app.service");
+        fs::create_dir(&own).unwrap();
+        let me = std::process::id().to_string();
+        fs::write(own.join("cgroup.procs"), &me).unwrap();
+        let tries = std::cell::Cell::new(0);
+        let refuses = |often| {
+            let tries = &tries;
+            move |folder: &Path| {
+                // A real one is empty by now.
+                fs::write(folder.join("cgroup.procs"), "").unwrap();
+                tries.set(tries.get() + 1);
+                if tries.get() > often {
+                    Ok(())
+                } else {
+                    Err("busy".to_owned())
+                }
+            }
+        };
+        assert_eq!(stand_beside(&own, refuses(3)), Ok(()));
+        let read = |file: &str| fs::read_to_string(own.join(file)).unwrap();
+        assert_eq!((tries.get(), read("cgroup.procs")), (4, String::new()));
+        tries.set(0);
+        assert_eq!(stand_beside(&own, refuses(MOVES)), Err("busy".to_owned()));
+        assert_eq!((tries.get(), read("cgroup.procs")), (MOVES, me));
     }
 
     /// The bug: a daemon that looked again found another parent than it had, in which none of its boxes was.

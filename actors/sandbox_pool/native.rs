@@ -494,7 +494,20 @@ async fn own_stage(context: &ProbeContext, bubblewrap: &Path) -> Way {
         .current_dir("/")
         .stdin(Stdio::null())
         .kill_on_drop(true);
-    match timeout(START_WITHIN, command.output()).await {
+    // As of a box: the cell was written a moment ago.
+    let until = tokio::time::Instant::now() + BUSY_WITHIN;
+    let tried = loop {
+        match timeout(START_WITHIN, command.output()).await {
+            Ok(Err(error))
+                if error.kind() == io::ErrorKind::ExecutableFileBusy
+                    && tokio::time::Instant::now() < until =>
+            {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            tried => break tried,
+        }
+    };
+    match tried {
         Ok(Ok(done)) if done.status.success() => Way::Staged,
         Ok(Ok(done)) => {
             let said = String::from_utf8_lossy(&done.stderr);

@@ -173,7 +173,11 @@ impl Live {
         let listener = Listener::bind(&spec.run_dir, spec.gid).unwrap();
         let started = driver.start(&spec).await.unwrap();
         let link = listener
-            .accept(started.init_pid, Some(&spec.nonce), Duration::from_secs(10))
+            .accept(
+                started.init_pid,
+                Some(&spec.nonce),
+                Duration::from_secs(10) * slack(),
+            )
             .await
             .unwrap();
         let (orders, mut receiver) = mpsc::channel(16);
@@ -220,7 +224,7 @@ impl Live {
                 ("HOME".to_owned(), "/workspace".into()),
             ],
             cwd: "/workspace".to_owned(),
-            timeout_ms: 20_000,
+            timeout_ms: 20_000 * u64::from(slack()),
             grace_ms: 200,
             output_cap: 1 << 20,
             open_files: 256,
@@ -258,7 +262,7 @@ impl Live {
         self.driver.stop(&self.spec.id).await.unwrap();
         // Idempotent.
         self.driver.stop(&self.spec.id).await.unwrap();
-        let _ = tokio::time::timeout(Duration::from_secs(5), self.served)
+        let _ = tokio::time::timeout(Duration::from_secs(5) * slack(), self.served)
             .await
             .expect("the link ends with its box");
         assert!(

@@ -121,6 +121,7 @@ fn a_daemon_of_an_ordinary_user() {
         "the_user_namespace_maps_one_uid",
         "files_in_memory_have_a_number",
         "where_no_user_namespace_is_given_a_run_that_asks_for_a_terminal_is_refused",
+        "a_cell_that_is_still_being_written_costs_a_gateway_without_root_no_stage",
     ];
     let output = std::process::Command::new("setpriv")
         .args(["--reuid", "64321", "--regid", "64321", "--clear-groups"])
@@ -224,6 +225,28 @@ async fn files_in_memory_have_a_number() {
         assert_eq!(told.out.trim(), inodes.to_string(), "{folder}");
     }
     live.stop().await;
+}
+
+/// The bug: while another child of the gateway still held the new cell's file, its trial was refused as busy, and boxes had no terminals
+/// and no limit on files in memory until the next start.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cell_that_is_still_being_written_costs_a_gateway_without_root_no_stage() {
+    let state = State::new();
+    let mode = |mode| {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+        std::fs::set_permissions(&state.context.cell, mode).unwrap();
+    };
+    mode(0o755);
+    let mut opened = std::fs::OpenOptions::new();
+    let held = opened.append(true).open(&state.context.cell).unwrap();
+    mode(0o555);
+    let written = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        drop(held);
+    });
+    let native = Native::find(&state.context).await.unwrap();
+    assert_eq!(native.unstaged(), None);
+    written.join().unwrap();
 }
 
 /// The bug: in a folder that was mounted to be written, a box made a program that ran as the gateway's user for whoever started it there.

@@ -453,7 +453,8 @@ pub async fn stubborn(driver: &Driver, state: &State) {
         let started = Instant::now();
         let ended = live
             .run_with("trap '' TERM; while :; do sleep 1; done", |spawn| {
-                spawn.timeout_ms = 200;
+                // The shell has to have heard of TERM by then.
+                spawn.timeout_ms = 200 * u64::from(slack());
             })
             .await;
         took.push(started.elapsed());
@@ -729,7 +730,7 @@ pub async fn redials(driver: &Driver, state: &State) {
         .accept(
             live.started.init_pid,
             Some(&live.spec.nonce),
-            Duration::from_secs(3),
+            Duration::from_secs(3) * slack(),
         )
         .await
         .unwrap();
