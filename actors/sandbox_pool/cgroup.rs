@@ -261,12 +261,17 @@ impl OutOfMemory {
 /// there holds for all that is below.
 ///
 /// # Errors
-/// The first ceiling that is missing or higher than asked, or that its group cannot be seen. Nothing is said of the first generation.
-pub fn held(pid: u32, limits: &BoxLimits) -> Result<(), String> {
+/// The first ceiling that is missing or higher than asked, or that its group cannot be seen. Of the first generation nothing is said,
+/// but that it is no `second`, where that is due.
+pub fn held(pid: u32, limits: &BoxLimits, second: bool) -> Result<(), String> {
     let own = read(&format!("/proc/{pid}/cgroup"))?;
     let mountinfo = read("/proc/self/mountinfo")?;
     let Some((mount, own)) = v2(&own, &mountinfo) else {
-        return Ok(());
+        return if second {
+            Err("this machine has no control groups of version 2, without which its engine holds no limit".to_owned())
+        } else {
+            Ok(())
+        };
     };
     match missing(&mount, &own, limits) {
         None => Ok(()),
@@ -327,6 +332,8 @@ fn has_controllers(folder: &Path, file: &str) -> bool {
 
 /// Where the daemon's own processes go, beside its boxes.
 const BESIDE: &str = "gateway";
+/// How often that is tried.
+const MOVES: u32 = 10;
 /// The parent of boxes where the daemon's own group cannot be it.
 const TOP: &str = "portcullis";
 

@@ -30,11 +30,16 @@ use super::hardening::{
     BOOT_LABEL, BOX_LABEL, HOSTS, OWNER_LABEL, PROFILE_LABEL, differences, hosts_file, request,
 };
 use super::image::{self, Image};
+use super::mapped;
 use super::podman::in_dockers_words;
 use super::spec::{BoxSpec, FoundBox, StartedBox};
 
 /// How often the engine is asked for a sign of life while a box is waited for.
 const PULSE: Duration = Duration::from_secs(5);
+
+/// How often a box is asked for anew where an engine fails by chance, and after what.
+const CREATED_AGAIN: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// How a box ended, as [`Docker::wait`] saw it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -258,6 +263,12 @@ impl Docker {
         if spec.uid == 0 || spec.gid == 0 {
             return refuse("a box never runs as uid or gid 0".to_owned());
         }
+        let own = rustix::process::geteuid().as_raw();
+        if self.inner.facts.keeps_id && spec.uid != own {
+            return refuse(format!(
+                "a box of an engine without root has the user of this process, {own}, and no other"
+            ));
+        }
         if spec.owner != self.inner.owner {
             return refuse("the box names another gateway as its owner".to_owned());
         }
@@ -343,11 +354,26 @@ impl Docker {
     async fn create_from(&self, spec: &BoxSpec, image: &str) -> Result<String, Fault> {
         let name = format!("portcullis-{}", spec.id.as_str());
         let options = CreateContainerOptionsBuilder::default().name(&name).build();
-        let made = self
-            .inner
-            .engine
-            .create_container(Some(options), request(spec, image, &self.inner.facts));
-        Ok(bounded(WORK, "create", made).await?.id)
+        let Inner { engine, facts, .. } = &*self.inner;
+        let mut again = if facts.keeps_id { CREATED_AGAIN } else { 0 };
+        loop {
+            let options = Some(options.clone());
+            let made = engine.create_container(options, request(spec, image, facts));
+            match bounded(WORK, "create", made).await {
+                // Podman 4.3 asks who has which subordinate users by a library that is not for two at once: of two requests at the same moment
+                // one may be dropped, or told that there are none. Nothing was made then.
+                Err(Fault::Engine(
+                    EngineError::HyperLegacyError { .. }
+                    | EngineError::DockerResponseServerError {
+                        status_code: 500, ..
+                    },
+                )) if again > 0 => {
+                    again -= 1;
+                    tokio::time::sleep(PAUSE).await;
+                }
+                made => return Ok(made?.id),
+            }
+        }
     }
 
     async fn check_and_start(
@@ -392,7 +418,10 @@ impl Docker {
         let without: &[&str] = if facts.podman { &["cgroup"] } else { &[] };
         let confined =
             evidence::confined(init_pid, spec.uid, spec.gid, without, facts.apparmor).await;
-        let confined = confined.and_then(|()| cgroup::held(init_pid, &spec.limits));
+        let confined = confined
+            .and_then(|()| mapped::users(init_pid, [spec.uid, spec.gid], facts.keeps_id))
+            .and_then(|()| evidence::may_open(init_pid, spec.limits.open_files))
+            .and_then(|()| cgroup::held(init_pid, &spec.limits, facts.keeps_id));
         if let Err(weak) = confined {
             // A cell that ends at once has no status to show: its exit code is then the better answer, as soon as the engine has seen it.
             for _ in 0..20 {
@@ -533,7 +562,12 @@ impl Seen {
     pub fn describe(&self) -> String {
         let Self { facts, socket, .. } = self;
         let engine = if facts.podman { "Podman" } else { "Docker" };
-        format!("{engine} {} at {}", facts.version, socket.display())
+        let without = if facts.keeps_id { " without root" } else { "" };
+        format!(
+            "{engine} {}{without} at {}",
+            facts.version,
+            socket.display()
+        )
     }
 }
 

@@ -97,6 +97,9 @@ pub struct EngineFacts {
     pub apparmor: bool,
     /// It is Podman, which speaks the same API with words of its own.
     pub podman: bool,
+    /// It is Podman and runs as the gateway's user, which is not root, and so do its boxes: in a user namespace in which that user has the same
+    /// number (`keep-id`).
+    pub keeps_id: bool,
     /// Processors: an engine refuses to give more.
     pub cpus: u32,
 }
@@ -152,7 +155,14 @@ pub(super) async fn open(config: &EngineConfig) -> Result<Opened, DriverError> {
     let podman = components
         .into_iter()
         .any(|part| part.name == "Podman Engine");
-    let facts = capable(&info, version.version.unwrap_or_default(), podman, peer)?;
+    let own = rustix::process::geteuid().as_raw();
+    let facts = capable(
+        &info,
+        version.version.unwrap_or_default(),
+        podman,
+        peer,
+        own,
+    )?;
     Ok(Opened {
         engine,
         socket,
@@ -196,28 +206,45 @@ fn new_enough(api: &str) -> bool {
     }
 }
 
-/// Why no engine without root is used.
-fn without_root(info: &SystemInfo) -> DriverError {
+/// Why an engine without root is not used: it holds no limit, a box's user would be its root, or another than the gateway's.
+fn without_root(info: &SystemInfo, podman: bool, peer: u32, own: u32) -> Option<DriverError> {
     if info.cgroup_version != Some(SystemInfoCgroupVersionEnum::_2) {
-        return no_driver(
+        return Some(no_driver(
             "the engine runs without root, and under version 1 of control groups such an engine holds no limit"
                 .to_owned(),
-            "set `[sandbox] driver = \"native\"`",
-        );
+            "boot with cgroup v2, or set `[sandbox] driver = \"native\"`",
+        ));
     }
-    no_driver(
-        "the engine runs without root, so that a workspace would belong to another user inside the box"
-            .to_owned(),
-        "set `[sandbox] driver = \"native\"`: such a gateway's boxes have its own user, and ceilings in a group of its own",
-    )
+    if !podman {
+        // Of Docker's ids only 0 is the gateway's user outside. Whoever has that inside owns what is in /proc of the box's supervisors, which
+        // are closed to every other (proc(5)); seen with 20.10.
+        return Some(no_driver(
+            "the engine is Docker without root: a box's user would be the root of its namespace, who may list the descriptors of the box's own supervisors"
+                .to_owned(),
+            "take Podman without root (`systemctl --user enable --now podman.socket`, `[sandbox] engine = \"unix:///run/user/UID/podman/podman.sock\"`), \
+             an engine that runs as root, or set `[sandbox] driver = \"native\"`",
+        ));
+    }
+    let why = if own == 0 {
+        "and this gateway as root: its boxes have users of their own, which such an engine does not have".to_owned()
+    } else if peer != own {
+        format!("and as uid {peer}, but this gateway as uid {own}: boxes would be another user's")
+    } else {
+        return None;
+    };
+    Some(no_driver(
+        format!("the engine runs without root, {why}"),
+        "run the gateway as the engine's user, or name an engine that runs as root (`[sandbox] engine`)",
+    ))
 }
 
-/// Refuses an engine that would silently drop what we ask of it. `peer` is who listens on its socket.
+/// Refuses an engine that would silently drop what we ask of it. `peer` is who listens on its socket, `own` this process' user.
 fn capable(
     info: &SystemInfo,
     version: String,
     podman: bool,
     peer: u32,
+    own: u32,
 ) -> Result<EngineFacts, DriverError> {
     if info.os_type.as_deref() != Some("linux") {
         return Err(no_driver(
@@ -233,8 +260,9 @@ fn capable(
     };
     let is_second = info.cgroup_version == Some(SystemInfoCgroupVersionEnum::_2);
     // Podman does not say it (seen with 4.3).
-    if named("rootless").is_some() || podman && peer != 0 {
-        return Err(without_root(info));
+    let rootless = named("rootless").is_some() || podman && peer != 0;
+    if rootless && let Some(refused) = without_root(info, podman, peer, own) {
+        return Err(refused);
     }
     for (has, what) in [
         (info.memory_limit, "memory limits"),
@@ -247,7 +275,11 @@ fn capable(
         if has != Some(true) && !(podman && is_second) {
             return Err(no_driver(
                 format!("the engine's kernel has no {what}, so that it would drop them silently"),
-                "boot with cgroup v2, or with `cgroup_enable=memory swapaccount=1`",
+                if rootless {
+                    "give the user's manager the controllers (`Delegate=cpu memory pids` of user@.service), and use the engine's `systemd` driver of groups"
+                } else {
+                    "boot with cgroup v2, or with `cgroup_enable=memory swapaccount=1`"
+                },
             ));
         }
     }
@@ -281,9 +313,11 @@ fn capable(
     Ok(EngineFacts {
         version,
         podman,
+        keeps_id: rootless,
         runtimes,
         default_runtime: info.default_runtime.clone().unwrap_or_default(),
-        apparmor: named("apparmor").is_some(),
+        // Without root it cannot give one, and Podman says all the same that the machine has it.
+        apparmor: named("apparmor").is_some() && !rootless,
         cpus: info
             .ncpu
             .and_then(|count| u32::try_from(count).ok())
@@ -356,34 +390,64 @@ mod tests {
         }
     }
 
-    fn reason(info: &SystemInfo, podman: bool, peer: u32) -> String {
-        match capable(info, "1".to_owned(), podman, peer) {
+    fn facts(
+        info: &SystemInfo,
+        podman: bool,
+        peer: u32,
+        own: u32,
+    ) -> Result<EngineFacts, DriverError> {
+        capable(info, "1".to_owned(), podman, peer, own)
+    }
+
+    fn reason(info: &SystemInfo, podman: bool, peer: u32, own: u32) -> String {
+        match facts(info, podman, peer, own) {
             Err(DriverError::NoDriver { reason, .. }) => reason,
             other => format!("{other:?}"),
         }
     }
 
     #[test]
-    fn an_engine_without_root_is_refused_also_where_it_does_not_say_so() {
+    fn an_engine_without_root_is_the_gateways_own_users_or_refused_also_where_it_does_not_say_so() {
         use SystemInfoCgroupVersionEnum::{_1, _2};
         let seccomp = "name=seccomp,profile=default";
-        assert!(capable(&info(&[seccomp], _2), "1".to_owned(), true, 0).is_ok());
+        assert!(!facts(&info(&[seccomp], _2), true, 0, 0).unwrap().keeps_id);
         // The bug: Podman does not say that it runs without root; who listens on its socket is the kernel's word.
-        for (options, podman, peer) in [
-            (&[seccomp, "name=rootless"][..], false, 0),
-            (&[seccomp], true, 1000),
+        let podman = info(&[seccomp, "name=apparmor"], _2);
+        let own = facts(&podman, true, 1000, 1000).unwrap();
+        assert!(
+            own.keeps_id && !own.apparmor,
+            "it can load no profile: {own:?}"
+        );
+        let docker = info(&[seccomp, "name=rootless"], _2);
+        for (told, is_podman, peer, own, what) in [
+            (&podman, true, 1000, 0, "this gateway as root"),
+            (&podman, true, 1000, 1001, "another user's"),
+            (&docker, false, 1000, 1000, "the root of its namespace"),
+            (&docker, false, 1000, 0, "the root of its namespace"),
+            // Root's socket before it does not make it root's.
+            (&docker, false, 0, 1000, "the root of its namespace"),
+            (&info(&[seccomp], _1), true, 1000, 1000, "holds no limit"),
+            (
+                &info(&[seccomp, "name=rootless"], _1),
+                false,
+                1000,
+                1000,
+                "holds no limit",
+            ),
         ] {
-            for (version, what) in [(_1, "holds no limit"), (_2, "another user")] {
-                let said = reason(&info(options, version), podman, peer);
-                assert!(
-                    said.contains("runs without root") && said.contains(what),
-                    "{said}"
-                );
-            }
+            let said = reason(told, is_podman, peer, own);
+            assert!(
+                said.contains("without root") && said.contains(what),
+                "{said}"
+            );
         }
-        // Docker's socket may be a proxy's: its own word is good.
-        assert!(capable(&info(&[seccomp], _2), "1".to_owned(), false, 1000).is_ok());
-        let said = reason(&info(&[seccomp, "name=userns"], _2), false, 0);
+        // Docker's socket may be a proxy's: its own word is good, and the kernel's on each box.
+        assert!(
+            !facts(&info(&[seccomp], _2), false, 1000, 1000)
+                .unwrap()
+                .keeps_id
+        );
+        let said = reason(&info(&[seccomp, "name=userns"], _2), false, 0, 0);
         assert!(said.contains("maps user ids"), "{said}");
     }
 
@@ -393,9 +457,9 @@ mod tests {
         use SystemInfoCgroupVersionEnum::{_1, _2};
         let mut given = info(&["name=seccomp,profile=default"], _2);
         given.swap_limit = Some(false);
-        assert!(capable(&given, "1".to_owned(), true, 0).is_ok());
-        assert!(reason(&given, false, 0).contains("no swap limits"));
+        assert!(facts(&given, true, 0, 0).is_ok());
+        assert!(reason(&given, false, 0, 0).contains("no swap limits"));
         given.cgroup_version = Some(_1);
-        assert!(reason(&given, true, 0).contains("no swap limits"));
+        assert!(reason(&given, true, 0, 0).contains("no swap limits"));
     }
 }

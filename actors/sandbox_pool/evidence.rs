@@ -66,6 +66,33 @@ fn shared(folder: &str, without: &[&str]) -> Option<String> {
         })
 }
 
+/// Whether the kernel lets a process have so many files open, where an engine cannot be asked for a limit: its runs are given theirs below it.
+///
+/// # Errors
+/// What it says instead.
+pub fn may_open(pid: u32, files: u32) -> Result<(), String> {
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits"))
+        .map_err(|error| format!("the limits of the box's first process are not seen: {error}"))?;
+    match most_files(&limits) {
+        Some(most) if most >= u64::from(files) => Ok(()),
+        most => Err(format!(
+            "a run may have {files} open files, and the box {}: raise `LimitNOFILE` of the engine's service, or lower `open_files`",
+            most.map_or_else(|| "an unknown number".to_owned(), |most| most.to_string())
+        )),
+    }
+}
+
+/// The hard limit.
+fn most_files(limits: &str) -> Option<u64> {
+    let line = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))?;
+    match line.split_whitespace().nth(1)? {
+        "unlimited" => Some(u64::MAX),
+        number => number.parse().ok(),
+    }
+}
+
 /// What AppArmor says of a process that is to have a profile of its, enforced (`docker-default (enforce)`).
 fn unprofiled(folder: &str) -> Option<String> {
     let own = ["apparmor/current", "current"];
@@ -240,6 +267,25 @@ mod tests {
             .await
             .unwrap_err();
         assert!(refused.contains("not seen on this machine"), "{refused}");
+    }
+
+    #[test]
+    fn a_box_that_may_open_fewer_files_than_its_runs_are_given_is_refused() {
+        let limits = "Limit                     Soft Limit           Hard Limit           Units     \n\
+            Max open files            1024                 4096                 files     \n";
+        assert_eq!(most_files(limits), Some(4096));
+        assert_eq!(
+            most_files(&limits.replace("4096", "unlimited")),
+            Some(u64::MAX)
+        );
+        assert_eq!(most_files(""), None);
+        let own = std::process::id();
+        assert_eq!(may_open(own, 1), Ok(()));
+        assert!(may_open(0, 1).unwrap_err().contains("not seen"));
+        let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+        if let Some(more) = most.and_then(|most| u32::try_from(most + 1).ok()) {
+            assert!(may_open(own, more).unwrap_err().contains("open_files"));
+        }
     }
 
     #[test]

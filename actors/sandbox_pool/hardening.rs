@@ -15,7 +15,7 @@ use portcullis_core::sandbox::Access;
 use serde_json::Value;
 
 use super::engine::EngineFacts;
-use super::podman::NOT_COPIED_UP;
+use super::podman::{KEEP_ID, NOT_COPIED_UP};
 use super::spec::{BoxSpec, CELL_INSIDE, HOST_NAME, RUN_INSIDE, WORKSPACE_INSIDE};
 
 /// Label: the gateway that owns the box.
@@ -123,7 +123,9 @@ fn host_config(spec: &BoxSpec, facts: &EngineFacts) -> HostConfig {
         memory_swap: Some(memory),
         nano_cpus: Some(i64::from(spec.limits.cpu_millis) * 1_000_000),
         pids_limit: Some(i64::from(spec.limits.pids)),
-        ulimits: Some(ulimits),
+        // Podman without root takes none, and its service's own hold: the kernel is asked whether they do (`evidence`).
+        ulimits: (!facts.keeps_id).then_some(ulimits),
+        userns_mode: facts.keeps_id.then(|| KEEP_ID.to_owned()),
         shm_size: Some(SHARED_MEMORY.min(memory)),
         oom_score_adj: Some(OOM_SCORE),
         // The cell is pid 1 and reaps by itself.

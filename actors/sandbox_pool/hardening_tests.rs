@@ -49,6 +49,7 @@ fn facts() -> EngineFacts {
         runtimes: vec!["crun".to_owned(), "runc".to_owned()],
         apparmor: true,
         podman: false,
+        keeps_id: false,
         cpus: 2,
     }
 }
@@ -324,4 +325,53 @@ fn every_single_difference_is_found_and_named() {
         );
     }
     assert!(!differences(&asked, &ContainerInspectResponse::default(), &facts(), None).is_empty());
+}
+
+#[test]
+fn of_podman_without_root_a_box_is_asked_for_that_keeps_the_gateways_user() {
+    let podman = EngineFacts {
+        podman: true,
+        keeps_id: true,
+        ..facts()
+    };
+    let asked = request(&spec(), IMAGE, &podman);
+    assert_eq!(asked.user.as_deref(), Some("1000:1001"));
+    let host = asked.host_config.as_ref().unwrap();
+    assert_eq!(
+        (host.userns_mode.as_deref(), &host.ulimits),
+        (Some("keep-id"), &None)
+    );
+    // It says of the namespace only that it is the container's own, and below what its group is.
+    let answer = |userns: &str, parent: &str| {
+        let mut said = honest(&asked);
+        let host = said.host_config.as_mut().unwrap();
+        host.userns_mode = Some(userns.to_owned());
+        host.cgroup_parent = Some(parent.to_owned());
+        let said = super::super::podman::in_dockers_words(&asked, said, &podman);
+        differences(&asked, &said, &podman, None)
+    };
+    assert_eq!(answer("private", "user.slice"), Vec::<String>::new());
+    for (userns, parent, name) in [
+        ("host", "user.slice", "UsernsMode"),
+        ("", "user.slice", "UsernsMode"),
+        ("keep-id:uid=0", "user.slice", "UsernsMode"),
+        ("private", "/", "CgroupParent"),
+        ("private", "system.slice", "CgroupParent"),
+    ] {
+        let found = answer(userns, parent);
+        assert!(
+            found.len() == 1 && found[0].starts_with(&format!("{name}:")),
+            "{userns} {parent}: {found:?}"
+        );
+    }
+    // With root neither is said of a box.
+    let with_root = EngineFacts {
+        keeps_id: false,
+        ..podman
+    };
+    let asked = request(&spec(), IMAGE, &with_root);
+    let mut said = honest(&asked);
+    said.host_config.as_mut().unwrap().userns_mode = Some("private".to_owned());
+    let said = super::super::podman::in_dockers_words(&asked, said, &with_root);
+    assert_eq!(differences(&asked, &said, &with_root, None).len(), 1);
 }

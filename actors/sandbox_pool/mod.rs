@@ -47,6 +47,7 @@ mod input;
 mod kept;
 mod link;
 mod listed;
+mod mapped;
 mod messages;
 mod mounts;
 mod native;

@@ -21,6 +21,10 @@ const ADDED_AS: &str = "rw,rprivate,nosuid,nodev,tmpcopyup";
 /// their folder's owner and mode, unless it is told not to.
 const PRIVATE: &str = ",rprivate";
 const COPIED_UP: &str = ",tmpcopyup";
+/// Without root: the engine's user is inside who it is outside. It says only that the namespace is the container's own.
+pub const KEEP_ID: &str = "keep-id";
+/// Without root, where systemd makes the groups: below the user's manager.
+const SLICE: &str = "user.slice";
 /// So that it does not.
 pub const NOT_COPIED_UP: &str = ",notmpcopyup";
 /// Instead of `ALL` it lists what it would otherwise have given.
@@ -109,6 +113,15 @@ fn host_in_dockers_words(wanted: &HostConfig, host: &mut HostConfig, facts: &Eng
     for mode in [&mut host.pid_mode, &mut host.uts_mode] {
         if mode.as_deref() == Some("private") {
             *mode = None;
+        }
+    }
+    if facts.keeps_id {
+        // Which users are in it is asked of the kernel, as is the group.
+        if host.userns_mode.as_deref() == Some("private") {
+            host.userns_mode.clone_from(&wanted.userns_mode);
+        }
+        if host.cgroup_parent.as_deref() == Some(SLICE) {
+            host.cgroup_parent = None;
         }
     }
     if host.memory_swappiness == Some(-1) {

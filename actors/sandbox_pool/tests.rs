@@ -8,19 +8,30 @@
 /// What every driver must hold, as tests of the module that names one: `driver` gives it, with what must live as long.
 macro_rules! promises {
     ($driver:path) => {
-        promises!($driver, suite: streams_and_codes, many_runs, supervisors, walls, workspaces, fork_bomb, memory, tree, stubborn,
-            background, output, unread, hostile_peer, found_again, dead_man, redials, keeps_runs);
-        promises!($driver, disk: disk_bomb);
-        promises!($driver, input: stdin, full, signals, terminal);
+        promises!($driver, $crate::sandbox_pool::tests::always);
     };
-    ($driver:path, $suite:ident: $($name:ident),*) => {$(
+    ($driver:path, $where:path) => {
+        promises!($driver, $where, suite: streams_and_codes, many_runs, supervisors, walls, workspaces, fork_bomb, memory, tree, stubborn,
+            background, output, unread, hostile_peer, found_again, dead_man, redials, keeps_runs);
+        promises!($driver, $where, disk: disk_bomb);
+        promises!($driver, $where, input: stdin, full, signals, terminal);
+    };
+    ($driver:path, $where:path, $suite:ident: $($name:ident),*) => {$(
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $name() {
-            let state = super::harness::State::new();
+            if !$where() {
+                return;
+            }
+            let state = $crate::sandbox_pool::tests::harness::State::new();
             let (_held, driver) = $driver(&state).await;
-            super::$suite::$name(&driver, &state).await;
+            $crate::sandbox_pool::tests::$suite::$name(&driver, &state).await;
         }
     )*};
+}
+
+/// Where every machine has what the driver needs.
+const fn always() -> bool {
+    true
 }
 
 mod beside;
@@ -34,6 +45,7 @@ mod places;
 mod podman;
 mod profiles;
 pub mod room;
+mod rootless;
 mod scopes;
 pub mod suite;
 mod users;

@@ -7,6 +7,7 @@
 mod demand;
 mod env;
 mod layers;
+mod mapping;
 mod mounts;
 mod profile;
 #[cfg(test)]
@@ -18,6 +19,7 @@ pub use env::EnvNames;
 pub use layers::{
     Effective, Layer, Line, Overrides, Profiles, Sharers, count, hosts, mounts, names, size, word,
 };
+pub use mapping::Mapping;
 pub use mounts::{MOUNTS_INSIDE, MountSource, Mounts};
 pub use profile::{
     Access, DriverChoice, ImageName, Isolation, Named, Network, Profile, RuntimeName, Scope,

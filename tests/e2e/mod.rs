@@ -34,6 +34,7 @@ mod reach;
 mod refused;
 mod remote;
 mod remote_cli;
+mod rootless;
 mod runner;
 mod sandbox;
 mod starts;

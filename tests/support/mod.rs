@@ -7,5 +7,6 @@ pub mod net;
 pub mod npm;
 pub mod podman;
 pub mod protobuf;
+pub mod rootless;
 pub mod sshd;
 pub mod ws;

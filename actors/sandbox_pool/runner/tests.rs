@@ -148,6 +148,7 @@ fn seen() -> Seen {
         },
         facts: EngineFacts {
             podman: false,
+            keeps_id: false,
             version: "26".to_owned(),
             default_runtime: "runc".to_owned(),
             apparmor: false,

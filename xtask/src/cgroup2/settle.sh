@@ -4,7 +4,7 @@ sed -n 's/ bookworm / bookworm-backports /p' /etc/apt/sources.list > /etc/apt/so
 apt-get update
 apt-get install -y --no-install-recommends \
     apparmor bubblewrap busybox-static containernetworking-plugins crun dbus dbus-user-session docker.io e2fsprogs fuse-overlayfs git initramfs-tools \
-    iproute2 iptables kmod libpam-systemd openssl podman procps python3-minimal slirp4netns strace systemd-sysv uidmap zstd
+    iproute2 iptables kmod libpam-systemd openssl podman procps python3-minimal rootlesskit slirp4netns strace systemd-sysv uidmap zstd
 apt-get install -y --no-install-recommends -t bookworm-backports linux-image-cloud-amd64
 
 # An ordinary user whose manager runs without a login and is given every controller.

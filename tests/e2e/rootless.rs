@@ -1,0 +1,58 @@
+//! The same commands where the engine is Podman without root, as the gateway's own ordinary user is. Where it is
+//! (`cargo xtask long cgroup2`); elsewhere nothing is tried.
+
+use crate::support::gateway::Gateway;
+use crate::support::rootless::{Kind, Rootless, is_wanted};
+
+#[test]
+fn the_same_commands_run_behind_podman_without_root_and_nothing_gets_out() {
+    if !is_wanted() {
+        return;
+    }
+    let uid = rustix::process::getuid().as_raw();
+    assert_ne!(uid, 0);
+    let engine = Rootless::shared(Kind::Podman);
+    let gateway = Gateway::with(&[
+        ("sandbox.driver", "docker"),
+        ("sandbox.engine", &engine.host()),
+    ]);
+    let script = "echo x > f && cat f && ! (echo x > /etc/x) 2>/dev/null && id -u";
+    let output = gateway.cli(&["exec", "--agent", "demo", "--", "sh", "-c", script]);
+    assert!(output.status.success(), "{output:?}\n{}", gateway.log());
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(text, format!("x\n{uid}\n"));
+    // What it wrote is the gateway's user's.
+    let written = gateway.state().join("workspaces/demo/f");
+    let owner = std::os::unix::fs::MetadataExt::uid(&written.metadata().unwrap());
+    assert_eq!(owner, uid);
+
+    let status = gateway.json(&["status"]).to_string();
+    assert!(status.contains(" without root at "), "{status}");
+    let explained = gateway.json(&["sandbox", "explain", "--agent", "demo"]);
+    let lines = explained["lines"].as_array().unwrap();
+    let user = lines.iter().find(|line| line["key"] == "uid").unwrap();
+    assert_eq!(user["value"], uid);
+
+    let tried = gateway.cli(&["sandbox", "selftest"]);
+    let table = String::from_utf8_lossy(&tried.stdout);
+    println!("{table}");
+    assert_eq!(tried.status.code(), Some(0), "{table}");
+}
+
+#[test]
+fn docker_without_root_makes_no_box_and_who_asks_is_told_why() {
+    if !is_wanted() {
+        return;
+    }
+    let engine = Rootless::shared(Kind::Docker);
+    let gateway = Gateway::with(&[
+        ("sandbox.driver", "docker"),
+        ("sandbox.engine", &engine.host()),
+    ]);
+    let output = gateway.cli(&["exec", "--agent", "demo", "--", "true"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        said.starts_with("error[NO_DRIVER]") && said.contains("the engine is Docker without root"),
+        "{said}"
+    );
+}
