@@ -275,9 +275,16 @@ pub fn held(pid: u32, limits: &BoxLimits, second: bool) -> Result<(), String> {
     };
     match missing(&mount, &own, limits) {
         None => Ok(()),
-        Some(what) => Err(format!(
-            "the kernel does not hold the box's ceilings: {what}"
-        )),
+        Some(what) => {
+            let fix = if second {
+                "; give the user's manager the controllers (`Delegate=cpu memory pids` of user@.service)"
+            } else {
+                ""
+            };
+            Err(format!(
+                "the kernel does not hold the box's ceilings: {what}{fix}"
+            ))
+        }
     }
 }
 

@@ -275,11 +275,7 @@ fn capable(
         if has != Some(true) && !(podman && is_second) {
             return Err(no_driver(
                 format!("the engine's kernel has no {what}, so that it would drop them silently"),
-                if rootless {
-                    "give the user's manager the controllers (`Delegate=cpu memory pids` of user@.service), and use the engine's `systemd` driver of groups"
-                } else {
-                    "boot with cgroup v2, or with `cgroup_enable=memory swapaccount=1`"
-                },
+                "boot with cgroup v2, or with `cgroup_enable=memory swapaccount=1`",
             ));
         }
     }
