@@ -1,6 +1,8 @@
 //! The same commands where the engine is Podman without root, as the gateway's own ordinary user is. Where it is
 //! (`cargo xtask long cgroup2`); elsewhere nothing is tried.
 
+use std::time::{Duration, Instant};
+
 use crate::support::gateway::Gateway;
 use crate::support::rootless::{Kind, Rootless, is_wanted};
 
@@ -17,7 +19,15 @@ fn the_same_commands_run_behind_podman_without_root_and_nothing_gets_out() {
         ("sandbox.engine", &engine.host()),
     ]);
     let script = "echo x > f && cat f && ! (echo x > /etc/x) 2>/dev/null && id -u";
-    let output = gateway.cli(&["exec", "--agent", "demo", "--", "sh", "-c", script]);
+    // On an emulated machine an engine that has just begun may answer late; it is tried again by itself.
+    let end = Instant::now() + Duration::from_mins(3);
+    let output = loop {
+        let output = gateway.cli(&["exec", "--agent", "demo", "--", "sh", "-c", script]);
+        if output.status.success() || Instant::now() > end {
+            break output;
+        }
+        std::thread::sleep(Duration::from_secs(1));
+    };
     assert!(output.status.success(), "{output:?}\n{}", gateway.log());
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(text, format!("x\n{uid}\n"));

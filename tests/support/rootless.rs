@@ -112,7 +112,7 @@ impl Rootless {
         let ask = || -> std::io::Result<String> {
             let mut stream = UnixStream::connect(self.socket())?;
             stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-            stream.write_all(b"GET /_ping HTTP/1.0\r\nHost: engine\r\n\r\n")?;
+            stream.write_all(b"GET /v1.41/version HTTP/1.0\r\nHost: engine\r\n\r\n")?;
             let mut head = [0; 12];
             stream.read_exact(&mut head)?;
             Ok(String::from_utf8_lossy(&head).into_owned())

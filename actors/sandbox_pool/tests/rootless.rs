@@ -128,7 +128,7 @@ async fn docker_without_root_is_refused_for_its_boxes_user_may_list_the_descript
         image: Some(image.id),
         user: Some("0:0".to_owned()),
         entrypoint: Some(
-            [CELL_INSIDE, "box", "--nonce", "00"]
+            [CELL_INSIDE, "box", "--nonce", "00", "--dead-man", "3600"]
                 .map(str::to_owned)
                 .to_vec(),
         ),
