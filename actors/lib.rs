@@ -12,6 +12,7 @@
 //! | `connection/` | one socket: handshake, requests, events |
 //! | `dashboard/` | one-time codes and sessions of the page |
 //! | `exec/` | runs: plans, intents, processes |
+//! | `notices/` | what receivers outside are told of questions: a webhook, a program |
 //! | `pairing/` | devices, their roles and tokens |
 //! | `sandbox_pool/` | the sandbox driver, boxes of agents, sessions and shares, the workspaces |
 //! | `sinks/` | a child for each other system that gets the log's records, and how far each has come |
@@ -30,8 +31,10 @@ pub mod connection;
 pub mod dashboard;
 pub mod exec;
 pub mod nodes;
+pub mod notices;
 pub mod pairing;
 pub mod plain;
+pub mod plugins;
 pub mod sandbox_pool;
 pub mod signing;
 pub mod sinks;

@@ -60,6 +60,7 @@ codes! {
     APPROVAL_NOT_FOUND, "INVALID_REQUEST", false, 3, "`portcullis approvals list` shows what is pending";
     APPROVAL_ALREADY_RESOLVED, "INVALID_REQUEST", false, 5, "the first answer stands; `portcullis approvals list` shows what is pending";
     APPROVAL_SELF, "FORBIDDEN", false, 4, "who asked cannot approve: let another operator decide";
+    EXEC_APPROVAL_COMMAND_DISPLAY_LIMIT, "INVALID_REQUEST", false, 2, "put what is long into a file, and name that";
     CHANGE_WAITS, "FORBIDDEN", false, 5, "an operator answers it, not on the connection that asked: `portcullis approvals show ID`, then `portcullis approvals allow ID`; then it holds";
     POLICY_CONFLICT, "INVALID_REQUEST", true, 1, "the document changed since it was read: read it again and retry";
     INVALID_PARAMS, "INVALID_REQUEST", false, 2, "the message names the field";
@@ -83,6 +84,9 @@ codes! {
     AGENT_REQUIRED, "INVALID_REQUEST", false, 2, "name the agent: `--agent NAME`";
     AGENT_NOT_ALLOWED, "FORBIDDEN", false, 4, "an operator acts for an agent only with the scope operator.act_as";
     COMMAND_NOT_FOUND, "INVALID_REQUEST", false, 3, "give the command's full path, or a name in /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    PLUGIN_NOT_FOUND, "UNAVAILABLE", false, 8, "the gateway starts only programs that [plugins] names: put the file there, or mend the path and restart the gateway";
+    PLUGIN_UNSAFE, "UNAVAILABLE", false, 8, "the message says who could change the program: let root or the gateway's user own it and the folders above it and nobody else write them, and name the file itself, no link";
+    PLUGIN_CHANGED, "UNAVAILABLE", false, 8, "the program is not the one that was named: find out who changed it; if you did, write its new digest (`sha256sum FILE`) into [plugins] and restart the gateway";
     HOST_USER_INVALID, "UNAVAILABLE", false, 8, "a gateway that is root: set [exec.host] user to an existing user that is neither root nor an operator; any other: install bubblewrap";
     KEY_USED, "INVALID_REQUEST", false, 5, "the message says what became of the run that has this key: it is not run again; to run it once more use a new key";
     RUN_NOT_FOUND, "INVALID_REQUEST", false, 3, "the run has ended or is not yours";

@@ -14,6 +14,7 @@ pub mod encoding;
 pub mod identity;
 pub mod ids;
 pub mod nodes;
+pub mod notices;
 pub mod pairing;
 pub mod plan;
 pub mod policy;

@@ -13,8 +13,9 @@ use portcullis_actors::auth::{AuthHandle, AuthWiring, SharedSecret};
 use portcullis_actors::clock::Clock;
 use portcullis_actors::connection::{Certificate, ConnectionShared, Methods, Sessions};
 use portcullis_actors::dashboard::{Dashboard, DashboardHandle};
-use portcullis_actors::exec::{AgentLimits, ExecHandle, ExecWiring};
+use portcullis_actors::exec::{AgentLimits, ExecHandle, ExecWiring, ProgramGround};
 use portcullis_actors::nodes::{NodesHandle, NodesWiring};
+use portcullis_actors::notices::{self, NoticesHandle, NoticesWiring};
 use portcullis_actors::pairing::{PairingHandle, PairingWiring};
 use portcullis_actors::sandbox_pool::egress::Opener;
 use portcullis_actors::sandbox_pool::{
@@ -58,6 +59,7 @@ pub const ORDER: &[&str] = &[
     "nodes",
     "approval",
     "exec",
+    "notices",
     "dashboard",
     "edge",
     "connection",
@@ -310,6 +312,21 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             hosts,
         },
     );
+    let operator_uids = config
+        .gateway
+        .local
+        .uids(rustix::process::geteuid().as_raw());
+    let operator_gids = config.gateway.local.gids();
+    let ground_of_programs = ProgramGround {
+        cell: ground.cell_file.clone(),
+        config: config.exec.host.clone(),
+        operator_uids: operator_uids.clone(),
+        operator_gids: operator_gids.clone(),
+        masked: std::iter::once(&ground.state)
+            .chain(&ground.forbidden)
+            .cloned()
+            .collect(),
+    };
     let exec = ExecHandle::add(
         &mut tree,
         ExecWiring {
@@ -325,11 +342,8 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
                 timeout_ms: None,
                 ..limits_of(&config.agents.every())
             },
-            operator_uids: config
-                .gateway
-                .local
-                .uids(rustix::process::geteuid().as_raw()),
-            operator_gids: config.gateway.local.gids(),
+            operator_uids,
+            operator_gids,
             state: ground.state.clone(),
             forbidden: ground.forbidden,
             cell: ground.cell_file,
@@ -342,10 +356,37 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             since: Arc::new(Flag::new(None)),
         },
     );
-    let dashboard =
-        DashboardHandle::new(tree.room::<Dashboard>(Policy::new(64), config.dashboard.clone()));
     let address = doors.address();
     let secure = config.gateway.tls.enabled;
+    let page_url = format!(
+        "{}://localhost:{}",
+        if secure { "https" } else { "http" },
+        address.port()
+    );
+    // What is wrong with it was told when the configuration was read.
+    let settings = notices::settings(&config.notices, &config.plugins).unwrap_or_default();
+    let notices = NoticesHandle::add(
+        &mut tree,
+        NoticesWiring {
+            page: if settings.page.is_empty() {
+                format!("{page_url}/")
+            } else {
+                settings.page.clone()
+            },
+            settings,
+            plugins: Arc::new(config.plugins),
+            ground: ground_of_programs,
+            dir: ground.state.join("notices"),
+            approval: approval.clone(),
+            vault: Some(vault.clone()),
+            audit: audit.clone(),
+            clock: clock.clone(),
+            tls: Arc::new(|to| tls::notified(&to.pin, &to.ca_file)),
+            version: version.to_owned(),
+        },
+    );
+    let dashboard =
+        DashboardHandle::new(tree.room::<Dashboard>(Policy::new(64), config.dashboard.clone()));
     let methods = Arc::new(Methods {
         pairing: pairing.clone(),
         auth: auth.clone(),
@@ -368,14 +409,12 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
         ],
         certificate: ground.certificate,
         tls: ground.tls_shown,
-        page_url: format!(
-            "{}://localhost:{}",
-            if secure { "https" } else { "http" },
-            address.port()
-        ),
+        page_url,
         version,
         host,
         sinks,
+        notices,
+        audience: Arc::new(()),
         boot_id: boot.clone().into(),
         clock: clock.clone(),
         began: ground.began,

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use portcullis_core::approval::{Status, Word};
 use portcullis_core::auth::Scope;
 use portcullis_core::codes;
+use portcullis_core::display::command_line;
 use portcullis_core::ids::ApprovalId;
 use portcullis_core::plan::{Stdin, Target, TtySize};
 use portcullis_core::protocol::frame::ErrorBody;
@@ -24,8 +25,49 @@ use crate::exec::{ExecEvent, OnlyAsk, RunRequest, RunResult};
 
 /// Ids that the wire keeps for others.
 const RESERVED: &str = "plugin:";
+/// The most characters of a command, and of how it is shown, as with the peer.
+const MOST_GIVEN: usize = 262_144;
+const MOST_SHOWN: usize = 16_384;
 /// Characters of an id of who may not see others' questions.
 const UNGUESSED: usize = 16;
+
+/// Why a question ends that was to be told to somebody, and nobody was there.
+const NO_ROUTE: &str = "no-route";
+
+/// By which way people hear of a question (wire.md 10).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Route {
+    /// Somebody is connected who hears of questions and may answer.
+    Client,
+    /// A webhook or a program is told.
+    Forwarder,
+    /// Nobody is told: a person finds it on the page or by the command line.
+    None,
+}
+
+impl Route {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "approval-client",
+            Self::Forwarder => "forwarder",
+            Self::None => "none",
+        }
+    }
+}
+
+impl Conn {
+    /// As it is now; who asks is nobody to answer.
+    fn route(&self) -> Route {
+        let methods = &self.wiring.shared.methods;
+        if methods.listeners_beside(self.hears_questions) > 0 {
+            Route::Client
+        } else if methods.notices.forwards() {
+            Route::Forwarder
+        } else {
+            Route::None
+        }
+    }
+}
 
 /// Its params. What the peer has for display and routing is taken and not used: nobody's word but the plan's is shown.
 #[derive(Deserialize)]
@@ -98,8 +140,9 @@ pub(super) struct Request {
     _turn_source_account_id: Option<String>,
     #[serde(default, rename = "turnSourceThreadId")]
     _turn_source_thread_id: Option<Value>,
-    #[serde(default, rename = "requireDeliveryRoute")]
-    _require_delivery_route: Option<bool>,
+    /// Where nobody is told of the question, it is over at once.
+    #[serde(default)]
+    require_delivery_route: Option<bool>,
     #[serde(default, rename = "suppressDelivery")]
     _suppress_delivery: Option<bool>,
     #[serde(default, rename = "deliverToApprovalClientsOnly")]
@@ -170,6 +213,18 @@ impl Request {
         ApprovalId::new(&id).map_err(|error| invalid(&format!("id: {error}")))
     }
 
+    /// What a person could not read is not shown in part: it is not asked.
+    fn is_shown_whole(argv: &[String]) -> Result<(), ErrorBody> {
+        let given: usize = argv.iter().map(|word| word.chars().count()).sum();
+        if given <= MOST_GIVEN && command_line(argv).chars().count() <= MOST_SHOWN {
+            return Ok(());
+        }
+        Err(ErrorBody::of(
+            codes::EXEC_APPROVAL_COMMAND_DISPLAY_LIMIT,
+            format!("the command is longer than {MOST_SHOWN} characters as it is shown to people"),
+        ))
+    }
+
     fn check(&self) -> Result<(), ErrorBody> {
         let set = |list: &Option<Vec<Value>>| list.as_ref().is_some_and(|list| !list.is_empty());
         if set(&self.approval_reviewer_device_ids) || set(&self.unavailable_decisions) {
@@ -188,6 +243,7 @@ pub(super) async fn request(conn: &Conn, frame: &str, params: Request) -> Result
     params.check()?;
     let (target, id) = (params.target()?, params.id(conn)?);
     let argv = params.argv(&target)?;
+    Request::is_shown_whole(&argv)?;
     let request = RunRequest {
         secrets: params.secrets,
         principal: conn.principal.as_ref().clone(),
@@ -225,11 +281,19 @@ pub(super) async fn request(conn: &Conn, frame: &str, params: Request) -> Result
             "id": id, "decision": Word::AllowOnce, "createdAtMs": now, "expiresAtMs": now,
         }));
     }
+    let route = conn.route();
+    if params.require_delivery_route == Some(true) && route == Route::None {
+        let approval_room = &conn.wiring.shared.methods.approval;
+        let over = approval_room.cancel(&id, NO_ROUTE).await;
+        over.map_err(approval)?;
+        return decided(conn, &id, None).await;
+    }
     if params.two_phase {
         let record = conn.wiring.shared.methods.approval.get(id.as_str()).await;
         let record = record.map_err(approval)?;
         let first = json!({
             "status": "accepted", "id": id, "planHash": asked.plan_hash,
+            "deliveryRoute": route.as_str(),
             "createdAtMs": record.created, "expiresAtMs": record.expires,
         });
         let first = conn.encoding.ok(frame, &first);

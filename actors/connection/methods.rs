@@ -29,6 +29,7 @@ use crate::clock::Clock;
 use crate::dashboard::DashboardHandle;
 use crate::exec::ExecHandle;
 use crate::nodes::NodesHandle;
+use crate::notices::NoticesHandle;
 use crate::pairing::PairingHandle;
 use crate::sandbox_pool::SandboxPoolHandle;
 use crate::sinks::SinksHandle;
@@ -54,6 +55,10 @@ pub struct Methods {
     pub plans: PlanKey,
     /// Where records go besides.
     pub sinks: SinksHandle,
+    /// Who is told of questions.
+    pub notices: NoticesHandle,
+    /// One more than the connections that hear of questions: each has a share of it.
+    pub audience: Arc<()>,
     /// Runs.
     pub exec: ExecHandle,
     /// Boxes.
@@ -265,6 +270,7 @@ impl Methods {
         let broken = self.audit.broken().await;
         let broken = broken.unwrap_or_else(Some).map(|error| error.to_string());
         let (devices, approvals) = self.pending(by).await;
+        let notices = self.notices.status().await;
         let mut status = status_keys();
         status["runtimeVersion"] = self.version.into();
         status["portcullis"] = json!({
@@ -278,6 +284,8 @@ impl Methods {
                 "auditHead": head,
                 "auditError": broken,
                 "sinks": self.sinks.status().await,
+                "notices": notices.as_ref().map(|n| &n.channels),
+                "plugins": notices.as_ref().map(|n| &n.plugins),
                 "connectedDevices": self.connected.get().len(),
         });
         Ok(status)
@@ -344,15 +352,23 @@ impl Methods {
         }))
     }
 
+    /// How many connections hear of questions, beside one that does (`true`) or does not.
+    pub(super) fn listeners_beside(&self, itself: bool) -> usize {
+        Arc::strong_count(&self.audience)
+            .saturating_sub(1)
+            .saturating_sub(usize::from(itself))
+    }
+
     /// What this principal may hear, by scope and capability (wire.md section 8).
     pub(super) fn news(&self, principal: &Principal, caps: &[String]) -> News {
         let hears = |scope| principal.role == Role::Operator && principal.scopes.allows(scope);
+        // As with the peer: only who says that it can answer is told (wire.md section 10).
+        let answers = hears(Scope::Approvals) && caps.iter().any(|c| c == "exec-approvals");
         News {
             pairing: hears(Scope::Pairing).then(|| self.pairing.news()),
             caller: Caller::of(principal),
-            // As with the peer: only who says that it can answer is told (wire.md section 10).
-            approval: (hears(Scope::Approvals) && caps.iter().any(|c| c == "exec-approvals"))
-                .then(|| self.approval.feed()),
+            approval: answers.then(|| self.approval.feed()),
+            audience: answers.then(|| self.audience.clone()),
         }
     }
 }
@@ -363,6 +379,8 @@ pub(super) struct News {
     /// It hears of the devices that it is shown.
     caller: Caller,
     approval: Option<FeedReader<ApprovalEvent>>,
+    /// Its share of those that hear of questions, while it does.
+    audience: Option<Arc<()>>,
 }
 
 /// What a connection hears.
@@ -375,6 +393,11 @@ pub(super) enum Heard {
 }
 
 impl News {
+    /// Does it hear of questions?
+    pub const fn hears_questions(&self) -> bool {
+        self.audience.is_some()
+    }
+
     /// Is there nothing to hear?
     pub fn is_silent(&self) -> bool {
         self.pairing.is_none() && self.approval.is_none()
@@ -556,6 +579,7 @@ mod tests {
         };
         for (caller, first) in [(own, "2"), (admin, "1"), (person(), "1")] {
             let mut news = News {
+                audience: None,
                 pairing: Some(feed.subscribe()),
                 caller,
                 approval: None,
@@ -574,6 +598,7 @@ mod tests {
     async fn events_that_a_slow_connection_missed_leave_a_gap() {
         let feed = Feed::new();
         let mut news = News {
+            audience: None,
             pairing: Some(feed.subscribe()),
             caller: person(),
             approval: None,

@@ -66,6 +66,8 @@ pub(super) struct Conn {
     pub out: mpsc::Sender<Out>,
     /// The credential's end: looked at again between an intent and its act.
     pub session: FlagReader<Option<String>>,
+    /// It hears of questions to people.
+    pub hears_questions: bool,
 }
 
 /// A frame besides the answer.
@@ -136,7 +138,14 @@ pub(super) async fn serve(
     let news = wiring.shared.methods.news(&shaken.principal, &shaken.caps);
     let node = shaken.node.clone();
     let methods = wiring.shared.methods.clone();
-    let mut session = Session::new(wiring, shaken, encoding, session_ended, has_last_words);
+    let mut session = Session::new(
+        wiring,
+        shaken,
+        encoding,
+        session_ended,
+        has_last_words,
+        news.hears_questions(),
+    );
     if let Some(order) = order.get() {
         close(&mut ws, order.code, &order.reason).await;
         return;
@@ -276,6 +285,7 @@ impl Session {
         encoding: Encoding,
         session: FlagReader<Option<String>>,
         has_last_words: Arc<Flag<bool>>,
+        hears_questions: bool,
     ) -> Self {
         let (out_tx, out) = mpsc::channel(OUT_DEPTH);
         let write_within = Duration::from_millis(wiring.shared.config.write_timeout_ms.max(1));
@@ -286,6 +296,7 @@ impl Session {
                 encoding,
                 out: out_tx,
                 session,
+                hears_questions,
                 wiring,
             }),
             under_way: FuturesUnordered::new(),

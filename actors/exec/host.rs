@@ -5,13 +5,13 @@
 
 use std::io::{IoSlice, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use portcullis_cell::{Decoder, Ended, Exit, Frame, Spawn, Value, wipe};
+use portcullis_cell::{Decoder, Ended, Exit, Frame, Input, Spawn, Value, wipe};
 use portcullis_core::codes;
 use portcullis_core::plan::{ExecPlan, MAX_OPERANDS};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -86,6 +86,22 @@ impl HostRun {
     /// # Errors
     /// Nothing ran.
     pub fn start(order: &HostOrder<'_>) -> Result<Self, ExecRefusal> {
+        let (argv, given) = order.argv();
+        let spawn = order.spawn(argv);
+        let command = order.command(&given)?;
+        Self::begin(command, spawn, &order.descriptors(), None)
+    }
+
+    /// The same of its parts: the supervisor, what it starts with these descriptors, and all that this reads.
+    ///
+    /// # Errors
+    /// Nothing ran.
+    pub fn begin(
+        mut command: Command,
+        spawn: Spawn,
+        fds: &[BorrowedFd<'_>],
+        input: Option<&[u8]>,
+    ) -> Result<Self, ExecRefusal> {
         let failed = |error: std::io::Error| {
             ExecRefusal::new(
                 codes::INTERNAL,
@@ -93,22 +109,30 @@ impl HostRun {
             )
         };
         let (ours, theirs) = StdStream::pair().map_err(failed)?;
-        let (argv, given) = order.argv();
         let mut frame = Vec::new();
-        Frame::Spawn {
-            run: RUN,
-            spawn: Box::new(order.spawn(argv)),
+        let spawn = Box::new(spawn);
+        let mut frames = vec![Frame::Spawn { run: RUN, spawn }];
+        // The last is empty: that was all.
+        frames.extend(
+            input
+                .into_iter()
+                .flat_map(|input| [input, &[]])
+                .map(|part| {
+                    let data = Input::new(part.to_vec());
+                    Frame::Stdin { run: RUN, data }
+                }),
+        );
+        for one in &frames {
+            one.encode(&mut frame)
+                .map_err(|error| ExecRefusal::new(codes::INVALID_PARAMS, error))?;
         }
-        .encode(&mut frame)
-        .map_err(|error| ExecRefusal::new(codes::INVALID_PARAMS, error))?;
-        let mut command = order.command(&given)?;
         command
             .env_clear()
             .current_dir("/")
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
-        order.send_descriptors(&ours).map_err(failed)?;
+        send_descriptors(fds, &ours).map_err(failed)?;
         // A socket's buffer holds more than the longest frame, and nobody reads yet.
         let written = (&ours).write_all(&frame);
         // Its variables may be secrets.
@@ -283,7 +307,8 @@ impl HostOrder<'_> {
             command.arg(format!("{}:{}", self.plan.uid, self.plan.gid));
             command
         } else {
-            let mut command = self.in_bubblewrap()?;
+            let place = &means.opened.place;
+            let mut command = in_bubblewrap(self.cell, self.plan.uid, &place.masked)?;
             // By path: an opened folder of outside would lead around what is masked.
             let (dev, ino) = means.cwd.is;
             command.args(["host", "--cwd-is", &format!("{dev}:{ino}")]);
@@ -295,32 +320,8 @@ impl HostOrder<'_> {
         Ok(command)
     }
 
-    fn in_bubblewrap(&self) -> Result<Command, ExecRefusal> {
-        let bubblewrap = bubblewrap().ok_or_else(|| {
-            ExecRefusal::new(codes::HOST_USER_INVALID, "bubblewrap is not installed")
-        })?;
-        let mut command = Command::new(bubblewrap);
-        command.args(["--unshare-pid", "--as-pid-1", "--dev-bind", "/", "/"]);
-        command.args(["--proc", "/proc"]);
-        let services = services(self.plan.uid);
-        let mut cell_at = None;
-        for path in self.means.opened.place.masked.iter().chain(&services) {
-            if path.is_dir() {
-                command.arg("--tmpfs").arg(path);
-                cell_at.get_or_insert_with(|| path.join("portcullis-cell"));
-            } else if path.exists() {
-                command.arg("--ro-bind").arg("/dev/null").arg(path);
-            }
-        }
-        let cell_at = cell_at
-            .ok_or_else(|| ExecRefusal::new(codes::INTERNAL, "the state directory is missing"))?;
-        command.arg("--ro-bind").arg(self.cell).arg(&cell_at);
-        command.arg("--").arg(cell_at);
-        Ok(command)
-    }
-
-    /// One byte with the program, its script, the copies that stand for words, and its folder.
-    fn send_descriptors(&self, to: &StdStream) -> std::io::Result<()> {
+    /// The program, its script, the copies that stand for words, and its folder.
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         let opened = &self.means.opened;
         let program = &opened.program;
         let mut fds = vec![program.exe.fd.as_fd()];
@@ -329,19 +330,51 @@ impl HostOrder<'_> {
         if opened.place.user.switched {
             fds.push(self.means.cwd.fd.as_fd());
         }
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3 + MAX_OPERANDS))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        if !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
-            return Err(std::io::Error::other("too many descriptors"));
-        }
-        sendmsg(
-            to,
-            &[IoSlice::new(&[0])],
-            &mut ancillary,
-            SendFlags::empty(),
-        )?;
-        Ok(())
+        fds
     }
+}
+
+/// A supervisor in bubblewrap: all of the host as it is, but without these paths and the gateway's processes.
+///
+/// # Errors
+/// There is no bubblewrap, or nothing to keep away.
+pub fn in_bubblewrap(cell: &Path, uid: u32, masked: &[PathBuf]) -> Result<Command, ExecRefusal> {
+    let bubblewrap = bubblewrap()
+        .ok_or_else(|| ExecRefusal::new(codes::HOST_USER_INVALID, "bubblewrap is not installed"))?;
+    let mut command = Command::new(bubblewrap);
+    command.args(["--unshare-pid", "--as-pid-1", "--dev-bind", "/", "/"]);
+    command.args(["--proc", "/proc"]);
+    let services = services(uid);
+    let mut cell_at = None;
+    for path in masked.iter().chain(&services) {
+        if path.is_dir() {
+            command.arg("--tmpfs").arg(path);
+            cell_at.get_or_insert_with(|| path.join("portcullis-cell"));
+        } else if path.exists() {
+            command.arg("--ro-bind").arg("/dev/null").arg(path);
+        }
+    }
+    let cell_at = cell_at
+        .ok_or_else(|| ExecRefusal::new(codes::INTERNAL, "the state directory is missing"))?;
+    command.arg("--ro-bind").arg(cell).arg(&cell_at);
+    command.arg("--").arg(cell_at);
+    Ok(command)
+}
+
+/// One byte with the descriptors.
+fn send_descriptors(fds: &[BorrowedFd<'_>], to: &StdStream) -> std::io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3 + MAX_OPERANDS))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(std::io::Error::other("too many descriptors"));
+    }
+    sendmsg(
+        to,
+        &[IoSlice::new(&[0])],
+        &mut ancillary,
+        SendFlags::empty(),
+    )?;
+    Ok(())
 }
 
 /// Where the user's own services, terminals and engines listen: they would do for a command, outside, what it asks them. Not a wall of its

@@ -1,7 +1,8 @@
 //! Runs: the only way to a process.
 //!
 //! - *Owns*: the runs under way, a `run/` child each (its flow is plain sequential code in `run/flow.rs`), and the processes of host runs.
-//! - *Called by*: `connection` (`exec.run`, `exec.cancel`), through [`ExecHandle`].
+//! - *Called by*: `connection` (`exec.run`, `exec.cancel`), through [`ExecHandle`]; `notices` starts a program of `[plugins]` with [`ProgramGround`], which is
+//!   no run: nobody asks for it, and it takes no order.
 //! - *Calls*: `approval` (what policy and people say), `sandbox_pool` (boxes), `audit` (intent before, outcome after).
 //! - *On a crash*: its runs die with it and their processes are ended; the next life records `unknown` for what they left open, and a
 //!   caller's channel that closes without an end says the same. Nothing else is re-read: pending plans are approval's. A run's own crash is
@@ -19,6 +20,7 @@ mod keep;
 mod messages;
 mod open;
 mod operands;
+mod program;
 mod reach;
 mod run;
 mod user;
@@ -33,6 +35,7 @@ pub use messages::{
     PLAN_PARTS, RunRequest, RunResult, Spared,
 };
 pub use portcullis_cell::Stream;
+pub use program::{ProgramEnd, ProgramGround, ProgramRun};
 pub use user::{uid_of, uids};
 
 #[cfg(test)]

@@ -131,6 +131,16 @@ fn shown(status: &Value) -> String {
             put("sink", sink_line(name, sink));
         }
     }
+    if let Some(Value::Object(channels)) = ours.get("notices") {
+        for (name, channel) in channels {
+            put("notices", notice_line(name, channel));
+        }
+    }
+    if let Some(Value::Object(plugins)) = ours.get("plugins") {
+        for (name, plugin) in plugins {
+            put("plugin", plugin_line(name, plugin));
+        }
+    }
     // For `portcullis audit verify --key`: whoever has it elsewhere needs no word of this machine's.
     put("log key", clean(field(ours, "auditFirstKey")));
     let rows: Vec<_> = list(ours, "rooms").iter().map(room).collect();
@@ -182,6 +192,33 @@ fn sink_line(name: &str, sink: &Value) -> String {
         line.push_str(&error);
     }
     line
+}
+
+fn notice_line(name: &str, channel: &Value) -> String {
+    let n = |key: &str| number(channel, key).unwrap_or_default();
+    let mut line = format!(
+        "{} {}: {} told, {} waiting",
+        clean(name),
+        clean(field(channel, "to")),
+        n("told"),
+        n("waiting")
+    );
+    if n("lost") > 0 {
+        let _ = write!(line, ", {} lost", n("lost"));
+    }
+    let error = clean(field(channel, "error"));
+    if !error.is_empty() {
+        line.push_str(": ");
+        line.push_str(&error);
+    }
+    line
+}
+
+fn plugin_line(name: &str, plugin: &Value) -> String {
+    let (path, state) = (clean(field(plugin, "path")), clean(field(plugin, "state")));
+    let error = clean(field(plugin, "error"));
+    let line = format!("{} {path}: {state} {error}", clean(name));
+    line.trim_end().to_owned()
 }
 
 fn room(room: &Value) -> Vec<String> {
@@ -270,6 +307,8 @@ mod tests {
                 "pending": {"devices": 1, "approvals": 0}, "listeners": ["127.0.0.1:18789"], "connectedDevices": 3,
                 "auditHead": {"seq": 9, "hash": "ab"}, "auditFirstKey": "portcullis-audit/01+2+AB",
                 "sinks": {"siem": {"kind": "http", "taken": 4, "lag": 5, "lost": 1, "error": "the receiver answers 503"}},
+                "notices": {"webhook": {"to": "hook.example", "told": 2, "waiting": 1, "lost": 3, "error": "the receiver answers 500"}},
+                "plugins": {"bell": {"path": "/opt/bell", "state": "PLUGIN_CHANGED", "error": "/opt/bell has the digest ab"}},
                 "rooms": [{"name": "vault", "state": state, "restarts": 2, "gate": {"depth": 1, "capacity": 8, "refused": 0}}],
             }})
         };
@@ -288,6 +327,8 @@ mod tests {
             "log key    portcullis-audit/01+2+AB",
             "siem (http) has record 4, 5 behind, 1 lost to retention: the receiver answers 503",
             "connected  3 devices",
+            "notices    webhook hook.example: 2 told, 1 waiting, 3 lost: the receiver answers 500",
+            "plugin     bell /opt/bell: PLUGIN_CHANGED /opt/bell has the digest ab",
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }

@@ -13,6 +13,7 @@ use super::problem::{ConfigErrors, Place, Problem, is_secret, nearest, place};
 /// The tables whose keys are names that somebody chooses; `*` in each is the template of all.
 const AGENTS: &[&str] = &["agents"];
 const SINKS: &[&str] = &["audit", "sinks"];
+const PLUGINS: &[&str] = &["plugins"];
 /// The name of the template in it.
 const EVERY: &str = "*";
 /// Before the names of variables that set a key: `PORTCULLIS__GATEWAY__PORT`.
@@ -350,7 +351,9 @@ fn is_template(path: &[String]) -> bool {
 /// The table of names that the last name of the path stands in.
 fn named_in(path: &[String]) -> Option<&'static [&'static str]> {
     let (_, above) = path.split_last()?;
-    [AGENTS, SINKS].into_iter().find(|table| *table == above)
+    [AGENTS, SINKS, PLUGINS]
+        .into_iter()
+        .find(|table| *table == above)
 }
 
 fn take<T: DeserializeOwned>(table: &Table, name: &str) -> Result<T, String> {

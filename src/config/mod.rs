@@ -35,7 +35,9 @@ use portcullis_actors::connection::ConnectionConfig;
 use portcullis_actors::dashboard::DashboardConfig;
 use portcullis_actors::exec::ExecConfig;
 use portcullis_actors::nodes::NodesConfig;
+use portcullis_actors::notices::NoticesConfig;
 use portcullis_actors::pairing::PairingConfig;
+use portcullis_actors::plugins::Plugins;
 use portcullis_actors::sandbox_pool::SandboxPoolConfig;
 use portcullis_actors::signing::SigningConfig;
 use portcullis_actors::supervision::Intensity;
@@ -93,8 +95,12 @@ sections! {
     supervision: Intensity,
     /// Questions to people.
     approval: ApprovalConfig,
+    /// Programs that the gateway itself may start.
+    plugins: Plugins,
     /// Runs.
     exec: ExecConfig,
+    /// Who is told of questions.
+    notices: NoticesConfig,
     /// Logs and spans.
     telemetry: TelemetryConfig,
     /// The page.
@@ -321,6 +327,18 @@ fn rules(config: &Config, layers: &mut Layers) {
             let why = "SHA-256 of a public key, 64 hexadecimal digits";
             layers.reject(&format!("audit.sinks.{name}.pin"), why);
         }
+    }
+    for (key, why) in config.plugins.problems() {
+        layers.reject(&key, why);
+    }
+    if let Err((key, why)) = portcullis_actors::notices::settings(&config.notices, &config.plugins)
+    {
+        layers.reject(&format!("notices.{key}"), &why);
+    }
+    let pin = &config.notices.webhook.pin;
+    if !pin.is_empty() && pin.parse::<crate::tls::Pin>().is_err() {
+        let why = "SHA-256 of a public key, 64 hexadecimal digits";
+        layers.reject("notices.webhook.pin", why);
     }
     if config.agents.every().elevated != Elevated::Off {
         layers.reject("agents.*.elevated", "elevated mode is switched on for one agent at a time: [agents.NAME] elevated = \"ask\"");

@@ -93,10 +93,12 @@ pub fn make(state: &Path) -> Result<(), Failure> {
             })?;
         check(&folder, mode)?;
     }
-    // Made where there are sinks.
-    let sinks = state.join("sinks");
-    if sinks.symlink_metadata().is_ok() {
-        check(&sinks, 0o700)?;
+    // Made where there are sinks, and where somebody is told of questions.
+    for name in ["sinks", "notices"] {
+        let folder = state.join(name);
+        if folder.symlink_metadata().is_ok() {
+            check(&folder, 0o700)?;
+        }
     }
     check_above(state)
 }

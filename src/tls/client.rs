@@ -1,15 +1,20 @@
 //! The client side: a server is who its certificate chain or its pin says, or there is no connection.
 
+use std::io::Read as _;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
 };
 
 use super::{ALPN, provider, spki_sha256};
+
+/// The longest file of authorities.
+const MOST_AUTHORITIES: u64 = 1024 * 1024;
 
 /// SHA-256 of the public key that a server must have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +101,44 @@ pub fn receiver(pin: &str) -> Result<Arc<ClientConfig>, std::io::Error> {
         pin => Some(pin.parse().map_err(std::io::Error::other)?),
     };
     verified(pin).map(Arc::new)
+}
+
+/// As [`receiver`], or for one whose certificate must come from the authorities of a file; empty: none.
+///
+/// # Errors
+/// As [`receiver`], and a file that has no certificate.
+pub fn notified(pin: &str, ca_file: &std::path::Path) -> Result<Arc<ClientConfig>, std::io::Error> {
+    let mut config = if ca_file.as_os_str().is_empty() {
+        verified(match pin {
+            "" => None,
+            pin => Some(pin.parse().map_err(std::io::Error::other)?),
+        })?
+    } else {
+        let named = |error: &dyn std::fmt::Display| {
+            std::io::Error::other(format!("{}: {error}", ca_file.display()))
+        };
+        let bytes = portcullis_actors::plain::open_linked(ca_file).and_then(|file| {
+            let mut bytes = Vec::new();
+            file.take(MOST_AUTHORITIES).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        });
+        let bytes = bytes.map_err(|error| named(&error))?;
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(&bytes) {
+            let certificate = certificate.map_err(|error| named(&error))?;
+            roots.add(certificate).map_err(|error| named(&error))?;
+        }
+        if roots.is_empty() {
+            return Err(named(&"there is no certificate in it"));
+        }
+        ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(std::io::Error::other)?
+            .with_root_certificates(roots)
+            .with_no_client_auth()
+    };
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
 }
 
 /// For hosts whose TLS is opened for boxes: as [`verified`], and HTTP/1.1 is spoken.

@@ -29,8 +29,8 @@ use crate::config::Tls as Config;
 use crate::identity::{self, KeyFileError};
 
 pub use client::{
-    Pin, PinError, client_config, of_hosts, receiver, system_certificates, trusting_nobody,
-    verified,
+    Pin, PinError, client_config, notified, of_hosts, receiver, system_certificates,
+    trusting_nobody, verified,
 };
 pub use keeper::Keeper;
 

@@ -70,7 +70,14 @@ async fn a_question_asked_first_is_answered_and_its_command_runs_later_once() {
     let first = asks.answer(&frame).await;
     assert_eq!(
         keys(&first["payload"]),
-        ["createdAtMs", "expiresAtMs", "id", "planHash", "status"]
+        [
+            "createdAtMs",
+            "deliveryRoute",
+            "expiresAtMs",
+            "id",
+            "planHash",
+            "status"
+        ]
     );
     let list = decides.get("exec.approval.list", json!({})).await;
     assert_eq!(list.as_array().unwrap().len(), 1);

@@ -24,6 +24,8 @@ mod mounts;
 mod node_host;
 mod node_runs;
 mod nodes;
+mod notices;
+mod notices_program;
 mod npm_client;
 mod page;
 mod peer_cli;

@@ -17,6 +17,7 @@ pub const ORDER: &[&str] = &[
     "nodes",
     "approval",
     "exec",
+    "notices",
     "orchestrator",
     "dashboard",
     "edge",

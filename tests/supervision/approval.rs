@@ -10,7 +10,7 @@ use portcullis_core::plan::{
 
 use super::real::{Ground, Trip, agent, in_time, operator};
 
-fn plan(argument: &str) -> ExecPlan {
+pub fn plan(argument: &str) -> ExecPlan {
     ExecPlan {
         v: Form::V2,
         target: Target::Host,
@@ -45,7 +45,7 @@ fn plan(argument: &str) -> ExecPlan {
     }
 }
 
-async fn ask(approval: &ApprovalHandle, plan: ExecPlan) -> Result<ApprovalId, &'static str> {
+pub async fn ask(approval: &ApprovalHandle, plan: ExecPlan) -> Result<ApprovalId, &'static str> {
     let ask = Ask {
         plan,
         requester: operator(),

@@ -16,6 +16,7 @@ mod flood;
 mod intensity;
 mod node_host;
 mod nodes;
+mod notices;
 mod pairing;
 mod real;
 mod sandbox_pool;

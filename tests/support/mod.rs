@@ -3,6 +3,7 @@ pub mod browser;
 pub mod collector;
 pub mod engine;
 pub mod gateway;
+pub mod hook;
 pub mod net;
 pub mod npm;
 pub mod podman;
