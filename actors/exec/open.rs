@@ -136,7 +136,10 @@ impl Program {
 }
 
 /// A bare name only in the fixed path; a relative one from the working folder.
-fn find(name: &str, cwd: &str) -> Result<PathBuf, ExecRefusal> {
+///
+/// # Errors
+/// `COMMAND_NOT_FOUND`.
+pub fn find(name: &str, cwd: &str) -> Result<PathBuf, ExecRefusal> {
     if name.contains('/') {
         return Ok(Path::new(cwd).join(name));
     }

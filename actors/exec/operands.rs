@@ -10,11 +10,11 @@ use portcullis_core::display::{quoted, visible};
 use portcullis_core::plan::{
     Executable, Held, HostFile, MAX_OPERANDS, Operand, Unkept, is_canonical_path,
 };
-use portcullis_core::policy::{CommandKind, Reading, Word, kind_of_command, words};
+use portcullis_core::policy::{CommandKind, Reading, Word, commands, kind_of_command, words};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
 use super::messages::ExecRefusal;
-use super::open::{Place, digest, is_local, parents_are_roots, sealed};
+use super::open::{Place, digest, find, is_local, parents_are_roots, sealed};
 use super::reach::{PROC, Way, may, reaches, walk};
 
 /// Of a script that is not there, and of one that is closed to the user: which of them is nobody's to know.
@@ -22,6 +22,10 @@ const NONE_THERE: &str = "is the file that would be run, and its user finds none
 
 /// Longest file that is kept, and all copies of one plan together.
 const MOST: u64 = 16 << 20;
+/// Longest program that is compared.
+const MOST_PROGRAM: u64 = 256 << 20;
+/// Most links from a program's name to its file.
+const LINKS: usize = 8;
 
 /// What the words of one command name.
 #[derive(Debug)]
@@ -92,7 +96,11 @@ impl Operands {
     pub fn changed(&self, command: Command<'_>) -> Option<usize> {
         let mut room = MOST;
         for word in words(command.executable, command.argv) {
-            let of_word = |o: &&Operand| usize::try_from(o.index) == Ok(word.index);
+            let of_word = |o: &&Operand| {
+                usize::try_from(o.index) == Ok(word.index)
+                    // Of a line each name is a word of its own.
+                    && (word.reading != Reading::Program || usize::try_from(o.from) == Ok(word.from))
+            };
             let before: Vec<&Operand> = self.list.iter().filter(of_word).collect();
             let is_copied = |o: &&Operand| matches!(o.held, Held::Copied(_));
             if before.iter().any(is_copied) {
@@ -136,6 +144,10 @@ impl Command<'_> {
         room: &mut u64,
         copy: bool,
     ) -> Result<Vec<(usize, Found)>, ExecRefusal> {
+        if word.reading == Reading::Program {
+            let found = self.program(word);
+            return Ok(found.map(|found| (word.from, found)).into_iter().collect());
+        }
         let text = self.argv.get(word.index).map_or("", String::as_str);
         let mut all: Vec<(usize, Found)> = Vec::new();
         for (from, name) in names(text, word) {
@@ -154,6 +166,72 @@ impl Command<'_> {
             return Err(self.refuse(word, "names one file as a whole and another in its part"));
         }
         Ok(all)
+    }
+
+    /// The program that a wrapper or a shell finds under a name: kept by being root's alone, as nothing can be handed over in its
+    /// place.
+    fn program(&self, word: Word) -> Option<Found> {
+        let all = commands(self.argv, self.executable.path()).list;
+        let place = Some((word.index, word.from));
+        let started = all.into_iter().find(|started| started.place == place);
+        let Some(name) = started.and_then(|started| started.argv.into_iter().next()) else {
+            return None;
+        };
+        let Ok(asked) = find(&name, self.cwd) else {
+            return None;
+        };
+        let user = &self.place.user;
+        let Way::To(path) = walk(&asked, user) else {
+            return None;
+        };
+        if self.place.is_masked(&path) || !reaches(&path, user) {
+            return None;
+        }
+        let Some(text) = path.to_str().filter(|path| is_canonical_path(path)) else {
+            return None;
+        };
+        // A name may be a device's, and to open one does something.
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;
+        let opened = rustix::fs::openat2(CWD, &path, flags, Mode::empty(), resolve);
+        let changeable = || {
+            let (path, why) = (text.to_owned(), Unkept::Changeable);
+            Some(Found {
+                held: Held::Open { path, why },
+                copy: None,
+            })
+        };
+        let Ok(file) = opened.map(File::from) else {
+            return changeable();
+        };
+        let Ok(data) = file.metadata() else {
+            return changeable();
+        };
+        // A shell passes over what its user may not run, and runs the next of that name.
+        let is_run = data.is_file() && may(&path, &data, user, 0o1);
+        if !is_run
+            || data.len() > MOST_PROGRAM
+            || !is_roots(&path, &data, &file)
+            || !links_are_roots(&asked)
+        {
+            return changeable();
+        }
+        let Ok(reading) = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())) else {
+            return changeable();
+        };
+        let Ok(sha256) = digest(&reading, None, MOST_PROGRAM) else {
+            return changeable();
+        };
+        let file = HostFile {
+            path: text.to_owned(),
+            dev: data.dev(),
+            ino: data.ino(),
+            sha256,
+        };
+        Some(Found {
+            held: Held::Checked(file),
+            copy: None,
+        })
     }
 
     fn refuse(&self, word: Word, why: &str) -> ExecRefusal {
@@ -310,6 +388,22 @@ fn names(text: &str, word: Word) -> Vec<(usize, &str)> {
     }
     names.retain(|(_, name)| !name.is_empty() && *name != "-");
     names
+}
+
+/// Is every link on the way root's, and every folder that holds one?
+fn links_are_roots(asked: &Path) -> bool {
+    let mut path = asked.to_path_buf();
+    for _ in 0..LINKS {
+        if !parents_are_roots(&path) {
+            return false;
+        }
+        match std::fs::read_link(&path) {
+            // Joining an absolute name gives that name.
+            Ok(to) => path = path.parent().unwrap_or(Path::new("/")).join(to),
+            Err(_) => return true,
+        }
+    }
+    false
 }
 
 /// Can nobody but root change it, or put another in its place?

@@ -13,7 +13,9 @@ use crate::codes::Code;
 use crate::ids::{AgentId, ApprovalId, Hash32};
 use crate::pairing::LetIn;
 use crate::plan::{ExecPlan, Target, V1};
-use crate::policy::{AgentPolicy, Document, Rules, Standing, Verdict, decide, denied_outright};
+use crate::policy::{
+    AgentPolicy, Document, Judgement, Rules, Standing, Verdict, decide, denied_outright, judge,
+};
 use crate::time::Millis;
 
 /// What the configuration says of agents.
@@ -41,7 +43,7 @@ pub(super) enum Held {
 }
 
 impl Held {
-    fn standing(&self) -> Standing<'_> {
+    pub(super) fn standing(&self) -> Standing<'_> {
         match self {
             Self::Absent => Standing::Absent,
             Self::Valid(document) => Standing::Valid(document),
@@ -257,6 +259,26 @@ impl Machine {
         denied_outright(&rules, agent.as_str(), target)
     }
 
+    /// What would be decided on this plan: nothing is asked.
+    pub fn judge(&self, plan: &ExecPlan, now: Millis) -> Judgement {
+        let rules = Rules {
+            agent: self.agents.of(&plan.agent),
+            document: self.document.standing(),
+        };
+        let grant = self.grant(plan, now);
+        judge(&rules, plan, grant.map(|g| g.id.as_str()))
+    }
+
+    fn grant(&self, plan: &ExecPlan, now: Millis) -> Option<&Grant> {
+        let subject_hash = plan.subject_hash();
+        self.grants.values().find(|g| {
+            g.subject_hash == subject_hash
+                && g.agent == plan.agent
+                && g.created <= now
+                && now < g.expires
+        })
+    }
+
     /// Decides on a plan: runs, does not run, or a question under `id`.
     ///
     /// # Errors
@@ -296,12 +318,7 @@ impl Machine {
             agent,
             document: self.document.standing(),
         };
-        let grant = self.grants.values().find(|g| {
-            g.subject_hash == subject_hash
-                && g.agent == plan.agent
-                && g.created <= now
-                && now < g.expires
-        });
+        let grant = self.grant(&plan, now);
         let (reasons, may_always) = match decide(&rules, &plan, grant.map(|g| g.id.as_str())) {
             Verdict::Allow { rule } => return Ok(Asked::Allow { rule }),
             Verdict::Deny { code, message, fix } => return Ok(Asked::Deny { code, message, fix }),

@@ -10,8 +10,8 @@ use super::{
 use crate::auth::{Principal, Role, Scope};
 use crate::ids::{AgentId, ApprovalId, Hash32};
 use crate::pairing::LetIn;
-use crate::plan::V1;
-use crate::policy::{Diff, Document, Reason, Standing, diff};
+use crate::plan::{Target, V1};
+use crate::policy::{Diff, Document, Reason, Rules, Standing, diff, explain};
 use crate::time::Millis;
 
 const POLICY_DOMAIN: &[u8] = b"portcullis-policy-change-v1\0";
@@ -192,6 +192,15 @@ impl Machine {
             "document": document, "elevated": policy.elevated, "exec": policy.exec,
         });
         Hash32(Sha256::digest(all.to_string()).into())
+    }
+
+    /// What holds for an agent's commands there, and which of its entries do not do what they look like.
+    pub fn explain(&self, agent: &AgentId, target: &Target) -> Value {
+        let rules = Rules {
+            agent: self.agents.of(agent),
+            document: self.document.standing(),
+        };
+        explain(&rules, agent.as_str(), target)
     }
 
     fn document_hash(&self) -> Hash32 {

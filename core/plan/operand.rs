@@ -55,6 +55,8 @@ pub enum Unkept {
     TooMany,
     /// The command's user may not read it, as far as its mode tells.
     Unreadable,
+    /// The program that a name stands for, which others than root can exchange.
+    Changeable,
 }
 
 impl Unkept {
@@ -66,6 +68,7 @@ impl Unkept {
             Self::TooLong => "too long to be kept",
             Self::TooMany => "too many files: neither is what follows",
             Self::Unreadable => "not readable for the command's user now",
+            Self::Changeable => "others than root can put another program in its place",
         }
     }
 
@@ -76,6 +79,7 @@ impl Unkept {
             Self::TooLong => "too-long",
             Self::TooMany => "too-many",
             Self::Unreadable => "unreadable",
+            Self::Changeable => "changeable",
         }
     }
 }

@@ -382,7 +382,7 @@ pub(super) fn stem(name: &str) -> String {
     stem.to_owned()
 }
 
-fn kind_of_name(name: &str) -> CommandKind {
+pub(super) fn kind_of_name(name: &str) -> CommandKind {
     let stem = stem(name);
     let stem = stem.as_str();
     let name = name.to_ascii_lowercase();

@@ -28,8 +28,15 @@ pub fn diff(old: &Document, new: &Document) -> Diff {
         let removed = old
             .entries(agent)
             .any(|o| !new.entries(agent).any(|e| e.covers(o)));
-        loosens |= looser || added;
-        differs |= different || added || removed;
+        // What is refused by name counts the other way round.
+        let refused = new
+            .denied(agent)
+            .any(|e| !old.denied(agent).any(|o| o.covers(e)));
+        let freed = old
+            .denied(agent)
+            .any(|o| !new.denied(agent).any(|e| e.covers(o)));
+        loosens |= looser || added || freed;
+        differs |= different || added || removed || refused || freed;
     }
     match (loosens, differs) {
         (true, _) => Diff::Loosens,

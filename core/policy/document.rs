@@ -119,6 +119,9 @@ struct RawAgent {
     auto_allow_skills: Option<bool>,
     #[serde(default)]
     allowlist: Vec<RawEntry>,
+    /// Ours: refused whatever else lets it run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    denylist: Vec<RawEntry>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     mcp_tools: Vec<Value>,
 }
@@ -180,10 +183,11 @@ impl Entry {
 
     /// Does it let pass all that the other does, under whatever name?
     pub(super) fn covers(&self, other: &Self) -> bool {
-        self.path == other.path
-            && self.args == other.args
-            && self.stdin >= other.stdin
-            && self.tty >= other.tty
+        self.path == other.path && self.args == other.args && self.covers_flags(other)
+    }
+
+    pub(super) const fn covers_flags(&self, other: &Self) -> bool {
+        (self.stdin || !other.stdin) && (self.tty || !other.tty)
     }
 }
 
@@ -192,6 +196,7 @@ impl Entry {
 pub struct Document {
     raw: Raw,
     lists: BTreeMap<String, List>,
+    denied: BTreeMap<String, List>,
 }
 
 /// An agent's list, in its order and by path: a long one is not walked for each command.
@@ -249,6 +254,7 @@ impl Document {
         Self {
             raw,
             lists: BTreeMap::new(),
+            denied: BTreeMap::new(),
         }
     }
 
@@ -274,7 +280,7 @@ impl Document {
             raw.defaults.ask_fallback,
             raw.defaults.auto_allow_skills,
         )?;
-        let mut lists = BTreeMap::new();
+        let (mut lists, mut denied) = (BTreeMap::new(), BTreeMap::new());
         for (id, agent) in &raw.agents {
             let place = format!("agents.{}", display::visible(id));
             AgentId::new(id).map_err(|e| DocumentError(format!("{place}: {e}")))?;
@@ -284,23 +290,13 @@ impl Document {
                     "{place}.mcpTools must be empty: tools are not granted here"
                 )));
             }
-            if agent.allowlist.len() > MAX_ENTRIES {
-                return Err(DocumentError(format!(
-                    "{place}.allowlist has more than 512 entries"
-                )));
+            let read = |name: &str, raw: &[RawEntry]| list(&format!("{place}.{name}"), raw);
+            lists.insert(id.clone(), read("allowlist", &agent.allowlist)?);
+            if !agent.denylist.is_empty() {
+                denied.insert(id.clone(), read("denylist", &agent.denylist)?);
             }
-            let entries: Result<Vec<Entry>, DocumentError> = agent
-                .allowlist
-                .iter()
-                .enumerate()
-                .map(|(at, raw)| {
-                    entry(raw)
-                        .map_err(|why| DocumentError(format!("{place}.allowlist[{at}]: {why}")))
-                })
-                .collect();
-            lists.insert(id.clone(), List::new(entries?));
         }
-        Ok(Self { raw, lists })
+        Ok(Self { raw, lists, denied })
     }
 
     /// The document as JSON: what `exec.approvals.get` sends and the store keeps.
@@ -363,10 +359,61 @@ impl Document {
             .flat_map(|list| &list.entries)
     }
 
+    /// What is refused to one agent.
+    pub fn denied(&self, agent: &str) -> impl Iterator<Item = &Entry> {
+        self.denied
+            .get(agent)
+            .into_iter()
+            .flat_map(|list| &list.entries)
+    }
+
+    /// Is anything refused to it by name?
+    pub(super) fn denies(&self, agent: &str) -> bool {
+        self.denied.contains_key(agent)
+    }
+
+    /// The first entry that refuses a command under one of these paths.
+    pub(super) fn denying(
+        &self,
+        agent: &str,
+        paths: &[String],
+        argv: &[String],
+        cwd: &str,
+    ) -> Option<&Entry> {
+        let list = self.denied.get(agent)?;
+        let exact = paths
+            .iter()
+            .filter_map(|path| list.exact.get(path))
+            .flatten();
+        let stars = list.stars.iter().filter(|at| {
+            let pattern = list.entries[**at].path_pattern();
+            paths.iter().any(|path| pattern.matches(path))
+        });
+        let at = exact
+            .chain(stars)
+            .filter(|at| {
+                let args = list.entries[**at].arg_pattern();
+                args.is_none_or(|args| args.matches(argv, cwd))
+            })
+            .min()?;
+        list.entries.get(*at)
+    }
+
     /// The first entry of an agent's list that lets the plan pass.
     pub fn listing(&self, agent: &str, plan: &ExecPlan) -> Option<&Entry> {
         self.lists.get(agent)?.first(plan)
     }
+}
+
+fn list(place: &str, raw: &[RawEntry]) -> Result<List, DocumentError> {
+    if raw.len() > MAX_ENTRIES {
+        return Err(DocumentError(format!("{place} has more than 512 entries")));
+    }
+    let read = |(at, raw): (usize, &RawEntry)| {
+        entry(raw).map_err(|why| DocumentError(format!("{place}[{at}]: {why}")))
+    };
+    let entries: Result<Vec<Entry>, DocumentError> = raw.iter().enumerate().map(read).collect();
+    Ok(List::new(entries?))
 }
 
 fn check_settings(

@@ -23,7 +23,9 @@ impl PathPattern {
         if !is_canonical_path(text) || text == "/" {
             return Err("a pattern is an absolute path without `.`, `..` or doubled `/`");
         }
-        if text.contains(['?', '[', ']', '{', '}', '\\']) {
+        // The one program of that name is no wildcard.
+        let plain = text.strip_suffix("/[").unwrap_or(text);
+        if plain.contains(['?', '[', ']', '{', '}', '\\']) {
             return Err("a pattern has no wildcard but one `*` in its last part");
         }
         let star = text.find('*');
@@ -99,9 +101,19 @@ impl ArgPattern {
         }
     }
 
-    fn matches(&self, plan: &ExecPlan) -> bool {
-        plan.argv.get(1..).is_some_and(|args| args == self.args)
-            && self.cwd.as_ref().is_none_or(|cwd| *cwd == plan.cwd)
+    pub(super) fn matches(&self, argv: &[String], cwd: &str) -> bool {
+        argv.get(1..).is_some_and(|args| args == self.args)
+            && self.cwd.as_ref().is_none_or(|own| own == cwd)
+    }
+
+    /// As it is shown.
+    pub(super) fn to_json(&self) -> serde_json::Value {
+        serde_json::json!({ "args": self.args, "cwd": self.cwd })
+    }
+
+    /// Does it name a folder?
+    pub(super) const fn has_cwd(&self) -> bool {
+        self.cwd.is_some()
     }
 }
 
@@ -147,13 +159,15 @@ impl Entry {
             CommandKind::Tool => self.arg_pattern().is_some() && self.path_pattern().is_exact(),
             CommandKind::Runner => {
                 self.path_pattern().is_exact()
-                    && self.arg_pattern().is_some_and(|p| p.cwd.is_some())
+                    && self.arg_pattern().is_some_and(ArgPattern::has_cwd)
             }
         };
         narrow
             && self.covers_input(plan)
             && called_so
-            && self.arg_pattern().is_none_or(|p| p.matches(plan))
+            && self
+                .arg_pattern()
+                .is_none_or(|p| p.matches(&plan.argv, &plan.cwd))
             && plan.env.iter().all(|(name, value)| {
                 is_harmless(name) && matches!(value, crate::plan::EnvValue::Plain(_))
             })

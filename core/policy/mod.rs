@@ -9,17 +9,27 @@ use crate::codes::{Code, ELEVATED_DISABLED, POLICY_DENIED};
 use crate::display;
 use crate::plan::{EnvValue, ExecPlan, Executable, Held, Operand, Stdin, Target};
 
+mod chain;
 mod command;
 mod diff;
 mod document;
+mod explain;
+mod judge;
+mod lint;
 mod list;
 mod reads;
+pub mod shell;
+mod through;
 
 pub use command::{CommandKind, kind_of, kind_of_command};
 pub use diff::{Diff, diff};
 pub use document::{Document, DocumentError, Entry, Security, Settings, WhenAsk};
+pub use explain::explain;
+pub use judge::{Judged, Judgement, Resolved, Ruling, Source, judge, preview, sources};
+pub use lint::{Finding, lint};
 pub use list::{ArgPattern, PathPattern};
 pub use reads::{Reading, Word, words};
+pub use through::{Commands, MAX_DEPTH, Role, Started, Why, commands};
 
 /// What happens to a command, from strictest to freest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -207,15 +217,21 @@ fn document_mode(standing: Standing<'_>, agent: &str) -> Mode {
 pub fn decide(rules: &Rules<'_>, plan: &ExecPlan, grant: Option<&str>) -> Verdict {
     let agent = plan.agent.as_str();
     let mode = effective(rules, agent, &plan.target);
+    if let Some((entry, name)) = chain::refused(rules, plan) {
+        return Verdict::Deny {
+            code: POLICY_DENIED,
+            message: format!(
+                "the approvals document refuses {} to agent {agent} (entry {})",
+                display::quoted(&name),
+                entry.name()
+            ),
+            fix: None,
+        };
+    }
     let listed = grant
         .filter(|_| may_always(plan))
         .map(|id| format!("grant:{id}"))
-        .or_else(|| match rules.document {
-            Standing::Valid(document) => document
-                .listing(agent, plan)
-                .map(|entry| format!("list:{}", entry.name())),
-            _ => None,
-        });
+        .or_else(|| chain::listed(rules, plan));
     let answer = if listed.is_some() {
         mode.listed
     } else {
@@ -346,6 +362,16 @@ fn reasons(plan: &ExecPlan, listed: Option<&str>) -> Vec<Reason> {
             "The program has options that start other commands.",
         ),
         CommandKind::Plain => {}
+    }
+    let through = commands(&plan.argv, plan.executable.path());
+    for why in &through.why {
+        add(why.id, why.text);
+    }
+    if through.why.is_empty() && through.list.len() > 1 && chain::Chain::of(plan).is_none() {
+        add(
+            "not-pinned",
+            "What a name in it stands for is not known, or can be another file by then.",
+        );
     }
     if plan.stdin != Stdin::None {
         add(

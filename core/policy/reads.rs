@@ -5,6 +5,7 @@
 //! start. An option that is not known makes every later word code.
 
 use super::command::{base, stem};
+use super::through::commands;
 use crate::plan::{ExecPlan, Executable, HOST_PATH};
 
 /// How the command takes a word.
@@ -18,6 +19,8 @@ pub enum Reading {
     Code,
     /// As the file to run: without it nothing runs.
     Script,
+    /// As the name of a program that is started, looked up as the plan's own is.
+    Program,
 }
 
 /// A word to be looked at.
@@ -301,6 +304,11 @@ fn wrapper(name: &str) -> Option<Wrapper> {
     })
 }
 
+/// Does a program of the system that is called so start nothing, whatever its words are?
+pub(super) fn is_data_name(name: &str) -> bool {
+    DATA.contains(&name)
+}
+
 /// Is it a program of the system, called by its own name, that is known to start nothing whatever its words are?
 pub(super) fn is_known_plain(plan: &ExecPlan) -> bool {
     let called = base(plan.argv.first().map_or("", String::as_str));
@@ -311,6 +319,46 @@ pub(super) fn is_known_plain(plan: &ExecPlan) -> bool {
 
 /// The words of a host command that are looked at as files, in order.
 pub fn words(executable: &Executable, argv: &[String]) -> Vec<Word> {
+    let mut words = named(executable, argv);
+    for word in programs(executable, argv) {
+        // Two readings of one place: what is run as a file is copied, which is more than being compared.
+        let at = words.partition_point(|known| (known.index, known.from) < (word.index, word.from));
+        match words.get_mut(at) {
+            Some(known) if (known.index, known.from) == (word.index, word.from) => {
+                if known.reading != Reading::Script {
+                    *known = word;
+                }
+            }
+            _ => words.insert(at, word),
+        }
+    }
+    words
+}
+
+/// The names of what wrappers and shells start, where all of it is certain.
+fn programs(executable: &Executable, argv: &[String]) -> Vec<Word> {
+    let Executable::Host(file) = executable else {
+        return Vec::new();
+    };
+    let found = commands(argv, Some(&file.path));
+    if !found.why.is_empty() {
+        return Vec::new();
+    }
+    let places = found
+        .list
+        .iter()
+        .skip(1)
+        .filter_map(|started| started.place);
+    places
+        .map(|(index, from)| Word {
+            index,
+            from,
+            reading: Reading::Program,
+        })
+        .collect()
+}
+
+fn named(executable: &Executable, argv: &[String]) -> Vec<Word> {
     let Executable::Host(file) = executable else {
         // What follows a script's name is its own business; script and interpreter are in the plan.
         return all(argv, 1, Reading::Data);
@@ -606,6 +654,7 @@ mod tests {
                 Reading::May => 'm',
                 Reading::Code => 'C',
                 Reading::Script => 'S',
+                Reading::Program => 'P',
             };
             let from = if word.from == 0 {
                 String::new()
@@ -628,8 +677,11 @@ mod tests {
             ("/usr/bin/bash", "bash - x", "2S"),
             ("/usr/bin/bash", "bash --rcfile rc x", "2C 3S"),
             ("/usr/bin/bash", "bash --what x y", "1C 2C 3C"),
-            ("/usr/bin/dash", "sh -c code name a", "3d 4d"),
-            ("/usr/bin/dash", "sh -c -x code a", "4d"),
+            ("/usr/bin/dash", "sh -c code name a", "2P 3d 4d"),
+            ("/usr/bin/dash", "sh -c -x code a", "3P 4d"),
+            ("/usr/bin/dash", "sh -c ls;wc|/bin/cat", "2P 2P+3 2P+6"),
+            ("/usr/bin/dash", "sh -c ls;$x", ""),
+            ("/tmp/dash", "sh -c ls", ""),
             ("/usr/bin/dash", "sh -s a", "2d"),
             ("/usr/bin/python3.12", "python3 -W error -u x.py a", "4S 5d"),
             ("/usr/bin/python3.12", "python3 -Werror x.py", "2S"),
@@ -659,7 +711,9 @@ mod tests {
             ("/usr/bin/env", "env PATH=/tmp cat x", "1m 3m"),
             ("/usr/bin/nice", "nice /tmp/a=b x", "1S 2m"),
             ("/usr/bin/timeout", "timeout -k 1 5 python3 x.py", "5S"),
-            ("/usr/bin/timeout", "timeout 5 cat x", ""),
+            ("/usr/bin/timeout", "timeout 5 cat x", "2P"),
+            ("/usr/bin/timeout", "timeout 5 nice -n 1 cat x", "2P 5P"),
+            ("/tmp/timeout", "timeout 5 cat x", ""),
             ("/usr/bin/cat", "cat x", ""),
             ("/usr/bin/cat", "ls x", "1m"),
             ("/tmp/cat", "cat x", "1m"),

@@ -648,3 +648,5 @@ fn neither_an_entry_nor_a_grant_covers_input_that_comes_later_unless_the_entry_s
     assert_eq!(back, Diff::Tightens);
     assert!(Document::parse(json!({"version": 1, "agents": {"demo": {"allowlist": [{"pattern": "/bin/cat", "stdin": "yes"}]}}})).is_err());
 }
+
+mod chains;

@@ -49,6 +49,9 @@ pub const METHODS: &[(&str, Access)] = {
         ("node.rename", Operator(Pairing)),
         ("exec.approvals.get", Operator(Admin)),
         ("exec.approvals.set", Operator(Admin)),
+        // What is on a list, and what lies on this machine.
+        ("exec.policy.test", Operator(Admin)),
+        ("exec.policy.explain", Operator(Admin)),
         // What asks for a command needs what runs it needs.
         ("exec.approval.request", AgentOrActAs),
         ("exec.approval.list", Operator(Approvals)),

@@ -10,7 +10,7 @@ use portcullis_core::device::{self, Claim, DeviceKey, SignedVersion};
 use portcullis_core::identity::{BootKey, Identity};
 use portcullis_core::ids::{AgentId, DeviceId, RunId};
 use portcullis_core::plan::{self, EnvPolicy, ExecPlan};
-use portcullis_core::policy::{Document, kind_of, may_always};
+use portcullis_core::policy::{Document, kind_of, may_always, shell};
 use portcullis_core::token::Token;
 use portcullis_core::{display, encoding, vault};
 use serde_json::Value;
@@ -24,6 +24,7 @@ pub const ALL: &[Target] = &[
     ("record", record),
     ("segment", segment),
     ("policy", policy),
+    ("shell_line", shell_line),
     ("plan", plan),
     ("device", device),
     ("shown", shown),
@@ -150,6 +151,36 @@ pub fn policy(data: &[u8]) {
         );
     }
     let _ = document.resolved_defaults();
+}
+
+/// A line for a shell: what is taken as certain is so however its words are quoted.
+pub fn shell_line(data: &[u8]) {
+    let read = shell::read_bytes(data);
+    if !read.is_certain() {
+        return;
+    }
+    let line = text(data).unwrap();
+    assert!((1..=shell::MAX_COMMANDS).contains(&read.commands.len()));
+    let mut again = String::new();
+    for command in &read.commands {
+        assert!(command.starts.iter().all(|at| line.is_char_boundary(*at)));
+        if !again.is_empty() {
+            again.push_str(if command.piped { " | " } else { "; " });
+        }
+        for word in &command.argv {
+            again.push_str(&format!("'{}' ", word.replace('\'', "'\\''")));
+        }
+    }
+    if again.len() > shell::MAX_LINE {
+        return;
+    }
+    let again = shell::read(&again);
+    assert!(again.is_certain(), "{:?}", again.unclear);
+    let words = |line: &shell::Line| -> Vec<(Vec<String>, bool)> {
+        let all = line.commands.iter();
+        all.map(|c| (c.argv.clone(), c.piped)).collect()
+    };
+    assert_eq!(words(&read), words(&again));
 }
 
 /// A kept plan, and what policy and people see of it.

@@ -49,6 +49,9 @@ const CORE_MAY_USE: &[&str] = &[
     // Reads the named sandbox profiles, which are in the program.
     "toml",
     "zeroize",
+    // Readers of shell lines: text to trees, nothing else.
+    "shuck-parser",
+    "shuck-ast",
 ];
 /// What the core must not name: the world.
 const WORLD: &[&str] = &[
