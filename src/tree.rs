@@ -483,6 +483,11 @@ fn limits_of(agent: &crate::config::Agent) -> AgentLimits {
     }
 }
 
+/// What the configuration says of one agent: its own words, or those for every one.
+pub fn agent_policy(config: &Config, agent: &AgentId) -> AgentPolicy {
+    policy_of(&config.agents.of(agent))
+}
+
 fn policy_of(agent: &crate::config::Agent) -> AgentPolicy {
     AgentPolicy {
         exec: agent.exec,

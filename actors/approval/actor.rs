@@ -85,6 +85,10 @@ impl Room for Approval {
                     Verdict::Allow { .. } | Verdict::Ask { .. } => None,
                 }));
             }
+            ApprovalMsg::Judge(plan, reply) => reply.ok(self.machine.judge(&plan, self.now())),
+            ApprovalMsg::Explain(agent, target, reply) => {
+                reply.ok(self.machine.explain(&agent, &target));
+            }
             ApprovalMsg::Find(principal, key, reply) => reply.ok(self.find(&principal, &key)),
             ApprovalMsg::Get(id, reply) => {
                 reply.send(self.machine.get(&id).cloned().map_err(Into::into));

@@ -12,7 +12,8 @@ use portcullis_core::approval::{Grant, NOTE_MAX, Policy, Record, Status, Word, r
 use portcullis_core::audit::Seq;
 use portcullis_core::auth::{Holder, Principal};
 use portcullis_core::ids::{AgentId, ApprovalId, Hash32};
-use portcullis_core::plan::Target;
+use portcullis_core::plan::{ExecPlan, Target};
+use portcullis_core::policy::Judgement;
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -57,6 +58,29 @@ impl ApprovalHandle {
     ) -> Result<Option<Decision>, ApprovalRefusal> {
         let (agent, target) = (agent.clone(), target.clone());
         self.ask(|reply| ApprovalMsg::Outright(agent, target, reply))
+            .await
+    }
+
+    /// What would be said of this plan: nothing is asked or kept.
+    ///
+    /// # Errors
+    /// [`ApprovalRefusal`].
+    pub async fn judge(&self, plan: ExecPlan) -> Result<Judgement, ApprovalRefusal> {
+        let plan = Box::new(plan);
+        self.ask(|reply| ApprovalMsg::Judge(plan, reply)).await
+    }
+
+    /// What holds for this agent there, which source says so, and which of its entries do not do what they look like.
+    ///
+    /// # Errors
+    /// [`ApprovalRefusal`].
+    pub async fn explain(
+        &self,
+        agent: &AgentId,
+        target: &Target,
+    ) -> Result<Value, ApprovalRefusal> {
+        let (agent, target) = (agent.clone(), target.clone());
+        self.ask(|reply| ApprovalMsg::Explain(agent, target, reply))
             .await
     }
 

@@ -17,6 +17,7 @@ use portcullis_core::auth::{Holder, Principal};
 use portcullis_core::codes::Code;
 use portcullis_core::ids::{AgentId, ApprovalId, Hash32};
 use portcullis_core::plan::{ExecPlan, Target};
+use portcullis_core::policy::Judgement;
 use portcullis_core::time::Millis;
 use serde_json::Value;
 use std::sync::Arc;
@@ -235,6 +236,10 @@ pub enum ApprovalMsg {
     Decide(Box<Ask>, Answer<Decision>),
     /// Is it denied whatever the command is?
     Outright(AgentId, Target, Answer<Option<Decision>>),
+    /// What would be said of this plan?
+    Judge(Box<ExecPlan>, Answer<Judgement>),
+    /// What holds for this agent there, and why.
+    Explain(AgentId, Target, Answer<Value>),
     /// An earlier try of this principal under this key.
     Find(String, String, Answer<Option<Found>>),
     /// One question, by id or a unique beginning of it.

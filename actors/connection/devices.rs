@@ -281,7 +281,7 @@ fn is_everywhere(url: &str) -> bool {
     host.starts_with("0.0.0.0") || host.starts_with("[::]")
 }
 
-fn run_refusal(refusal: ExecRefusal) -> ErrorBody {
+pub(super) fn run_refusal(refusal: ExecRefusal) -> ErrorBody {
     ErrorBody::of(refusal.code, refusal.message)
 }
 

@@ -177,6 +177,9 @@ impl Methods {
                     .to_json())
             }
             "exec.approvals.set" => self.policy_set(about, params).await,
+            "exec.policy.test" | "exec.policy.explain" => {
+                super::policy::call(self, method, params).await
+            }
             "exec.approval.list" => {
                 params.read::<Nothing>(method)?;
                 self.approval.list_json().await.map_err(approval)

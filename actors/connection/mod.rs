@@ -24,6 +24,7 @@ mod messages;
 mod methods;
 mod nodes;
 mod peer;
+mod policy;
 mod runs;
 mod scan;
 mod secrets;

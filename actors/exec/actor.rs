@@ -13,6 +13,7 @@ use portcullis_core::time::Millis;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
+use super::judge::judge;
 use super::keep::{Attach, Keeper};
 use super::messages::{
     Accepted, Attached, Begin, ExecEvent, ExecMsg, ExecRefusal, ExecWiring, Note, RunResult, Spared,
@@ -42,6 +43,8 @@ const MOST_KEPT_IN_ALL: usize = 128;
 const READERS: usize = 8;
 /// Events between a detached run and what keeps them.
 const PIECES: usize = 4;
+/// The task in which policy is asked about a command.
+const JUDGE: &str = "judging";
 /// The task of a [`Keeper`].
 const KEEP: &str = "keep";
 /// For the caller of a crashed run to take its last event.
@@ -161,6 +164,14 @@ impl Room for Exec {
     async fn handle(&mut self, msg: ExecMsg) -> Result<(), Crash> {
         match msg {
             ExecMsg::Run(begin, reply) => self.run(begin, reply).await,
+            ExecMsg::Judge(ask, reply) => {
+                let judged = judge(self.wiring.clone(), self.ctx.clone(), ask);
+                let task = self.ctx.task(JUDGE, 0, async move {
+                    reply.send(judged.await);
+                });
+                task.keep();
+                Ok(())
+            }
             ExecMsg::Cancel {
                 run,
                 by,

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use portcullis_core::auth::{Principal, Whose};
 use portcullis_core::ids::{DeviceId, RunId};
+use portcullis_core::policy::Judgement;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::actor::{Exec, not_there};
 use super::messages::{
-    Accepted, Attached, Begin, ExecEvent, ExecMsg, ExecRefusal, ExecWiring, OnlyAsk, RunRequest,
-    Spared,
+    Accepted, Attached, Begin, ExecEvent, ExecMsg, ExecRefusal, ExecWiring, JudgeAsk, OnlyAsk,
+    RunRequest, Spared,
 };
 use crate::sandbox_pool::{Input, NotTaken, Piece, RunInput, RunInputs, Size, Taken};
 use crate::supervision::{CallError, Handle, Policy, TreeBuilder};
@@ -79,6 +80,17 @@ impl ExecHandle {
         });
         self.0
             .call(RUN_WITHIN, |reply| ExecMsg::Run(begin, reply))
+            .await
+            .map_err(|error| ExecRefusal::of_call(error, |refusal| refusal))
+    }
+
+    /// What policy would say of a command: nothing is asked, recorded or run.
+    ///
+    /// # Errors
+    /// [`ExecRefusal`].
+    pub async fn judge(&self, ask: JudgeAsk) -> Result<Judgement, ExecRefusal> {
+        self.0
+            .call(RUN_WITHIN, |reply| ExecMsg::Judge(ask, reply))
             .await
             .map_err(|error| ExecRefusal::of_call(error, |refusal| refusal))
     }

@@ -13,12 +13,13 @@ use portcullis_core::auth::{Principal, Whose};
 use portcullis_core::codes::{self, Code};
 use portcullis_core::ids::{AgentId, ApprovalId, DeviceId, Hash32, RunId};
 use portcullis_core::plan::{PlanKey, Stdin, Target, TtySize};
+use portcullis_core::policy::Judgement;
 use rustix::io::Errno;
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 
 use super::config::ExecConfig;
-use crate::approval::ApprovalHandle;
+use crate::approval::{ApprovalHandle, ApprovalRefusal};
 use crate::audit::{AuditError, AuditHandle};
 use crate::clock::Clock;
 use crate::nodes::NodesHandle;
@@ -60,6 +61,19 @@ pub struct RunRequest {
     pub idempotency_key: String,
     /// `Some(reason)` once the credential behind it ended: looked at between intent and act, and ends the run.
     pub session: FlagReader<Option<String>>,
+}
+
+/// A command that policy is asked about, without a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JudgeAsk {
+    /// Whose.
+    pub agent: AgentId,
+    /// Where.
+    pub target: Target,
+    /// Command and arguments.
+    pub argv: Vec<String>,
+    /// Working folder; none: as a run's.
+    pub cwd: Option<String>,
 }
 
 /// How a question is asked ahead of its run.
@@ -188,6 +202,11 @@ impl ExecRefusal {
     pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.details.insert(name.to_owned(), value.into());
         self
+    }
+
+    /// Approval's own words.
+    pub(super) fn of_approval(error: &ApprovalRefusal) -> Self {
+        Self::new(codes::find(error.code()).unwrap_or(codes::INTERNAL), error)
     }
 
     /// No intent, no act.
@@ -327,6 +346,8 @@ pub struct Spared(pub(super) u64);
 pub enum ExecMsg {
     /// Begin a run.
     Run(Box<Begin>, Reply<Accepted, ExecRefusal>),
+    /// What would policy say?
+    Judge(JudgeAsk, Reply<Judgement, ExecRefusal>),
     /// End a run.
     Cancel {
         /// Which.

@@ -16,6 +16,7 @@ pub mod descent;
 mod handle;
 mod host;
 mod hosted;
+mod judge;
 mod keep;
 mod messages;
 mod open;
@@ -31,8 +32,8 @@ pub use descent::is_descendant_of_daemon;
 pub use handle::ExecHandle;
 pub use hosted::{Hosted, HostedNews, HostedPlan, HostedRequest, HostedRun};
 pub use messages::{
-    Accepted, AgentLimits, Attached, ExecEvent, ExecMsg, ExecRefusal, ExecWiring, OnlyAsk,
-    PLAN_PARTS, RunRequest, RunResult, Spared,
+    Accepted, AgentLimits, Attached, ExecEvent, ExecMsg, ExecRefusal, ExecWiring, JudgeAsk,
+    OnlyAsk, PLAN_PARTS, RunRequest, RunResult, Spared,
 };
 pub use portcullis_cell::Stream;
 pub use program::{ProgramEnd, ProgramGround, ProgramRun};

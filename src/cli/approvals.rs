@@ -172,7 +172,11 @@ pub fn pretty(value: &Value) -> String {
     out
 }
 
-fn read(file: &Path) -> Result<Value, Failure> {
+/// A document: of JSON, and where it is none, of TOML; `-` is stdin.
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn read(file: &Path) -> Result<Value, Failure> {
     let mut text = String::new();
     let read = if file == Path::new("-") {
         std::io::stdin().read_to_string(&mut text)
@@ -180,6 +184,13 @@ fn read(file: &Path) -> Result<Value, Failure> {
         std::fs::File::open(file).and_then(|mut f| f.read_to_string(&mut text))
     };
     read.map_err(|e| Failure::of(codes::INVALID_PARAMS, format!("{}: {e}", file.display())))?;
-    serde_json::from_str(&text)
-        .map_err(|e| Failure::of(codes::INVALID_PARAMS, format!("{}: {e}", file.display())))
+    let failed = |e: &dyn std::fmt::Display| {
+        Failure::of(codes::INVALID_PARAMS, format!("{}: {e}", file.display()))
+    };
+    let is_toml =
+        file.extension().is_some_and(|end| end == "toml") || !text.trim_start().starts_with('{');
+    if is_toml {
+        return toml::from_str(&text).map_err(|e| failed(&e));
+    }
+    serde_json::from_str(&text).map_err(|e| failed(&e))
 }

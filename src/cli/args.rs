@@ -6,9 +6,11 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 mod image;
+mod policy;
 mod vault;
 
 pub use image::Image;
+pub use policy::{Place, Policy, PolicyTest};
 pub use vault::{AddUnlocker, Unlockers, Vault};
 
 const AFTER: &str = "Examples:
@@ -83,6 +85,9 @@ pub enum Command {
     /// Decide on what waits for a person
     #[command(subcommand)]
     Approvals(Approvals),
+    /// Which commands run without a question, and what would be said of one
+    #[command(subcommand)]
+    Policy(Policy),
     /// Devices that may connect
     #[command(subcommand)]
     Devices(Devices),

@@ -14,6 +14,7 @@ mod images;
 mod migrate;
 mod nodes;
 mod out;
+mod policy;
 mod sandbox;
 mod secrets;
 pub mod selftest;
@@ -135,6 +136,7 @@ async fn command(cli: &Cli, out: Out) -> Result<u8, Failure> {
         Command::Attach(args) => exec::attach(&door()?, args, out).await,
         Command::Approvals(args::Approvals::Watch) => watch::run(&door()?, out).await,
         Command::Approvals(what) => approvals::run(&door()?, what, out).await,
+        Command::Policy(what) => policy::run(door, state, what, out).await,
         Command::Devices(what) => devices::run(&door()?, what, out).await,
         Command::Nodes(what) => nodes::run(&door()?, what, out).await,
         Command::Sandbox(args::Sandbox::Image(what)) => {

@@ -32,6 +32,7 @@ mod peer_cli;
 mod peer_far;
 mod peer_node;
 mod podman;
+mod policy;
 mod reach;
 mod refused;
 mod remote;
