@@ -14,5 +14,6 @@ mod matrix; // door x role x scopes x method, against the one table
 mod memory; // what stays in the live process of a secret that passed through it
 mod page; // the same for the page: what it shows, each of its forms, and forged ones
 mod planted; // what an agent writes into its folder configures nothing; no setting opens a box
+mod policy; // command lines: what is said of each, and what real shells do with those that pass
 mod replays; // what comes again is not done again
 mod sizes; // what is too much
