@@ -174,9 +174,7 @@ impl Command<'_> {
         let all = commands(self.argv, self.executable.path()).list;
         let place = Some((word.index, word.from));
         let started = all.into_iter().find(|started| started.place == place);
-        let Some(name) = started.and_then(|started| started.argv.into_iter().next()) else {
-            return None;
-        };
+        let name = started.and_then(|started| started.argv.into_iter().next())?;
         let Ok(asked) = find(&name, self.cwd) else {
             return None;
         };
@@ -187,9 +185,7 @@ impl Command<'_> {
         if self.place.is_masked(&path) || !reaches(&path, user) {
             return None;
         }
-        let Some(text) = path.to_str().filter(|path| is_canonical_path(path)) else {
-            return None;
-        };
+        let text = path.to_str().filter(|path| is_canonical_path(path))?;
         // A name may be a device's, and to open one does something.
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let resolve = ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;

@@ -1,6 +1,8 @@
 //! One function for each parser of core and cell but those of the wire ([`super::wire`]): no bytes make it panic, and what
 //! it takes has one form only.
 
+use std::fmt::Write as _;
+
 use portcullis_cell::Decoder;
 use portcullis_core::approval::PlanSealer;
 use portcullis_core::audit::{
@@ -168,7 +170,7 @@ pub fn shell_line(data: &[u8]) {
             again.push_str(if command.piped { " | " } else { "; " });
         }
         for word in &command.argv {
-            again.push_str(&format!("'{}' ", word.replace('\'', "'\\''")));
+            let _ = write!(again, "'{}' ", word.replace('\'', "'\\''"));
         }
     }
     if again.len() > shell::MAX_LINE {

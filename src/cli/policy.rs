@@ -58,12 +58,11 @@ pub async fn run(
             out.both(&answer, || explained(&answer))?;
         }
         Policy::Lint { file } => {
-            let value = match file {
-                Some(file) => read(file)?,
-                None => {
-                    let mut answer = asked(&door()?, "exec.approvals.get", json!({})).await?;
-                    answer["file"].take()
-                }
+            let value = if let Some(file) = file {
+                read(file)?
+            } else {
+                let mut answer = asked(&door()?, "exec.approvals.get", json!({})).await?;
+                answer["file"].take()
             };
             let document = Document::parse(value)
                 .map_err(|error| Failure::of(codes::INVALID_PARAMS, error.to_string()))?;
