@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 use crate::support::gateway::Gateway;
 use crate::support::rootless::{Kind, Rootless, is_wanted};
 
@@ -43,10 +45,29 @@ fn the_same_commands_run_behind_podman_without_root_and_nothing_gets_out() {
     let user = lines.iter().find(|line| line["key"] == "uid").unwrap();
     assert_eq!(user["value"], uid);
 
-    let tried = gateway.cli(&["sandbox", "selftest"]);
-    let table = String::from_utf8_lossy(&tried.stdout);
-    println!("{table}");
-    assert_eq!(tried.status.code(), Some(0), "{table}");
+    let tried = gateway.cli(&["sandbox", "selftest", "--json"]);
+    let document: Value = serde_json::from_slice(&tried.stdout).unwrap();
+    let attempts = document["attempts"].as_array().unwrap();
+    let not = |attempt: &&Value| attempt["result"] != "contained";
+    let not: Vec<String> = attempts.iter().filter(not).map(Value::to_string).collect();
+    let most = if std::env::var_os("PORTCULLIS_TEST_SLACK").is_some() {
+        // An attempt has so many seconds, and what fills something may not have filled it by then on an emulated machine.
+        3
+    } else {
+        0
+    };
+    for attempt in &not {
+        let is_slow = attempt.contains("\"unknown\"") && attempt.contains("it hung and was ended");
+        assert!(is_slow, "{attempt}");
+        println!("NOT RUN: {attempt}");
+    }
+    assert!(not.len() <= most, "{not:?}");
+    let contained = attempts.len() - not.len();
+    println!(
+        "FIGURE: {contained} of {} attempts contained",
+        attempts.len()
+    );
+    assert!(contained > 130, "{document}");
 }
 
 #[test]

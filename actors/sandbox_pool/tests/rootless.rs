@@ -5,6 +5,7 @@
 #[allow(dead_code)]
 mod service;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use bollard::exec::{StartExecOptions, StartExecResults};
@@ -15,7 +16,8 @@ use futures_util::StreamExt as _;
 use super::harness::{Live, State, below};
 use crate::sandbox_pool::containers::Containers;
 use crate::sandbox_pool::driver::{Driver, DriverError};
-use crate::sandbox_pool::spec::CELL_INSIDE;
+use crate::sandbox_pool::link::Listener;
+use crate::sandbox_pool::spec::{CELL_INSIDE, RUN_INSIDE};
 use crate::sandbox_pool::{Docker, EngineConfig, image, mapped, probe};
 use service::{Kind, Rootless};
 
@@ -123,7 +125,16 @@ async fn docker_without_root_is_refused_for_its_boxes_user_may_list_the_descript
     let raw = raw.negotiate_version().await.unwrap();
     let config = EngineConfig::default();
     let image = image::ensure(&raw, &config.busybox).await.unwrap();
-    let cell = state.context.cell.to_str().unwrap().to_owned();
+    // The cell ends where nobody listens at its first call.
+    let spec = state.spec("listed");
+    let _listener = Listener::bind(&spec.run_dir, spec.gid).unwrap();
+    let mount = |source: &Path, target: &str| Mount {
+        target: Some(target.to_owned()),
+        source: source.to_str().map(str::to_owned),
+        typ: Some(MountType::BIND),
+        read_only: Some(true),
+        ..Mount::default()
+    };
     let asked = ContainerCreateBody {
         image: Some(image.id),
         user: Some("0:0".to_owned()),
@@ -137,13 +148,10 @@ async fn docker_without_root_is_refused_for_its_boxes_user_may_list_the_descript
             security_opt: Some(vec!["no-new-privileges".to_owned()]),
             readonly_rootfs: Some(true),
             network_mode: Some("none".to_owned()),
-            mounts: Some(vec![Mount {
-                target: Some(CELL_INSIDE.to_owned()),
-                source: Some(cell),
-                typ: Some(MountType::BIND),
-                read_only: Some(true),
-                ..Mount::default()
-            }]),
+            mounts: Some(vec![
+                mount(&spec.cell, CELL_INSIDE),
+                mount(&spec.run_dir, RUN_INSIDE),
+            ]),
             ..HostConfig::default()
         }),
         ..ContainerCreateBody::default()
