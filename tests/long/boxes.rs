@@ -150,7 +150,7 @@ async fn of_runs_under_random_kills_nothing_is_left() {
     ));
     // Else nothing was tried.
     assert!(
-        well * 4 > runs && kills * 10 > total,
+        well * 8 > runs && kills * 10 > total,
         "{runs} {well} {kills}"
     );
 }
