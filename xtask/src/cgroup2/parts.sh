@@ -34,8 +34,7 @@ part() {
 part 'native, of an ordinary user' worker PORTCULLIS_TEST_CGROUP=1 /tests/portcullis_actors sandbox_pool::tests::native
 part 'Podman without root, and why not Docker' worker PORTCULLIS_TEST_ROOTLESS=1 /tests/portcullis_actors sandbox_pool::tests::rootless
 part 'attempts to get out of a box of Podman without root' worker PORTCULLIS_TEST_ROOTLESS=1 /tests/portcullis_tests e2e::rootless
-part 'native, Docker and Podman, of root' root X=1 /tests/portcullis_actors sandbox_pool::tests::native sandbox_pool::tests::docker \
-    sandbox_pool::tests::podman cgroup
+part 'native, Docker and Podman, of root' root X=1 /tests/portcullis_actors sandbox_pool::tests cgroup
 part 'the Docker driver, whole' root X=1 /tests/portcullis_tests sandbox::docker
 part 'attempts to get out of a box' root X=1 /tests/portcullis_tests security::containment
 echo 'VM END'
