@@ -37,8 +37,19 @@ fn set(gateway: &Gateway, file: &Path) {
     assert!(gateway.cli(&["approvals", "allow", id]).status.success());
 }
 
+fn judged(gateway: &Gateway, words: &[&str]) -> Value {
+    // What stands behind `--` is the command's.
+    let output = gateway.cli(&[&["--json", "policy", "test"], words].concat());
+    assert!(
+        output.status.success(),
+        "{words:?}: {output:?}\n{}",
+        gateway.log()
+    );
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
 fn tested(gateway: &Gateway, words: &[&str]) -> Value {
-    gateway.json(&[&["policy", "test", "--agent", "demo"], words].concat())
+    judged(gateway, &[&["--agent", "demo"], words].concat())
 }
 
 fn ids(answer: &Value) -> Vec<&str> {
@@ -67,7 +78,7 @@ fn verdict_of_run(output: &Output) -> &'static str {
 fn what_policy_test_says_of_a_command_is_what_its_run_meets() {
     let gateway = Gateway::with(&[
         ("agents.demo.elevated", "ask"),
-        ("approval.timeout_seconds", "1"),
+        ("approval.timeout_seconds", "3"),
     ]);
     let folder = open();
     let nothing = tested(&gateway, &["--", "uname"]);
@@ -83,7 +94,12 @@ fn what_policy_test_says_of_a_command_is_what_its_run_meets() {
         ),
         (&["rm", "/nothing"], "deny", "deny:no-rm", "denied-by-name"),
         (&["nice", "uname"], "allow", "list:uname", ""),
-        (&["sudo", "rm", "x"], "deny", "deny:no-rm", "denied-by-name"),
+        (
+            &["xargs", "rm", "x"],
+            "deny",
+            "deny:no-rm",
+            "denied-by-name",
+        ),
         (
             &["sh", "-c", "uname -s; echo 'a b' | wc -c"],
             "allow",
@@ -149,13 +165,13 @@ fn what_policy_test_says_of_a_command_is_what_its_run_meets() {
         "ask"
     );
     // An agent that may not leave it learns nothing of what is outside.
-    let other = gateway.json(&["policy", "test", "--", "uname"]);
+    let other = judged(&gateway, &["--", "uname"]);
     assert_eq!(
         (&other["verdict"], &other["agent"]),
         (&json!("deny"), &json!("main"))
     );
     assert_eq!(other["rule"], "config:agents.main.elevated=off");
-    let missing = gateway.json(&["policy", "test", "--", "no-such-program"]);
+    let missing = judged(&gateway, &["--", "no-such-program"]);
     assert_eq!(ids(&missing), ids(&other));
     assert_eq!(
         tested(&gateway, &["--", "no-such-program"])["verdict"],
@@ -171,7 +187,7 @@ fn what_policy_test_says_of_a_command_is_what_its_run_meets() {
 fn a_chain_with_a_program_that_others_can_change_asks() {
     let gateway = Gateway::with(&[
         ("agents.demo.elevated", "ask"),
-        ("approval.timeout_seconds", "1"),
+        ("approval.timeout_seconds", "3"),
     ]);
     let folder = open();
     let own = write(folder.path(), "own", "#!/bin/sh\necho own\n");
