@@ -5,12 +5,18 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+mod approvals;
+mod audit;
 mod image;
 mod policy;
+mod parse;
 mod vault;
 
+pub use approvals::Approvals;
+pub use audit::{Audit, Query, Verify};
 pub use image::Image;
 pub use policy::{Place, Policy, PolicyTest};
+use parse::{destination, duration, variable};
 pub use vault::{AddUnlocker, Unlockers, Vault};
 
 const AFTER: &str = "Examples:
@@ -233,49 +239,6 @@ pub struct AttachArgs {
     /// Pass every byte of the output to the terminal; without it only text and colours reach one
     #[arg(long)]
     pub raw: bool,
-}
-
-/// `approvals …`
-#[derive(Debug, Subcommand)]
-pub enum Approvals {
-    /// What is pending, oldest first
-    List,
-    /// One pending plan, whole
-    Show {
-        /// Its id, or the beginning of it
-        id: String,
-    },
-    /// Let it run
-    Allow {
-        /// Its id, or the beginning of it
-        id: String,
-        /// And the same command of the same agent from now on, until the grant is revoked
-        #[arg(long)]
-        always: bool,
-    },
-    /// Refuse it
-    Deny {
-        /// Its id, or the beginning of it
-        id: String,
-        /// Told to who asked
-        #[arg(long)]
-        reason: Option<String>,
-    },
-    /// Show each request as it comes and decide by key: a, d
-    Watch,
-    /// The policy document; with --set, replace it
-    Policy {
-        /// A JSON file with the new document, `-` for stdin
-        #[arg(long, value_name = "FILE")]
-        set: Option<PathBuf>,
-    },
-    /// What may run without asking
-    Grants,
-    /// Take a grant back
-    Revoke {
-        /// Of the grant
-        grant: String,
-    },
 }
 
 /// `node …`
@@ -506,70 +469,6 @@ pub enum AuthToken {
     Rotate,
 }
 
-/// `audit …`
-#[derive(Debug, Subcommand)]
-pub enum Audit {
-    /// The last records
-    Tail {
-        /// How many
-        #[arg(short, default_value_t = 20)]
-        n: u32,
-    },
-    /// Search the records
-    Query(Query),
-    /// Read the whole log again and check every hash, key and checkpoint
-    Verify(Verify),
-    /// A signed checkpoint of the log as it is, and its first public key: keep both elsewhere
-    Head,
-    /// One record whole, with its outcome, what a person was asked, and of a run the plan that is sealed in it
-    Show {
-        /// Its number
-        seq: u64,
-        /// At a gateway elsewhere too: ask for `operator.approvals`, without which the plan stays sealed
-        #[arg(long)]
-        plan: bool,
-    },
-    /// Prove that a record is in the log
-    Prove {
-        /// Its number
-        seq: u64,
-        /// Write the proof to this file [usual ending: .tlog-proof]
-        #[arg(long, value_name = "FILE")]
-        out: Option<PathBuf>,
-    },
-    /// Prove that the log has only grown from one size to another
-    Consistency {
-        /// The smaller size, in records
-        old: u64,
-        /// The larger; 0: all that there are
-        #[arg(default_value_t = 0)]
-        new: u64,
-    },
-    /// Write the records as lines for other systems
-    Export {
-        /// jsonl, ocsf or cef
-        #[arg(long, default_value = "jsonl", value_parser = ["jsonl", "ocsf", "cef"])]
-        format: String,
-        /// From this sequence number on
-        #[arg(long, value_name = "SEQ", default_value_t = 1)]
-        from: u64,
-    },
-}
-
-/// For `audit verify`.
-#[derive(Debug, Clone, Args)]
-pub struct Verify {
-    /// Read the files themselves, without a gateway
-    #[arg(long)]
-    pub offline: bool,
-    /// The log's first public key, as the gateway told it at its first start
-    #[arg(long, value_name = "KEY")]
-    pub key: Option<String>,
-    /// A checkpoint that was kept elsewhere; without it, the one that this user has seen last
-    #[arg(long, value_name = "FILE")]
-    pub against: Option<PathBuf>,
-}
-
 /// `tls …`
 #[derive(Debug, Clone, Copy, Subcommand)]
 pub enum Tls {
@@ -600,38 +499,6 @@ pub struct RemoteArgs {
     pub tailscale_socket: PathBuf,
 }
 
-/// For `audit query`.
-#[derive(Debug, Clone, Args)]
-pub struct Query {
-    /// exec.run, pairing.approve …
-    #[arg(long)]
-    pub action: Option<String>,
-    /// Who
-    #[arg(long)]
-    pub principal: Option<String>,
-    /// On what
-    #[arg(long)]
-    pub object: Option<String>,
-    /// ok, refused, failed, unknown
-    #[arg(long)]
-    pub outcome: Option<String>,
-    /// From this sequence number on
-    #[arg(long, value_name = "SEQ")]
-    pub since_seq: Option<u64>,
-    /// Up to this sequence number
-    #[arg(long, value_name = "SEQ")]
-    pub until_seq: Option<u64>,
-    /// Not older than this: 10m, 2h, or Unix milliseconds
-    #[arg(long, value_parser = moment, value_name = "TIME")]
-    pub since: Option<u64>,
-    /// Older than this
-    #[arg(long, value_parser = moment, value_name = "TIME")]
-    pub until: Option<u64>,
-    /// At most so many
-    #[arg(long, default_value_t = 100)]
-    pub limit: u32,
-}
-
 /// `config …`
 #[derive(Debug, Subcommand)]
 pub enum Config {
@@ -639,57 +506,6 @@ pub enum Config {
     Check,
     /// The running gateway's configuration, secrets left out
     Show,
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: u64 = digits
-        .parse()
-        .map_err(|_| "a number with ms, s, m or h behind it".to_owned())?;
-    let ms = match &text[digits.len()..] {
-        "ms" => 1,
-        "" | "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        _ => return Err("its unit is ms, s, m, h or d".to_owned()),
-    };
-    number
-        .checked_mul(ms)
-        .map(Duration::from_millis)
-        .ok_or_else(|| "too long".to_owned())
-}
-
-/// Unix milliseconds, or so long ago.
-fn moment(text: &str) -> Result<u64, String> {
-    if text.len() >= 10 && text.bytes().all(|b| b.is_ascii_digit()) {
-        return text.parse().map_err(|_| "Unix milliseconds".to_owned());
-    }
-    let ago = u64::try_from(duration(text)?.as_millis()).map_err(|_| "too long".to_owned())?;
-    Ok(crate::show::text::now_ms().saturating_sub(ago))
-}
-
-/// What can be read as nothing but a destination, by ssh and by the shell that the line is pasted into.
-fn destination(text: &str) -> Result<String, String> {
-    let bare = text.strip_prefix("ssh://").unwrap_or(text);
-    let host = bare.rsplit('@').next().unwrap_or_default();
-    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"._-@:%+".contains(&b);
-    if host.is_empty()
-        || bare.starts_with(['-', '@'])
-        || host.starts_with('-')
-        || text.len() > 255
-        || !bare.bytes().all(is_plain)
-    {
-        return Err("USER@HOST, or ssh://USER@HOST:PORT".to_owned());
-    }
-    Ok(text.to_owned())
-}
-
-fn variable(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        _ => Err("NAME=VALUE".to_owned()),
-    }
 }
 
 #[cfg(test)]
@@ -700,53 +516,6 @@ mod tests {
     #[test]
     fn the_words_fit_together() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn times_have_units() {
-        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(duration("30"), Ok(Duration::from_secs(30)));
-        assert_eq!(duration("2h"), Ok(Duration::from_hours(2)));
-        for bad in [
-            "",
-            "s",
-            "1w",
-            "-1s",
-            "99999999999999999999h",
-            "18446744073709551615h",
-        ] {
-            assert!(duration(bad).is_err(), "{bad}");
-        }
-        assert_eq!(moment("1700000000000"), Ok(1_700_000_000_000));
-    }
-
-    #[test]
-    fn a_destination_is_no_option_and_no_word_of_a_shell() {
-        for good in [
-            "host",
-            "me@gate.example",
-            "me@::1",
-            "ssh://me@gate.example:2222",
-        ] {
-            assert_eq!(destination(good).as_deref(), Ok(good));
-        }
-        for bad in [
-            "",
-            "-oProxyCommand=x",
-            "me@-oProxyCommand=x",
-            "a b",
-            "a;b",
-            "$(id)",
-            "a`id`",
-            "a'b",
-            "me@",
-            "@host",
-            "ssh://-x",
-            "ssh://a/b",
-            "a\nb",
-        ] {
-            assert!(destination(bad).is_err(), "{bad}");
-        }
     }
 
     #[test]

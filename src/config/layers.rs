@@ -242,7 +242,13 @@ impl Layers {
         found: &mut Vec<Setting>,
     ) {
         for (key, value) in table {
-            let name = key.get_ref().as_ref();
+            let said = key.get_ref().as_ref();
+            let name = if path.is_empty() { section_of(said) } else { said };
+            if name != said && table.keys().any(|other| other.get_ref().as_ref() == name) {
+                let message = format!("[{name}] is here too, and both are one section: keep one of them");
+                self.problem(at(key.span().start), said, &message, None);
+                continue;
+            }
             path.push(name.to_owned());
             match known(template, path) {
                 Err(refusal) => {
@@ -281,7 +287,10 @@ impl Layers {
     }
 
     /// One word for a key, from outside any file.
-    fn word(&mut self, path: Vec<String>, word: &str, place: Place) {
+    fn word(&mut self, mut path: Vec<String>, word: &str, place: Place) {
+        if let Some(section) = path.first_mut() {
+            *section = section_of(section).to_owned();
+        }
         let mut template = &self.defaults;
         let mut exemplar = None;
         for depth in 1..=path.len() {
@@ -382,6 +391,15 @@ fn put(table: &mut Table, path: &[String], value: Value) {
         here = next;
     }
     here.insert(leaf.clone(), value);
+}
+
+/// A section that has another name too, and the name that is its room's.
+const ALSO_CALLED: [(&str, &str); 1] = [("approvals", "approval")];
+
+/// The one name of a section.
+fn section_of(name: &str) -> &str {
+    let found = ALSO_CALLED.iter().find(|(other, _)| *other == name);
+    found.map_or(name, |(_, own)| own)
 }
 
 /// Keys of before, and what to do instead.

@@ -672,6 +672,19 @@ mod fields {
     }
 }
 
+#[test]
+fn the_section_of_questions_has_two_names_and_only_one_at_a_time() {
+    let text = "[approvals]\ntimeout_seconds = 7";
+    assert_eq!(file(text).unwrap().config.approval.timeout_seconds, 7);
+    let set = env("PORTCULLIS__APPROVALS__TIMEOUT_SECONDS", "8");
+    assert_eq!(set.unwrap().config.approval.timeout_seconds, 8);
+    let both = "[approval]\ngrant_days = 1\n[approvals]\ntimeout_seconds = 7";
+    let said = errors(both);
+    assert!(matches!(&said[..], [one] if one.contains("3:") && one.contains("keep one of them")), "{said:?}");
+    let said = errors("[approvalz]\ntimeout_seconds = 7");
+    assert_eq!(said.len(), 1, "{said:?}");
+}
+
 /// The bug: nothing looked at `[exec]`, so that a run as root could be configured, and a ceiling of 0 made each run panic.
 #[test]
 fn values_of_exec_and_of_questions_that_cannot_be_served_are_refused() {

@@ -1,0 +1,48 @@
+//! The words of `portcullis approvals`.
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+
+/// `approvals …`
+#[derive(Debug, Subcommand)]
+pub enum Approvals {
+    /// What is pending, oldest first
+    List,
+    /// One pending plan, whole
+    Show {
+        /// Its id, or the beginning of it
+        id: String,
+    },
+    /// Let it run
+    Allow {
+        /// Its id, or the beginning of it
+        id: String,
+        /// And the same command of the same agent from now on, until the grant is revoked
+        #[arg(long)]
+        always: bool,
+    },
+    /// Refuse it
+    Deny {
+        /// Its id, or the beginning of it
+        id: String,
+        /// Told to who asked
+        #[arg(long)]
+        reason: Option<String>,
+    },
+    /// Show each request as it comes and decide by key: a, d
+    Watch,
+    /// The policy document; with --set, replace it
+    Policy {
+        /// A JSON file with the new document, `-` for stdin
+        #[arg(long, value_name = "FILE")]
+        set: Option<PathBuf>,
+    },
+    /// What may run without asking
+    Grants,
+    /// Take a grant back
+    Revoke {
+        /// Of the grant
+        grant: String,
+    },
+}
