@@ -61,6 +61,9 @@ codes! {
     APPROVAL_ALREADY_RESOLVED, "INVALID_REQUEST", false, 5, "the first answer stands; `portcullis approvals list` shows what is pending";
     APPROVAL_SELF, "FORBIDDEN", false, 4, "who asked cannot approve: let another operator decide";
     EXEC_APPROVAL_COMMAND_DISPLAY_LIMIT, "INVALID_REQUEST", false, 2, "put what is long into a file, and name that";
+    APPROVAL_PROOF_REQUIRED, "FORBIDDEN", false, 4, "decide with `portcullis approvals allow ID`, which signs with a paired key; or take the act out of [approval] require_proof and restart the gateway";
+    APPROVAL_PROOF_INVALID, "FORBIDDEN", false, 4, "sign exactly this approval, plan, decision, scope and expiry with the key of a device that is paired as an operator and may decide: ARCHITECTURE.md has the bytes";
+    APPROVAL_SAME_VOTER, "FORBIDDEN", false, 4, "let somebody with another paired key decide: `portcullis approvals show ID` says who has";
     CHANGE_WAITS, "FORBIDDEN", false, 5, "an operator answers it, not on the connection that asked: `portcullis approvals show ID`, then `portcullis approvals allow ID`; then it holds";
     POLICY_CONFLICT, "INVALID_REQUEST", true, 1, "the document changed since it was read: read it again and retry";
     INVALID_PARAMS, "INVALID_REQUEST", false, 2, "the message names the field";

@@ -131,6 +131,11 @@ impl Identity {
         self.derive("portcullis/approval/rows/v1")
     }
 
+    /// The seed of the key that signs what people decide on connections of ours.
+    pub(crate) fn decisions(&self) -> Key {
+        self.derive("portcullis/approval/decisions/v1")
+    }
+
     /// What seals the keys that sign the audit log, an epoch each.
     pub(crate) fn audit_epochs(&self) -> Key {
         self.derive("portcullis/audit/epoch/v1")

@@ -13,7 +13,6 @@ use serde::{Deserialize, Serialize};
 use crate::approval::{Record, Status};
 use crate::encoding::hex;
 use crate::ids::{AgentId, ApprovalId, Hash32};
-use crate::plan::V1;
 use crate::seal::Secret;
 use crate::signing::mac;
 use crate::time::Millis;
@@ -218,6 +217,28 @@ impl Ledger {
     /// It is forgotten everywhere else.
     pub fn forget(&mut self, id: &ApprovalId) {
         self.open.remove(id);
+    }
+}
+
+/// The version of the form in which notices are kept: 1, anything else is not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "u8", into = "u8")]
+struct V1;
+
+impl TryFrom<u8> for V1 {
+    type Error = &'static str;
+    fn try_from(v: u8) -> Result<Self, Self::Error> {
+        if v == 1 {
+            Ok(Self)
+        } else {
+            Err("not version 1")
+        }
+    }
+}
+
+impl From<V1> for u8 {
+    fn from(_: V1) -> Self {
+        1
     }
 }
 

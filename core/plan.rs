@@ -331,28 +331,6 @@ impl From<Nonce> for String {
     }
 }
 
-/// The version of the form in which questions and grants are kept: 1, anything else is not read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(try_from = "u8", into = "u8")]
-pub struct V1;
-
-impl TryFrom<u8> for V1 {
-    type Error = &'static str;
-    fn try_from(v: u8) -> Result<Self, Self::Error> {
-        if v == 1 {
-            Ok(Self)
-        } else {
-            Err("not version 1")
-        }
-    }
-}
-
-impl From<V1> for u8 {
-    fn from(_: V1) -> Self {
-        1
-    }
-}
-
 /// The form of a plan. Each has canonical bytes of its own, so that a plan of one never has the hash of another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "u8", into = "u8")]

@@ -29,7 +29,7 @@ use portcullis_actors::supervision::{
     Feed, Flag, FlagReader, OnFatal, Policy, TreeBuilder, TreeWindow,
 };
 use portcullis_actors::vault::{Around, VaultHandle, VaultWiring};
-use portcullis_core::approval::{Agents, PlanSealer};
+use portcullis_core::approval::{Agents, Deciding, DecisionKey, Demands, PlanSealer};
 use portcullis_core::audit::BootId;
 use portcullis_core::auth::proxy::ProxyRules;
 use portcullis_core::auth::sub_uids::SubUids;
@@ -139,6 +139,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
         ..
     } = ground;
     let sealer = PlanSealer::new(identity.plans_key());
+    let decisions = DecisionKey::of(&identity);
     let plans = PlanKey::new(identity.logged_plans());
     // What is said of every agent holds for those without a section of their own too.
     let every = config.agents.every().timeout_ms;
@@ -297,6 +298,19 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             .filter_map(|(name, agent)| Some((AgentId::new(name).ok()?, policy_of(agent))))
             .collect(),
     };
+    let quorums = config.agents.named().filter_map(|(name, agent)| {
+        let more = (agent.quorum > 0).then_some(agent.quorum)?;
+        Some((AgentId::new(name).ok()?, more))
+    });
+    let deciding = Deciding {
+        key: decisions,
+        demands: Demands {
+            proof: config.approval.require_proof.clone(),
+            quorum: config.approval.quorum.into(),
+            of_agents: quorums.collect(),
+            every: config.agents.every().quorum,
+        },
+    };
     let approval = ApprovalHandle::add(
         &mut tree,
         ApprovalWiring {
@@ -307,6 +321,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             pairing: pairing.clone(),
             auth: auth.clone(),
             sealer,
+            deciding,
             clock: clock.clone(),
             feed: Feed::new(),
             hosts,

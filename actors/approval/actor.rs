@@ -1,44 +1,39 @@
 //! The room around core's machine: decide, make durable, settle, tell.
 
-use super::hosts;
+use super::ends::listen;
 use super::messages::{
-    ApprovalEvent, ApprovalMsg, ApprovalRefusal, ApprovalWiring, Ask, By, Consumed, Decision,
-    Found, Ground, PolicyChange, Resolved,
+    ApprovalEvent, ApprovalMsg, ApprovalRefusal, ApprovalWiring, Ask, Consumed, Decision, Found,
+    Ground,
 };
 use super::rows::{self, Revisions, drops, key, ops};
 use crate::act::{ActError, act, entry_of, store_with};
-use crate::auth::AuthNews;
-use crate::pairing::News as PairingNews;
 use crate::store::Revision;
-use crate::supervision::{Crash, Ctx, FeedItem, Reply, Room, Snapshot, TaskHandle};
+use crate::supervision::{Crash, Ctx, Reply, Room, Snapshot, TaskHandle};
 use portcullis_core::approval::{
-    Asked, Basis, Machine, PolicySet, Put, Record, Refusal, Requester, Status, Step, Subject, Word,
+    Asked, Machine, Put, Record, Refusal, Requester, Status, Step, Subject,
 };
 use portcullis_core::audit::{Entry, Proof, Seq};
-use portcullis_core::auth::{Holder, Principal};
 use portcullis_core::codes;
-use portcullis_core::ids::{AgentId, ApprovalId, DeviceId, Hash32};
+use portcullis_core::ids::{AgentId, ApprovalId, Hash32};
 use portcullis_core::plan::ExecPlan;
 use portcullis_core::policy::Verdict;
 use portcullis_core::time::Millis;
-use serde_json::Value;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// The wall clock may jump, so what is due is looked at no less often.
-const LOOK_EVERY: Duration = Duration::from_secs(30);
+pub(super) const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// Rows of one commit: their ids fit into one audit record.
 const CHUNK: usize = 24;
 
 /// The approval actor.
 pub struct Approval {
     pub(super) wiring: ApprovalWiring,
-    ctx: Ctx<Self>,
+    pub(super) ctx: Ctx<Self>,
     pub(super) machine: Machine,
-    revisions: Revisions,
+    pub(super) revisions: Revisions,
     left_out: usize,
-    timer: Option<TaskHandle>,
+    pub(super) timer: Option<TaskHandle>,
 }
 
 impl Room for Approval {
@@ -101,8 +96,8 @@ impl Room for Approval {
                 self.consume(&id, hash, intent, reply).await?;
             }
             ApprovalMsg::Cancel(id, why, reply) => self.cancel(&id, &why, reply).await?,
-            ApprovalMsg::Resolve(by, id, word, reply) => {
-                self.resolve(*by, &id, word, reply).await?;
+            ApprovalMsg::Resolve(by, id, told, reply) => {
+                self.resolve(*by, &id, *told, reply).await?;
             }
             ApprovalMsg::Grants(reply) => {
                 reply.ok(self.machine.grants().into_iter().cloned().collect());
@@ -168,6 +163,7 @@ impl Approval {
             }
             None => self.free_id()?,
         };
+        let is_start = ask.idempotency_key.is_none();
         let entry = Entry {
             action: "approval.requested".to_owned(),
             act_as: Some(ask.plan.agent.to_string()),
@@ -179,7 +175,22 @@ impl Approval {
             .machine
             .ask(ask.plan, requester, ask.idempotency_key, id.clone(), now);
         let result = match asked {
-            Ok(Asked::Allow { rule }) => Ok(Decision::Allow { rule }),
+            Ok(Asked::Allow {
+                rule,
+                used: Some(grant),
+            }) if is_start => {
+                let entry = Entry {
+                    action: "approval.grant.use".to_owned(),
+                    object: Some(format!("grant:{}", grant.id)),
+                    ..entry
+                };
+                let step = Step {
+                    puts: vec![Put::Grant(grant)],
+                };
+                let counted = self.make_event(entry, step).await;
+                counted.map(|()| Decision::Allow { rule })
+            }
+            Ok(Asked::Allow { rule, .. }) => Ok(Decision::Allow { rule }),
             Ok(Asked::Deny { code, message, fix }) => Ok(Decision::Deny { code, message, fix }),
             Ok(Asked::Known(id)) => self.machine.get(id.as_str()).map(known).map_err(Into::into),
             Ok(Asked::New(mut step)) => {
@@ -226,29 +237,6 @@ impl Approval {
         })
     }
 
-    /// With the policy under which somebody decides, and the document that his word sets. Of a change of the document itself
-    /// that policy is the document before.
-    fn judged(&self, mut entry: Entry, step: &Step) -> Entry {
-        let document = step.puts.iter().find_map(|put| match put {
-            Put::Document(document) => Some(document),
-            _ => None,
-        });
-        let plan = step.puts.iter().find_map(|put| match put {
-            Put::Record(record) => record.plan(),
-            _ => None,
-        });
-        let policy = match (document, plan) {
-            (None, Some(plan)) => self.policy_hash(&plan.agent),
-            _ => portcullis_core::audit::Hash32(self.machine.policy().hash.0),
-        };
-        if let Some(document) = document {
-            let digest = Hash32::of(document.to_string().as_bytes());
-            entry = entry.with("document", digest.to_string());
-        }
-        entry.policy_hash = Some(policy);
-        entry
-    }
-
     pub(super) fn policy_hash(&self, agent: &AgentId) -> portcullis_core::audit::Hash32 {
         portcullis_core::audit::Hash32(self.machine.policy_hash(agent).0)
     }
@@ -268,8 +256,8 @@ impl Approval {
             let row = (rows::RECORD, id.as_str().to_owned());
             ground.waited_ms = Some(said.at.since(record.created));
             ground.proof = Some(Proof {
-                by: said.by.clone(),
-                how: said.proven(),
+                by: record.deciders(),
+                how: record.proven(),
                 decision: word.as_str().to_owned(),
                 recorded: Seq(self.revisions.get(&row).map_or(0, |(_, intent)| *intent)),
             });
@@ -356,223 +344,8 @@ impl Approval {
         answer(reply, result)
     }
 
-    async fn resolve(
-        &mut self,
-        by: By,
-        id: &str,
-        word: Word,
-        reply: Reply<Resolved, ApprovalRefusal>,
-    ) -> Result<(), Crash> {
-        if !reply.is_wanted() {
-            return Ok(());
-        }
-        if let Err(error) = self.check_kin(&by.principal, id).await {
-            return answer(reply, Err(error));
-        }
-        let result = match self
-            .machine
-            .resolve(id, word, &by.principal, &by.connection, self.now())
-        {
-            Ok(None) => Ok(false),
-            Ok(Some(mut step)) => {
-                for put in &mut step.puts {
-                    if let Put::Record(record) = put
-                        && record.id.as_str().starts_with(id)
-                        && let Some(resolution) = &mut record.resolution
-                    {
-                        resolution.note.clone_from(&by.note);
-                    }
-                }
-                let entry = Entry {
-                    action: "approval.resolve".to_owned(),
-                    decision: Some(word.as_str().to_owned()),
-                    ..entry_of(&by.principal)
-                };
-                let entry = self.judged(about(entry, &step), &step);
-                self.make(entry, step).await.map(|()| true)
-            }
-            Err(refusal) => Err(refusal.into()),
-        };
-        let result = match result {
-            Ok(applied) => match self.machine.get(id) {
-                Ok(record) => Ok(Resolved {
-                    record: record.clone(),
-                    applied,
-                }),
-                Err(refusal) => Err(refusal.into()),
-            },
-            Err(error) => Err(error),
-        };
-        answer(reply, result)
-    }
-
-    /// Who answers with a device, or on a page that one opened, answers nothing of who let it in.
-    async fn check_kin(&self, by: &Principal, id: &str) -> Result<(), ApprovalRefusal> {
-        let name = by.name();
-        let device = name.strip_prefix("device:");
-        let Some(device) = device.and_then(|id| DeviceId::new(id).ok()) else {
-            return Ok(());
-        };
-        let _waiting = self.ctx.waiting();
-        let came = self.wiring.pairing.let_in(&device).await;
-        // Not known: nothing is decided on it.
-        let came = came.map_err(|_| ApprovalRefusal::Down {
-            may_have_run: false,
-        })?;
-        if let Some(came) = came {
-            self.machine.may_answer_through(id, &came)?;
-        }
-        Ok(())
-    }
-
-    async fn revoke(
-        &mut self,
-        by: By,
-        id: &str,
-        reply: Reply<(), ApprovalRefusal>,
-    ) -> Result<(), Crash> {
-        if !reply.is_wanted() {
-            return Ok(());
-        }
-        let result = match self.machine.revoke_grant(id, &by.principal, self.now()) {
-            Ok(step) => {
-                let entry = Entry {
-                    action: "approval.grant.revoke".to_owned(),
-                    object: Some(format!("grant:{id}")),
-                    ..entry_of(&by.principal)
-                };
-                self.make(entry, step).await
-            }
-            Err(refusal) => Err(refusal.into()),
-        };
-        answer(reply, result)
-    }
-
-    async fn set_policy(
-        &mut self,
-        by: By,
-        document: Value,
-        base: Option<&str>,
-        reply: Reply<PolicyChange, ApprovalRefusal>,
-    ) -> Result<(), Crash> {
-        if !reply.is_wanted() {
-            return Ok(());
-        }
-        let (id, now) = (self.free_id()?, self.now());
-        let set = self
-            .machine
-            .set_policy(document, base, &by.principal, &by.connection, id, now);
-        let entry = entry_of(&by.principal);
-        let result = match set {
-            Ok(PolicySet::Apply(step)) => {
-                let entry = Entry {
-                    action: "approval.policy.set".to_owned(),
-                    ..entry
-                };
-                let entry = self.judged(about(entry, &step), &step);
-                let made = self.make(entry, step).await;
-                made.map(|()| PolicyChange::Applied(self.machine.policy()))
-            }
-            Ok(PolicySet::Ask(id, step)) => {
-                let expires_at = expiry(&step);
-                let entry = Entry {
-                    action: "approval.requested".to_owned(),
-                    ..entry
-                };
-                let entry = self.judged(about(entry, &step), &step);
-                let made = self.make_event(entry, step).await;
-                made.map(|()| PolicyChange::Pending { id, expires_at })
-            }
-            Err(refusal) => Err(refusal.into()),
-        };
-        answer(reply, result)
-    }
-
-    /// Ends what is over by the clock. What cannot be recorded now stays, and is not answered or used meanwhile: the
-    /// machine looks at the clock itself.
-    async fn expire(&mut self) -> Result<(), Crash> {
-        let step = self.machine.expire(self.now());
-        if step.puts.is_empty() {
-            return Ok(());
-        }
-        match self.make(Entry::new("approval.expire"), step).await {
-            Err(ApprovalRefusal::Act(error)) if !error.must_reread() => {
-                tracing::warn!(%error, "what ran out could not be recorded");
-                Ok(())
-            }
-            other => other.map_err(Crash::new),
-        }
-    }
-
-    /// Which of these have ended.
-    async fn dead(&self, bases: BTreeSet<Basis>) -> Result<BTreeSet<Basis>, ApprovalRefusal> {
-        let _waiting = self.ctx.waiting();
-        let mut dead = BTreeSet::new();
-        // Whether it still counts is not known: nothing is decided on it.
-        let down = ApprovalRefusal::Down {
-            may_have_run: false,
-        };
-        for basis in bases {
-            let (now, then) = match &basis {
-                Basis::Device(credential) => {
-                    let pairing = &self.wiring.pairing;
-                    let now = pairing.current_generation(&credential.device, credential.role);
-                    (now.await.ok(), credential.generation)
-                }
-                Basis::Secret(standing) => {
-                    let now = self.wiring.auth.current_generation(&standing.secret);
-                    (now.await.ok(), standing.generation)
-                }
-            };
-            if now.ok_or_else(|| down.clone())? != Some(then) {
-                dead.insert(basis);
-            }
-        }
-        Ok(dead)
-    }
-
-    /// Ends what rests on the word of this one, or of any, that has ended.
-    async fn void(&mut self, holder: Option<&Holder>) -> Result<usize, ApprovalRefusal> {
-        let mut bases = self.machine.rests_on();
-        bases.retain(|basis| holder.is_none_or(|holder| basis.holder() == *holder));
-        let dead = self.dead(bases).await?;
-        let step = self.machine.void(&dead, self.now());
-        let count = step.puts.len();
-        if count > 0 {
-            let entry = Entry::new("approval.void").with("why", "revoked");
-            let holders: BTreeSet<_> = dead.iter().map(|b| b.holder().to_string()).collect();
-            let holders: Vec<_> = holders.into_iter().take(8).collect();
-            let entry = entry.with("of", holders.join(" "));
-            self.make(entry, step).await?;
-        }
-        Ok(count)
-    }
-
-    /// Told by pairing or authentication. What cannot be recorded now is not used meanwhile: each use asks them itself.
-    async fn look_again(&mut self, holder: Option<&Holder>) -> Result<(), Crash> {
-        match self.void(holder).await {
-            Ok(_) => Ok(()),
-            Err(ApprovalRefusal::Act(error)) if error.must_reread() => Err(Crash::new(error)),
-            Err(error) => {
-                tracing::warn!(%error, "what ended with a credential could not be recorded");
-                Ok(())
-            }
-        }
-    }
-
-    /// Wakes the room when the next thing is over.
-    fn arm(&mut self) {
-        let now = self.now();
-        self.timer = self.machine.next_due(now).map(|due| {
-            // At least a little: a change that cannot be recorded must not spin.
-            let wait =
-                Duration::from_millis(due.since(now)).clamp(Duration::from_millis(50), LOOK_EVERY);
-            self.ctx.after("expire", 0, wait, ApprovalMsg::Expire)
-        });
-    }
-
     /// Intent, commit, outcome, settle, tell: in this order, in pieces that the store takes.
-    async fn make(&mut self, entry: Entry, step: Step) -> Result<(), ApprovalRefusal> {
+    pub(super) async fn make(&mut self, entry: Entry, step: Step) -> Result<(), ApprovalRefusal> {
         for puts in pieces(step) {
             let done = {
                 let _waiting = self.ctx.waiting();
@@ -640,7 +413,10 @@ impl Approval {
                     .get(record.id.as_str())
                     .ok()
                     .and_then(|r| r.resolution.clone());
-                if record.status == Status::Pending {
+                let is_known = self.machine.get(record.id.as_str()).is_ok();
+                if record.status == Status::Pending && is_known {
+                    // One word of several: who waits hears of the last.
+                } else if record.status == Status::Pending {
                     news.push(ApprovalEvent::Requested(Arc::new((**record).clone())));
                 } else if before != record.resolution {
                     news.push(ApprovalEvent::Resolved(Arc::new((**record).clone())));
@@ -653,42 +429,6 @@ impl Approval {
         }
         Ok(())
     }
-}
-
-fn listen(wiring: &ApprovalWiring, ctx: &Ctx<Approval>) {
-    hosts::listen(wiring, ctx);
-    let mut news = wiring.pairing.news();
-    let own = ctx.clone();
-    ctx.task("pairing news", 0, async move {
-        loop {
-            match news.next().await {
-                FeedItem::Event(told) => {
-                    if let PairingNews::Invalidated { device_id, .. } = &told.event {
-                        let holder = Holder::Device(device_id.clone());
-                        own.notify(ApprovalMsg::LookAgain(Some(holder)));
-                    }
-                }
-                FeedItem::Lagged => own.notify(ApprovalMsg::LookAgain(None)),
-                FeedItem::Closed => return,
-            }
-        }
-    })
-    .keep();
-    let mut news = wiring.auth.news();
-    let own = ctx.clone();
-    ctx.task("auth news", 0, async move {
-        loop {
-            match news.next().await {
-                FeedItem::Event(told) => own.notify(ApprovalMsg::LookAgain(match &told.event {
-                    AuthNews::Secret(secret, _) => Some(Holder::Secret(secret.clone())),
-                    AuthNews::Any => None,
-                })),
-                FeedItem::Lagged => own.notify(ApprovalMsg::LookAgain(None)),
-                FeedItem::Closed => return,
-            }
-        }
-    })
-    .keep();
 }
 
 /// What an earlier try with the same key became.
@@ -751,7 +491,7 @@ fn listed(entry: Entry, puts: &[Put]) -> Entry {
         .with("ids", ids.join(" "))
 }
 
-fn expiry(step: &Step) -> Millis {
+pub(super) fn expiry(step: &Step) -> Millis {
     let records = step.puts.iter().filter_map(|put| match put {
         Put::Record(record) => Some(record.expires),
         _ => None,
@@ -778,7 +518,7 @@ fn end_by(step: &mut Step, then: Millis) {
 }
 
 /// Answers, and crashes the room where only re-reading helps.
-fn answer<T>(
+pub(super) fn answer<T>(
     reply: Reply<T, ApprovalRefusal>,
     result: Result<T, ApprovalRefusal>,
 ) -> Result<(), Crash> {

@@ -1,7 +1,8 @@
 //! `[approval]` in the configuration.
 
-use portcullis_core::approval::Limits;
+use portcullis_core::approval::{Act, Limits, Quorum};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// Limits of approvals.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,6 +16,47 @@ pub struct ApprovalConfig {
     pub pending_per_agent: usize,
     /// Most unfinished questions in all.
     pub pending_max: usize,
+    /// Where a decision must be signed by a paired device's key.
+    pub require_proof: BTreeSet<Act>,
+    /// How many people decide.
+    pub quorum: QuorumConfig,
+}
+
+/// `[approval.quorum]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct QuorumConfig {
+    /// On a command outside the sandbox, or on a node.
+    pub elevation: u8,
+    /// On a host that a sandbox wants to reach.
+    pub egress: u8,
+    /// On a change that lets more run.
+    pub loosening: u8,
+}
+
+impl Default for QuorumConfig {
+    fn default() -> Self {
+        let Quorum {
+            elevation,
+            egress,
+            loosening,
+        } = Quorum::default();
+        Self {
+            elevation,
+            egress,
+            loosening,
+        }
+    }
+}
+
+impl From<QuorumConfig> for Quorum {
+    fn from(config: QuorumConfig) -> Self {
+        Self {
+            elevation: config.elevation,
+            egress: config.egress,
+            loosening: config.loosening,
+        }
+    }
 }
 
 impl ApprovalConfig {
@@ -37,6 +79,8 @@ impl Default for ApprovalConfig {
             grant_days: limits.grant_ms / 86_400_000,
             pending_per_agent: limits.per_agent,
             pending_max: limits.total,
+            require_proof: BTreeSet::from([Act::Quorum]),
+            quorum: QuorumConfig::default(),
         }
     }
 }

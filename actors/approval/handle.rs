@@ -3,18 +3,22 @@
 use super::actor::Approval;
 use super::messages::{
     ApprovalEvent, ApprovalMsg, ApprovalRefusal, ApprovalWiring, Ask, By, Consumed, Decision,
-    Found, Ground, PolicyChange, Resolved,
+    Found, Ground, PolicyChange, Resolved, Told,
 };
 use crate::supervision::{
     CallError, Feed, FeedItem, FeedReader, Handle, Policy as Rules, Reply, TreeBuilder,
 };
-use portcullis_core::approval::{Grant, NOTE_MAX, Policy, Record, Status, Word, record_json};
+use portcullis_core::approval::{
+    Act, Deciding, Grant, Limits, NOTE_MAX, Policy, Record, Status, Word, record_json,
+};
 use portcullis_core::audit::Seq;
 use portcullis_core::auth::{Holder, Principal};
 use portcullis_core::ids::{AgentId, ApprovalId, Hash32};
 use portcullis_core::plan::{ExecPlan, Target};
 use portcullis_core::policy::Judgement;
+use portcullis_core::time::Millis;
 use serde_json::{Value, json};
+use std::sync::Arc;
 use std::time::Duration;
 
 const WITHIN: Duration = Duration::from_secs(5);
@@ -28,14 +32,26 @@ const LOOK_EVERY: Duration = Duration::from_secs(15);
 pub struct ApprovalHandle {
     room: Handle<ApprovalMsg>,
     feed: Feed<ApprovalEvent>,
+    terms: Arc<Terms>,
+}
+
+/// What does not change while the gateway runs.
+#[derive(Debug)]
+struct Terms {
+    deciding: Deciding,
+    limits: Limits,
 }
 
 impl ApprovalHandle {
     /// Adds the room to a tree.
     pub fn add(tree: &mut TreeBuilder, wiring: ApprovalWiring) -> Self {
         let feed = wiring.feed.clone();
+        let terms = Arc::new(Terms {
+            deciding: wiring.deciding.clone(),
+            limits: wiring.config.limits(),
+        });
         let room = tree.room::<Approval>(Rules::new(CAPACITY), wiring);
-        Self { room, feed }
+        Self { room, feed, terms }
     }
 
     /// Decides on a frozen plan. A question is durable when it returns.
@@ -212,28 +228,49 @@ impl ApprovalHandle {
         by: &Principal,
         connection: &str,
     ) -> Result<Record, ApprovalRefusal> {
-        let resolved = self.resolve_with(id, word, None, by, connection).await?;
+        let resolved = self.tell(id, word.into(), by, connection).await?;
         Ok(resolved.record)
     }
 
-    /// As [`Self::resolve`], with a word for who asked; tells whether this was the first answer.
+    /// As [`Self::resolve`], with all that a decision can have; tells whether it was the first answer.
     ///
     /// # Errors
     /// [`ApprovalRefusal`].
-    pub async fn resolve_with(
+    pub async fn tell(
         &self,
         id: &str,
-        word: Word,
-        note: Option<&str>,
+        mut told: Told,
         by: &Principal,
         connection: &str,
     ) -> Result<Resolved, ApprovalRefusal> {
-        let (mut by, id) = (boxed(by, connection), id.to_owned());
-        by.note = note
-            .map(|n| n.chars().take(NOTE_MAX).collect::<String>())
-            .filter(|n| !n.trim().is_empty());
-        self.ask(|reply| ApprovalMsg::Resolve(by, id, word, reply))
+        let (by, id) = (boxed(by, connection), id.to_owned());
+        let note = told.note.map(|n| n.chars().take(NOTE_MAX).collect());
+        told.note = note.filter(|note: &String| !note.trim().is_empty());
+        self.ask(|reply| ApprovalMsg::Resolve(by, id, Box::new(told), reply))
             .await
+    }
+
+    /// What a device signs a decision on this question with, and whether one must.
+    pub fn terms(&self, record: &Record, now: Millis) -> Value {
+        let Terms { deciding, limits } = &*self.terms;
+        json!({
+            "gateway": deciding.key.gateway(),
+            "planHash": record.plan_hash,
+            "nowMs": now,
+            "onceUntilMs": now.plus(limits.timeout_ms),
+            "grantUntilMs": now.plus(limits.grant_ms),
+            "requiredFor": deciding.demands.signature_for(record).map(Act::as_str),
+        })
+    }
+
+    /// This gateway's id in what devices sign.
+    pub fn gateway(&self) -> Hash32 {
+        self.terms.deciding.key.gateway()
+    }
+
+    /// Must a device sign this act, which is no question?
+    pub fn needs_proof(&self, act: Act) -> bool {
+        self.terms.deciding.demands.proof.contains(&act)
     }
 
     /// Standing grants, newest first.
@@ -327,6 +364,5 @@ fn boxed(principal: &Principal, connection: &str) -> Box<By> {
     Box::new(By {
         principal: principal.clone(),
         connection: connection.to_owned(),
-        note: None,
     })
 }

@@ -10,7 +10,7 @@ use crate::sandbox_pool::HostQuestions;
 use crate::store::Store;
 use crate::supervision::{Feed, Reply};
 use portcullis_core::approval::{
-    Agents, Grant, HostAsked, PlanSealer, Policy, Record, Refusal, Status, Word,
+    Agents, Deciding, Extent, Grant, HostAsked, PlanSealer, Policy, Record, Refusal, Status, Word,
 };
 use portcullis_core::audit::{Proof, Seq};
 use portcullis_core::auth::{Holder, Principal};
@@ -40,6 +40,8 @@ pub struct ApprovalWiring {
     pub auth: AuthHandle,
     /// Seals the rows.
     pub sealer: PlanSealer,
+    /// What decisions must be made with, and the key for those that no device signs.
+    pub deciding: Deciding,
     /// The time.
     pub clock: Clock,
     /// Where news are told.
@@ -57,7 +59,8 @@ pub struct Ask {
     pub requester: Principal,
     /// On which connection.
     pub connection: String,
-    /// The requester's key against running twice.
+    /// The requester's key against running twice; none: the last look at the start of what was asked before, by which a
+    /// grant is used.
     pub idempotency_key: Option<String>,
     /// What the requester calls its question; none: an id of ours.
     pub id: Option<ApprovalId>,
@@ -204,8 +207,33 @@ impl ApprovalRefusal {
 pub struct By {
     pub(super) principal: Principal,
     pub(super) connection: String,
-    /// What it adds to an answer.
-    pub(super) note: Option<String>,
+}
+
+/// What somebody decides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// What.
+    pub word: Word,
+    /// How far it reaches.
+    pub scope: Option<Extent>,
+    /// After this nothing begins by it.
+    pub expires: Option<Millis>,
+    /// A device's public key, and its signature over the decision (base64url).
+    pub signed: Option<(String, String)>,
+    /// For who asked.
+    pub note: Option<String>,
+}
+
+impl From<Word> for Told {
+    fn from(word: Word) -> Self {
+        Self {
+            word,
+            scope: None,
+            expires: None,
+            signed: None,
+            note: None,
+        }
+    }
 }
 
 /// A question after an answer to it.
@@ -253,7 +281,7 @@ pub enum ApprovalMsg {
     /// Withdraws a question.
     Cancel(ApprovalId, String, Answer<()>),
     /// A person's answer.
-    Resolve(Box<By>, String, Word, Answer<Resolved>),
+    Resolve(Box<By>, String, Box<Told>, Answer<Resolved>),
     /// Standing grants.
     Grants(Answer<Vec<Grant>>),
     /// Takes one back.

@@ -13,7 +13,9 @@
 //!   left out, so it allows nothing; a document that does not open closes the host.
 
 mod actor;
+mod answers;
 mod config;
+mod ends;
 mod handle;
 mod hosts;
 mod messages;
@@ -24,9 +26,9 @@ mod rows;
 mod tests;
 
 pub use actor::Approval;
-pub use config::ApprovalConfig;
+pub use config::{ApprovalConfig, QuorumConfig};
 pub use handle::ApprovalHandle;
 pub use messages::{
     ApprovalEvent, ApprovalMsg, ApprovalRefusal, ApprovalWiring, Ask, Consumed, Decision, Found,
-    Ground, PolicyChange, Resolved,
+    Ground, PolicyChange, Resolved, Told,
 };

@@ -7,7 +7,7 @@ use crate::clock::Clock;
 use crate::pairing::{Client, ConnectFacts, PairingConfig, PairingHandle, PairingWiring, Verdict};
 use crate::store::Store;
 use crate::supervision::{Feed, Intensity, Tree, TreeBuilder};
-use portcullis_core::approval::{Agents, PlanSealer, Status, Word};
+use portcullis_core::approval::{Agents, Deciding, DecisionKey, PlanSealer, Status, Word};
 use portcullis_core::audit::{BootId, Entry};
 use portcullis_core::auth::{Door, Principal, Proof, Role, Scope, ScopeSet};
 use portcullis_core::device::DeviceKey;
@@ -75,6 +75,7 @@ async fn house(folder: &Path, boot: u8, approves: bool) -> House {
         pairing: pairing.clone(),
         auth: AuthHandle::bare(&mut tree, &store, &audit, &pairing),
         sealer: PlanSealer::of(&Identity::from_random([1; 32])),
+        deciding: Deciding::plain(DecisionKey::from_seed(&[9; 32])),
         clock: Clock::system(),
         feed: Feed::new(),
     };

@@ -50,6 +50,7 @@ pub(super) async fn read(wiring: &ApprovalWiring) -> Result<Kept, Crash> {
     let machine = Machine::new(
         wiring.config.limits(),
         wiring.agents.clone(),
+        wiring.deciding.clone(),
         records,
         grants,
         document,

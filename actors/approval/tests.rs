@@ -12,7 +12,9 @@ use crate::clock::Clock;
 use crate::pairing::{PairingConfig, PairingHandle, PairingWiring};
 use crate::store::{Op, Store};
 use crate::supervision::{Feed, FeedItem, FeedReader, Intensity, Tree, TreeBuilder};
-use portcullis_core::approval::{Agents, PlanSealer, Refusal, Status, Word, record_json};
+use portcullis_core::approval::{
+    Agents, Deciding, DecisionKey, PlanSealer, Refusal, Status, Word, record_json,
+};
 use portcullis_core::audit::{Body, BootId, Entry, Query, Seq};
 use portcullis_core::auth::{Door, Principal, Proof, Role, Scope};
 use portcullis_core::identity::Identity;
@@ -85,6 +87,7 @@ async fn house_with(folder: &Path, boot: u8, clock: Clock, store: Store, key: u8
         store: store.clone(),
         audit: audit.clone(),
         sealer: PlanSealer::of(&Identity::from_random([key; 32])),
+        deciding: Deciding::plain(DecisionKey::from_seed(&[9; 32])),
         clock,
         feed: Feed::new(),
     };
@@ -487,7 +490,7 @@ async fn who_asked_cannot_answer() {
         ..operator()
     };
     for (by, connection, code) in [
-        (operator(), "c-1", "APPROVAL_SELF"),
+        (operator(), "", "APPROVAL_SELF"),
         (agent.clone(), "c-2", "APPROVAL_SELF"),
         (node, "c-2", "WRONG_ROLE"),
     ] {
@@ -765,6 +768,7 @@ async fn a_row_beyond_the_audit_log_stops_the_start() {
         store,
         audit,
         sealer: PlanSealer::of(&Identity::from_random([1; 32])),
+        deciding: Deciding::plain(DecisionKey::from_seed(&[9; 32])),
         clock: Clock::system(),
         feed: Feed::new(),
     };

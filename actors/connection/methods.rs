@@ -5,7 +5,7 @@ use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portcullis_core::approval::Word;
+use portcullis_core::approval::Extent;
 use portcullis_core::audit::{Entry, Outcome};
 use portcullis_core::auth::{Door, Principal, Role, Scope};
 use portcullis_core::codes::{self, Code};
@@ -19,10 +19,11 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::answer::Params;
+use super::decisions::{Given, Reach, decided, told};
 use super::messages::{Certificate, Sessions};
 use super::peer::status_keys;
 use crate::act::entry_of;
-use crate::approval::{ApprovalEvent, ApprovalHandle, ApprovalRefusal, PolicyChange};
+use crate::approval::{ApprovalEvent, ApprovalHandle, ApprovalRefusal, PolicyChange, Told};
 use crate::audit::AuditHandle;
 use crate::auth::AuthHandle;
 use crate::clock::Clock;
@@ -162,7 +163,7 @@ impl Methods {
             | "agent.token.list"
             | "agent.token.revoke" => self.secrets(about, method, params).await,
             name if name.starts_with("vault.") => {
-                Box::pin(self.vault_methods(by, method, params)).await
+                Box::pin(self.vault_methods(about, method, params)).await
             }
             name if name.starts_with("audit.") => {
                 Box::pin(super::audits::call(self, about, method, params)).await
@@ -186,12 +187,10 @@ impl Methods {
             }
             "exec.approval.get" => {
                 let p: Id = params.read(method)?;
-                Ok(self
-                    .approval
-                    .get(&p.id)
-                    .await
-                    .map_err(approval)?
-                    .detail_json())
+                let record = self.approval.get(&p.id).await.map_err(approval)?;
+                let mut detail = record.detail_json();
+                detail["sign"] = self.approval.terms(&record, self.clock.now());
+                Ok(detail)
             }
             "exec.approval.waitDecision" => {
                 let p: Id = params.read(method)?;
@@ -213,18 +212,21 @@ impl Methods {
             }
             "exec.approval.resolve" => {
                 let p: Resolve = params.read(method)?;
-                let word = Word::parse(&p.decision).ok_or_else(|| {
-                    ErrorBody::of(
-                        codes::INVALID_PARAMS,
-                        "invalid exec.approval.resolve params: decision is allow-once, allow-always or deny",
-                    )
-                })?;
+                let reach = Reach {
+                    scope: p.scope,
+                    expires_at_ms: p.expires_at_ms,
+                    proof: p.proof,
+                };
+                let told = Told {
+                    note: p.reason,
+                    ..told(method, &p.decision, reach)?
+                };
                 let resolved = self
                     .approval
-                    .resolve_with(&p.id, word, p.reason.as_deref(), by, about.connection)
-                    .await;
-                resolved.map_err(approval)?;
-                Ok(json!({ "ok": true }))
+                    .tell(&p.id, told, by, about.connection)
+                    .await
+                    .map_err(approval)?;
+                Ok(decided(&resolved.record))
             }
             "exec.approval.grants.list" => {
                 let p: Tail = params.read(method)?;
@@ -278,6 +280,7 @@ impl Methods {
         status["runtimeVersion"] = self.version.into();
         status["portcullis"] = json!({
                 "version": self.version,
+                "gatewayId": self.approval.gateway(),
                 "uptimeMs": u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX),
                 "driver": pool.map(|p| json!({ "name": p.driver, "detail": p.why, "boxes": p.boxes.len(), "warm": p.warm, "runner": p.runner, "others": p.others })),
                 "rooms": view.map(|v| v.rooms).unwrap_or_default(),
@@ -502,6 +505,12 @@ struct Resolve {
     reason: Option<String>,
     #[serde(default, rename = "reviewer")]
     _reviewer: Option<Value>,
+    #[serde(default)]
+    scope: Option<Extent>,
+    #[serde(default)]
+    expires_at_ms: Option<u64>,
+    #[serde(default)]
+    proof: Option<Given>,
 }
 
 #[derive(Deserialize)]

@@ -13,6 +13,7 @@ mod asks;
 mod audits;
 mod boxes;
 mod config;
+mod decisions;
 mod devices;
 mod echo;
 mod handle;

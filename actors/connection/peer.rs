@@ -1,13 +1,14 @@
 //! What the peer's own clients ask beside the rooms' methods: the one way to every kind of question (`approval.*`), who is
 //! present, and `status` with its keys. What this gateway has not (tasks, sessions, channels) is told as none.
 
-use portcullis_core::approval::{PRESENTED_KIND, Record, Status, Word, snapshot_json};
+use portcullis_core::approval::{Extent, PRESENTED_KIND, Record, Status, Word, snapshot_json};
 use portcullis_core::codes;
 use portcullis_core::protocol::frame::ErrorBody;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::answer::Params;
+use super::decisions::{Given, Reach, told};
 use super::methods::{About, Answer, Methods, approval};
 use crate::approval::{ApprovalRefusal, Resolved};
 
@@ -15,6 +16,7 @@ use crate::approval::{ApprovalRefusal, Resolved};
 const KINDS: [&str; 3] = [PRESENTED_KIND, "plugin", "system-agent"];
 /// The most and, unasked, the usual number of questions in one answer of `approval.history`.
 const HISTORY_MAX: usize = 100;
+const DAY_MS: u64 = 86_400_000;
 
 impl Methods {
     /// `approval.get`: by its whole id, as with the peer.
@@ -33,16 +35,25 @@ impl Methods {
                 format!("invalid approval.resolve params: {why}"),
             )
         };
-        let word = Word::parse(&p.decision)
-            .ok_or_else(|| invalid("decision is allow-once, allow-always or deny"))?;
         if !KINDS.contains(&p.kind.as_str()) {
             return Err(invalid("kind is exec, plugin or system-agent"));
         }
-        if p.grant_expires_in_days.is_some() {
-            return Err(invalid(
-                "grantExpiresInDays is not kept here: [approval] grant_days says how long a grant lasts",
-            ));
+        let mut reach = Reach {
+            scope: p.scope,
+            expires_at_ms: p.expires_at_ms,
+            proof: p.proof,
+        };
+        if let Some(days) = p.grant_expires_in_days {
+            if p.decision != Word::AllowAlways.as_str() || reach.expires_at_ms.is_some() {
+                return Err(invalid(
+                    "grantExpiresInDays is for allow-always, without expiresAtMs",
+                ));
+            }
+            let end = self.clock.now().plus(days.saturating_mul(DAY_MS));
+            reach.scope.get_or_insert(Extent::Until);
+            reach.expires_at_ms = Some(end.0);
         }
+        let told = told("approval.resolve", &p.decision, reach)?;
         let id = self.whole(&p.id).await?.id;
         if p.kind != PRESENTED_KIND {
             return Err(not_found());
@@ -50,7 +61,7 @@ impl Methods {
         let by = about.principal;
         let resolved = self
             .approval
-            .resolve_with(id.as_str(), word, None, by, about.connection)
+            .tell(id.as_str(), told, by, about.connection)
             .await;
         let Resolved { record, applied } = match resolved {
             Ok(resolved) => resolved,
@@ -218,6 +229,12 @@ struct Resolve {
     decision: String,
     #[serde(default)]
     grant_expires_in_days: Option<u64>,
+    #[serde(default)]
+    scope: Option<Extent>,
+    #[serde(default)]
+    expires_at_ms: Option<u64>,
+    #[serde(default)]
+    proof: Option<Given>,
 }
 
 #[derive(Deserialize)]

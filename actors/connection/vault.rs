@@ -15,7 +15,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::answer::Params;
-use super::methods::{Answer, Methods, Name, Nothing, Wiped, refused};
+use super::decisions::Given;
+use super::methods::{About, Answer, Methods, Name, Nothing, Wiped, refused};
 use crate::act::entry_of;
 use crate::vault::{NewUnlocker, Opener, VaultRefusal};
 
@@ -33,10 +34,11 @@ const CONTROL_ONLY: &[&str] = &[
 impl Methods {
     pub(super) async fn vault_methods(
         &self,
-        by: &Principal,
+        about: About<'_>,
         method: &str,
         params: &Params<'_>,
     ) -> Answer {
+        let by = about.principal;
         if CONTROL_ONLY.contains(&method) && by.door != Door::Control {
             return Err(ErrorBody::of(
                 codes::MISSING_SCOPE,
@@ -135,6 +137,13 @@ impl Methods {
             "vault.export" => {
                 let p: ExportParams = params.read(method)?;
                 let passphrase = bytes(&p.passphrase_base64, "vault.export", "passphraseBase64")?;
+                let proof = self.check_export(about, p.proof, p.expires_at_ms).await?;
+                let entry = match proof {
+                    Some(proof) => entry
+                        .with("connection", about.connection)
+                        .with("proof", json!(proof).to_string()),
+                    None => entry,
+                };
                 let (export, left_out) = vault.export(entry, passphrase).await.map_err(refusal)?;
                 Ok(json!({ "export": export, "leftOut": left_out }))
             }
@@ -296,6 +305,10 @@ struct Init {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct ExportParams {
     passphrase_base64: Wiped,
+    #[serde(default)]
+    expires_at_ms: Option<u64>,
+    #[serde(default)]
+    proof: Option<Given>,
 }
 
 #[derive(Deserialize)]

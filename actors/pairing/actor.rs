@@ -96,6 +96,10 @@ impl Room for PairingRoom {
                 reply.ok(self.machine.let_in(&device));
                 Ok(())
             }
+            PairingMsg::OperatorKey(device, reply) => {
+                reply.ok(self.machine.operator_key(&device));
+                Ok(())
+            }
             PairingMsg::List(caller, connected, reply) => {
                 reply.ok(self.machine.list(&caller, &connected, self.now()));
                 Ok(())

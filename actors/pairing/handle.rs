@@ -10,7 +10,8 @@ use crate::supervision::{CallError, Feed, FeedReader, Handle, Policy, Reply, Tre
 use portcullis_core::auth::{Principal, Role, ScopeSet};
 use portcullis_core::ids::DeviceId;
 use portcullis_core::pairing::{
-    Caller, ConnectFacts, Declared, Effective, LetIn, Maker, News, SurfaceState, Verdict,
+    Caller, ConnectFacts, Declared, Effective, LetIn, Maker, News, OperatorKey, SurfaceState,
+    Verdict,
 };
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -78,6 +79,19 @@ impl PairingHandle {
     pub async fn let_in(&self, device: &DeviceId) -> Result<Option<LetIn>, PairingRefusal> {
         let device = device.clone();
         self.ask(|reply| PairingMsg::LetIn(device, reply)).await
+    }
+
+    /// The key of a device that is paired as an operator.
+    ///
+    /// # Errors
+    /// [`PairingRefusal`].
+    pub async fn operator_key(
+        &self,
+        device: &DeviceId,
+    ) -> Result<Option<OperatorKey>, PairingRefusal> {
+        let device = device.clone();
+        self.ask(|reply| PairingMsg::OperatorKey(device, reply))
+            .await
     }
 
     /// `device.pair.list`. `connected`: the devices that have a live socket, as the edge knows them.

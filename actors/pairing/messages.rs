@@ -10,8 +10,8 @@ use portcullis_core::audit::Entry;
 use portcullis_core::auth::{Role, ScopeSet};
 use portcullis_core::ids::DeviceId;
 use portcullis_core::pairing::{
-    Caller, ConnectFacts, Declared, Effective, IssuedToken, LetIn, Maker, News, Refusal,
-    SurfaceState, Verdict,
+    Caller, ConnectFacts, Declared, Effective, IssuedToken, LetIn, Maker, News, OperatorKey,
+    Refusal, SurfaceState, Verdict,
 };
 use portcullis_core::time::Millis;
 use portcullis_core::token::{Token, TokenHash};
@@ -82,6 +82,8 @@ pub enum PairingMsg {
     Lives(DeviceId, Reply<Option<u64>, PairingRefusal>),
     /// How a device has come in.
     LetIn(DeviceId, Reply<Option<LetIn>, PairingRefusal>),
+    /// The key of an operator's device.
+    OperatorKey(DeviceId, Reply<Option<OperatorKey>, PairingRefusal>),
     /// `device.pair.list`, with the devices that are connected now.
     List(Caller, BTreeSet<DeviceId>, Reply<Value, PairingRefusal>),
     /// One request or device by its id.

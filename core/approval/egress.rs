@@ -2,10 +2,9 @@
 //! asks and how often; a no is remembered, and so is how many were asked.
 
 use super::machine::Machine;
-use super::{Record, Refusal, Requester, Status, Step, Subject, Word};
+use super::{Record, Refusal, Requester, Row, Status, Step, Subject, Word};
 use crate::auth::Role;
 use crate::ids::{AgentId, ApprovalId, BoxId, Hash32};
-use crate::plan::V1;
 use crate::policy::Reason;
 use crate::time::Millis;
 
@@ -109,8 +108,13 @@ impl Machine {
                  each of the agent's, until it is taken back."
             ),
         };
+        let subject = Subject::Egress {
+            agent: agent.clone(),
+            sandbox: boxed.clone(),
+            host: host.clone(),
+        };
         let record = Record {
-            v: V1,
+            v: Row,
             id,
             status: Status::Pending,
             requester: Requester {
@@ -124,11 +128,9 @@ impl Machine {
                 secret: None,
             },
             idempotency_key: None,
-            subject: Subject::Egress {
-                agent: agent.clone(),
-                sandbox: boxed.clone(),
-                host: host.clone(),
-            },
+            quorum: self.deciding.demands.quorum(&subject),
+            votes: vec![],
+            subject,
             plan_hash: Hash32::of(&own),
             subject_hash: about,
             reasons: vec![reason],

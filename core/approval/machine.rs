@@ -6,13 +6,12 @@ use serde_json::Value;
 
 use super::chosen::Chosen;
 use super::{
-    Basis, Grant, Limits, Put, Record, Refusal, Requester, Resolution, Status, Step, Subject,
+    Basis, Deciding, Grant, Limits, Put, Record, Refusal, Requester, Resolution, Row, Status, Step,
+    Subject,
 };
-use crate::auth::{Principal, Role, SecretName, SecretStanding, is_console};
 use crate::codes::Code;
 use crate::ids::{AgentId, ApprovalId, Hash32};
-use crate::pairing::LetIn;
-use crate::plan::{ExecPlan, Target, V1};
+use crate::plan::{ExecPlan, Target};
 use crate::policy::{
     AgentPolicy, Document, Judgement, Rules, Standing, Verdict, decide, denied_outright, judge,
 };
@@ -57,6 +56,7 @@ impl Held {
 pub struct Machine {
     pub(super) limits: Limits,
     pub(super) agents: Agents,
+    pub(super) deciding: Deciding,
     pub(super) records: BTreeMap<String, Record>,
     pub(super) grants: BTreeMap<String, Grant>,
     pub(super) document: Held,
@@ -70,6 +70,8 @@ pub enum Asked {
     Allow {
         /// By which rule.
         rule: String,
+        /// The grant by which it runs, used once more: to be written.
+        used: Option<Box<Grant>>,
     },
     /// It may not run.
     Deny {
@@ -100,6 +102,7 @@ impl Machine {
     pub fn new(
         limits: Limits,
         agents: Agents,
+        deciding: Deciding,
         records: Vec<Record>,
         grants: Vec<Grant>,
         document: Option<Result<Value, ()>>,
@@ -122,6 +125,7 @@ impl Machine {
         Self {
             limits,
             agents,
+            deciding,
             chosen,
             records: records
                 .into_iter()
@@ -175,11 +179,25 @@ impl Machine {
 
     /// Ends what rests on what has ended: questions, answers that nobody used, grants.
     pub fn void(&self, dead: &BTreeSet<Basis>, now: Millis) -> Step {
-        let records = self
-            .records
-            .values()
-            .filter(|r| r.is_in_force() && r.rests_on().any(|basis| dead.contains(&basis)))
-            .map(|r| ended(r, Status::Cancelled, "revoked", now));
+        let ends = |record: &Record| {
+            if !record.is_in_force() || !record.rests_on().any(|basis| dead.contains(&basis)) {
+                return None;
+            }
+            let asked = Basis::of(
+                record.requester.credential.as_ref(),
+                record.requester.secret.as_ref(),
+            );
+            if record.status == Status::Pending && !asked.into_iter().any(|b| dead.contains(&b)) {
+                // Its question stands, without the word of who is no more.
+                let mut without = record.clone();
+                without
+                    .votes
+                    .retain(|vote| !vote.rests_on().any(|basis| dead.contains(&basis)));
+                return Some(Put::Record(Box::new(without)));
+            }
+            Some(ended(record, Status::Cancelled, "revoked", now))
+        };
+        let records = self.records.values().filter_map(ends);
         let grants = self
             .grants
             .values()
@@ -265,18 +283,15 @@ impl Machine {
             agent: self.agents.of(&plan.agent),
             document: self.document.standing(),
         };
-        let grant = self.grant(plan, now);
+        let grant = self.standing_grant(plan, now);
         judge(&rules, plan, grant.map(|g| g.id.as_str()))
     }
 
-    fn grant(&self, plan: &ExecPlan, now: Millis) -> Option<&Grant> {
+    fn standing_grant(&self, plan: &ExecPlan, now: Millis) -> Option<&Grant> {
         let subject_hash = plan.subject_hash();
-        self.grants.values().find(|g| {
-            g.subject_hash == subject_hash
-                && g.agent == plan.agent
-                && g.created <= now
-                && now < g.expires
-        })
+        self.grants
+            .values()
+            .find(|g| g.covers(plan, subject_hash, now))
     }
 
     /// Decides on a plan: runs, does not run, or a question under `id`.
@@ -318,9 +333,13 @@ impl Machine {
             agent,
             document: self.document.standing(),
         };
-        let grant = self.grant(&plan, now);
+        let grant = self.standing_grant(&plan, now);
         let (reasons, may_always) = match decide(&rules, &plan, grant.map(|g| g.id.as_str())) {
-            Verdict::Allow { rule } => return Ok(Asked::Allow { rule }),
+            Verdict::Allow { rule } => {
+                let used = grant.filter(|g| rule == format!("grant:{}", g.id));
+                let used = used.map(|g| Box::new(g.used(now)));
+                return Ok(Asked::Allow { rule, used });
+            }
             Verdict::Deny { code, message, fix } => return Ok(Asked::Deny { code, message, fix }),
             Verdict::Ask {
                 reasons,
@@ -328,15 +347,19 @@ impl Machine {
             } => (reasons, may_always),
         };
         self.check_room(Some(&plan.agent))?;
+        let plan_hash = plan.plan_hash();
+        let subject = Subject::Exec(Box::new(plan));
         let record = Record {
-            v: V1,
+            v: Row,
             id,
             status: Status::Pending,
             requester,
             idempotency_key,
-            plan_hash: plan.plan_hash(),
+            plan_hash,
             subject_hash,
-            subject: Subject::Exec(Box::new(plan)),
+            quorum: self.deciding.demands.quorum(&subject),
+            votes: vec![],
+            subject,
             reasons,
             may_always,
             created: now,
@@ -497,6 +520,7 @@ impl Machine {
         ) {
             return Err(Refusal::Cancelled("policy".to_owned()));
         }
+        self.is_shown(record)?;
         let mut used = record.clone();
         used.status = Status::Used;
         used.used_by = Some(intent);
@@ -579,66 +603,4 @@ pub(super) fn ended(record: &Record, status: Status, why: &str, now: Millis) -> 
         at: now.max(record.newest()),
     });
     Put::Record(Box::new(record))
-}
-
-/// May a device that came in so answer that request? Not where who asked let it in, or let in who did; nor where it came
-/// when the question was there already, whoever let it in, but for a process that the kernel calls an operator's. Whoever
-/// asks for an agent's sake is told by name; an agent lets nobody in.
-pub(super) fn may_answer_through(
-    requester: &Requester,
-    came: &LetIn,
-    asked: Millis,
-) -> Result<(), Refusal> {
-    if requester.role == Role::Agent {
-        return Ok(());
-    }
-    let own = Some(requester.name.clone()).filter(|name| !is_console(name));
-    let device = requester.device.as_ref().map(|id| format!("device:{id}"));
-    let secret = requester.secret.as_ref();
-    let person = secret.and_then(|standing| standing.secret.person());
-    let names: Vec<String> = own.into_iter().chain(device).chain(person).collect();
-    if names.iter().any(|name| came.by.contains(name)) {
-        return Err(Refusal::SelfThroughAnother);
-    }
-    if !names.is_empty() && !came.is_local && came.at >= asked {
-        return Err(Refusal::SelfThroughAnother);
-    }
-    Ok(())
-}
-
-fn password(standing: Option<&SecretStanding>) -> Option<&str> {
-    match &standing?.secret {
-        SecretName::Password(name) => Some(name),
-        _ => None,
-    }
-}
-
-/// May this principal on this connection answer that request? By role, name and connection: another operator, or who is at
-/// this machine's console (a uid, the shared token) on another connection; never the device that asked, nor the user of a
-/// proxy or a password on whatever connection, never an agent.
-pub(super) fn may_answer(
-    requester: &Requester,
-    by: &Principal,
-    connection: &str,
-) -> Result<(), Refusal> {
-    if by.role == Role::Agent || by.agent.is_some() {
-        return Err(Refusal::SelfApproval);
-    }
-    if by.role != Role::Operator {
-        return Err(Refusal::WrongRole);
-    }
-    let same_device = by
-        .device()
-        .is_some_and(|d| requester.device.as_deref() == Some(d.as_str()));
-    // By name: a page is opened by the code of a device or a user, too.
-    let name = by.name();
-    let is_console = is_console(&name);
-    // A password is one person's, with a device and without.
-    let same_password = password(by.secret.as_ref())
-        .is_some_and(|own| password(requester.secret.as_ref()) == Some(own));
-    let same_user = same_password || (!is_console && name == requester.name);
-    if connection.is_empty() || connection == requester.connection || same_device || same_user {
-        return Err(Refusal::SelfApproval);
-    }
-    Ok(())
 }

@@ -3,144 +3,17 @@
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::machine::{Held, Machine, PolicySet, ended, may_answer, may_answer_through};
-use super::{
-    Credential, Grant, Put, Record, Refusal, Requester, Resolution, Status, Step, Subject, Word,
-};
+use super::machine::{Held, Machine, PolicySet, ended};
+use super::{Grant, Put, Record, Refusal, Requester, Row, Status, Step, Subject};
 use crate::auth::{Principal, Role, Scope};
 use crate::ids::{AgentId, ApprovalId, Hash32};
-use crate::pairing::LetIn;
-use crate::plan::{Target, V1};
+use crate::plan::Target;
 use crate::policy::{Diff, Document, Reason, Rules, Standing, diff, explain};
 use crate::time::Millis;
 
 const POLICY_DOMAIN: &[u8] = b"portcullis-policy-change-v1\0";
 
 impl Machine {
-    /// May a device that came in so answer? To be asked before [`Self::resolve`] of whoever comes with a device, or on a page
-    /// that a device opened.
-    ///
-    /// # Errors
-    /// [`Refusal::SelfThroughAnother`].
-    pub fn may_answer_through(&self, id: &str, came: &LetIn) -> Result<(), Refusal> {
-        let record = self.get(id)?;
-        may_answer_through(&record.requester, came, record.created)
-    }
-
-    /// A person's answer. `None`: it was answered so before, nothing is to be written. First answer wins.
-    ///
-    /// # Errors
-    /// [`Refusal`]: who answers may not, or too late, or otherwise answered.
-    pub fn resolve(
-        &self,
-        id: &str,
-        word: Word,
-        by: &Principal,
-        connection: &str,
-        now: Millis,
-    ) -> Result<Option<Step>, Refusal> {
-        let record = self.get(id)?;
-        may_answer(&record.requester, by, connection)?;
-        let needed = match record.subject {
-            Subject::Exec(_) | Subject::Egress { .. } => Scope::Approvals,
-            Subject::Policy { .. } => Scope::Admin,
-        };
-        if !by.scopes.allows(needed) {
-            return Err(Refusal::MissingScope(needed.as_str()));
-        }
-        match record.status {
-            Status::Pending if record.is_due(now) => return Err(Refusal::Expired),
-            Status::Pending => {}
-            Status::Expired => return Err(Refusal::Expired),
-            Status::Cancelled => return Err(Refusal::NotFound),
-            Status::Allowed | Status::Denied | Status::Used => {
-                let said = record.resolution.as_ref().and_then(|r| r.word);
-                return if said == Some(word) {
-                    Ok(None)
-                } else {
-                    Err(Refusal::AlreadyResolved)
-                };
-            }
-        }
-        if word == Word::AllowAlways && !record.may_always {
-            return Err(Refusal::AlwaysUnavailable);
-        }
-        let mut done = record.clone();
-        done.resolution = Some(Resolution {
-            word: Some(word),
-            by: by.name(),
-            why: "user".to_owned(),
-            note: None,
-            credential: Credential::of(by),
-            secret: by.secret.clone(),
-            at: now,
-        });
-        done.status = if word == Word::Deny {
-            Status::Denied
-        } else {
-            Status::Allowed
-        };
-        done.expires = now.plus(self.limits.timeout_ms);
-        let mut step = Step::default();
-        match (&record.subject, word) {
-            (_, Word::Deny) | (Subject::Exec(_), Word::AllowOnce) => {}
-            // The answer itself is what holds.
-            (Subject::Egress { .. }, Word::AllowOnce) => done.status = Status::Used,
-            (Subject::Egress { agent, host, .. }, Word::AllowAlways) => {
-                if self.grants.len() >= self.limits.grants {
-                    return Err(Refusal::TooManyGrants);
-                }
-                done.status = Status::Used;
-                step.puts.push(Put::Grant(Box::new(Grant {
-                    v: V1,
-                    id: format!("g-{}", record.id),
-                    agent: agent.clone(),
-                    target: super::egress::TARGET.to_owned(),
-                    subject_hash: record.subject_hash,
-                    command: format!("reach {host}"),
-                    cwd: host.clone(),
-                    approval_id: record.id.clone(),
-                    by: by.name(),
-                    credential: Credential::of(by),
-                    secret: by.secret.clone(),
-                    created: now,
-                    expires: now.plus(self.limits.grant_ms),
-                })));
-            }
-            (Subject::Exec(plan), Word::AllowAlways) => {
-                if self.grants.len() >= self.limits.grants {
-                    return Err(Refusal::TooManyGrants);
-                }
-                step.puts.push(Put::Grant(Box::new(Grant {
-                    v: V1,
-                    id: format!("g-{}", record.id),
-                    agent: plan.agent.clone(),
-                    target: plan.target.word(),
-                    subject_hash: record.subject_hash,
-                    command: plan.command_line(),
-                    cwd: plan.cwd.clone(),
-                    approval_id: record.id.clone(),
-                    by: by.name(),
-                    credential: Credential::of(by),
-                    secret: by.secret.clone(),
-                    created: now,
-                    expires: now.plus(self.limits.grant_ms),
-                })));
-            }
-            (Subject::Policy { base, new, .. }, _) => {
-                let document = Document::parse(new.clone()).map_err(|e| Refusal::Document(e.0))?;
-                if self.document_hash() != *base {
-                    return Err(Refusal::Conflict);
-                }
-                done.status = Status::Used;
-                step.puts
-                    .extend(self.applied(&document, now, Some(&record.id)));
-            }
-        }
-        step.puts.insert(0, Put::Record(Box::new(done)));
-        Ok(Some(step))
-    }
-
     /// Standing grants, newest first.
     pub fn grants(&self) -> Vec<&Grant> {
         let mut grants: Vec<&Grant> = self.grants.values().collect();
@@ -203,7 +76,7 @@ impl Machine {
         explain(&rules, agent.as_str(), target)
     }
 
-    fn document_hash(&self) -> Hash32 {
+    pub(super) fn document_hash(&self) -> Hash32 {
         self.policy().hash
     }
 
@@ -254,17 +127,20 @@ impl Machine {
             text: "It lets commands run that the present document refuses or asks about."
                 .to_owned(),
         };
+        let subject = Subject::Policy {
+            base: current.hash,
+            old,
+            new,
+        };
         let record = Record {
-            v: V1,
+            v: Row,
             id: id.clone(),
             status: Status::Pending,
             requester: Requester::new(by, connection),
             idempotency_key: None,
-            subject: Subject::Policy {
-                base: current.hash,
-                old,
-                new,
-            },
+            quorum: self.deciding.demands.quorum(&subject),
+            votes: vec![],
+            subject,
             plan_hash,
             subject_hash,
             reasons: vec![reason],
@@ -279,7 +155,12 @@ impl Machine {
 
     /// A document that holds from now on: it ends what it forbids, and every other proposal, which was made against
     /// another one.
-    fn applied(&self, document: &Document, now: Millis, but: Option<&ApprovalId>) -> Vec<Put> {
+    pub(super) fn applied(
+        &self,
+        document: &Document,
+        now: Millis,
+        but: Option<&ApprovalId>,
+    ) -> Vec<Put> {
         let mut puts = vec![Put::Document(document.to_json())];
         puts.extend(self.forbidden(Standing::Valid(document), now));
         let proposals = self

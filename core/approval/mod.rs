@@ -9,22 +9,29 @@ use serde_json::Value;
 use crate::auth::{Holder, Principal, Role, SecretStanding};
 use crate::codes::{self, Code};
 use crate::ids::{AgentId, ApprovalId, BoxId, DeviceId, Hash32};
-use crate::plan::{ExecPlan, V1};
+use crate::plan::ExecPlan;
 use crate::policy::Reason;
 use crate::time::Millis;
 
 mod chosen;
 mod egress;
+mod grant;
 mod machine;
 mod manage;
+mod proof;
+mod resolve;
 mod rows;
 mod view;
+mod vote;
 
 pub use egress::{HostAsked, HostWord};
+pub use grant::Grant;
 pub use machine::{Agents, Asked, Machine, PolicySet};
 pub use manage::Policy;
+pub use proof::{DecisionKey, DecisionProof, Extent, ProofError, Statement, verify_proof};
 pub use rows::{Place, PlanSealer};
 pub use view::{PRESENTED_KIND, record_json, request_json, snapshot_json};
+pub use vote::{Act, Deciding, Demands, Quorum, Said, Signed, Signer, Vote};
 
 /// What a person says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -268,12 +275,38 @@ impl Resolution {
 /// See [`Resolution::note`].
 pub const NOTE_MAX: usize = 500;
 
+const fn one() -> u8 {
+    1
+}
+
+/// The form in which questions and grants are kept. The first, which had neither votes nor uses, is read; the second is
+/// written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "u8", into = "u8")]
+pub struct Row;
+
+impl TryFrom<u8> for Row {
+    type Error = &'static str;
+    fn try_from(v: u8) -> Result<Self, Self::Error> {
+        match v {
+            1 | 2 => Ok(Self),
+            _ => Err("not version 1 or 2"),
+        }
+    }
+}
+
+impl From<Row> for u8 {
+    fn from(_: Row) -> Self {
+        2
+    }
+}
+
 /// One question, as it is kept (sealed).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Record {
     /// Version of the form.
-    pub v: V1,
+    pub v: Row,
     /// Its id.
     pub id: ApprovalId,
     /// Where it stands.
@@ -296,6 +329,12 @@ pub struct Record {
     pub created: Millis,
     /// When it ends by itself: unanswered, or allowed and unused.
     pub expires: Millis,
+    /// How many people must let it happen.
+    #[serde(default = "one")]
+    pub quorum: u8,
+    /// What people have said, in order.
+    #[serde(default)]
+    pub votes: Vec<Vote>,
     /// The answer.
     pub resolution: Option<Resolution>,
     /// The audit sequence of the act that used it.
@@ -337,7 +376,46 @@ impl Record {
         let asked = &self.requester;
         let answered = self.resolution.iter();
         let answered = answered.flat_map(|r| Basis::of(r.credential.as_ref(), r.secret.as_ref()));
-        Basis::of(asked.credential.as_ref(), asked.secret.as_ref()).chain(answered)
+        let voted = self.votes.iter().flat_map(Vote::rests_on);
+        Basis::of(asked.credential.as_ref(), asked.secret.as_ref())
+            .chain(answered)
+            .chain(voted)
+    }
+
+    /// What stands until enough have said the same.
+    pub fn voted_on(&self) -> impl Iterator<Item = Basis> {
+        let votes = self.votes.iter().filter(|_| self.status == Status::Pending);
+        votes.flat_map(Vote::rests_on)
+    }
+
+    /// Who has decided, by name: all whose word it took.
+    pub fn deciders(&self) -> String {
+        let of_votes: Vec<&str> = self.votes.iter().map(|vote| vote.by.as_str()).collect();
+        let said = self.resolution.as_ref().map(|said| said.by.as_str());
+        match of_votes[..] {
+            [] | [_] => said.unwrap_or_default().to_owned(),
+            // As many as a record of the log takes: it has each word by itself, too.
+            _ => of_votes[..of_votes.len().min(3)].join(", "),
+        }
+    }
+
+    /// With what the decision was made: with what who said it had come in, and whose keys signed it.
+    pub fn proven(&self) -> String {
+        let came = self.resolution.as_ref().map(Resolution::proven);
+        let signed: Vec<String> = self
+            .votes
+            .iter()
+            .filter_map(|vote| vote.proof.device())
+            .map(|device| device.chars().take(16).collect())
+            .collect();
+        let came = came.unwrap_or_default();
+        match &signed[..] {
+            [] => came,
+            some => {
+                let keys = some[..some.len().min(4)].join(", ");
+                format!("{came}; signed with the key of {keys}")
+            }
+        }
     }
 
     /// The newest moment it knows of.
@@ -354,47 +432,6 @@ impl Record {
             Subject::Policy { .. } => "change of the approvals document".to_owned(),
             Subject::Egress { host, .. } => format!("reach {host}"),
         }
-    }
-}
-
-/// A person's lasting word for the very same command (by [`ExecPlan::subject_hash`]).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Grant {
-    /// Version of the form.
-    pub v: V1,
-    /// Its id.
-    pub id: String,
-    /// For which agent.
-    pub agent: AgentId,
-    /// Where: [`crate::plan::Target::word`].
-    pub target: String,
-    /// What exactly.
-    pub subject_hash: Hash32,
-    /// The whole command, for people.
-    pub command: String,
-    /// Its folder.
-    pub cwd: String,
-    /// The question that it came from.
-    pub approval_id: ApprovalId,
-    /// Who granted.
-    pub by: String,
-    /// What it was granted under.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub credential: Option<Credential>,
-    /// The secret with which who granted had come in.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub secret: Option<SecretStanding>,
-    /// When.
-    pub created: Millis,
-    /// Until when.
-    pub expires: Millis,
-}
-
-impl Grant {
-    /// On whose standing it rests.
-    pub fn rests_on(&self) -> impl Iterator<Item = Basis> {
-        Basis::of(self.credential.as_ref(), self.secret.as_ref())
     }
 }
 
@@ -473,6 +510,16 @@ pub enum Refusal {
     #[error("who asked cannot approve")]
     SelfApproval,
     #[error(
+        "this decision ({0}) needs the signature of a paired device's key, and none came with it"
+    )]
+    ProofNeeded(&'static str),
+    #[error("the decision's proof does not hold: {0}")]
+    ProofInvalid(&'static str),
+    #[error("this person or key has decided already: another's is needed")]
+    SameVoter,
+    #[error("the decision's scope or expiry is none that it can have")]
+    Extent,
+    #[error(
         "who asked cannot approve, nor can a device that it let in, or that came after the question"
     )]
     SelfThroughAnother,
@@ -519,6 +566,9 @@ impl Refusal {
             Self::AlreadyResolved | Self::Used => codes::APPROVAL_ALREADY_RESOLVED,
             Self::Denied | Self::Cancelled(_) | Self::StillPending => codes::APPROVAL_DENIED,
             Self::SelfApproval | Self::SelfThroughAnother => codes::APPROVAL_SELF,
+            Self::ProofNeeded(_) => codes::APPROVAL_PROOF_REQUIRED,
+            Self::ProofInvalid(_) => codes::APPROVAL_PROOF_INVALID,
+            Self::SameVoter => codes::APPROVAL_SAME_VOTER,
             Self::WrongRole => codes::WRONG_ROLE,
             Self::MissingScope(_) => codes::MISSING_SCOPE,
             Self::TooManyPending(_) | Self::TooManyIds | Self::TooManyGrants => {
@@ -528,6 +578,7 @@ impl Refusal {
             Self::Conflict => codes::POLICY_CONFLICT,
             Self::NotYours(_) => codes::AGENT_NOT_ALLOWED,
             Self::AlwaysUnavailable
+            | Self::Extent
             | Self::Document(_)
             | Self::Plan(_)
             | Self::KeyReused
@@ -547,6 +598,10 @@ impl Refusal {
 }
 
 #[cfg(test)]
+mod decide_tests;
+#[cfg(test)]
 mod ids_tests;
+#[cfg(test)]
+mod kept_tests;
 #[cfg(test)]
 mod tests;

@@ -18,7 +18,12 @@ pub fn record_json(record: &Record) -> Value {
         "expiresAtMs": record.expires,
         "approvalKind": record.subject.kind(),
         "status": record.status,
+        "quorum": record.quorum,
+        "votes": votes(record),
     });
+    if record.votes.iter().any(|vote| vote.self_opened) {
+        value["selfOpened"] = true.into();
+    }
     if let Some(resolution) = &record.resolution {
         value["decision"] = json!(resolution.word);
         value["resolvedBy"] = json!(visible(&resolution.by));
@@ -26,6 +31,26 @@ pub fn record_json(record: &Record) -> Value {
         value["terminalReason"] = json!(visible(&resolution.why));
     }
     value
+}
+
+/// Who has said what, and what shows it.
+fn votes(record: &Record) -> Value {
+    let one = |vote: &super::Vote| {
+        let mut proof = json!(vote.proof);
+        // By its principal, who may be a user of somebody's.
+        if let Some(principal) = proof.get_mut("principal") {
+            *principal = json!(visible(&vote.by));
+        }
+        json!({
+            "decision": vote.word,
+            "by": visible(&vote.by),
+            "deviceId": vote.device(),
+            "atMs": vote.at,
+            "selfOpened": vote.self_opened,
+            "proof": proof,
+        })
+    };
+    record.votes.iter().map(one).collect()
 }
 
 /// The `request` of a question: the recorded keys, then ours.
@@ -368,7 +393,7 @@ impl Record {
 impl Grant {
     /// One element of `exec.approval.grants.list`. The peer's command line writes its table from keys that may be null
     /// and not absent: without `revokedAtMs` it calls a grant revoked, without a job's name it ends. What has a name
-    /// there is an automation; here it is the agent. Uses are in the log.
+    /// there is an automation; here it is the agent.
     pub fn to_json(&self) -> Value {
         json!({
             "grantId": self.id,
@@ -385,8 +410,10 @@ impl Grant {
             "mintedByApprovalId": self.approval_id,
             "cronJobId": null,
             "cronJobName": self.agent,
-            "useCount": null,
-            "lastUsedAtMs": null,
+            "scope": self.scope,
+            "sessionKey": self.session.as_deref().map(visible),
+            "useCount": self.uses,
+            "lastUsedAtMs": self.last_used,
             "revokedAtMs": null,
             "revokedBy": null,
         })

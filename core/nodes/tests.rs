@@ -3,11 +3,11 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::*;
-use crate::approval::{Record, Requester, Status, Subject};
+use crate::approval::{Record, Requester, Row, Status, Subject};
 use crate::auth::Role;
 use crate::ids::{AgentId, ApprovalId};
 use crate::plan::tests::host_plan;
-use crate::plan::{EnvValue, ExecPlan, Executable, Target, V1};
+use crate::plan::{EnvValue, ExecPlan, Executable, Target};
 
 fn id(n: u8) -> DeviceId {
     DeviceId::new(&format!("{n:02x}").repeat(32)).unwrap()
@@ -328,7 +328,7 @@ fn record(status: Status, device: Option<&str>) -> Record {
         ..host_plan(&["/usr/bin/echo", "hi"])
     };
     Record {
-        v: V1,
+        v: Row,
         id: ApprovalId::new("a1").unwrap(),
         status,
         requester: Requester {
@@ -349,6 +349,8 @@ fn record(status: Status, device: Option<&str>) -> Record {
         may_always: false,
         created: Millis(0),
         expires: Millis(9),
+        quorum: 1,
+        votes: vec![],
         resolution: None,
         used_by: None,
     }

@@ -2,8 +2,8 @@
 
 use super::manage::Refusal;
 use super::records::{ApprovedVia, Client, Device, Pending};
-use crate::auth::Role;
 use crate::auth::limits::Source;
+use crate::auth::{Role, ScopeSet};
 use crate::ids::DeviceId;
 use crate::time::Millis;
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,6 +30,19 @@ pub struct LetIn {
     pub at: Millis,
     /// By the kernel's word that it is an operator's process.
     pub is_local: bool,
+}
+
+/// The key of a device that is paired as an operator, and what it may.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OperatorKey {
+    /// In its one spelling.
+    pub public_key: String,
+    /// What the device has.
+    pub scopes: ScopeSet,
+    /// It counts no longer than this is the device's generation.
+    pub generation: u64,
+    /// The user of this machine whom local trust let it in for, where it did.
+    pub user: Option<u32>,
 }
 
 /// Numbers that bound the room.
@@ -307,6 +320,19 @@ impl Pairing {
             by: device.let_in_by.clone(),
             at: device.created_at_ms,
             is_local: device.approved_via == ApprovedVia::Silent,
+        })
+    }
+
+    /// The key of this device, if it is paired as an operator.
+    pub fn operator_key(&self, device: &DeviceId) -> Option<OperatorKey> {
+        let device = self.devices.get(device)?;
+        let held = device.held(Role::Operator)?;
+        let is_local = device.approved_via == ApprovedVia::Silent;
+        Some(OperatorKey {
+            public_key: device.public_key.clone(),
+            scopes: held.scopes.narrow(&held.token_scopes),
+            generation: device.generation,
+            user: device.client.remote_uid.filter(|_| is_local),
         })
     }
 

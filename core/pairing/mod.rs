@@ -21,7 +21,9 @@ mod surface;
 mod view;
 
 pub use decide::{ConnectFacts, Fresh, IssuedToken, PairingNeeded, Reason, TokenRefusal, Verdict};
-pub use machine::{Change, Decision, Invalidation, LetIn, Limits, News, Pairing, Record};
+pub use machine::{
+    Change, Decision, Invalidation, LetIn, Limits, News, OperatorKey, Pairing, Record,
+};
 pub use manage::{Caller, Refusal, Rotated};
 pub use records::{ApprovedVia, Client, Device, Grant, KeptToken, Pending};
 pub use setup::{CODE_LIFE_MS, Maker, SetupCodes, Try};

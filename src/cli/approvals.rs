@@ -3,6 +3,7 @@
 use std::io::Read as _;
 use std::path::Path;
 
+use portcullis_core::approval::Word;
 use portcullis_core::auth::Scope;
 use portcullis_core::codes;
 use serde_json::{Value, json};
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 use super::args::Approvals;
 use super::failure::Failure;
 use super::out::Out;
-use crate::client::{Client, Door};
+use crate::client::{Client, Decider, Door, Reach};
 use crate::show::card::{agent, card, line, target};
 use crate::show::text::{clean, left, table, utc};
 use crate::show::value::{field, list, number};
@@ -24,6 +25,31 @@ pub async fn run(door: &Door, what: &Approvals, out: Out) -> Result<u8, Failure>
         Approvals::Policy { .. } => Scope::Admin,
         _ => Scope::Approvals,
     };
+    match what {
+        Approvals::Allow {
+            id,
+            always,
+            session,
+            r#for,
+        } => {
+            let lasts = *always || *session || r#for.is_some();
+            let word = if lasts {
+                Word::AllowAlways
+            } else {
+                Word::AllowOnce
+            };
+            let reach = match r#for {
+                Some(time) => Reach::For(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+                None if *session => Reach::Session,
+                None => Reach::Usual,
+            };
+            return decide(door, id, word, reach, None, out).await;
+        }
+        Approvals::Deny { id, reason } => {
+            return decide(door, id, Word::Deny, Reach::Usual, reason.as_deref(), out).await;
+        }
+        _ => {}
+    }
     let mut client = Client::connect(door, &[scope], &[]).await?;
     match what {
         Approvals::List => {
@@ -33,17 +59,6 @@ pub async fn run(door: &Door, what: &Approvals, out: Out) -> Result<u8, Failure>
         Approvals::Show { id } => {
             let approval = find(&mut client, id).await?;
             out.both(&approval, || card(&approval))?;
-        }
-        Approvals::Allow { id, always } => {
-            let decision = if *always {
-                "allow-always"
-            } else {
-                "allow-once"
-            };
-            decide(door, &mut client, id, decision, None, out).await?;
-        }
-        Approvals::Deny { id, reason } => {
-            decide(door, &mut client, id, "deny", reason.as_deref(), out).await?;
         }
         Approvals::Policy { set: None } => {
             let document = client.call("exec.approvals.get", json!({})).await?;
@@ -68,7 +83,7 @@ pub async fn run(door: &Door, what: &Approvals, out: Out) -> Result<u8, Failure>
                 format!("grant {} is taken back\n", clean(grant))
             })?;
         }
-        Approvals::Watch => {}
+        Approvals::Watch | Approvals::Allow { .. } | Approvals::Deny { .. } => {}
     }
     client.close().await;
     Ok(0)
@@ -83,54 +98,44 @@ async fn find(client: &mut Client, id: &str) -> Result<Value, Failure> {
     client.call("exec.approval.get", json!({ "id": id })).await
 }
 
-/// Whether it is a change of the policy: only who may change that answers it.
-pub(super) fn is_change(approval: &Value) -> bool {
-    field(approval, "approvalKind") == "policy"
-}
-
-/// Answers a change of the policy: on a connection of its own, so that who may only answer commands asks for no more.
-///
-/// # Errors
-/// The gateway's refusal, `MISSING_SCOPE` among them.
-pub(super) async fn answer_change(door: &Door, params: Value) -> Result<Value, Failure> {
-    let scopes = [Scope::Admin, Scope::Approvals];
-    let mut client = Client::connect(door, &scopes, &[]).await?;
-    let answer = client.call("exec.approval.resolve", params).await;
-    client.close().await;
-    answer
-}
-
 async fn decide(
     door: &Door,
-    client: &mut Client,
     id: &str,
-    decision: &str,
+    word: Word,
+    reach: Reach,
     reason: Option<&str>,
     out: Out,
-) -> Result<(), Failure> {
-    let approval = find(client, id).await?;
+) -> Result<u8, Failure> {
+    let mut decider = Decider::new(door.clone());
+    let (approval, answer) = decider.decide(id, word, reach, reason).await?;
     let id = field(&approval, "id").to_owned();
-    let mut params = json!({ "id": id, "decision": decision });
-    if let Some(reason) = reason {
-        params["reason"] = reason.into();
-    }
-    let answer = if is_change(&approval) {
-        answer_change(door, params).await?
-    } else {
-        client.call("exec.approval.resolve", params).await?
-    };
+    let waits = waits_for_others(&answer);
     out.both(
-        &json!({ "id": id, "decision": decision, "answer": answer }),
+        &json!({ "id": id, "decision": word.as_str(), "answer": answer }),
         || {
-            let word = match decision {
-                "deny" => "denied",
-                "allow-always" => "allowed, now and from now on",
-                _ => "allowed once",
+            let said = match (word, reach) {
+                (Word::Deny, _) => "denied".to_owned(),
+                (Word::AllowOnce, _) => "allowed once".to_owned(),
+                (Word::AllowAlways, Reach::Usual) => "allowed, now and from now on".to_owned(),
+                (Word::AllowAlways, Reach::Session) => "allowed in its session".to_owned(),
+                (Word::AllowAlways, Reach::For(ms)) => {
+                    format!("allowed for {} minutes", ms.div_ceil(60_000))
+                }
             };
             let request = approval.get("request").unwrap_or(&Value::Null);
-            format!("{}: {word}: {}\n", clean(&id), line(request))
+            let waits = waits.map(|text| format!("; {text}")).unwrap_or_default();
+            format!("{}: {said}{waits}: {}\n", clean(&id), line(request))
         },
-    )
+    )?;
+    Ok(0)
+}
+
+/// Of one word of several: how many have said it, and how many must.
+pub(super) fn waits_for_others(answer: &Value) -> Option<String> {
+    let (votes, quorum) = (number(answer, "votes")?, number(answer, "quorum")?);
+    Some(format!(
+        "{votes} of {quorum} have said so, and it waits for another person's word"
+    ))
 }
 
 fn listing(pending: &Value) -> String {

@@ -8,15 +8,15 @@ use clap::{Args, Parser, Subcommand};
 mod approvals;
 mod audit;
 mod image;
-mod policy;
 mod parse;
+mod policy;
 mod vault;
 
 pub use approvals::Approvals;
 pub use audit::{Audit, Query, Verify};
 pub use image::Image;
-pub use policy::{Place, Policy, PolicyTest};
 use parse::{destination, duration, variable};
+pub use policy::{Place, Policy, PolicyTest};
 pub use vault::{AddUnlocker, Unlockers, Vault};
 
 const AFTER: &str = "Examples:

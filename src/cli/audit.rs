@@ -19,7 +19,7 @@ use super::failure::Failure;
 use super::out::{self, Out};
 use crate::client::{Client, Door, seen};
 use crate::files;
-use crate::show::record::Shown;
+use crate::show::record::{Shown, decision_proof};
 use crate::show::text::{clean, cleaned_table, document};
 use crate::show::value::{field, list, number};
 
@@ -71,8 +71,23 @@ async fn ask(client: &mut Client, door: &Door, what: &Audit, out: Out) -> Result
             out.both(&answer, || listing(&answer))?;
         }
         Audit::Show { seq, .. } => {
-            let answer = client.call("audit.show", json!({ "seq": seq })).await?;
-            out.both(&answer, || format!("{}\n", clean_document(&answer)))?;
+            let mut answer = client.call("audit.show", json!({ "seq": seq })).await?;
+            let checked = decision_proof(answer.get("record").unwrap_or(&answer));
+            let Some(checked) = checked else {
+                return shown(&answer, out);
+            };
+            let said = match &checked {
+                Ok(by) => json!({ "holds": true, "by": by }),
+                Err(why) => json!({ "holds": false, "why": why }),
+            };
+            answer["proof"] = said;
+            shown(&answer, out)?;
+            return checked.map(|_| 0).map_err(|why| {
+                Failure::of(
+                    codes::APPROVAL_PROOF_INVALID,
+                    format!("the proof in record {seq} does not hold: {why}"),
+                )
+            });
         }
         Audit::Verify(verify) => {
             seen::compare(client, door).await?;
@@ -128,6 +143,11 @@ async fn ask(client: &mut Client, door: &Door, what: &Audit, out: Out) -> Result
             }
         }
     }
+    Ok(0)
+}
+
+fn shown(answer: &Value, out: Out) -> Result<u8, Failure> {
+    out.both(answer, || format!("{}\n", clean_document(answer)))?;
     Ok(0)
 }
 

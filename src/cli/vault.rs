@@ -6,8 +6,11 @@ use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use portcullis_core::approval::Statement;
 use portcullis_core::auth::Scope;
 use portcullis_core::codes;
+use portcullis_core::ids::Hash32;
+use portcullis_core::time::Millis;
 use serde_json::{Value, json};
 use zeroize::{Zeroize as _, Zeroizing};
 
@@ -15,12 +18,15 @@ use super::args::{AddUnlocker, Unlockers, Vault};
 use super::failure::Failure;
 use super::out::Out;
 use super::typing;
-use crate::client::{Client, Door};
-use crate::show::text::{clean, table, utc};
+use crate::client::{Client, Decider, Door};
+use crate::show::text::{clean, now_ms, table, utc};
 use crate::show::value::{field, list, number};
 
 /// Largest secret, bytes (the registry's `VAULT_VALUE_INVALID`).
 const VALUE_MAX: u64 = 64 * 1024;
+
+/// How long the signature for an export is good, ms.
+const SIGNED_MS: u64 = 300_000;
 
 /// Longest line that opens the vault.
 const TYPED_MAX: usize = 4 * 1024;
@@ -246,8 +252,19 @@ async fn export(door: &Door, understood: bool, file: &Path, out: Out) -> Result<
     }
     let passphrase =
         typing::twice("passphrase of the file: ", TYPED_MAX).map_err(|why| weak(&why))?;
-    let params = json!({ "passphraseBase64": STANDARD.encode(&*passphrase) });
-    let answer = ask(door, "vault.export", params).await?;
+    let mut decider = Decider::new(door.clone());
+    let mut client = decider.connect(&[Scope::Admin, Scope::Approvals]).await?;
+    let status = client.call("status", json!({})).await?;
+    let gateway = field(&status["portcullis"], "gatewayId").to_owned();
+    let gateway = Hash32::try_from(gateway)
+        .map_err(|_| Failure::of(codes::INTERNAL, "the gateway does not say its id"))?;
+    let connection = field(&client.hello["server"], "connId").to_owned();
+    let until = Millis(now_ms()).plus(SIGNED_MS);
+    let said = Statement::of_export(gateway, &connection, until);
+    let mut params = decider.proof(&said);
+    params["passphraseBase64"] = STANDARD.encode(&*passphrase).into();
+    let answer = client.call("vault.export", params).await?;
+    client.close().await;
     let failed = |e: std::io::Error| Failure::io(codes::OUTPUT_UNWRITABLE, file.display(), &e);
     let mut kept = std::fs::File::options()
         .write(true)

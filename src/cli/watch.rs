@@ -4,15 +4,16 @@
 
 use std::io::{BufRead as _, IsTerminal as _};
 
+use portcullis_core::approval::Word;
 use portcullis_core::auth::Scope;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::Interrupts;
-use super::approvals::{answer_change, is_change};
+use super::approvals::waits_for_others;
 use super::failure::Failure;
 use super::out::{self, Out, note};
-use crate::client::{Client, Door, Incoming};
+use crate::client::{Client, Decider, Door, Incoming, Reach};
 use crate::show::card::card;
 use crate::show::text::{clean, document, now_ms};
 use crate::show::value::{field, number};
@@ -26,6 +27,7 @@ const ELSEWHERE: &str = "elsewhere";
 /// [`Failure`]; a lost gateway too.
 pub async fn run(door: &Door, out: Out) -> Result<u8, Failure> {
     let mut client = Client::connect(door, &[Scope::Approvals], &["exec-approvals"]).await?;
+    let mut decider = Decider::new(door.clone());
     let mut interrupts = Interrupts::listen();
     let mut keys = keys(!out.json && std::io::stdin().is_terminal());
     let mut queue = Queue {
@@ -62,19 +64,13 @@ pub async fn run(door: &Door, out: Out) -> Result<u8, Failure> {
                 }
             },
             Some(key) = keys.recv() => {
-                if let Some((id, decision)) = queue.key(&key) {
-                    let params = json!({ "id": id, "decision": decision });
-                    if queue.is_change(&id) {
-                        let result = tokio::select! {
-                            result = answer_change(door, params) => result,
-                            () = interrupts.next() => return Ok(0),
-                        };
-                        queue.sent = Some((ELSEWHERE.to_owned(), id));
-                        queue.answered(ELSEWHERE, result);
-                    } else {
-                        let request = client.send("exec.approval.resolve", params).await?;
-                        queue.sent = Some((request, id));
-                    }
+                if let Some((id, word)) = queue.key(&key) {
+                    let result = tokio::select! {
+                        result = decider.decide(&id, word, Reach::Usual, None) => result,
+                        () = interrupts.next() => return Ok(0),
+                    };
+                    queue.sent = Some((ELSEWHERE.to_owned(), id));
+                    queue.answered(ELSEWHERE, result.map(|(_, answer)| answer));
                 }
             }
             () = interrupts.next() => {
@@ -157,12 +153,6 @@ impl Queue {
         Ok(())
     }
 
-    fn is_change(&self, id: &str) -> bool {
-        self.waiting
-            .iter()
-            .any(|approval| field(approval, "id") == id && is_change(approval))
-    }
-
     fn drop(&mut self, id: &str) {
         self.waiting.retain(|a| field(a, "id") != id);
         if self.shown.as_deref() == Some(id) {
@@ -176,7 +166,12 @@ impl Queue {
         };
         match result {
             // The `resolved` event takes the card away and says who decided.
-            Ok(_) => {}
+            Ok(answer) => {
+                if let Some(waits) = waits_for_others(&answer) {
+                    note(&format!("{}: {waits}", clean(&id)));
+                    self.drop(&id);
+                }
+            }
             Err(failure) => {
                 note(failure.lines().trim_end());
                 self.drop(&id);
@@ -185,21 +180,21 @@ impl Queue {
     }
 
     /// What a line typed decides, if it decides.
-    fn key(&self, key: &str) -> Option<(String, &'static str)> {
+    fn key(&self, key: &str) -> Option<(String, Word)> {
         let id = self.shown.clone()?;
         if self.sent.is_some() {
             return None;
         }
         let number = self.number;
         match key.trim() {
-            "d" | "deny" => Some((id, "deny")),
+            "d" | "deny" => Some((id, Word::Deny)),
             "" => None,
             typed
                 if typed
                     .strip_prefix('a')
                     .is_some_and(|n| n == number.to_string()) =>
             {
-                Some((id, "allow-once"))
+                Some((id, Word::AllowOnce))
             }
             typed if typed.starts_with('a') && typed[1..].parse::<u64>().is_ok() => {
                 note(&format!(
@@ -293,7 +288,7 @@ mod tests {
         queue.add(approval("two")).unwrap();
         queue.add(approval("two")).unwrap();
         queue.show().unwrap();
-        assert_eq!(queue.key("a1"), Some(("one".into(), "allow-once")));
+        assert_eq!(queue.key("a1"), Some(("one".into(), Word::AllowOnce)));
         assert_eq!(queue.key("a"), None);
         assert_eq!(queue.key("yes"), None);
         queue.sent = Some(("9".into(), "one".into()));
@@ -303,7 +298,7 @@ mod tests {
             .resolved(&json!({"id": "one", "decision": "allow-once", "resolvedBy": "uid:0"}))
             .unwrap();
         queue.show().unwrap();
-        assert_eq!(queue.key(" d "), Some(("two".into(), "deny")));
+        assert_eq!(queue.key(" d "), Some(("two".into(), Word::Deny)));
     }
 
     /// The bug: who asked took his question back between the letter and Enter, and the next card was allowed.
@@ -324,7 +319,7 @@ mod tests {
         for typed in ["a1", "a", "allow", "a01", "a 1", "a0", "a12", "A2"] {
             assert_eq!(queue.key(typed), None, "{typed}");
         }
-        assert_eq!(queue.key("a2"), Some(("two".into(), "allow-once")));
+        assert_eq!(queue.key("a2"), Some(("two".into(), Word::AllowOnce)));
     }
 
     #[test]
@@ -340,13 +335,13 @@ mod tests {
             .is_now(vec![approval("one"), approval("two")])
             .unwrap();
         queue.show().unwrap();
-        assert_eq!(queue.key("a1"), Some(("one".into(), "allow-once")));
+        assert_eq!(queue.key("a1"), Some(("one".into(), Word::AllowOnce)));
         queue
             .is_now(vec![approval("two"), approval("three")])
             .unwrap();
         assert_eq!(queue.key("a1"), None, "the card is gone");
         queue.show().unwrap();
-        assert_eq!(queue.key("d"), Some(("two".into(), "deny")));
+        assert_eq!(queue.key("d"), Some(("two".into(), Word::Deny)));
         assert_eq!(queue.waiting.len(), 2);
     }
 }

@@ -37,6 +37,8 @@ pub enum Credential {
     Device(Secret),
     /// What all may share.
     Shared(Secret),
+    /// None: the kernel says who we are.
+    Kernel,
 }
 
 /// The key of one role at one gateway. Cannot be printed.
@@ -74,12 +76,14 @@ impl Device {
 
     /// The parameters of `connect`, signed over this socket's challenge.
     pub fn connect(&self, who: &Who, credential: &Credential, nonce: &str, ts: u64) -> Value {
-        let (field, secret) = match credential {
-            Credential::Device(secret) => ("deviceToken", secret),
-            Credential::Shared(secret) => ("token", secret),
+        let auth = match credential {
+            Credential::Device(secret) => Some(("deviceToken", secret)),
+            Credential::Shared(secret) => Some(("token", secret)),
+            Credential::Kernel => None,
         };
         // Both kinds are text: what is not would not be accepted either.
-        let secret = String::from_utf8_lossy(secret.expose());
+        let auth = auth.map(|(field, secret)| (field, String::from_utf8_lossy(secret.expose())));
+        let secret = auth.as_ref().map_or("", |(_, secret)| secret);
         let (id, public_key) = (self.public.id(), self.public.to_text());
         let platform = std::env::consts::OS;
         let claim = Claim {
@@ -92,7 +96,7 @@ impl Device {
             client_mode: who.mode,
             role: who.role.as_str(),
             scopes: &who.scopes,
-            token: &secret,
+            token: secret,
             platform,
             device_family: FAMILY,
         };
@@ -103,8 +107,16 @@ impl Device {
         params["device"] = json!({
             "id": id, "publicKey": public_key, "signature": signature, "signedAt": ts, "nonce": nonce,
         });
-        params["auth"] = json!({ field: secret });
+        if let Some((field, secret)) = &auth {
+            params["auth"] = json!({ *field: secret });
+        }
         params
+    }
+
+    /// This key's text, and its signature over these bytes, base64url.
+    pub fn sign(&self, bytes: &[u8]) -> (String, String) {
+        let signature = base64url(&self.key.sign(bytes).to_bytes());
+        (self.public.to_text(), signature)
     }
 }
 

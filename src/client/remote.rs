@@ -96,6 +96,11 @@ impl Session {
         self.device.id()
     }
 
+    /// This device.
+    pub const fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// Where it goes.
     pub fn url(&self) -> String {
         self.remote.address.url()

@@ -22,9 +22,9 @@ use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
 use super::address::{Address, Stream};
-use super::device::Who;
+use super::device::{Credential, Device, Who};
 use super::idle::{Counted, FLOOD};
-use super::remote::Remote;
+use super::remote::{Remote, Session};
 use super::seen;
 use super::server;
 use crate::cli::Failure;
@@ -110,34 +110,55 @@ impl Client {
     /// # Errors
     /// `DAEMON_UNREACHABLE`, `PAIRING_REQUIRED`, or the gateway's own refusal.
     pub async fn connect(door: &Door, scopes: &[Scope], caps: &[&str]) -> Result<Self, Failure> {
-        let who = Who {
-            id: "cli",
-            mode: "cli",
-            role: Role::Operator,
-            scopes: scopes.iter().map(|s| s.as_str().to_owned()).collect(),
-            caps: caps.iter().map(|&c| c.to_owned()).collect(),
-            name: None,
-            more: Map::new(),
-        };
+        let who = operator(scopes, caps);
         match door {
-            Door::Socket(path) => {
-                let whole = async {
-                    let stream = control(path).await?;
-                    let lost = |why: &str| unreachable(path, why);
-                    let place = (false, "ws://localhost/");
-                    Self::shake(place, stream, &lost, |_, _| who.params()).await
-                };
-                match timeout(CONNECT_WITHIN, whole).await {
-                    Ok(result) => result,
-                    Err(_) => Err(unreachable(path, "it does not answer")),
-                }
-            }
+            Door::Socket(path) => Self::here(path, |_, _| who.params()).await,
             Door::Remote(remote) => {
                 let session = remote.as_ref().clone().open(Role::Operator).await?;
                 let mut client = session.connect(&who).await?;
                 seen::hold(&mut client, door).await?;
                 Ok(client)
             }
+        }
+    }
+
+    /// Connects to the gateway here with a device's key beside the uid that the kernel names.
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub async fn beside_uid(
+        path: &Path,
+        device: &Device,
+        scopes: &[Scope],
+    ) -> Result<Self, Failure> {
+        let who = operator(scopes, &[]);
+        let params = |nonce: &str, ts| device.connect(&who, &Credential::Kernel, nonce, ts);
+        Self::here(path, params).await
+    }
+
+    /// Connects to a gateway elsewhere with keys that are open already.
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub async fn of_session(
+        door: &Door,
+        session: &Session,
+        scopes: &[Scope],
+    ) -> Result<Self, Failure> {
+        let mut client = session.connect(&operator(scopes, &[])).await?;
+        seen::hold(&mut client, door).await?;
+        Ok(client)
+    }
+
+    async fn here(path: &Path, params: impl FnOnce(&str, u64) -> Value) -> Result<Self, Failure> {
+        let whole = async {
+            let stream = control(path).await?;
+            let lost = |why: &str| unreachable(path, why);
+            Self::shake((false, "ws://localhost/"), stream, &lost, params).await
+        };
+        match timeout(CONNECT_WITHIN, whole).await {
+            Ok(result) => result,
+            Err(_) => Err(unreachable(path, "it does not answer")),
         }
     }
 
@@ -386,6 +407,19 @@ impl Client {
     pub async fn close(mut self) {
         // What was to be done is done: how the goodbye goes changes nothing.
         let _ = timeout(Duration::from_millis(500), self.socket.close(None)).await;
+    }
+}
+
+/// A person at our command line.
+fn operator(scopes: &[Scope], caps: &[&str]) -> Who {
+    Who {
+        id: "cli",
+        mode: "cli",
+        role: Role::Operator,
+        scopes: scopes.iter().map(|s| s.as_str().to_owned()).collect(),
+        caps: caps.iter().map(|&c| c.to_owned()).collect(),
+        name: None,
+        more: Map::new(),
     }
 }
 

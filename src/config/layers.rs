@@ -243,9 +243,14 @@ impl Layers {
     ) {
         for (key, value) in table {
             let said = key.get_ref().as_ref();
-            let name = if path.is_empty() { section_of(said) } else { said };
+            let name = if path.is_empty() {
+                section_of(said)
+            } else {
+                said
+            };
             if name != said && table.keys().any(|other| other.get_ref().as_ref() == name) {
-                let message = format!("[{name}] is here too, and both are one section: keep one of them");
+                let message =
+                    format!("[{name}] is here too, and both are one section: keep one of them");
                 self.problem(at(key.span().start), said, &message, None);
                 continue;
             }

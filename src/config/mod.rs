@@ -410,6 +410,15 @@ fn rules(config: &Config, layers: &mut Layers) {
             config.approval.pending_per_agent == 0,
         ),
         ("approval.pending_max", config.approval.pending_max == 0),
+        (
+            "approval.quorum.elevation",
+            config.approval.quorum.elevation == 0,
+        ),
+        ("approval.quorum.egress", config.approval.quorum.egress == 0),
+        (
+            "approval.quorum.loosening",
+            config.approval.quorum.loosening == 0,
+        ),
         ("audit.once_keys", config.audit.once_keys == 0),
         ("auth.concurrent", config.auth.concurrent == 0),
         ("connection.in_flight", config.connection.in_flight == 0),

@@ -347,6 +347,8 @@ pub struct Agent {
     pub exec: ExecMode,
     /// On the host.
     pub elevated: Elevated,
+    /// How many people decide on each of its questions; 0: as in `[approval.quorum]`.
+    pub quorum: u8,
     /// Of a run that asks for no time, milliseconds; 0: as in `[sandbox]` and `[exec.host]`.
     pub timeout_ms: u64,
     /// `[agents.NAME.sandbox]`: what its boxes have otherwise than those of others.

@@ -680,7 +680,10 @@ fn the_section_of_questions_has_two_names_and_only_one_at_a_time() {
     assert_eq!(set.unwrap().config.approval.timeout_seconds, 8);
     let both = "[approval]\ngrant_days = 1\n[approvals]\ntimeout_seconds = 7";
     let said = errors(both);
-    assert!(matches!(&said[..], [one] if one.contains("3:") && one.contains("keep one of them")), "{said:?}");
+    assert!(
+        matches!(&said[..], [one] if one.contains("3:") && one.contains("keep one of them")),
+        "{said:?}"
+    );
     let said = errors("[approvalz]\ntimeout_seconds = 7");
     assert_eq!(said.len(), 1, "{said:?}");
 }
@@ -698,6 +701,10 @@ fn values_of_exec_and_of_questions_that_cannot_be_served_are_refused() {
             "approval.timeout_seconds",
         ),
         ("[approval]\npending_max = 0", "approval.pending_max"),
+        (
+            "[approvals.quorum]\nloosening = 0",
+            "approval.quorum.loosening",
+        ),
         (
             "[pairing]\npending_per_address = 0",
             "pairing.pending_per_address",

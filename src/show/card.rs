@@ -91,8 +91,35 @@ pub fn rows(approval: &Value) -> Vec<(&'static str, String)> {
         "why asked",
         reasons.map(|r| clean(field(r, "text"))).collect(),
     );
+    put("decided", votes(approval));
     put("plan", one("planHash"));
     rows
+}
+
+/// Who has said what and with what proof, and how many must.
+fn votes(approval: &Value) -> Vec<String> {
+    let said = list(approval, "votes").iter().map(|vote| {
+        let proof = match field(&vote["proof"], "kind") {
+            "device" => format!(
+                "signed by device {}",
+                clean(field(vote, "deviceId"))
+                    .chars()
+                    .take(12)
+                    .collect::<String>()
+            ),
+            _ => "by its connection".to_owned(),
+        };
+        let own = match vote.get("selfOpened").and_then(Value::as_bool) {
+            Some(true) => ", who opened it",
+            _ => "",
+        };
+        let (word, by) = (clean(field(vote, "decision")), clean(field(vote, "by")));
+        format!("{word} by {by}{own}, {proof}")
+    });
+    let needed = number(approval, "quorum").filter(|needed| *needed > 1);
+    let needed =
+        needed.map(|needed| format!("{needed} people must allow it, each with another paired key"));
+    said.chain(needed).collect()
 }
 
 /// The whole card for a terminal.
@@ -269,6 +296,20 @@ mod tests {
         );
         let shown = card(&json!({"request": {"egress": "none"}}));
         assert!(shown.contains("network    none\n"), "{shown}");
+    }
+
+    #[test]
+    fn who_has_decided_and_how_many_must_is_shown() {
+        let card = card(&json!({"quorum": 2, "votes": [
+            {"decision": "allow-once", "by": "uid:7\u{1b}", "selfOpened": true, "deviceId": "ab".repeat(32), "proof": {"kind": "device"}},
+            {"decision": "deny", "by": "token", "selfOpened": false, "deviceId": null, "proof": {"kind": "session"}}]}));
+        for part in [
+            "allow-once by uid:7\\u{1b}, who opened it, signed by device abababababab\n",
+            "deny by token, by its connection\n",
+            "2 people must allow it",
+        ] {
+            assert!(card.contains(part), "{part}: {card}");
+        }
     }
 
     #[test]

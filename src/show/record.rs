@@ -1,5 +1,7 @@
 //! One audit record as a line.
 
+use portcullis_core::approval::{DecisionProof, Word, verify_proof};
+use portcullis_core::ids::Hash32;
 use serde_json::Value;
 
 use super::text::{clean, utc};
@@ -46,6 +48,34 @@ impl Shown {
     }
 }
 
+/// Of the record of a person's decision: who the proof in it says made it, checked here with nothing but the record; or why
+/// it does not hold. `None`: it is of another act, or of one before there were proofs.
+pub fn decision_proof(record: &Value) -> Option<Result<String, String>> {
+    let text = record.pointer("/detail/proof")?.as_str()?;
+    if field(record, "action") != "approval.resolve" {
+        return None;
+    }
+    Some(checked(record, text))
+}
+
+fn checked(record: &Value, text: &str) -> Result<String, String> {
+    let proof: DecisionProof = serde_json::from_str(text).map_err(|_| "it is none".to_owned())?;
+    let plan = Hash32::try_from(field(record, "plan_hash").to_owned());
+    let plan = plan.map_err(|_| "the record names no plan".to_owned())?;
+    let word = Word::parse(field(record, "decision"));
+    let word = word.ok_or_else(|| "the record has no decision".to_owned())?;
+    verify_proof(&proof, field(record, "approval_id"), plan, word)
+        .map_err(|error| error.to_string())?;
+    let gateway = proof.gateway();
+    Ok(match (&proof, proof.device()) {
+        (_, Some(device)) => format!("the key of device {device}, told to gateway {gateway}"),
+        _ => format!(
+            "gateway {gateway}, of a session of {}",
+            clean(field(record, "principal"))
+        ),
+    })
+}
+
 /// How it ended, with the code of a refusal; before that, what policy said.
 fn outcome(entry: &Value, record: &Value) -> String {
     let ended = [
@@ -68,6 +98,49 @@ mod tests {
     use super::*;
     use portcullis_core::audit::{Body, BootId, Entry, Hash32, Outcome, Record, Seq, Stamp};
     use serde_json::json;
+
+    #[test]
+    fn a_decisions_proof_is_checked_with_its_record_alone() {
+        use portcullis_core::approval::{DecisionKey, Extent, Statement};
+        use portcullis_core::time::Millis;
+        let key = DecisionKey::from_seed(&[9; 32]);
+        let plan = Hash32([3; 32]);
+        let said = Statement {
+            gateway: key.gateway(),
+            approval: "pc-1",
+            plan: portcullis_core::ids::Hash32(plan.0),
+            word: Word::AllowOnce,
+            scope: Extent::Once,
+            expires: Millis(5),
+        };
+        let proof = key.session(&said, "uid:0", "c-1");
+        let entry = Entry {
+            action: "approval.resolve".into(),
+            principal: Some("uid:0".into()),
+            decision: Some("allow-once".into()),
+            approval_id: Some("pc-1".into()),
+            plan_hash: Some(plan),
+            ..Entry::default()
+        };
+        let entry = entry.with("proof", json!(proof).to_string());
+        let written = entry.clean().unwrap();
+        assert!(!written.detail["proof"].contains("cut"), "{written:?}");
+        let record = serde_json::to_value(written).unwrap();
+        let by = decision_proof(&record).unwrap().unwrap();
+        assert!(by.contains("session of uid:0"), "{by}");
+        for (field, value) in [
+            ("decision", "deny"),
+            ("approval_id", "pc-2"),
+            ("plan_hash", &Hash32([4; 32]).to_string()),
+        ] {
+            let mut altered = record.clone();
+            altered[field] = value.into();
+            assert!(decision_proof(&altered).unwrap().is_err(), "{field}");
+        }
+        let mut other = record.clone();
+        other["action"] = "exec.run".into();
+        assert_eq!(decision_proof(&other), None);
+    }
 
     #[test]
     fn what_the_log_writes_is_what_is_shown() {

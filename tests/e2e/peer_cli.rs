@@ -397,7 +397,10 @@ fn the_unmodified_command_line_reads_and_sets_the_document_and_is_told_that_a_fr
     let id = waits[0]["id"].as_str().unwrap();
     let line = waits[0]["request"]["command"].as_str().unwrap();
     assert!(line.contains("/usr/bin/uptime"), "{line}");
-    approvals(&["resolve", id, "allow-once"]);
+    // Nor its own on another connection with the same token.
+    let own = ["approvals", "resolve", id, "allow-once"];
+    fails(&npm, &gateway, &own, "who asked cannot approve");
+    gateway.json(&["approvals", "allow", id]);
     let after = get();
     assert_eq!(
         after["file"]["agents"]["demo"]["allowlist"][0]["pattern"], "/usr/bin/uptime",

@@ -26,6 +26,7 @@ const ROOMS: &[(&str, &str)] = &[
     ("nodes", "node.list"),
     ("approval", "exec.approvals.get"),
     ("exec", "exec.run"),
+    ("notices", "status"),
     ("dashboard", "dashboard.code"),
 ];
 /// Of `ORDER`: the first is no room, the second has a test of its own here, the third is a child and breaks with those.

@@ -17,6 +17,7 @@ mod life;
 mod limits;
 mod local;
 mod passwords;
+mod proofs;
 mod proxies;
 mod revocation;
 mod rfc6455;

@@ -18,7 +18,7 @@ use portcullis_actors::supervision::{
     Feed, Intensity, Policy, RoomState, RoomView, Tree, TreeBuilder,
 };
 use portcullis_actors::vault::{VaultConfig, VaultHandle, VaultWiring};
-use portcullis_core::approval::{Agents, PlanSealer};
+use portcullis_core::approval::{Agents, Deciding, DecisionKey, PlanSealer};
 use portcullis_core::audit::{BootId, Entry};
 use portcullis_core::auth::secret::SharedHash;
 use portcullis_core::auth::{Door, Principal, Proof, Role, Scope, ScopeSet};
@@ -166,6 +166,7 @@ impl Ground {
                 pairing,
                 auth,
                 sealer: PlanSealer::of(&Identity::from_random([1; 32])),
+                deciding: Deciding::plain(DecisionKey::from_seed(&[9; 32])),
                 clock: trip.clock(),
                 feed: Feed::new(),
             },

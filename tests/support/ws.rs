@@ -512,11 +512,16 @@ impl Device {
 
     /// As sent.
     pub fn sign(&self, text: &str) -> String {
+        self.sign_bytes(text.as_bytes())
+    }
+
+    /// As sent.
+    pub fn sign_bytes(&self, bytes: &[u8]) -> String {
         let bytes = match self {
-            Self::Ed25519(key) => key.sign(text.as_bytes()).to_bytes().to_vec(),
+            Self::Ed25519(key) => key.sign(bytes).to_bytes().to_vec(),
             Self::P256(key) => {
                 use p256::ecdsa::signature::Signer as _;
-                let signature: p256::ecdsa::Signature = key.sign(text.as_bytes());
+                let signature: p256::ecdsa::Signature = key.sign(bytes);
                 signature.normalize_s().to_bytes().to_vec()
             }
         };

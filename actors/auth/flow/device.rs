@@ -40,13 +40,7 @@ pub(super) async fn by_device(
         device_token: presented.filter(|_| !shared).map(TokenHash::of),
         ..facts(wiring, arrival, device_id.clone(), public_key)
     };
-    let verdict = wiring.pairing.decide(facts).await.map_err(|refusal| {
-        let code = codes::find(refusal.code()).unwrap_or(codes::INTERNAL);
-        let mut answer = ConnectRefusal::unavailable(code, &refusal.to_string());
-        answer.error.retryable = code.retryable.then_some(true);
-        answer
-    })?;
-    match verdict {
+    match decide(wiring, facts).await? {
         Verdict::Paired {
             scopes,
             own,
@@ -77,6 +71,33 @@ pub(super) async fn by_device(
             "device token mismatch (rotate/reissue device token)",
             false,
         )),
+        Verdict::TokenRefused(_) => Err(no_secret(true, true)),
+    }
+}
+
+async fn decide(wiring: &AuthWiring, facts: ConnectFacts) -> Result<Verdict, ConnectRefusal> {
+    wiring.pairing.decide(facts).await.map_err(|refusal| {
+        let code = codes::find(refusal.code()).unwrap_or(codes::INTERNAL);
+        let mut answer = ConnectRefusal::unavailable(code, &refusal.to_string());
+        answer.error.retryable = code.retryable.then_some(true);
+        answer
+    })
+}
+
+/// A key that comes in beside an operator's uid, by the kernel's word: paired, or a person is asked. The token that it could
+/// come in with elsewhere is told to nobody.
+pub(super) async fn beside_uid(
+    wiring: &AuthWiring,
+    arrival: &Arrival,
+) -> Result<(), ConnectRefusal> {
+    let (device_id, public_key) = verify(wiring, &arrival.checked, &arrival.nonce)?;
+    let facts = ConnectFacts {
+        authenticated: true,
+        ..facts(wiring, arrival, device_id, public_key)
+    };
+    match decide(wiring, facts).await? {
+        Verdict::Paired { .. } => Ok(()),
+        Verdict::Pending(needed) => Err(pairing_required(&needed)),
         Verdict::TokenRefused(_) => Err(no_secret(true, true)),
     }
 }

@@ -17,7 +17,7 @@ use secret::Shared;
 
 pub(super) async fn connect(desk: &Desk, arrival: Arrival) -> Result<Admitted, ConnectRefusal> {
     match arrival.door {
-        Door::Control => uid::by_uid(&desk.wiring, &arrival),
+        Door::Control => uid::by_uid(&desk.wiring, &arrival).await,
         Door::Tcp => over_tcp(desk, arrival).await,
         Door::AgentSock if arrival.checked.role == Role::Agent => {
             agent::by_token(&desk.credentials, &arrival)

@@ -5,15 +5,24 @@ use portcullis_core::protocol::ConnectRefusal;
 
 use super::super::actor::AuthWiring;
 use super::super::messages::{Admitted, Arrival};
+use super::device;
 
 /// `control.sock`: the kernel names the uid, the configuration says whose operator it is.
-pub(super) fn by_uid(wiring: &AuthWiring, arrival: &Arrival) -> Result<Admitted, ConnectRefusal> {
+///
+/// A device that comes along proves its key, and local trust pairs it: it signs decisions. Who is there is still the uid.
+pub(super) async fn by_uid(
+    wiring: &AuthWiring,
+    arrival: &Arrival,
+) -> Result<Admitted, ConnectRefusal> {
     let uid = arrival.peer.uid.filter(|_| arrival.peer.is_operator);
     let Some(uid) = uid else {
         return Err(ConnectRefusal::not_operator());
     };
     if arrival.checked.role != Role::Operator {
         return Err(ConnectRefusal::invalid("invalid role"));
+    }
+    if arrival.checked.params.device.is_some() {
+        device::beside_uid(wiring, arrival).await?;
     }
     Ok(Admitted {
         principal: Principal {

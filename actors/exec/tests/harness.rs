@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use portcullis_core::approval::{Agents, PlanSealer, Record, Word};
+use portcullis_core::approval::{Agents, Deciding, DecisionKey, PlanSealer, Record, Word};
 use portcullis_core::audit::{BootId, Query};
 use portcullis_core::auth::{Door, Principal, Proof, Role, Scope};
 use portcullis_core::identity::Identity;
@@ -166,6 +166,7 @@ pub async fn house_of(
             store: store.clone(),
             audit: audit.clone(),
             sealer: PlanSealer::new(Key::new([7; 32])),
+            deciding: Deciding::plain(DecisionKey::from_seed(&[9; 32])),
             clock: Clock::system(),
             feed: Feed::new(),
         },

@@ -1,8 +1,11 @@
 //! The words of `portcullis approvals`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Subcommand;
+
+use super::parse::duration;
 
 /// `approvals …`
 #[derive(Debug, Subcommand)]
@@ -21,6 +24,12 @@ pub enum Approvals {
         /// And the same command of the same agent from now on, until the grant is revoked
         #[arg(long)]
         always: bool,
+        /// As --always, in the same session only
+        #[arg(long, conflicts_with_all = ["always", "for"])]
+        session: bool,
+        /// As --always, for so long: 30m, 8h, 7d
+        #[arg(long, value_name = "TIME", value_parser = duration, conflicts_with = "always")]
+        r#for: Option<Duration>,
     },
     /// Refuse it
     Deny {

@@ -1,0 +1,140 @@
+//! Decisions as they come over the wire, and with what they are proven.
+
+use portcullis_core::approval::{
+    Act, DecisionProof, Extent, Record, Statement, Status, Word, verify_proof,
+};
+use portcullis_core::auth::Scope;
+use portcullis_core::codes;
+use portcullis_core::device::DeviceKey;
+use portcullis_core::ids::DeviceId;
+use portcullis_core::protocol::frame::ErrorBody;
+use portcullis_core::time::Millis;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::methods::{About, Methods, refused};
+use crate::approval::Told;
+
+/// How long a signature for an act that is no question may be good.
+const ACT_MS: u64 = 300_000;
+
+/// A device's signature, as it comes.
+#[derive(Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub(super) enum Given {
+    /// Over what ARCHITECTURE.md says.
+    Device {
+        #[serde(rename = "publicKey")]
+        public_key: String,
+        signature: String,
+    },
+}
+
+/// What both methods that decide have beside the decision.
+#[derive(Default)]
+pub(super) struct Reach {
+    pub scope: Option<Extent>,
+    pub expires_at_ms: Option<u64>,
+    pub proof: Option<Given>,
+}
+
+/// A decision in the room's words.
+pub(super) fn told(method: &str, decision: &str, reach: Reach) -> Result<Told, ErrorBody> {
+    let word = Word::parse(decision).ok_or_else(|| {
+        ErrorBody::of(
+            codes::INVALID_PARAMS,
+            format!("invalid {method} params: decision is allow-once, allow-always or deny"),
+        )
+    })?;
+    let signed = reach.proof.map(
+        |Given::Device {
+             public_key,
+             signature,
+         }| (public_key, signature),
+    );
+    Ok(Told {
+        scope: reach.scope,
+        expires: reach.expires_at_ms.map(Millis),
+        signed,
+        ..word.into()
+    })
+}
+
+/// The result of `exec.approval.resolve`: of one word of several, that others are waited for.
+pub(super) fn decided(record: &Record) -> Value {
+    if record.status != Status::Pending {
+        return json!({ "ok": true });
+    }
+    json!({
+        "ok": true,
+        "status": record.status,
+        "votes": record.votes.len(),
+        "quorum": record.quorum,
+    })
+}
+
+impl Methods {
+    /// Where `[approval] require_proof` names it, a device's signature over this very export.
+    pub(super) async fn check_export(
+        &self,
+        about: About<'_>,
+        proof: Option<Given>,
+        expires: Option<u64>,
+    ) -> Result<Option<DecisionProof>, ErrorBody> {
+        let gateway = self.approval.gateway();
+        let now = self.clock.now();
+        let Some(Given::Device {
+            public_key,
+            signature,
+        }) = proof
+        else {
+            if !self.approval.needs_proof(Act::VaultExport) {
+                return Ok(None);
+            }
+            let mut details = Map::new();
+            details.insert("gateway".into(), json!(gateway));
+            details.insert("untilMs".into(), json!(now.plus(ACT_MS)));
+            return Err(ErrorBody::with(
+                codes::APPROVAL_PROOF_REQUIRED,
+                "this act (vault-export) needs the signature of a paired device's key, and none came with it",
+                details,
+            ));
+        };
+        let invalid = |why: &str| {
+            ErrorBody::of(
+                codes::APPROVAL_PROOF_INVALID,
+                format!("the act's proof does not hold: {why}"),
+            )
+        };
+        let expires = expires.map(Millis);
+        let expires = expires.filter(|end| *end > now && *end <= now.plus(2 * ACT_MS));
+        let expires = expires.ok_or_else(|| invalid("it has ended, or ends too late"))?;
+        let key = DeviceKey::parse(&public_key).map_err(|_| invalid("its key is none"))?;
+        let device = DeviceId::new(&key.id()).map_err(|_| invalid("its key is none"))?;
+        let own = about.principal.device();
+        if own.is_some_and(|own| *own != device) {
+            return Err(invalid(
+                "its key is another device's than the one connected",
+            ));
+        }
+        let known = self.pairing.operator_key(&device).await;
+        let known = known.map_err(|error| refused(error.code(), &error))?;
+        let known = known.filter(|known| known.public_key == key.to_text());
+        let known =
+            known.ok_or_else(|| invalid("its key is of no device paired as an operator"))?;
+        if !known.scopes.allows(Scope::Admin) {
+            return Err(invalid("its device may not do this"));
+        }
+        let said = Statement::of_export(gateway, about.connection, expires);
+        let proof = DecisionProof::Device {
+            gateway,
+            scope: Extent::Once,
+            expires_at_ms: expires,
+            key: known.public_key,
+            signature,
+        };
+        verify_proof(&proof, about.connection, said.plan, Word::AllowOnce)
+            .map_err(|error| invalid(&error.to_string()))?;
+        Ok(Some(proof))
+    }
+}

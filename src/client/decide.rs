@@ -1,0 +1,216 @@
+//! Decisions of this machine's people, each signed with its key: at the gateway here too, where the kernel says who they
+//! are, and the key says that it was they.
+
+use std::path::Path;
+
+use portcullis_core::approval::{Extent, Statement, Word};
+use portcullis_core::auth::{Role, Scope};
+use portcullis_core::codes;
+use portcullis_core::encoding::hex;
+use portcullis_core::ids::Hash32;
+use portcullis_core::time::Millis;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use super::device::Device;
+use super::keys::{Keys, Place};
+use super::remote::Session;
+use super::wire::{Client, Door};
+use crate::cli::{Failure, note};
+use crate::show::text::typed;
+use crate::show::value::{field, number};
+
+/// What a gateway says of a key that waits for a person.
+const PAIRING: &str = "PAIRING_REQUIRED";
+
+/// How far a word reaches, where it is not as far as it says.
+#[derive(Debug, Clone, Copy, Default)]
+pub enum Reach {
+    /// As the word does.
+    #[default]
+    Usual,
+    /// In the same session.
+    Session,
+    /// For so long, ms.
+    For(u64),
+}
+
+/// Who decides at one gateway. The key is opened once, at the first decision.
+pub struct Decider {
+    door: Door,
+    open: Option<Open>,
+}
+
+enum Open {
+    Here(Box<Device>),
+    Elsewhere(Box<Session>),
+    /// At the gateway here, whose kernel says who we are: why no key signs.
+    Unsigned,
+}
+
+impl Decider {
+    /// At this gateway.
+    pub const fn new(door: Door) -> Self {
+        Self { door, open: None }
+    }
+
+    /// A connection on which this machine's key counts; at the gateway here it is paired by that.
+    ///
+    /// # Errors
+    /// What the key's file, the gateway or its pairing says.
+    pub async fn connect(&mut self, scopes: &[Scope]) -> Result<Client, Failure> {
+        if self.open.is_none() {
+            self.open = Some(open(&self.door).await?);
+        }
+        match (&self.door, &self.open) {
+            (Door::Socket(path), Some(Open::Here(device))) => {
+                match Client::beside_uid(path, device, scopes).await {
+                    Err(failure) if failure.code == PAIRING => {
+                        let id = typed(failure.request_id.as_deref().unwrap_or_default());
+                        note(&format!(
+                            "this machine's key is not paired, and local trust pairs none here: nothing is signed until `portcullis devices approve {id}`"
+                        ));
+                        self.open = Some(Open::Unsigned);
+                        Client::connect(&self.door, scopes, &[]).await
+                    }
+                    other => other,
+                }
+            }
+            (Door::Socket(_), Some(Open::Unsigned)) => {
+                Client::connect(&self.door, scopes, &[]).await
+            }
+            (_, Some(Open::Elsewhere(session))) => {
+                Client::of_session(&self.door, session, scopes).await
+            }
+            _ => Err(Failure::of(codes::INTERNAL, "no key is open")),
+        }
+    }
+
+    /// Decides on one question; gives it as it was, and the gateway's answer.
+    ///
+    /// # Errors
+    /// The gateway's refusal.
+    pub async fn decide(
+        &mut self,
+        id: &str,
+        word: Word,
+        reach: Reach,
+        reason: Option<&str>,
+    ) -> Result<(Value, Value), Failure> {
+        // Here the kernel says what we may; elsewhere who only answers commands asks for no more.
+        let all = [Scope::Admin, Scope::Approvals];
+        let scopes = match self.door {
+            Door::Socket(_) => &all[..],
+            Door::Remote(_) => &all[1..],
+        };
+        let mut client = self.connect(scopes).await?;
+        let ask = json!({ "id": id });
+        let approval = client.call("exec.approval.get", ask).await?;
+        let is_change = field(&approval, "approvalKind") == "policy";
+        if is_change && matches!(self.door, Door::Remote(_)) {
+            client.close().await;
+            client = self.connect(&all).await?;
+        }
+        let mut params = self.signed(&approval, word, reach)?;
+        if let Some(reason) = reason {
+            params["reason"] = reason.into();
+        }
+        let answer = client.call("exec.approval.resolve", params).await;
+        client.close().await;
+        Ok((approval, answer?))
+    }
+
+    /// The parameters of a decision on what `exec.approval.get` gave.
+    fn signed(&self, approval: &Value, word: Word, reach: Reach) -> Result<Value, Failure> {
+        let odd = || {
+            Failure::of(
+                codes::INTERNAL,
+                "the gateway does not say what a decision is signed with: it is of another version",
+            )
+        };
+        // An older gateway knows of no signatures.
+        let Some(terms) = approval.get("sign") else {
+            return match reach {
+                Reach::Usual => {
+                    Ok(json!({ "id": field(approval, "id"), "decision": word.as_str() }))
+                }
+                Reach::Session | Reach::For(_) => Err(odd()),
+            };
+        };
+        let hash = |name: &str| Hash32::try_from(field(terms, name).to_owned()).map_err(|_| odd());
+        let usual = Extent::of(word);
+        let until = match usual {
+            Extent::Once => number(terms, "onceUntilMs"),
+            _ => number(terms, "grantUntilMs"),
+        };
+        let until = until.ok_or_else(odd)?;
+        let (scope, expires) = match reach {
+            Reach::Usual => (usual, until),
+            Reach::Session => (Extent::Session, until),
+            Reach::For(ms) => {
+                // By the gateway's clock, which is not ours.
+                let longest = number(terms, "nowMs").ok_or_else(odd)?.saturating_add(ms);
+                (Extent::Until, longest.min(until))
+            }
+        };
+        let statement = Statement {
+            gateway: hash("gateway")?,
+            approval: field(approval, "id"),
+            plan: hash("planHash")?,
+            word,
+            scope,
+            expires: Millis(expires),
+        };
+        let mut params = self.proof(&statement);
+        params["id"] = statement.approval.into();
+        params["decision"] = word.as_str().into();
+        params["scope"] = scope.as_str().into();
+        Ok(params)
+    }
+
+    /// `proof` and `expiresAtMs` of what this machine's key says; without one, what stands without a proof.
+    pub fn proof(&self, statement: &Statement<'_>) -> Value {
+        let mut params = json!({ "expiresAtMs": statement.expires });
+        let device = match &self.open {
+            Some(Open::Here(device)) => device,
+            Some(Open::Elsewhere(session)) => session.device(),
+            Some(Open::Unsigned) | None => return params,
+        };
+        let (public_key, signature) = device.sign(&statement.to_sign());
+        params["proof"] =
+            json!({ "kind": "device", "publicKey": public_key, "signature": signature });
+        params
+    }
+}
+
+async fn open(door: &Door) -> Result<Open, Failure> {
+    let path = match door {
+        Door::Remote(remote) => {
+            let session = remote.as_ref().clone().open(Role::Operator).await?;
+            return Ok(Open::Elsewhere(Box::new(session)));
+        }
+        Door::Socket(path) => path,
+    };
+    let place = match Place::find(None) {
+        Ok(place) => place,
+        Err(failure) => {
+            note(&format!("nothing is signed: {}", failure.message));
+            return Ok(Open::Unsigned);
+        }
+    };
+    let gateway = here(path);
+    let opened = tokio::task::spawn_blocking(move || {
+        let keys = Keys::open(place)?;
+        Device::of(&keys, Role::Operator, &gateway)
+    });
+    let opened = opened.await;
+    let device = opened.map_err(|e| Failure::of(codes::INTERNAL, e.to_string()))??;
+    Ok(Open::Here(Box::new(device)))
+}
+
+/// The name of the key for the gateway at this socket: in an alphabet of keys' names.
+fn here(socket: &Path) -> String {
+    let path = std::fs::canonicalize(socket).unwrap_or_else(|_| socket.to_owned());
+    let digest = Sha256::digest(path.as_os_str().as_encoded_bytes());
+    format!("SOCKET_{}", hex(&digest)[..32].to_ascii_uppercase())
+}
