@@ -148,7 +148,7 @@ fn a_file_that_is_written_to_while_it_is_read_is_told() {
         });
         let output = scene.get(&path);
         over.store(true, Ordering::Relaxed);
-        is(&output, CopyFailure::Changed, "written to");
+        is(&output, CopyFailure::Changed, "busy");
     });
     // Between its two looks: it waits for its reader, and the file is another one by then.
     let child = scene
