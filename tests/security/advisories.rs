@@ -100,6 +100,11 @@ pub fn stale(
             found.unwrap_or_default()
         };
         let (test, on) = (word("test"), word("on"));
+        // A lost empty line between two hides the second.
+        let begun = block.lines().filter(|line| line.starts_with("test: "));
+        if begun.count() != 1 {
+            findings.push(format!("{test}: its block is not one of one test"));
+        }
         let text = file(word("file")).unwrap_or_default();
         if !tried.contains(test) || !seen.insert(test) {
             findings.push(format!(
