@@ -70,6 +70,14 @@ async fn until(seen: &mut mpsc::Receiver<RunEvent>, wanted: &str) -> String {
     text
 }
 
+/// Is its process group the one that its terminal's keys are for?
+fn has_the_foreground(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields = stat.rsplit_once(')').map(|(_, rest)| rest);
+    let fields: Vec<&str> = fields.unwrap_or_default().split_whitespace().collect();
+    fields.len() > 5 && fields[2] == fields[5]
+}
+
 /// What is still to come, without the check that it is all.
 async fn rest(mut seen: mpsc::Receiver<RunEvent>) -> Ended {
     let mut out = Vec::new();
@@ -365,12 +373,15 @@ pub async fn terminal(driver: &Driver, state: &State) {
         let script = "set -m; trap 'echo caught' INT; sleep 77 & echo up; sleep 55; echo \"after $?\"; read line; echo \"read $line\"";
         let (_, inputs, mut seen) = live.open(script, on).await;
         until(&mut seen, "up").await;
-        wait_for(|| commands(live.started.init_pid, "sleep").len() == 2).await;
+        // The shell gives the foreground to its job a moment after that has begun: before, the key is the shell's own.
+        wait_for(|| {
+            let sleeps = commands(live.started.init_pid, "sleep");
+            sleeps.len() == 2 && sleeps.into_iter().any(has_the_foreground)
+        })
+        .await;
         if typed {
             put(&inputs, 0, &[3], false).await.unwrap().unwrap();
         } else {
-            // The shell gives the foreground to its job a moment after that has begun.
-            tokio::time::sleep(Duration::from_millis(100)).await;
             signal(&inputs, "INT").await.unwrap().unwrap();
         }
         until(&mut seen, "after 130").await;
