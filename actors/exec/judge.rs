@@ -6,11 +6,10 @@ use std::collections::BTreeMap;
 use portcullis_core::codes;
 use portcullis_core::plan::{EnvPolicy, ExecPlan, Executable, Target};
 use portcullis_core::policy::{Judgement, Reason, Resolved, Ruling, commands, preview};
-use tokio::sync::oneshot;
 
 use super::actor::Exec;
 use super::messages::{ExecRefusal, ExecWiring, JudgeAsk};
-use super::run::{HostGround, check_request, host_env, open_on_host};
+use super::run::{check_request, host_env, opened_on_host};
 use crate::supervision::Ctx;
 
 /// Judges it.
@@ -100,26 +99,7 @@ async fn on_host(
     ctx: &Ctx<Exec>,
     ask: &JudgeAsk,
 ) -> Result<ExecPlan, ExecRefusal> {
-    let (reply, opened) = oneshot::channel();
-    let (argv, cwd) = (ask.argv.clone(), ask.cwd.clone());
-    let job_wiring = wiring.clone();
-    ctx.blocking("judge", 0, move || {
-        let ground = HostGround {
-            config: &job_wiring.config.host,
-            operator_uids: &job_wiring.operator_uids,
-            operator_gids: &job_wiring.operator_gids,
-            masked: std::iter::once(&job_wiring.state)
-                .chain(&job_wiring.forbidden)
-                .cloned()
-                .collect(),
-        };
-        // Nobody waits any more: who asked is gone.
-        let _ = reply.send(open_on_host(&ground, &argv, cwd));
-    })
-    .map_err(|error| ExecRefusal::new(codes::OVERLOADED, error))?;
-    let means = opened
-        .await
-        .map_err(|_| ExecRefusal::new(codes::INTERNAL, "opening the program failed"))??;
+    let means = opened_on_host(wiring, ctx, &ask.argv, ask.cwd.clone()).await?;
     let user = &means.opened.place.user;
     let plan = ExecPlan {
         executable: means.opened.program.executable(),

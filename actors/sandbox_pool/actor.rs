@@ -9,6 +9,7 @@ use futures_util::stream::FuturesUnordered;
 use portcullis_core::ids::{AgentId, Hash32, RunId};
 use portcullis_core::sandbox::Profiles;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use super::boxes::{Live, Place, Waiter, answer_when_accepted, end_box};
 use super::cell_file;
@@ -83,8 +84,8 @@ pub struct SandboxPool {
     pub(super) lookups: BTreeMap<String, Arc<Allowance>>,
     /// What counts the folders, by their names below `workspaces/`.
     pub(super) gauges: BTreeMap<String, Gauge>,
-    /// Looks for boxes that are nobody's.
-    pub(super) sweeping: Option<TaskHandle>,
+    /// Looks for boxes that are nobody's, and when.
+    pub(super) sweeping: Option<(Instant, TaskHandle)>,
     /// Who has which user of the host; none: all have this gateway's.
     pub(super) accounts: Option<Accounts>,
     /// The key of the last box.

@@ -4,6 +4,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::actor::SandboxPool;
 use super::driver::Driver;
 use super::folders;
@@ -21,12 +23,20 @@ const LAST_WITHIN: Duration = Duration::from_secs(5);
 impl SandboxPool {
     /// Sets the timer.
     pub(super) fn sweep_later(&mut self) {
-        self.sweeping = Some(self.ctx.after("sweep", 0, EVERY, SandboxPoolMsg::Sweep));
+        self.sweep_in(EVERY);
     }
 
-    /// A box was not made.
+    /// A box was not made. Boxes that go on failing do not put it off.
     pub(super) fn sweep_soon(&mut self) {
-        self.sweeping = Some(self.ctx.after("sweep", 0, SOON, SandboxPoolMsg::Sweep));
+        let soon = Instant::now() + SOON;
+        if self.sweeping.as_ref().is_none_or(|(at, _)| soon < *at) {
+            self.sweep_in(SOON);
+        }
+    }
+
+    fn sweep_in(&mut self, wait: Duration) {
+        let timer = self.ctx.after("sweep", 0, wait, SandboxPoolMsg::Sweep);
+        self.sweeping = Some((Instant::now() + wait, timer));
     }
 
     /// Asks the drivers what there is, beside the loop.

@@ -25,7 +25,7 @@ use crate::exec::open::{Folder, Place, Program};
 use crate::exec::operands::{Command, Operands};
 use crate::exec::user::User;
 use crate::sandbox_pool::BoxProfile;
-use crate::supervision::Ctx;
+use crate::supervision::{Ctx, Room};
 use crate::vault::{VaultHandle, VaultRefusal};
 
 /// The folders of a box that its agent cannot write.
@@ -377,18 +377,17 @@ async fn on_node(
     })
 }
 
-async fn on_host(
+/// [`open_on_host`] on a thread that may wait for the disk: for a run, and for who asks what would be said of one.
+pub async fn opened_on_host<R: Room>(
     wiring: &ExecWiring,
-    ctx: &Ctx<RunRoom>,
-    request: &RunRequest,
-    asked: Option<u64>,
-    seal: Seal,
-) -> Result<Frozen, ExecRefusal> {
-    let (argv, cwd) = (request.argv.clone(), request.cwd.clone());
+    ctx: &Ctx<R>,
+    argv: &[String],
+    cwd: Option<String>,
+) -> Result<HostMeans, ExecRefusal> {
+    let argv = argv.to_vec();
     let (reply, opened) = oneshot::channel();
     let job_wiring = wiring.clone();
     ctx.blocking("freeze", 0, move || {
-        // Nobody waits any more: the run has ended.
         let ground = HostGround {
             config: &job_wiring.config.host,
             operator_uids: &job_wiring.operator_uids,
@@ -398,12 +397,23 @@ async fn on_host(
                 .cloned()
                 .collect(),
         };
+        // Nobody waits any more: who asked is gone.
         let _ = reply.send(open_on_host(&ground, &argv, cwd));
     })
     .map_err(|error| ExecRefusal::new(codes::OVERLOADED, error))?;
-    let means = opened
+    opened
         .await
-        .map_err(|_| ExecRefusal::new(codes::INTERNAL, "opening the program failed"))??;
+        .map_err(|_| ExecRefusal::new(codes::INTERNAL, "opening the program failed"))?
+}
+
+async fn on_host(
+    wiring: &ExecWiring,
+    ctx: &Ctx<RunRoom>,
+    request: &RunRequest,
+    asked: Option<u64>,
+    seal: Seal,
+) -> Result<Frozen, ExecRefusal> {
+    let means = opened_on_host(wiring, ctx, &request.argv, request.cwd.clone()).await?;
     let host = &wiring.config.host;
     let user = &means.opened.place.user;
     let env = host_env(&request.env, user);

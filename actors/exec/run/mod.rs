@@ -18,7 +18,7 @@ mod node;
 
 pub(super) use actor::RunRoom;
 pub(super) use freeze::{
-    HostGround, HostMeans, check_request, host_env, host_profile, open_on_host,
+    HostGround, HostMeans, check_request, host_env, host_profile, open_on_host, opened_on_host,
 };
 pub(super) use handle::RunHandle;
 pub(super) use messages::RunWiring;
