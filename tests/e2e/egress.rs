@@ -360,7 +360,7 @@ fn a_docker_boxs_curl_trusts_the_authority_through_the_runner_and_never_sees_the
     ];
     let bound = gateway.cli(&[&words[..], &["--use", "egress"]].concat());
     assert!(bound.status.success(), "{bound:?}");
-    let driver = gateway.json(&["status"])["portcullis"]["driver"].clone();
+    let driver = gateway.proven_driver();
     assert!(
         driver["name"] == "docker" && driver["runner"].is_object(),
         "{driver:#}"

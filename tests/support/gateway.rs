@@ -378,6 +378,23 @@ impl Gateway {
         }
     }
 
+    /// What its status says of the driver, once one is proven: the door is open before that.
+    pub fn proven_driver(&self) -> Value {
+        let end = Instant::now() + READY;
+        loop {
+            let driver = self.json(&["status"])["portcullis"]["driver"].take();
+            if driver["name"].is_string() {
+                return driver;
+            }
+            assert!(
+                Instant::now() < end,
+                "no driver is proven: {driver:#}\n{}",
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// A socket of its TCP door, with a time-out on reads.
     pub fn socket(&self) -> TcpStream {
         let socket = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
