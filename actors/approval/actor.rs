@@ -53,13 +53,16 @@ impl Room for Approval {
             left_out: kept.left_out,
             timer: None,
         };
-        let step = room.machine.recover(room.now());
+        room.machine.tick(room.wiring.clock.boot());
+        let last = room.wiring.audit.newest_before().await?;
+        let step = room.machine.recover(room.now(), last);
         if !step.puts.is_empty() {
             // Before anything is served: what is over must not be answered.
             room.make(Entry::new("approval.expire"), step)
                 .await
                 .map_err(Crash::new)?;
         }
+        room.machine.adopt(room.now());
         // What ended with a credential while nobody was here, a crash in between among it.
         room.void(None).await.map_err(Crash::new)?;
         room.tell_hosts();
@@ -68,6 +71,7 @@ impl Room for Approval {
     }
 
     async fn handle(&mut self, msg: ApprovalMsg) -> Result<(), Crash> {
+        self.machine.tick(self.wiring.clock.boot());
         self.expire().await?;
         match msg {
             ApprovalMsg::Decide(ask, reply) => self.decide(*ask, reply).await?,
@@ -345,7 +349,12 @@ impl Approval {
     }
 
     /// Intent, commit, outcome, settle, tell: in this order, in pieces that the store takes.
-    pub(super) async fn make(&mut self, entry: Entry, step: Step) -> Result<(), ApprovalRefusal> {
+    pub(super) async fn make(
+        &mut self,
+        entry: Entry,
+        mut step: Step,
+    ) -> Result<(), ApprovalRefusal> {
+        self.machine.stamp(&mut step, self.now());
         for puts in pieces(step) {
             let done = {
                 let _waiting = self.ctx.waiting();
@@ -371,8 +380,9 @@ impl Approval {
     pub(super) async fn make_event(
         &mut self,
         entry: Entry,
-        step: Step,
+        mut step: Step,
     ) -> Result<(), ApprovalRefusal> {
+        self.machine.stamp(&mut step, self.now());
         let (revisions, intent) = {
             let _waiting = self.ctx.waiting();
             let ApprovalWiring {

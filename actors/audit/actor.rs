@@ -9,6 +9,7 @@ use super::read::{Followed, query_to, records_to, tail_to};
 use super::writer::{Answer, Job, NotTaken, Writer};
 use crate::supervision::{Crash, Ctx, Room, Snapshot, TaskEnd};
 use portcullis_core::audit::Seq;
+use portcullis_core::time::Millis;
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -35,6 +36,7 @@ pub struct Audit {
     /// Of the segments that were read to their ends.
     followed: Arc<Followed>,
     opened: String,
+    before: Millis,
 }
 
 impl Room for Audit {
@@ -83,6 +85,7 @@ impl Room for Audit {
             verifying: false,
             followed: Arc::default(),
             opened,
+            before: Millis(report.before_ms),
         })
     }
 
@@ -95,6 +98,10 @@ impl Room for Audit {
             AuditMsg::Seen(key, reply) => self.submit(Job::Seen(key, Answer::Room(reply))),
             AuditMsg::Head(reply) => {
                 reply.ok(self.writer.status().head);
+                Ok(())
+            }
+            AuditMsg::Before(reply) => {
+                reply.ok(self.before);
                 Ok(())
             }
             AuditMsg::Broken(reply) => {

@@ -11,6 +11,7 @@ use super::unwritten::Unwritten;
 use crate::supervision::{CallError, Feed, FeedReader, Handle, Policy, Reply, TreeBuilder};
 use portcullis_core::audit::verify::Outside;
 use portcullis_core::audit::{Body, Entry, Head, Once, OnceKey, Outcome, Query, Record, Seq};
+use portcullis_core::time::Millis;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -147,6 +148,15 @@ impl AuditHandle {
     /// The room does not answer.
     pub async fn head(&self) -> Result<Head, AuditError> {
         self.ask(WITHIN, AuditMsg::Head).await
+    }
+
+    /// The wall clock of the newest record that was there before the log was opened: a start whose clock lies before it has
+    /// a clock that was set back.
+    ///
+    /// # Errors
+    /// The room does not answer.
+    pub async fn newest_before(&self) -> Result<Millis, AuditError> {
+        self.ask(WITHIN, AuditMsg::Before).await
     }
 
     /// Why nothing can be recorded now, where that is so.

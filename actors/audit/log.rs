@@ -16,7 +16,7 @@ use crate::supervision::FlagReader;
 use portcullis_core::audit::retired::Gone;
 use portcullis_core::audit::{
     Body, BootId, GROUP_BYTES, HEADER_BYTES, Head, Ledger, Outcome, SegmentHeader, Seq, Stamp,
-    encode_record,
+    decode_leaf, encode_record,
 };
 use rustix::fs::{Advice, fadvise};
 use std::fs::File;
@@ -93,6 +93,8 @@ impl LogSpec {
 /// What opening found and did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OpenReport {
+    /// The wall clock of the newest record that was there before this opening; 0: there was none.
+    pub before_ms: u64,
     /// The head when the log was ready.
     pub head: Head,
     /// Bytes of a torn end that were cut off.
@@ -235,6 +237,7 @@ impl Log {
             tried: Vec::new(),
             spec,
         };
+        let before_ms = decode_leaf(&found.last).map_or(0, |leaf| leaf.stamp.wall_ms);
         let segment = log.segment.first();
         let recovered = found.torn.map(|(offset, bytes)| Body::Recovered {
             segment,
@@ -274,6 +277,7 @@ impl Log {
         }
         log.opening = false;
         let report = OpenReport {
+            before_ms,
             head: log.head,
             torn_bytes: found.torn.map_or(0, |(_, bytes)| bytes),
             unknown: lost.len(),

@@ -8,6 +8,7 @@ use super::writer::Look;
 use crate::supervision::Reply;
 use portcullis_core::audit::verify::Outside;
 use portcullis_core::audit::{Body, Head, Once, OnceKey, Query, Record, Seq};
+use portcullis_core::time::Millis;
 use std::sync::Arc;
 
 /// What a key means whose first try was refused before anything was done.
@@ -29,6 +30,8 @@ pub enum AuditMsg {
     Seen(OnceKey, Reply<Option<Once>, AuditError>),
     /// The newest durable record.
     Head(Reply<Head, AuditError>),
+    /// The wall clock of the newest record that was there before the log was opened.
+    Before(Reply<Millis, AuditError>),
     /// Why nothing can be recorded now.
     Broken(Reply<Option<AuditError>, AuditError>),
     /// The last records.

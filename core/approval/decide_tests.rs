@@ -540,7 +540,7 @@ fn two_keys_are_two_people_and_one_no_is_enough() {
         vec![],
         None,
     );
-    assert!(m.recover(NOW).puts.is_empty());
+    assert!(m.recover(NOW, Millis(0)).puts.is_empty());
     let second = with_key(&m, "a0001", Word::AllowAlways, &b);
     assert_eq!(
         decide(&mut m, "a0001", &second, &by_other_key(&b)),

@@ -137,6 +137,7 @@ impl Machine {
             may_always: true,
             created: now,
             expires: now.plus(self.limits.timeout_ms),
+            boot_end: None,
             resolution: None,
             used_by: None,
         };
@@ -148,7 +149,8 @@ impl Machine {
         let grants = self
             .grants
             .values()
-            .filter(|grant| grant.target == TARGET && grant.created <= now && now < grant.expires);
+            .filter(|grant| grant.target == TARGET && grant.created <= now && now < grant.expires)
+            .filter(|grant| !self.is_over(grant.boot_end.as_ref()));
         let always = grants.map(|grant| HostWord {
             agent: grant.agent.clone(),
             only: None,
@@ -166,7 +168,8 @@ impl Machine {
                 return None;
             };
             let word = record.resolution.as_ref()?.word?;
-            let holds = now < until(record)? && record.created <= now;
+            let is_over = now >= until(record)? || self.is_over(record.boot_end.as_ref());
+            let holds = !is_over && record.created <= now;
             let is_allowed = word == Word::AllowOnce;
             holds.then(|| HostWord {
                 agent: agent.clone(),
@@ -190,7 +193,7 @@ impl Machine {
 }
 
 /// Until when an answer about a host holds of itself; a grant has its own end.
-fn until(record: &Record) -> Option<Millis> {
+pub(super) fn until(record: &Record) -> Option<Millis> {
     if !matches!(record.subject, Subject::Egress { .. }) {
         return None;
     }

@@ -7,7 +7,7 @@ use super::{Basis, Credential, Row};
 use crate::auth::SecretStanding;
 use crate::ids::{AgentId, ApprovalId, Hash32};
 use crate::plan::ExecPlan;
-use crate::time::Millis;
+use crate::time::{BootMoment, Millis};
 
 /// A person's lasting word for the very same command (by [`ExecPlan::subject_hash`]).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +53,9 @@ pub struct Grant {
     pub created: Millis,
     /// Until when.
     pub expires: Millis,
+    /// The same by the machine's own clock, within its present start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_end: Option<BootMoment>,
     /// How often something ran by it.
     #[serde(default)]
     pub uses: u64,

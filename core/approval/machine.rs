@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use super::chosen::Chosen;
 use super::{
-    Basis, Deciding, Grant, Limits, Put, Record, Refusal, Requester, Resolution, Row, Status, Step,
-    Subject,
+    Basis, Deciding, EXPIRED_CLOCK, Grant, Limits, Put, Record, Refusal, Requester, Resolution,
+    Row, Status, Step, Subject,
 };
 use crate::codes::Code;
 use crate::ids::{AgentId, ApprovalId, Hash32};
@@ -15,7 +15,7 @@ use crate::plan::{ExecPlan, Target};
 use crate::policy::{
     AgentPolicy, Document, Judgement, Rules, Standing, Verdict, decide, denied_outright, judge,
 };
-use crate::time::Millis;
+use crate::time::{BootMoment, Millis};
 
 /// What the configuration says of agents.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -60,6 +60,8 @@ pub struct Machine {
     pub(super) records: BTreeMap<String, Record>,
     pub(super) grants: BTreeMap<String, Grant>,
     pub(super) document: Held,
+    /// The machine's own clock, as last told.
+    pub(super) boot: Option<BootMoment>,
     chosen: Chosen,
 }
 
@@ -126,6 +128,7 @@ impl Machine {
             limits,
             agents,
             deciding,
+            boot: None,
             chosen,
             records: records
                 .into_iter()
@@ -137,19 +140,20 @@ impl Machine {
     }
 
     /// What must end at a start: what is over by the clock, what a changed policy forbids; everything, when the clock
-    /// lies before the newest thing known.
-    pub fn recover(&self, now: Millis) -> Step {
+    /// lies before the newest thing known. `last` is the newest record of the audit log before this start.
+    pub fn recover(&self, now: Millis, last: Millis) -> Step {
         let newest = self
             .records
             .values()
             .map(Record::newest)
             .max()
-            .unwrap_or_default();
+            .unwrap_or_default()
+            .max(last);
         if now < newest {
             let open = self.records.values().filter(|r| !r.status.is_final());
             return Step {
                 puts: open
-                    .map(|r| ended(r, Status::Expired, "clock", now))
+                    .map(|r| ended(r, Status::Expired, EXPIRED_CLOCK, now))
                     .collect(),
             };
         }
@@ -218,37 +222,6 @@ impl Machine {
             .collect()
     }
 
-    /// What is over by the clock.
-    pub fn expire(&self, now: Millis) -> Step {
-        let records = self.records.values().filter(|r| r.is_due(now)).map(|r| {
-            ended(
-                r,
-                Status::Expired,
-                if now < r.created { "clock" } else { "timeout" },
-                now,
-            )
-        });
-        let grants = self
-            .grants
-            .values()
-            .filter(|g| now >= g.expires || now < g.created)
-            .map(|g| Put::DropGrant(g.id.clone()));
-        Step {
-            puts: records.chain(grants).collect(),
-        }
-    }
-
-    /// When something next ends by itself.
-    pub fn next_due(&self, now: Millis) -> Option<Millis> {
-        let records = self
-            .records
-            .values()
-            .filter(|r| !r.status.is_final())
-            .map(|r| r.expires);
-        let grants = self.grants.values().map(|g| g.expires);
-        records.chain(grants).chain(self.next_word_end(now)).min()
-    }
-
     /// What of the undecided and unused a policy now forbids.
     pub(super) fn forbidden(&self, document: Standing<'_>, now: Millis) -> Vec<Put> {
         self.records
@@ -291,7 +264,7 @@ impl Machine {
         let subject_hash = plan.subject_hash();
         self.grants
             .values()
-            .find(|g| g.covers(plan, subject_hash, now))
+            .find(|g| g.covers(plan, subject_hash, now) && !self.is_over(g.boot_end.as_ref()))
     }
 
     /// Decides on a plan: runs, does not run, or a question under `id`.
@@ -364,6 +337,7 @@ impl Machine {
             may_always,
             created: now,
             expires: now.plus(self.limits.timeout_ms),
+            boot_end: None,
             resolution: None,
             used_by: None,
         };
@@ -505,7 +479,7 @@ impl Machine {
     ) -> Result<Step, Refusal> {
         let record = self.exact(id)?;
         usable(record)?;
-        if record.is_due(now) {
+        if record.is_due(now) || self.is_over(record.boot_end.as_ref()) {
             return Err(Refusal::Expired);
         }
         let Some(plan) = record

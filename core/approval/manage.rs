@@ -147,6 +147,7 @@ impl Machine {
             may_always: false,
             created: now,
             expires: now.plus(self.limits.timeout_ms),
+            boot_end: None,
             resolution: None,
             used_by: None,
         };

@@ -11,9 +11,10 @@ use crate::codes::{self, Code};
 use crate::ids::{AgentId, ApprovalId, BoxId, DeviceId, Hash32};
 use crate::plan::ExecPlan;
 use crate::policy::Reason;
-use crate::time::Millis;
+use crate::time::{BootMoment, Millis};
 
 mod chosen;
+mod due;
 mod egress;
 mod grant;
 mod machine;
@@ -236,7 +237,7 @@ pub struct Resolution {
     pub word: Option<Word>,
     /// Who said it; `system` when nobody did.
     pub by: String,
-    /// Why it ended: `user`, `timeout`, `clock`, or the reason of a cancellation.
+    /// Why it ended: `user`, `timeout`, [`EXPIRED_CLOCK`], or the reason of a cancellation.
     pub why: String,
     /// What the person adds, for who asked; at most [`NOTE_MAX`] characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -271,6 +272,9 @@ impl Resolution {
         }
     }
 }
+
+/// Why a question ended whose clock cannot be believed: it lies before what is known already.
+pub const EXPIRED_CLOCK: &str = "expired_clock";
 
 /// See [`Resolution::note`].
 pub const NOTE_MAX: usize = 500;
@@ -329,6 +333,9 @@ pub struct Record {
     pub created: Millis,
     /// When it ends by itself: unanswered, or allowed and unused.
     pub expires: Millis,
+    /// The same by the machine's own clock, which nobody sets: the earlier of both ends it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_end: Option<BootMoment>,
     /// How many people must let it happen.
     #[serde(default = "one")]
     pub quorum: u8,
@@ -599,6 +606,8 @@ impl Refusal {
 
 #[cfg(test)]
 mod decide_tests;
+#[cfg(test)]
+mod due_tests;
 #[cfg(test)]
 mod ids_tests;
 #[cfg(test)]

@@ -77,7 +77,9 @@ impl Machine {
             return Err(Refusal::MissingScope(needed.as_str()));
         }
         match record.status {
-            Status::Pending if record.is_due(now) => return Err(Refusal::Expired),
+            Status::Pending if record.is_due(now) || self.is_over(record.boot_end.as_ref()) => {
+                return Err(Refusal::Expired);
+            }
             Status::Pending => {}
             Status::Expired => return Err(Refusal::Expired),
             Status::Cancelled => return Err(Refusal::NotFound),
@@ -234,6 +236,7 @@ impl Machine {
             session: session.filter(|_| scope == Extent::Session),
             created: now,
             expires: now.plus(self.limits.grant_ms).min(until),
+            boot_end: None,
             uses: 0,
             last_used: None,
         })))

@@ -239,8 +239,8 @@ fn silence_means_no_also_after_a_restart_and_under_a_wrong_clock() {
     assert_eq!(m.consume(&allowed, hash, 1, late), Err(Refusal::Expired));
     for step in [
         m.expire(late),
-        m.recover(late),
-        m.recover(Millis(NOW.0 - 1)),
+        m.recover(late, Millis(0)),
+        m.recover(Millis(NOW.0 - 1), Millis(0)),
     ] {
         let ids: Vec<_> = step
             .puts
@@ -277,8 +277,15 @@ fn a_clock_before_the_newest_thing_known_ends_all_that_is_open() {
     let Asked::New(step) = step else { panic!() };
     m.settle(step);
     // After the first's birth, before the second's.
-    assert_eq!(m.recover(NOW.plus(500)).puts.len(), 2);
-    assert_eq!(m.recover(NOW.plus(1000)).puts.len(), 0);
+    assert_eq!(m.recover(NOW.plus(500), Millis(0)).puts.len(), 2);
+    assert_eq!(m.recover(NOW.plus(1000), Millis(0)).puts.len(), 0);
+    // Nor before the newest record of the log.
+    let log = NOW.plus(2000);
+    assert_eq!(m.recover(log, log).puts.len(), 0);
+    for put in m.recover(Millis(log.0 - 1), log).puts {
+        let Put::Record(record) = put else { panic!() };
+        assert_eq!(record.resolution.unwrap().why, EXPIRED_CLOCK);
+    }
 }
 
 #[test]
@@ -655,7 +662,7 @@ proptest! {
                     let records = m.records.values().cloned().collect();
                     let grants = m.grants.values().cloned().collect();
                     m = Machine::new(m.limits, m.agents.clone(), deciding(), records, grants, None);
-                    let step = m.recover(now);
+                    let step = m.recover(now, Millis(0));
                     m.settle(step);
                 }
             }

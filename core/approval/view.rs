@@ -317,6 +317,8 @@ pub fn snapshot_json(record: &Record) -> Value {
     });
     if let Some(resolution) = &record.resolution {
         value["resolvedAtMs"] = json!(resolution.at);
+        // The peer knows no other reason of what ran out.
+        value["terminalReason"] = json!(visible(&resolution.why));
         value["reason"] = match record.status {
             Status::Expired => "timeout".into(),
             _ => json!(visible(&resolution.why)),

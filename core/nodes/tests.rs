@@ -349,6 +349,7 @@ fn record(status: Status, device: Option<&str>) -> Record {
         may_always: false,
         created: Millis(0),
         expires: Millis(9),
+        boot_end: None,
         quorum: 1,
         votes: vec![],
         resolution: None,
