@@ -3,7 +3,7 @@
 use super::ends::listen;
 use super::messages::{
     ApprovalEvent, ApprovalMsg, ApprovalRefusal, ApprovalWiring, Ask, Consumed, Decision, Found,
-    Ground,
+    Ground, Ledger, Narrowed,
 };
 use super::rows::{self, Revisions, drops, key, ops};
 use crate::act::{ActError, act, entry_of, store_with};
@@ -20,9 +20,12 @@ use portcullis_core::policy::Verdict;
 use portcullis_core::time::Millis;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// The wall clock may jump, so what is due is looked at no less often.
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// How often rules were used is written no oftener: a run waits for no disk because of it.
+pub(super) const COUNTED_EVERY: Duration = Duration::from_mins(1);
 /// Rows of one commit: their ids fit into one audit record.
 const CHUNK: usize = 24;
 
@@ -34,6 +37,8 @@ pub struct Approval {
     pub(super) revisions: Revisions,
     left_out: usize,
     pub(super) timer: Option<TaskHandle>,
+    /// When counts were written last.
+    pub(super) counted: Instant,
 }
 
 impl Room for Approval {
@@ -52,6 +57,7 @@ impl Room for Approval {
             revisions: kept.revisions,
             left_out: kept.left_out,
             timer: None,
+            counted: Instant::now(),
         };
         room.machine.tick(room.wiring.clock.boot());
         let last = room.wiring.audit.newest_before().await?;
@@ -106,6 +112,15 @@ impl Room for Approval {
             ApprovalMsg::Grants(reply) => {
                 reply.ok(self.machine.grants().into_iter().cloned().collect());
             }
+            ApprovalMsg::Ledger(reply) => {
+                let (entries, modes) = self.machine.ledger();
+                reply.ok(Ledger {
+                    grants: self.machine.grants().into_iter().cloned().collect(),
+                    entries,
+                    modes,
+                });
+            }
+            ApprovalMsg::GoesOn(plan, by, reply) => reply.ok(self.machine.may_go_on(&plan, &by)),
             ApprovalMsg::Revoke(by, id, reply) => self.revoke(*by, &id, reply).await?,
             ApprovalMsg::Policy(reply) => reply.ok(self.machine.policy()),
             ApprovalMsg::SetPolicy(by, document, base, reply) => {
@@ -120,9 +135,16 @@ impl Room for Approval {
             ApprovalMsg::Host(asked) => self.host_asked(&asked).await?,
             ApprovalMsg::Expire => {}
         }
+        self.save_counts(COUNTED_EVERY).await?;
         self.tell_hosts();
         self.arm();
         Ok(())
+    }
+
+    async fn stop(mut self) {
+        if self.save_counts(Duration::ZERO).await.is_err() {
+            tracing::warn!("how often rules were used was not kept");
+        }
     }
 
     fn snapshot(&self) -> Snapshot {
@@ -175,6 +197,7 @@ impl Approval {
             idempotency_key: ask.idempotency_key.clone(),
             ..entry_of(&ask.requester)
         };
+        let agent = ask.plan.agent.clone();
         let asked = self
             .machine
             .ask(ask.plan, requester, ask.idempotency_key, id.clone(), now);
@@ -194,7 +217,12 @@ impl Approval {
                 let counted = self.make_event(entry, step).await;
                 counted.map(|()| Decision::Allow { rule })
             }
-            Ok(Asked::Allow { rule, .. }) => Ok(Decision::Allow { rule }),
+            Ok(Asked::Allow { rule, .. }) => {
+                if is_start {
+                    self.machine.count(&agent, &rule, now);
+                }
+                Ok(Decision::Allow { rule })
+            }
             Ok(Asked::Deny { code, message, fix }) => Ok(Decision::Deny { code, message, fix }),
             Ok(Asked::Known(id)) => self.machine.get(id.as_str()).map(known).map_err(Into::into),
             Ok(Asked::New(mut step)) => {
@@ -401,7 +429,7 @@ impl Approval {
         self.settle(step, revisions, intent)
     }
 
-    fn settle(
+    pub(super) fn settle(
         &mut self,
         step: Step,
         revisions: Vec<Revision>,
@@ -416,6 +444,9 @@ impl Approval {
                 self.revisions.remove(&key(put));
             } else {
                 self.revisions.insert(key(put), (rev.0, intent));
+            }
+            if matches!(put, Put::Document(_)) {
+                news.push(ApprovalEvent::Narrowed(Narrowed::Policy));
             }
             if let Put::Record(record) = put {
                 let before = self

@@ -179,14 +179,27 @@ impl Approval {
         if !reply.is_wanted() {
             return Ok(());
         }
-        let result = match self.machine.revoke_grant(id, &by.principal, self.now()) {
+        let result = match self.machine.revoke(id, &by.principal, self.now()) {
             Ok(step) => {
-                let entry = Entry {
-                    action: "approval.grant.revoke".to_owned(),
-                    object: Some(format!("grant:{id}")),
+                let is_policy = step.puts.iter().any(|put| matches!(put, Put::Document(_)));
+                let (action, object) = if is_policy {
+                    ("approval.policy.set", id.to_owned())
+                } else {
+                    ("approval.grant.revoke", format!("grant:{id}"))
+                };
+                let mut entry = Entry {
+                    action: action.to_owned(),
+                    object: Some(object),
                     ..entry_of(&by.principal)
                 };
-                self.make(entry, step).await
+                if is_policy {
+                    entry = self.judged(entry, &step);
+                }
+                let made = self.make(entry, step.clone()).await;
+                if made.is_ok() {
+                    self.tell_revoked(&step);
+                }
+                made
             }
             Err(refusal) => Err(refusal.into()),
         };

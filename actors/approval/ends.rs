@@ -1,16 +1,19 @@
 //! What ends by itself: by the clock, or with the device or secret on which it rests.
 
-use super::actor::{Approval, LOOK_EVERY};
+use super::actor::{Approval, COUNTED_EVERY, LOOK_EVERY};
 use super::hosts;
-use super::messages::{ApprovalMsg, ApprovalRefusal, ApprovalWiring};
+use super::messages::{ApprovalEvent, ApprovalMsg, ApprovalRefusal, ApprovalWiring, Narrowed};
+use super::rows::ops;
+use crate::act::{ActError, store_with};
 use crate::auth::AuthNews;
 use crate::pairing::News as PairingNews;
 use crate::supervision::{Crash, Ctx, FeedItem};
-use portcullis_core::approval::Basis;
+use portcullis_core::approval::{Basis, Put, Step};
 use portcullis_core::audit::Entry;
 use portcullis_core::auth::Holder;
 use std::collections::BTreeSet;
 use std::time::Duration;
+use tokio::time::Instant;
 
 impl Approval {
     /// Ends what is over by the clock. What cannot be recorded now stays, and is not answered or used meanwhile: the
@@ -71,7 +74,8 @@ impl Approval {
             let holders: BTreeSet<_> = dead.iter().map(|b| b.holder().to_string()).collect();
             let holders: Vec<_> = holders.into_iter().take(8).collect();
             let entry = entry.with("of", holders.join(" "));
-            self.make(entry, step).await?;
+            self.make(entry, step.clone()).await?;
+            self.tell_revoked(&step);
         }
         Ok(count)
     }
@@ -88,10 +92,61 @@ impl Approval {
         }
     }
 
+    /// Writes how often rules were used, where that was not done for so long. It is no act: no record is made of it.
+    pub(super) async fn save_counts(&mut self, every: Duration) -> Result<(), Crash> {
+        if !self.machine.has_unsaved() || self.counted.elapsed() < every {
+            return Ok(());
+        }
+        self.counted = Instant::now();
+        let step = self.machine.unsaved();
+        let saved = {
+            let _waiting = self.ctx.waiting();
+            let ApprovalWiring {
+                audit,
+                store,
+                sealer,
+                ..
+            } = &self.wiring;
+            match audit.head().await {
+                Ok(head) => {
+                    let revisions = &self.revisions;
+                    let written = store_with(store, head.seq.0, |intent| {
+                        ops(&step.puts, revisions, sealer, intent)
+                    });
+                    written.await.map(|revisions| (revisions, head.seq.0))
+                }
+                Err(error) => Err(ActError::CannotRecord(error)),
+            }
+        };
+        match saved {
+            Ok((revisions, intent)) => self.settle(step, revisions, intent).map_err(Crash::new),
+            Err(error) if error.must_reread() => Err(Crash::new(error)),
+            // They stay, and are written later.
+            Err(error) => {
+                tracing::debug!(%error, "how often rules were used could not be written");
+                Ok(())
+            }
+        }
+    }
+
+    /// Tells runs of the grants that were taken back.
+    pub(super) fn tell_revoked(&self, step: &Step) {
+        for put in &step.puts {
+            if let Put::DropGrant(id) = put {
+                let narrowed = Narrowed::Grant(id.clone());
+                self.wiring.feed.publish(ApprovalEvent::Narrowed(narrowed));
+            }
+        }
+    }
+
     /// Wakes the room when the next thing is over.
     pub(super) fn arm(&mut self) {
         let now = self.now();
-        self.timer = self.machine.next_due(now).map(|due| {
+        let counts = self.machine.has_unsaved();
+        let counts =
+            counts.then(|| now.plus(u64::try_from(COUNTED_EVERY.as_millis()).unwrap_or(u64::MAX)));
+        let due = self.machine.next_due(now).into_iter().chain(counts).min();
+        self.timer = due.map(|due| {
             // At least a little: a change that cannot be recorded must not spin.
             let wait =
                 Duration::from_millis(due.since(now)).clamp(Duration::from_millis(50), LOOK_EVERY);

@@ -3,13 +3,13 @@
 use super::actor::Approval;
 use super::messages::{
     ApprovalEvent, ApprovalMsg, ApprovalRefusal, ApprovalWiring, Ask, By, Consumed, Decision,
-    Found, Ground, PolicyChange, Resolved, Told,
+    Found, Ground, Ledger, PolicyChange, Resolved, Told,
 };
 use crate::supervision::{
     CallError, Feed, FeedItem, FeedReader, Handle, Policy as Rules, Reply, TreeBuilder,
 };
 use portcullis_core::approval::{
-    Act, Deciding, Grant, Limits, NOTE_MAX, Policy, Record, Status, Word, record_json,
+    Act, Deciding, Grant, Limits, NOTE_MAX, Policy, Record, RunsBy, Status, Word, record_json,
 };
 use portcullis_core::audit::Seq;
 use portcullis_core::auth::{Holder, Principal};
@@ -166,7 +166,8 @@ impl ApprovalHandle {
             let look = deadline.min(tokio::time::Instant::now() + LOOK_EVERY);
             loop {
                 match tokio::time::timeout_at(look, news.next()).await {
-                    Ok(FeedItem::Event(news)) if news.event.record().id != *id => {}
+                    Ok(FeedItem::Event(news))
+                        if news.event.record().is_none_or(|record| record.id != *id) => {}
                     Ok(FeedItem::Closed) => {
                         tokio::time::sleep_until(look).await;
                         break;
@@ -281,7 +282,24 @@ impl ApprovalHandle {
         self.ask(ApprovalMsg::Grants).await
     }
 
-    /// Takes a grant back.
+    /// Everything that runs without asking.
+    ///
+    /// # Errors
+    /// [`ApprovalRefusal`].
+    pub async fn ledger(&self) -> Result<Ledger, ApprovalRefusal> {
+        self.ask(ApprovalMsg::Ledger).await
+    }
+
+    /// May a run that is under way go on, after the policy was changed?
+    ///
+    /// # Errors
+    /// [`ApprovalRefusal`].
+    pub async fn goes_on(&self, plan: &ExecPlan, by: &RunsBy) -> Result<bool, ApprovalRefusal> {
+        let (plan, by) = (Box::new(plan.clone()), by.clone());
+        self.ask(|reply| ApprovalMsg::GoesOn(plan, by, reply)).await
+    }
+
+    /// Takes back what the ledger calls so: a grant, or an entry of the document.
     ///
     /// # Errors
     /// [`ApprovalRefusal`].
@@ -328,9 +346,13 @@ impl ApprovalHandle {
     /// # Errors
     /// [`ApprovalRefusal`].
     pub async fn grants_json(&self, limit: usize) -> Result<Value, ApprovalRefusal> {
-        let grants = self.grants().await?;
+        let Ledger {
+            grants,
+            entries,
+            modes,
+        } = self.ledger().await?;
         let grants: Vec<Value> = grants.iter().take(limit).map(Grant::to_json).collect();
-        Ok(json!({ "grants": grants }))
+        Ok(json!({ "grants": grants, "entries": entries, "modes": modes }))
     }
 
     /// News from now on.

@@ -10,7 +10,8 @@ use crate::sandbox_pool::HostQuestions;
 use crate::store::Store;
 use crate::supervision::{Feed, Reply};
 use portcullis_core::approval::{
-    Agents, Deciding, Extent, Grant, HostAsked, PlanSealer, Policy, Record, Refusal, Status, Word,
+    Agents, Deciding, Extent, Grant, HostAsked, PlanSealer, Policy, Record, Refusal, RunsBy,
+    Status, Word,
 };
 use portcullis_core::audit::{Proof, Seq};
 use portcullis_core::auth::{Holder, Principal};
@@ -140,24 +141,37 @@ pub enum ApprovalEvent {
     Requested(Arc<Record>),
     /// It was answered, ran out or was withdrawn: the record says what, by whom and when.
     Resolved(Arc<Record>),
+    /// What may run was changed otherwise: runs that are under way look whether they may go on.
+    Narrowed(Narrowed),
+}
+
+/// What was changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Narrowed {
+    /// The approvals document.
+    Policy,
+    /// This grant was taken back.
+    Grant(String),
 }
 
 impl ApprovalEvent {
     /// The event's name and payload on the wire (wire.md 15).
-    pub fn to_wire(&self) -> (&'static str, Value) {
+    pub fn to_wire(&self) -> Option<(&'static str, Value)> {
         match self {
-            Self::Requested(record) => (
+            Self::Requested(record) => Some((
                 "exec.approval.requested",
                 portcullis_core::approval::record_json(record),
-            ),
-            Self::Resolved(record) => ("exec.approval.resolved", record.resolved_json()),
+            )),
+            Self::Resolved(record) => Some(("exec.approval.resolved", record.resolved_json())),
+            Self::Narrowed(_) => None,
         }
     }
 
-    /// What it is about.
-    pub fn record(&self) -> &Record {
+    /// The question that it is about.
+    pub fn record(&self) -> Option<&Record> {
         match self {
-            Self::Requested(record) | Self::Resolved(record) => record,
+            Self::Requested(record) | Self::Resolved(record) => Some(record),
+            Self::Narrowed(_) => None,
         }
     }
 }
@@ -245,6 +259,17 @@ pub struct Resolved {
     pub applied: bool,
 }
 
+/// What runs without asking.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ledger {
+    /// What people have granted, newest first.
+    pub grants: Vec<Grant>,
+    /// Entries of the document.
+    pub entries: Vec<Value>,
+    /// Agents whose every command runs.
+    pub modes: Vec<Value>,
+}
+
 type Answer<T> = Reply<T, ApprovalRefusal>;
 
 /// What an act rests on, for its record.
@@ -284,7 +309,11 @@ pub enum ApprovalMsg {
     Resolve(Box<By>, String, Box<Told>, Answer<Resolved>),
     /// Standing grants.
     Grants(Answer<Vec<Grant>>),
-    /// Takes one back.
+    /// What runs without asking.
+    Ledger(Answer<Ledger>),
+    /// May a run that is under way go on?
+    GoesOn(Box<ExecPlan>, RunsBy, Answer<bool>),
+    /// Takes back what the ledger calls so.
     Revoke(Box<By>, String, Answer<()>),
     /// The document.
     Policy(Answer<Policy>),

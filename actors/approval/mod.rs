@@ -30,5 +30,5 @@ pub use config::{ApprovalConfig, QuorumConfig};
 pub use handle::ApprovalHandle;
 pub use messages::{
     ApprovalEvent, ApprovalMsg, ApprovalRefusal, ApprovalWiring, Ask, Consumed, Decision, Found,
-    Ground, PolicyChange, Resolved, Told,
+    Ground, Ledger, Narrowed, PolicyChange, Resolved, Told,
 };

@@ -3,7 +3,7 @@
 use super::messages::ApprovalWiring;
 use crate::store::{Object, Op};
 use crate::supervision::Crash;
-use portcullis_core::approval::{Grant, Machine, Place, PlanSealer, Put, Record};
+use portcullis_core::approval::{Grant, Machine, Place, PlanSealer, Put, Record, Uses};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 pub(super) const RECORD: &str = "approval";
 const GRANT: &str = "approval.grant";
 const DOCUMENT: &str = "approval.document";
+const USES: &str = "approval.uses";
 const ONLY: &str = "only";
 
 /// The revision of each row and the audit record that it was last written under, by kind and id.
@@ -35,6 +36,7 @@ pub(super) async fn read(wiring: &ApprovalWiring) -> Result<Kept, Crash> {
     };
     let records: Vec<Record> = reader.all(wiring.store.list_all(RECORD).await?, RECORD)?;
     let grants: Vec<Grant> = reader.all(wiring.store.list_all(GRANT).await?, GRANT)?;
+    let uses: Vec<Uses> = reader.all(wiring.store.list_all(USES).await?, USES)?;
     let document = wiring.store.get(DOCUMENT, ONLY).await?;
     let document: Option<Result<Value, ()>> = match document {
         None => None,
@@ -54,7 +56,8 @@ pub(super) async fn read(wiring: &ApprovalWiring) -> Result<Kept, Crash> {
         records,
         grants,
         document,
-    );
+    )
+    .with_uses(uses);
     Ok(Kept {
         machine,
         revisions,
@@ -117,6 +120,7 @@ pub(super) fn key(put: &Put) -> (&'static str, String) {
         Put::Grant(grant) => (GRANT, grant.id.clone()),
         Put::DropGrant(id) => (GRANT, id.clone()),
         Put::Document(_) => (DOCUMENT, ONLY.to_owned()),
+        Put::Uses(uses) => (USES, uses.agent.to_string()),
     }
 }
 
@@ -140,6 +144,7 @@ pub(super) fn ops(
                 Put::Record(record) => serde_json::to_vec(record),
                 Put::Grant(grant) => serde_json::to_vec(grant),
                 Put::Document(document) => serde_json::to_vec(document),
+                Put::Uses(uses) => serde_json::to_vec(uses),
                 Put::DropRecord(_) | Put::DropGrant(_) => {
                     let rev = known.ok_or("a row to delete that is not there")?;
                     return Ok(Op::delete_if(kind, &id, intent, rev));

@@ -234,7 +234,7 @@ async fn a_question_outlives_the_process_and_its_answer_is_used_once() {
         panic!()
     };
     let event = next(&mut news).await;
-    let (name, wire) = event.to_wire();
+    let (name, wire) = event.to_wire().unwrap();
     assert_eq!(
         (name, wire["id"].as_str()),
         ("exec.approval.requested", Some(id.as_str()))
@@ -242,7 +242,7 @@ async fn a_question_outlives_the_process_and_its_answer_is_used_once() {
     assert_eq!(wire["request"]["planHash"], json!(asked.plan_hash()));
     assert_eq!(
         first.approval.list_json().await.unwrap(),
-        json!([record_json(event.record())])
+        json!([record_json(event.record().unwrap())])
     );
     first.end().await;
 

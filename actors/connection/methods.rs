@@ -419,7 +419,7 @@ impl News {
                     None => return Heard::Missed,
                 },
                 item = next_of(&mut self.approval) => match item {
-                    Some(news) => Some(news.event.to_wire()),
+                    Some(news) => news.event.to_wire(),
                     None => return Heard::Missed,
                 },
             };

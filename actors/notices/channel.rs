@@ -151,7 +151,9 @@ impl Book {
     async fn heard(&mut self, item: Option<FeedItem<ApprovalEvent>>) -> bool {
         match item {
             Some(FeedItem::Event(told)) => {
-                self.add(told.event.record()).await;
+                if let Some(record) = told.event.record() {
+                    self.add(record).await;
+                }
                 false
             }
             Some(FeedItem::Lagged) => true,

@@ -65,7 +65,7 @@ impl Machine {
                     let kept = known.and_then(|known| known.boot_end.clone()).filter(own);
                     grant.boot_end = Some(kept.unwrap_or_else(|| from_now(grant.expires)));
                 }
-                Put::DropRecord(_) | Put::DropGrant(_) | Put::Document(_) => {}
+                Put::DropRecord(_) | Put::DropGrant(_) | Put::Document(_) | Put::Uses(_) => {}
             }
         }
     }

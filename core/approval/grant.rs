@@ -69,6 +69,11 @@ const fn always() -> Extent {
 }
 
 impl Grant {
+    /// What a grant is called that came from this question.
+    pub fn id_of(question: &ApprovalId) -> String {
+        format!("g-{question}")
+    }
+
     /// On whose standing it rests.
     pub fn rests_on(&self) -> impl Iterator<Item = Basis> {
         let signers = self.signers.iter().cloned().map(Basis::Device);

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::chosen::Chosen;
+use super::ledger::Counts;
 use super::{
     Basis, Deciding, EXPIRED_CLOCK, Grant, Limits, Put, Record, Refusal, Requester, Resolution,
     Row, Status, Step, Subject,
@@ -62,6 +63,7 @@ pub struct Machine {
     pub(super) document: Held,
     /// The machine's own clock, as last told.
     pub(super) boot: Option<BootMoment>,
+    pub(super) counts: Counts,
     chosen: Chosen,
 }
 
@@ -129,6 +131,7 @@ impl Machine {
             agents,
             deciding,
             boot: None,
+            counts: Counts::default(),
             chosen,
             records: records
                 .into_iter()
@@ -537,6 +540,7 @@ impl Machine {
                 Put::DropGrant(id) => {
                     self.grants.remove(&id);
                 }
+                Put::Uses(uses) => self.saved(*uses),
                 Put::Document(value) => {
                     self.document = Document::parse(value)
                         .map_or(Held::Malformed, |d| Held::Valid(Box::new(d)));

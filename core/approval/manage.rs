@@ -208,7 +208,7 @@ fn closed() -> Document {
     Document::parse(nothing).unwrap_or_else(|_| Document::empty())
 }
 
-fn operator(by: &Principal, scope: Scope) -> Result<(), Refusal> {
+pub(super) fn operator(by: &Principal, scope: Scope) -> Result<(), Refusal> {
     if by.role != Role::Operator || by.agent.is_some() {
         return Err(Refusal::WrongRole);
     }

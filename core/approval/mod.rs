@@ -17,6 +17,7 @@ mod chosen;
 mod due;
 mod egress;
 mod grant;
+mod ledger;
 mod machine;
 mod manage;
 mod proof;
@@ -27,6 +28,7 @@ mod vote;
 
 pub use egress::{HostAsked, HostWord};
 pub use grant::Grant;
+pub use ledger::{RunsBy, Used, Uses};
 pub use machine::{Agents, Asked, Machine, PolicySet};
 pub use manage::Policy;
 pub use proof::{DecisionKey, DecisionProof, Extent, ProofError, Statement, verify_proof};
@@ -455,6 +457,8 @@ pub enum Put {
     DropGrant(String),
     /// Replace the approvals document.
     Document(Value),
+    /// How often something ran by rules that are no grants.
+    Uses(Box<Uses>),
 }
 
 /// Changes that belong together: all of them or none.
@@ -562,6 +566,8 @@ pub enum Refusal {
     NotYours(&'static str),
     #[error("no such grant")]
     GrantNotFound,
+    #[error("this is of the gateway's configuration: write there and restart it:\n{0}")]
+    OfConfiguration(String),
 }
 
 impl Refusal {
@@ -589,6 +595,7 @@ impl Refusal {
             | Self::Document(_)
             | Self::Plan(_)
             | Self::KeyReused
+            | Self::OfConfiguration(_)
             | Self::IdTaken => codes::INVALID_PARAMS,
         }
     }
@@ -612,5 +619,7 @@ mod due_tests;
 mod ids_tests;
 #[cfg(test)]
 mod kept_tests;
+#[cfg(test)]
+mod ledger_tests;
 #[cfg(test)]
 mod tests;

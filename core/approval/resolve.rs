@@ -220,7 +220,7 @@ impl Machine {
         let came_with = others.clone().filter_map(|vote| vote.credential.clone());
         Ok(Put::Grant(Box::new(Grant {
             v: Row,
-            id: format!("g-{}", voted.id),
+            id: Grant::id_of(&voted.id),
             agent: agent.clone(),
             target,
             subject_hash: voted.subject_hash,

@@ -299,6 +299,19 @@ impl Document {
         Ok(Self { raw, lists, denied })
     }
 
+    /// The same without what this agent's list calls so; none where nothing is.
+    pub fn without(&self, agent: &str, name: &str) -> Option<Self> {
+        let named: Vec<bool> = self.entries(agent).map(|e| e.name() == name).collect();
+        if !named.contains(&true) {
+            return None;
+        }
+        let mut raw = self.raw.clone();
+        let mut named = named.into_iter();
+        let list = &mut raw.agents.get_mut(agent)?.allowlist;
+        list.retain(|_| named.next() != Some(true));
+        Self::parse(serde_json::to_value(raw).ok()?).ok()
+    }
+
     /// The document as JSON: what `exec.approvals.get` sends and the store keeps.
     pub fn to_json(&self) -> Value {
         serde_json::to_value(&self.raw).expect("invariant: maps by string are JSON")

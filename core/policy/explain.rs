@@ -13,8 +13,8 @@ pub fn explain(rules: &Rules<'_>, agent: &str, target: &Target) -> Value {
     let mode = effective(rules, agent, target);
     let (mut allow, mut deny, mut findings) = (vec![], vec![], vec![]);
     if let Standing::Valid(document) = rules.document {
-        allow = document.entries(agent).map(entry).collect();
-        deny = document.denied(agent).map(entry).collect();
+        allow = document.entries(agent).map(entry_json).collect();
+        deny = document.denied(agent).map(entry_json).collect();
         findings = lint(document);
         findings.retain(|finding| finding.agent == agent);
     }
@@ -30,7 +30,8 @@ pub fn explain(rules: &Rules<'_>, agent: &str, target: &Target) -> Value {
     })
 }
 
-fn entry(entry: &Entry) -> Value {
+/// `{id, pattern, args}`.
+pub fn entry_json(entry: &Entry) -> Value {
     json!({
         "id": entry.name(),
         "pattern": entry.path_pattern().as_str(),

@@ -24,7 +24,7 @@ mod through;
 pub use command::{CommandKind, kind_of, kind_of_command};
 pub use diff::{Diff, diff};
 pub use document::{Document, DocumentError, Entry, Security, Settings, WhenAsk};
-pub use explain::explain;
+pub use explain::{entry_json, explain};
 pub use judge::{Judged, Judgement, Resolved, Ruling, Source, judge, preview, sources};
 pub use lint::{Finding, lint};
 pub use list::{ArgPattern, PathPattern};

@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 
 use super::args::Approvals;
 use super::failure::Failure;
-use super::out::Out;
+use super::out::{Out, note};
 use crate::client::{Client, Decider, Door, Reach};
-use crate::show::card::{agent, card, line, target};
+use crate::show::card::{agent, card, cards, line, subject, target};
 use crate::show::text::{clean, left, table, utc};
 use crate::show::value::{field, list, number};
 
@@ -27,7 +27,7 @@ pub async fn run(door: &Door, what: &Approvals, out: Out) -> Result<u8, Failure>
     };
     match what {
         Approvals::Allow {
-            id,
+            ids,
             always,
             session,
             r#for,
@@ -43,10 +43,10 @@ pub async fn run(door: &Door, what: &Approvals, out: Out) -> Result<u8, Failure>
                 None if *session => Reach::Session,
                 None => Reach::Usual,
             };
-            return decide(door, id, word, reach, None, out).await;
+            return decide(door, ids, word, reach, None, out).await;
         }
-        Approvals::Deny { id, reason } => {
-            return decide(door, id, Word::Deny, Reach::Usual, reason.as_deref(), out).await;
+        Approvals::Deny { ids, reason } => {
+            return decide(door, ids, Word::Deny, Reach::Usual, reason.as_deref(), out).await;
         }
         _ => {}
     }
@@ -58,7 +58,20 @@ pub async fn run(door: &Door, what: &Approvals, out: Out) -> Result<u8, Failure>
         }
         Approvals::Show { id } => {
             let approval = find(&mut client, id).await?;
-            out.both(&approval, || card(&approval))?;
+            let pending = client.call("exec.approval.list", json!({})).await?;
+            let shared = cards(&pending);
+            let shared = shared.iter().find(|card| card.has(field(&approval, "id")));
+            let shared = shared.map_or_else(Vec::new, |card| card.ids());
+            let mut answer = approval.clone();
+            answer["sharedBy"] = json!(shared);
+            out.both(&answer, || {
+                let mut text = card(&approval);
+                let all = cards(&pending);
+                if let Some(one) = all.iter().find(|card| card.has(field(&approval, "id"))) {
+                    text.push_str(&one.others(field(&approval, "id")));
+                }
+                text
+            })?;
         }
         Approvals::Policy { set: None } => {
             let document = client.call("exec.approvals.get", json!({})).await?;
@@ -98,36 +111,89 @@ async fn find(client: &mut Client, id: &str) -> Result<Value, Failure> {
     client.call("exec.approval.get", json!({ "id": id })).await
 }
 
+/// Decides on one card: on those of its questions that are named, and on none that came later. A lasting word is given once:
+/// with it the others of the card would run by themselves.
 async fn decide(
     door: &Door,
-    id: &str,
+    ids: &[String],
     word: Word,
     reach: Reach,
     reason: Option<&str>,
     out: Out,
 ) -> Result<u8, Failure> {
+    if ids.len() > 1 {
+        one_card(door, ids).await?;
+    }
     let mut decider = Decider::new(door.clone());
-    let (approval, answer) = decider.decide(id, word, reach, reason).await?;
-    let id = field(&approval, "id").to_owned();
-    let waits = waits_for_others(&answer);
-    out.both(
-        &json!({ "id": id, "decision": word.as_str(), "answer": answer }),
-        || {
-            let said = match (word, reach) {
-                (Word::Deny, _) => "denied".to_owned(),
-                (Word::AllowOnce, _) => "allowed once".to_owned(),
-                (Word::AllowAlways, Reach::Usual) => "allowed, now and from now on".to_owned(),
-                (Word::AllowAlways, Reach::Session) => "allowed in its session".to_owned(),
-                (Word::AllowAlways, Reach::For(ms)) => {
-                    format!("allowed for {} minutes", ms.div_ceil(60_000))
-                }
-            };
-            let request = approval.get("request").unwrap_or(&Value::Null);
-            let waits = waits.map(|text| format!("; {text}")).unwrap_or_default();
-            format!("{}: {said}{waits}: {}\n", clean(&id), line(request))
-        },
-    )?;
-    Ok(0)
+    let (mut all, mut failed) = (vec![], None);
+    for (at, id) in ids.iter().enumerate() {
+        let (word, reach) = match word {
+            Word::AllowAlways if at > 0 => (Word::AllowOnce, Reach::Usual),
+            word => (word, reach),
+        };
+        match decider.decide(id, word, reach, reason).await {
+            Ok((approval, answer)) => all.push((word, reach, approval, answer)),
+            Err(failure) if ids.len() == 1 => return Err(failure),
+            // One that was answered or withdrawn meanwhile is no reason against the others.
+            Err(failure) => {
+                note(&format!("{}: {}", clean(id), failure.lines().trim_end()));
+                failed.get_or_insert(failure.exit);
+            }
+        }
+    }
+    let said: Vec<Value> = all
+        .iter()
+        .map(|(word, _, approval, answer)| {
+            json!({ "id": field(approval, "id"), "decision": word.as_str(), "answer": answer })
+        })
+        .collect();
+    let document = match &said[..] {
+        [one] if ids.len() == 1 => one.clone(),
+        several => json!({ "decisions": several }),
+    };
+    out.both(&document, || {
+        let lines = all.iter();
+        lines
+            .map(|(word, reach, approval, answer)| said_line(*word, *reach, approval, answer))
+            .collect()
+    })?;
+    Ok(failed.unwrap_or(0))
+}
+
+/// Different commands are looked at and decided on one by one.
+async fn one_card(door: &Door, ids: &[String]) -> Result<(), Failure> {
+    let mut client = Client::connect(door, &[Scope::Approvals], &[]).await?;
+    let mut subjects = vec![];
+    for id in ids {
+        let approval = find(&mut client, id).await?;
+        subjects.push(subject(&approval).to_owned());
+    }
+    client.close().await;
+    subjects.dedup();
+    if subjects.len() > 1 {
+        return Err(Failure::of(
+            codes::INVALID_PARAMS,
+            "these are different commands: decide on each by itself",
+        ));
+    }
+    Ok(())
+}
+
+fn said_line(word: Word, reach: Reach, approval: &Value, answer: &Value) -> String {
+    let said = match (word, reach) {
+        (Word::Deny, _) => "denied".to_owned(),
+        (Word::AllowOnce, _) => "allowed once".to_owned(),
+        (Word::AllowAlways, Reach::Usual) => "allowed, now and from now on".to_owned(),
+        (Word::AllowAlways, Reach::Session) => "allowed in its session".to_owned(),
+        (Word::AllowAlways, Reach::For(ms)) => {
+            format!("allowed for {} minutes", ms.div_ceil(60_000))
+        }
+    };
+    let request = approval.get("request").unwrap_or(&Value::Null);
+    let waits = waits_for_others(answer);
+    let waits = waits.map(|text| format!("; {text}")).unwrap_or_default();
+    let id = clean(field(approval, "id"));
+    format!("{id}: {said}{waits}: {}\n", line(request))
 }
 
 /// Of one word of several: how many have said it, and how many must.
@@ -139,16 +205,21 @@ pub(super) fn waits_for_others(answer: &Value) -> Option<String> {
 }
 
 fn listing(pending: &Value) -> String {
-    let all = pending.as_array().map_or(&[][..], Vec::as_slice);
+    let all = cards(pending);
     if all.is_empty() {
         return "nothing waits for a decision\n".to_owned();
     }
     let rows: Vec<Vec<String>> = all
         .iter()
-        .map(|a| {
+        .map(|shared| {
+            let a = shared.first;
             let request = a.get("request").unwrap_or(&Value::Null);
+            let more = match shared.others.len() {
+                0 => String::new(),
+                n => format!(" +{n}"),
+            };
             vec![
-                field(a, "id").to_owned(),
+                format!("{}{more}", field(a, "id")),
                 agent(request).to_owned(),
                 target(request),
                 number(a, "expiresAtMs").map_or_else(String::new, left),
@@ -157,6 +228,9 @@ fn listing(pending: &Value) -> String {
         })
         .collect();
     let mut out = table(&["ID", "AGENT", "TARGET", "LEFT", "COMMAND"], &rows);
+    if all.iter().any(|card| !card.others.is_empty()) {
+        out.push_str("\n+1: one more asks for the very same; show ID lists each of them\n");
+    }
     out.push_str("\nportcullis approvals show ID, then allow ID or deny ID\n");
     out
 }

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 mod approvals;
 mod audit;
+mod grants;
 mod image;
 mod parse;
 mod policy;
@@ -14,6 +15,7 @@ mod vault;
 
 pub use approvals::Approvals;
 pub use audit::{Audit, Query, Verify};
+pub use grants::{Grants, GrantsTest};
 pub use image::Image;
 use parse::{destination, duration, variable};
 pub use policy::{Place, Policy, PolicyTest};
@@ -91,6 +93,9 @@ pub enum Command {
     /// Decide on what waits for a person
     #[command(subcommand)]
     Approvals(Approvals),
+    /// Everything that runs without asking, and the way to take it back
+    #[command(subcommand)]
+    Grants(Grants),
     /// Which commands run without a question, and what would be said of one
     #[command(subcommand)]
     Policy(Policy),

@@ -10,6 +10,7 @@ mod devices;
 mod exec;
 mod failure;
 mod given;
+mod grants;
 mod images;
 mod migrate;
 mod nodes;
@@ -136,6 +137,7 @@ async fn command(cli: &Cli, out: Out) -> Result<u8, Failure> {
         Command::Attach(args) => exec::attach(&door()?, args, out).await,
         Command::Approvals(args::Approvals::Watch) => watch::run(&door()?, out).await,
         Command::Approvals(what) => approvals::run(&door()?, what, out).await,
+        Command::Grants(what) => grants::run(&door()?, what, out).await,
         Command::Policy(what) => policy::run(door, state, what, out).await,
         Command::Devices(what) => devices::run(&door()?, what, out).await,
         Command::Nodes(what) => nodes::run(&door()?, what, out).await,

@@ -90,14 +90,14 @@ pub async fn run(
     Ok(0)
 }
 
-async fn asked(door: &Door, method: &str, params: Value) -> Result<Value, Failure> {
+pub(super) async fn asked(door: &Door, method: &str, params: Value) -> Result<Value, Failure> {
     let mut client = Client::connect(door, &[Scope::Admin], &[]).await?;
     let answer = client.call(method, params).await?;
     client.close().await;
     Ok(answer)
 }
 
-fn place(place: &Place) -> Value {
+pub(super) fn place(place: &Place) -> Value {
     let mut params = json!({ "target": target(place).word() });
     if let Some(agent) = &place.agent {
         params["agent"] = json!(agent);

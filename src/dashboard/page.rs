@@ -28,6 +28,8 @@ use super::render::{self, Content, Notice};
 const READ_WITHIN: Duration = Duration::from_secs(2);
 /// For a decision.
 const DECIDE_WITHIN: Duration = Duration::from_secs(15);
+/// Questions of one card that a form decides on: as many as wait in all.
+const MOST_SHOWN: usize = 256;
 /// Audit records shown.
 const RECORDS: u32 = 20;
 
@@ -318,7 +320,36 @@ impl<C: Calls> Page<C> {
         fields: &BTreeMap<String, String>,
     ) -> Answer {
         let get = |name: &str| fields.get(name).map_or("", String::as_str);
-        let (id, decision) = (get("id"), get("decision"));
+        // A card that several questions share names each that it shows.
+        let shown: Vec<&str> = match path {
+            "/approvals" => get("id").split(' ').collect(),
+            _ => vec![get("id")],
+        };
+        if shown.len() > MOST_SHOWN {
+            return stop(StatusCode::BAD_REQUEST, "This form names too much.");
+        }
+        let mut answer = None;
+        for id in shown {
+            let said = self.decide_one(path, visitor, &get, id).await;
+            // One that was answered or withdrawn meanwhile is told, and is no reason against the others.
+            if answer
+                .as_ref()
+                .is_none_or(|answer: &Answer| answer.status().is_redirection())
+            {
+                answer = Some(said);
+            }
+        }
+        answer.unwrap_or_else(|| stop(StatusCode::BAD_REQUEST, "This form names nothing."))
+    }
+
+    async fn decide_one<'a>(
+        &self,
+        path: &str,
+        visitor: &Visitor,
+        get: &impl Fn(&str) -> &'a str,
+        id: &str,
+    ) -> Answer {
+        let decision = get("decision");
         let (method, params, said) = match (path, decision) {
             ("/approvals", "deny") => {
                 let mut params = json!({ "id": id, "decision": "deny" });

@@ -235,14 +235,14 @@ fn gateway(content: &Content<'_>) -> Markup {
 }
 
 fn plans(content: &Content<'_>) -> Markup {
-    let all = match &content.approvals {
-        Ok(answer) => answer.as_array().map_or(&[][..], Vec::as_slice),
+    let cards = match &content.approvals {
+        Ok(answer) => card::cards(answer),
         Err(error) => return refused(error),
     };
     html! {
-        @if all.is_empty() { p { "None. What leaves the sandbox asks here." } }
-        @for approval in all.iter().take(CARDS) { (plan(approval, content)) }
-        (more(all.len()))
+        @if cards.is_empty() { p { "None. What leaves the sandbox asks here." } }
+        @for card in cards.iter().take(CARDS) { (plan(card, content)) }
+        (more(cards.len()))
     }
 }
 
@@ -266,8 +266,11 @@ fn grouped(rows: Vec<(&'static str, String)>) -> Vec<(&'static str, Vec<String>)
     groups
 }
 
-fn plan(approval: &Value, content: &Content<'_>) -> Markup {
+fn plan(shared: &card::Shared<'_>, content: &Content<'_>) -> Markup {
+    let approval = shared.first;
     let id = field(approval, "id");
+    // What is decided is what this page shows: one that comes later is not among them.
+    let ids = shared.ids().join(" ");
     let until = number(approval, "expiresAtMs").map_or_else(|| "?".to_owned(), left);
     let request = approval.get("request").unwrap_or(&Value::Null);
     html! {
@@ -279,11 +282,18 @@ fn plan(approval: &Value, content: &Content<'_>) -> Markup {
                     dt { (name) }
                     dd { ol.argv { @for value in values { li { code { (value) } } } } }
                 }
+                @if !shared.others.is_empty() {
+                    dt { "asked by" }
+                    dd { ol.argv { @for value in shared.requesters() { li { code { (value) } } } } }
+                }
+            }
+            @if !shared.others.is_empty() {
+                p { (shared.ids().len()) " ask for the very same: a decision is for these, and for none that comes later" }
             }
             @if !content.live {
                 div.acts {
                     form method="post" action="/approvals" {
-                        (hidden("csrf", &content.csrf)) (hidden("id", id))
+                        (hidden("csrf", &content.csrf)) (hidden("id", &ids))
                         div {
                             label for={ "reason-" (id) } { "Reason, told to who asked (optional)" }
                             input id={ "reason-" (id) } name="reason" maxlength="500" autocomplete="off";
@@ -291,7 +301,7 @@ fn plan(approval: &Value, content: &Content<'_>) -> Markup {
                         button.deny type="submit" name="decision" value="deny" { "Deny" }
                     }
                     form method="post" action="/approvals" {
-                        (hidden("csrf", &content.csrf)) (hidden("id", id))
+                        (hidden("csrf", &content.csrf)) (hidden("id", &ids))
                         button type="submit" name="decision" value="allow-once" { "Allow once" }
                     }
                 }

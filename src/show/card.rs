@@ -122,6 +122,94 @@ fn votes(approval: &Value) -> Vec<String> {
     said.chain(needed).collect()
 }
 
+/// What it is about, apart from who asks: the same subject is one card.
+pub fn subject(approval: &Value) -> &str {
+    let request = approval.get("request").unwrap_or(&Value::Null);
+    field(request, "subjectHash")
+}
+
+/// Pending questions about the very same, oldest first.
+pub struct Shared<'a> {
+    /// The oldest.
+    pub first: &'a Value,
+    /// The others.
+    pub others: Vec<&'a Value>,
+}
+
+/// The cards of an `exec.approval.list`, each where its oldest question is.
+pub fn cards(pending: &Value) -> Vec<Shared<'_>> {
+    let mut all: Vec<Shared<'_>> = Vec::new();
+    for one in pending.as_array().map_or(&[][..], Vec::as_slice) {
+        let same = |card: &&mut Shared<'_>| {
+            !subject(one).is_empty()
+                && subject(card.first) == subject(one)
+                && field(card.first, "approvalKind") == field(one, "approvalKind")
+        };
+        match all.iter_mut().find(same) {
+            Some(card) => card.others.push(one),
+            None => all.push(Shared {
+                first: one,
+                others: vec![],
+            }),
+        }
+    }
+    all
+}
+
+impl Shared<'_> {
+    fn all(&self) -> impl Iterator<Item = &Value> {
+        std::iter::once(self.first).chain(self.others.iter().copied())
+    }
+
+    /// Is this question of it?
+    pub fn has(&self, id: &str) -> bool {
+        self.all().any(|one| field(one, "id") == id)
+    }
+
+    /// All its questions.
+    pub fn ids(&self) -> Vec<&str> {
+        self.all().map(|one| field(one, "id")).collect()
+    }
+
+    /// Who asks, in which session, since when each question waits; with its id.
+    pub fn requesters(&self) -> Vec<String> {
+        let one = |approval: &Value| {
+            let request = approval.get("request").unwrap_or(&Value::Null);
+            let until = number(approval, "expiresAtMs").map_or_else(|| "?".to_owned(), left);
+            format!(
+                "{}  {}, session {}, {until} left",
+                clean(field(approval, "id")),
+                requester(request),
+                clean(field(request, "sessionKey"))
+            )
+        };
+        self.all().map(one).collect()
+    }
+
+    /// Below one question's card: who else asks for the very same, and the word for all that are shown.
+    pub fn others(&self, id: &str) -> String {
+        if self.others.is_empty() {
+            return String::new();
+        }
+        let mut out = String::new();
+        for (name, value) in std::iter::once("asked by")
+            .chain(std::iter::repeat(""))
+            .zip(self.requesters())
+        {
+            let _ = writeln!(out, "  {name:<10} {value}");
+        }
+        let ids: Vec<String> = self.ids().into_iter().map(clean).collect();
+        let _ = writeln!(
+            out,
+            "\n{} ask for the very same. portcullis approvals allow {} lets these run and none that comes later; allow {} that one alone",
+            ids.len(),
+            ids.join(" "),
+            clean(id)
+        );
+        out
+    }
+}
+
 /// The whole card for a terminal.
 pub fn card(approval: &Value) -> String {
     let until = number(approval, "expiresAtMs").map_or_else(|| "?".to_owned(), left);

@@ -18,12 +18,14 @@ use super::ends::{Carried, Interrupt, Over, interrupted};
 use super::flow::{Decided, Flow};
 use super::freeze::{Frozen, Means, asked, shared_by_all};
 use super::node::{NodeNews, NodeRun};
+use crate::approval::ApprovalEvent;
 use crate::exec::host::{HostOrder, HostRun, Lost};
 use crate::exec::messages::{ExecEvent, ExecRefusal, RunUsage};
 use crate::sandbox_pool::{
     BoxProfile, Exited, RunEvent, RunInputs, RunSpec, RunTicket, SandboxPoolHandle, SessionKey,
     Size,
 };
+use crate::supervision::FeedReader;
 use crate::vault::VaultRefusal;
 
 /// After a run's limit, which its supervisor keeps, the gateway ends it itself.
@@ -211,7 +213,17 @@ impl Acting {
     }
 
     /// Streams to the caller until it is over.
-    pub async fn carry(mut self, flow: &mut Flow, timeout_ms: u64) -> Carried {
+    pub async fn carry(
+        mut self,
+        flow: &mut Flow,
+        decided: &Decided,
+        mut news: FeedReader<ApprovalEvent>,
+    ) -> Carried {
+        let plan = &decided.frozen.plan;
+        let timeout_ms = plan.limits.timeout_ms;
+        let by = decided.runs_by();
+        let forbidden = flow.gate.forbidden(&mut news, plan, &by);
+        tokio::pin!(forbidden);
         let lost_after = Duration::from_millis(flow.wiring.config.lost_after_ms);
         let session = &mut flow.request.session;
         let interrupt = interrupted(
@@ -231,6 +243,11 @@ impl Acting {
                 why = &mut interrupt, if ending.is_none() => {
                     self.cancel().await;
                     ending = Some(Ending::Interrupted(why));
+                    limit = Instant::now() + END_WITHIN;
+                }
+                why = &mut forbidden, if ending.is_none() => {
+                    self.cancel().await;
+                    ending = Some(Ending::Interrupted(Interrupt::Forbidden(why)));
                     limit = Instant::now() + END_WITHIN;
                 }
                 () = tokio::time::sleep_until(limit) => {
@@ -338,6 +355,9 @@ impl Acting {
             (Cause::TimedOut, _) | (Cause::Cancelled, Some(Ending::Overdue)) => ("timed-out", None),
             (Cause::Cancelled, Some(Ending::Interrupted(Interrupt::SessionEnded(reason)))) => {
                 ("cancelled", Some((codes::SESSION_ENDED, reason)))
+            }
+            (Cause::Cancelled, Some(Ending::Interrupted(Interrupt::Forbidden(why)))) => {
+                ("cancelled", Some((codes::POLICY_DENIED, why.to_owned())))
             }
             (Cause::Cancelled, ending) => {
                 let full = exited.full.filter(|_| ending.is_none());

@@ -23,6 +23,8 @@ pub enum Interrupt {
     CallerGone,
     /// The credential ended.
     SessionEnded(String),
+    /// What let it run was taken back.
+    Forbidden(&'static str),
 }
 
 /// What the run's room was told.
@@ -126,6 +128,9 @@ impl Over {
                 codes::ROOM_DOWN,
                 "the gateway stops; a question to a person stays, and the same request with the same key takes it up again".to_owned(),
             ))),
+            Interrupt::Forbidden(why) => {
+                Self::cancelled(Some((codes::POLICY_DENIED, why.to_owned())))
+            }
             Interrupt::Cancelled | Interrupt::CallerGone => Self::cancelled(None),
         }
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use portcullis_core::approval::RunsBy;
 use portcullis_core::audit::{Entry, Once, Outcome, Query, Sealed, Seq};
 use portcullis_core::codes::{self, Code};
 use portcullis_core::ids::{ApprovalId, Hash32, RunId};
@@ -45,7 +46,7 @@ pub struct Flow {
     pub(super) stop: FlagReader<Option<Stop>>,
     pub(super) kept: FlagReader<bool>,
     notes: mpsc::Sender<Note>,
-    gate: Gate,
+    pub(super) gate: Gate,
     only_ask: Option<OnlyAsk>,
 }
 
@@ -55,6 +56,16 @@ pub(super) struct Decided {
     pub plan_hash: Hash32,
     pub rule: Option<String>,
     pub approval: Option<ApprovalId>,
+}
+
+impl Decided {
+    /// By what it runs.
+    pub fn runs_by(&self) -> RunsBy {
+        match &self.approval {
+            Some(id) => RunsBy::Answer(id.clone()),
+            None => RunsBy::Rule(self.rule.clone().unwrap_or_default()),
+        }
+    }
 }
 
 impl Flow {
@@ -435,6 +446,8 @@ impl Flow {
     /// Uses the approval, looks again, acts, and records how it ended.
     async fn act(&mut self, decided: Decided, intent: Seq) -> RunResult {
         let span = self.act_span(&decided, intent);
+        // Before the last look: what is changed behind that is heard of.
+        let news = self.gate.news();
         let started = match self.last_look(&decided, intent).await {
             Ok(()) => {
                 let start = Acting::start(self, &decided, intent);
@@ -454,7 +467,7 @@ impl Flow {
                 let begun = Instant::now();
                 self.begun(&acting, &decided.frozen.plan);
                 let carried = acting
-                    .carry(self, decided.frozen.plan.limits.timeout_ms)
+                    .carry(self, &decided, news)
                     .instrument(span.clone())
                     .await;
                 if let Some(code) = carried.exit_code {

@@ -1,14 +1,22 @@
 //! What approval says of a plan: the one place that knows its handle.
 
-use portcullis_core::approval::{Record, Status};
+use std::time::Duration;
+
+use portcullis_core::approval::{Record, RunsBy, Status};
 use portcullis_core::audit::Seq;
 use portcullis_core::codes::{self, Code};
 use portcullis_core::display::visible;
 use portcullis_core::ids::{AgentId, ApprovalId, Hash32};
 use portcullis_core::plan::ExecPlan;
 
-use crate::approval::{ApprovalHandle, ApprovalRefusal, Ask, Decision, Found, Ground};
+use crate::approval::{
+    ApprovalEvent, ApprovalHandle, ApprovalRefusal, Ask, Decision, Found, Ground, Narrowed,
+};
 use crate::exec::messages::{ExecRefusal, OnlyAsk, RunRequest};
+use crate::supervision::{FeedItem, FeedReader};
+
+/// When approval is down, a run that is under way asks again after this.
+const AGAIN: Duration = Duration::from_millis(250);
 
 /// Approval, for one run.
 pub struct Gate(pub ApprovalHandle);
@@ -100,6 +108,62 @@ impl Gate {
                 ))
             }
         }
+    }
+
+    /// What is told from now on of changes of what may run.
+    pub fn news(&self) -> FeedReader<ApprovalEvent> {
+        self.0.feed()
+    }
+
+    /// Waits until what lets this run go on is taken back: its grant, or what policy says of it. Says why it must end.
+    pub async fn forbidden(
+        &self,
+        news: &mut FeedReader<ApprovalEvent>,
+        plan: &ExecPlan,
+        by: &RunsBy,
+    ) -> &'static str {
+        loop {
+            let told = match news.next().await {
+                FeedItem::Event(told) => Some(told),
+                FeedItem::Lagged => None,
+                FeedItem::Closed => std::future::pending().await,
+            };
+            let narrowed = match told.as_ref().map(|told| &told.event) {
+                Some(ApprovalEvent::Narrowed(narrowed)) => Some(narrowed),
+                Some(_) => continue,
+                None => None,
+            };
+            if let Some(Narrowed::Grant(grant)) = narrowed {
+                if by.is_of_grant(grant) {
+                    return "the grant that it ran by was taken back: it was ended";
+                }
+                continue;
+            }
+            // Some news were missed: its grant is looked for, too.
+            if narrowed.is_none() && !self.has_grant(by).await {
+                return "the grant that it ran by is gone: it was ended";
+            }
+            loop {
+                match self.0.goes_on(plan, by).await {
+                    Ok(true) => break,
+                    Ok(false) => return "policy changed, and forbids it now: it was ended",
+                    // Down or busy: it is asked again.
+                    Err(_) => tokio::time::sleep(AGAIN).await,
+                }
+            }
+        }
+    }
+
+    /// Is the grant by which something runs still there? What runs by none has one.
+    async fn has_grant(&self, by: &RunsBy) -> bool {
+        let RunsBy::Rule(rule) = by else {
+            return true;
+        };
+        let Some(grant) = rule.strip_prefix("grant:") else {
+            return true;
+        };
+        let grants = self.0.grants().await;
+        grants.is_ok_and(|grants| grants.iter().any(|one| one.id == grant))
     }
 
     /// Where the question stands.

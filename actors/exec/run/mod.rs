@@ -20,5 +20,7 @@ pub(super) use actor::RunRoom;
 pub(super) use freeze::{
     HostGround, HostMeans, check_request, host_env, host_profile, open_on_host, opened_on_host,
 };
+#[cfg(test)]
+pub(super) use gate::{Gate, Said};
 pub(super) use handle::RunHandle;
 pub(super) use messages::RunWiring;

@@ -5,6 +5,7 @@ mod crash;
 mod detach;
 mod harness;
 mod host;
+mod narrowed;
 mod operands;
 mod reach;
 mod sandbox;

@@ -19,8 +19,9 @@ pub enum Approvals {
     },
     /// Let it run
     Allow {
-        /// Its id, or the beginning of it
-        id: String,
+        /// Its id, or the beginning of it; of a command that several ask for, those that this is for
+        #[arg(required = true, value_name = "ID")]
+        ids: Vec<String>,
         /// And the same command of the same agent from now on, until the grant is revoked
         #[arg(long)]
         always: bool,
@@ -33,8 +34,9 @@ pub enum Approvals {
     },
     /// Refuse it
     Deny {
-        /// Its id, or the beginning of it
-        id: String,
+        /// Its id, or the beginning of it; of a command that several ask for, those that this is for
+        #[arg(required = true, value_name = "ID")]
+        ids: Vec<String>,
         /// Told to who asked
         #[arg(long)]
         reason: Option<String>,
