@@ -226,9 +226,7 @@ impl Approval {
             Ok(Asked::Deny { code, message, fix }) => Ok(Decision::Deny { code, message, fix }),
             Ok(Asked::Known(id)) => self.machine.get(id.as_str()).map(known).map_err(Into::into),
             Ok(Asked::New(mut step)) => {
-                if let Some(ms) = ask.timeout_ms {
-                    end_by(&mut step, now.plus(ms));
-                }
+                ask.narrowing.apply(&mut step, now);
                 let entry = about(entry, &step);
                 let expires_at = expiry(&step);
                 self.make_event(entry, step)
@@ -547,15 +545,6 @@ fn pieces(mut step: Step) -> Vec<Vec<Put>> {
         pieces.push(std::mem::replace(&mut step.puts, rest));
     }
     pieces
-}
-
-/// The new question of a step ends by then, if it did not earlier.
-fn end_by(step: &mut Step, then: Millis) {
-    for put in &mut step.puts {
-        if let Put::Record(record) = put {
-            record.expires = record.expires.min(then);
-        }
-    }
 }
 
 /// Answers, and crashes the room where only re-reading helps.

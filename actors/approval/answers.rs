@@ -60,6 +60,7 @@ impl Approval {
             word: told.word,
             scope: told.scope,
             expires: told.expires,
+            similar: told.similar,
             signed,
         };
         let step = self
@@ -258,6 +259,9 @@ fn voted(mut entry: Entry, step: &Step) -> Entry {
         return entry;
     };
     entry = entry.with("proof", serde_json::json!(vote.proof).to_string());
+    if let Some(similar) = &vote.similar {
+        entry = entry.with("similar", serde_json::json!(similar).to_string());
+    }
     if vote.self_opened {
         entry = entry.with("self_opened", "true");
     }

@@ -10,8 +10,8 @@ use crate::sandbox_pool::HostQuestions;
 use crate::store::Store;
 use crate::supervision::{Feed, Reply};
 use portcullis_core::approval::{
-    Agents, Deciding, Extent, Grant, HostAsked, PlanSealer, Policy, Record, Refusal, RunsBy,
-    Status, Word,
+    Agents, Deciding, Extent, Grant, HostAsked, Narrowing, PlanSealer, Policy, Record, Refusal,
+    RunsBy, Similar, Status, Word,
 };
 use portcullis_core::audit::{Proof, Seq};
 use portcullis_core::auth::{Holder, Principal};
@@ -65,8 +65,8 @@ pub struct Ask {
     pub idempotency_key: Option<String>,
     /// What the requester calls its question; none: an id of ours.
     pub id: Option<ApprovalId>,
-    /// A question that ends earlier than configured, ms.
-    pub timeout_ms: Option<u64>,
+    /// How the requester narrows a question.
+    pub narrowing: Narrowing,
 }
 
 /// What became of it.
@@ -232,6 +232,8 @@ pub struct Told {
     pub scope: Option<Extent>,
     /// After this nothing begins by it.
     pub expires: Option<Millis>,
+    /// The rule that it is about, where it is for more than the very same command.
+    pub similar: Option<Similar>,
     /// A device's public key, and its signature over the decision (base64url).
     pub signed: Option<(String, String)>,
     /// For who asked.
@@ -244,6 +246,7 @@ impl From<Word> for Told {
             word,
             scope: None,
             expires: None,
+            similar: None,
             signed: None,
             note: None,
         }

@@ -138,7 +138,7 @@ impl House {
             connection: "c-1".into(),
             idempotency_key: None,
             id: None,
-            timeout_ms: None,
+            narrowing: portcullis_core::approval::Narrowing::default(),
         };
         self.approval().decide(ask).await.unwrap()
     }
@@ -289,7 +289,7 @@ async fn an_answer_or_a_grant_of_a_device_is_not_used_from_the_moment_its_genera
             connection: "c-2".into(),
             idempotency_key: None,
             id: None,
-            timeout_ms: None,
+            narrowing: portcullis_core::approval::Narrowing::default(),
         });
         assert_eq!(late.await.map_err(|e| e.code()), Err("SESSION_ENDED"));
         house.end().await;

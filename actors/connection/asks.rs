@@ -4,11 +4,11 @@
 
 use std::collections::BTreeMap;
 
-use portcullis_core::approval::{Status, Word};
+use portcullis_core::approval::{Narrowing, Status, Word};
 use portcullis_core::auth::Scope;
 use portcullis_core::codes;
 use portcullis_core::display::command_line;
-use portcullis_core::ids::ApprovalId;
+use portcullis_core::ids::{ApprovalId, DeviceId};
 use portcullis_core::plan::{Stdin, Target, TtySize};
 use portcullis_core::protocol::frame::ErrorBody;
 use serde::Deserialize;
@@ -28,6 +28,8 @@ const RESERVED: &str = "plugin:";
 /// The most characters of a command, and of how it is shown, as with the peer.
 const MOST_GIVEN: usize = 262_144;
 const MOST_SHOWN: usize = 16_384;
+/// Devices that a question names for its answer.
+const MOST_REVIEWERS: usize = 32;
 /// Characters of an id of who may not see others' questions.
 const UNGUESSED: usize = 16;
 
@@ -103,11 +105,12 @@ pub(super) struct Request {
     run_timeout_ms: Option<u64>,
     #[serde(default)]
     two_phase: bool,
-    /// Would narrow who may answer, or what: what is not kept is refused.
+    /// Only with one of these devices it may be let happen.
     #[serde(default)]
-    approval_reviewer_device_ids: Option<Vec<Value>>,
+    approval_reviewer_device_ids: Option<Vec<DeviceId>>,
+    /// Words that are not offered.
     #[serde(default)]
-    unavailable_decisions: Option<Vec<Value>>,
+    unavailable_decisions: Option<Vec<Word>>,
     #[serde(default, rename = "command")]
     _command: Option<String>,
     /// Compared with what is asked for; the node itself says what it would run.
@@ -226,11 +229,15 @@ impl Request {
     }
 
     fn check(&self) -> Result<(), ErrorBody> {
-        let set = |list: &Option<Vec<Value>>| list.as_ref().is_some_and(|list| !list.is_empty());
-        if set(&self.approval_reviewer_device_ids) || set(&self.unavailable_decisions) {
+        let reviewers = self.approval_reviewer_device_ids.as_ref();
+        if reviewers.is_some_and(|list| list.len() > MOST_REVIEWERS) {
             return Err(invalid(
-                "approvalReviewerDeviceIds and unavailableDecisions are not kept here: leave them out",
+                "approvalReviewerDeviceIds names more than 32 devices",
             ));
+        }
+        let unavailable = self.unavailable_decisions.as_deref().unwrap_or_default();
+        if unavailable.contains(&Word::Deny) {
+            return Err(invalid("deny is always available"));
         }
         if self.timeout_ms == Some(0) {
             return Err(invalid("timeoutMs must be at least 1"));
@@ -261,8 +268,14 @@ pub(super) async fn request(conn: &Conn, frame: &str, params: Request) -> Result
         idempotency_key: id.to_string(),
         session: conn.session.clone(),
     };
+    let mut unavailable = params.unavailable_decisions.unwrap_or_default();
+    unavailable.dedup();
     let how = OnlyAsk {
-        timeout_ms: params.timeout_ms,
+        narrowing: Narrowing {
+            timeout_ms: params.timeout_ms,
+            reviewers: params.approval_reviewer_device_ids.unwrap_or_default(),
+            unavailable,
+        },
     };
     // Its end is the only event.
     let (tx, mut events) = mpsc::channel(1);

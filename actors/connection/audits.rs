@@ -8,6 +8,7 @@ use portcullis_core::audit::{
 use portcullis_core::auth::{Principal, Scope};
 use portcullis_core::codes;
 use portcullis_core::ids::Hash32;
+use portcullis_core::plan::ExecPlan;
 use portcullis_core::protocol::frame::ErrorBody;
 use portcullis_core::protocol::method::unknown;
 use serde::{Deserialize, Serialize};
@@ -231,8 +232,37 @@ async fn show(methods: &Methods, by: &Principal, seq: Seq) -> Result<Value, Audi
     Ok(answer)
 }
 
+/// The plans of the commands that ran last, newest last, with when; without those that retention took a part of.
+pub(super) async fn last_plans(
+    methods: &Methods,
+    limit: usize,
+) -> Result<Vec<(u64, ExecPlan)>, AuditError> {
+    let ran = Query {
+        action: Some("exec.run".to_owned()),
+        limit,
+        ..Query::default()
+    };
+    let mut plans = Vec::new();
+    for found in methods.audit.query(ran).await? {
+        if let Body::Intent(entry) = &found.record.body
+            && let Some(plan) = opened(methods, entry).await?
+        {
+            plans.push((found.record.stamp.wall_ms, plan));
+        }
+    }
+    Ok(plans)
+}
+
 /// The plan that ran: what is sealed in its record, behind what of it did not fit there.
 async fn ran(methods: &Methods, entry: &Entry) -> Result<Value, AuditError> {
+    let plan = opened(methods, entry).await?;
+    let shown = plan.and_then(|plan| serde_json::to_value(plan).ok());
+    Ok(shown.unwrap_or_else(|| {
+        json!({ "withheld": "what is sealed with this record is not the plan with its hash: it was recorded under another identity key, or retention took a part" })
+    }))
+}
+
+async fn opened(methods: &Methods, entry: &Entry) -> Result<Option<ExecPlan>, AuditError> {
     let parts = entry.detail.get(PLAN_PARTS);
     let parts: Vec<String> = parts
         .and_then(|parts| serde_json::from_str(parts).ok())
@@ -247,11 +277,7 @@ async fn ran(methods: &Methods, entry: &Entry) -> Result<Value, AuditError> {
     }
     sealed.extend_from_slice(entry.sealed.bytes());
     let hash = entry.plan_hash.map(|hash| Hash32(hash.0));
-    let plan = hash.and_then(|hash| methods.plans.open(&hash, &sealed));
-    let shown = plan.and_then(|plan| serde_json::to_value(plan).ok());
-    Ok(shown.unwrap_or_else(|| {
-        json!({ "withheld": "what is sealed with this record is not the plan with its hash: it was recorded under another identity key, or retention took a part" })
-    }))
+    Ok(hash.and_then(|hash| methods.plans.open(&hash, &sealed)))
 }
 
 #[derive(Deserialize)]

@@ -1,11 +1,13 @@
 //! Decisions as they come over the wire, and with what they are proven.
 
 use portcullis_core::approval::{
-    Act, DecisionProof, Extent, Record, Statement, Status, Word, verify_proof,
+    Act, DecisionProof, Extent, Record, Similar, Slot, Statement, Status, Word, verify_proof,
 };
-use portcullis_core::auth::Scope;
+use portcullis_core::audit::Entry;
+use portcullis_core::auth::{Principal, Scope};
 use portcullis_core::codes;
 use portcullis_core::device::DeviceKey;
+use portcullis_core::display::command_line;
 use portcullis_core::ids::DeviceId;
 use portcullis_core::protocol::frame::ErrorBody;
 use portcullis_core::time::Millis;
@@ -13,10 +15,17 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::methods::{About, Methods, refused};
+use crate::act::entry_of;
 use crate::approval::Told;
 
 /// How long a signature for an act that is no question may be good.
 const ACT_MS: u64 = 300_000;
+
+/// The most days that the wire lets a grant last, and how long one is.
+const MOST_DAYS: u64 = 3_650;
+const DAY_MS: u64 = 86_400_000;
+/// Of so many commands that ran last it is shown which a rule would have matched.
+const LOOKED: usize = 200;
 
 /// A device's signature, as it comes.
 #[derive(Deserialize)]
@@ -36,6 +45,36 @@ pub(super) struct Reach {
     pub scope: Option<Extent>,
     pub expires_at_ms: Option<u64>,
     pub proof: Option<Given>,
+    pub similar: Option<Similar>,
+}
+
+impl Reach {
+    /// With `grantExpiresInDays`, which is for a lasting word alone.
+    pub fn for_days(
+        mut self,
+        method: &str,
+        (decision, days): (&str, Option<u64>),
+        now: Millis,
+    ) -> Result<Self, ErrorBody> {
+        let Some(days) = days else {
+            return Ok(self);
+        };
+        let invalid = |why: &str| {
+            let text = format!("invalid {method} params: {why}");
+            ErrorBody::of(codes::INVALID_PARAMS, text)
+        };
+        if decision != Word::AllowAlways.as_str() || self.expires_at_ms.is_some() {
+            return Err(invalid(
+                "grantExpiresInDays is for allow-always, without expiresAtMs",
+            ));
+        }
+        if !(1..=MOST_DAYS).contains(&days) {
+            return Err(invalid("grantExpiresInDays is 1 to 3650"));
+        }
+        self.scope.get_or_insert(Extent::Until);
+        self.expires_at_ms = Some(now.plus(days * DAY_MS).0);
+        Ok(self)
+    }
 }
 
 /// A decision in the room's words.
@@ -55,6 +94,7 @@ pub(super) fn told(method: &str, decision: &str, reach: Reach) -> Result<Told, E
     Ok(Told {
         scope: reach.scope,
         expires: reach.expires_at_ms.map(Millis),
+        similar: reach.similar,
         signed,
         ..word.into()
     })
@@ -71,6 +111,51 @@ pub(super) fn decided(record: &Record) -> Value {
         "votes": record.votes.len(),
         "quorum": record.quorum,
     })
+}
+
+/// What would be allowed as similar, and what it would have matched of the commands that ran last.
+pub(super) async fn proposal(
+    methods: &Methods,
+    by: &Principal,
+    record: &Record,
+) -> Result<Value, ErrorBody> {
+    let no = |why: &str| json!({ "available": false, "why": why });
+    let Some(plan) = record.plan().filter(|_| record.may_always) else {
+        return Ok(no("no lasting word is offered for it"));
+    };
+    let rule = match Similar::of(plan) {
+        Ok(rule) => rule,
+        Err(why) => return Ok(no(why)),
+    };
+    let ran = super::audits::last_plans(methods, LOOKED).await;
+    let ran = ran.map_err(|error| refused(error.code(), &error))?;
+    let matched: Vec<Value> = ran
+        .iter()
+        .filter(|(_, ran)| rule.covers(ran, record.subject_hash))
+        .map(|(at, ran)| json!({ "atMs": at, "command": command_line(&ran.argv) }))
+        .collect();
+    // What ran is of the log, and who reads that is on record.
+    let entry = Entry {
+        action: "approval.proposed".to_owned(),
+        approval_id: Some(record.id.to_string()),
+        ..entry_of(by)
+    };
+    let entry = entry
+        .with("similar", rule.text())
+        .with("looked_at", ran.len().to_string())
+        .with("matched", matched.len().to_string());
+    let recorded = methods.audit.event(entry).await;
+    recorded.map_err(|error| refused(error.code(), &error))?;
+    let words: Vec<String> = rule.words().iter().map(Slot::text).collect();
+    Ok(json!({
+        "available": true,
+        "rule": rule,
+        "text": rule.text(),
+        "words": words,
+        "planHash": rule.hash(record.plan_hash),
+        "lookedAt": ran.len(),
+        "matched": matched,
+    }))
 }
 
 impl Methods {

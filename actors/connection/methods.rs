@@ -5,7 +5,7 @@ use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portcullis_core::approval::Extent;
+use portcullis_core::approval::{Extent, Similar};
 use portcullis_core::audit::{Entry, Outcome};
 use portcullis_core::auth::{Door, Principal, Role, Scope};
 use portcullis_core::codes::{self, Code};
@@ -186,9 +186,13 @@ impl Methods {
                 self.approval.list_json().await.map_err(approval)
             }
             "exec.approval.get" => {
-                let p: Id = params.read(method)?;
+                let p: Get = params.read(method)?;
                 let record = self.approval.get(&p.id).await.map_err(approval)?;
                 let mut detail = record.detail_json();
+                if p.similar {
+                    let proposal = super::decisions::proposal(self, by, &record);
+                    detail["similar"] = Box::pin(proposal).await?;
+                }
                 detail["sign"] = self.approval.terms(&record, self.clock.now());
                 Ok(detail)
             }
@@ -216,7 +220,10 @@ impl Methods {
                     scope: p.scope,
                     expires_at_ms: p.expires_at_ms,
                     proof: p.proof,
+                    similar: p.similar,
                 };
+                let days = (p.decision.as_str(), p.grant_expires_in_days);
+                let reach = reach.for_days(method, days, self.clock.now())?;
                 let told = Told {
                     note: p.reason,
                     ..told(method, &p.decision, reach)?
@@ -510,7 +517,21 @@ struct Resolve {
     #[serde(default)]
     expires_at_ms: Option<u64>,
     #[serde(default)]
+    grant_expires_in_days: Option<u64>,
+    #[serde(default)]
     proof: Option<Given>,
+    /// Ours: the rule as `exec.approval.get` has proposed it.
+    #[serde(default)]
+    similar: Option<Similar>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Get {
+    id: String,
+    /// Ours: with what could be allowed as similar.
+    #[serde(default)]
+    similar: bool,
 }
 
 #[derive(Deserialize)]

@@ -1,7 +1,7 @@
 //! What the peer's own clients ask beside the rooms' methods: the one way to every kind of question (`approval.*`), who is
 //! present, and `status` with its keys. What this gateway has not (tasks, sessions, channels) is told as none.
 
-use portcullis_core::approval::{Extent, PRESENTED_KIND, Record, Status, Word, snapshot_json};
+use portcullis_core::approval::{Extent, PRESENTED_KIND, Record, Status, snapshot_json};
 use portcullis_core::codes;
 use portcullis_core::protocol::frame::ErrorBody;
 use serde::Deserialize;
@@ -16,7 +16,6 @@ use crate::approval::{ApprovalRefusal, Resolved};
 const KINDS: [&str; 3] = [PRESENTED_KIND, "plugin", "system-agent"];
 /// The most and, unasked, the usual number of questions in one answer of `approval.history`.
 const HISTORY_MAX: usize = 100;
-const DAY_MS: u64 = 86_400_000;
 
 impl Methods {
     /// `approval.get`: by its whole id, as with the peer.
@@ -38,21 +37,14 @@ impl Methods {
         if !KINDS.contains(&p.kind.as_str()) {
             return Err(invalid("kind is exec, plugin or system-agent"));
         }
-        let mut reach = Reach {
+        let reach = Reach {
             scope: p.scope,
             expires_at_ms: p.expires_at_ms,
             proof: p.proof,
+            similar: None,
         };
-        if let Some(days) = p.grant_expires_in_days {
-            if p.decision != Word::AllowAlways.as_str() || reach.expires_at_ms.is_some() {
-                return Err(invalid(
-                    "grantExpiresInDays is for allow-always, without expiresAtMs",
-                ));
-            }
-            let end = self.clock.now().plus(days.saturating_mul(DAY_MS));
-            reach.scope.get_or_insert(Extent::Until);
-            reach.expires_at_ms = Some(end.0);
-        }
+        let days = (p.decision.as_str(), p.grant_expires_in_days);
+        let reach = reach.for_days("approval.resolve", days, self.clock.now())?;
         let told = told("approval.resolve", &p.decision, reach)?;
         let id = self.whole(&p.id).await?.id;
         if p.kind != PRESENTED_KIND {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use portcullis_cell::Stream;
+use portcullis_core::approval::Narrowing;
 use portcullis_core::audit::{Entry, Seq};
 use portcullis_core::auth::{Principal, Whose};
 use portcullis_core::codes::{self, Code};
@@ -77,10 +78,10 @@ pub struct JudgeAsk {
 }
 
 /// How a question is asked ahead of its run.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OnlyAsk {
-    /// When it ends by itself, if earlier than configured, ms.
-    pub timeout_ms: Option<u64>,
+    /// How who asks narrows it.
+    pub narrowing: Narrowing,
 }
 
 /// The first answer: the plan is frozen, and either runs now or waits for a person.

@@ -134,12 +134,12 @@ fn a_loosening_is_decided_by_another_or_at_the_console() {
 }
 
 /// A paired operator's key.
-struct Key {
+pub(super) struct Key {
     key: SigningKey,
-    signer: Signer,
+    pub(super) signer: Signer,
 }
 
-fn device_key(seed: u8) -> Key {
+pub(super) fn device_key(seed: u8) -> Key {
     let key = SigningKey::from_bytes(&[seed; 32]);
     let id = DeviceKey::Ed25519(key.verifying_key()).id();
     Key {
@@ -156,7 +156,7 @@ fn device_key(seed: u8) -> Key {
     }
 }
 
-fn statement<'a>(m: &Machine, record: &'a Record, word: Word) -> Statement<'a> {
+pub(super) fn statement<'a>(m: &Machine, record: &'a Record, word: Word) -> Statement<'a> {
     Statement {
         gateway: m.deciding.key.gateway(),
         approval: record.id.as_str(),
@@ -167,7 +167,7 @@ fn statement<'a>(m: &Machine, record: &'a Record, word: Word) -> Statement<'a> {
     }
 }
 
-fn over(key: &Key, statement: &Statement<'_>) -> Said {
+pub(super) fn over(key: &Key, statement: &Statement<'_>) -> Said {
     let DecisionProof::Device {
         key: text,
         signature,
@@ -180,6 +180,7 @@ fn over(key: &Key, statement: &Statement<'_>) -> Said {
         word: statement.word,
         scope: Some(statement.scope),
         expires: Some(statement.expires),
+        similar: None,
         signed: Some(Signed {
             key: text,
             signature,
@@ -602,7 +603,7 @@ fn say_first(m: &mut Machine, key: &Key, by: &Principal) -> Result<bool, Refusal
 }
 
 /// Connected with the device whose key it is.
-fn by_other_key(key: &Key) -> Principal {
+pub(super) fn by_other_key(key: &Key) -> Principal {
     let device = key.signer.credential.device.clone();
     principal(Proof::DeviceToken(device), Role::Operator, None)
 }

@@ -8,11 +8,11 @@ use crate::time::BootMoment;
 
 const HALF_HOUR: u64 = 30 * 60 * 1000;
 
-fn boot(ms: u64) -> Option<BootMoment> {
-    Some(BootMoment {
+fn boot(ms: u64) -> BootMoment {
+    BootMoment {
         boot: "one".to_owned(),
         ms,
-    })
+    }
 }
 
 fn settle(m: &mut Machine, mut step: Step, now: Millis) {
@@ -34,9 +34,9 @@ fn a_vote_gives_a_question_no_more_time() {
     let mut m = machine();
     m.deciding.demands.quorum.elevation = 2;
     m.deciding.demands.proof.clear();
-    m.tick(boot(1_000));
+    m.tick(Some(boot(1_000)));
     asked(&mut m, 1);
-    m.tick(boot(1_000 + HALF_HOUR - 1));
+    m.tick(Some(boot(1_000 + HALF_HOUR - 1)));
     // The wall clock was set back meanwhile.
     let now = NOW.plus(10);
     let device = principal(
@@ -49,7 +49,7 @@ fn a_vote_gives_a_question_no_more_time() {
     assert_eq!(m.get("a0001").unwrap().votes.len(), 1);
     assert_eq!(m.next_due(now), Some(now.plus(1)));
     assert!(m.expire(now).puts.is_empty());
-    m.tick(boot(1_000 + HALF_HOUR));
+    m.tick(Some(boot(1_000 + HALF_HOUR)));
     assert_eq!(m.expire(now).puts.len(), 1);
     // Also asked by itself, before anything has ended it.
     let other = principal(
@@ -66,14 +66,14 @@ fn a_vote_gives_a_question_no_more_time() {
 #[test]
 fn an_answer_is_not_used_after_its_time_by_either_clock() {
     let mut m = machine();
-    m.tick(boot(0));
+    m.tick(Some(boot(0)));
     asked(&mut m, 1);
     let step = m.resolve("a0001", Word::AllowAlways, &operator(), "c-2", NOW);
     settle(&mut m, step.unwrap().unwrap(), NOW);
     let plan = host_plan(&["uname"]);
     let used = |m: &Machine| m.consume(&id(1), plan.plan_hash(), 7, NOW).map(drop);
     assert_eq!(used(&m), Ok(()));
-    m.tick(boot(HALF_HOUR));
+    m.tick(Some(boot(HALF_HOUR)));
     assert_eq!(used(&m), Err(Refusal::Expired));
     // The grant that came with it lives on, to its own end.
     let ask = |m: &Machine| {
@@ -82,7 +82,7 @@ fn an_answer_is_not_used_after_its_time_by_either_clock() {
     };
     assert!(matches!(ask(&m), Ok(Asked::Allow { .. })));
     let month = Limits::default().grant_ms;
-    m.tick(boot(month));
+    m.tick(Some(boot(month)));
     assert!(matches!(ask(&m), Ok(Asked::New(_))));
     assert!(
         m.expire(NOW)

@@ -2,7 +2,7 @@
 //! asks and how often; a no is remembered, and so is how many were asked.
 
 use super::machine::Machine;
-use super::{Record, Refusal, Requester, Row, Status, Step, Subject, Word};
+use super::{Narrowing, Record, Refusal, Requester, Row, Status, Step, Subject, Word};
 use crate::auth::Role;
 use crate::ids::{AgentId, ApprovalId, BoxId, Hash32};
 use crate::policy::Reason;
@@ -129,6 +129,7 @@ impl Machine {
             },
             idempotency_key: None,
             quorum: self.deciding.demands.quorum(&subject),
+            narrowing: Narrowing::default(),
             votes: vec![],
             subject,
             plan_hash: Hash32::of(&own),

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::proof::Extent;
+use super::similar::Similar;
 use super::{Basis, Credential, Row};
 use crate::auth::SecretStanding;
 use crate::ids::{AgentId, ApprovalId, Hash32};
@@ -23,6 +24,9 @@ pub struct Grant {
     pub target: String,
     /// What exactly.
     pub subject_hash: Hash32,
+    /// Which of its words may vary, and how far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub similar: Option<Similar>,
     /// The whole command, for people.
     pub command: String,
     /// Its folder.
@@ -83,6 +87,15 @@ impl Grant {
             .chain(secrets)
     }
 
+    /// Is this plan what it is about?
+    pub fn is_about(&self, plan: &ExecPlan, subject_hash: Hash32) -> bool {
+        let same = match &self.similar {
+            Some(similar) => similar.covers(plan, self.subject_hash),
+            None => self.subject_hash == subject_hash,
+        };
+        same && self.agent == plan.agent
+    }
+
     /// Does this plan run by it now?
     pub fn covers(&self, plan: &ExecPlan, subject_hash: Hash32, now: Millis) -> bool {
         let in_session = match self.scope {
@@ -90,11 +103,7 @@ impl Grant {
             Extent::Session => self.session.as_deref() == Some(plan.session.as_str()),
             Extent::Until | Extent::Always => true,
         };
-        in_session
-            && self.subject_hash == subject_hash
-            && self.agent == plan.agent
-            && self.created <= now
-            && now < self.expires
+        in_session && self.is_about(plan, subject_hash) && self.created <= now && now < self.expires
     }
 
     /// Once more.

@@ -7,8 +7,8 @@ use serde_json::Value;
 use super::chosen::Chosen;
 use super::ledger::Counts;
 use super::{
-    Basis, Deciding, EXPIRED_CLOCK, Grant, Limits, Put, Record, Refusal, Requester, Resolution,
-    Row, Status, Step, Subject,
+    Basis, Deciding, EXPIRED_CLOCK, Grant, Limits, Narrowing, Put, Record, Refusal, Requester,
+    Resolution, Row, Status, Step, Subject,
 };
 use crate::codes::Code;
 use crate::ids::{AgentId, ApprovalId, Hash32};
@@ -220,7 +220,7 @@ impl Machine {
         let subject_hash = plan.subject_hash();
         self.grants
             .values()
-            .filter(|g| g.subject_hash == subject_hash && g.agent == plan.agent)
+            .filter(|g| g.is_about(plan, subject_hash))
             .flat_map(Grant::rests_on)
             .collect()
     }
@@ -334,6 +334,7 @@ impl Machine {
             plan_hash,
             subject_hash,
             quorum: self.deciding.demands.quorum(&subject),
+            narrowing: Narrowing::default(),
             votes: vec![],
             subject,
             reasons,
@@ -367,10 +368,12 @@ impl Machine {
             .values()
             .filter(|r| r.status.is_final())
             .collect();
-        let over = (finished.len() + 1)
-            .saturating_sub(self.limits.finished)
-            .min(16);
+        let over = (finished.len() + 1).saturating_sub(self.limits.finished);
+        let is_old = |r: &&&Record| record.created.since(r.newest()) > self.limits.finished_ms;
         finished.sort_by_key(|r| r.newest());
+        let old = finished.iter().take_while(is_old).count();
+        // A few with each new one, so that the store takes them in one piece.
+        let over = over.max(old).min(16);
         let mut puts: Vec<Put> = finished
             .iter()
             .take(over)

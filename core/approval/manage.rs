@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::machine::{Held, Machine, PolicySet, ended};
-use super::{Grant, Put, Record, Refusal, Requester, Row, Status, Step, Subject};
+use super::{Grant, Narrowing, Put, Record, Refusal, Requester, Row, Status, Step, Subject};
 use crate::auth::{Principal, Role, Scope};
 use crate::ids::{AgentId, ApprovalId, Hash32};
 use crate::plan::Target;
@@ -139,6 +139,7 @@ impl Machine {
             requester: Requester::new(by, connection),
             idempotency_key: None,
             quorum: self.deciding.demands.quorum(&subject),
+            narrowing: Narrowing::default(),
             votes: vec![],
             subject,
             plan_hash,

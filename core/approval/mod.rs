@@ -23,6 +23,7 @@ mod manage;
 mod proof;
 mod resolve;
 mod rows;
+mod similar;
 mod view;
 mod vote;
 
@@ -33,6 +34,7 @@ pub use machine::{Agents, Asked, Machine, PolicySet};
 pub use manage::Policy;
 pub use proof::{DecisionKey, DecisionProof, Extent, ProofError, Statement, verify_proof};
 pub use rows::{Place, PlanSealer};
+pub use similar::{Similar, Slot};
 pub use view::{PRESENTED_KIND, record_json, request_json, snapshot_json};
 pub use vote::{Act, Deciding, Demands, Quorum, Said, Signed, Signer, Vote};
 
@@ -231,6 +233,58 @@ impl Subject {
     }
 }
 
+/// How who asks narrows a question: it never gets more by that.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Narrowing {
+    /// It ends earlier than configured, ms.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// Only with one of these devices it is let happen; anybody who may answer may refuse it. None: with any, or without.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub reviewers: Vec<DeviceId>,
+    /// Words that are not offered; a no always is.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unavailable: Vec<Word>,
+}
+
+impl Narrowing {
+    fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Of the new question of a step.
+    pub fn apply(self, step: &mut Step, now: Millis) {
+        for put in &mut step.puts {
+            if let Put::Record(record) = put {
+                if let Some(ms) = self.timeout_ms {
+                    record.expires = record.expires.min(now.plus(ms));
+                }
+                record.may_always &= !self.unavailable.contains(&Word::AllowAlways);
+                record.narrowing = self.clone();
+            }
+        }
+    }
+
+    /// May this word be said of it, with this device?
+    fn allows(&self, word: Word, device: Option<&str>) -> Result<(), Refusal> {
+        if word == Word::Deny {
+            return Ok(());
+        }
+        if self.unavailable.contains(&word) {
+            return Err(match word {
+                Word::AllowAlways => Refusal::AlwaysUnavailable,
+                _ => Refusal::WordUnavailable,
+            });
+        }
+        let is_named = |id: &DeviceId| device == Some(id.as_str());
+        if self.reviewers.is_empty() || self.reviewers.iter().any(is_named) {
+            return Ok(());
+        }
+        Err(Refusal::NotReviewer)
+    }
+}
+
 /// The answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -341,6 +395,9 @@ pub struct Record {
     /// How many people must let it happen.
     #[serde(default = "one")]
     pub quorum: u8,
+    /// How who asked has narrowed who may let it happen, and with which words.
+    #[serde(default, skip_serializing_if = "Narrowing::is_none")]
+    pub narrowing: Narrowing,
     /// What people have said, in order.
     #[serde(default)]
     pub votes: Vec<Vote>,
@@ -481,8 +538,10 @@ pub struct Limits {
     pub total: usize,
     /// Grants of all.
     pub grants: usize,
-    /// Finished questions kept.
+    /// Finished questions kept at most,
     pub finished: usize,
+    /// and for how long at most, ms.
+    pub finished_ms: u64,
 }
 
 impl Default for Limits {
@@ -493,7 +552,8 @@ impl Default for Limits {
             per_agent: 16,
             total: 256,
             grants: 1000,
-            finished: 200,
+            finished: 1_000,
+            finished_ms: 30 * 24 * 60 * 60 * 1000,
         }
     }
 }
@@ -534,6 +594,12 @@ pub enum Refusal {
         "who asked cannot approve, nor can a device that it let in, or that came after the question"
     )]
     SelfThroughAnother,
+    #[error("nothing similar can be allowed: {0}")]
+    NotSimilar(&'static str),
+    #[error("who asked has named the devices that may let this run, and this is none of them")]
+    NotReviewer,
+    #[error("this word is not offered for this question")]
+    WordUnavailable,
     #[error("only an operator decides")]
     WrongRole,
     #[error("this needs the scope {0}")]
@@ -566,7 +632,7 @@ pub enum Refusal {
     NotYours(&'static str),
     #[error("no such grant")]
     GrantNotFound,
-    #[error("this is of the gateway's configuration: write there and restart it:\n{0}")]
+    #[error("this is of the gateway's configuration: write there, and restart it: {}", .0.replace('\n', " "))]
     OfConfiguration(String),
 }
 
@@ -582,7 +648,7 @@ impl Refusal {
             Self::ProofNeeded(_) => codes::APPROVAL_PROOF_REQUIRED,
             Self::ProofInvalid(_) => codes::APPROVAL_PROOF_INVALID,
             Self::SameVoter => codes::APPROVAL_SAME_VOTER,
-            Self::WrongRole => codes::WRONG_ROLE,
+            Self::WrongRole | Self::NotReviewer => codes::WRONG_ROLE,
             Self::MissingScope(_) => codes::MISSING_SCOPE,
             Self::TooManyPending(_) | Self::TooManyIds | Self::TooManyGrants => {
                 codes::TOO_MANY_PENDING
@@ -592,6 +658,8 @@ impl Refusal {
             Self::NotYours(_) => codes::AGENT_NOT_ALLOWED,
             Self::AlwaysUnavailable
             | Self::Extent
+            | Self::NotSimilar(_)
+            | Self::WordUnavailable
             | Self::Document(_)
             | Self::Plan(_)
             | Self::KeyReused
@@ -621,5 +689,9 @@ mod ids_tests;
 mod kept_tests;
 #[cfg(test)]
 mod ledger_tests;
+#[cfg(test)]
+mod narrow_tests;
+#[cfg(test)]
+mod similar_tests;
 #[cfg(test)]
 mod tests;

@@ -2,12 +2,14 @@
 
 use super::machine::Machine;
 use super::proof::{DecisionProof, Extent, ProofError, Statement, verify_proof};
-use super::vote::{Act, Said, Signed, Signer, Vote};
+use super::similar::Similar;
+use super::vote::{Act, Said, Signed, Signer, Vote, signed_plan};
 use super::{
     Credential, Grant, Put, Record, Refusal, Requester, Resolution, Row, Status, Step, Subject,
     Word,
 };
 use crate::auth::{Principal, Role, Scope, SecretName, SecretStanding, is_console};
+use crate::ids::DeviceId;
 use crate::pairing::LetIn;
 use crate::policy::Document;
 use crate::time::Millis;
@@ -95,6 +97,12 @@ impl Machine {
         if word == Word::AllowAlways && !record.may_always {
             return Err(Refusal::AlwaysUnavailable);
         }
+        if let Some(similar) = &said.similar {
+            is_proposed(record, word, similar)?;
+        }
+        let device = signer.map(|signer| &signer.credential.device);
+        let device = device.or(by.device()).map(DeviceId::as_str);
+        record.narrowing.allows(word, device)?;
         let proof = self.proof(record, said, by, connection, now)?;
         let vote = Vote {
             word,
@@ -107,6 +115,7 @@ impl Machine {
             user: signer.and_then(|signer| signer.user),
             secret: by.secret.clone(),
             self_opened,
+            similar: said.similar.clone(),
             proof,
         };
         if word != Word::Deny && self.deciding.demands.needed(record) > 1 {
@@ -214,6 +223,11 @@ impl Machine {
             ),
             Subject::Policy { .. } => return Err(Refusal::AlwaysUnavailable),
         };
+        // Of several the narrowest holds: the very same command, unless all have said the same rule.
+        let mut rules = voted.votes.iter().map(|vote| vote.similar.as_ref());
+        let rule = rules.next().flatten();
+        let similar = rule.filter(|rule| rules.all(|other| other == Some(*rule)));
+        let command = similar.map_or(command, Similar::text);
         let last = voted.votes.last().ok_or(Refusal::StillPending)?;
         let others = voted.votes.iter().rev().skip(1);
         let signers = voted.votes.iter().filter_map(|vote| vote.signer.clone());
@@ -224,6 +238,7 @@ impl Machine {
             agent: agent.clone(),
             target,
             subject_hash: voted.subject_hash,
+            similar: similar.cloned(),
             command,
             cwd,
             approval_id: voted.id.clone(),
@@ -275,7 +290,7 @@ impl Machine {
         let statement = Statement {
             gateway: key.gateway(),
             approval: record.id.as_str(),
-            plan: record.plan_hash,
+            plan: signed_plan(said.similar.as_ref(), record.plan_hash),
             word,
             scope,
             expires,
@@ -295,7 +310,7 @@ impl Machine {
             key: key.clone(),
             signature: signature.clone(),
         };
-        verify_proof(&proof, record.id.as_str(), record.plan_hash, word).map_err(invalid)?;
+        verify_proof(&proof, record.id.as_str(), statement.plan, word).map_err(invalid)?;
         Ok(proof)
     }
 
@@ -319,14 +334,27 @@ impl Machine {
             {
                 return Err(Refusal::ProofNeeded(act.as_str()));
             }
-            verify_proof(&vote.proof, record.id.as_str(), record.plan_hash, vote.word)
-                .map_err(invalid)?;
+            let plan = vote.signed_plan(record.plan_hash);
+            verify_proof(&vote.proof, record.id.as_str(), plan, vote.word).map_err(invalid)?;
             if vote.proof.gateway() != self.deciding.key.gateway() {
                 return Err(Refusal::ProofInvalid("it was made for another gateway"));
             }
         }
         Ok(())
     }
+}
+
+/// A rule is granted as it is proposed here, and as it was shown: no other.
+fn is_proposed(record: &Record, word: Word, similar: &Similar) -> Result<(), Refusal> {
+    if word != Word::AllowAlways {
+        return Err(Refusal::Extent);
+    }
+    let plan = record.plan().ok_or(Refusal::AlwaysUnavailable)?;
+    let proposed = Similar::of(plan).map_err(Refusal::NotSimilar)?;
+    if proposed != *similar {
+        return Err(Refusal::NotSimilar("this is not the rule that is proposed"));
+    }
+    Ok(())
 }
 
 fn invalid(error: ProofError) -> Refusal {

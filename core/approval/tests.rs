@@ -386,6 +386,27 @@ fn finished_questions_are_bounded() {
     assert!(m.get("a0009").is_ok());
 }
 
+#[test]
+fn finished_questions_are_kept_for_thirty_days_and_then_make_place() {
+    let mut m = machine();
+    for n in 0..3 {
+        asked(&mut m, n, host_plan(&["uname"])).unwrap();
+        say(&mut m, id(n).as_str(), Word::Deny, &operator(), "c-2").unwrap();
+    }
+    let mut left_at = |n: usize, days: u64| {
+        let now = NOW.plus(days * 24 * 60 * 60 * 1000 + u64::from(days == 30));
+        let requester = Requester::new(&operator(), "c-1");
+        let asked = m.ask(host_plan(&["id"]), requester, None, id(n), now);
+        let Ok(Asked::New(step)) = asked else {
+            panic!("{asked:?}")
+        };
+        m.settle(step);
+        m.all().iter().filter(|r| r.status.is_final()).count()
+    };
+    assert_eq!(left_at(10, 29), 3);
+    assert_eq!(left_at(11, 30), 0);
+}
+
 fn set(m: &Machine, document: Value, n: usize, connection: &str) -> Result<PolicySet, Refusal> {
     let base = m.policy().hash.to_string();
     m.set_policy(document, Some(&base), &operator(), connection, id(n), NOW)

@@ -47,6 +47,7 @@ fn votes(record: &Record) -> Value {
             "deviceId": vote.device(),
             "atMs": vote.at,
             "selfOpened": vote.self_opened,
+            "similar": vote.similar,
             "proof": proof,
         })
     };
@@ -95,6 +96,7 @@ pub fn request_json(record: &Record) -> Value {
         "warningText": if warning.is_empty() { Value::Null } else { json!(warning.join(" ")) },
         "scope": null,
         "allowedDecisions": allowed,
+        "approvalReviewerDeviceIds": record.narrowing.reviewers,
         "sessionId": null,
         "runId": null,
         "toolCallId": null,
@@ -121,11 +123,14 @@ pub fn request_json(record: &Record) -> Value {
 }
 
 fn allowed_decisions(record: &Record) -> Vec<Word> {
-    if record.may_always {
-        vec![Word::AllowOnce, Word::AllowAlways, Word::Deny]
-    } else {
-        vec![Word::AllowOnce, Word::Deny]
-    }
+    let mut all = vec![Word::AllowOnce, Word::AllowAlways, Word::Deny];
+    all.retain(|word| match word {
+        Word::Deny => true,
+        word if record.narrowing.unavailable.contains(word) => false,
+        Word::AllowAlways => record.may_always,
+        Word::AllowOnce => true,
+    });
+    all
 }
 
 fn exec(record: &Record, plan: &ExecPlan) -> Value {
@@ -404,6 +409,7 @@ impl Grant {
             "subjectHash": self.subject_hash,
             // Made visible when it was granted.
             "command": self.command,
+            "similar": self.similar,
             "cwd": visible(&self.cwd),
             "approvalId": self.approval_id,
             "grantedBy": visible(&self.by),

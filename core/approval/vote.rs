@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::proof::{DecisionKey, DecisionProof, Extent};
+use super::similar::Similar;
 use super::{Basis, Credential, Record, Subject, Word};
 use crate::auth::{ScopeSet, SecretStanding};
-use crate::ids::AgentId;
+use crate::ids::{AgentId, Hash32};
 use crate::plan::Target;
 use crate::time::Millis;
 
@@ -36,11 +37,19 @@ pub struct Vote {
     /// Said by who had opened the question.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub self_opened: bool,
+    /// The rule that it is about, where it is for more than the very same command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub similar: Option<Similar>,
     /// What shows it.
     pub proof: DecisionProof,
 }
 
 impl Vote {
+    /// What its proof names for the plan.
+    pub fn signed_plan(&self, plan: Hash32) -> Hash32 {
+        signed_plan(self.similar.as_ref(), plan)
+    }
+
     /// On whose standing it rests.
     pub fn rests_on(&self) -> impl Iterator<Item = Basis> {
         let signer = self.signer.clone().map(Basis::Device);
@@ -60,6 +69,11 @@ impl Vote {
         let same_name = self.by == other.by && self.by != "token";
         same_user || same_name || self.device() == other.device()
     }
+}
+
+/// What a proof names for the plan: the plan, or the rule that was made of it.
+pub(super) fn signed_plan(similar: Option<&Similar>, plan: Hash32) -> Hash32 {
+    similar.map_or(plan, |similar| similar.hash(plan))
 }
 
 /// A device whose key signed a decision, as pairing has it now.
@@ -82,6 +96,8 @@ pub struct Said {
     pub scope: Option<Extent>,
     /// After this nothing begins by it; none: the longest that is allowed.
     pub expires: Option<Millis>,
+    /// The rule that it is about, as it was shown, where it is for more than the very same command.
+    pub similar: Option<Similar>,
     /// A device's signature over it.
     pub signed: Option<Signed>,
 }
@@ -103,6 +119,7 @@ impl From<Word> for Said {
             word,
             scope: None,
             expires: None,
+            similar: None,
             signed: None,
         }
     }

@@ -351,6 +351,7 @@ fn record(status: Status, device: Option<&str>) -> Record {
         expires: Millis(9),
         boot_end: None,
         quorum: 1,
+        narrowing: crate::approval::Narrowing::default(),
         votes: vec![],
         resolution: None,
         used_by: None,

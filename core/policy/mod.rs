@@ -28,6 +28,7 @@ pub use explain::{entry_json, explain};
 pub use judge::{Judged, Judgement, Resolved, Ruling, Source, judge, preview, sources};
 pub use lint::{Finding, lint};
 pub use list::{ArgPattern, PathPattern};
+pub(crate) use reads::is_known_plain;
 pub use reads::{Reading, Word, words};
 pub use through::{Commands, MAX_DEPTH, Role, Started, Why, commands};
 

@@ -310,7 +310,7 @@ pub(super) fn is_data_name(name: &str) -> bool {
 }
 
 /// Is it a program of the system, called by its own name, that is known to start nothing whatever its words are?
-pub(super) fn is_known_plain(plan: &ExecPlan) -> bool {
+pub(crate) fn is_known_plain(plan: &ExecPlan) -> bool {
     let called = base(plan.argv.first().map_or("", String::as_str));
     let path = plan.executable.path().unwrap_or_default();
     let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));

@@ -1,9 +1,10 @@
 //! `portcullis approvals`: what waits for a person, and the decision.
 
+use std::fmt::Write as _;
 use std::io::Read as _;
 use std::path::Path;
 
-use portcullis_core::approval::Word;
+use portcullis_core::approval::{Similar, Word};
 use portcullis_core::auth::Scope;
 use portcullis_core::codes;
 use serde_json::{Value, json};
@@ -31,6 +32,8 @@ pub async fn run(door: &Door, what: &Approvals, out: Out) -> Result<u8, Failure>
             always,
             session,
             r#for,
+            similar,
+            yes,
         } => {
             let lasts = *always || *session || r#for.is_some();
             let word = if lasts {
@@ -43,6 +46,13 @@ pub async fn run(door: &Door, what: &Approvals, out: Out) -> Result<u8, Failure>
                 None if *session => Reach::Session,
                 None => Reach::Usual,
             };
+            if *similar {
+                let [id] = &ids[..] else {
+                    let why = "one rule is made of one question: name one";
+                    return Err(Failure::of(codes::INVALID_PARAMS, why));
+                };
+                return allow_similar(door, id, reach, *yes, out).await;
+            }
             return decide(door, ids, word, reach, None, out).await;
         }
         Approvals::Deny { ids, reason } => {
@@ -158,6 +168,86 @@ async fn decide(
             .collect()
     })?;
     Ok(failed.unwrap_or(0))
+}
+
+/// Shows the narrowest rule that covers more than the very same command, and grants it where that is said.
+async fn allow_similar(
+    door: &Door,
+    id: &str,
+    reach: Reach,
+    yes: bool,
+    out: Out,
+) -> Result<u8, Failure> {
+    let mut decider = Decider::new(door.clone());
+    let (client, approval) = decider.look(id, true).await?;
+    let proposal = approval.get("similar").unwrap_or(&Value::Null);
+    if proposal.get("available").and_then(Value::as_bool) != Some(true) {
+        client.close().await;
+        let why = clean(field(proposal, "why"));
+        return Err(Failure::of(
+            codes::INVALID_PARAMS,
+            format!("nothing similar can be allowed: {why}"),
+        ));
+    }
+    // What is signed is what was understood here, and not a hash that the gateway names.
+    let rule: Similar = serde_json::from_value(proposal["rule"].clone())
+        .map_err(|_| Failure::of(codes::INTERNAL, "the gateway's rule cannot be read"))?;
+    note(shown_rule(&rule, proposal).trim_end());
+    if !yes && !agreed()? {
+        client.close().await;
+        return Err(Failure::of(
+            codes::INVALID_PARAMS,
+            "nothing is granted: say yes, or --yes once you have read the rule",
+        ));
+    }
+    let word = Word::AllowAlways;
+    let answer = decider.say(client, &approval, word, reach, None, Some(&rule));
+    let answer = answer.await?;
+    let id = field(&approval, "id").to_owned();
+    let document =
+        json!({ "id": id, "decision": word.as_str(), "similar": rule, "answer": answer });
+    out.both(&document, || {
+        let waits = waits_for_others(&answer);
+        let waits = waits.map(|text| format!("; {text}")).unwrap_or_default();
+        format!(
+            "{}: allowed with all that is similar{waits}: {}\n",
+            clean(&id),
+            rule.text()
+        )
+    })?;
+    Ok(0)
+}
+
+fn shown_rule(rule: &Similar, proposal: &Value) -> String {
+    let matched = list(proposal, "matched");
+    let looked = number(proposal, "lookedAt").unwrap_or_default();
+    let mut text = format!(
+        "from now on, until it ends or is revoked, this runs without asking:\n  {}\nin the same folder, with the same program, user, limits and variables\n",
+        rule.text()
+    );
+    let _ = writeln!(
+        text,
+        "of the last {looked} commands it would have matched {}",
+        matched.len()
+    );
+    for one in matched {
+        let at = number(one, "atMs").map_or_else(String::new, utc);
+        let _ = writeln!(text, "  {at}  {}", clean(field(one, "command")));
+    }
+    text
+}
+
+/// Asks at the terminal; nobody there is no.
+fn agreed() -> Result<bool, Failure> {
+    use std::io::IsTerminal as _;
+    if !std::io::stdin().is_terminal() {
+        return Ok(false);
+    }
+    note("grant this? [yes/no]");
+    let mut said = String::new();
+    let read = std::io::stdin().read_line(&mut said);
+    read.map_err(|e| Failure::of(codes::INTERNAL, format!("stdin: {e}")))?;
+    Ok(said.trim() == "yes")
 }
 
 /// Different commands are looked at and decided on one by one.

@@ -1,5 +1,6 @@
 //! `portcullis grants`: what runs without asking, in one list, and the way to take any of it back.
 
+use portcullis_core::approval::Similar;
 use portcullis_core::auth::Scope;
 use portcullis_core::display::command_line;
 use portcullis_core::plan::Target;
@@ -148,10 +149,17 @@ async fn covered(door: &Door, test: &GrantsTest) -> Result<Value, Failure> {
     };
     let (ledger, target) = (ledger(door).await?, target.word());
     let line = command_line(&test.argv);
+    let by_words = |grant: &Value| {
+        let rule: Result<Similar, _> = serde_json::from_value(grant["similar"].clone());
+        match rule {
+            Ok(rule) => rule.takes(&test.argv),
+            Err(_) => field(grant, "command") == line,
+        }
+    };
     let is_it = |grant: &&Value| {
         field(grant, "agentId") == agent
             && field(grant, "target") == target
-            && field(grant, "command") == line
+            && by_words(grant)
             && (test.cwd.as_deref()).is_none_or(|cwd| field(grant, "cwd") == cwd)
     };
     let grants: Vec<&Value> = list(&ledger, "grants").iter().filter(is_it).collect();
@@ -207,7 +215,10 @@ fn told(answer: &Value) -> String {
         ));
     }
     if !list(answer, "grants").is_empty() {
-        put("a grant is for the same program file, user and variables as then".to_owned());
+        put(
+            "a grant is for the same program file, folder, user, limits and variables as then"
+                .to_owned(),
+        );
     }
     let verdict = field(answer, "verdict");
     match (verdict, field(answer, "rule")) {

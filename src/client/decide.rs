@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use portcullis_core::approval::{Extent, Statement, Word};
+use portcullis_core::approval::{Extent, Similar, Statement, Word};
 use portcullis_core::auth::{Role, Scope};
 use portcullis_core::codes;
 use portcullis_core::encoding::hex;
@@ -97,6 +97,16 @@ impl Decider {
         reach: Reach,
         reason: Option<&str>,
     ) -> Result<(Value, Value), Failure> {
+        let (client, approval) = self.look(id, false).await?;
+        let answer = self.say(client, &approval, word, reach, reason, None).await;
+        Ok((approval, answer?))
+    }
+
+    /// The question, with what could be allowed as similar where that is asked for; and the connection to answer on.
+    ///
+    /// # Errors
+    /// The gateway's refusal.
+    pub async fn look(&mut self, id: &str, similar: bool) -> Result<(Client, Value), Failure> {
         // Here the kernel says what we may; elsewhere who only answers commands asks for no more.
         let all = [Scope::Admin, Scope::Approvals];
         let scopes = match self.door {
@@ -104,24 +114,52 @@ impl Decider {
             Door::Remote(_) => &all[1..],
         };
         let mut client = self.connect(scopes).await?;
-        let ask = json!({ "id": id });
+        let mut ask = json!({ "id": id });
+        if similar {
+            ask["similar"] = true.into();
+        }
         let approval = client.call("exec.approval.get", ask).await?;
         let is_change = field(&approval, "approvalKind") == "policy";
         if is_change && matches!(self.door, Door::Remote(_)) {
             client.close().await;
             client = self.connect(&all).await?;
         }
-        let mut params = self.signed(&approval, word, reach)?;
+        Ok((client, approval))
+    }
+
+    /// The answer to a question that was looked at; `similar`: the rule that the gateway proposed with it.
+    ///
+    /// # Errors
+    /// The gateway's refusal.
+    pub async fn say(
+        &mut self,
+        mut client: Client,
+        approval: &Value,
+        word: Word,
+        reach: Reach,
+        reason: Option<&str>,
+        similar: Option<&Similar>,
+    ) -> Result<Value, Failure> {
+        let mut params = self.signed(approval, word, reach, similar)?;
         if let Some(reason) = reason {
             params["reason"] = reason.into();
         }
+        if let Some(similar) = similar {
+            params["similar"] = json!(similar);
+        }
         let answer = client.call("exec.approval.resolve", params).await;
         client.close().await;
-        Ok((approval, answer?))
+        answer
     }
 
     /// The parameters of a decision on what `exec.approval.get` gave.
-    fn signed(&self, approval: &Value, word: Word, reach: Reach) -> Result<Value, Failure> {
+    fn signed(
+        &self,
+        approval: &Value,
+        word: Word,
+        reach: Reach,
+        similar: Option<&Similar>,
+    ) -> Result<Value, Failure> {
         let odd = || {
             Failure::of(
                 codes::INTERNAL,
@@ -156,7 +194,11 @@ impl Decider {
         let statement = Statement {
             gateway: hash("gateway")?,
             approval: field(approval, "id"),
-            plan: hash("planHash")?,
+            // Who allows a rule signs the rule, and not what it was made of.
+            plan: match similar {
+                Some(similar) => similar.hash(hash("planHash")?),
+                None => hash("planHash")?,
+            },
             word,
             scope,
             expires: Millis(expires),

@@ -330,7 +330,7 @@ impl<C: Calls> Page<C> {
         }
         let mut answer = None;
         for id in shown {
-            let said = self.decide_one(path, visitor, &get, id).await;
+            let said = Box::pin(self.decide_one(path, visitor, &get, id)).await;
             // One that was answered or withdrawn meanwhile is told, and is no reason against the others.
             if answer
                 .as_ref()

@@ -611,3 +611,36 @@ async fn the_part_that_reloads_is_a_reading_of_its_own_where_the_page_was_not_op
     assert!(unrecorded("/live").await);
     setup.tree.stop().await;
 }
+
+/// A card that several share names those that the page showed: each is decided on, and nothing else.
+#[tokio::test(start_paused = true)]
+async fn a_decision_on_a_shared_card_is_for_each_that_was_shown() {
+    let setup = setup().await;
+    let (cookie, csrf) = setup.login(&[Scope::Admin]).await;
+    let headers = &[FORM, ORIGIN, ("cookie", cookie.as_str())];
+    let both = format!("id=plan-1+plan-3&decision=allow-once&csrf={csrf}");
+    let done = setup.send("POST", "/approvals", headers, &both).await;
+    assert_eq!(done.header("location"), "/?said=allowed");
+    // One that is over already is told, and the other is decided on all the same.
+    let one_gone = format!("id=gone+plan-4&decision=deny&csrf={csrf}");
+    let told = setup.send("POST", "/approvals", headers, &one_gone).await;
+    assert_eq!(told.status, StatusCode::CONFLICT);
+    let calls = setup.calls.0.lock().unwrap().clone();
+    let said: Vec<(&str, &str)> = calls
+        .iter()
+        .map(|(_, params)| {
+            let text = |key: &str| params[key].as_str().unwrap();
+            (text("id"), text("decision"))
+        })
+        .collect();
+    assert_eq!(
+        said,
+        [
+            ("plan-1", "allow-once"),
+            ("plan-3", "allow-once"),
+            ("gone", "deny"),
+            ("plan-4", "deny")
+        ]
+    );
+    setup.tree.stop().await;
+}

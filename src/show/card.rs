@@ -494,4 +494,35 @@ mod tests {
             assert!(shown.contains(part), "{part}: {shown}");
         }
     }
+
+    #[test]
+    fn the_very_same_is_one_card_and_anything_else_is_its_own() {
+        let one = |id: &str, subject: &str, kind: &str| {
+            json!({ "id": id, "approvalKind": kind, "expiresAtMs": 0, "request": {
+                "subjectHash": subject, "sessionKey": "s",
+                "requestedBy": { "principal": "uid:7", "door": "control", "connection": id },
+            } })
+        };
+        let pending = json!([
+            one("a", "1", "exec"),
+            one("b", "2", "exec"),
+            one("c", "1", "exec"),
+            one("d", "1", "egress"),
+            one("e", "", "exec"),
+            one("f", "", "exec"),
+        ]);
+        let all = cards(&pending);
+        let ids: Vec<Vec<&str>> = all.iter().map(Shared::ids).collect();
+        assert_eq!(
+            ids,
+            [vec!["a", "c"], vec!["b"], vec!["d"], vec!["e"], vec!["f"]]
+        );
+        let text = all[0].others("c");
+        assert!(
+            text.contains("a  uid:7 over control, connection a"),
+            "{text}"
+        );
+        assert!(text.contains("approvals allow a c lets"), "{text}");
+        assert_eq!(all[1].others("b"), "");
+    }
 }

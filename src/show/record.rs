@@ -1,6 +1,6 @@
 //! One audit record as a line.
 
-use portcullis_core::approval::{DecisionProof, Word, verify_proof};
+use portcullis_core::approval::{DecisionProof, Similar, Word, verify_proof};
 use portcullis_core::ids::Hash32;
 use serde_json::Value;
 
@@ -62,6 +62,12 @@ fn checked(record: &Value, text: &str) -> Result<String, String> {
     let proof: DecisionProof = serde_json::from_str(text).map_err(|_| "it is none".to_owned())?;
     let plan = Hash32::try_from(field(record, "plan_hash").to_owned());
     let plan = plan.map_err(|_| "the record names no plan".to_owned())?;
+    let similar = record.pointer("/detail/similar").and_then(Value::as_str);
+    let plan = match similar.map(serde_json::from_str::<Similar>) {
+        None => plan,
+        Some(Ok(similar)) => similar.hash(plan),
+        Some(Err(_)) => return Err("its rule is none".to_owned()),
+    };
     let word = Word::parse(field(record, "decision"));
     let word = word.ok_or_else(|| "the record has no decision".to_owned())?;
     verify_proof(&proof, field(record, "approval_id"), plan, word)

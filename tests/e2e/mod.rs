@@ -11,6 +11,7 @@ mod engine;
 mod evidence;
 mod found;
 mod given;
+mod grants;
 mod held;
 mod host_asks;
 mod host_runs;

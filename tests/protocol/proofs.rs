@@ -521,7 +521,9 @@ async fn a_lasting_word_is_for_a_session_or_a_time_where_the_command_line_says_s
     let grants = gateway.json(&["approvals", "grants"]);
     let grant = &grants["grants"][0];
     let lasts = grant["expiresAtMs"].as_u64().unwrap() - grant["createdAtMs"].as_u64().unwrap();
-    assert_eq!(lasts, 3 * 86_400_000, "{grant}");
+    // By the moment at which it was said, which is not quite the one at which it was taken.
+    let short = (3 * 86_400_000_u64).checked_sub(lasts);
+    assert!(short.is_some_and(|ms| ms < 5_000), "{grant}");
 }
 
 /// Every secret leaves by one method: where the list says so, only with a key, and only for the connection that signed.

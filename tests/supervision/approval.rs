@@ -52,7 +52,7 @@ pub async fn ask(approval: &ApprovalHandle, plan: ExecPlan) -> Result<ApprovalId
         connection: "c-1".into(),
         idempotency_key: None,
         id: None,
-        timeout_ms: None,
+        narrowing: portcullis_core::approval::Narrowing::default(),
     };
     match in_time(approval.decide(ask)).await {
         Ok(Decision::Pending { id, .. }) => Ok(id),

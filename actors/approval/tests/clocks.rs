@@ -124,3 +124,43 @@ async fn a_start_whose_clock_lies_before_the_log_ends_what_is_pending() {
     );
     second.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silence_is_no_over_a_restart_and_under_a_clock_set_back() {
+    for (later, why) in [
+        (Millis(START.0 + 1_800_000), "timeout"),
+        (Millis(START.0 - 600_000), "expired_clock"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let first = house(folder.path(), 1, Clock::of_runtime(START)).await;
+        let asked = plan(&["uname"]);
+        let pending = first.pending(asked.clone()).await;
+        let allowed = first.pending(asked.clone()).await;
+        first.say(&allowed, Word::AllowOnce).await.unwrap();
+        first.end().await;
+        // A little more than the time-out, as the answer came a little after the question.
+        let later = if why == "timeout" {
+            later.plus(60_000)
+        } else {
+            later
+        };
+        let second = house(folder.path(), 2, Clock::of_runtime(later)).await;
+        for id in [&pending, &allowed] {
+            let record = second.approval.get(id.as_str()).await.unwrap();
+            assert_eq!(
+                (record.status, record.resolution.unwrap().why.as_str()),
+                (Status::Expired, why)
+            );
+        }
+        assert_eq!(
+            second.consume(&allowed, &asked).await,
+            Err("APPROVAL_EXPIRED")
+        );
+        assert_eq!(
+            second.say(&pending, Word::AllowOnce).await,
+            Err("APPROVAL_EXPIRED")
+        );
+        assert!(second.approval.list().await.unwrap().is_empty());
+        second.end().await;
+    }
+}

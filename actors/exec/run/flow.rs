@@ -166,7 +166,7 @@ impl Flow {
             }
             None => match self
                 .gate
-                .decide(&frozen.plan, &self.request, self.only_ask)
+                .decide(&frozen.plan, &self.request, self.only_ask.clone())
                 .await?
             {
                 Said::Allowed(rule) => (Some(rule), None, None),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use portcullis_core::approval::{Record, RunsBy, Status};
+use portcullis_core::approval::{Narrowing, Record, RunsBy, Status};
 use portcullis_core::audit::Seq;
 use portcullis_core::codes::{self, Code};
 use portcullis_core::display::visible;
@@ -72,11 +72,11 @@ impl Gate {
     ) -> Result<Said, ExecRefusal> {
         let key = request.idempotency_key.clone();
         // A question asked ahead is called by its key.
-        let id = only_ask.map(|_| ApprovalId::new(&key)).transpose();
+        let id = only_ask.as_ref().map(|_| ApprovalId::new(&key)).transpose();
         let id = id.map_err(|error| ExecRefusal::new(codes::INVALID_PARAMS, error))?;
         let ask = Ask {
             id,
-            timeout_ms: only_ask.and_then(|how| how.timeout_ms),
+            narrowing: only_ask.map(|how| how.narrowing).unwrap_or_default(),
             ..question(plan, request, Some(key))
         };
         self.ask(ask).await
@@ -216,7 +216,7 @@ fn question(plan: &ExecPlan, request: &RunRequest, key: Option<String>) -> Ask {
         connection: request.connection.clone(),
         idempotency_key: key,
         id: None,
-        timeout_ms: None,
+        narrowing: Narrowing::default(),
     }
 }
 

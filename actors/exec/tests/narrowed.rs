@@ -163,7 +163,7 @@ async fn an_answer_is_worth_nothing_once_policy_forbids_what_it_let_run() {
     let mut request = house.request(Target::Host, &["touch", mark.to_str().unwrap()]);
     request.idempotency_key = "asked-ahead-of-its-run".to_owned();
     let (events, mut seen) = tokio::sync::mpsc::channel(4);
-    let how = crate::exec::OnlyAsk { timeout_ms: None };
+    let how = crate::exec::OnlyAsk::default();
     let asked = house.exec.ask(request.clone(), how, events).await.unwrap();
     house.answer(&asked, Word::AllowOnce).await;
     // Its word has been told, nothing has run.

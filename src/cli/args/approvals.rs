@@ -31,6 +31,13 @@ pub enum Approvals {
         /// As --always, for so long: 30m, 8h, 7d
         #[arg(long, value_name = "TIME", value_parser = duration, conflicts_with = "always")]
         r#for: Option<Duration>,
+        /// As --always, also where a number or a file's name in it is another: the rule, and which of the commands that ran
+        /// last it would have matched, are shown before
+        #[arg(long, conflicts_with = "always")]
+        similar: bool,
+        /// With --similar: grant what is shown without asking once more
+        #[arg(long, requires = "similar")]
+        yes: bool,
     },
     /// Refuse it
     Deny {
