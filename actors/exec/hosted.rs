@@ -110,6 +110,11 @@ impl HostedPlan {
         self.plan.plan_hash()
     }
 
+    /// The plan as this host made it: what a policy reads.
+    pub const fn plan(&self) -> &ExecPlan {
+        &self.plan
+    }
+
     /// The command.
     pub fn argv(&self) -> &[String] {
         &self.plan.argv

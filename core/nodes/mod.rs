@@ -9,14 +9,21 @@ use crate::codes::{self, Code};
 use crate::ids::DeviceId;
 use crate::time::Millis;
 
+mod approvers;
 mod begun;
 mod forward;
+mod local;
 mod machine;
 mod own;
 mod view;
 
+pub use approvers::{
+    APPROVAL, Approvers, Forwarded, NotShown, OUTPUT_CAP, OnNode, Shown, Spent, plan_of,
+    said_digest,
+};
 pub use begun::{Begun, NotBegun};
 pub use forward::{Asked, Claim, GateRefusal, admit_run};
+pub use local::{Local, LocalError, LocalPolicy, RemoteEdit};
 pub use machine::{Call, Due, Machine, NodeResult, Sent, Taken};
 pub use own::{OwnPolicy, PolicyError};
 pub use view::{Standing, node_json};
@@ -34,6 +41,8 @@ pub const APPROVALS_SET: &str = "system.execApprovals.set";
 /// In the params of a run and in a node's hello: the record of the run's intent in the gateway's log, and how far that log
 /// is. Ours; the peer's node hosts pass it over.
 pub const RUN_NUMBER: &str = "runSeq";
+/// In the answer of a prepared run: what the node's own document says of the command. Ours.
+pub const VERDICT: &str = "portcullisVerdict";
 /// A node's code for a run that it was told to end, and of which nothing is left (wire.md 8).
 pub const STOPPED: &str = "ABORTED";
 /// Shows a notice to the node's user.

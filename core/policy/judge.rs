@@ -117,6 +117,7 @@ pub fn sources(rules: &Rules<'_>, agent: &str, target: &Target) -> Vec<Source> {
         Elevated::Off => "off",
         Elevated::Ask => "ask",
         Elevated::Allowlist => "allowlist",
+        Elevated::Unasked => "unasked",
     };
     let elevated = format!("config:agents.{agent}.elevated={elevated}");
     all.push(source(elevated, rules.agent.elevated.mode()));

@@ -106,6 +106,9 @@ pub enum Elevated {
     Ask,
     /// The listed may, a miss is refused.
     Allowlist,
+    /// In no configuration: of a node's own commands, where its own document alone speaks.
+    #[serde(skip)]
+    Unasked,
 }
 
 /// What the configuration says of one agent.
@@ -134,6 +137,7 @@ impl Elevated {
             Self::Off => Mode::DENY,
             Self::Ask => Mode::ASK,
             Self::Allowlist => Mode::ALLOWLIST,
+            Self::Unasked => Mode::FULL,
         }
     }
 }

@@ -251,6 +251,26 @@ pub struct AttachArgs {
 pub enum Node {
     /// Offer to run commands here, each after a person's word at the gateway (--url, --pin, --token-file)
     Run(NodeRun),
+    /// What runs here by this machine's own word, and which changes a gateway waits to have accepted
+    #[command(subcommand)]
+    Policy(NodePolicy),
+}
+
+/// `node policy …`
+#[derive(Debug, Subcommand)]
+pub enum NodePolicy {
+    /// Whether node-policy.toml holds, what it lets a gateway change, and what waits
+    Show,
+    /// Let a gateway's proposal hold here
+    Accept {
+        /// Of the proposal, or the beginning of it
+        id: String,
+    },
+    /// Refuse it
+    Reject {
+        /// Of the proposal, or the beginning of it
+        id: String,
+    },
 }
 
 /// For `node run`.

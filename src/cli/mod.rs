@@ -33,7 +33,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser as _};
 use portcullis_core::codes;
 
-pub use args::{Cli, Command, GatewayArgs, Global, Node, NodeRun, RunnerArgs};
+pub use args::{Cli, Command, GatewayArgs, Global, Node, NodePolicy, NodeRun, RunnerArgs};
 pub use failure::Failure;
 pub use out::note;
 pub use state::{identity_file, remote, state_dir};
@@ -130,9 +130,14 @@ async fn command(cli: &Cli, out: Out) -> Result<u8, Failure> {
     let state = || state_dir(cli.global.state.as_deref());
     let door = || state::door(&cli.global);
     match &cli.command {
-        Command::Gateway(_) | Command::Up(_) | Command::Runner(_) | Command::Node(_) => Err(
-            Failure::of(codes::INTERNAL, "what serves is not a client's command"),
-        ),
+        Command::Gateway(_)
+        | Command::Up(_)
+        | Command::Runner(_)
+        | Command::Node(args::Node::Run(_)) => Err(Failure::of(
+            codes::INTERNAL,
+            "what serves is not a client's command",
+        )),
+        Command::Node(args::Node::Policy(what)) => nodes::local(&cli.global, what, out),
         Command::Exec(args) => exec::run(&door()?, args, out).await,
         Command::Attach(args) => exec::attach(&door()?, args, out).await,
         Command::Approvals(args::Approvals::Watch) => watch::run(&door()?, out).await,

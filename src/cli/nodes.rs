@@ -3,7 +3,7 @@
 use portcullis_core::auth::Scope;
 use serde_json::{Value, json};
 
-use super::args::Nodes;
+use super::args::{Global, NodePolicy, Nodes};
 use super::devices::find;
 use super::failure::Failure;
 use super::out::Out;
@@ -55,6 +55,51 @@ pub async fn run(door: &Door, what: &Nodes, out: Out) -> Result<u8, Failure> {
     }
     client.close().await;
     Ok(0)
+}
+
+/// `portcullis node policy`: of this machine, without a gateway.
+///
+/// # Errors
+/// [`Failure`].
+pub fn local(global: &Global, what: &NodePolicy, out: Out) -> Result<u8, Failure> {
+    let answer = crate::node::policy(global, what)?;
+    out.both(&answer, || match what {
+        NodePolicy::Show => own(&answer),
+        NodePolicy::Accept { .. } => "accepted: it holds now\n".to_owned(),
+        NodePolicy::Reject { .. } => "rejected\n".to_owned(),
+    })?;
+    Ok(0)
+}
+
+fn own(answer: &Value) -> String {
+    let (edit, approvers) = (field(answer, "remoteEdit"), answer["approvers"].to_string());
+    let document = match (field(answer, "document"), field(answer, "why")) {
+        (word, "") => word.to_owned(),
+        (word, why) => format!("{word}, so nothing runs here: {why}"),
+    };
+    let fields = [
+        ("document", document.as_str()),
+        ("at", field(answer, "path")),
+        ("approvers", &approvers),
+        ("edits", edit),
+    ];
+    let line = |(name, value): (&str, &str)| format!("{name:<10} {}\n", clean(value));
+    let mut text = fields.map(line).concat();
+    let row = |one: &Value| {
+        let stands = one["stands"] == true;
+        vec![
+            field(one, "id").to_owned(),
+            clean(field(one, "gateway")),
+            if stands { "waits" } else { "of another state" }.to_owned(),
+            clean(&one["proposed"].to_string()),
+        ]
+    };
+    let rows: Vec<Vec<String>> = list(answer, "proposals").iter().map(row).collect();
+    if !rows.is_empty() {
+        text.push('\n');
+        text.push_str(&table(&["PROPOSAL", "GATEWAY", "STATE", "WHAT"], &rows));
+    }
+    text
 }
 
 /// Of a name, in a line that says more.

@@ -109,7 +109,7 @@ impl Room for NodeHost {
 
 impl NodeHost {
     fn report(&self) {
-        if let (Some(line), Some(stats)) = (&self.line, stats::read(&self.wiring.disk)) {
+        if let (Some(line), Some(stats)) = (&self.line, stats::read(&self.wiring.folder)) {
             let event = json!({ "event": "node.host.stats", "payloadJSON": stats.to_string() });
             // The next one comes in a minute.
             let _ = line.try_send(Out::Request("node.event", event));

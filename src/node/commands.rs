@@ -8,13 +8,17 @@ use std::path::Path;
 use portcullis_actors::exec::{ExecRefusal, HostedNews, HostedPlan, HostedRequest, Stream};
 use portcullis_core::display::visible;
 use portcullis_core::ids::AgentId;
-use portcullis_core::nodes::STOPPED;
-use portcullis_core::plan::HOST_PATH;
+use portcullis_core::nodes::{Forwarded, Local, OnNode, STOPPED, VERDICT, plan_of};
+use portcullis_core::plan::{ExecPlan, HOST_PATH};
+use portcullis_core::policy::{Judgement, Ruling, Settings};
+use portcullis_core::time::Millis;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::sync::oneshot;
 
+use super::document;
 use super::messages::{Asked, NodeWiring};
+use super::policy::Kept;
 
 /// Runs a command.
 pub const RUN: &str = "system.run";
@@ -101,7 +105,7 @@ pub async fn answer(means: &NodeWiring, asked: &Asked, stop: oneshot::Receiver<(
         WHICH => which(asked),
         PREPARE => prepare(means, asked).await,
         RUN => run(means, asked, stop).await,
-        POLICY_GET => Ok(means.kept.get().shown()),
+        POLICY_GET => policy_get(means).await,
         POLICY_SET => policy_set(means, asked).await,
         other => Err((
             "UNAVAILABLE",
@@ -140,6 +144,9 @@ struct Command {
     approved: bool,
     #[serde(default)]
     approval_decision: Option<String>,
+    /// Read where it is needed: what is no proof is no matter where none is asked for.
+    #[serde(default)]
+    approval_proof: Option<Value>,
 }
 
 impl Command {
@@ -214,7 +221,7 @@ fn refused(refusal: &ExecRefusal) -> (&'static str, String) {
 }
 
 /// What would run. `portcullisDigest` is of all of it, so that one changed byte is another plan.
-fn said(plan: &HostedPlan, agent: Option<&str>) -> Value {
+fn said(plan: &HostedPlan, agent: Option<&str>, settings: Settings) -> Value {
     let operand = plan.program().map_or(
         Value::Null,
         |(path, sha256)| json!({ "argvIndex": 0, "path": path, "sha256": sha256 }),
@@ -222,31 +229,57 @@ fn said(plan: &HostedPlan, agent: Option<&str>) -> Value {
     json!({
         "argv": plan.argv(), "cwd": plan.cwd(), "commandText": plan.text(), "commandPreview": null,
         "agentId": agent, "sessionKey": null, "mutableFileOperand": operand,
-        "policySnapshot": { "security": "full", "ask": "always", "askFallback": "deny", "autoAllowSkills": false },
+        "policySnapshot": {
+            "security": settings.security, "ask": settings.ask, "askFallback": "deny", "autoAllowSkills": false,
+        },
         "portcullisDigest": plan.digest(),
     })
 }
 
+/// Reads or changes small files on a thread that may wait for the disk.
+async fn on_disk<T: Send + 'static>(
+    job: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, (&'static str, String)> {
+    let done = tokio::task::spawn_blocking(job).await;
+    done.map_err(|e| ("UNAVAILABLE", e.to_string()))
+}
+
+/// What the gateway has closed here, as it stands now: consent on this machine changes it, too.
+async fn kept(means: &NodeWiring) -> Result<Kept, (&'static str, String)> {
+    let (folder, gateway) = (means.folder.clone(), means.gateway.clone());
+    let kept = on_disk(move || Kept::read(&folder, &gateway)).await?;
+    // What it closed is not known, so everything is.
+    kept.map_err(|e| ("SYSTEM_RUN_DENIED", visible(&e.message).into_owned()))
+}
+
+async fn policy_get(means: &NodeWiring) -> Outcome {
+    let mut shown = kept(means).await?.shown();
+    shown["node"] = local(means).await?.shown();
+    Ok(shown)
+}
+
 async fn policy_set(means: &NodeWiring, asked: &Asked) -> Outcome {
-    // One at a time, each compared with what the one before it has made; and to its end, also where nobody waits for it.
-    let one = means.sets.clone().acquire_owned().await;
-    let one = one.map_err(|e| ("UNAVAILABLE", e.to_string()))?;
-    let (kept, params) = (means.kept.clone(), asked.params.clone());
-    let set = tokio::task::spawn_blocking(move || {
-        let next = kept.get().set(&params)?;
-        let shown = next.shown();
-        kept.set(next);
-        drop(one);
-        Ok::<_, (&str, String)>(shown)
+    // To its end, also where nobody waits for it.
+    let (folder, gateway) = (means.folder.clone(), means.gateway.clone());
+    let params = asked.params.clone();
+    let set = on_disk(move || {
+        let edit = document::read(&folder).remote_edit();
+        Kept::set(&folder, &gateway, &params, edit)
     });
-    let shown = set.await.map_err(|e| ("UNAVAILABLE", e.to_string()))??;
+    let shown = match set.await? {
+        Ok(kept) => kept.shown(),
+        Err((code, why)) => {
+            tracing::warn!(target: "portcullis", code, "the gateway wants to change what runs here: {why}");
+            return Err((code, why));
+        }
+    };
     tracing::warn!(target: "portcullis", hash = %shown["hash"], "the gateway has closed more of what runs here");
     Ok(shown)
 }
 
 /// Is it open here for this agent?
-fn is_open(means: &NodeWiring, request: &HostedRequest) -> Result<(), (&'static str, String)> {
-    if means.kept.get().policy().denies(&request.agent) {
+async fn is_open(means: &NodeWiring, agent: &AgentId) -> Result<(), (&'static str, String)> {
+    if kept(means).await?.policy().denies(agent) {
         let why =
             "nothing runs here for this agent: the approvals document of this node host says deny";
         return Err(("SYSTEM_RUN_DENIED", why.to_owned()));
@@ -254,40 +287,116 @@ fn is_open(means: &NodeWiring, request: &HostedRequest) -> Result<(), (&'static 
     Ok(())
 }
 
+/// This machine's own document, now.
+async fn local(means: &NodeWiring) -> Result<Local, (&'static str, String)> {
+    let folder = means.folder.clone();
+    on_disk(move || document::read(&folder)).await
+}
+
+/// The last gate: what this machine's own document says of a command that is open here.
+fn judged(local: &Local, plan: &ExecPlan) -> Result<Judgement, (&'static str, String)> {
+    let said = local.judge(plan);
+    if said.verdict != Ruling::Deny {
+        return Ok(said);
+    }
+    let texts: Vec<&str> = said.reasons.iter().map(|r| r.text.as_str()).collect();
+    let why = format!(
+        "this node's own document refuses it (by {}): {}",
+        said.rule,
+        texts.join(" ")
+    );
+    Err(("SYSTEM_RUN_DENIED", visible(&why).into_owned()))
+}
+
 async fn prepare(means: &NodeWiring, asked: &Asked) -> Outcome {
     let command: Command = read(asked)?;
     let request = command.request()?;
-    is_open(means, &request)?;
+    is_open(means, &request.agent).await?;
+    let local = local(means).await?;
+    let settings = local.settings(&request.agent);
     let plan = open(means, request).await?;
+    let judged = judged(&local, plan.plan())?;
     Ok(json!({
-        "plan": said(&plan, command.agent_id.as_deref()),
-        "execPolicy": { "security": "full", "ask": "always" },
+        "plan": said(&plan, command.agent_id.as_deref(), settings),
+        "execPolicy": { "security": settings.security, "ask": settings.ask },
         "allowAlwaysCoverage": { "complete": false, "patterns": [] },
+        // Ours: what this node itself says of the command.
+        VERDICT: { "verdict": judged.verdict, "rule": judged.rule, "reasons": judged.reasons },
     }))
 }
 
-async fn run(means: &NodeWiring, asked: &Asked, mut stop: oneshot::Receiver<()>) -> Outcome {
-    let stopped = || Err((STOPPED, "it was told to end".to_owned()));
-    let command: Command = read(asked)?;
+/// Has a person said yes to this very run? By the gateway's word, where this machine's owner names nobody.
+async fn decided(
+    means: &NodeWiring,
+    local: &Local,
+    command: &Command,
+    plan: &HostedPlan,
+    said: &Value,
+) -> Result<(), (&'static str, String)> {
+    let denied = |why: String| ("SYSTEM_RUN_DENIED", why);
     let is_allowed = matches!(
         command.approval_decision.as_deref(),
         Some("allow-once" | "allow-always")
     );
     if !command.approved || !is_allowed {
-        return Err(("SYSTEM_RUN_DENIED", "approval required".to_owned()));
+        return Err(denied("approval required".to_owned()));
     }
+    let Some(approvers) = local.approvers() else {
+        return Ok(());
+    };
+    let unproven = |why: &dyn std::fmt::Display| {
+        denied(format!("no approver of this node has signed this: {why}"))
+    };
+    let given = command.approval_proof.as_ref();
+    let given = given.ok_or_else(|| unproven(&"no decision with its proof came with the run"))?;
+    let given = Forwarded::deserialize(given).map_err(|_| unproven(&"its proof is none"))?;
+    let timeout_ms = command.timeout_ms;
+    let timeout_ms = timeout_ms.ok_or_else(|| unproven(&"the run names no time"))?;
+    let agent = &plan.plan().agent;
+    let env = command.env.clone().unwrap_or_default();
+    let run = OnNode {
+        node: &means.node,
+        said,
+        agent,
+        argv: plan.argv(),
+        cwd: plan.cwd(),
+        sha256: plan.program().map(|(_, sha256)| sha256),
+        env: &env,
+        timeout_ms,
+    };
+    let hash = plan_of(run, &given.session, &given.principal, given.nonce).plan_hash();
+    let now = Millis(crate::show::text::now_ms());
+    let until = approvers
+        .check(&given.approval, hash, &given.votes, now)
+        .map_err(|why| unproven(&why))?;
+    let used = means.used.clone();
+    let spent = on_disk(move || used.spend(hash, until, now)).await?;
+    spent.map_err(|why| unproven(&why))
+}
+
+async fn run(means: &NodeWiring, asked: &Asked, mut stop: oneshot::Receiver<()>) -> Outcome {
+    let stopped = || Err((STOPPED, "it was told to end".to_owned()));
+    let command: Command = read(asked)?;
     let Some(approved) = &command.system_run_plan else {
         return Err(("SYSTEM_RUN_DENIED", "no plan was approved".to_owned()));
     };
-    let plan = open(means, command.request()?).await?;
-    if said(&plan, command.agent_id.as_deref()) != *approved {
+    let request = command.request()?;
+    let agent = request.agent.clone();
+    let plan = open(means, request).await?;
+    // Last of all: it may have been closed meanwhile.
+    let local = local(means).await?;
+    let judged = judged(&local, plan.plan())?;
+    let said = said(&plan, command.agent_id.as_deref(), local.settings(&agent));
+    if said != *approved {
         return Err((
             "SYSTEM_RUN_DENIED",
             "what would run is not the plan that was approved".to_owned(),
         ));
     }
-    // Last of all: it may have been closed meanwhile.
-    is_open(means, &command.request()?)?;
+    if judged.verdict == Ruling::Ask {
+        decided(means, &local, &command, &plan, &said).await?;
+    }
+    is_open(means, &agent).await?;
     if stop.try_recv().is_ok() {
         return stopped();
     }

@@ -19,9 +19,10 @@ use crate::client::seen::{Comparing, Step};
 use crate::client::{Client, Door, Incoming, Session, Who};
 use crate::show::text::clean;
 
-/// First wait before another try; doubles to the last.
+/// First wait before another try; doubles to the last. However long a gateway was away, its nodes are there within five
+/// seconds of its return: the last wait, and two seconds for the connection itself.
 const FIRST: Duration = Duration::from_secs(1);
-const LAST: Duration = Duration::from_secs(30);
+const LAST: Duration = Duration::from_secs(3);
 /// A link that held this long was a good one.
 const GOOD: Duration = Duration::from_mins(1);
 /// While a person is waited for: often enough that the question stays.
@@ -107,12 +108,16 @@ pub async fn keep(session: Arc<Session>, name: String, tell: impl Fn(NodeMsg) + 
         }
         tracing::warn!(target: "portcullis", again_ms = u64::try_from(wait.as_millis()).unwrap_or(0), "{}", clean(&failure.message));
         tokio::time::sleep(jittered(wait)).await;
-        wait = (wait * 2).min(LAST);
+        wait = next_wait(wait);
     }
 }
 
+fn next_wait(wait: Duration) -> Duration {
+    (wait * 2).min(LAST)
+}
+
 /// Compares the gateway's log with what was seen of it, beside what it asks. A node serves a gateway whose log was put back
-/// all the same: who owns the gateway owns its nodes. But it says so.
+/// all the same: what may run is decided by the node's own document and its approvers. But it says so.
 struct Comparison {
     under_way: Option<Comparing>,
     /// Of the question that is open.

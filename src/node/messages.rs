@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use portcullis_actors::exec::Hosted;
 use portcullis_actors::supervision::Flag;
+use portcullis_core::ids::DeviceId;
 use serde_json::Value;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use super::policy::Kept;
+use super::document::Used;
 use crate::cli::Failure;
 use crate::client::Session;
 
@@ -23,12 +24,14 @@ pub struct NodeWiring {
     pub hosted: Hosted,
     /// Commands that may be opened at once: reading and hashing goes on where its question was taken back.
     pub openings: Arc<Semaphore>,
-    /// A folder whose disk is reported on.
-    pub disk: PathBuf,
-    /// What the gateway has closed here.
-    pub kept: Arc<Flag<Kept>>,
-    /// To change that: one at a time.
-    pub sets: Arc<Semaphore>,
+    /// Which node this machine is there.
+    pub node: DeviceId,
+    /// The name of its gateway's files.
+    pub gateway: String,
+    /// Where its own document lies; its disk is what is reported on.
+    pub folder: PathBuf,
+    /// Which decisions of people ran something here.
+    pub used: Used,
     /// Set once: why this node host ends by itself.
     pub over: Arc<Flag<Option<Arc<Failure>>>>,
 }

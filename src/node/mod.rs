@@ -4,13 +4,15 @@
 //! - *Called by*: nobody. The gateway asks over the link.
 //! - *Calls*: the host runs of `exec`, which are values here: opened, started, dropped.
 //! - *On a crash*: its runs end with it, the link is lost, and the gateway is told so by that; the next life connects again.
-//! - *Refuses when*: a run has no person's answer, is not the plan that was approved, was begun before, or is older than
-//!   what is remembered of that.
+//! - *Refuses when*: this machine's own document (`node-policy.toml`) refuses a run; a run has no person's answer where that
+//!   document asks, or no signature of an approver where it names some; it is not the plan that was approved, was begun
+//!   before, or is older than what is remembered of that.
 //!
 //! It has a tree of its own, with this one room: a process that is a node is no gateway.
 
 mod actor;
 mod commands;
+mod document;
 mod link;
 mod messages;
 mod policy;
@@ -26,9 +28,12 @@ use portcullis_actors::sandbox_pool::cell_file;
 use portcullis_actors::supervision::{EXIT_TREE, Flag, Intensity, OnFatal, Policy, TreeBuilder};
 use portcullis_core::auth::Role;
 use portcullis_core::codes;
+use portcullis_core::ids::DeviceId;
+use portcullis_core::nodes::{Approvers, Local, OUTPUT_CAP};
+use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cli::{Failure, Global, NodeRun, remote, state_dir};
+use crate::cli::{Failure, Global, NodePolicy, NodeRun, remote, state_dir};
 use crate::client::{Place, Remote};
 use crate::gateway::{CELL, close_inherited, default_identity};
 use crate::telemetry::{Telemetry, TelemetryConfig};
@@ -37,8 +42,6 @@ use messages::NodeWiring;
 
 /// Messages at once: the gateway asks no more than this of a node.
 const CAPACITY: usize = 256;
-/// What a node gives back of each stream at the most (the wire's figure).
-const OUTPUT_CAP: u64 = 200_000;
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 /// Commands that are read and hashed at once.
 const OPENINGS: usize = 4;
@@ -89,7 +92,10 @@ pub async fn plant(global: &Global, args: &NodeRun, on_fatal: OnFatal) -> Result
     let folder = remote.place.folder.clone();
     let gateway = remote.address.id();
     let session = Arc::new(remote.open(Role::Node).await?);
-    let kept = policy::Kept::read(&folder, &gateway)?;
+    policy::Kept::read(&folder, &gateway)?;
+    let node = DeviceId::new(&session.device_id())
+        .map_err(|e| Failure::of(codes::INTERNAL, e.to_string()))?;
+    tell_document(&folder);
     let (cell, _) = cell_file::place(&folder, CELL)
         .map_err(|e| Failure::io(codes::STATE_MODE, folder.display(), &e))?;
     let mut config = HostConfig {
@@ -112,13 +118,50 @@ pub async fn plant(global: &Global, args: &NodeRun, on_fatal: OnFatal) -> Result
             cell,
             masked,
         },
-        disk: folder,
-        kept: Arc::new(Flag::new(kept)),
-        sets: Arc::new(tokio::sync::Semaphore::new(1)),
+        used: document::Used::of(&folder, &gateway),
+        node,
+        folder,
+        gateway,
         over: over.clone(),
     };
     drop(tree.room::<NodeHost>(policy, wiring));
     Ok(Planted { tree, over })
+}
+
+/// `portcullis node policy`: what this machine's owner and its gateways have said of what runs here.
+///
+/// # Errors
+/// What cannot be read; no proposal of that name.
+pub fn policy(global: &Global, what: &NodePolicy) -> Result<Value, Failure> {
+    let folder = Place::find(global.client_keys.as_deref())?.folder;
+    match what {
+        NodePolicy::Show => {
+            let mut shown = document::read(&folder).shown();
+            shown["path"] = json!(folder.join(document::FILE));
+            shown["proposals"] = policy::proposals(&folder)?.into();
+            Ok(shown)
+        }
+        NodePolicy::Accept { id } => policy::answer(&folder, id, true),
+        NodePolicy::Reject { id } => policy::answer(&folder, id, false),
+    }
+}
+
+/// What is wrong with this machine's own document is said at the start, and again where it refuses something.
+fn tell_document(folder: &std::path::Path) {
+    let at = folder.join(document::FILE);
+    match document::read(folder) {
+        Local::Absent => tracing::info!(
+            target: "portcullis", at = %at.display(),
+            "no document of this node's own: every run waits for a person at the gateway, and the gateway is believed that one said yes"
+        ),
+        Local::Valid(policy) => tracing::info!(
+            target: "portcullis", at = %at.display(), approvers = policy.approvers().map_or(0, Approvers::len),
+            "this node's own document holds"
+        ),
+        Local::Malformed(why) => tracing::error!(
+            target: "portcullis", at = %at.display(), "this node's own document cannot be read, so nothing runs here: {why}"
+        ),
+    }
 }
 
 async fn serve(global: &Global, args: &NodeRun) -> Result<(), Failure> {

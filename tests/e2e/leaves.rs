@@ -30,6 +30,9 @@ const NEED_NONE: &[(&str, &str)] = &[
         "sandbox image verify",
         "speaks to the engine, not to the gateway",
     ),
+    ("node policy show", "is about this machine alone"),
+    ("node policy accept", "is about this machine alone"),
+    ("node policy reject", "is about this machine alone"),
     (
         "node run",
         "dials a gateway elsewhere again and again: the tests of nodes are its own",

@@ -23,6 +23,7 @@ mod leaves;
 mod memory;
 mod mounts;
 mod node_host;
+mod node_local;
 mod node_runs;
 mod nodes;
 mod notices;

@@ -114,7 +114,7 @@ impl Drop for Host {
 }
 
 /// Asks the command line until the one node is so.
-fn node(gateway: &Gateway, is: impl Fn(&Value) -> bool) -> Value {
+pub fn node(gateway: &Gateway, is: impl Fn(&Value) -> bool) -> Value {
     let end = Instant::now() + PATIENCE;
     loop {
         let list = gateway.json(&["nodes", "list"]);
@@ -153,7 +153,7 @@ pub fn let_in(gateway: &Gateway) -> String {
 }
 
 /// Asks for a run there, has it allowed, and returns its last answer and its output.
-async fn run(
+pub async fn run(
     asks: &mut Client,
     decides: &mut Client,
     node: &str,
@@ -186,7 +186,7 @@ async fn run(
     }
 }
 
-fn url(gateway: &Gateway) -> String {
+pub fn url(gateway: &Gateway) -> String {
     format!("ws://127.0.0.1:{}", gateway.port())
 }
 
@@ -387,13 +387,13 @@ async fn our_node_host_waits_for_a_person_twice_runs_what_was_allowed_and_comes_
 }
 
 /// A server that takes any node and asks what it likes.
-struct Rogue {
+pub struct Rogue {
     ws: WebSocketStream<TcpStream>,
-    node: String,
+    pub node: String,
 }
 
 impl Rogue {
-    async fn accept(listener: &TcpListener) -> Self {
+    pub async fn accept(listener: &TcpListener) -> Self {
         Self::accept_at(listener, Value::Null).await
     }
 
@@ -441,7 +441,7 @@ impl Rogue {
     }
 
     /// The node's result.
-    async fn ask(&mut self, id: &str, command: &str, params: &Value) -> Value {
+    pub async fn ask(&mut self, id: &str, command: &str, params: &Value) -> Value {
         let asked = json!({
             "type": "event", "event": "node.invoke.request",
             "payload": { "id": id, "nodeId": self.node, "command": command, "paramsJSON": params.to_string() },

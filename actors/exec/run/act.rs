@@ -125,7 +125,13 @@ impl Acting {
             Means::Node(means) => {
                 let run = decided.approval.as_ref();
                 let run = run.map_or_else(|| flow.run.to_string(), ToString::to_string);
-                let approved = decided.approval.is_some();
+                let approved = match &decided.approval {
+                    Some(id) => {
+                        let shown = flow.gate.shown(id).await.map_err(Over::refused)?;
+                        Some((id.clone(), shown))
+                    }
+                    None => None,
+                };
                 let nodes = &flow.wiring.nodes;
                 let run = NodeRun::start(nodes, means, &frozen.plan, (&run, intent), approved);
                 Ok(Self::Node(Box::new(run)))

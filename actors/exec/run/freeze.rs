@@ -8,6 +8,7 @@ use std::time::Duration;
 use portcullis_cell::{CELL_INSIDE, output_cap};
 use portcullis_core::codes;
 use portcullis_core::ids::{AgentId, Hash32};
+use portcullis_core::nodes::plan_of;
 use portcullis_core::plan::{
     Egress, EnvPolicy, EnvValue, ExecPlan, Executable, Form, HOST_PATH, Limits, Nonce, Stdin,
     Target, is_canonical_path, named_session,
@@ -17,7 +18,7 @@ use portcullis_core::vault::{Asked, Use, VaultError};
 use tokio::sync::oneshot;
 
 use super::actor::RunRoom;
-use super::node::{NodeMeans, OUTPUT_CAP, prepare};
+use super::node::{NodeMeans, prepare};
 use crate::exec::config::HostConfig;
 use crate::exec::host::bubblewrap;
 use crate::exec::messages::{ExecRefusal, ExecWiring, RunRequest};
@@ -354,23 +355,9 @@ async fn on_node(
     seal: Seal,
 ) -> Result<Frozen, ExecRefusal> {
     let means = prepare(&wiring.nodes, request, node).await?;
-    let plan = ExecPlan {
-        argv: means.argv.clone(),
-        executable: Executable::Node {
-            claimed_sha256: means.claimed_sha256,
-        },
-        cwd: means.cwd.clone(),
-        env: plain(&request.env),
-        limits: Limits {
-            timeout_ms: wiring.config.host.timeout(asked),
-            output_bytes: OUTPUT_CAP,
-            memory_bytes: None,
-            cpu_millis: None,
-            pids: None,
-        },
-        profile_digest: means.digest(),
-        ..blank(request, seal)
-    };
+    let run = means.run(request, wiring.config.host.timeout(asked));
+    let principal = request.principal.name();
+    let plan = plan_of(run, &seal.session, &principal, seal.nonce);
     Ok(Frozen {
         plan,
         means: Means::Node(Box::new(means)),

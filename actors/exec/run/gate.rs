@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use portcullis_core::approval::{Narrowing, Record, RunsBy, Status};
+use portcullis_core::approval::{Narrowing, Record, RunsBy, Status, Vote};
 use portcullis_core::audit::Seq;
 use portcullis_core::codes::{self, Code};
 use portcullis_core::display::visible;
 use portcullis_core::ids::{AgentId, ApprovalId, Hash32};
+use portcullis_core::nodes::Shown;
 use portcullis_core::plan::ExecPlan;
 
 use crate::approval::{
@@ -172,6 +173,17 @@ impl Gate {
             Ok(record) => Ok(stand(&record)),
             Err(error) => Err(refusal(&error)),
         }
+    }
+
+    /// What people said, and what shows it.
+    pub async fn shown(&self, id: &ApprovalId) -> Result<Vec<Shown>, ExecRefusal> {
+        let record = self.0.get(id.as_str()).await;
+        let votes = record.map_err(|error| refusal(&error))?.votes;
+        let shown = |vote: Vote| Shown {
+            decision: vote.word,
+            proof: vote.proof,
+        };
+        Ok(votes.into_iter().map(shown).collect())
     }
 
     /// The intent that used the answer.

@@ -12,8 +12,10 @@ use portcullis_cell::{Cause, Stream};
 use portcullis_core::audit::Seq;
 use portcullis_core::codes;
 use portcullis_core::display::visible;
-use portcullis_core::ids::{DeviceId, Hash32};
-use portcullis_core::nodes::{Call, PREPARE, RUN, RUN_NUMBER, Refusal, STOPPED};
+use portcullis_core::ids::{ApprovalId, DeviceId, Hash32};
+use portcullis_core::nodes::{
+    APPROVAL, Call, Forwarded, OnNode, PREPARE, RUN, RUN_NUMBER, Refusal, STOPPED, Shown,
+};
 use portcullis_core::plan::{EnvValue, ExecPlan, is_canonical_path};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -31,8 +33,6 @@ const PLAN_MAX: usize = 32 << 10;
 const PIECE: usize = 32 << 10;
 /// After a run's own time: the node keeps that, and tells.
 const TELL_WITHIN: u64 = 2_000;
-/// What a node gives back of each stream at the most (wire.md 11).
-pub const OUTPUT_CAP: u64 = 200_000;
 
 /// A node and its own plan, word for word.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,10 +47,18 @@ pub struct NodeMeans {
 }
 
 impl NodeMeans {
-    /// Of everything that the node said, so that an approval is for no other.
-    pub fn digest(&self) -> Hash32 {
-        let text = format!("portcullis-node-plan-v1\n{}\n{}", self.node, self.plan);
-        Hash32::of(text.as_bytes())
+    /// The run, as the node makes its plan of it, too.
+    pub fn run<'a>(&'a self, request: &'a RunRequest, timeout_ms: u64) -> OnNode<'a> {
+        OnNode {
+            node: &self.node,
+            said: &self.plan,
+            agent: &request.agent,
+            argv: &self.argv,
+            cwd: &self.cwd,
+            sha256: self.claimed_sha256,
+            env: &request.env,
+            timeout_ms,
+        }
     }
 }
 
@@ -179,13 +187,14 @@ pub enum NodeNews {
 }
 
 impl NodeRun {
-    /// Sends exactly the plan, under the run's name and the record of its intent. `approved`: a person's answer was used for it just now; nobody else's word says so.
+    /// Sends exactly the plan, under the run's name and the record of its intent. `approved`: a person's answer was used for
+    /// it just now, with what shows it; nobody else's word says so.
     pub fn start(
         nodes: &NodesHandle,
         means: &NodeMeans,
         plan: &ExecPlan,
         (run, intent): (&str, Seq),
-        approved: bool,
+        approved: Option<(ApprovalId, Vec<Shown>)>,
     ) -> Self {
         let env: BTreeMap<&String, &String> = plan
             .env
@@ -207,9 +216,17 @@ impl NodeRun {
         if !env.is_empty() {
             params["env"] = json!(env);
         }
-        if approved {
+        if let Some((approval, votes)) = approved {
             params["approved"] = true.into();
             params["approvalDecision"] = "allow-once".into();
+            // For a node that believes no gateway.
+            params[APPROVAL] = json!(Forwarded {
+                approval,
+                session: plan.session.clone(),
+                principal: plan.principal.clone(),
+                nonce: plan.nonce.clone(),
+                votes,
+            });
         }
         let within = plan.limits.timeout_ms.saturating_add(TELL_WITHIN);
         let call = call(&means.node, RUN, within, Some(run.to_owned()));
