@@ -127,6 +127,26 @@ mod tests {
     }
 
     #[test]
+    fn the_example_of_a_nodes_document_is_one() {
+        let text = include_str!("../../config/node-policy.toml");
+        let read = |text: &str| {
+            let document = toml::from_str(text).map_err(|error| error.to_string());
+            Local::read(document.map(Some))
+        };
+        assert!(matches!(read(text), Local::Valid(_)), "{:?}", read(text));
+        // And with what stands there as a comment.
+        let all = text
+            .replace("# approvers", "approvers")
+            .replace("# quorum", "quorum");
+        assert_eq!(
+            read(&all).approvers().map(|all| all.len()),
+            Some(1),
+            "{:?}",
+            read(&all)
+        );
+    }
+
+    #[test]
     fn a_decision_is_used_once_by_all_node_hosts_of_a_folder() {
         let folder = tempfile::tempdir().unwrap();
         let used = || Used::of(folder.path(), "A");
