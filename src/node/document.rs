@@ -98,6 +98,7 @@ impl Used {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use portcullis_core::nodes::Approvers;
     use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
@@ -139,7 +140,7 @@ mod tests {
             .replace("# approvers", "approvers")
             .replace("# quorum", "quorum");
         assert_eq!(
-            read(&all).approvers().map(|all| all.len()),
+            read(&all).approvers().map(Approvers::len),
             Some(1),
             "{:?}",
             read(&all)
