@@ -23,6 +23,10 @@ use sha2::{Digest as _, Sha256};
 const MOST: u64 = 64 << 20;
 /// The longest `#!` line, as the kernel's.
 const SHEBANG: usize = 256;
+/// What looks for another program and becomes it.
+const ENV: &str = "env";
+/// Programs of which a word of the `#!` line names a part.
+const MULTI_CALL: [&str; 2] = ["busybox", "toybox"];
 /// The bits by which a program gets more than who starts it.
 const SET_ID: u32 = 0o6000;
 
@@ -125,6 +129,25 @@ impl Plugins {
         let (interpreter, argument) = line;
         // Its line may name it by a link, such as /bin/sh: what is executed is what is named here.
         let meant = Path::new(&interpreter).canonicalize().ok();
+        let names = [Some(Path::new(&interpreter)), meant.as_deref()];
+        let is_one_of = |known: &[&str]| {
+            let names = names.into_iter().flatten().filter_map(Path::file_name);
+            names
+                .into_iter()
+                .any(|name| known.iter().any(|k| *name == **k))
+        };
+        // An interpreter takes options there. A word is another program that would read the script: nobody has pinned that.
+        let is_word = argument.as_deref().is_some_and(|a| !a.starts_with('-'));
+        if is_one_of(&[ENV]) || is_word && !is_one_of(&MULTI_CALL) {
+            return Err(plugin.refused(
+                codes::PLUGIN_UNSAFE,
+                format_args!(
+                    "is read by what {} {} finds, which no digest is known of: name the interpreter itself in its #! line, by its path",
+                    visible(&interpreter),
+                    visible(argument.as_deref().unwrap_or_default()),
+                ),
+            ));
+        }
         let named = self
             .named()
             .find(|(_, other)| meant.as_deref() == Some(&other.path));
@@ -448,6 +471,44 @@ mod tests {
         let [reader, script] = [&reader, &script].map(|path| path.to_str().unwrap().to_owned());
         assert_eq!(given.words, [reader, "-u".to_owned(), script]);
         assert!(given.script.is_some());
+    }
+
+    /// The bug: `env` was pinned, and the interpreter that it found was not.
+    #[test]
+    fn a_script_whose_reader_finds_another_program_is_not_started() {
+        let (_folder, at) = folder();
+        let env = at.join("env");
+        let link = at.join("link");
+        symlink(&env, &link).unwrap();
+        for name in ["env", "nice", "python", "busybox"] {
+            std::fs::write(at.join(name), b"reads").unwrap();
+            mode(&at.join(name), 0o755);
+        }
+        for (reader, rest, runs) in [
+            ("env", " python3", false),
+            ("env", " -S python3 -u", false),
+            ("env", "", false),
+            // By another name for it.
+            ("link", " -Spython3", false),
+            ("nice", " python3", false),
+            ("python", " -u", true),
+            ("python", "", true),
+            ("busybox", " sh", true),
+        ] {
+            let script = at.join("notify");
+            let text = format!("#!{}{rest}\nsay\n", at.join(reader).display());
+            std::fs::write(&script, &text).unwrap();
+            mode(&script, 0o755);
+            let named = at.join(if reader == "link" { "env" } else { reader });
+            let digests = (sha(text.as_bytes()), sha(b"reads"));
+            let checked = plugins(&[("notify", &script, &digests.0), ("r", &named, &digests.1)])
+                .check("notify");
+            assert_eq!(checked.is_ok(), runs, "{reader}{rest}: {checked:?}");
+            if let Err(refused) = checked {
+                assert_eq!(refused.code, codes::PLUGIN_UNSAFE);
+                assert!(refused.message.contains("by its path"), "{refused}");
+            }
+        }
     }
 
     #[test]

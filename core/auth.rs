@@ -334,10 +334,10 @@ impl Principal {
         }
     }
 
-    /// Who stands behind it, by name: the device or the user that it is, and the person whose secret it came in with.
-    /// Nobody where it is the gateway's console (a uid, the shared token), which is not one person's.
+    /// Who stands behind it, by name: the device or the user that it is, a user of this machine by his uid too, and the
+    /// person whose secret it came in with. Nobody where it is the shared token, which is not one person's.
     pub fn behind(&self) -> BTreeSet<String> {
-        let name = Some(self.name()).filter(|name| !is_console(name));
+        let name = Some(self.name()).filter(|name| name != "token");
         let person = self
             .secret
             .as_ref()

@@ -1,10 +1,10 @@
 //! What is told outside of a question to people: that there is one, and that it is over. Nothing of what it is about goes out: no
-//! command, no host, no reason, no name of a person, and not what was said.
+//! command, no host, no reason, no name of a person, and not what was said; nor a word that who asked has chosen.
 //!
 //! A notice is sent to a webhook as the Standard Webhooks specification has it (`webhook-id`, `webhook-timestamp`,
 //! `webhook-signature`), so that libraries that exist can check it.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -55,7 +55,11 @@ pub struct Notice {
     v: V1,
     /// What happened.
     pub event: Event,
-    /// To which question.
+    /// To which question, as it is told: [`Record::notice_id`].
+    #[serde(rename = "id")]
+    pub told: ApprovalId,
+    /// To which question. Not told.
+    #[serde(skip)]
     pub id: ApprovalId,
     /// Whose it is; none where it is about no agent.
     pub agent: Option<AgentId>,
@@ -82,6 +86,7 @@ impl Notice {
                     Event::Resolved
                 }
             },
+            told: record.notice_id(),
             id: record.id.clone(),
             agent: record.agent().cloned(),
             kind: record.subject.kind(),
@@ -143,6 +148,8 @@ pub struct Ledger {
     waiting: VecDeque<Notice>,
     most: usize,
     open: BTreeSet<ApprovalId>,
+    /// Asked, and pushed out before it was told.
+    missed: BTreeSet<ApprovalId>,
 }
 
 impl Ledger {
@@ -152,6 +159,7 @@ impl Ledger {
             waiting: VecDeque::new(),
             most: most.max(1),
             open,
+            missed: BTreeSet::new(),
         }
     }
 
@@ -175,20 +183,69 @@ impl Ledger {
         self.waiting.front()
     }
 
-    /// One more, unless it waits already or was told. Where too many wait behind the next one, which may be under way, the
-    /// oldest of those is lost, and given back.
+    /// One more, unless it waits already or was told; what is over before it was told is told in neither way. Where too many
+    /// wait behind the next one, which may be under way, who has most of those loses his oldest, which is given back: nobody's
+    /// questions push another's out.
     pub fn add(&mut self, notice: Notice) -> Option<Notice> {
-        let is_known = notice.event == Event::Requested && self.open.contains(&notice.id);
-        if is_known || self.waiting.contains(&notice) {
+        let is_asked = notice.event == Event::Requested;
+        let was_missed = self.missed.remove(&notice.id);
+        if is_asked && self.open.contains(&notice.id) || self.waiting.contains(&notice) {
             return None;
+        }
+        if !is_asked {
+            let untold = |known: &Notice| known.event == Event::Requested && known.id == notice.id;
+            let at = self.waiting.iter().skip(1).position(untold);
+            if let Some(at) = at {
+                self.waiting.remove(at + 1);
+            }
+            if was_missed || at.is_some() {
+                return None;
+            }
         }
         self.waiting.push_back(notice);
         if self.waiting.len() <= self.most + 1 {
             return None;
         }
-        let lost = self.waiting.remove(1)?;
+        let lost = self.waiting.remove(self.longest()?)?;
+        if lost.event == Event::Requested {
+            self.missed.insert(lost.id.clone());
+        }
         self.open.remove(&lost.id);
         Some(lost)
+    }
+
+    /// Behind the next one, the oldest of who has most there.
+    fn longest(&self) -> Option<usize> {
+        let mut held = BTreeMap::<_, usize>::new();
+        for notice in self.waiting.iter().skip(1) {
+            *held.entry(&notice.agent).or_default() += 1;
+        }
+        let most = held.values().max().copied()?;
+        let mut behind = self.waiting.iter().skip(1);
+        let at = behind.position(|notice| held.get(&notice.agent) == Some(&most))?;
+        Some(at + 1)
+    }
+
+    /// Does nothing wait, though something was pushed out that was not told and may be open still?
+    pub fn has_missed(&self) -> bool {
+        self.waiting.is_empty() && !self.missed.is_empty()
+    }
+
+    /// Of what is open now, as much of what was pushed out as may wait: each is told once more, no oftener. What is over by now
+    /// is forgotten.
+    pub fn take_up(&mut self, open: Vec<Notice>) {
+        let ids: BTreeSet<_> = open.iter().map(|notice| notice.id.clone()).collect();
+        self.keep_missed(&ids);
+        for notice in open {
+            if self.waiting.len() < self.most && self.missed.contains(&notice.id) {
+                self.add(notice);
+            }
+        }
+    }
+
+    /// What is not among these is over.
+    pub fn keep_missed(&mut self, open: &BTreeSet<ApprovalId>) {
+        self.missed.retain(|id| open.contains(id));
     }
 
     /// This one is told, or nobody tries any more. Answers whether what is open has changed.
@@ -250,6 +307,7 @@ mod tests {
         Notice {
             v: V1,
             event,
+            told: ApprovalId::new(id).unwrap(),
             id: ApprovalId::new(id).unwrap(),
             agent: Some(AgentId::new("demo").unwrap()),
             kind: "exec",
@@ -335,5 +393,81 @@ mod tests {
         assert!(ledger.done(&notice(Event::Expired, "a", 1), true));
         ledger.forget(&ApprovalId::new("d").unwrap());
         assert!(ledger.open().is_empty());
+    }
+
+    fn of(agent: &str, id: &str) -> Notice {
+        Notice {
+            agent: Some(AgentId::new(agent).unwrap()),
+            ..notice(Event::Requested, id, 1)
+        }
+    }
+
+    fn waiting(ledger: &Ledger) -> Vec<&str> {
+        ledger.waiting.iter().map(|n| n.id.as_str()).collect()
+    }
+
+    /// The bug: 338 questions of one agent pushed out the one of another, and nobody was told of that.
+    #[test]
+    fn one_agents_questions_push_no_other_agents_out_of_what_waits() {
+        let mut ledger = Ledger::new(3, BTreeSet::new());
+        for (agent, id) in [("flood", "f0"), ("two", "w"), ("flood", "f1")] {
+            assert_eq!(ledger.add(of(agent, id)), None);
+        }
+        for n in 2..300 {
+            ledger.add(of("flood", &format!("f{n}")));
+        }
+        assert_eq!(waiting(&ledger), ["f0", "w", "f298", "f299"]);
+        // Nor does the gateway's own, which are of no agent.
+        let own = Notice {
+            agent: None,
+            ..notice(Event::Requested, "own", 1)
+        };
+        assert_eq!(ledger.add(own.clone()), Some(of("flood", "f298")));
+        assert_eq!(waiting(&ledger), ["f0", "w", "f299", "own"]);
+    }
+
+    #[test]
+    fn what_is_over_before_it_was_told_is_told_in_neither_way() {
+        let mut ledger = Ledger::new(2, BTreeSet::new());
+        for id in ["a", "b", "c", "d"] {
+            ledger.add(notice(Event::Requested, id, 1));
+        }
+        // The first may be under way; the second was pushed out; the third waits.
+        assert_eq!(waiting(&ledger), ["a", "c", "d"]);
+        for id in ["b", "c", "a"] {
+            assert_eq!(ledger.add(notice(Event::Resolved, id, 1)), None);
+        }
+        let events: Vec<_> = ledger.waiting.iter().map(|n| n.event).collect();
+        assert_eq!(waiting(&ledger), ["a", "d", "a"]);
+        assert_eq!(
+            events,
+            [Event::Requested, Event::Requested, Event::Resolved]
+        );
+        assert!(!ledger.has_missed());
+    }
+
+    #[test]
+    fn what_was_pushed_out_and_is_open_still_is_told_once_when_there_is_room() {
+        let mut ledger = Ledger::new(2, BTreeSet::new());
+        let ask = |id: &str| notice(Event::Requested, id, 1);
+        for id in ["a", "b", "c", "d", "e", "f"] {
+            ledger.add(ask(id));
+        }
+        assert_eq!(waiting(&ledger), ["a", "e", "f"]);
+        assert!(!ledger.has_missed());
+        for id in ["a", "e", "f"] {
+            ledger.done(&ask(id), true);
+        }
+        assert!(ledger.has_missed());
+        // One of them is over; of the others as many as may wait.
+        let open = || ["a", "b", "d", "e", "f"].map(ask).to_vec();
+        ledger.take_up(open());
+        assert_eq!(waiting(&ledger), ["b", "d"]);
+        // Told or given up: not again.
+        ledger.done(&ask("b"), true);
+        ledger.done(&ask("d"), false);
+        assert!(!ledger.has_missed());
+        ledger.take_up(open());
+        assert!(ledger.is_empty());
     }
 }

@@ -44,6 +44,7 @@ impl Calls for Local {
         let about = About {
             principal,
             connection: "page",
+            proven: None,
         };
         self.0.call(about, name, &Params(&params)).await
     }

@@ -5,7 +5,7 @@ use super::messages::{ApprovalRefusal, By, PolicyChange, Resolved, Told};
 use crate::act::entry_of;
 use crate::supervision::{Crash, Reply};
 use portcullis_core::approval::{
-    Credential, PolicySet, Put, Refusal, Said, Signed, Signer, Step, Vote,
+    Credential, Key, PolicySet, Put, Refusal, Said, Signed, Signer, Speaker, Step, Vote, Word,
 };
 use portcullis_core::audit::Entry;
 use portcullis_core::auth::{Principal, Role};
@@ -54,8 +54,11 @@ impl Approval {
 
     async fn take(&mut self, by: &By, id: &str, told: Told) -> Result<Resolved, ApprovalRefusal> {
         let signed = self.signed(&by.principal, told.signed).await?;
-        self.check_kin(&by.principal, signed.as_ref(), id).await?;
+        // By whatever of it, or by what a notice calls it.
+        let id = &self.machine.get(id)?.id.to_string();
         self.check_votes(id).await?;
+        self.check_kin(&by.principal, signed.as_ref(), id, told.word)
+            .await?;
         let said = Said {
             word: told.word,
             scope: told.scope,
@@ -133,33 +136,41 @@ impl Approval {
         by: &Principal,
         signed: Option<&Signed>,
         id: &str,
+        word: Word,
     ) -> Result<(), ApprovalRefusal> {
         let name = by.name();
         let named = name.strip_prefix("device:");
         let named = named.and_then(|id| DeviceId::new(id).ok());
         let signer = signed.map(|signed| signed.signer.credential.device.clone());
         let devices: BTreeSet<DeviceId> = named.into_iter().chain(signer).collect();
-        let _waiting = self.ctx.waiting();
-        for device in &devices {
-            let came = self.wiring.pairing.let_in(device).await;
-            // Not known: nothing is decided on it.
-            if let Some(came) = came.map_err(|_| down())? {
-                self.machine
-                    .may_answer_through(id, device.as_str(), &came)?;
+        let keys = self.keys(devices).await?;
+        for (device, came) in &keys {
+            if let Some(came) = came {
+                self.machine.may_answer_through(id, device.as_str(), came)?;
             }
         }
-        // The other way round: whom it let in has voted already.
-        let own: Vec<String> = devices.iter().map(|d| format!("device:{d}")).collect();
         let voted = self.machine.get(id)?.votes.iter();
-        let voted: Vec<String> = voted.filter_map(Vote::device).collect();
-        for device in voted.iter().filter_map(|id| DeviceId::new(id).ok()) {
-            let came = self.wiring.pairing.let_in(&device).await;
-            let came = came.map_err(|_| down())?;
-            if came.is_some_and(|came| own.iter().any(|name| came.by.contains(name))) {
-                return Err(Refusal::SelfThroughAnother.into());
-            }
-        }
+        let voted = voted.filter_map(Vote::device);
+        let voted = voted.filter_map(|id| DeviceId::new(&id).ok());
+        let voted = self.keys(voted.collect()).await?;
+        let who = Speaker {
+            by,
+            signer: signed.map(|signed| &signed.signer),
+            keys: &keys,
+        };
+        self.machine.counts(id, word, who, &voted)?;
         Ok(())
+    }
+
+    /// How each came in. Where pairing does not say, nothing is decided.
+    async fn keys(&self, devices: BTreeSet<DeviceId>) -> Result<Vec<Key>, ApprovalRefusal> {
+        let _waiting = self.ctx.waiting();
+        let mut keys = vec![];
+        for device in devices {
+            let came = self.wiring.pairing.let_in(&device).await;
+            keys.push((device, came.map_err(|_| down())?));
+        }
+        Ok(keys)
     }
 
     /// A word that waits for another's counts only while who gave it is who it was.

@@ -132,6 +132,7 @@ pub(super) fn begin(conn: &Arc<Conn>, request: Request<'_>) -> Result<Pending, E
                 let about = super::methods::About {
                     principal: &conn.principal,
                     connection: &conn.conn_id,
+                    proven: Some(&conn.proven),
                 };
                 conn.wiring.shared.methods.call(about, &name, &params).await
             }

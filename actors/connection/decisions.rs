@@ -220,6 +220,17 @@ impl Methods {
         };
         verify_proof(&proof, about.connection, said.plan, Word::AllowOnce)
             .map_err(|error| invalid(&error.to_string()))?;
+        // Good once, before the act: the next one's end is later.
+        let mut is_first = false;
+        let proven = about.proven;
+        let proven = proven.ok_or_else(|| invalid("it is for a socket, and this is none"))?;
+        proven.update(|last| {
+            is_first = expires > *last;
+            *last = expires.max(*last);
+        });
+        if !is_first {
+            return Err(invalid("it was used already, or one that ends later was"));
+        }
         Ok(Some(proof))
     }
 }

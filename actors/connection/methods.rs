@@ -14,6 +14,7 @@ use portcullis_core::pairing::{Caller, News as PairingNews};
 use portcullis_core::plan::PlanKey;
 use portcullis_core::protocol::frame::ErrorBody;
 use portcullis_core::protocol::method::unknown;
+use portcullis_core::time::Millis;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -34,7 +35,7 @@ use crate::notices::NoticesHandle;
 use crate::pairing::PairingHandle;
 use crate::sandbox_pool::SandboxPoolHandle;
 use crate::sinks::SinksHandle;
-use crate::supervision::{FeedItem, FeedReader, FlagReader, Numbered, TreeWindow};
+use crate::supervision::{FeedItem, FeedReader, Flag, FlagReader, Numbered, TreeWindow};
 use crate::vault::VaultHandle;
 
 /// `exec.approval.waitDecision` answers by then, decided or not.
@@ -103,6 +104,8 @@ pub struct About<'a> {
     pub principal: &'a Principal,
     /// Over which connection.
     pub connection: &'a str,
+    /// When the last act ends that was proven over it; none where it is no socket of its own.
+    pub proven: Option<&'a Flag<Millis>>,
 }
 
 pub(super) type Answer = Result<Value, ErrorBody>;

@@ -14,6 +14,7 @@ use portcullis_core::protocol::frame::ErrorBody;
 use portcullis_core::protocol::limits::{CLOSE_REASON, FRAME, PING_MS, TICK_MS, WRONG_ROLE_CALLS};
 use portcullis_core::protocol::{Encoding, FrameError, Wire, method};
 use portcullis_core::signing::frame::{FrameRefusal, Keys};
+use portcullis_core::time::Millis;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
@@ -68,6 +69,8 @@ pub(super) struct Conn {
     pub session: FlagReader<Option<String>>,
     /// It hears of questions to people.
     pub hears_questions: bool,
+    /// See [`super::methods::About::proven`].
+    pub proven: Flag<Millis>,
 }
 
 /// A frame besides the answer.
@@ -297,6 +300,7 @@ impl Session {
                 out: out_tx,
                 session,
                 hears_questions,
+                proven: Flag::new(Millis(0)),
                 wiring,
             }),
             under_way: FuturesUnordered::new(),

@@ -94,6 +94,9 @@ impl Channel {
             if is_behind {
                 is_behind = book.catch_up().await.is_err();
             }
+            if book.ledger.has_missed() {
+                is_behind |= book.take_up().await.is_err();
+            }
             let looks = Instant::now() + LOOK_AGAIN;
             let Some(notice) = book.ledger.next().cloned() else {
                 let item = if is_behind {
@@ -165,6 +168,7 @@ impl Book {
     async fn catch_up(&mut self) -> Result<(), ()> {
         let pending = self.wiring.approval.list().await.map_err(drop)?;
         let open: BTreeSet<_> = pending.iter().map(|record| record.id.clone()).collect();
+        self.ledger.keep_missed(&open);
         for record in &pending {
             self.add(record).await;
         }
@@ -178,6 +182,16 @@ impl Book {
                 Ok(_) | Err(_) => self.ledger.forget(&id),
             }
         }
+        Ok(())
+    }
+
+    /// What was pushed out and is open still, once there is room for it.
+    async fn take_up(&mut self) -> Result<(), ()> {
+        let pending = self.wiring.approval.list().await.map_err(drop)?;
+        let page = &self.wiring.page;
+        let notices = pending.iter().map(|record| Notice::of(record, page));
+        self.ledger.take_up(notices.collect());
+        self.show();
         Ok(())
     }
 

@@ -3,7 +3,8 @@
 //! none begins as another does, because people look at beginnings. A restart forgets those whose rows are gone: who
 //! answers by the beginning of one is therefore always asked for the whole.
 
-use super::Refusal;
+use super::{Machine, Record, Refusal};
+use crate::ids::{ApprovalId, Hash32};
 use crate::time::Millis;
 use sha2::{Digest as _, Sha256};
 use std::collections::VecDeque;
@@ -16,6 +17,22 @@ const KEEP_MS: u64 = 6 * 60 * 60 * 1000;
 pub(super) const PER_REQUESTER: usize = 4_096;
 /// Ids of all: 24 bytes each.
 const TOTAL: usize = 65_536;
+
+impl Record {
+    /// What it is called where who asked shall have no word: its id, or of one that a requester chose another of our own form
+    /// that stands for it. The plan's hash in it is of a number that nobody chooses: no text is found that leads to a wanted one.
+    pub fn notice_id(&self) -> ApprovalId {
+        if self.id.as_str().starts_with(Machine::RESERVED) {
+            return self.id.clone();
+        }
+        let (id, plan, created) = (&self.id, self.plan_hash, self.created.0);
+        let text = format!("portcullis-notice-id-v1\0{id}\0{plan}\0{created}");
+        let digest: String = Hash32::of(text.as_bytes()).to_string();
+        let own = format!("{}{}", Machine::RESERVED, &digest[..32]);
+        // Of letters and digits, and never too long.
+        ApprovalId::new(&own).unwrap_or_else(|_| self.id.clone())
+    }
+}
 
 /// What is remembered of an id.
 #[derive(Debug, Clone, Copy)]

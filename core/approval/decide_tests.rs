@@ -189,7 +189,7 @@ pub(super) fn over(key: &Key, statement: &Statement<'_>) -> Said {
     }
 }
 
-fn with_key(m: &Machine, approval: &str, word: Word, key: &Key) -> Said {
+pub(super) fn with_key(m: &Machine, approval: &str, word: Word, key: &Key) -> Said {
     let record = m.get(approval).unwrap();
     over(key, &statement(m, record, word))
 }

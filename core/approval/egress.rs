@@ -151,7 +151,8 @@ impl Machine {
             .grants
             .values()
             .filter(|grant| grant.target == TARGET && grant.created <= now && now < grant.expires)
-            .filter(|grant| !self.is_over(grant.boot_end.as_ref()));
+            .filter(|grant| !self.is_over(grant.boot_end.as_ref()))
+            .filter(|grant| self.deciding.demands.still_make(grant, None));
         let always = grants.map(|grant| HostWord {
             agent: grant.agent.clone(),
             only: None,
@@ -172,6 +173,8 @@ impl Machine {
             let is_over = now >= until(record)? || self.is_over(record.boot_end.as_ref());
             let holds = !is_over && record.created <= now;
             let is_allowed = word == Word::AllowOnce;
+            // What was said with less than is demanded by now lets nobody out.
+            let holds = holds && (!is_allowed || self.is_shown(record).is_ok());
             holds.then(|| HostWord {
                 agent: agent.clone(),
                 only: is_allowed.then(|| sandbox.clone()),
@@ -287,6 +290,26 @@ mod tests {
             m.consume(&id(1), Hash32([0; 32]), 1, NOW),
             Err(Refusal::Used)
         );
+    }
+
+    /// Where two must say yes by now, what one has said lets nobody out any more.
+    #[test]
+    fn a_host_that_fewer_have_allowed_than_must_by_now_is_asked_about_again() {
+        for (n, word) in [
+            (1, Word::AllowAlways),
+            (2, Word::AllowOnce),
+            (3, Word::Deny),
+        ] {
+            let mut m = machine();
+            let one = asked("demo", ONE, "a.example:443");
+            ask(&mut m, n, &one, NOW).unwrap();
+            say(&mut m, n, word, NOW);
+            assert_eq!(said(&m, &one, NOW), Some(word != Word::Deny));
+            m.deciding.demands.quorum.egress = 2;
+            let holds = (word == Word::Deny).then_some(false);
+            assert_eq!(said(&m, &one, NOW), holds, "{word:?}");
+            assert_eq!(ask(&mut m, 9, &one, NOW), Ok(word != Word::Deny));
+        }
     }
 
     #[test]

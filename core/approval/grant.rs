@@ -53,6 +53,12 @@ pub struct Grant {
     /// The one session that it is for, where it is for one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<String>,
+    /// How many people granted it.
+    #[serde(default = "one")]
+    pub voters: u8,
+    /// Each of their words has the signature of a device's key.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub signed: bool,
     /// When.
     pub created: Millis,
     /// Until when.
@@ -66,6 +72,10 @@ pub struct Grant {
     /// When last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_used: Option<Millis>,
+}
+
+const fn one() -> u8 {
+    1
 }
 
 const fn always() -> Extent {

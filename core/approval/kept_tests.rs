@@ -1,4 +1,4 @@
-use super::decide_tests::{decide, demanding};
+use super::decide_tests::{by_other_key, decide, demanding, device_key, with_key};
 use super::tests::{NOW, asked, consume, deciding, id, machine, operator, say};
 use super::*;
 use crate::plan::tests::host_plan;
@@ -88,6 +88,85 @@ fn a_lasting_word_reaches_as_far_as_it_says_and_counts_its_uses() {
     }
 }
 
+/// The bug: an "always" of one person without a key held on when two people with keys had to decide by now.
+#[test]
+fn a_lasting_word_that_would_not_be_enough_today_lets_nothing_run() {
+    let runs = |m: &Machine| {
+        let plan = ExecPlan {
+            nonce: Nonce::new(&[9; 16]).unwrap(),
+            ..host_plan(&["uname"])
+        };
+        let judged = m.judge(&plan, NOW);
+        let asked = m.ask(
+            plan,
+            Requester::new(&operator(), "c-1"),
+            None,
+            id(9),
+            NOW.plus(1),
+        );
+        let runs = matches!(asked, Ok(Asked::Allow { .. }));
+        // What is said of it is what its run meets.
+        let says = json!(judged).to_string().contains("grant:");
+        assert_eq!(says, runs, "{judged:?}");
+        runs
+    };
+    let granted = |m: &mut Machine, keys: &[u8]| {
+        asked(m, 1, host_plan(&["uname"])).unwrap();
+        if keys.is_empty() {
+            say(m, "a0001", Word::AllowAlways, &operator(), "c-2").unwrap();
+        }
+        for seed in keys {
+            let key = device_key(*seed);
+            let said = with_key(m, "a0001", Word::AllowAlways, &key);
+            decide(m, "a0001", &said, &by_other_key(&key)).unwrap();
+        }
+        assert!(runs(m));
+    };
+    let of_demo = || {
+        let mut m = machine();
+        m.deciding.demands.of_agents = [(AgentId::new("demo").unwrap(), 2)].into();
+        m.deciding
+    };
+    let (signed, two, both) = (
+        demanding(&[Act::Elevation], 1).deciding,
+        demanding(&[], 2).deciding,
+        demanding(&[Act::Quorum], 2).deciding,
+    );
+    for (before, keys, holds) in [
+        (deciding(), &[][..], [false, false, false, false]),
+        (deciding(), &[3], [true, false, false, false]),
+        (
+            demanding(&[], 2).deciding,
+            &[3, 4],
+            [true, true, true, true],
+        ),
+    ] {
+        let mut m = machine();
+        m.deciding = before.clone();
+        granted(&mut m, keys);
+        for (today, holds) in [&signed, &two, &both, &of_demo()].into_iter().zip(holds) {
+            m.deciding = today.clone();
+            assert_eq!(runs(&m), holds, "{keys:?} {:?}", today.demands);
+        }
+        // It is passed over and not gone: less is demanded again.
+        m.deciding = before;
+        assert!(runs(&m));
+    }
+    // A row of before says neither: one word, and nobody's key.
+    let mut m = machine();
+    m.deciding = two.clone();
+    granted(&mut m, &[3, 4]);
+    let mut row = json!(m.grants()[0]);
+    let fields = row.as_object_mut().unwrap();
+    assert!(fields.remove("voters").is_some() && fields.remove("signed").is_some());
+    let old: Grant = serde_json::from_value(row).unwrap();
+    assert_eq!((old.voters, old.signed), (1, false));
+    m.settle(Step {
+        puts: vec![Put::Grant(Box::new(old))],
+    });
+    assert!(!runs(&m));
+}
+
 /// Rows of before: they had no votes, and a grant neither scope nor uses.
 #[test]
 fn rows_of_the_first_form_are_read_and_an_answer_in_one_is_used() {
@@ -103,7 +182,9 @@ fn rows_of_the_first_form_are_read_and_an_answer_in_one_is_used() {
         (&mut record, &["votes", "quorum"][..]),
         (
             &mut grant,
-            &["scope", "uses", "signers", "secrets", "session", "lastUsed"][..],
+            &[
+                "scope", "uses", "signers", "secrets", "session", "lastUsed", "voters", "signed",
+            ][..],
         ),
     ] {
         row["v"] = 1.into();

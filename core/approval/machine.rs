@@ -267,7 +267,8 @@ impl Machine {
         let subject_hash = plan.subject_hash();
         self.grants
             .values()
-            .find(|g| g.covers(plan, subject_hash, now) && !self.is_over(g.boot_end.as_ref()))
+            .filter(|g| g.covers(plan, subject_hash, now) && !self.is_over(g.boot_end.as_ref()))
+            .find(|g| self.deciding.demands.still_make(g, Some(&plan.target)))
     }
 
     /// Decides on a plan: runs, does not run, or a question under `id`.
@@ -445,8 +446,16 @@ impl Machine {
                 is_enough.then_some(record).ok_or(Refusal::Ambiguous)
             }
             (Some(_), Some(_)) => Err(Refusal::Ambiguous),
-            (None, _) => Err(Refusal::NotFound),
+            (None, _) => self.by_notice(id),
         }
+    }
+
+    /// By the whole of what notices call it.
+    fn by_notice(&self, id: &str) -> Result<&Record, Refusal> {
+        let is_it = |record: &&Record| record.notice_id().as_str() == id;
+        let may_be = id.starts_with(Self::RESERVED);
+        let found = self.records.values().find(|record| may_be && is_it(record));
+        found.ok_or(Refusal::NotFound)
     }
 
     /// By its whole id.

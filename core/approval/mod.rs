@@ -17,6 +17,7 @@ mod chosen;
 mod due;
 mod egress;
 mod grant;
+mod kin;
 mod ledger;
 mod machine;
 mod manage;
@@ -29,6 +30,7 @@ mod vote;
 
 pub use egress::{HostAsked, HostWord};
 pub use grant::Grant;
+pub use kin::{Key, Speaker};
 pub use ledger::{RunsBy, Used, Uses};
 pub use machine::{Agents, Asked, Machine, PolicySet};
 pub use manage::Policy;
@@ -588,10 +590,14 @@ pub enum Refusal {
     ProofInvalid(&'static str),
     #[error("this person or key has decided already: another's is needed")]
     SameVoter,
+    #[error(
+        "several decide this, and a key that came in after the question, or was approved since, does not count"
+    )]
+    CameAfter,
     #[error("the decision's scope or expiry is none that it can have")]
     Extent,
     #[error(
-        "who asked cannot approve, nor can a device that it let in, or that came after the question"
+        "who asked cannot approve, nor can a device that it let in, or that came after the question; nor does one count beside who let it in"
     )]
     SelfThroughAnother,
     #[error("nothing similar can be allowed: {0}")]
@@ -644,7 +650,7 @@ impl Refusal {
             Self::Expired => codes::APPROVAL_EXPIRED,
             Self::AlreadyResolved | Self::Used => codes::APPROVAL_ALREADY_RESOLVED,
             Self::Denied | Self::Cancelled(_) | Self::StillPending => codes::APPROVAL_DENIED,
-            Self::SelfApproval | Self::SelfThroughAnother => codes::APPROVAL_SELF,
+            Self::SelfApproval | Self::SelfThroughAnother | Self::CameAfter => codes::APPROVAL_SELF,
             Self::ProofNeeded(_) => codes::APPROVAL_PROOF_REQUIRED,
             Self::ProofInvalid(_) => codes::APPROVAL_PROOF_INVALID,
             Self::SameVoter => codes::APPROVAL_SAME_VOTER,
@@ -687,6 +693,8 @@ mod due_tests;
 mod ids_tests;
 #[cfg(test)]
 mod kept_tests;
+#[cfg(test)]
+mod kin_tests;
 #[cfg(test)]
 mod ledger_tests;
 #[cfg(test)]

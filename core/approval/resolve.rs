@@ -29,12 +29,6 @@ impl Machine {
         if record.requester.device.as_deref() != Some(device) {
             may_answer_through(&record.requester, came, record.created)?;
         }
-        // Nor does a device count beside the one that let it in.
-        let votes = record.votes.iter().filter_map(Vote::device);
-        let mut votes = votes.map(|device| format!("device:{device}"));
-        if votes.any(|name| came.by.contains(&name)) {
-            return Err(Refusal::SelfThroughAnother);
-        }
         Ok(())
     }
 
@@ -249,6 +243,8 @@ impl Machine {
             secrets: others.filter_map(|vote| vote.secret.clone()).collect(),
             scope,
             session: session.filter(|_| scope == Extent::Session),
+            voters: u8::try_from(voted.votes.len()).unwrap_or(u8::MAX),
+            signed: voted.votes.iter().all(Vote::is_signed),
             created: now,
             expires: now.plus(self.limits.grant_ms).min(until),
             boot_end: None,
@@ -328,9 +324,8 @@ impl Machine {
             return Err(Refusal::ProofNeeded(act.as_str()));
         }
         for vote in &record.votes {
-            let is_signed = matches!(vote.proof, DecisionProof::Device { .. });
             if let Some(act) = needs_device
-                && !is_signed
+                && !vote.is_signed()
             {
                 return Err(Refusal::ProofNeeded(act.as_str()));
             }

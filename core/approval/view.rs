@@ -24,6 +24,10 @@ pub fn record_json(record: &Record) -> Value {
     if record.votes.iter().any(|vote| vote.self_opened) {
         value["selfOpened"] = true.into();
     }
+    let told = record.notice_id();
+    if told != record.id {
+        value["noticeId"] = json!(told);
+    }
     if let Some(resolution) = &record.resolution {
         value["decision"] = json!(resolution.word);
         value["resolvedBy"] = json!(visible(&resolution.by));
@@ -420,6 +424,8 @@ impl Grant {
             "cronJobName": self.agent,
             "scope": self.scope,
             "sessionKey": self.session.as_deref().map(visible),
+            "voters": self.voters,
+            "signed": self.signed,
             "useCount": self.uses,
             "lastUsedAtMs": self.last_used,
             "revokedAtMs": null,

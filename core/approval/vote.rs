@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::proof::{DecisionKey, DecisionProof, Extent};
 use super::similar::Similar;
-use super::{Basis, Credential, Record, Subject, Word};
+use super::{Basis, Credential, Grant, Record, Subject, Word};
 use crate::auth::{ScopeSet, SecretStanding};
 use crate::ids::{AgentId, Hash32};
 use crate::plan::Target;
@@ -62,12 +62,32 @@ impl Vote {
         self.proof.device().or_else(came_with)
     }
 
+    /// Does a device's key show it, and not the gateway's word alone?
+    pub const fn is_signed(&self) -> bool {
+        matches!(self.proof, DecisionProof::Device { .. })
+    }
+
     /// Is it, as far as can be told, the other's person?
     pub fn is_same_person(&self, other: &Self) -> bool {
-        let same_user = self.user.is_some() && self.user == other.user;
+        self.device() == other.device() || !self.names().is_disjoint(&other.names())
+    }
+
+    /// Under which names its person may have let others in: the user, the device and the secret's owner that it came from.
+    pub fn names(&self) -> BTreeSet<String> {
+        let devices = [&self.credential, &self.signer].into_iter().flatten();
+        let devices = devices.map(|credential| credential.device.to_string());
+        let devices = devices
+            .chain(self.device())
+            .map(|id| format!("device:{id}"));
+        let secret = self.secret.as_ref();
         // The shared token is nobody's name.
-        let same_name = self.by == other.by && self.by != "token";
-        same_user || same_name || self.device() == other.device()
+        Some(self.by.clone())
+            .filter(|name| name != "token")
+            .into_iter()
+            .chain(devices)
+            .chain(self.user.map(|uid| format!("uid:{uid}")))
+            .chain(secret.and_then(|standing| standing.secret.person()))
+            .collect()
     }
 }
 
@@ -172,6 +192,24 @@ impl Default for Quorum {
     }
 }
 
+/// What of a question says how it is decided.
+#[derive(Clone, Copy)]
+enum About<'a> {
+    Exec(&'a Target, &'a AgentId),
+    Egress(&'a AgentId),
+    Policy,
+}
+
+impl<'a> From<&'a Subject> for About<'a> {
+    fn from(subject: &'a Subject) -> Self {
+        match subject {
+            Subject::Exec(plan) => Self::Exec(&plan.target, &plan.agent),
+            Subject::Egress { agent, .. } => Self::Egress(agent),
+            Subject::Policy { .. } => Self::Policy,
+        }
+    }
+}
+
 /// What decisions must be made with.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Demands {
@@ -188,11 +226,15 @@ pub struct Demands {
 impl Demands {
     /// How many people answer it.
     pub fn quorum(&self, subject: &Subject) -> u8 {
-        let (by_kind, agent) = match subject {
-            Subject::Exec(plan) if plan.target == Target::Sandbox => (1, Some(&plan.agent)),
-            Subject::Exec(plan) => (self.quorum.elevation, Some(&plan.agent)),
-            Subject::Egress { agent, .. } => (self.quorum.egress, Some(agent)),
-            Subject::Policy { .. } => (self.quorum.loosening, None),
+        self.people(subject.into())
+    }
+
+    fn people(&self, about: About<'_>) -> u8 {
+        let (by_kind, agent) = match about {
+            About::Exec(Target::Sandbox, agent) => (1, Some(agent)),
+            About::Exec(_, agent) => (self.quorum.elevation, Some(agent)),
+            About::Egress(agent) => (self.quorum.egress, Some(agent)),
+            About::Policy => (self.quorum.loosening, None),
         };
         let by_agent = agent.map(|agent| self.of_agents.get(agent).unwrap_or(&self.every));
         by_kind.max(by_agent.copied().unwrap_or(1)).max(1)
@@ -200,16 +242,29 @@ impl Demands {
 
     /// Why a device must sign a word that lets this happen; none: the gateway's word for a session is enough.
     pub fn signature_for(&self, record: &Record) -> Option<Act> {
-        let kind = match &record.subject {
-            Subject::Exec(plan) if plan.target == Target::Host => Some(Act::Elevation),
-            Subject::Policy { .. } => Some(Act::Loosening),
-            Subject::Exec(_) | Subject::Egress { .. } => None,
+        self.signature((&record.subject).into(), self.needed(record))
+    }
+
+    fn signature(&self, about: About<'_>, needed: u8) -> Option<Act> {
+        let kind = match about {
+            About::Exec(Target::Host, _) => Some(Act::Elevation),
+            About::Policy => Some(Act::Loosening),
+            About::Exec(..) | About::Egress(_) => None,
         };
-        let several = (self.needed(record) > 1).then_some(Act::Quorum);
+        let several = (needed > 1).then_some(Act::Quorum);
         [kind, several]
             .into_iter()
             .flatten()
             .find(|act| self.proof.contains(act))
+    }
+
+    /// Would this lasting word be enough today for a command there, or for a host? It may have been given with less than is
+    /// demanded by now.
+    pub(super) fn still_make(&self, grant: &Grant, target: Option<&Target>) -> bool {
+        let agent = &grant.agent;
+        let about = target.map_or(About::Egress(agent), |target| About::Exec(target, agent));
+        let needed = self.people(about);
+        grant.voters >= needed && (grant.signed || self.signature(about, needed).is_none())
     }
 
     /// How many people answer this one: as when it was asked, or more where that was made more since.

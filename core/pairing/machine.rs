@@ -28,8 +28,12 @@ pub struct LetIn {
     pub by: BTreeSet<String>,
     /// First.
     pub at: Millis,
+    /// Last: what it may has come with it.
+    pub approved: Millis,
     /// By the kernel's word that it is an operator's process.
     pub is_local: bool,
+    /// That operator, where it was.
+    pub user: Option<u32>,
 }
 
 /// The key of a device that is paired as an operator, and what it may.
@@ -316,10 +320,13 @@ impl Pairing {
     /// How it has come in; `None`: it is not paired.
     pub fn let_in(&self, device: &DeviceId) -> Option<LetIn> {
         let device = self.devices.get(device)?;
+        let is_local = device.approved_via == ApprovedVia::Silent;
         Some(LetIn {
             by: device.let_in_by.clone(),
             at: device.created_at_ms,
-            is_local: device.approved_via == ApprovedVia::Silent,
+            approved: device.approved_at_ms,
+            is_local,
+            user: device.client.remote_uid.filter(|_| is_local),
         })
     }
 

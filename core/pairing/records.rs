@@ -107,8 +107,9 @@ pub struct Device {
     pub generation: u64,
     /// Who said yes last.
     pub approved_via: ApprovedVia,
-    /// Everybody who has let it in, and who had let those in, by name: their questions are not its to answer. None of the
-    /// console's. It stays until the device is removed, whoever approves it again.
+    /// Everybody who has let it in, and who had let those in, by name: their questions are not its to answer, nor is its word
+    /// a second one beside theirs. Of the console's a uid, never the shared token. It stays until the device is removed,
+    /// whoever approves it again.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub let_in_by: BTreeSet<String>,
     /// When it was first paired.

@@ -7,6 +7,7 @@ use std::path::Path;
 use portcullis_core::approval::{Similar, Word};
 use portcullis_core::auth::Scope;
 use portcullis_core::codes;
+use portcullis_core::protocol::strict;
 use serde_json::{Value, json};
 
 use super::args::Approvals;
@@ -361,5 +362,6 @@ pub(super) fn read(file: &Path) -> Result<Value, Failure> {
     if is_toml {
         return toml::from_str(&text).map_err(|e| failed(&e));
     }
-    serde_json::from_str(&text).map_err(|e| failed(&e))
+    // A key that stands twice would say one thing to who reads it and another here.
+    strict::json(text.as_bytes()).map_err(|e| failed(&e))
 }

@@ -181,6 +181,7 @@ async fn answer(
     let about = About {
         principal: &principal,
         connection: &connection,
+        proven: None,
     };
     let payload = rpc.methods.call(about, &name, &Params(&params)).await?;
     Ok((id, payload))

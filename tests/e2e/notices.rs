@@ -7,7 +7,7 @@ use portcullis_core::seal::Secret;
 use serde_json::{Value, json};
 
 use crate::support::gateway::Gateway;
-use crate::support::hook::{Hook, Mode};
+use crate::support::hook::{Hook, Mode, numbered};
 use crate::support::ws::{Client, Connect, admin};
 
 const KEY: &str = "planted-signing-key-71c5e0aa42";
@@ -161,6 +161,7 @@ async fn a_webhook_is_told_of_each_question_signed_and_without_a_word_of_the_com
         for secret in [PLANTED, KEY, "echo"] {
             assert!(!came.head.contains(secret) && !came.body.contains(secret));
         }
+        assert!(said["id"].as_str().unwrap().starts_with("pc-"), "{said}");
     }
     // The key is on record by its name, and nowhere by its value.
     let used = gateway.json(&["audit", "query", "--action", "notices.secret"]);
@@ -199,7 +200,7 @@ async fn no_question_waits_for_a_receiver_that_is_slow_dead_or_mad_and_it_is_tol
         let took = asked_and_answered(&gateway, &id).await;
         assert!(took < Duration::from_secs(10), "{why}: {took:?}");
         until(&gateway, why, says(why));
-        assert_eq!(hook.taken(), due, "{why}");
+        assert_eq!(hook.taken(), numbered(&due), "{why}");
         hook.answers(200);
         due.push(format!("approval.requested {id}"));
         due.push(format!("approval.resolved {id}"));
@@ -214,7 +215,7 @@ async fn no_question_waits_for_a_receiver_that_is_slow_dead_or_mad_and_it_is_tol
         all.map(|came| came.header("webhook-id"))
             .collect::<Vec<_>>()
     };
-    let tries = of("approval.requested b0");
+    let tries = of(&hook.all()[0].what());
     assert!(
         tries.len() > 1 && tries.iter().all(|id| *id == tries[0]),
         "{tries:?}"
@@ -239,6 +240,7 @@ async fn what_is_given_up_is_counted_and_in_the_log_and_the_next_one_is_told() {
     let (mut gateway, hook) = prepared(folder.path());
     gateway.set("notices.attempts", "2");
     gateway.set("notices.queue", "2");
+    gateway.set("notices.webhook.timeout_ms", "2000");
     gateway.launch();
     give_key(&gateway);
     hook.answers(503);
@@ -246,27 +248,104 @@ async fn what_is_given_up_is_counted_and_in_the_log_and_the_next_one_is_told() {
     until(&gateway, "given up", |now| {
         now["lost"] == 2 && now["waiting"] == 0
     });
-    // More than may wait: the oldest go, and no answer is late.
+    // More than may wait: the oldest goes, and is tried once more when there is room.
     hook.does(Mode::Silent);
-    for number in 0..4 {
-        let took = asked_and_answered(&gateway, &format!("e{number}")).await;
-        assert!(took < Duration::from_secs(10), "{took:?}");
+    let (mut asks, mut decides) = (admin(&gateway).await, admin(&gateway).await);
+    for id in ["e0", "e1", "e2", "e3"] {
+        ask(&mut asks, id, json!({})).await;
     }
+    until(&gateway, "pushed out", |now| now["lost"] == 3);
     until(&gateway, "all given up", |now| {
-        now["lost"] == 10 && now["waiting"] == 0
+        now["lost"] == 7 && now["waiting"] == 0
     });
     assert!(hook.taken().is_empty());
     hook.answers(200);
+    for id in ["e0", "e1", "e2", "e3"] {
+        let no = json!({"id": id, "decision": "deny"});
+        decides.get("exec.approval.resolve", no).await;
+    }
     asked_and_answered(&gateway, "f1").await;
-    hook.has_taken(&["approval.requested f1", "approval.resolved f1"]);
+    hook.has_taken(&[
+        "approval.resolved e0",
+        "approval.resolved e1",
+        "approval.resolved e2",
+        "approval.resolved e3",
+        "approval.requested f1",
+        "approval.resolved f1",
+    ]);
     let lost = gateway.json(&["audit", "query", "--action", "notices.lost"]);
     let lost = lost["records"].as_array().unwrap();
-    assert_eq!(lost.len(), 10);
+    assert_eq!(lost.len(), 7);
     assert!(
         lost.iter()
             .all(|record| !record.to_string().contains(PLANTED))
     );
     assert_eq!(gateway.json(&["audit", "verify"])["intact"], true);
+}
+
+/// The bugs: an agent's chosen id, 128 characters of its own, went to the person's phone as it stood; and by asking and hanging up
+/// one agent pushed the notices of all others out.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_has_no_word_in_a_notice_and_pushes_no_other_agents_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut gateway, hook) = prepared(folder.path());
+    gateway.set("notices.queue", "4");
+    gateway.set("agents.two.elevated", "ask");
+    gateway.launch();
+    give_key(&gateway);
+    hook.answers(503);
+    let mut asks = admin(&gateway).await;
+    let word = "rm-rf.visit_evil.example:approve";
+    ask(&mut asks, word, json!({})).await;
+    until(&gateway, "it is tried", says("503"));
+    // Another agent's, and then many that are withdrawn at once.
+    ask(&mut asks, "theirs", json!({"agentId": "two"})).await;
+    for round in 0..4 {
+        let mut floods = admin(&gateway).await;
+        for number in 0..6 {
+            ask(&mut floods, &format!("flood-{round}-{number}"), json!({})).await;
+        }
+        drop(floods);
+        let gone = Instant::now() + PATIENCE;
+        while gateway
+            .json(&["approvals", "list"])
+            .as_array()
+            .unwrap()
+            .len()
+            > 2
+        {
+            assert!(Instant::now() < gone);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+    // Of all of them nobody needs to hear any more.
+    until(&gateway, "only two wait", |now| now["waiting"] == 2);
+    hook.answers(200);
+    hook.has_taken(&["approval.requested one", "approval.requested other"]);
+    let all = hook.all();
+    let said = all.iter().map(crate::support::hook::Came::json);
+    let said: Vec<Value> = said.filter(|said| said["agent"] == "two").collect();
+    for came in &all {
+        for own in [word, "rm-rf", "evil", "theirs", "flood"] {
+            assert!(!came.head.contains(own) && !came.body.contains(own));
+        }
+    }
+    // By what it is called there a person finds it, and decides.
+    let told = said[0]["id"].as_str().unwrap();
+    let found = gateway.json(&["approvals", "show", told]);
+    assert_eq!(
+        (&found["id"], &found["noticeId"]),
+        (&json!("theirs"), &json!(told)),
+        "{found}"
+    );
+    gateway.json(&["approvals", "deny", told]);
+    let over = gateway.json(&["approvals", "show", "theirs"]);
+    assert_eq!(over["status"], "denied", "{over}");
+    // No question is called so by who asks.
+    let mut taken = question(told, &json!({}));
+    taken["agentId"] = json!("two");
+    let error = asks.refused("exec.approval.request", taken).await;
+    assert_ne!(error, Value::Null, "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -299,9 +378,9 @@ async fn a_restart_tells_what_was_not_told_and_what_was_is_told_to_be_over() {
     assert_eq!(
         taken,
         [
-            "approval.requested g1",
-            "approval.expired g1",
-            "approval.requested g2"
+            "approval.requested 0",
+            "approval.expired 0",
+            "approval.requested 1"
         ]
     );
     // Nothing is told twice by an orderly stop and start.
@@ -313,7 +392,7 @@ async fn a_restart_tells_what_was_not_told_and_what_was_is_told_to_be_over() {
     let no = json!({"id": "g2", "decision": "deny"});
     decides.get("exec.approval.resolve", no).await;
     until(&gateway, "its end is told", |now| now["told"] == 1);
-    assert_eq!(hook.taken()[3..], ["approval.resolved g2"]);
+    assert_eq!(hook.taken()[3..], ["approval.resolved 1"]);
     let mode = std::fs::metadata(gateway.state().join("notices/webhook"));
     let mode = std::os::unix::fs::PermissionsExt::mode(&mode.unwrap().permissions());
     assert_eq!(mode & 0o777, 0o600);

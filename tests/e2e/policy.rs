@@ -277,3 +277,36 @@ fn policy_explains_itself_and_finds_entries_that_do_nothing() {
     assert_eq!(here("uname; id")["verdict"], "ask");
     assert_eq!(here("rm x")["verdict"], "deny");
 }
+
+/// The bug: of a list that stood twice in a document the last one held, and the refusals that a person had read were gone.
+#[test]
+fn a_document_in_which_a_key_stands_twice_is_not_set() {
+    let gateway = Gateway::start();
+    let folder = open();
+    let before = gateway.json(&["policy", "show"]);
+    for (name, document) in [
+        (
+            "list.json",
+            r#"{"version":1,"agents":{"demo":{"denylist":[{"pattern":"/usr/bin/rm"}],"denylist":[]}}}"#,
+        ),
+        ("version.json", r#"{"version":1,"version":1}"#),
+        ("lists.toml", "version = 1\nversion = 1\n"),
+    ] {
+        let file = write(folder.path(), name, document);
+        for words in [
+            &["policy", "set", path(&file), "--json"][..],
+            &["policy", "lint", path(&file), "--json"],
+            &["approvals", "policy", "--set", path(&file), "--json"],
+        ] {
+            let output = gateway.cli(words);
+            assert!(!output.status.success(), "{words:?}: {output:?}");
+            let said = text(&output.stdout) + &text(&output.stderr);
+            let twice = said.contains("stands twice") || said.contains("duplicate key");
+            assert!(
+                twice && said.contains("INVALID_PARAMS"),
+                "{words:?}: {said}"
+            );
+        }
+    }
+    assert_eq!(gateway.json(&["policy", "show"]), before);
+}

@@ -461,6 +461,70 @@ async fn a_device_and_the_one_that_let_it_in_are_not_two_people() {
     }
 }
 
+/// The bug: who sat at the console said yes with the command line's key, let a device of his own in by a setup code, and said yes
+/// with that: two of two.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_user_at_the_console_is_not_two_people_by_a_device_that_he_lets_in() {
+    let gateway = Gateway::with(&[("agents.demo.quorum", "2")]);
+    let mut opens = admin(&gateway).await;
+    let id = asks(&mut opens).await;
+    let first = gateway.json(&["approvals", "allow", &id]);
+    assert_eq!(first["answer"]["votes"], 1, "{first}");
+    let device = Device::new();
+    let gives = json!({ "role": "operator", "scopes": DECIDES });
+    let made = opens.get("device.pair.setupCode", gives).await;
+    let secret = super::setup_codes::read(&made).1;
+    let connect = Connect::bare().auth(json!({ "bootstrapToken": secret }));
+    let connect = connect.device(&device).scopes(&DECIDES);
+    let mut second = join(&gateway, &connect).await.0;
+    let said = says(&mut second, &device, &id, Word::AllowOnce).await;
+    assert_eq!(code(&said["error"]), "APPROVAL_SELF", "{said}");
+    assert_eq!(shown(&mut opens, &id).await["status"], "pending");
+    // Of a question after it, it may be one of the two, and he who let it in is not the other.
+    let id = asks(&mut opens).await;
+    let said = says(&mut second, &device, &id, Word::AllowOnce).await;
+    assert_eq!(said["payload"]["votes"], 1, "{said}");
+    let output = gateway.cli(&["approvals", "allow", &id, "--json"]);
+    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(said["error"]["code"], "APPROVAL_SELF", "{said}");
+    assert_eq!(shown(&mut opens, &id).await["status"], "pending");
+    // He may say no to it all the same.
+    gateway.json(&["approvals", "deny", &id]);
+    assert_eq!(shown(&mut opens, &id).await["status"], "denied");
+}
+
+/// The bug: an "always" of before held on when the configuration asked for a key and for two people.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_always_of_before_is_asked_about_where_the_configuration_demands_more() {
+    let mut gateway = Gateway::with(&[]);
+    gateway.keep_port();
+    let mut opens = admin(&gateway).await;
+    let id = asks(&mut opens).await;
+    let mut other = admin(&gateway).await;
+    let always = json!({ "id": id, "decision": "allow-always" });
+    other.get("exec.approval.resolve", always).await;
+    let run = async |client: &mut Client| {
+        let key = hex(&random::<8>());
+        let run =
+            json!({ "agent": "demo", "target": "host", "argv": ["id"], "idempotencyKey": key });
+        let frame = client.ask("exec.run", run).await;
+        client.answer(&frame).await["payload"]["status"].clone()
+    };
+    assert_eq!(run(&mut opens).await, "accepted");
+    let grants = gateway.json(&["approvals", "grants"]);
+    let grant = &grants["grants"][0];
+    assert_eq!(
+        (&grant["voters"], &grant["signed"]),
+        (&json!(1), &json!(false))
+    );
+    drop((opens, other));
+    assert_eq!(gateway.stop(), 0);
+    gateway.set("approval.require_proof", r#"["elevation"]"#);
+    gateway.launch();
+    let mut opens = admin(&gateway).await;
+    assert_eq!(run(&mut opens).await, "approval-pending");
+}
+
 /// Two keys that one user of this machine has made for himself are one person's.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_user_with_two_keys_of_his_own_is_one_person() {
@@ -526,53 +590,130 @@ async fn a_lasting_word_is_for_a_session_or_a_time_where_the_command_line_says_s
     assert!(short.is_some_and(|ms| ms < 5_000), "{grant}");
 }
 
+/// What a test of the vault's export has: a socket of a paired device, and what it signs.
+struct Exports {
+    gateway: Gateway,
+    client: Client,
+    device: Device,
+    connection: String,
+    id: Hash32,
+    /// Until when the gateway takes a signature.
+    until: Millis,
+}
+
+const PASSPHRASE: &str = "cGFzc3BocmFzZS1vZi1hLXBlcnNvbg==";
+
+impl Exports {
+    async fn start() -> Self {
+        let gateway = Gateway::with(&[("approvals.require_proof", "[\"vault-export\"]")]);
+        let device = Device::new();
+        let mut client = Client::control(&gateway.state()).await;
+        let connect = Connect::bare()
+            .device(&device)
+            .scopes(&["operator.admin", "operator.approvals"]);
+        let hello = client.hello(&connect).await;
+        let connection = hello["server"]["connId"].as_str().unwrap().to_owned();
+        let status = client.get("status", json!({})).await;
+        let id = hash(&status["portcullis"]["gatewayId"]);
+        let plain = json!({ "passphraseBase64": PASSPHRASE });
+        let error = client.refused("vault.export", plain).await;
+        assert_eq!(code(&error), "APPROVAL_PROOF_REQUIRED", "{error}");
+        let until = Millis(error["details"]["untilMs"].as_u64().unwrap());
+        Self {
+            gateway,
+            client,
+            device,
+            connection,
+            id,
+            until,
+        }
+    }
+
+    fn signed(by: &Device, said: &Statement<'_>) -> Value {
+        json!({
+            "passphraseBase64": PASSPHRASE, "expiresAtMs": said.expires,
+            "proof": {
+                "kind": "device", "publicKey": by.public_key(),
+                "signature": by.sign_bytes(&said.to_sign()),
+            },
+        })
+    }
+
+    fn proof(&self, by: &Device, connection: &str, expires: Millis) -> Value {
+        Self::signed(by, &Statement::of_export(self.id, connection, expires))
+    }
+
+    async fn invalid(&mut self, what: &str, params: Value) {
+        let error = self.client.refused("vault.export", params).await;
+        assert_eq!(code(&error), "APPROVAL_PROOF_INVALID", "{what}: {error}");
+    }
+
+    async fn exports(&mut self, params: Value) {
+        let answer = self.client.call("vault.export", params).await;
+        assert_eq!(answer["ok"], true, "{answer}");
+    }
+}
+
 /// Every secret leaves by one method: where the list says so, only with a key, and only for the connection that signed.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_vault_is_exported_only_with_a_key_where_that_is_required() {
-    let gateway = Gateway::with(&[("approvals.require_proof", "[\"vault-export\"]")]);
-    let device = Device::new();
-    let mut client = Client::control(&gateway.state()).await;
-    let connect = Connect::bare()
-        .device(&device)
-        .scopes(&["operator.admin", "operator.approvals"]);
-    let hello = client.hello(&connect).await;
-    let own = hello["server"]["connId"].as_str().unwrap().to_owned();
-    let status = client.get("status", json!({})).await;
-    let gateway_id = hash(&status["portcullis"]["gatewayId"]);
-    let passphrase = "cGFzc3BocmFzZS1vZi1hLXBlcnNvbg==";
-    let plain = json!({ "passphraseBase64": passphrase });
-    let error = client.refused("vault.export", plain.clone()).await;
-    assert_eq!(code(&error), "APPROVAL_PROOF_REQUIRED", "{error}");
-    let until = |ms: u64| Millis(status_now(&error).saturating_add(ms));
-    let proof = |by: &Device, connection: &str, expires: Millis| {
-        let said = Statement::of_export(gateway_id, connection, expires);
-        let mut params = plain.clone();
-        params["expiresAtMs"] = json!(expires);
-        params["proof"] = json!({
-            "kind": "device", "publicKey": by.public_key(),
-            "signature": by.sign_bytes(&said.to_sign()),
-        });
-        params
-    };
-    let soon = until(0);
+    let mut x = Exports::start().await;
+    let own = x.connection.clone();
+    let far = x.until.plus(86_400_000);
     for (what, params) in [
-        ("another connection's", proof(&device, "c-1", soon)),
-        ("nobody's", proof(&Device::new(), &own, soon)),
-        ("ended", proof(&device, &own, Millis(1_000))),
-        ("endless", proof(&device, &own, until(86_400_000))),
+        ("another connection's", x.proof(&x.device, "c-1", x.until)),
+        ("nobody's", x.proof(&Device::new(), &own, x.until)),
+        ("ended", x.proof(&x.device, &own, Millis(1_000))),
+        ("endless", x.proof(&x.device, &own, far)),
     ] {
-        let error = client.refused("vault.export", params).await;
-        assert_eq!(code(&error), "APPROVAL_PROOF_INVALID", "{what}: {error}");
+        x.invalid(what, params).await;
     }
-    let answer = client
-        .call("vault.export", proof(&device, &own, soon))
-        .await;
-    assert_eq!(answer["ok"], true, "{answer}");
-    let found = gateway.json(&["audit", "query", "--action", "vault.export"]);
+    x.exports(x.proof(&x.device, &own, x.until)).await;
+    let found = x
+        .gateway
+        .json(&["audit", "query", "--action", "vault.export"]);
     assert!(find(&found, "proof").is_some(), "{found}");
 }
 
-/// Until when the gateway takes a signature.
-fn status_now(error: &Value) -> u64 {
-    error["details"]["untilMs"].as_u64().unwrap()
+/// The bug: within five minutes the same signature took all secrets out as often as its connection liked.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exports_proof_is_good_once_and_for_this_gateway_and_act_alone() {
+    let mut x = Exports::start().await;
+    let own = x.connection.clone();
+    let good = Statement::of_export(x.id, &own, x.until);
+    let other = Statement {
+        gateway: Hash32::of(b"another"),
+        ..good
+    };
+    // What was signed for a question is no export, whatever the question is called.
+    let question = Statement {
+        plan: Hash32::of(b"a plan"),
+        ..good
+    };
+    let no = Statement {
+        word: Word::Deny,
+        ..good
+    };
+    for (what, said) in [
+        ("another gateway's", other),
+        ("a question's", question),
+        ("another decision", no),
+    ] {
+        let params = Exports::signed(&x.device, &said);
+        x.invalid(what, params).await;
+    }
+    let params = Exports::signed(&x.device, &good);
+    x.exports(params.clone()).await;
+    x.invalid("used", params.clone()).await;
+    let earlier = x.proof(&x.device, &own, Millis(x.until.0 - 1));
+    x.invalid("older than what was used", earlier).await;
+    x.exports(x.proof(&x.device, &own, x.until.plus(1))).await;
+    x.invalid("used long ago", params.clone()).await;
+    // On another connection of the same device it is nothing either.
+    let mut second = Client::control(&x.gateway.state()).await;
+    let scopes = ["operator.admin", "operator.approvals"];
+    let connect = Connect::bare().device(&x.device).scopes(&scopes);
+    second.hello(&connect).await;
+    let error = second.refused("vault.export", params).await;
+    assert_eq!(code(&error), "APPROVAL_PROOF_INVALID", "{error}");
 }

@@ -133,9 +133,10 @@ impl Hook {
         self.all.lock().unwrap().clone()
     }
 
-    /// Those that it answered with 2xx, as `event id`.
+    /// Those that it answered with 2xx, as `event number`: see [`numbered`].
     pub fn taken(&self) -> Vec<String> {
-        self.taken.lock().unwrap().iter().map(Came::what).collect()
+        let taken = self.taken.lock().unwrap();
+        numbered(taken.iter().map(Came::what))
     }
 
     /// Waits until it has taken these, in this order, and nothing else.
@@ -145,8 +146,23 @@ impl Hook {
             assert!(Instant::now() < end, "{whats:?}: {:?}", self.taken());
             std::thread::sleep(Duration::from_millis(20));
         }
-        assert_eq!(self.taken(), whats);
+        assert_eq!(self.taken(), numbered(whats));
     }
+}
+
+/// Each question by its place among those that are spoken of: a notice has no name that who asked has chosen.
+pub fn numbered<T: AsRef<str>>(whats: impl IntoIterator<Item = T>) -> Vec<String> {
+    let mut known: Vec<String> = vec![];
+    let one = |what: T| {
+        let (event, id) = what.as_ref().split_once(' ').unwrap();
+        let at = known.iter().position(|known| known == id);
+        let at = at.unwrap_or_else(|| {
+            known.push(id.to_owned());
+            known.len() - 1
+        });
+        format!("{event} {at}")
+    };
+    whats.into_iter().map(one).collect()
 }
 
 fn serve(
