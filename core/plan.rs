@@ -402,7 +402,7 @@ pub struct ExecPlan {
     pub limits: Limits,
     /// Network.
     pub egress: Egress,
-    /// Digest of the sandbox or host profile that holds it.
+    /// Digest of the sandbox or host profile that holds it; on the host with the very folder that it begins in.
     pub profile_digest: Hash32,
     /// Makes the approval of this plan good once.
     pub nonce: Nonce,

@@ -95,7 +95,7 @@ impl Hosted {
                 pids: None,
             },
             egress: Egress::Host,
-            profile_digest: host_profile(&self.config, &self.cell, user),
+            profile_digest: host_profile(&self.config, &self.cell, user, &means.cwd),
             // Two questions about the same command have one answer.
             nonce: Nonce::new(&[0; 32]).map_err(|e| invalid(&e))?,
         };

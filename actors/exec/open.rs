@@ -195,6 +195,12 @@ fn open_path(path: &Path) -> Result<File, ExecRefusal> {
 }
 
 impl Folder {
+    /// Does this canonical path still lead to the folder that was opened, over no link?
+    pub fn leads_to(path: &str, is: (u64, u64)) -> bool {
+        let data = open_path(Path::new(path)).map(|file| file.metadata());
+        matches!(data, Ok(Ok(data)) if (data.dev(), data.ino()) == is)
+    }
+
     /// Opens a working folder.
     ///
     /// # Errors

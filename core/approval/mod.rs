@@ -686,6 +686,8 @@ impl Refusal {
 }
 
 #[cfg(test)]
+mod changed_tests;
+#[cfg(test)]
 mod decide_tests;
 #[cfg(test)]
 mod due_tests;

@@ -64,6 +64,8 @@ pub struct HostMeans {
 /// Its files, which are looked at again before it runs.
 pub struct Opened {
     pub place: Place,
+    /// Device and inode of the working folder.
+    pub folder: (u64, u64),
     pub program: Program,
     pub operands: Operands,
 }
@@ -71,6 +73,10 @@ pub struct Opened {
 impl Opened {
     /// What is not as it was any more.
     pub fn changed(&self, plan: &ExecPlan) -> Option<String> {
+        // Names are looked up by its path below, and by the command in the folder itself: it must be one.
+        if !Folder::leads_to(&plan.cwd, self.folder) {
+            return Some("the working folder".to_owned());
+        }
         if !self.program.is_unchanged() {
             return Some("the program".to_owned());
         }
@@ -419,7 +425,7 @@ async fn on_host(
             cpu_millis: None,
             pids: None,
         },
-        profile_digest: host_profile(host, &wiring.cell, user),
+        profile_digest: host_profile(host, &wiring.cell, user, &means.cwd),
         ..blank(request, seal)
     };
     Ok(Frozen {
@@ -488,6 +494,7 @@ pub fn open_on_host(
     })?;
     let opened = Opened {
         place,
+        folder: cwd.is,
         program,
         operands,
     };
@@ -497,10 +504,12 @@ pub fn open_on_host(
     })
 }
 
-/// Digest of how host runs are held: two plans with the same one are held alike.
-pub fn host_profile(host: &HostConfig, cell: &Path, user: &User) -> Hash32 {
+/// Digest of how host runs are held, and in which very folder: two plans with the same one are held alike. A plan that is made
+/// again for its answer, later or after a start, is another one when its folder was exchanged under the same path.
+pub fn host_profile(host: &HostConfig, cell: &Path, user: &User, cwd: &Folder) -> Hash32 {
+    let (dev, ino) = cwd.is;
     let text = format!(
-        "portcullis-host-v1\nuser {} {} {} switched {}\ncell {}\noutput {} files {} bytes {}\n",
+        "portcullis-host-v2\nuser {} {} {} switched {}\ncell {}\noutput {} files {} bytes {}\nfolder {dev} {ino}\n",
         user.name,
         user.uid,
         user.gid,

@@ -7,5 +7,6 @@ mod harness;
 mod host;
 mod narrowed;
 mod operands;
+mod races;
 mod reach;
 mod sandbox;
