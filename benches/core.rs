@@ -1,4 +1,4 @@
-//! The decisions that need no room: policy over a thousand rules, and sealing beside the bare cipher.
+//! The decisions that need no room: policy over a thousand rules, of commands and of a shell's lines, and sealing beside the bare cipher.
 #![forbid(unsafe_code)]
 
 mod support;
@@ -15,7 +15,7 @@ use portcullis_core::plan::{
     Egress, ExecPlan, Executable, Form, HostFile, Limits, Nonce as PlanNonce, Stdin, Target,
 };
 use portcullis_core::policy::{
-    AgentPolicy, Document, Elevated, ExecMode, Rules, Standing, Verdict, decide,
+    AgentPolicy, Document, Elevated, ExecMode, Resolved, Rules, Standing, Verdict, decide, preview,
 };
 use portcullis_core::seal::Key;
 use serde_json::{Value, json};
@@ -24,8 +24,11 @@ use support::{least, median};
 const TURNS: usize = 15;
 const DECISIONS: u32 = 20_000;
 const SEALS: u32 = 50_000;
+const LINES: u32 = 5_000;
 /// The most of one agent.
 const RULES: usize = 512;
+const LONGER: &str = "uname -a | uname 'a b' && uname \"c d\" || uname -r";
+const ASKING: &str = "uname -a | uname 'a b' && uname \"c d\" || id -u";
 
 fn main() -> Result<()> {
     policy()?;
@@ -86,7 +89,48 @@ fn policy() -> Result<()> {
             200.0,
         );
     }
+    lines(&rules)
+}
+
+/// Lines of a shell over the same rules: each is read by both readings, and each of its commands looked for.
+fn lines(rules: &Rules<'_>) -> Result<()> {
+    for (what, line, count, passes) in [
+        ("one command", "uname -a", 1, true),
+        ("four commands", LONGER, 4, true),
+        ("four, of which the last asks", ASKING, 4, false),
+    ] {
+        let plan = line_plan(line)?;
+        let allowed = matches!(decide(rules, &plan, None), Verdict::Allow { .. });
+        ensure!(allowed == passes, "{line:?} is not decided as it must be");
+        let rates = (0..TURNS)
+            .map(|_| {
+                rate(LINES, || {
+                    black_box(decide(black_box(rules), black_box(&plan), None));
+                })
+            })
+            .collect();
+        let lines = median(rates);
+        println!(
+            "policy, {} rules, a shell's line of {what}: {:.1} thousand lines a second, {:.1} thousand commands",
+            2 * RULES,
+            lines / 1e3,
+            lines * f64::from(count) / 1e3
+        );
+    }
     Ok(())
+}
+
+fn line_plan(line: &str) -> Result<ExecPlan> {
+    let argv = ["sh", "-c", line].map(str::to_owned);
+    let find = |name: &str| {
+        let file = if name == "sh" { "dash" } else { name };
+        Some(Resolved {
+            path: format!("/usr/bin/{file}"),
+            fixed: true,
+        })
+    };
+    let agent = AgentId::new("demo")?;
+    preview(&agent, &Target::Host, &argv, "/", &find).context("no plan of a line")
 }
 
 fn plan(path: &str) -> Result<ExecPlan> {
