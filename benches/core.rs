@@ -64,6 +64,7 @@ fn policy() -> Result<()> {
             elevated: Elevated::Allowlist,
         },
         document: Standing::Valid(&document),
+        now: portcullis_core::time::Millis(0),
     };
     let (hit, miss) = (plan("/usr/bin/uname")?, plan("/usr/bin/id")?);
     ensure!(

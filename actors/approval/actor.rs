@@ -82,7 +82,7 @@ impl Room for Approval {
         match msg {
             ApprovalMsg::Decide(ask, reply) => self.decide(*ask, reply).await?,
             ApprovalMsg::Outright(agent, target, reply) => {
-                let denied = self.machine.denied_outright(&agent, &target);
+                let denied = self.machine.denied_outright(&agent, &target, self.now());
                 reply.ok(denied.and_then(|verdict| match verdict {
                     Verdict::Deny { code, message, fix } => {
                         Some(Decision::Deny { code, message, fix })
@@ -92,7 +92,7 @@ impl Room for Approval {
             }
             ApprovalMsg::Judge(plan, reply) => reply.ok(self.machine.judge(&plan, self.now())),
             ApprovalMsg::Explain(agent, target, reply) => {
-                reply.ok(self.machine.explain(&agent, &target));
+                reply.ok(self.machine.explain(&agent, &target, self.now()));
             }
             ApprovalMsg::Find(principal, key, reply) => reply.ok(self.find(&principal, &key)),
             ApprovalMsg::Get(id, reply) => {
@@ -120,7 +120,10 @@ impl Room for Approval {
                     modes,
                 });
             }
-            ApprovalMsg::GoesOn(plan, by, reply) => reply.ok(self.machine.may_go_on(&plan, &by)),
+            ApprovalMsg::GoesOn(plan, by, reply) => {
+                let goes = self.machine.may_go_on(&plan, &by, self.now());
+                reply.ok(goes);
+            }
             ApprovalMsg::Revoke(by, id, reply) => self.revoke(*by, &id, reply).await?,
             ApprovalMsg::Policy(reply) => reply.ok(self.machine.policy()),
             ApprovalMsg::SetPolicy(by, document, base, reply) => {

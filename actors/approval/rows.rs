@@ -4,6 +4,7 @@ use super::messages::ApprovalWiring;
 use crate::store::{Object, Op};
 use crate::supervision::Crash;
 use portcullis_core::approval::{Grant, Machine, Place, PlanSealer, Put, Record, Uses};
+use portcullis_core::policy::Document;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -12,6 +13,8 @@ pub(super) const RECORD: &str = "approval";
 const GRANT: &str = "approval.grant";
 const DOCUMENT: &str = "approval.document";
 const USES: &str = "approval.uses";
+/// A document was given or set.
+const BEGUN: &str = "approval.begun";
 const ONLY: &str = "only";
 
 /// The revision of each row and the audit record that it was last written under, by kind and id.
@@ -37,6 +40,7 @@ pub(super) async fn read(wiring: &ApprovalWiring) -> Result<Kept, Crash> {
     let records: Vec<Record> = reader.all(wiring.store.list_all(RECORD).await?, RECORD)?;
     let grants: Vec<Grant> = reader.all(wiring.store.list_all(GRANT).await?, GRANT)?;
     let uses: Vec<Uses> = reader.all(wiring.store.list_all(USES).await?, USES)?;
+    begin(wiring, head).await?;
     let document = wiring.store.get(DOCUMENT, ONLY).await?;
     let document: Option<Result<Value, ()>> = match document {
         None => None,
@@ -63,6 +67,26 @@ pub(super) async fn read(wiring: &ApprovalWiring) -> Result<Kept, Crash> {
         revisions,
         left_out,
     })
+}
+
+/// Gives a state its first document, once: where one was and is no more, nothing is put in its place.
+async fn begin(wiring: &ApprovalWiring, head: u64) -> Result<(), Crash> {
+    let (store, sealer) = (&wiring.store, &wiring.sealer);
+    if store.get(BEGUN, ONLY).await?.is_some() {
+        return Ok(());
+    }
+    let first = Put::Document(Document::first());
+    let mut all = vec![Op::create(BEGUN, ONLY, head, Vec::new())];
+    // One that was set by a version before this mark stays.
+    if store.get(DOCUMENT, ONLY).await?.is_none() {
+        let first = ops(&[first], &Revisions::new(), sealer, head);
+        all.extend(first.map_err(Crash::new)?);
+    }
+    store
+        .commit(all)
+        .await
+        .map_err(|error| Crash::new(error.to_string()))?;
+    Ok(())
 }
 
 struct Reader<'a> {

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -126,6 +126,17 @@ impl Program {
                 interpreter: self.exe.file.clone(),
                 argument: line.argument.clone(),
             },
+        }
+    }
+
+    /// The file that it is, if others than root can put another in its place under the same name; of a script also what reads it.
+    pub fn changeable(&self) -> Option<HostFile> {
+        match &self.script {
+            None => (!self.exe.is_fixed()).then(|| self.exe.file.clone()),
+            Some((script, line)) => {
+                let fixed = script.is_fixed() && self.exe.is_fixed() && line.is_fixed();
+                (!fixed).then(|| script.file.clone())
+            }
         }
     }
 
@@ -297,6 +308,11 @@ impl Opened {
         })
     }
 
+    /// Is it root's alone?
+    const fn is_fixed(&self) -> bool {
+        self.stamp.is_some()
+    }
+
     fn is_unchanged(&self) -> bool {
         let Some(before) = self.stamp else {
             // Sealed: nobody can.
@@ -311,37 +327,119 @@ impl Opened {
 
     /// Interpreter and argument of a script.
     fn shebang(&self) -> Result<Option<Shebang>, ExecRefusal> {
-        let mut head = [0; SHEBANG];
-        let count = rustix::io::pread(&self.fd, &mut head, 0).unwrap_or(0);
-        let Some(line) = head[..count].strip_prefix(b"#!") else {
-            return Ok(None);
-        };
-        let wrong = |why: &str| refuse(codes::INVALID_PARAMS, Path::new(&self.file.path), why);
-        let end = line.iter().position(|byte| *byte == b'\n');
-        let end = match end {
-            Some(end) => end,
-            None if count < SHEBANG => line.len(),
-            None => return Err(wrong("its #! line is longer than 254 bytes")),
-        };
-        let text = std::str::from_utf8(&line[..end])
-            .map_err(|_| wrong("its #! line is not UTF-8"))?
-            .trim_matches([' ', '\t']);
-        if text.contains(['\0', '\r']) {
-            return Err(wrong("its #! line holds a NUL or a carriage return"));
-        }
-        let (interpreter, argument) = match text.split_once([' ', '\t']) {
-            Some((interpreter, rest)) => (interpreter, Some(rest.trim_matches([' ', '\t']))),
-            None => (text, None),
-        };
-        if !interpreter.starts_with('/') {
-            return Err(wrong("its #! line names no absolute path"));
-        }
-        let argument = argument.filter(|text| !text.is_empty()).map(str::to_owned);
-        Ok(Some(Shebang {
-            interpreter: interpreter.to_owned(),
-            argument,
-        }))
+        shebang(&self.fd, Path::new(&self.file.path))
     }
+}
+
+/// Interpreter and argument of a script, by its first bytes.
+///
+/// # Errors
+/// Its first line is none that is taken.
+pub fn shebang(fd: impl AsFd, path: &Path) -> Result<Option<Shebang>, ExecRefusal> {
+    let mut head = [0; SHEBANG];
+    let count = rustix::io::pread(fd, &mut head, 0).unwrap_or(0);
+    let Some(line) = head[..count].strip_prefix(b"#!") else {
+        return Ok(None);
+    };
+    let wrong = |why: &str| refuse(codes::INVALID_PARAMS, path, why);
+    let end = line.iter().position(|byte| *byte == b'\n');
+    let end = match end {
+        Some(end) => end,
+        None if count < SHEBANG => line.len(),
+        None => return Err(wrong("its #! line is longer than 254 bytes")),
+    };
+    let text = std::str::from_utf8(&line[..end])
+        .map_err(|_| wrong("its #! line is not UTF-8"))?
+        .trim_matches([' ', '\t']);
+    if text.contains(['\0', '\r']) {
+        return Err(wrong("its #! line holds a NUL or a carriage return"));
+    }
+    let (interpreter, argument) = match text.split_once([' ', '\t']) {
+        Some((interpreter, rest)) => (interpreter, Some(rest.trim_matches([' ', '\t']))),
+        None => (text, None),
+    };
+    if !interpreter.starts_with('/') {
+        return Err(wrong("its #! line names no absolute path"));
+    }
+    let argument = argument.filter(|text| !text.is_empty()).map(str::to_owned);
+    Ok(Some(Shebang {
+        interpreter: interpreter.to_owned(),
+        argument,
+    }))
+}
+
+impl Shebang {
+    /// Does it name a program that is root's alone, and not another that looks for it?
+    pub fn is_fixed(&self) -> bool {
+        let path = Path::new(&self.interpreter);
+        let is_roots = |path: &Path| {
+            path.metadata()
+                .is_ok_and(|data| data.uid() == 0 && data.mode() & 0o022 == 0)
+        };
+        let is_program = |path: &Path| {
+            let file = File::open(path);
+            file.is_ok_and(|file| matches!(shebang(&file, path), Ok(None)))
+        };
+        let is_whole = links_are_roots(path)
+            && path
+                .canonicalize()
+                .is_ok_and(|path| is_roots(&path) && parents_are_roots(&path) && is_program(&path));
+        if !is_whole {
+            return false;
+        }
+        if path.file_name().is_none_or(|name| name != "env") {
+            return true;
+        }
+        let name = self.argument.as_deref().unwrap_or_default();
+        let is_bare =
+            !name.is_empty() && !name.contains(['/', ' ', '\t', '=']) && !name.starts_with('-');
+        is_bare && find(name, "/").is_ok_and(|found| is_fixed_name(name) && links_are_roots(&found))
+    }
+}
+
+/// Most links from a program's name to its file.
+const LINKS: usize = 8;
+
+/// Is every link on the way root's, and every folder that holds one?
+pub fn links_are_roots(asked: &Path) -> bool {
+    let mut path = asked.to_path_buf();
+    for _ in 0..LINKS {
+        if !parents_are_roots(&path) {
+            return false;
+        }
+        match std::fs::read_link(&path) {
+            // Joining an absolute name gives that name.
+            Ok(to) => path = path.parent().unwrap_or(Path::new("/")).join(to),
+            Err(_) => return true,
+        }
+    }
+    false
+}
+
+/// Can nobody but root put a program of this bare name before the one that is found? Every folder that is looked into first is
+/// root's; one that is not there can be made by whom its parent belongs to.
+pub fn is_fixed_name(name: &str) -> bool {
+    is_fixed_name_in(name, HOST_PATH.split(':').map(Path::new))
+}
+
+fn is_fixed_name_in<'a>(name: &str, folders: impl Iterator<Item = &'a Path>) -> bool {
+    for folder in folders {
+        let mut there = folder;
+        while std::fs::symlink_metadata(there).is_err() {
+            there = there.parent().unwrap_or(Path::new("/"));
+            if there == Path::new("/") {
+                break;
+            }
+        }
+        let path = there.join(name);
+        if !(parents_are_roots(&path) && links_are_roots(there)) {
+            return false;
+        }
+        if folder.join(name).exists() {
+            return true;
+        }
+    }
+    true
 }
 
 /// Can nobody but root put another file in its place?
@@ -422,4 +520,23 @@ pub fn sealed(file: &File, most: u64) -> std::io::Result<(Hash32, OwnedFd)> {
     rustix::fs::fcntl_add_seals(&memory, seals)?;
     let reading = File::open(format!("/proc/self/fd/{}", memory.as_raw_fd()))?;
     Ok((sha256, reading.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The bug: who owned a folder that is looked into first put a program there, under a name that was pinned to a later one.
+    #[test]
+    fn a_name_is_fixed_only_where_each_folder_before_it_is_roots() {
+        let others = tempfile::tempdir().unwrap();
+        let missing = others.path().join("missing");
+        let is = |folders: &[&Path]| is_fixed_name_in("uname", folders.iter().copied());
+        let (bin, nowhere) = (Path::new("/usr/bin"), Path::new("/usr/no/such/folder"));
+        assert!(is(&[bin]) && is(&[nowhere, bin]) && is(&[bin, others.path()]));
+        assert!(!is(&[others.path(), bin]) && !is(&[&missing, bin]));
+        let link = others.path().join("link");
+        std::os::unix::fs::symlink(bin, &link).unwrap();
+        assert!(!is(&[&link]));
+    }
 }

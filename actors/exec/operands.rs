@@ -10,11 +10,16 @@ use portcullis_core::display::{quoted, visible};
 use portcullis_core::plan::{
     Executable, Held, HostFile, MAX_OPERANDS, Operand, Unkept, is_canonical_path,
 };
-use portcullis_core::policy::{CommandKind, Reading, Word, commands, kind_of_command, words};
+use portcullis_core::policy::{
+    CommandKind, Reading, Word, commands, kind_of_command, reads_its_folder, words,
+};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
 use super::messages::ExecRefusal;
-use super::open::{Place, digest, find, is_local, parents_are_roots, sealed};
+use super::open::{
+    Place, digest, find, is_fixed_name, is_local, links_are_roots, parents_are_roots, sealed,
+    shebang,
+};
 use super::reach::{PROC, Way, may, reaches, walk};
 
 /// Of a script that is not there, and of one that is closed to the user: which of them is nobody's to know.
@@ -24,8 +29,6 @@ const NONE_THERE: &str = "is the file that would be run, and its user finds none
 const MOST: u64 = 16 << 20;
 /// Longest program that is compared.
 const MOST_PROGRAM: u64 = 256 << 20;
-/// Most links from a program's name to its file.
-const LINKS: usize = 8;
 
 /// What the words of one command name.
 #[derive(Debug)]
@@ -64,13 +67,18 @@ struct Found {
 }
 
 impl Operands {
-    /// Opens and keeps what the words name.
+    /// Opens and keeps what the words name. `changeable`: the program itself, where others than root can change it.
     ///
     /// # Errors
     /// The file that would be run is missing, or cannot be kept as it is.
-    pub fn freeze(command: Command<'_>) -> Result<Self, ExecRefusal> {
+    pub fn freeze(command: Command<'_>, changeable: Option<HostFile>) -> Result<Self, ExecRefusal> {
+        let own = changeable.map(|file| Operand {
+            index: 0,
+            from: 0,
+            held: Held::Copied(file),
+        });
         let mut all = Self {
-            list: Vec::new(),
+            list: own.into_iter().chain(command.folder()).collect(),
             copies: Vec::new(),
         };
         let mut room = MOST;
@@ -137,6 +145,25 @@ fn operand(word: Word, from: usize, held: Held) -> Operand {
 }
 
 impl Command<'_> {
+    /// Its working folder, where what it starts hangs on what lies there and others than root can change that.
+    fn folder(&self) -> Option<Operand> {
+        let started = commands(self.argv, self.executable.path()).list;
+        let names = started.iter().filter_map(|started| started.argv.first());
+        let reads = names
+            .map(String::as_str)
+            .chain(self.executable.path())
+            .any(reads_its_folder);
+        let path = Path::new(self.cwd);
+        (reads && !parents_are_roots(&path.join("in"))).then(|| Operand {
+            index: 0,
+            from: 1,
+            held: Held::Open {
+                path: self.cwd.to_owned(),
+                why: Unkept::Changeable,
+            },
+        })
+    }
+
     /// All that a word may name, and from which byte on; `copy`: with its bytes, where they are handed over.
     fn find(
         &self,
@@ -209,12 +236,22 @@ impl Command<'_> {
             || data.len() > MOST_PROGRAM
             || !is_roots(&path, &data, &file)
             || !links_are_roots(&asked)
+            || !(name.contains('/') || is_fixed_name(&name))
         {
             return changeable();
         }
         let Ok(reading) = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())) else {
             return changeable();
         };
+        // What reads a script is in no plan of a line.
+        let is_fixed = match shebang(&reading, &path) {
+            Ok(None) => true,
+            Ok(Some(line)) => line.is_fixed(),
+            Err(_) => false,
+        };
+        if !is_fixed {
+            return changeable();
+        }
         let Ok(sha256) = digest(&reading, None, MOST_PROGRAM) else {
             return changeable();
         };
@@ -384,22 +421,6 @@ fn names(text: &str, word: Word) -> Vec<(usize, &str)> {
     }
     names.retain(|(_, name)| !name.is_empty() && *name != "-");
     names
-}
-
-/// Is every link on the way root's, and every folder that holds one?
-fn links_are_roots(asked: &Path) -> bool {
-    let mut path = asked.to_path_buf();
-    for _ in 0..LINKS {
-        if !parents_are_roots(&path) {
-            return false;
-        }
-        match std::fs::read_link(&path) {
-            // Joining an absolute name gives that name.
-            Ok(to) => path = path.parent().unwrap_or(Path::new("/")).join(to),
-            Err(_) => return true,
-        }
-    }
-    false
 }
 
 /// Can nobody but root change it, or put another in its place?

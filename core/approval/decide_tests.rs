@@ -5,6 +5,7 @@ use crate::auth::{Proof, Scope, SecretName};
 use crate::device::DeviceKey;
 use crate::plan::tests::host_plan;
 use crate::plan::{ExecPlan, Target};
+use crate::policy::Document;
 use ed25519_dalek::SigningKey;
 use serde_json::json;
 
@@ -117,8 +118,9 @@ fn a_loosening_is_decided_by_another_or_at_the_console() {
         (by_device("a"), "c-2", Err(Refusal::SelfApproval)),
     ] {
         let mut m = machine();
+        let base = m.policy().hash.to_string();
         let set = m
-            .set_policy(document(), None, &by, "c-1", id(1), NOW)
+            .set_policy(document(), Some(&base), &by, "c-1", id(1), NOW)
             .unwrap();
         let PolicySet::Ask(_, step) = set else {
             panic!()
@@ -443,7 +445,8 @@ fn where_a_proof_is_required_a_session_may_only_refuse() {
     let mut m = demanding(&[Act::Loosening], 1);
     let document = json!({"version": 1, "agents": {"demo": {
         "security": "full", "ask": "off", "allowlist": []}}});
-    let set = m.set_policy(document, None, &by_device("a"), "c-1", id(1), NOW);
+    let base = m.policy().hash.to_string();
+    let set = m.set_policy(document, Some(&base), &by_device("a"), "c-1", id(1), NOW);
     let Ok(PolicySet::Ask(_, step)) = set else {
         panic!()
     };
@@ -539,7 +542,7 @@ fn two_keys_are_two_people_and_one_no_is_enough() {
         m.deciding.clone(),
         rows,
         vec![],
-        None,
+        Some(Ok(Document::first())),
     );
     assert!(m.recover(NOW, Millis(0)).puts.is_empty());
     let second = with_key(&m, "a0001", Word::AllowAlways, &b);

@@ -3,6 +3,7 @@ use super::tests::{NOW, asked, consume, deciding, id, machine, operator, say};
 use super::*;
 use crate::plan::tests::host_plan;
 use crate::plan::{ExecPlan, Nonce};
+use crate::policy::Document;
 use serde_json::json;
 use std::collections::BTreeSet;
 
@@ -205,7 +206,7 @@ fn rows_of_the_first_form_are_read_and_an_answer_in_one_is_used() {
         deciding(),
         vec![record.clone()],
         vec![grant],
-        None,
+        Some(Ok(Document::first())),
     );
     assert_eq!(consume(&mut m, &id(1), hash), Ok(()));
     // Not where a proof is required by now.

@@ -172,6 +172,8 @@ impl Machine {
         let rules = Rules {
             agent: policy,
             document: self.document.standing(),
+            // A mode has no time.
+            now: Millis::default(),
         };
         [("host", Target::Host), ("sandbox", Target::Sandbox)]
             .into_iter()
@@ -256,10 +258,11 @@ impl Machine {
 
     /// May a run that is under way go on, after the policy was changed? What ran by a rule must run by one still; what a
     /// person has let run must not be forbidden.
-    pub fn may_go_on(&self, plan: &ExecPlan, by: &RunsBy) -> bool {
+    pub fn may_go_on(&self, plan: &ExecPlan, by: &RunsBy, now: Millis) -> bool {
         let rules = Rules {
             agent: self.agents.of(&plan.agent),
             document: self.document.standing(),
+            now,
         };
         match by {
             RunsBy::Rule(rule) => {

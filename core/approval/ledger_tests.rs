@@ -176,24 +176,24 @@ fn what_runs_goes_on_only_by_what_still_holds() {
     let by = |rule: &str| RunsBy::Rule(rule.to_owned());
     let answer = RunsBy::Answer(id(1));
     set(&mut m, listing(&json!({})));
-    assert!(m.may_go_on(&listed, &by("list:one")));
-    assert!(m.may_go_on(&other, &by("grant:g-a0001")));
-    assert!(m.may_go_on(&other, &answer));
+    assert!(m.may_go_on(&listed, &by("list:one"), NOW));
+    assert!(m.may_go_on(&other, &by("grant:g-a0001"), NOW));
+    assert!(m.may_go_on(&other, &answer, NOW));
     set(&mut m, json!({ "version": 1 }));
-    assert!(!m.may_go_on(&listed, &by("list:one")));
-    assert!(m.may_go_on(&other, &by("grant:g-a0001")));
-    assert!(m.may_go_on(&other, &answer));
+    assert!(!m.may_go_on(&listed, &by("list:one"), NOW));
+    assert!(m.may_go_on(&other, &by("grant:g-a0001"), NOW));
+    assert!(m.may_go_on(&other, &answer, NOW));
     set(
         &mut m,
         json!({ "version": 1, "defaults": { "ask": "always" } }),
     );
-    assert!(!m.may_go_on(&other, &by("grant:g-a0001")));
-    assert!(m.may_go_on(&other, &answer));
+    assert!(!m.may_go_on(&other, &by("grant:g-a0001"), NOW));
+    assert!(m.may_go_on(&other, &answer, NOW));
     set(
         &mut m,
         json!({ "version": 1, "defaults": { "security": "deny" } }),
     );
-    assert!(!m.may_go_on(&other, &answer));
+    assert!(!m.may_go_on(&other, &answer, NOW));
     assert!(answer.is_of_grant("g-a0001") && by("grant:g-a0001").is_of_grant("g-a0001"));
     assert!(!answer.is_of_grant("g-a0002") && !by("list:g-a0001").is_of_grant("g-a0001"));
 }

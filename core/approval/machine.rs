@@ -232,23 +232,37 @@ impl Machine {
             .filter(|r| !r.status.is_final())
             .filter(|r| {
                 r.plan().is_some_and(|plan| {
-                    matches!(self.verdict(document, plan), Verdict::Deny { .. })
+                    matches!(self.verdict(document, plan, now), Verdict::Deny { .. })
                 })
             })
             .map(|r| ended(r, Status::Cancelled, "policy", now))
             .collect()
     }
 
-    fn verdict(&self, document: Standing<'_>, plan: &ExecPlan) -> Verdict {
+    fn verdict(&self, document: Standing<'_>, plan: &ExecPlan, now: Millis) -> Verdict {
         let agent = self.agents.of(&plan.agent);
-        decide(&Rules { agent, document }, plan, None)
+        decide(
+            &Rules {
+                agent,
+                document,
+                now,
+            },
+            plan,
+            None,
+        )
     }
 
     /// Why nothing of this agent runs there, if so.
-    pub fn denied_outright(&self, agent: &AgentId, target: &Target) -> Option<Verdict> {
+    pub fn denied_outright(
+        &self,
+        agent: &AgentId,
+        target: &Target,
+        now: Millis,
+    ) -> Option<Verdict> {
         let rules = Rules {
             agent: self.agents.of(agent),
             document: self.document.standing(),
+            now,
         };
         denied_outright(&rules, agent.as_str(), target)
     }
@@ -258,6 +272,7 @@ impl Machine {
         let rules = Rules {
             agent: self.agents.of(&plan.agent),
             document: self.document.standing(),
+            now,
         };
         let grant = self.standing_grant(plan, now);
         judge(&rules, plan, grant.map(|g| g.id.as_str()))
@@ -309,6 +324,7 @@ impl Machine {
         let rules = Rules {
             agent,
             document: self.document.standing(),
+            now,
         };
         let grant = self.standing_grant(&plan, now);
         let (reasons, may_always) = match decide(&rules, &plan, grant.map(|g| g.id.as_str())) {
@@ -504,7 +520,7 @@ impl Machine {
             return Err(Refusal::PlanChanged);
         };
         if matches!(
-            self.verdict(self.document.standing(), plan),
+            self.verdict(self.document.standing(), plan, now),
             Verdict::Deny { .. }
         ) {
             return Err(Refusal::Cancelled("policy".to_owned()));

@@ -40,7 +40,7 @@ impl Machine {
     /// The document as it stands: whether it was ever set, its hash, itself.
     pub fn policy(&self) -> Policy {
         let (exists, document) = match &self.document {
-            Held::Absent => (false, Document::empty()),
+            Held::Absent => (false, closed()),
             Held::Valid(document) => (true, (**document).clone()),
             Held::Malformed => (true, closed()),
         };
@@ -68,10 +68,11 @@ impl Machine {
     }
 
     /// What holds for an agent's commands there, and which of its entries do not do what they look like.
-    pub fn explain(&self, agent: &AgentId, target: &Target) -> Value {
+    pub fn explain(&self, agent: &AgentId, target: &Target, now: Millis) -> Value {
         let rules = Rules {
             agent: self.agents.of(agent),
             document: self.document.standing(),
+            now,
         };
         explain(&rules, agent.as_str(), target)
     }

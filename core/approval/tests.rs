@@ -2,6 +2,7 @@ use super::*;
 use crate::auth::{Door, Proof, Scope};
 use crate::ids::DeviceId;
 use crate::plan::tests::host_plan;
+use crate::policy::Document;
 use crate::policy::{AgentPolicy, Elevated, ExecMode};
 use crate::seal::Key;
 use proptest::prelude::*;
@@ -52,7 +53,14 @@ pub(super) fn machine_with(limits: Limits) -> Machine {
         named,
         ..Agents::default()
     };
-    Machine::new(limits, agents, deciding(), vec![], vec![], None)
+    Machine::new(
+        limits,
+        agents,
+        deciding(),
+        vec![],
+        vec![],
+        Some(Ok(Document::first())),
+    )
 }
 
 pub(super) fn id(n: usize) -> ApprovalId {
@@ -449,7 +457,7 @@ fn a_freer_document_waits_for_another_connection() {
         panic!()
     };
     m.settle(step);
-    assert!(!m.policy().exists);
+    assert_eq!(m.policy().document.to_json(), Document::first());
     assert_eq!(
         say(&mut m, "a0001", Word::AllowOnce, &operator(), "c-1"),
         Err(Refusal::SelfApproval)
@@ -682,7 +690,7 @@ proptest! {
                 Act::Restart => {
                     let records = m.records.values().cloned().collect();
                     let grants = m.grants.values().cloned().collect();
-                    m = Machine::new(m.limits, m.agents.clone(), deciding(), records, grants, None);
+                    m = Machine::new(m.limits, m.agents.clone(), deciding(), records, grants, Some(Ok(Document::first())));
                     let step = m.recover(now, Millis(0));
                     m.settle(step);
                 }

@@ -2,7 +2,7 @@
 //!
 //! A body is searched for secrets and may become shorter, so it is taken out of the server's framing and goes on in one of ours.
 
-use super::head::{HOP, Header, is_named};
+use super::head::{HOP, Header, Neighbours};
 use super::reply::{AnswerError, Parts, parts};
 use super::scrub::Scrubber;
 
@@ -66,8 +66,9 @@ impl Framed {
             return Err(AnswerError::Partial);
         }
         // Nor the length of a body that does not come (HEAD, 304): it is that of one with the secrets in it.
+        let neighbours = Neighbours::of(&headers);
         let is_kept = |header: &&Header<'_>| {
-            !HOP.iter().any(|hop| header.is(hop)) && !is_named(&headers, header.name)
+            !HOP.iter().any(|hop| header.is(hop)) && !neighbours.names(header.name)
         };
         let kept = headers.iter().filter(is_kept);
         let answer = Self {

@@ -4,6 +4,7 @@
 //! ends with CR LF, a header is on one line, a body has one length. What goes on to the server is written from what was understood, so
 //! that it cannot read something else.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use super::body::Body;
@@ -254,12 +255,23 @@ pub(super) const HOP: [&str; 12] = [
     "content-length",
 ];
 
-/// Whether this header is named in a `Connection` header, and so is no more than a neighbour's.
-pub(super) fn is_named(headers: &[Header<'_>], name: &str) -> bool {
-    let lists = headers.iter().filter(|header| header.is("connection"));
-    lists
-        .flat_map(|header| header.value.split(|byte| *byte == b','))
-        .any(|word| word.trim_ascii().eq_ignore_ascii_case(name.as_bytes()))
+/// What `Connection` headers name: no more than a neighbour's. Read once: a head may hold thousands of such words.
+pub(super) struct Neighbours(BTreeSet<Vec<u8>>);
+
+impl Neighbours {
+    pub(super) fn of(headers: &[Header<'_>]) -> Self {
+        let lists = headers.iter().filter(|header| header.is("connection"));
+        let words = lists.flat_map(|header| header.value.split(|byte| *byte == b','));
+        Self(
+            words
+                .map(|word| word.trim_ascii().to_ascii_lowercase())
+                .collect(),
+        )
+    }
+
+    pub(super) fn names(&self, name: &str) -> bool {
+        !self.0.is_empty() && self.0.contains(name.to_ascii_lowercase().as_bytes())
+    }
 }
 
 /// The only header of this name.
@@ -354,10 +366,11 @@ impl Head {
         };
         let mut forward =
             format!("{method} {slash}{path} HTTP/1.1\r\nHost: {shown}\r\n").into_bytes();
+        let neighbours = Neighbours::of(headers);
         for header in headers {
             let is_ours = header.is("host") || header.is("via");
             let is_hop = HOP.iter().any(|hop| header.is(hop));
-            if !is_ours && !is_hop && !is_named(headers, header.name) {
+            if !is_ours && !is_hop && !neighbours.names(header.name) {
                 forward.extend_from_slice(header.name.as_bytes());
                 forward.extend_from_slice(b": ");
                 forward.extend_from_slice(header.value);

@@ -257,12 +257,13 @@ impl Request {
             return Err(InnerError::Path(what));
         }
         let body = head::body(&headers, is_1_1)?;
+        let neighbours = head::Neighbours::of(&headers);
         let is_kept = |header: &&Header<'_>| {
             let is_ours = OURS
                 .iter()
                 .chain(&HOP)
                 .any(|name| is_spelled(header.name, name));
-            !is_ours && !is_begun(header.name, FORWARDED) && !head::is_named(&headers, header.name)
+            !is_ours && !is_begun(header.name, FORWARDED) && !neighbours.names(header.name)
         };
         let kept = headers.iter().filter(is_kept);
         let request = Self {

@@ -215,8 +215,12 @@ pub fn number(text: &[u8], from: usize, is_first: bool) -> Option<(u8, usize)> {
         let key = digits(text, at, 6);
         let behind = at + key + between(text, at + key, |byte| matches!(byte, b'"' | b'\''));
         if key > 0 && text.get(behind) == Some(&b':') {
-            at = behind + 1;
-            at += between(text, at, |byte| matches!(byte, b' ' | b'"' | b'\''));
+            let value = behind + 1;
+            let value = value + between(text, value, |byte| matches!(byte, b' ' | b'"' | b'\''));
+            // A key only where a number follows: else it is the last one itself.
+            if digits(text, value, 1) > 0 {
+                at = value;
+            }
         }
     }
     let count = digits(text, at, 4);

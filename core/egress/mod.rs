@@ -33,7 +33,7 @@ pub use body::{Body, BodyError};
 pub use framed::{Framed, Framing, Unframed};
 pub use host::{Host, HostError, Name};
 pub use refusal::Refusal;
-pub use reply::{Answer, AnswerError};
+pub use reply::{Answer, AnswerError, MOST_HEADERS, MOST_INTERIM};
 pub use rules::{Decision, Rule, RuleError, Rules};
 pub use scrub::{MARK, Scrubber};
 pub use terminate::{LITERAL, Termination, TerminationError, Terminations, terminations};

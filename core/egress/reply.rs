@@ -1,9 +1,13 @@
 //! The head of a server's answer to a plain request: passed on without what is between neighbours, and nothing is followed.
 
-use super::head::{HOP, HeadError, Header, end_of, is_named};
+use super::head::{HOP, HeadError, Header, Neighbours, end_of};
 
 /// Longest head of an answer, in bytes.
 pub const MOST: usize = 32 * 1024;
+/// Most headers of an answer.
+pub const MOST_HEADERS: usize = 128;
+/// Most heads before the answer's own (1xx, RFC 9110 section 15.2).
+pub const MOST_INTERIM: u32 = 16;
 
 /// Why an answer is not passed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -11,6 +15,11 @@ pub enum AnswerError {
     /// It is longer than [`MOST`].
     #[error("its head is longer than {MOST} bytes")]
     TooLong,
+    /// It has more than [`MOST_HEADERS`], or more heads before its own than [`MOST_INTERIM`].
+    #[error(
+        "it has more than {MOST_HEADERS} headers, or more than {MOST_INTERIM} heads before its own"
+    )]
+    TooMany,
     /// It is no HTTP/1.
     #[error("it is not HTTP/1 as RFC 9112 has it")]
     Syntax,
@@ -72,11 +81,12 @@ impl Answer {
         let mut forward = format!("HTTP/1.1 {status} ").into_bytes();
         forward.extend_from_slice(reason);
         forward.extend_from_slice(b"\r\n");
+        let neighbours = Neighbours::of(&headers);
         for header in &headers {
             // How long the body is belongs to the client here: the body is passed on as it comes.
             let is_framing = header.is("content-length") || header.is("transfer-encoding");
             let is_hop = HOP.iter().any(|hop| header.is(hop)) && !is_framing;
-            if !is_hop && (is_framing || !is_named(&headers, header.name)) {
+            if !is_hop && (is_framing || !neighbours.names(header.name)) {
                 forward.extend_from_slice(header.name.as_bytes());
                 forward.extend_from_slice(b": ");
                 forward.extend_from_slice(header.value);
@@ -120,7 +130,14 @@ pub(super) fn parts(bytes: &[u8]) -> Result<Option<Parts<'_>>, AnswerError> {
     if status == 101 {
         return Err(AnswerError::Switch);
     }
-    let headers: Result<Vec<_>, _> = lines.map(Header::read).collect();
+    let headers: Result<Vec<_>, _> = lines
+        .by_ref()
+        .take(MOST_HEADERS)
+        .map(Header::read)
+        .collect();
+    if lines.next().is_some() {
+        return Err(AnswerError::TooMany);
+    }
     Ok(Some(Parts {
         status,
         reason,

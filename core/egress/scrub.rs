@@ -62,12 +62,10 @@ impl Scrubber {
             let shortest = super::terminate::SHORTEST;
             // Without the line's end that a file has.
             add(bytes.trim_ascii(), shortest);
-            // `user:password` of Basic: servers show one of the two, and a password may have colons.
-            let mut rest = bytes;
-            while let Some(colon) = rest.iter().position(|byte| *byte == b':') {
-                add(rest[..colon].trim_ascii(), shortest);
-                rest = &rest[colon + 1..];
-                add(rest.trim_ascii(), shortest);
+            // `user:password` of Basic: servers show one of the two. The first colon parts them (RFC 7617, section 2).
+            if let Some(colon) = bytes.iter().position(|byte| *byte == b':') {
+                add(bytes[..colon].trim_ascii(), shortest);
+                add(bytes[colon + 1..].trim_ascii(), shortest);
             }
         }
         all.sort_by_key(|secret| std::cmp::Reverse(secret.len()));

@@ -16,6 +16,7 @@ use crate::policy::{
     AgentPolicy, Document, Elevated, ExecMode, Judgement, Reason, Rules, Ruling, Settings,
     Standing, judge,
 };
+use crate::time::Millis;
 
 /// What the node's owner lets its gateway change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -205,15 +206,16 @@ impl Local {
     }
 
     /// What is said of a command that this machine has opened. A plan for the host, as the node's own runs have it.
-    pub fn judge(&self, plan: &ExecPlan) -> Judgement {
+    pub fn judge(&self, plan: &ExecPlan, now: Millis) -> Judgement {
         let document = match self {
-            Self::Absent => Ok(None),
-            Self::Valid(policy) => policy.document(plan.agent.as_str()).map(Some),
+            Self::Absent => {
+                Document::parse(Document::first()).map_err(|e| LocalError(e.to_string()))
+            }
+            Self::Valid(policy) => policy.document(plan.agent.as_str()),
             Self::Malformed(why) => Err(LocalError(why.clone())),
         };
         let standing = match &document {
-            Ok(None) => Standing::Absent,
-            Ok(Some(document)) => Standing::Valid(document),
+            Ok(document) => Standing::Valid(document),
             Err(_) => Standing::Malformed,
         };
         let rules = Rules {
@@ -223,8 +225,12 @@ impl Local {
                 elevated: Elevated::Unasked,
             },
             document: standing,
+            now,
         };
         let mut said = judge(&rules, plan, None);
+        if matches!(self, Self::Absent) {
+            "document:absent".clone_into(&mut said.rule);
+        }
         if said.rule.starts_with("config:") {
             said.rule = format!("document:{}.mode=full", plan.agent);
         }
@@ -299,7 +305,7 @@ mod tests {
     }
 
     fn verdict(local: &Local, plan: &ExecPlan) -> Ruling {
-        local.judge(plan).verdict
+        local.judge(plan, Millis(0)).verdict
     }
 
     #[test]
@@ -323,7 +329,7 @@ mod tests {
         ] {
             let read = local(malformed.clone());
             assert_eq!(read.word(), "malformed", "{malformed}");
-            let said = read.judge(&uname);
+            let said = read.judge(&uname, Millis(0));
             assert_eq!(said.verdict, Ruling::Deny, "{malformed}");
             assert!(said.reasons.iter().any(|r| r.id == "malformed"), "{said:?}");
             assert_eq!(read.remote_edit(), RemoteEdit::Deny);
@@ -377,7 +383,7 @@ mod tests {
         let mut env = sh.clone();
         env.argv = ["env", "uname"].map(str::to_owned).to_vec();
         for refused in [&uname, &sh, &env] {
-            let said = refuses.judge(refused);
+            let said = refuses.judge(refused, Millis(0));
             assert_eq!(said.verdict, Ruling::Deny, "{:?}", refused.argv);
             assert!(said.rule.starts_with("deny:"), "{said:?}");
         }
@@ -399,7 +405,7 @@ mod tests {
             "version": 1, "approvers": [key], "defaults": { "mode": "full" }, "remote_edit": "ask",
         });
         let said = local(named.clone());
-        let judged = said.judge(&plan(&["uname"]));
+        let judged = said.judge(&plan(&["uname"]), Millis(0));
         assert_eq!(
             (judged.verdict, judged.rule.as_str()),
             (Ruling::Ask, "document:approvers")

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::encode::Writer;
-use super::{ExecPlan, HostFile, PlanError, Target, field, is_canonical_path};
+use super::{ExecPlan, Executable, HostFile, PlanError, Target, field, is_canonical_path};
 use crate::ids::Hash32;
 
 /// Most words of one plan that are looked at as files.
@@ -127,6 +127,31 @@ impl Operand {
 }
 
 impl ExecPlan {
+    /// Said of the command itself: its program is a sealed copy ([`Self::program_may_change`]), or its folder
+    /// ([`Self::folder_may_change`]) is not root's alone.
+    fn is_of_itself(&self, operand: &Operand) -> bool {
+        match (&operand.held, operand.from, &self.executable) {
+            (
+                Held::Copied(copy),
+                0,
+                Executable::Host(file) | Executable::HostScript { script: file, .. },
+            ) => copy == file,
+            (Held::Open { path, why }, 1, _) => *path == self.cwd && *why == Unkept::Changeable,
+            _ => false,
+        }
+    }
+
+    /// Can others than root make its program, or what reads its script, another one? The one that was looked at runs, as a
+    /// copy; the next plan may have another under the same name.
+    pub fn program_may_change(&self) -> bool {
+        self.operands.iter().any(|o| (o.index, o.from) == (0, 0))
+    }
+
+    /// Does it start what its working folder's configuration names, and can others than root change that?
+    pub fn folder_may_change(&self) -> bool {
+        self.operands.iter().any(|o| (o.index, o.from) == (0, 1))
+    }
+
     pub(super) fn validate_operands(&self) -> Result<(), PlanError> {
         if self.operands.is_empty() {
             return Ok(());
@@ -142,7 +167,7 @@ impl ExecPlan {
                 .all(|w| (w[0].index, w[0].from) < (w[1].index, w[1].from))
             && self.operands.iter().all(|o| {
                 let begins = usize::try_from(o.from).unwrap_or(usize::MAX);
-                o.index > 0
+                (o.index > 0 || self.is_of_itself(o))
                     && word(o).is_some_and(|w| begins < w.len() && w.is_char_boundary(begins))
                     && is_canonical_path(o.held.path())
             });

@@ -1,7 +1,9 @@
 //! A plan that starts other commands: refused if one of them is, listed if each of them is and each is pinned in the plan.
 
+use super::args::is_operators;
 use super::command::{CommandKind, base, kind_of};
 use super::document::{Document, Entry};
+use super::perhaps::perhaps;
 use super::reads::{Reading, is_known_plain, words};
 use super::through::{
     Role, Started, commands, is_shell_file, is_wrapper_file, may_be_looked_through,
@@ -11,6 +13,7 @@ use crate::plan::{
     EnvValue, ExecPlan, Executable, HOST_PATH, Held, HostFile, Stdin, Target, is_canonical_path,
     is_harmless,
 };
+use crate::time::Millis;
 
 /// Programs of the system that take their input as data, beside those that start nothing anyway.
 const READ_DATA: &[&str] = &["sort", "sed", "tee", "gzip", "gunzip", "zcat", "split"];
@@ -21,10 +24,10 @@ pub(super) fn listed(rules: &Rules<'_>, plan: &ExecPlan) -> Option<String> {
         return None;
     };
     let agent = plan.agent.as_str();
-    if let Some(entry) = document.listing(agent, plan) {
+    if let Some(entry) = document.listing(agent, plan, rules.now) {
         return Some(format!("list:{}", entry.name()));
     }
-    let entries = Chain::of(plan)?.entries(document)?;
+    let entries = Chain::of(plan)?.entries(document, rules.now)?;
     let mut names: Vec<&str> = Vec::new();
     for entry in &entries {
         if !names.contains(&entry.name()) {
@@ -51,6 +54,8 @@ impl<'a> Chain<'a> {
         if plan.target != Target::Host
             || plan.stdin != Stdin::None
             || plan.tty.is_some()
+            || plan.program_may_change()
+            || plan.folder_may_change()
             || !may_be_looked_through(&plan.argv)
         {
             return None;
@@ -77,7 +82,7 @@ impl<'a> Chain<'a> {
             };
             let is_what_it_says = match started.role {
                 Role::Wrapper | Role::Builtin => is_wrapper_file(&started.argv[0], &file.path),
-                Role::Shell => is_shell_file(&file.path),
+                Role::Shell => is_shell_file(&started.argv[0], &file.path),
                 Role::Command => true,
                 Role::Guess => false,
             };
@@ -90,12 +95,12 @@ impl<'a> Chain<'a> {
     }
 
     /// Of each command, the entry that lets it pass: none if one has none.
-    fn entries<'d>(&self, document: &'d Document) -> Option<Vec<&'d Entry>> {
+    fn entries<'d>(&self, document: &'d Document, now: Millis) -> Option<Vec<&'d Entry>> {
         let entries: Option<Vec<&Entry>> = self
             .links
             .iter()
             .filter(|(started, _)| matches!(started.role, Role::Command | Role::Builtin))
-            .map(|(started, file)| self.entry(document, started, file))
+            .map(|(started, file)| self.entry(document, started, file, now))
             .collect();
         entries.filter(|entries| !entries.is_empty())
     }
@@ -105,9 +110,10 @@ impl<'a> Chain<'a> {
         &self,
         document: &'d Document,
         started: &Started,
+        now: Millis,
     ) -> Option<&'d Entry> {
         let known = self.links.iter().find(|(known, _)| known == started);
-        known.and_then(|(started, file)| self.entry(document, started, file))
+        known.and_then(|(started, file)| self.entry(document, started, file, now))
     }
 
     fn entry<'d>(
@@ -115,13 +121,14 @@ impl<'a> Chain<'a> {
         document: &'d Document,
         started: &Started,
         file: &HostFile,
+        now: Millis,
     ) -> Option<&'d Entry> {
         let alone = self.alone(started, file);
         // What it reads as code is in no plan here.
-        if kind_of(&alone) == CommandKind::Runner {
+        if kind_of(&alone) == CommandKind::Runner && !is_operators(&file.path) {
             return None;
         }
-        document.listing(self.plan.agent.as_str(), &alone)
+        document.listing(self.plan.agent.as_str(), &alone, now)
     }
 
     /// The command as if it were a plan of its own.
@@ -161,11 +168,26 @@ fn is_steady(plan: &ExecPlan) -> bool {
     }) && plan.env.contains_key("PATH")
 }
 
+/// By its whole form: behind `@` or `;` another set of characters may stand, and what a system does not know it looks for
+/// without its end.
 fn is_known_locale(value: &str) -> bool {
-    let charset = value
-        .rsplit_once('.')
-        .map(|(_, charset)| charset.to_ascii_lowercase());
-    matches!(value, "" | "C" | "POSIX") || matches!(charset.as_deref(), Some("utf-8" | "utf8"))
+    if matches!(value, "" | "C" | "POSIX") {
+        return true;
+    }
+    let Some((language, charset)) = value.split_once('.') else {
+        return false;
+    };
+    let of = |text: &str, range: std::ops::RangeInclusive<usize>, is: fn(&u8) -> bool| {
+        range.contains(&text.len()) && text.as_bytes().iter().all(is)
+    };
+    let is_language = match language.split_once('_') {
+        Some((language, country)) => {
+            of(language, 2..=3, u8::is_ascii_lowercase)
+                && of(country, 2..=2, u8::is_ascii_uppercase)
+        }
+        None => language == "C",
+    };
+    is_language && matches!(charset, "UTF-8" | "utf-8" | "UTF8" | "utf8")
 }
 
 /// The entry that refuses something of this plan, and what.
@@ -178,13 +200,28 @@ pub(super) fn refused<'a>(rules: &Rules<'a>, plan: &ExecPlan) -> Option<(&'a Ent
         return None;
     }
     let own = plan.executable.path();
-    for (at, started) in commands(&plan.argv, own).list.into_iter().enumerate() {
-        if let Some(entry) = refusing(document, plan, &started, own.filter(|_| at == 0)) {
-            let name = started.argv.into_iter().next().unwrap_or_default();
-            return Some((entry, name));
-        }
+    let found = commands(&plan.argv, own);
+    let named = |started: &Started, own: Option<&str>| {
+        let entry = refusing(document, plan, started, own)?;
+        Some((entry, started.argv.first().cloned().unwrap_or_default()))
+    };
+    let mut all = found.list.iter().enumerate();
+    let sure = all.find_map(|(at, started)| named(started, own.filter(|_| at == 0)));
+    if sure.is_some() || found.why.is_empty() {
+        return sure;
     }
-    None
+    // Where it is not clear what is started, whatever may be it counts.
+    let perhaps = found.list.iter().flat_map(|started| perhaps(&started.argv));
+    perhaps.into_iter().find_map(|argv| {
+        let started = Started {
+            argv,
+            place: None,
+            role: Role::Guess,
+            piped: false,
+            through: Vec::new(),
+        };
+        named(&started, None)
+    })
 }
 
 /// The entry that refuses one of its commands.
@@ -205,8 +242,17 @@ pub(super) fn refusing<'a>(
         paths.extend(folders.map(|folder| format!("{folder}/{}", base(name))));
     } else if is_canonical_path(name) {
         paths.push(name.clone());
-    } else if !name.starts_with('/') {
+    } else {
         paths.extend(joined(&plan.cwd, name));
+    }
+    // What one spelling names in a folder of the system is found in each of them that is it by another name.
+    for path in paths.clone() {
+        if let Some((folder, name)) = path.rsplit_once('/')
+            && HOST_PATH.split(':').any(|known| known == folder)
+        {
+            let folders = HOST_PATH.split(':');
+            paths.extend(folders.map(|folder| format!("{folder}/{name}")));
+        }
     }
     document.denying(plan.agent.as_str(), &paths, &started.argv, &plan.cwd)
 }
@@ -223,9 +269,10 @@ pub(super) fn file_of<'a>(plan: &'a ExecPlan, started: &Started) -> Option<&'a H
     }
 }
 
-/// A relative name below a folder, as text.
+/// A name as one path, by its text: a relative one below a folder.
 fn joined(cwd: &str, name: &str) -> Option<String> {
-    let mut parts: Vec<&str> = cwd.split('/').filter(|part| !part.is_empty()).collect();
+    let base = if name.starts_with('/') { "/" } else { cwd };
+    let mut parts: Vec<&str> = base.split('/').filter(|part| !part.is_empty()).collect();
     for part in name.split('/') {
         match part {
             "" | "." => {}

@@ -369,6 +369,11 @@ pub fn kind_of_command(executable: &Executable, argv: &[String]) -> CommandKind 
     }
 }
 
+/// Does a program that is called so start what the configuration of the folder names in which it runs?
+pub fn reads_its_folder(name: &str) -> bool {
+    matches!(stem(base(name)).as_str(), "git" | "hg" | "svn")
+}
+
 pub(super) fn base(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }

@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Mode;
+use super::args::ArgWords;
 use super::list::{ArgPattern, PathPattern, listed_path};
+use super::{ExecMode, Mode};
 use crate::display;
 use crate::ids::{AgentId, Hash32};
-use crate::plan::{ExecPlan, Stdin};
+use crate::plan::{ExecPlan, Executable, Stdin, Target, is_canonical_path};
+use crate::time::Millis;
 
 /// Most bytes of a document.
 pub const MAX_DOCUMENT: usize = 256 << 10;
@@ -96,6 +98,9 @@ struct RawSocket {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct RawSettings {
+    /// Ours: `security` and `ask` in one word; read, and kept as those.
+    #[serde(default, skip_serializing)]
+    mode: Option<ExecMode>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     security: Option<Security>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -109,6 +114,9 @@ struct RawSettings {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct RawAgent {
+    /// Ours, as in the defaults.
+    #[serde(default, skip_serializing)]
+    mode: Option<ExecMode>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     security: Option<Security>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -138,6 +146,24 @@ struct RawEntry {
     command_text: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     arg_pattern: Option<String>,
+    /// Ours: the words after the name, each by itself; in place of `argPattern`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    args: Option<Vec<String>>,
+    /// Ours: the exact folder that it runs in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cwd: Option<String>,
+    /// Ours: the file's SHA-256, as hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sha256: Option<String>,
+    /// Ours: the digest of the image that the file is in; a command in a sandbox of that image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    image: Option<String>,
+    /// Ours: only there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    only_in: Option<Where>,
+    /// Ours: until this time (RFC 3339, with its offset).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    until: Option<String>,
     /// Ours: also where its standard input is open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     stdin: Option<bool>,
@@ -152,12 +178,28 @@ struct RawEntry {
     last_resolved_path: Option<String>,
 }
 
+/// Where an entry holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Where {
+    /// In the sandbox, never outside.
+    Sandbox,
+    /// On the gateway's machine, outside the sandbox.
+    Host,
+}
+
 /// One checked entry of an agent's list.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Entry {
     name: String,
     path: PathPattern,
     args: Option<ArgPattern>,
+    words: Option<ArgWords>,
+    cwd: Option<String>,
+    sha256: Option<Hash32>,
+    image: Option<String>,
+    only_in: Option<Where>,
+    until: Option<Millis>,
     stdin: bool,
     tty: bool,
 }
@@ -176,6 +218,68 @@ impl Entry {
         self.args.as_ref()
     }
 
+    pub(super) const fn arg_words(&self) -> Option<&ArgWords> {
+        self.words.as_ref()
+    }
+
+    /// Does it say all arguments?
+    pub(super) fn is_exact(&self) -> bool {
+        self.args.is_some() || self.words.as_ref().is_some_and(ArgWords::is_exact)
+    }
+
+    /// Does it say which bytes the file has?
+    pub(super) const fn has_digest(&self) -> bool {
+        self.sha256.is_some()
+    }
+
+    /// Does it name a folder?
+    pub(super) fn has_cwd(&self) -> bool {
+        self.cwd.is_some() || self.args.as_ref().is_some_and(ArgPattern::has_cwd)
+    }
+
+    pub(super) fn covers_args(&self, argv: &[String], cwd: &str) -> bool {
+        self.args
+            .as_ref()
+            .is_none_or(|args| args.matches(argv, cwd))
+            && self.words.as_ref().is_none_or(|words| words.matches(argv))
+            && self.cwd.as_ref().is_none_or(|own| own == cwd)
+    }
+
+    /// Does it hold at this time, there, and for this very file?
+    pub(super) fn holds(&self, plan: &ExecPlan, now: Millis) -> bool {
+        let is_there = match self.only_in {
+            None => true,
+            Some(Where::Sandbox) => plan.target == Target::Sandbox,
+            Some(Where::Host) => plan.target == Target::Host,
+        };
+        let is_file = match (&self.sha256, &plan.executable) {
+            (None, _) => true,
+            (Some(own), Executable::Host(file) | Executable::HostScript { script: file, .. }) => {
+                *own == file.sha256
+            }
+            (Some(_), _) => false,
+        };
+        let is_image = match (&self.image, &plan.executable) {
+            (None, _) => true,
+            (Some(own), Executable::Image { digest, .. }) => own == digest,
+            (Some(_), _) => false,
+        };
+        is_there && is_file && is_image && self.is_on(now)
+    }
+
+    /// Has its time not passed?
+    pub(super) fn is_on(&self, now: Millis) -> bool {
+        self.until.is_none_or(|until| now < until)
+    }
+
+    /// What it says beside path and arguments, for a person: `until …`, `only in the sandbox`.
+    pub(super) fn conditions(&self) -> Value {
+        serde_json::json!({
+            "words": self.words.as_ref().map(ArgWords::words), "cwd": self.cwd, "sha256": self.sha256, "image": self.image,
+            "onlyIn": self.only_in, "until": self.until,
+        })
+    }
+
     /// Does it speak of commands that take input later? Path and arguments say nothing about that.
     pub(super) fn covers_input(&self, plan: &ExecPlan) -> bool {
         (self.stdin || plan.stdin == Stdin::None) && (self.tty || plan.tty.is_none())
@@ -183,7 +287,25 @@ impl Entry {
 
     /// Does it let pass all that the other does, under whatever name?
     pub(super) fn covers(&self, other: &Self) -> bool {
-        self.path == other.path && self.args == other.args && self.covers_flags(other)
+        self.path == other.path
+            && self.args == other.args
+            && self.words == other.words
+            && self.covers_rest(other)
+    }
+
+    /// Does it hold wherever and whenever the other does, path and arguments apart?
+    pub(super) fn covers_rest(&self, other: &Self) -> bool {
+        fn wider<T: PartialEq>(own: Option<&T>, of: Option<&T>) -> bool {
+            own.is_none() || own == of
+        }
+        wider(self.cwd.as_ref(), other.cwd.as_ref())
+            && wider(self.sha256.as_ref(), other.sha256.as_ref())
+            && wider(self.image.as_ref(), other.image.as_ref())
+            && wider(self.only_in.as_ref(), other.only_in.as_ref())
+            && self
+                .until
+                .is_none_or(|own| other.until.is_some_and(|of| of <= own))
+            && self.covers_flags(other)
     }
 
     pub(super) const fn covers_flags(&self, other: &Self) -> bool {
@@ -227,11 +349,11 @@ impl List {
         }
     }
 
-    fn first(&self, plan: &ExecPlan) -> Option<&Entry> {
+    fn first(&self, plan: &ExecPlan, now: Millis) -> Option<&Entry> {
         let exact = self.exact.get(listed_path(plan)?);
         let first = |places: &[usize]| {
             let mut places = places.iter().copied();
-            places.find(|at| self.entries[*at].matches(plan))
+            places.find(|at| self.entries[*at].matches(plan, now))
         };
         let exact = exact.and_then(|places| first(places));
         let at = match (exact, first(&self.stars)) {
@@ -243,6 +365,15 @@ impl List {
 }
 
 impl Document {
+    /// What a new state begins with, written out: the listed runs, a miss asks, and nothing is listed.
+    pub fn first() -> Value {
+        serde_json::json!({
+            "version": 1,
+            "defaults": { "security": "allowlist", "ask": "on-miss", "askFallback": "deny" },
+            "agents": {},
+        })
+    }
+
     /// The empty one: every setting is the built-in one.
     pub fn empty() -> Self {
         let raw = Raw {
@@ -267,13 +398,24 @@ impl Document {
         if size > MAX_DOCUMENT {
             return Err(DocumentError("the document is over 256 KiB".to_owned()));
         }
-        let raw: Raw = serde_json::from_value(value)
+        let mut raw: Raw = serde_json::from_value(value)
             .map_err(|e| DocumentError(display::visible(&e.to_string()).into_owned()))?;
         if raw.version != 1 {
             return Err(DocumentError("version must be 1".to_owned()));
         }
         if raw.agents.len() > MAX_AGENTS {
             return Err(DocumentError("more than 256 agents".to_owned()));
+        }
+        let defaults = &mut raw.defaults;
+        in_one_word(
+            "defaults",
+            &mut defaults.mode,
+            &mut defaults.security,
+            &mut defaults.ask,
+        )?;
+        for (id, agent) in &mut raw.agents {
+            let place = format!("agents.{}", display::visible(id));
+            in_one_word(&place, &mut agent.mode, &mut agent.security, &mut agent.ask)?;
         }
         check_settings(
             "defaults",
@@ -292,6 +434,11 @@ impl Document {
             }
             let read = |name: &str, raw: &[RawEntry]| list(&format!("{place}.{name}"), raw);
             lists.insert(id.clone(), read("allowlist", &agent.allowlist)?);
+            if let Some(at) = agent.denylist.iter().position(RawEntry::is_conditional) {
+                return Err(DocumentError(format!(
+                    "{place}.denylist[{at}]: a refused command is named by pattern and argPattern alone; what it is otherwise, it is refused too"
+                )));
+            }
             if !agent.denylist.is_empty() {
                 denied.insert(id.clone(), read("denylist", &agent.denylist)?);
             }
@@ -404,17 +551,14 @@ impl Document {
         });
         let at = exact
             .chain(stars)
-            .filter(|at| {
-                let args = list.entries[**at].arg_pattern();
-                args.is_none_or(|args| args.matches(argv, cwd))
-            })
+            .filter(|at| list.entries[**at].covers_args(argv, cwd))
             .min()?;
         list.entries.get(*at)
     }
 
     /// The first entry of an agent's list that lets the plan pass.
-    pub fn listing(&self, agent: &str, plan: &ExecPlan) -> Option<&Entry> {
-        self.lists.get(agent)?.first(plan)
+    pub fn listing(&self, agent: &str, plan: &ExecPlan, now: Millis) -> Option<&Entry> {
+        self.lists.get(agent)?.first(plan, now)
     }
 }
 
@@ -427,6 +571,31 @@ fn list(place: &str, raw: &[RawEntry]) -> Result<List, DocumentError> {
     };
     let entries: Result<Vec<Entry>, DocumentError> = raw.iter().enumerate().map(read).collect();
     Ok(List::new(entries?))
+}
+
+/// A mode, as the two settings that it stands for.
+fn in_one_word(
+    place: &str,
+    mode: &mut Option<ExecMode>,
+    security: &mut Option<Security>,
+    ask: &mut Option<WhenAsk>,
+) -> Result<(), DocumentError> {
+    let Some(mode) = mode.take() else {
+        return Ok(());
+    };
+    if security.is_some() || ask.is_some() {
+        return Err(DocumentError(format!(
+            "{place}.mode says what security and ask say: one of them"
+        )));
+    }
+    let (says, when) = match mode {
+        ExecMode::Deny => (Security::Deny, WhenAsk::OnMiss),
+        ExecMode::Allowlist => (Security::Allowlist, WhenAsk::Off),
+        ExecMode::Ask => (Security::Allowlist, WhenAsk::OnMiss),
+        ExecMode::Full => (Security::Full, WhenAsk::Off),
+    };
+    (*security, *ask) = (Some(says), Some(when));
+    Ok(())
 }
 
 fn check_settings(
@@ -459,6 +628,40 @@ fn entry(raw: &RawEntry) -> Result<Entry, String> {
         .as_deref()
         .map(ArgPattern::parse)
         .transpose()?;
+    let words = raw.args.as_deref().map(ArgWords::parse).transpose()?;
+    if args.is_some() && words.is_some() {
+        return Err("args and argPattern say the same twice: one of them".to_owned());
+    }
+    if args.as_ref().is_some_and(ArgPattern::has_cwd) && raw.cwd.is_some() {
+        return Err("cwd and the cwd of argPattern say the same twice: one of them".to_owned());
+    }
+    if raw.cwd.as_ref().is_some_and(|cwd| !is_canonical_path(cwd)) {
+        return Err("cwd is an absolute path without `.`, `..` or doubled `/`".to_owned());
+    }
+    let sha256 = match raw.sha256.clone().map(Hash32::try_from) {
+        None => None,
+        Some(Ok(hash)) => Some(hash),
+        Some(Err(_)) => return Err("sha256 is 64 hexadecimal digits".to_owned()),
+    };
+    let until = raw.until.as_deref().map(moment).transpose()?;
+    let is_digest = |text: &String| {
+        text.strip_prefix("sha256:")
+            .is_some_and(|digits| Hash32::try_from(digits.to_owned()).is_ok())
+    };
+    if raw.image.as_ref().is_some_and(|image| !is_digest(image)) {
+        return Err("image is the digest of one, `sha256:` and 64 hexadecimal digits".to_owned());
+    }
+    if raw.image.is_some() && (sha256.is_some() || raw.only_in == Some(Where::Host)) {
+        return Err(
+            "what an image holds runs in the sandbox, and its digest says which file it is"
+                .to_owned(),
+        );
+    }
+    if sha256.is_some() && raw.only_in == Some(Where::Sandbox) {
+        return Err(
+            "of a file in a sandbox the image's digest is known: image, not sha256".to_owned(),
+        );
+    }
     let (stdin, tty) = (raw.stdin == Some(true), raw.tty == Some(true));
     let name = raw.id.clone().unwrap_or_else(|| {
         let mut said = format!(
@@ -468,6 +671,17 @@ fn entry(raw: &RawEntry) -> Result<Entry, String> {
         );
         for (word, is) in [("\0stdin", stdin), ("\0tty", tty)] {
             said.push_str(if is { word } else { "" });
+        }
+        if raw.is_conditional() {
+            let all = serde_json::json!([
+                raw.args,
+                raw.cwd,
+                raw.sha256,
+                raw.image,
+                raw.only_in,
+                raw.until
+            ]);
+            said.push_str(&all.to_string());
         }
         Hash32::of(said.as_bytes())
             .to_string()
@@ -479,7 +693,48 @@ fn entry(raw: &RawEntry) -> Result<Entry, String> {
         name,
         path,
         args,
+        words,
+        cwd: raw.cwd.clone(),
+        sha256,
+        image: raw.image.clone(),
+        only_in: raw.only_in,
+        until,
         stdin,
         tty,
     })
+}
+
+/// A moment as people write it.
+fn moment(text: &str) -> Result<Millis, &'static str> {
+    const WANTED: &str = "until is a time with its offset, as 2027-01-31T18:00:00Z";
+    let read: toml::value::Datetime = text.parse().map_err(|_| WANTED)?;
+    let (Some(date), Some(time), Some(offset)) = (read.date, read.time, read.offset) else {
+        return Err(WANTED);
+    };
+    // Days since 1970, of the calendar that begins its year with March.
+    let (year, month) = (i64::from(date.year), i64::from(date.month));
+    let year = if month > 2 { year } else { year - 1 };
+    let day = (153 * ((month + 9) % 12) + 2) / 5 + i64::from(date.day) - 1;
+    let days = 365 * year + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400) + day
+        - 719_468;
+    let minutes = match offset {
+        toml::value::Offset::Z => 0,
+        toml::value::Offset::Custom { minutes } => i64::from(minutes),
+    };
+    let seconds = ((days * 24 + i64::from(time.hour)) * 60 + i64::from(time.minute) - minutes) * 60
+        + i64::from(time.second.unwrap_or(0));
+    let ms = u64::try_from(seconds).map_err(|_| WANTED)? * 1_000;
+    Ok(Millis(ms))
+}
+
+impl RawEntry {
+    /// Says it more than the peer's entries can?
+    const fn is_conditional(&self) -> bool {
+        self.args.is_some()
+            || self.cwd.is_some()
+            || self.sha256.is_some()
+            || self.image.is_some()
+            || self.only_in.is_some()
+            || self.until.is_some()
+    }
 }

@@ -15,7 +15,7 @@ pub fn explain(rules: &Rules<'_>, agent: &str, target: &Target) -> Value {
     if let Standing::Valid(document) = rules.document {
         allow = document.entries(agent).map(entry_json).collect();
         deny = document.denied(agent).map(entry_json).collect();
-        findings = lint(document);
+        findings = lint(document, rules.now);
         findings.retain(|finding| finding.agent == agent);
     }
     json!({
@@ -36,5 +36,6 @@ pub fn entry_json(entry: &Entry) -> Value {
         "id": entry.name(),
         "pattern": entry.path_pattern().as_str(),
         "args": entry.arg_pattern().map(super::ArgPattern::to_json),
+        "conditions": entry.conditions(),
     })
 }

@@ -9,7 +9,7 @@ use super::reads::{Reading, words};
 use super::through::{Role, commands};
 use super::{
     Answer, Elevated, ExecMode, Mode, Reason, Rules, Security, Settings, Standing, Verdict,
-    WhenAsk, decide, effective,
+    WhenAsk, decide, effective, reads_its_folder,
 };
 use crate::codes::ELEVATED_DISABLED;
 use crate::ids::{AgentId, Hash32};
@@ -110,7 +110,8 @@ pub fn sources(rules: &Rules<'_>, agent: &str, target: &Target) -> Vec<Source> {
     };
     let exec = format!("config:agents.{agent}.exec={exec}");
     let mut all = vec![source(exec, rules.agent.exec.mode())];
-    if *target == Target::Sandbox {
+    let is_read = matches!(rules.document, Standing::Valid(_));
+    if *target == Target::Sandbox && is_read {
         return all;
     }
     let elevated = match rules.agent.elevated {
@@ -135,7 +136,7 @@ pub fn sources(rules: &Rules<'_>, agent: &str, target: &Target) -> Vec<Source> {
         format!("document:{agent}.security={security},ask={ask}")
     };
     let (rule, mode) = match rules.document {
-        Standing::Absent => ("document:absent".to_owned(), Settings::BUILT_IN.mode()),
+        Standing::Absent => ("document:absent".to_owned(), Mode::DENY),
         Standing::Malformed => ("document:malformed".to_owned(), Mode::DENY),
         Standing::Valid(document) => {
             let settings = document.settings(agent);
@@ -219,7 +220,7 @@ fn judged(rules: &Rules<'_>, plan: &ExecPlan, whole: Ruling, rule: &str) -> Vec<
         let named = own.filter(|_| at == 0);
         let refusing = document.and_then(|d| chain::refusing(d, plan, &started, named));
         let entry = document.zip(chain.as_ref()).and_then(|(document, chain)| {
-            let entry = chain.entry_of(document, &started)?;
+            let entry = chain.entry_of(document, &started, rules.now)?;
             Some(format!("list:{}", entry.name()))
         });
         let (verdict, rule) = if let Some(entry) = refusing {
@@ -281,7 +282,28 @@ pub fn preview(
     };
     let mut operands = Vec::new();
     if *target == Target::Host {
+        if let Executable::Host(file) = &executable
+            && find(name).is_some_and(|found| !found.fixed)
+        {
+            operands.push(Operand {
+                index: 0,
+                from: 0,
+                held: Held::Copied(file.clone()),
+            });
+        }
         let found = commands(argv, executable.path());
+        let mut names = found.list.iter().filter_map(|started| started.argv.first());
+        let reads = names.any(|name| reads_its_folder(name));
+        if reads && find(cwd).is_some_and(|folder| !folder.fixed) {
+            operands.push(Operand {
+                index: 0,
+                from: 1,
+                held: Held::Open {
+                    path: cwd.to_owned(),
+                    why: Unkept::Changeable,
+                },
+            });
+        }
         for word in words(&executable, argv) {
             let named = found
                 .list

@@ -2,11 +2,15 @@
 
 use serde::Serialize;
 
+use super::args::{ArgWords, is_operators};
 use super::command::{CommandKind, base, kind_of_name};
 use super::document::{Document, Entry};
+use super::list::is_of_packages;
 use super::reads::is_data_name;
+use super::simple::is_simple_path;
 use super::{Answer, Mode};
 use crate::plan::HOST_PATH;
+use crate::time::Millis;
 
 /// One of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -15,14 +19,14 @@ pub struct Finding {
     pub agent: String,
     /// Which entry; nothing: the agent's settings.
     pub entry: Option<String>,
-    /// Stable: `matches-nothing`, `covered`, `refused`, `allows-shell`, `few-of-a-folder`, `no-effect`.
+    /// Stable: `matches-nothing`, `covered`, `refused`, `allows-shell`, `allows-anything`, `few-of-a-folder`, `no-effect`.
     pub id: &'static str,
     /// For a person.
     pub text: String,
 }
 
 /// Looks through a document.
-pub fn lint(document: &Document) -> Vec<Finding> {
+pub fn lint(document: &Document, now: Millis) -> Vec<Finding> {
     let mut found = Vec::new();
     for agent in document.agents() {
         let entries: Vec<&Entry> = document.entries(agent).collect();
@@ -45,8 +49,17 @@ pub fn lint(document: &Document) -> Vec<Finding> {
             add(None, "no-effect", text.to_owned());
         }
         for (at, entry) in entries.iter().enumerate() {
-            if let Some(why) = matches_nothing(entry) {
+            if !entry.is_on(now) {
+                let text = "Its time has passed: it allows nothing any more.";
+                add(Some(entry), "matches-nothing", text.to_owned());
+            } else if let Some(why) = matches_nothing(entry) {
                 add(Some(entry), "matches-nothing", why.to_owned());
+            } else if is_operators(entry.path_pattern().as_str()) && !entry.is_exact() {
+                let text = format!(
+                    "{} does for whoever calls it what its service and its files let it: often as much as root's own hand. Say the words that it may be called with (args).",
+                    entry.path_pattern().as_str()
+                );
+                add(Some(entry), "allows-anything", text);
             } else if kind_of_entry(entry) == CommandKind::Runner {
                 let text = format!(
                     "{} runs code: whoever can write what it reads decides what that is.",
@@ -90,17 +103,34 @@ fn kind_of_entry(entry: &Entry) -> CommandKind {
 }
 
 fn matches_nothing(entry: &Entry) -> Option<&'static str> {
-    let is_exact = entry.path_pattern().is_exact();
-    match kind_of_entry(entry) {
-        CommandKind::Tool | CommandKind::Runner if !is_exact => {
+    let path = entry.path_pattern();
+    let kind = kind_of_entry(entry);
+    let is_open = entry.arg_words().is_some_and(|words| !words.is_exact());
+    match kind {
+        CommandKind::Tool | CommandKind::Runner if !path.is_exact() => {
             Some("What starts other programs is named by its exact path only.")
         }
-        CommandKind::Tool if entry.arg_pattern().is_none() => Some(
+        CommandKind::Tool | CommandKind::Runner if is_operators(path.as_str()) => {
+            let has_verb = entry.arg_words().is_none_or(ArgWords::has_verb);
+            (!has_verb).then_some("The first word of args is its verb: it is said, not left open.")
+        }
+        CommandKind::Tool | CommandKind::Runner if is_open => Some(
+            "The program starts others by its arguments: none of them is left open (args without wildcards, or argPattern).",
+        ),
+        CommandKind::Tool if !entry.is_exact() => Some(
             "The program has options that start others: it matches with its exact arguments only (argPattern).",
         ),
-        CommandKind::Runner if !entry.arg_pattern().is_some_and(super::ArgPattern::has_cwd) => {
+        CommandKind::Runner if !(entry.is_exact() && entry.has_cwd()) => Some(
+            "The program runs code: it matches with its exact arguments and folder only (argPattern with cwd).",
+        ),
+        CommandKind::Plain
+            if path.is_exact()
+                && is_of_packages(path.as_str())
+                && !is_simple_path(path.as_str())
+                && !entry.is_exact() =>
+        {
             Some(
-                "The program runs code: it matches with its exact arguments and folder only (argPattern with cwd).",
+                "Nobody knows of this program of the system that it starts no others: it matches with its exact arguments only (args without wildcards, or argPattern).",
             )
         }
         CommandKind::Plain | CommandKind::Tool | CommandKind::Runner => None,
@@ -113,6 +143,7 @@ fn is_folder_of_the_system(entry: &Entry) -> bool {
         .as_str()
         .rsplit_once('/')
         .map_or("", |(folder, _)| folder);
+    let folder = pattern.root().unwrap_or(folder);
     !pattern.is_exact() && HOST_PATH.split(':').any(|known| known == folder)
 }
 
@@ -125,15 +156,19 @@ impl Entry {
             (None, _) => true,
             (Some(own), Some(of)) => own == of,
             (Some(_), None) => false,
+        } && match (self.arg_words(), other.arg_words()) {
+            (None, _) => true,
+            (Some(own), Some(of)) => own.spans(of),
+            (Some(_), None) => false,
         };
         let is_plain = kind_of_entry(other) == CommandKind::Plain;
         // A path without arguments does not name what starts others, nor does a pattern over a folder; over one of the
         // system's it names little.
         let kinds = if path == of {
-            is_plain || self.arg_pattern().is_some()
+            is_plain || self.is_exact() || is_operators(path.as_str())
         } else {
             is_plain && (!is_folder_of_the_system(self) || is_data_name(base(of.as_str())))
         };
-        same && args && kinds && self.covers_flags(other)
+        same && args && kinds && self.covers_rest(other)
     }
 }

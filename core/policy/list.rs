@@ -1,18 +1,25 @@
-//! Allow-list patterns: exact paths, or names in one exact folder; exact arguments. No regular expressions.
+//! Allow-list patterns: exact paths, names in one exact folder, all below one; exact arguments. No regular expressions.
 
 use serde::Deserialize;
 
+use super::args::{ArgWords, is_operators, may_be_open};
 use super::command::{CommandKind, base, kind_of};
 use super::document::Entry;
 use super::reads::is_known_plain;
+use super::simple::is_known_simple;
 use crate::plan::{ExecPlan, Executable, is_canonical_path, is_harmless};
+use crate::time::Millis;
 
-/// A path, or one folder with a `*` in the last part. The folder is always literal, so `*` never crosses a `/`.
+/// A path; one folder with a `*` in the last part; or, with `/**` at the end, all below a folder. The folder is always literal, so
+/// `*` never crosses a `/`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PathPattern {
     text: String,
     star: Option<usize>,
 }
+
+/// The end of a pattern over a whole tree.
+const BELOW: &str = "/**";
 
 impl PathPattern {
     /// Reads a pattern.
@@ -29,7 +36,13 @@ impl PathPattern {
             return Err("a pattern has no wildcard but one `*` in its last part");
         }
         let star = text.find('*');
-        if let Some(at) = star {
+        if let Some(root) = text.strip_suffix(BELOW) {
+            if root.is_empty() || root.contains('*') {
+                return Err(
+                    "`/**` stands at the end of a pattern, below a folder, and is its one wildcard",
+                );
+            }
+        } else if let Some(at) = star {
             let (folder, name) = text.rsplit_once('/').unwrap_or(("", text));
             if at <= folder.len() || folder.is_empty() || name.matches('*').count() > 1 {
                 return Err("a pattern has at most one `*`, in the last part, below a folder");
@@ -46,6 +59,11 @@ impl PathPattern {
         self.star.is_none()
     }
 
+    /// The folder below which it names everything, if it does.
+    pub(super) fn root(&self) -> Option<&str> {
+        self.text.strip_suffix(BELOW)
+    }
+
     /// As written.
     pub fn as_str(&self) -> &str {
         &self.text
@@ -57,6 +75,14 @@ impl PathPattern {
             // The pattern's own text was checked when it was read.
             return path == self.text;
         };
+        if let Some(root) = self.root() {
+            return is_canonical_path(path)
+                && path
+                    .strip_prefix(root)
+                    .and_then(|below| below.strip_prefix('/'))
+                    // As with `*`: a leading dot hides, and no shell's wildcard names it.
+                    .is_some_and(|below| !below.split('/').any(|part| part.starts_with('.')));
+        }
         let (head, tail) = (&self.text[..at], &self.text[at + 1..]);
         path.strip_prefix(head)
             .and_then(|rest| rest.strip_suffix(tail))
@@ -134,10 +160,15 @@ fn is_the_systems(path: &str) -> bool {
     FOLDERS.iter().any(|folder| path.starts_with(folder))
 }
 
+/// Brought by a package of the system, not by whoever keeps this machine.
+pub(super) fn is_of_packages(path: &str) -> bool {
+    is_the_systems(path) && !path.starts_with("/usr/local/")
+}
+
 impl Entry {
-    /// Does this entry let the plan pass? Narrow on purpose: the resolved file, the name it is called by, an
-    /// environment that steers nothing; for what starts other programs the exact arguments too.
-    pub fn matches(&self, plan: &ExecPlan) -> bool {
+    /// Does this entry let the plan pass now? Narrow on purpose: the resolved file, the name it is called by, an environment
+    /// that steers nothing; for what starts other programs the exact arguments too.
+    pub fn matches(&self, plan: &ExecPlan, now: Millis) -> bool {
         let Some(path) = listed_path(plan) else {
             return false;
         };
@@ -150,24 +181,31 @@ impl Entry {
             .argv
             .first()
             .is_some_and(|name| name == path || name == base(path));
-        let narrow = match kind_of(plan) {
+        let kind = kind_of(plan);
+        let is_exact = self.path_pattern().is_exact();
+        let narrow = match kind {
             // A pattern over the system's folders means what somebody thought of, and they hold hundreds of programs that
             // start others in ways that no list of names keeps up with.
-            CommandKind::Plain => {
-                self.path_pattern().is_exact() || !is_the_systems(path) || is_known_plain(plan)
+            CommandKind::Plain if is_exact => {
+                self.is_exact() || !is_of_packages(path) || is_known_simple(plan)
             }
-            CommandKind::Tool => self.arg_pattern().is_some() && self.path_pattern().is_exact(),
-            CommandKind::Runner => {
-                self.path_pattern().is_exact()
-                    && self.arg_pattern().is_some_and(ArgPattern::has_cwd)
+            CommandKind::Plain => !is_the_systems(path) || is_known_plain(plan),
+            // Named by its own path, a service's operator is what somebody hands over.
+            CommandKind::Tool | CommandKind::Runner if is_operators(path) => {
+                is_exact && self.arg_words().is_none_or(ArgWords::has_verb)
             }
+            CommandKind::Tool => self.is_exact() && is_exact,
+            CommandKind::Runner => is_exact && self.is_exact() && self.has_cwd(),
         };
         narrow
+            // Others than root can make it another program: only the very one that was looked at.
+            && (self.has_digest() || !plan.program_may_change())
+            && (self.has_cwd() || !plan.folder_may_change())
+            && (self.arg_words()).is_none_or(|words| words.is_exact() || may_be_open(kind, path))
+            && self.holds(plan, now)
             && self.covers_input(plan)
             && called_so
-            && self
-                .arg_pattern()
-                .is_none_or(|p| p.matches(&plan.argv, &plan.cwd))
+            && self.covers_args(&plan.argv, &plan.cwd)
             && plan.env.iter().all(|(name, value)| {
                 is_harmless(name) && matches!(value, crate::plan::EnvValue::Plain(_))
             })

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use crate::codes::{Code, ELEVATED_DISABLED, POLICY_DENIED};
 use crate::display;
 use crate::plan::{EnvValue, ExecPlan, Executable, Held, Operand, Stdin, Target};
+use crate::time::Millis;
 
+mod args;
 mod chain;
 mod command;
 mod diff;
@@ -17,13 +19,16 @@ mod explain;
 mod judge;
 mod lint;
 mod list;
+mod perhaps;
 mod reads;
 pub mod shell;
+mod simple;
 mod through;
 
-pub use command::{CommandKind, kind_of, kind_of_command};
+pub use args::ArgWords;
+pub use command::{CommandKind, kind_of, kind_of_command, reads_its_folder};
 pub use diff::{Diff, diff};
-pub use document::{Document, DocumentError, Entry, Security, Settings, WhenAsk};
+pub use document::{Document, DocumentError, Entry, Security, Settings, WhenAsk, Where};
 pub use explain::{entry_json, explain};
 pub use judge::{Judged, Judgement, Resolved, Ruling, Source, judge, preview, sources};
 pub use lint::{Finding, lint};
@@ -145,7 +150,7 @@ impl Elevated {
 /// The approvals document, as it stands.
 #[derive(Debug, Clone, Copy)]
 pub enum Standing<'a> {
-    /// Never set: the built-in settings hold.
+    /// There is none, though a state has one from its beginning: nothing runs on the host.
     Absent,
     /// Set and read.
     Valid(&'a Document),
@@ -160,6 +165,8 @@ pub struct Rules<'a> {
     pub agent: AgentPolicy,
     /// The document.
     pub document: Standing<'a>,
+    /// The time: of its entries some end.
+    pub now: Millis,
 }
 
 /// Why a person is asked: a stable id, and a sentence.
@@ -201,10 +208,12 @@ pub enum Verdict {
 /// What holds for this agent and target.
 pub fn effective(rules: &Rules<'_>, agent: &str, target: &Target) -> Mode {
     let exec = rules.agent.exec.mode();
-    match target {
-        Target::Sandbox => exec,
+    match (target, rules.document) {
+        // What it refuses by name holds in the sandbox too, and is not known.
+        (_, Standing::Absent | Standing::Malformed) => Mode::DENY,
+        (Target::Sandbox, Standing::Valid(_)) => exec,
         // A node is outside the sandbox like the host; what its own user lets it do is beyond our sight.
-        Target::Host | Target::Node(_) => exec
+        (Target::Host | Target::Node(_), Standing::Valid(_)) => exec
             .strictest(rules.agent.elevated.mode())
             .strictest(document_mode(rules.document, agent)),
     }
@@ -212,9 +221,8 @@ pub fn effective(rules: &Rules<'_>, agent: &str, target: &Target) -> Mode {
 
 fn document_mode(standing: Standing<'_>, agent: &str) -> Mode {
     match standing {
-        Standing::Absent => Settings::BUILT_IN.mode(),
         Standing::Valid(document) => document.settings(agent).mode(),
-        Standing::Malformed => Mode::DENY,
+        Standing::Absent | Standing::Malformed => Mode::DENY,
     }
 }
 
@@ -291,6 +299,13 @@ fn deny(rules: &Rules<'_>, agent: &str, target: &Target, mode: Mode) -> Verdict 
                 ..
             },
         ) => refuse(format!("agents.{agent}.exec is \"deny\""), None),
+        _ if matches!(rules.document, Standing::Malformed) => {
+            refuse("the approvals document cannot be read".to_owned(), None)
+        }
+        _ if matches!(rules.document, Standing::Absent) => refuse(
+            "there is no approvals document: set one (portcullis policy set FILE)".to_owned(),
+            None,
+        ),
         (
             _,
             AgentPolicy {
@@ -307,14 +322,11 @@ fn deny(rules: &Rules<'_>, agent: &str, target: &Target, mode: Mode) -> Verdict 
         ) if mode.listed == Answer::Allow => {
             refuse(missed(&format!("agents.{agent}.elevated")), None)
         }
-        _ => match rules.document {
-            Standing::Malformed => refuse("the approvals document cannot be read".to_owned(), None),
-            _ if mode.listed == Answer::Deny => refuse(
-                format!("the approvals document denies commands of agent {agent}"),
-                None,
-            ),
-            _ => refuse(missed("the approvals document"), None),
-        },
+        _ if mode.listed == Answer::Deny => refuse(
+            format!("the approvals document denies commands of agent {agent}"),
+            None,
+        ),
+        _ => refuse(missed("the approvals document"), None),
     }
 }
 
@@ -391,7 +403,15 @@ fn reasons(plan: &ExecPlan, listed: Option<&str>) -> Vec<Reason> {
         );
     }
     for operand in &plan.operands {
-        if let Held::Open { why, .. } = &operand.held {
+        if let Held::Open { path, why } = &operand.held {
+            if operand.index == 0 {
+                let text = format!(
+                    "It starts what the configuration in {} names, and others than root can change that.",
+                    display::quoted(path)
+                );
+                add("reads-its-folder", &text);
+                continue;
+            }
             let (index, why) = (operand.index, why.text());
             let text = format!(
                 "What argument {index} names is not kept ({why}): it can change until the command reads it."

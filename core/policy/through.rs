@@ -184,7 +184,7 @@ fn own(look: Look, called: &str, path: &str, argv: &[String]) -> Look {
     match look {
         Look::Nothing => self::look(base(path), argv).unsure(),
         Look::Wraps(_) if is_wrapper_file(called, path) => look,
-        Look::Line(_) if is_shell_file(path) => look,
+        Look::Line(_) if is_shell_file(called, path) => look,
         look => look.unsure(),
     }
 }
@@ -199,6 +199,12 @@ impl Look {
     }
 }
 
+/// Does one command stand behind these words for certain, which is looked at by itself?
+pub(super) fn is_seen_through(argv: &[String]) -> bool {
+    let called = argv.first().map_or("", |name| base(name));
+    matches!(look(called, argv), Look::Wraps(_))
+}
+
 /// May this be a command that is looked through? Of nearly every other one this ends the question.
 pub(super) fn may_be_looked_through(argv: &[String]) -> bool {
     let called = argv.first().map_or("", |name| base(name));
@@ -210,12 +216,22 @@ pub(super) fn may_be_looked_through(argv: &[String]) -> bool {
 
 /// Is this the system's own file of a wrapper, called by its name?
 pub(super) fn is_wrapper_file(called: &str, path: &str) -> bool {
-    is_of_system(path) && base(called) == base(path)
+    is_of_system(path) && base(called) == base(path) && is_called_plainly(called)
 }
 
 /// Is this a shell whose reading of a line is known?
-pub(super) fn is_shell_file(path: &str) -> bool {
-    is_of_system(path) && matches!(base(path), "dash" | "bash")
+pub(super) fn is_shell_file(called: &str, path: &str) -> bool {
+    is_of_system(path) && matches!(base(path), "dash" | "bash") && is_called_plainly(called)
+}
+
+/// By its bare name, or by one in a folder of the system. What a program does may hang on the folder it is called in (stdbuf
+/// loads a library from there), and a name that begins with a dash makes a login shell, which reads more than its line.
+fn is_called_plainly(called: &str) -> bool {
+    if called.contains('/') {
+        is_of_system(called)
+    } else {
+        !called.is_empty() && !called.starts_with('-')
+    }
 }
 
 fn is_of_system(path: &str) -> bool {
@@ -411,7 +427,9 @@ fn look(name: &str, argv: &[String]) -> Look {
         "ssh" => return Look::Perhaps(REMOTE, vec![], vec![]),
         other => return look_at_others(other, argv),
     };
-    let wrapped = wrapped.map(|at| at + usize::from(argv.get(at).is_some_and(|word| word == "--")));
+    // Behind its time no `--` is one any more: it would be the command.
+    let ends = |at: usize| lower != "timeout" && argv.get(at).is_some_and(|word| word == "--");
+    let wrapped = wrapped.map(|at| at + usize::from(ends(at)));
     match wrapped {
         Some(at) if argv.get(at).is_some_and(|word| !word.starts_with('-')) => Look::Wraps(at),
         _ => Look::Perhaps(OPTIONS, guesses(argv), vec![]),

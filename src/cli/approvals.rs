@@ -346,6 +346,22 @@ pub fn pretty(value: &Value) -> String {
 ///
 /// # Errors
 /// What is wrong with it.
+/// A time that TOML knows as one is the text that it was written as.
+fn times_as_text(value: &mut Value) {
+    const TIME: &str = "$__toml_private_datetime";
+    match value {
+        Value::Object(map) => {
+            if let (1, Some(Value::String(text))) = (map.len(), map.get(TIME)) {
+                *value = Value::String(text.clone());
+                return;
+            }
+            map.values_mut().for_each(times_as_text);
+        }
+        Value::Array(all) => all.iter_mut().for_each(times_as_text),
+        _ => {}
+    }
+}
+
 pub(super) fn read(file: &Path) -> Result<Value, Failure> {
     let mut text = String::new();
     let read = if file == Path::new("-") {
@@ -360,7 +376,9 @@ pub(super) fn read(file: &Path) -> Result<Value, Failure> {
     let is_toml =
         file.extension().is_some_and(|end| end == "toml") || !text.trim_start().starts_with('{');
     if is_toml {
-        return toml::from_str(&text).map_err(|e| failed(&e));
+        let mut value = toml::from_str(&text).map_err(|e| failed(&e))?;
+        times_as_text(&mut value);
+        return Ok(value);
     }
     // A key that stands twice would say one thing to who reads it and another here.
     strict::json(text.as_bytes()).map_err(|e| failed(&e))

@@ -13,6 +13,7 @@ use portcullis_core::policy::shell::Unclear;
 use portcullis_core::policy::{
     Document, Finding, Judgement, Reason, Resolved, Rules, Ruling, Standing, judge, lint, preview,
 };
+use portcullis_core::time::Millis;
 use serde_json::{Value, json};
 
 use super::approvals::{pretty, read};
@@ -21,7 +22,7 @@ use super::failure::Failure;
 use super::out::Out;
 use crate::client::{Client, Door};
 use crate::config;
-use crate::show::text::{clean, table};
+use crate::show::text::{clean, now_ms, table};
 use crate::show::value::{field, list};
 
 /// Whose agent it is, where nobody says: as the gateway's.
@@ -66,7 +67,7 @@ pub async fn run(
             };
             let document = Document::parse(value)
                 .map_err(|error| Failure::of(codes::INVALID_PARAMS, error.to_string()))?;
-            let found = lint(&document);
+            let found = lint(&document, Millis(now_ms()));
             let answer = json!({ "findings": found });
             out.both(&answer, || findings(&found))?;
         }
@@ -155,6 +156,7 @@ fn here(
     let rules = Rules {
         agent: policy,
         document: Standing::Valid(&document),
+        now: Millis(now_ms()),
     };
     let target = target(&test.place);
     let cwd = test.cwd.as_deref().unwrap_or("/");

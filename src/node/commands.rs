@@ -295,7 +295,7 @@ async fn local(means: &NodeWiring) -> Result<Local, (&'static str, String)> {
 
 /// The last gate: what this machine's own document says of a command that is open here.
 fn judged(local: &Local, plan: &ExecPlan) -> Result<Judgement, (&'static str, String)> {
-    let said = local.judge(plan);
+    let said = local.judge(plan, Millis(crate::show::text::now_ms()));
     if said.verdict != Ruling::Deny {
         return Ok(said);
     }

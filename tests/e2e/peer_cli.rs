@@ -366,7 +366,7 @@ fn the_unmodified_command_line_reads_and_sets_the_document_and_is_told_that_a_fr
     let approvals = |words: &[&str]| npm.json(&gateway, &[&["approvals"], words].concat());
     let get = || approvals(&["get", "--gateway"]);
     let before = get();
-    assert_eq!(before["exists"], false, "{before}");
+    assert_eq!(before["exists"], true, "{before}");
     assert_eq!(before["file"]["version"], 1);
     let output = npm.run(&gateway, &["approvals", "get", "--gateway"]);
     assert!(output.status.success(), "{output:?}");

@@ -7,6 +7,8 @@ use std::process::Output;
 use serde_json::{Value, json};
 
 use super::host_runs::{open, write};
+use portcullis_core::ids::Hash32;
+
 use crate::support::gateway::Gateway;
 
 fn text(bytes: &[u8]) -> String {
@@ -192,17 +194,74 @@ fn a_chain_with_a_program_that_others_can_change_asks() {
     let folder = open();
     let own = write(folder.path(), "own", "#!/bin/sh\necho own\n");
     std::fs::set_permissions(&own, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let lists = json!({"version": 1, "agents": {"demo": {"allowlist": [{"pattern": path(&own)}, {"pattern": "/usr/bin/uname"}]}}});
-    set(
-        &gateway,
-        &write(folder.path(), "lists.json", &lists.to_string()),
+    let of = |entry: Value| json!({"version": 1, "agents": {"demo": {"allowlist": [entry, {"pattern": "/usr/bin/uname"}]}}});
+    let named = write(
+        folder.path(),
+        "named.json",
+        &of(json!({"pattern": path(&own)})).to_string(),
     );
+    set(&gateway, &named);
+    // Its owner can make it anything under the same path.
+    assert_eq!(tested(&gateway, &["--", path(&own)])["verdict"], "ask");
+    assert_eq!(verdict_of_run(&run(&gateway, &[path(&own)])), "ask");
+    let digest = Hash32::of(&std::fs::read(&own).unwrap()).to_string();
+    let lists = of(json!({"pattern": path(&own), "sha256": digest}));
+    let file = write(folder.path(), "lists.json", &lists.to_string());
+    // It frees nothing.
+    gateway.json(&["policy", "set", path(&file)]);
     assert_eq!(tested(&gateway, &["--", path(&own)])["verdict"], "allow");
     let line = format!("uname; {}", path(&own));
     let said = tested(&gateway, &["--shell", &line]);
     assert_eq!(said["verdict"], "ask", "{said}");
     assert!(ids(&said).contains(&"not-pinned"), "{said}");
     assert_eq!(verdict_of_run(&run(&gateway, &["sh", "-c", &line])), "ask");
+}
+
+/// The bug: of a script in a line the script was pinned, and not what reads it; nor was the folder looked at whose configuration
+/// git runs.
+#[test]
+fn a_script_in_a_line_is_pinned_with_what_reads_it_and_git_with_its_folder() {
+    let gateway = Gateway::with(&[("agents.demo.elevated", "ask")]);
+    let (others, roots) = (open(), tempfile::tempdir_in("/opt").unwrap());
+    let run_by_all = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(roots.path(), run_by_all.clone()).unwrap();
+    let reader = write(others.path(), "reader", "");
+    std::fs::copy("/bin/sh", &reader).unwrap();
+    std::fs::set_permissions(&reader, run_by_all.clone()).unwrap();
+    let tool = |name: &str, line: &str| {
+        let file = write(roots.path(), name, &format!("#!{line}\necho said\n"));
+        std::fs::set_permissions(&file, run_by_all.clone()).unwrap();
+        path(&file).to_owned()
+    };
+    let (own, shell, found) = (
+        tool("own", path(&reader)),
+        tool("shell", "/bin/sh"),
+        tool("found", "/usr/bin/env sh"),
+    );
+    let mut entries: Vec<Value> = [&own, &shell, &found]
+        .map(|tool| json!({ "pattern": tool }))
+        .into();
+    let git = tool("git", "/bin/sh");
+    entries.push(json!({ "pattern": git, "args": ["status"] }));
+    let lists = json!({"version": 1, "agents": {"demo": {"allowlist": entries}}});
+    let file = write(others.path(), "lists.json", &lists.to_string());
+    set(&gateway, &file);
+    for (tool, verdict) in [(&own, "ask"), (&shell, "allow"), (&found, "allow")] {
+        for words in [&["--", tool][..], &["--shell", tool]] {
+            let said = tested(&gateway, words);
+            assert_eq!(said["verdict"], verdict, "{words:?}: {said}");
+        }
+    }
+    for (folder, verdict) in [(roots.path(), "allow"), (others.path(), "ask")] {
+        let line = format!("{git} status");
+        for words in [&["--", &git, "status"][..], &["--shell", &line]] {
+            let words = [&["--cwd", path(folder)], words].concat();
+            let said = tested(&gateway, &words);
+            assert_eq!(said["verdict"], verdict, "{words:?}: {said}");
+            let is_named = ids(&said).contains(&"reads-its-folder");
+            assert_eq!(is_named, verdict == "ask", "{words:?}: {said}");
+        }
+    }
 }
 
 #[test]

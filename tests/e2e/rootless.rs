@@ -58,7 +58,9 @@ fn the_same_commands_run_behind_podman_without_root_and_nothing_gets_out() {
     };
     for attempt in &not {
         let is_slow = attempt.contains("\"unknown\"") && attempt.contains("it hung and was ended");
-        assert!(is_slow, "{attempt}");
+        // A machine without a network has no address of its own to be tried at.
+        let is_away = attempt.contains("no address was given");
+        assert!(is_slow || is_away, "{attempt}");
         println!("NOT RUN: {attempt}");
     }
     assert!(not.len() <= most, "{not:?}");

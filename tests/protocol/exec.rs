@@ -212,11 +212,14 @@ async fn a_document_that_frees_something_waits_for_another_connection_and_a_stal
     let gateway = Gateway::start();
     let (mut sets, mut answers) = (admin(&gateway).await, approver(&gateway).await);
     let before = sets.get("exec.approvals.get", json!({})).await;
-    assert_eq!(before["exists"], false);
+    assert_eq!(before["exists"], true);
     for key in ["path", "hash", "file", "resolvedDefaults"] {
         assert!(!before[key].is_null(), "{key}: {before}");
     }
-    let free = json!({"version": 1, "agents": {"demo": {"security": "full", "ask": "off"}}});
+    let free = json!({
+        "version": 1, "defaults": before["file"]["defaults"],
+        "agents": {"demo": {"security": "full", "ask": "off"}},
+    });
     let set = json!({"file": free, "baseHash": before["hash"]});
     let waits = sets.refused("exec.approvals.set", set.clone()).await;
     assert_eq!(

@@ -486,12 +486,13 @@ pub fn open_on_host(
     };
     let name = argv.first().map_or("", String::as_str);
     let program = Program::open(&place, &cwd.path, name)?;
-    let operands = Operands::freeze(Command {
+    let command = Command {
         place: &place,
         cwd: &cwd.path,
         executable: &program.executable(),
         argv,
-    })?;
+    };
+    let operands = Operands::freeze(command, program.changeable())?;
     let opened = Opened {
         place,
         folder: cwd.is,

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 
 use portcullis_core::egress::inner::Request;
-use portcullis_core::egress::{AnswerError, Framed, Framing, Scrubber, Unframed};
+use portcullis_core::egress::{AnswerError, Framed, Framing, MOST_INTERIM, Scrubber, Unframed};
 use zeroize::Zeroizing;
 
 /// One answer, as it comes.
@@ -12,6 +12,8 @@ pub struct Opened {
     /// The client reads a body in chunks.
     chunks: bool,
     scrubber: Scrubber,
+    /// Heads before its own.
+    interim: u32,
     state: State,
 }
 
@@ -31,6 +33,7 @@ impl Opened {
             method: request.method.clone(),
             chunks: request.is_1_1,
             scrubber,
+            interim: 0,
             state: State::Head(Zeroizing::default()),
         }
     }
@@ -68,6 +71,10 @@ impl Opened {
                         let has_body = head.framing != Framing::None;
                         self.state = State::Body(Unframed::new(head.framing), has_body);
                         break Some(behind);
+                    }
+                    self.interim += 1;
+                    if self.interim > MOST_INTERIM {
+                        return Err(AnswerError::TooMany);
                     }
                 }
             }

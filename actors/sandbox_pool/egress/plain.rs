@@ -26,7 +26,7 @@ pub async fn pass(
         end.result = "reset";
         return Ok(());
     }
-    let mut down = Way::new(Sieve::Answer(Vec::new()));
+    let mut down = Way::new(Sieve::Answer(Vec::new(), 0));
     let (limits, closing) = (place.wiring.ways.limits, &mut place.closing);
     let over = pump(
         client,

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use portcullis_core::egress::{Answer, AnswerError, Body};
+use portcullis_core::egress::{Answer, AnswerError, Body, MOST_INTERIM};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::{Instant, sleep_until};
 use zeroize::Zeroizing;
@@ -23,7 +23,7 @@ pub enum Sieve {
     /// The body of one request, and nothing behind it.
     Body(Body),
     /// The heads of an answer, cleaned, then all.
-    Answer(Vec<u8>),
+    Answer(Vec<u8>, u32),
     /// An answer without the secrets in it; none while it is searched.
     Opened(Option<Box<Opened>>),
 }
@@ -113,7 +113,7 @@ impl Way {
                 self.waiting.extend_from_slice(&bytes[..its]);
                 self.dry |= body.is_over();
             }
-            Sieve::Answer(came) => {
+            Sieve::Answer(came, interim) => {
                 came.extend_from_slice(bytes);
                 while let Some((answer, used)) = Answer::read(came).map_err(Broken::Answer)? {
                     self.waiting.extend_from_slice(&answer.forward);
@@ -122,6 +122,10 @@ impl Way {
                         self.waiting.append(came);
                         self.sieve = Sieve::All;
                         break;
+                    }
+                    *interim += 1;
+                    if *interim > MOST_INTERIM {
+                        return Err(Broken::Answer(AnswerError::TooMany));
                     }
                 }
             }
@@ -135,7 +139,7 @@ impl Way {
             self.dry = true;
             return match &self.sieve {
                 Sieve::Opened(_) => self.sift(&[]),
-                Sieve::Answer(_) => Err(Broken::Answer(AnswerError::Syntax)),
+                Sieve::Answer(..) => Err(Broken::Answer(AnswerError::Syntax)),
                 _ => Ok(()),
             };
         }
@@ -368,6 +372,27 @@ mod tests {
         let longest = many.into_iter().max().unwrap();
         assert!(longest >= clock(6 * body.len()), "{longest:?}");
         assert!(alone < clock(2 * body.len()), "{alone:?}");
+    }
+
+    /// The bug: a host sent heads before its answer's own without end, and each was read on the runtime.
+    #[test]
+    fn an_answer_has_a_bounded_number_of_heads_before_its_own() {
+        let early = "HTTP/1.1 103 Early Hints\r\nA: b\r\n\r\n";
+        for (count, is) in [(MOST_INTERIM, true), (MOST_INTERIM + 1, false)] {
+            let text = early.repeat(count as usize) + "HTTP/1.1 200 OK\r\n\r\n";
+            let mut way = Way::new(Sieve::Answer(Vec::new(), 0));
+            assert_eq!(way.came(text.as_bytes()).is_ok(), is, "{count}");
+            let host = Host::Name(Name::new("api.example.com").unwrap());
+            let asked = b"GET / HTTP/1.1\r\nHost: api.example.com\r\n\r\n";
+            let (request, _) = Request::read(asked, &host, 443).unwrap().unwrap();
+            let mut opened = Opened::new(&request, Scrubber::new([]));
+            let mut out = Vec::new();
+            assert_eq!(
+                opened.take(text.as_bytes(), &mut out).is_ok(),
+                is,
+                "{count}"
+            );
+        }
     }
 
     /// The bug: one box opened twelve streams of an answer that is dear to search, and another agent's command could not be recorded in time.

@@ -325,3 +325,63 @@ fn the_authoritys_key_is_of_its_names_and_of_the_key_that_the_vault_gives() {
     assert_eq!(key.sign(b"x"), key.sign(b"x"));
     assert_ne!(key.sign(b"x"), key.sign(b"y"));
 }
+
+/// The bug: digits before a colon were taken for a key where no number followed, and the last byte of a list was lost.
+#[test]
+fn a_list_of_numbers_before_a_colon_is_found_whole() {
+    let list: Vec<String> = SECRET.bytes().map(|byte| byte.to_string()).collect();
+    for form in [
+        format!("invalid token {}: expired", list.join(" ")),
+        format!("{{\"{}\": true}}", list.join(",")),
+        format!("[{}]:", list.join(", ")),
+    ] {
+        for piece in [1, 7, form.len()] {
+            let (out, count) = scrubbed(form.as_bytes(), piece);
+            assert_eq!(count, 1, "{form} in pieces of {piece}: {out}");
+            assert!(
+                !out.contains(&list.join(",")) && !out.contains(&list.join(" ")),
+                "{out}"
+            );
+        }
+    }
+}
+
+/// The bug: a head of thousands of headers took a tenth of a second, as each was looked for among all, and there could be any number
+/// of heads.
+#[test]
+fn an_answer_has_a_bounded_number_of_headers() {
+    let head = |count: usize| format!("HTTP/1.1 200 OK\r\n{}\r\n", "a: b\r\n".repeat(count));
+    for (count, is) in [
+        (0, true),
+        (MOST_HEADERS, true),
+        (MOST_HEADERS + 1, false),
+        (5_000, false),
+    ] {
+        let head = head(count);
+        let plain = Answer::read(head.as_bytes()).map(|_| ());
+        let framed = Framed::read(head.as_bytes(), "GET").map(|_| ());
+        let wanted = if is {
+            Ok(())
+        } else {
+            Err(AnswerError::TooMany)
+        };
+        assert_eq!((plain, framed), (wanted, wanted), "{count}");
+    }
+}
+
+/// The bug: each colon of a secret made two more to look for, and what was searched for grew with the square of its length.
+#[test]
+fn a_secret_is_parted_at_its_first_colon_alone() {
+    let secret = Secret::new(b"someuser00:pass:word:with:colons".to_vec());
+    for (text, count) in [
+        ("someuser00:pass:word:with:colons", 1),
+        ("someuser00", 1),
+        ("pass:word:with:colons", 1),
+        ("with:colons", 0),
+    ] {
+        let (mut scrubber, mut out) = (Scrubber::new([&secret]), Vec::new());
+        scrubber.push(text.as_bytes(), &mut out);
+        scrubber.finish(&mut out);
+        assert_eq!(scrubber.count(), count, "{text}");
+    }
+}

@@ -412,9 +412,11 @@ proptest! {
             let (out, count) = in_pieces(&secret, &text, &mut choices);
             let shown = || format!("form {n}: {:?} is {:?}", String::from_utf8_lossy(&text), String::from_utf8_lossy(&out));
             prop_assert!(count >= 1, "{}", shown());
-            prop_assert!(out.starts_with(b"{\"was\": \""), "{}", shown());
+            // A quote before one of the secret's own may be that one doubled, as CSV and SQL write it.
+            let is_doubled = secret.starts_with('"') && out.starts_with(b"{\"was\": ");
+            prop_assert!(is_doubled || out.starts_with(b"{\"was\": \""), "{}", shown());
             // What of base64 belongs to bytes before and behind may be left, and the brackets of a list.
-            let left = out.len() - MARK.len() - (text.len() - form.len());
+            let left = (out.len() + form.len()).saturating_sub(MARK.len() + text.len());
             prop_assert!(left <= 20, "{left} {}", shown());
         }
     }

@@ -35,6 +35,7 @@ fn of(document: &Document, plan: &ExecPlan) -> Judgement {
     let rules = Rules {
         agent: asking(),
         document: Standing::Valid(document),
+        now: Millis(0),
     };
     let judgement = judge(&rules, plan, None);
     // What is shown is what is enforced.
@@ -65,7 +66,7 @@ fn simple() -> Document {
     document(json!({"version": 1, "agents": {"demo": {
         "allowlist": [
             {"id": "ls", "pattern": "/usr/bin/ls"}, {"id": "wc", "pattern": "/usr/bin/wc"}, {"id": "echo", "pattern": "/usr/bin/echo"},
-            {"id": "log", "pattern": "/usr/bin/git", "argPattern": "[\"log\"]"}, {"id": "tool", "pattern": "/usr/bin/tool"},
+            {"id": "log", "pattern": "/usr/bin/git", "argPattern": "[\"log\"]"}, {"id": "tool", "pattern": "/usr/bin/tool", "argPattern": "[\"x\"]"},
             {"id": "own", "pattern": "/usr/bin/own"}, {"id": "printf", "pattern": "/usr/bin/printf"},
             {"id": "sort", "pattern": "/usr/bin/sort", "argPattern": "[]"},
             {"id": "py", "pattern": "/usr/bin/python3", "argPattern": "{\"cwd\":\"/srv\",\"args\":[\"x.py\"]}"},
@@ -211,6 +212,7 @@ fn what_is_refused_by_name_is_refused_behind_anything() {
     let rules = Rules {
         agent: AgentPolicy::default(),
         document: Standing::Valid(&document),
+        now: Millis(0),
     };
     let mut inside = plan(&["rm", "x"]);
     inside.target = Target::Sandbox;
@@ -238,6 +240,7 @@ fn a_chain_is_automatic_only_as_it_was_frozen() {
     let rules = Rules {
         agent: asking(),
         document: Standing::Valid(&document),
+        now: Millis(0),
     };
     let allowed = |plan: &ExecPlan| matches!(decide(&rules, plan, None), Verdict::Allow { .. });
     assert!(allowed(&good()));
@@ -297,6 +300,7 @@ fn the_rule_that_decides_is_named() {
         let rules = Rules {
             agent,
             document: standing,
+            now: Millis(0),
         };
         let judgement = judge(&rules, &plan(argv), None);
         (judgement.verdict.word(), judgement.rule)
@@ -351,8 +355,8 @@ fn the_rule_that_decides_is_named() {
             of(ExecMode::Ask, Elevated::Ask),
             Standing::Absent,
             &["id"],
-            "ask",
-            "config:agents.demo.exec=ask",
+            "deny",
+            "document:absent",
         ),
         (
             asking(),
@@ -421,10 +425,11 @@ fn entries_that_do_not_do_what_they_look_like_are_found() {
             {"id": "j", "pattern": "/usr/bin/python*"},
             {"id": "k", "pattern": "/usr/bin/id", "argPattern": "[\"-u\"]"},
             {"id": "l", "pattern": "/usr/bin/terraformer"},
+            {"id": "m", "pattern": "/usr/bin/terraform"},
         ],
         "denylist": [{"id": "z", "pattern": "/usr/bin/rm"}],
     }, "off": {"security": "full", "ask": "off", "allowlist": [{"pattern": "/usr/bin/uname"}]}}}));
-    let found = lint(&document);
+    let found = lint(&document, Millis(0));
     let found: Vec<(&str, &str)> = found
         .iter()
         .map(|f| (f.entry.as_deref().unwrap_or("-"), f.id))
@@ -444,6 +449,8 @@ fn entries_that_do_not_do_what_they_look_like_are_found() {
             ("j", "matches-nothing"),
             ("j", "few-of-a-folder"),
             ("k", "covered"),
+            ("l", "matches-nothing"),
+            ("m", "allows-anything"),
             ("-", "no-effect"),
         ]
     );
@@ -536,7 +543,7 @@ proptest! {
         prop_assume!(find(argv[0]).is_some());
         let plan = plan(&argv);
         prop_assert_eq!(plan.validate_shape(), Ok(()));
-        let rules = Rules { agent: asking(), document: Standing::Valid(&document) };
+        let rules = Rules { agent: asking(), document: Standing::Valid(&document), now: Millis(0) };
         let grant = granted.then_some("g");
         let shown = judge(&rules, &plan, grant);
         let kept = ExecPlan::from_json(&plan.to_json()).unwrap();

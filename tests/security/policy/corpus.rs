@@ -120,6 +120,7 @@ pub fn judged() -> Vec<Case> {
     let rules = Rules {
         agent: ASKING,
         document: Standing::Valid(&document),
+        now: portcullis_core::time::Millis(0),
     };
     let mut cases = Vec::new();
     for template in corpus.template {
