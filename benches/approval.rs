@@ -155,6 +155,7 @@ impl House {
         let open = AgentPolicy {
             exec: ExecMode::Full,
             elevated: Elevated::Ask,
+            ..AgentPolicy::default()
         };
         let approval = ApprovalHandle::add(
             &mut tree,
@@ -196,6 +197,7 @@ impl House {
             idempotency_key: Some(what.to_owned()),
             id: None,
             narrowing: portcullis_core::approval::Narrowing::default(),
+            own: ExecMode::Full,
         };
         match self.approval.decide(ask).await {
             Ok(Decision::Pending { id, .. }) => Ok((plan, id)),

@@ -62,6 +62,7 @@ fn policy() -> Result<()> {
         agent: AgentPolicy {
             exec: ExecMode::Full,
             elevated: Elevated::Allowlist,
+            ..AgentPolicy::default()
         },
         document: Standing::Valid(&document),
         now: portcullis_core::time::Millis(0),

@@ -54,6 +54,7 @@ codes! {
     ENV_NOT_ALLOWED, "FORBIDDEN", false, 5, "leave the variable out, or add its name to env in [sandbox] or [agents.NAME.sandbox] and restart the gateway: `portcullis sandbox explain --agent NAME` shows the list";
     PLAN_CHANGED, "INVALID_REQUEST", false, 5, "what was approved is not what would run any more: ask again";
     ELEVATED_DISABLED, "FORBIDDEN", false, 5, "elevated mode is off for this agent: add the lines given here to config.toml (details.fix on the wire), then restart the gateway";
+    NODES_DISABLED, "FORBIDDEN", false, 5, "commands of this agent may not go to node hosts: add the lines given here to config.toml (details.fix on the wire), then restart the gateway";
     POLICY_DENIED, "FORBIDDEN", false, 5, "a policy refuses this command for this agent: `portcullis approvals policy` shows it";
     APPROVAL_DENIED, "FORBIDDEN", false, 5, "the message says who refused it or why it was withdrawn: change the command or ask that person, then ask again under a new key";
     APPROVAL_EXPIRED, "UNAVAILABLE", false, 6, "nobody decided in time, which means no: ask again when somebody watches `portcullis approvals watch`";

@@ -284,7 +284,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
     let nodes = NodesHandle::add(
         &mut tree,
         NodesWiring {
-            config: config.nodes,
+            config: config.nodes.clone(),
             pairing: pairing.clone(),
             audit: audit.clone(),
             clock: clock.clone(),
@@ -297,6 +297,7 @@ pub fn plant(ground: Ground, on_fatal: OnFatal) -> Planted {
             .named()
             .filter_map(|(name, agent)| Some((AgentId::new(name).ok()?, policy_of(agent))))
             .collect(),
+        nodes: config.nodes.exec,
     };
     let quorums = config.agents.named().filter_map(|(name, agent)| {
         let more = (agent.quorum > 0).then_some(agent.quorum)?;
@@ -507,5 +508,7 @@ fn policy_of(agent: &crate::config::Agent) -> AgentPolicy {
     AgentPolicy {
         exec: agent.exec,
         elevated: agent.elevated,
+        nodes: agent.nodes,
+        ..AgentPolicy::default()
     }
 }

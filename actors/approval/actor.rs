@@ -200,10 +200,11 @@ impl Approval {
             idempotency_key: ask.idempotency_key.clone(),
             ..entry_of(&ask.requester)
         };
+        let (key, at) = (ask.idempotency_key, id.clone());
         let agent = ask.plan.agent.clone();
         let asked = self
             .machine
-            .ask(ask.plan, requester, ask.idempotency_key, id.clone(), now);
+            .ask_of_node(ask.plan, requester, key, at, now, ask.own);
         let result = match asked {
             Ok(Asked::Allow {
                 rule,

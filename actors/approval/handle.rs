@@ -13,6 +13,7 @@ use portcullis_core::approval::{
 };
 use portcullis_core::audit::Seq;
 use portcullis_core::auth::{Holder, Principal};
+use portcullis_core::encoding::base64url;
 use portcullis_core::ids::{AgentId, ApprovalId, Hash32};
 use portcullis_core::plan::{ExecPlan, Target};
 use portcullis_core::policy::Judgement;
@@ -257,6 +258,8 @@ impl ApprovalHandle {
         json!({
             "gateway": deciding.key.gateway(),
             "planHash": record.plan_hash,
+            // Whoever signs its hash makes it himself of this, and looks whether it is what he was shown.
+            "plan": record.plan().map(|plan| base64url(&plan.to_json())),
             "nowMs": now,
             "onceUntilMs": now.plus(limits.timeout_ms),
             "grantUntilMs": now.plus(limits.grant_ms),

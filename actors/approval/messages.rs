@@ -18,7 +18,7 @@ use portcullis_core::auth::{Holder, Principal};
 use portcullis_core::codes::Code;
 use portcullis_core::ids::{AgentId, ApprovalId, Hash32};
 use portcullis_core::plan::{ExecPlan, Target};
-use portcullis_core::policy::Judgement;
+use portcullis_core::policy::{ExecMode, Judgement};
 use portcullis_core::time::Millis;
 use serde_json::Value;
 use std::sync::Arc;
@@ -67,6 +67,8 @@ pub struct Ask {
     pub id: Option<ApprovalId>,
     /// How the requester narrows a question.
     pub narrowing: Narrowing,
+    /// What the plan's node itself says of it.
+    pub own: ExecMode,
 }
 
 /// What became of it.

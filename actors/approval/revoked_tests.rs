@@ -62,6 +62,7 @@ async fn house(folder: &Path, boot: u8, approves: bool) -> House {
     let open = AgentPolicy {
         exec: ExecMode::Full,
         elevated: Elevated::Ask,
+        ..AgentPolicy::default()
     };
     let wiring = ApprovalWiring {
         hosts: crate::sandbox_pool::HostQuestions::new(),
@@ -139,6 +140,7 @@ impl House {
             idempotency_key: None,
             id: None,
             narrowing: portcullis_core::approval::Narrowing::default(),
+            own: portcullis_core::policy::ExecMode::Full,
         };
         self.approval().decide(ask).await.unwrap()
     }
@@ -290,6 +292,7 @@ async fn an_answer_or_a_grant_of_a_device_is_not_used_from_the_moment_its_genera
             idempotency_key: None,
             id: None,
             narrowing: portcullis_core::approval::Narrowing::default(),
+            own: portcullis_core::policy::ExecMode::Full,
         });
         assert_eq!(late.await.map_err(|e| e.code()), Err("SESSION_ENDED"));
         house.end().await;

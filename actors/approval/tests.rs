@@ -74,8 +74,8 @@ async fn house_with(folder: &Path, boot: u8, clock: Clock, store: Store, key: u8
     let open = AgentPolicy {
         exec: ExecMode::Full,
         elevated: Elevated::Ask,
+        ..AgentPolicy::default()
     };
-    let demo = AgentId::new("demo").unwrap();
     let pairing = pairing(&mut tree, &store, &audit);
     let wiring = ApprovalWiring {
         hosts: crate::sandbox_pool::HostQuestions::new(),
@@ -83,7 +83,7 @@ async fn house_with(folder: &Path, boot: u8, clock: Clock, store: Store, key: u8
         auth: AuthHandle::bare(&mut tree, &store, &audit, &pairing),
         pairing,
         agents: Agents {
-            named: [(demo, open)].into(),
+            named: [(AgentId::new("demo").unwrap(), open)].into(),
             ..Agents::default()
         },
         store: store.clone(),
@@ -127,6 +127,7 @@ impl House {
             idempotency_key: key.map(str::to_owned),
             id: None,
             narrowing: portcullis_core::approval::Narrowing::default(),
+            own: portcullis_core::policy::ExecMode::Full,
         };
         self.approval.decide(ask).await.map_err(|e| e.code())
     }
@@ -472,6 +473,7 @@ async fn who_asked_cannot_answer() {
         idempotency_key: None,
         id: None,
         narrowing: portcullis_core::approval::Narrowing::default(),
+        own: portcullis_core::policy::ExecMode::Full,
     };
     assert_eq!(
         house.approval.decide(ask).await.unwrap_err().code(),

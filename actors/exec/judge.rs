@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 
 use portcullis_core::codes;
 use portcullis_core::plan::{EnvPolicy, ExecPlan, Executable, Target};
-use portcullis_core::policy::{Judgement, Reason, Resolved, Ruling, commands, preview};
+use portcullis_core::policy::{ExecMode, Judgement, Reason, Resolved, Ruling, commands, preview};
 
 use super::actor::Exec;
 use super::messages::{ExecRefusal, ExecWiring, JudgeAsk};
-use super::run::{check_request, host_env, opened_on_host};
+use super::run::{check_request, host_env, opened_on_host, prepare_words};
 use crate::supervision::Ctx;
 
 /// Judges it.
@@ -46,6 +46,11 @@ pub async fn judge(
     };
     let judged = approval.judge(plan).await;
     let mut judgement = judged.map_err(|error| ExecRefusal::of_approval(&error))?;
+    if let Target::Node(node) = &ask.target
+        && denied.is_none()
+    {
+        by_node(&wiring, &ask, node, &mut judgement).await;
+    }
     if missing {
         judgement.reasons.push(Reason {
             id: "not-found".to_owned(),
@@ -53,6 +58,42 @@ pub async fn judge(
         });
     }
     Ok(judgement)
+}
+
+/// What the node's own document says, which it is asked for: of both words the stricter holds.
+async fn by_node(wiring: &ExecWiring, ask: &JudgeAsk, node: &str, judgement: &mut Judgement) {
+    let words = (&ask.agent, &ask.argv[..], ask.cwd.as_deref());
+    let said = prepare_words(&wiring.nodes, words, &BTreeMap::new(), node).await;
+    let (own, rule, reasons) = match said {
+        Ok(means) => {
+            let own = match means.own {
+                ExecMode::Full => Ruling::Allow,
+                ExecMode::Ask => Ruling::Ask,
+                ExecMode::Allowlist | ExecMode::Deny => Ruling::Deny,
+            };
+            (own, format!("node:{}", means.rule), means.reasons)
+        }
+        // No run of it begins there now, and why is all that is known.
+        Err(refusal) => {
+            let reason = Reason {
+                id: "node-refuses".to_owned(),
+                text: refusal.message,
+            };
+            (Ruling::Deny, "node".to_owned(), vec![reason])
+        }
+    };
+    if own < judgement.verdict {
+        judgement.verdict = own;
+        judgement.rule = rule;
+        for command in &mut judgement.commands {
+            command.verdict = command.verdict.min(own);
+        }
+    }
+    for reason in reasons {
+        if !judgement.reasons.contains(&reason) {
+            judgement.reasons.push(reason);
+        }
+    }
 }
 
 /// Of which no plan can be made: no run of it begins.

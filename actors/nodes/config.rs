@@ -1,6 +1,9 @@
 //! `[nodes]` in the configuration.
 
+use std::collections::BTreeMap;
+
 use portcullis_core::nodes::Limits;
+use portcullis_core::policy::ExecMode;
 use serde::Deserialize;
 
 /// Limits of node hosts.
@@ -13,6 +16,8 @@ pub struct NodesConfig {
     pub in_flight: usize,
     /// Milliseconds that a node has to answer where the caller names none.
     pub timeout_ms: u64,
+    /// What commands on single nodes may do, by their ids, whoever asks; of the others their agents' own `nodes` says it.
+    pub exec: BTreeMap<String, ExecMode>,
 }
 
 impl Default for NodesConfig {
@@ -22,6 +27,7 @@ impl Default for NodesConfig {
             max: limits.nodes,
             in_flight: limits.per_node,
             timeout_ms: limits.timeout_ms,
+            exec: BTreeMap::new(),
         }
     }
 }

@@ -260,7 +260,7 @@ impl Machine {
     /// person has let run must not be forbidden.
     pub fn may_go_on(&self, plan: &ExecPlan, by: &RunsBy, now: Millis) -> bool {
         let rules = Rules {
-            agent: self.agents.of(&plan.agent),
+            agent: self.agents.at(&plan.agent, &plan.target),
             document: self.document.standing(),
             now,
         };

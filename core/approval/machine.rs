@@ -14,7 +14,8 @@ use crate::codes::Code;
 use crate::ids::{AgentId, ApprovalId, Hash32};
 use crate::plan::{ExecPlan, Target};
 use crate::policy::{
-    AgentPolicy, Document, Judgement, Rules, Standing, Verdict, decide, denied_outright, judge,
+    AgentPolicy, Document, ExecMode, Judgement, Rules, Standing, Verdict, decide, denied_outright,
+    judge,
 };
 use crate::time::{BootMoment, Millis};
 
@@ -25,12 +26,27 @@ pub struct Agents {
     pub every: AgentPolicy,
     /// Of those with one.
     pub named: BTreeMap<AgentId, AgentPolicy>,
+    /// `[nodes.exec]`: of single nodes, by their ids.
+    pub nodes: BTreeMap<String, ExecMode>,
 }
 
 impl Agents {
     /// Of this one.
     pub fn of(&self, agent: &AgentId) -> AgentPolicy {
         self.named.get(agent).copied().unwrap_or(self.every)
+    }
+
+    /// Of this one there.
+    pub fn at(&self, agent: &AgentId, target: &Target) -> AgentPolicy {
+        let node = match target {
+            Target::Node(node) => self.nodes.get(node).copied(),
+            Target::Sandbox | Target::Host => None,
+        };
+        let policy = self.of(agent);
+        AgentPolicy {
+            node: node.unwrap_or(policy.node),
+            ..policy
+        }
     }
 }
 
@@ -240,7 +256,7 @@ impl Machine {
     }
 
     fn verdict(&self, document: Standing<'_>, plan: &ExecPlan, now: Millis) -> Verdict {
-        let agent = self.agents.of(&plan.agent);
+        let agent = self.agents.at(&plan.agent, &plan.target);
         decide(
             &Rules {
                 agent,
@@ -260,7 +276,7 @@ impl Machine {
         now: Millis,
     ) -> Option<Verdict> {
         let rules = Rules {
-            agent: self.agents.of(agent),
+            agent: self.agents.at(agent, target),
             document: self.document.standing(),
             now,
         };
@@ -270,7 +286,7 @@ impl Machine {
     /// What would be decided on this plan: nothing is asked.
     pub fn judge(&self, plan: &ExecPlan, now: Millis) -> Judgement {
         let rules = Rules {
-            agent: self.agents.of(&plan.agent),
+            agent: self.agents.at(&plan.agent, &plan.target),
             document: self.document.standing(),
             now,
         };
@@ -298,6 +314,22 @@ impl Machine {
         id: ApprovalId,
         now: Millis,
     ) -> Result<Asked, Refusal> {
+        self.ask_of_node(plan, requester, idempotency_key, id, now, ExecMode::Full)
+    }
+
+    /// As [`Self::ask`], with what the plan's node itself says of it.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn ask_of_node(
+        &self,
+        plan: ExecPlan,
+        requester: Requester,
+        idempotency_key: Option<String>,
+        id: ApprovalId,
+        now: Millis,
+        own: ExecMode,
+    ) -> Result<Asked, Refusal> {
         plan.validate_shape()
             .map_err(|e| Refusal::Plan(e.to_string()))?;
         if plan.principal != requester.name {
@@ -320,7 +352,10 @@ impl Machine {
             }
             return Ok(Asked::Known(known.id.clone()));
         }
-        let agent = self.agents.of(&plan.agent);
+        let agent = AgentPolicy {
+            own,
+            ..self.agents.at(&plan.agent, &plan.target)
+        };
         let rules = Rules {
             agent,
             document: self.document.standing(),

@@ -53,7 +53,7 @@ impl Machine {
     }
 
     /// SHA-256 of what decides on this agent's commands, as JSON without blanks and keys in this order:
-    /// `{"document":"<hash of the approvals document, or absent or malformed>","elevated":"…","exec":"…"}`.
+    /// `{"document":"<hash of the approvals document, or absent or malformed>","elevated":"…","exec":"…","node_exec":{…},"nodes":"…"}`.
     pub fn policy_hash(&self, agent: &AgentId) -> Hash32 {
         let document = match &self.document {
             Held::Absent => "absent".to_owned(),
@@ -63,6 +63,7 @@ impl Machine {
         let policy = self.agents.of(agent);
         let all = serde_json::json!({
             "document": document, "elevated": policy.elevated, "exec": policy.exec,
+            "node_exec": self.agents.nodes, "nodes": policy.nodes,
         });
         Hash32(Sha256::digest(all.to_string()).into())
     }
@@ -70,7 +71,7 @@ impl Machine {
     /// What holds for an agent's commands there, and which of its entries do not do what they look like.
     pub fn explain(&self, agent: &AgentId, target: &Target, now: Millis) -> Value {
         let rules = Rules {
-            agent: self.agents.of(agent),
+            agent: self.agents.at(agent, target),
             document: self.document.standing(),
             now,
         };

@@ -37,7 +37,7 @@ pub use manage::Policy;
 pub use proof::{DecisionKey, DecisionProof, Extent, ProofError, Statement, verify_proof};
 pub use rows::{Place, PlanSealer};
 pub use similar::{Similar, Slot};
-pub use view::{PRESENTED_KIND, record_json, request_json, snapshot_json};
+pub use view::{PRESENTED_KIND, plan_json, record_json, request_json, snapshot_json};
 pub use vote::{Act, Deciding, Demands, Quorum, Said, Signed, Signer, Vote};
 
 /// What a person says.

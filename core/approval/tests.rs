@@ -43,6 +43,7 @@ pub(super) fn machine_with(limits: Limits) -> Machine {
     let agent = AgentPolicy {
         exec: ExecMode::Full,
         elevated: Elevated::Ask,
+        ..AgentPolicy::default()
     };
     let named = [
         (AgentId::new("demo").unwrap(), agent),
@@ -502,6 +503,7 @@ fn a_document_that_cannot_be_read_closes_the_host() {
     let agent = AgentPolicy {
         exec: ExecMode::Full,
         elevated: Elevated::Ask,
+        ..AgentPolicy::default()
     };
     let agents = Agents {
         named: [(AgentId::new("demo").unwrap(), agent)].into(),

@@ -138,6 +138,16 @@ fn allowed_decisions(record: &Record) -> Vec<Word> {
 }
 
 fn exec(record: &Record, plan: &ExecPlan) -> Value {
+    let risks: Vec<&str> = record.reasons.iter().map(|r| r.id.as_str()).collect();
+    let mut value = plan_json(plan);
+    value["commandAnalysis"] = json!({
+        "commandCount": 1, "nestedCommandCount": 0, "riskKinds": risks, "warningLines": [],
+    });
+    value
+}
+
+/// What a question shows of its plan: whoever has the plan itself can make it again, and see that he was shown nothing else.
+pub fn plan_json(plan: &ExecPlan) -> Value {
     let argv: Vec<_> = plan.argv.iter().map(|a| visible(a)).collect();
     let env: Vec<Value> = plan
         .env
@@ -162,7 +172,6 @@ fn exec(record: &Record, plan: &ExecPlan) -> Value {
         Target::Node(id) => json!(visible(id)),
         _ => Value::Null,
     };
-    let risks: Vec<&str> = record.reasons.iter().map(|r| r.id.as_str()).collect();
     json!({
         "command": command_line(&plan.argv),
         "commandArgv": argv,
@@ -179,7 +188,6 @@ fn exec(record: &Record, plan: &ExecPlan) -> Value {
         "host": host,
         "security": "allowlist",
         "ask": "on-miss",
-        "commandAnalysis": { "commandCount": 1, "nestedCommandCount": 0, "riskKinds": risks, "warningLines": [] },
         "agentId": plan.agent,
         "resolvedPath": plan.executable.path().map(visible),
         "sessionKey": visible(&plan.session),
@@ -237,7 +245,8 @@ fn executable(executable: &Executable) -> Value {
         }
         Executable::Workspace { path } => json!({"kind": "workspace", "path": visible(path)}),
         Executable::Node { claimed_sha256 } => {
-            json!({"kind": "node", "claimedSha256": claimed_sha256})
+            // Whoever the node is: its word is all there is here.
+            json!({"kind": "node", "claimedSha256": claimed_sha256, "verified": false})
         }
     }
 }

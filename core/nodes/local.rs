@@ -223,6 +223,7 @@ impl Local {
             agent: AgentPolicy {
                 exec: ExecMode::Full,
                 elevated: Elevated::Unasked,
+                ..AgentPolicy::default()
             },
             document: standing,
             now,

@@ -15,6 +15,7 @@ mod forward;
 mod local;
 mod machine;
 mod own;
+mod stream;
 mod view;
 
 pub use approvers::{
@@ -26,6 +27,7 @@ pub use forward::{Asked, Claim, GateRefusal, admit_run};
 pub use local::{Local, LocalError, LocalPolicy, RemoteEdit};
 pub use machine::{Call, Due, Machine, NodeResult, Sent, Taken};
 pub use own::{OwnPolicy, PolicyError};
+pub use stream::{PROGRESS, Telling, Told, Way};
 pub use view::{Standing, node_json};
 
 /// Runs a command.
@@ -206,7 +208,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            nodes: 256,
+            nodes: 2_048,
             per_node: 32,
             open: 512,
             timeout_max_ms: 3_600_000,

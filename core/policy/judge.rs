@@ -8,10 +8,10 @@ use super::chain::{self, Chain};
 use super::reads::{Reading, words};
 use super::through::{Role, commands};
 use super::{
-    Answer, Elevated, ExecMode, Mode, Reason, Rules, Security, Settings, Standing, Verdict,
-    WhenAsk, decide, effective, reads_its_folder,
+    AgentPolicy, Answer, Elevated, ExecMode, Mode, Reason, Rules, Security, Settings, Standing,
+    Verdict, WhenAsk, decide, effective, reads_its_folder,
 };
-use crate::codes::ELEVATED_DISABLED;
+use crate::codes::{ELEVATED_DISABLED, NODES_DISABLED};
 use crate::ids::{AgentId, Hash32};
 use crate::plan::{
     Egress, EnvValue, ExecPlan, Executable, Form, HOST_PATH, Held, HostFile, Limits, Nonce,
@@ -102,13 +102,7 @@ pub fn sources(rules: &Rules<'_>, agent: &str, target: &Target) -> Vec<Source> {
         other: mode.other.into(),
         mode,
     };
-    let exec = match rules.agent.exec {
-        ExecMode::Full => "full",
-        ExecMode::Ask => "ask",
-        ExecMode::Allowlist => "allowlist",
-        ExecMode::Deny => "deny",
-    };
-    let exec = format!("config:agents.{agent}.exec={exec}");
+    let exec = format!("config:agents.{agent}.exec={}", rules.agent.exec.word());
     let mut all = vec![source(exec, rules.agent.exec.mode())];
     let is_read = matches!(rules.document, Standing::Valid(_));
     if *target == Target::Sandbox && is_read {
@@ -120,8 +114,23 @@ pub fn sources(rules: &Rules<'_>, agent: &str, target: &Target) -> Vec<Source> {
         Elevated::Allowlist => "allowlist",
         Elevated::Unasked => "unasked",
     };
-    let elevated = format!("config:agents.{agent}.elevated={elevated}");
-    all.push(source(elevated, rules.agent.elevated.mode()));
+    if matches!(target, Target::Node(_)) {
+        let AgentPolicy {
+            nodes, node, own, ..
+        } = rules.agent;
+        let rule = format!("config:agents.{agent}.nodes={}", nodes.word());
+        all.push(source(rule, nodes.mode()));
+        let rule = format!("config:nodes.exec={}", node.word());
+        all.push(source(rule, node.mode()));
+        // What is not known is not told as if it were.
+        if own != ExecMode::Full {
+            let rule = format!("node:document={}", own.word());
+            all.push(source(rule, own.mode()));
+        }
+    } else {
+        let rule = format!("config:agents.{agent}.elevated={elevated}");
+        all.push(source(rule, rules.agent.elevated.mode()));
+    }
     let written = |settings: Settings| {
         let security = match settings.security {
             Security::Deny => "deny",
@@ -171,6 +180,7 @@ pub fn judge(rules: &Rules<'_>, plan: &ExecPlan, grant: Option<&str>) -> Judgeme
             let (id, rule) = match &refused {
                 Some((entry, _)) => ("denied-by-name", format!("deny:{}", entry.name())),
                 None if code == ELEVATED_DISABLED => ("elevated-off", decisive(rules, plan, false)),
+                None if code == NODES_DISABLED => ("nodes-off", decisive(rules, plan, false)),
                 None if listed.is_some() => ("denied", decisive(rules, plan, true)),
                 None => ("not-listed", decisive(rules, plan, false)),
             };

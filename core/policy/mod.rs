@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::codes::{Code, ELEVATED_DISABLED, POLICY_DENIED};
+use crate::codes::{Code, ELEVATED_DISABLED, NODES_DISABLED, POLICY_DENIED};
 use crate::display;
 use crate::plan::{EnvValue, ExecPlan, Executable, Held, Operand, Stdin, Target};
 use crate::time::Millis;
@@ -116,16 +116,44 @@ pub enum Elevated {
     Unasked,
 }
 
-/// What the configuration says of one agent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// What is said of one agent's commands, beside the document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AgentPolicy {
-    /// `exec`.
+    /// `[agents.<id>] exec`.
     pub exec: ExecMode,
-    /// `elevated`.
+    /// `[agents.<id>] elevated`: on the gateway's host.
     pub elevated: Elevated,
+    /// `[agents.<id>] nodes`: on node hosts. Nothing is listed for a node, so that `allowlist` refuses there as `deny` does.
+    pub nodes: ExecMode,
+    /// `[nodes.exec]` of the very node: on it alone, whoever asks.
+    pub node: ExecMode,
+    /// What that node's own document says of the very command, by its word.
+    pub own: ExecMode,
+}
+
+impl Default for AgentPolicy {
+    fn default() -> Self {
+        Self {
+            exec: ExecMode::Full,
+            elevated: Elevated::Off,
+            nodes: ExecMode::Deny,
+            node: ExecMode::Full,
+            own: ExecMode::Full,
+        }
+    }
 }
 
 impl ExecMode {
+    /// As it is written.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Ask => "ask",
+            Self::Allowlist => "allowlist",
+            Self::Deny => "deny",
+        }
+    }
+
     const fn mode(self) -> Mode {
         match self {
             Self::Full => Mode::FULL,
@@ -212,9 +240,14 @@ pub fn effective(rules: &Rules<'_>, agent: &str, target: &Target) -> Mode {
         // What it refuses by name holds in the sandbox too, and is not known.
         (_, Standing::Absent | Standing::Malformed) => Mode::DENY,
         (Target::Sandbox, Standing::Valid(_)) => exec,
-        // A node is outside the sandbox like the host; what its own user lets it do is beyond our sight.
-        (Target::Host | Target::Node(_), Standing::Valid(_)) => exec
+        (Target::Host, Standing::Valid(_)) => exec
             .strictest(rules.agent.elevated.mode())
+            .strictest(document_mode(rules.document, agent)),
+        // A node is outside the sandbox like the host, and somebody else's machine: elevated mode is not about it.
+        (Target::Node(_), Standing::Valid(_)) => exec
+            .strictest(rules.agent.nodes.mode())
+            .strictest(rules.agent.node.mode())
+            .strictest(rules.agent.own.mode())
             .strictest(document_mode(rules.document, agent)),
     }
 }
@@ -254,7 +287,10 @@ pub fn decide(rules: &Rules<'_>, plan: &ExecPlan, grant: Option<&str>) -> Verdic
         Answer::Allow => Verdict::Allow {
             rule: listed
                 .filter(|_| mode.other != Answer::Allow)
-                .unwrap_or_else(|| format!("config:agents.{agent}.exec=full")),
+                .unwrap_or_else(|| match plan.target {
+                    Target::Node(_) => format!("config:agents.{agent}.nodes=full"),
+                    _ => format!("config:agents.{agent}.exec=full"),
+                }),
         },
         Answer::Ask => Verdict::Ask {
             reasons: reasons(plan, listed.as_deref()),
@@ -282,10 +318,23 @@ fn deny(rules: &Rules<'_>, agent: &str, target: &Target, mode: Mode) -> Verdict 
         |what: &str| format!("the command is not on the list, and {what} refuses what is not");
     match (target, rules.agent) {
         (
-            Target::Host | Target::Node(_),
+            Target::Node(_),
+            AgentPolicy {
+                nodes: ExecMode::Deny,
+                exec,
+                ..
+            },
+        ) if exec != ExecMode::Deny => Verdict::Deny {
+            code: NODES_DISABLED,
+            message: format!("commands of agent {agent} may not go to nodes"),
+            fix: Some(format!("[agents.{agent}]\nnodes = \"ask\"")),
+        },
+        (
+            Target::Host,
             AgentPolicy {
                 elevated: Elevated::Off,
                 exec,
+                ..
             },
         ) if exec != ExecMode::Deny => Verdict::Deny {
             code: ELEVATED_DISABLED,
@@ -314,13 +363,30 @@ fn deny(rules: &Rules<'_>, agent: &str, target: &Target, mode: Mode) -> Verdict 
             },
         ) => refuse(missed(&format!("agents.{agent}.exec")), None),
         (
-            _,
+            Target::Host,
             AgentPolicy {
                 elevated: Elevated::Allowlist,
                 ..
             },
         ) if mode.listed == Answer::Allow => {
             refuse(missed(&format!("agents.{agent}.elevated")), None)
+        }
+        (Target::Node(_), AgentPolicy { nodes, node, .. })
+            if [nodes, node]
+                .iter()
+                .any(|mode| mode.mode().other == Answer::Deny) =>
+        {
+            let (key, mode) = match nodes {
+                ExecMode::Allowlist => (format!("agents.{agent}.nodes"), nodes),
+                _ => ("nodes.exec of this node".to_owned(), node),
+            };
+            refuse(
+                format!(
+                    "{key} is \"{}\", and no list names commands of nodes",
+                    mode.word()
+                ),
+                None,
+            )
         }
         _ if mode.listed == Answer::Deny => refuse(
             format!("the approvals document denies commands of agent {agent}"),
@@ -361,7 +427,7 @@ fn reasons(plan: &ExecPlan, listed: Option<&str>) -> Vec<Reason> {
     if matches!(plan.target, Target::Node(_)) {
         add(
             "on-node",
-            "It runs on another machine, outside any sandbox, as that node's own user. What the file there is, is that node's word.",
+            "It runs on another machine, outside any sandbox, as that node's own user. What the file there is, is that node's word: unverified.",
         );
     }
     if listed.is_some() {

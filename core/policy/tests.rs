@@ -12,6 +12,7 @@ fn asking() -> AgentPolicy {
     AgentPolicy {
         exec: ExecMode::Full,
         elevated: Elevated::Ask,
+        ..AgentPolicy::default()
     }
 }
 
@@ -79,6 +80,7 @@ fn the_host_is_closed_until_the_configuration_says_otherwise() {
     let deny = AgentPolicy {
         exec: ExecMode::Deny,
         elevated: Elevated::Ask,
+        ..AgentPolicy::default()
     };
     assert!(matches!(
         decide(&rules(deny), &plan, Some("g")),
@@ -90,6 +92,7 @@ fn the_host_is_closed_until_the_configuration_says_otherwise() {
     let listed = AgentPolicy {
         exec: ExecMode::Full,
         elevated: Elevated::Allowlist,
+        ..AgentPolicy::default()
     };
     assert!(matches!(
         decide(&rules(listed), &plan, None),
@@ -129,7 +132,7 @@ fn the_sandbox_is_open_and_the_document_is_not_about_it() {
             rule: "config:agents.demo.exec=full".into()
         }
     );
-    // A node is outside the sandbox: elevated mode decides, and no list or grant ever lets a command run unasked.
+    // A node is outside the sandbox: its own word decides, and no list or grant ever lets a command run unasked.
     plan.target = Target::Node("n".into());
     plan.executable = Executable::Node {
         claimed_sha256: None,
@@ -137,7 +140,7 @@ fn the_sandbox_is_open_and_the_document_is_not_about_it() {
     assert!(matches!(
         decide(&rules, &plan, Some("g")),
         Verdict::Deny {
-            code: ELEVATED_DISABLED,
+            code: NODES_DISABLED,
             ..
         }
     ));
@@ -145,23 +148,92 @@ fn the_sandbox_is_open_and_the_document_is_not_about_it() {
         json!({"version": 1, "defaults": {"security": "full", "ask": "off"},
         "agents": {"demo": {"allowlist": [{"pattern": "/usr/bin/uname"}]}}}),
     );
-    for elevated in [Elevated::Ask, Elevated::Allowlist] {
+    for nodes in [ExecMode::Ask, ExecMode::Allowlist] {
         let rules = Rules {
             agent: AgentPolicy {
-                exec: ExecMode::Full,
-                elevated,
+                nodes,
+                ..AgentPolicy::default()
             },
             document: Standing::Valid(&everything),
             now: Millis(0),
         };
         match decide(&rules, &plan, Some("g")) {
             Verdict::Ask { may_always, .. } => {
-                assert!(!may_always && elevated == Elevated::Ask);
+                assert!(!may_always && nodes == ExecMode::Ask);
             }
-            Verdict::Deny { .. } => assert_eq!(elevated, Elevated::Allowlist),
+            Verdict::Deny { .. } => assert_eq!(nodes, ExecMode::Allowlist),
             Verdict::Allow { rule } => panic!("{rule}"),
         }
     }
+}
+
+#[test]
+fn on_a_node_the_strictest_of_gateway_agent_and_node_holds_and_elevated_mode_is_not_about_it() {
+    let mut plan = host_plan(&["uname"]);
+    plan.target = Target::Node("n".into());
+    plan.executable = Executable::Node {
+        claimed_sha256: None,
+    };
+    let full = document(json!({"version": 1, "defaults": {"security": "full", "ask": "off"}}));
+    let modes = [
+        ExecMode::Deny,
+        ExecMode::Allowlist,
+        ExecMode::Ask,
+        ExecMode::Full,
+    ];
+    let word = |mode| match mode {
+        ExecMode::Deny | ExecMode::Allowlist => Answer::Deny,
+        ExecMode::Ask => Answer::Ask,
+        ExecMode::Full => Answer::Allow,
+    };
+    for elevated in [Elevated::Off, Elevated::Ask, Elevated::Allowlist] {
+        let first = document(Document::first());
+        for nodes in modes {
+            for node in modes {
+                for own in modes {
+                    let agent = AgentPolicy {
+                        elevated,
+                        nodes,
+                        node,
+                        own,
+                        ..AgentPolicy::default()
+                    };
+                    let rules = Rules {
+                        agent,
+                        document: Standing::Valid(&full),
+                        now: Millis(0),
+                    };
+                    let said = decide(&rules, &plan, None);
+                    let strictest = word(nodes).min(word(node)).min(word(own));
+                    assert_eq!(freedom(&said), strictest, "{agent:?}");
+                    let judged = judge(&rules, &plan, None);
+                    assert_eq!(judged.verdict, strictest.into(), "{agent:?}");
+                    // With the document's built-in word, nothing runs there unasked.
+                    let asking = Rules {
+                        agent,
+                        document: Standing::Valid(&first),
+                        now: Millis(0),
+                    };
+                    assert!(freedom(&decide(&asking, &plan, None)) <= Answer::Ask);
+                }
+            }
+        }
+    }
+    // And the host's commands do not hang on what is said of nodes.
+    let host = host_plan(&["uname"]);
+    let of = |nodes| {
+        let agent = AgentPolicy { nodes, ..asking() };
+        decide(
+            &Rules {
+                agent,
+                document: Standing::Valid(&full),
+                now: Millis(0),
+            },
+            &host,
+            None,
+        )
+    };
+    assert_eq!(of(ExecMode::Deny), of(ExecMode::Full));
 }
 
 #[test]
@@ -429,8 +501,18 @@ fn any_agent() -> impl Strategy<Value = AgentPolicy> {
             Just(Elevated::Ask),
             Just(Elevated::Allowlist)
         ],
+        prop_oneof![
+            Just(ExecMode::Full),
+            Just(ExecMode::Ask),
+            Just(ExecMode::Deny)
+        ],
     )
-        .prop_map(|(exec, elevated)| AgentPolicy { exec, elevated })
+        .prop_map(|(exec, elevated, nodes)| AgentPolicy {
+            exec,
+            elevated,
+            nodes,
+            ..AgentPolicy::default()
+        })
 }
 
 fn any_settings() -> impl Strategy<Value = serde_json::Value> {
@@ -508,7 +590,7 @@ proptest! {
     #[test]
     fn no_source_frees_what_another_refuses(agent in any_agent(), doc in any_document(), grant in any::<bool>()) {
         let grant = grant.then_some("g");
-        let open = AgentPolicy { exec: ExecMode::Full, elevated: Elevated::Ask };
+        let open = AgentPolicy { exec: ExecMode::Full, elevated: Elevated::Ask, ..AgentPolicy::default() };
         for plan in plans() {
             let all = freedom(&decide(&Rules { agent, document: Standing::Valid(&doc), now: Millis(0) }, &plan, grant));
             let by_document = freedom(&decide(&Rules { agent: open, document: Standing::Valid(&doc), now: Millis(0) }, &plan, grant));
@@ -560,6 +642,7 @@ fn neither_an_entry_nor_a_grant_covers_input_that_comes_later_unless_the_entry_s
     let agent = AgentPolicy {
         exec: ExecMode::Ask,
         elevated: Elevated::Off,
+        ..AgentPolicy::default()
     };
     let mut plan = host_plan(&["sh", "-s"]);
     plan.target = Target::Sandbox;

@@ -142,7 +142,7 @@ async fn decide(
             Word::AllowAlways if at > 0 => (Word::AllowOnce, Reach::Usual),
             word => (word, reach),
         };
-        match decider.decide(id, word, reach, reason).await {
+        match decider.decide(id, word, reach, reason, None).await {
             Ok((approval, answer)) => all.push((word, reach, approval, answer)),
             Err(failure) if ids.len() == 1 => return Err(failure),
             // One that was answered or withdrawn meanwhile is no reason against the others.

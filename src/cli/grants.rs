@@ -163,7 +163,7 @@ async fn covered(door: &Door, test: &GrantsTest) -> Result<Value, Failure> {
             && (test.cwd.as_deref()).is_none_or(|cwd| field(grant, "cwd") == cwd)
     };
     let grants: Vec<&Value> = list(&ledger, "grants").iter().filter(is_it).collect();
-    let mut params = place(&test.place);
+    let mut params = place(door, &test.place).await?;
     params["argv"] = json!(test.argv);
     if let Some(cwd) = &test.cwd {
         params["cwd"] = json!(cwd);

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 use super::approvals::{pretty, read};
 use super::args::{Place, Policy, PolicyTest};
+use super::devices::find as find_node;
 use super::failure::Failure;
 use super::out::Out;
 use crate::client::{Client, Door};
@@ -44,18 +45,21 @@ pub async fn run(
                 (None, _) => no_text(),
                 (Some(argv), Some(document)) => here(&state()?, document, test, &argv)?,
                 (Some(argv), None) => {
-                    let mut params = place(&test.place);
+                    let door = door()?;
+                    let mut params = place(&door, &test.place).await?;
                     params["argv"] = json!(argv);
                     if let Some(cwd) = &test.cwd {
                         params["cwd"] = json!(cwd);
                     }
-                    asked(&door()?, "exec.policy.test", params).await?
+                    asked(&door, "exec.policy.test", params).await?
                 }
             };
             out.both(&answer, || judged(&answer))?;
         }
         Policy::Explain(whose) => {
-            let answer = asked(&door()?, "exec.policy.explain", place(whose)).await?;
+            let door = door()?;
+            let params = place(&door, whose).await?;
+            let answer = asked(&door, "exec.policy.explain", params).await?;
             out.both(&answer, || explained(&answer))?;
         }
         Policy::Lint { file } => {
@@ -98,12 +102,19 @@ pub(super) async fn asked(door: &Door, method: &str, params: Value) -> Result<Va
     Ok(answer)
 }
 
-pub(super) fn place(place: &Place) -> Value {
-    let mut params = json!({ "target": target(place).word() });
+/// A node is named by the beginning of its id, as everywhere.
+pub(super) async fn place(door: &Door, place: &Place) -> Result<Value, Failure> {
+    let mut target = target(place);
+    if let Target::Node(id) = &target {
+        let nodes = asked(door, "node.list", json!({})).await?;
+        let node = find_node(list(&nodes, "nodes"), "nodeId", id)?;
+        target = Target::Node(field(node, "nodeId").to_owned());
+    }
+    let mut params = json!({ "target": target.word() });
     if let Some(agent) = &place.agent {
         params["agent"] = json!(agent);
     }
-    params
+    Ok(params)
 }
 
 fn target(place: &Place) -> Target {

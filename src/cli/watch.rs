@@ -65,8 +65,9 @@ pub async fn run(door: &Door, out: Out) -> Result<u8, Failure> {
             },
             Some(key) = keys.recv() => {
                 if let Some((id, word)) = queue.key(&key) {
+                    let shown = queue.waiting.iter().find(|a| field(a, "id") == id).cloned();
                     let result = tokio::select! {
-                        result = decider.decide(&id, word, Reach::Usual, None) => result,
+                        result = decider.decide(&id, word, Reach::Usual, None, shown.as_ref()) => result,
                         () = interrupts.next() => return Ok(0),
                     };
                     queue.sent = Some((ELSEWHERE.to_owned(), id));

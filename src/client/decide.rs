@@ -3,11 +3,12 @@
 
 use std::path::Path;
 
-use portcullis_core::approval::{Extent, Similar, Statement, Word};
+use portcullis_core::approval::{Extent, Similar, Statement, Word, plan_json};
 use portcullis_core::auth::{Role, Scope};
 use portcullis_core::codes;
-use portcullis_core::encoding::hex;
+use portcullis_core::encoding::{from_base64url, hex};
 use portcullis_core::ids::Hash32;
+use portcullis_core::plan::ExecPlan;
 use portcullis_core::time::Millis;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -86,7 +87,7 @@ impl Decider {
         }
     }
 
-    /// Decides on one question; gives it as it was, and the gateway's answer.
+    /// Decides on one question; gives it as it was, and the gateway's answer. `shown`: as it was on the screen before.
     ///
     /// # Errors
     /// The gateway's refusal.
@@ -96,8 +97,12 @@ impl Decider {
         word: Word,
         reach: Reach,
         reason: Option<&str>,
+        shown: Option<&Value>,
     ) -> Result<(Value, Value), Failure> {
         let (client, approval) = self.look(id, false).await?;
+        if let Some(shown) = shown {
+            is_what_is_signed(&approval, shown)?;
+        }
         let answer = self.say(client, &approval, word, reach, reason, None).await;
         Ok((approval, answer?))
     }
@@ -124,6 +129,7 @@ impl Decider {
             client.close().await;
             client = self.connect(&all).await?;
         }
+        is_what_is_signed(&approval, &approval)?;
         Ok((client, approval))
     }
 
@@ -225,6 +231,33 @@ impl Decider {
     }
 }
 
+/// Is the plan whose hash the gateway wants signed the very one that it shows? The hash is made here, of the plan itself: a
+/// gateway that was taken gets no signature for what nobody saw.
+fn is_what_is_signed(approval: &Value, told: &Value) -> Result<(), Failure> {
+    let Some(terms) = approval.get("sign") else {
+        return Ok(());
+    };
+    if field(approval, "approvalKind") != "exec" {
+        return Ok(());
+    }
+    let other = || {
+        Failure::of(
+            codes::PLAN_CHANGED,
+            "the gateway wants another plan signed than it shows: nothing was signed",
+        )
+        .hint("do not decide there: find out what that gateway runs, and who changed it")
+    };
+    let plan = from_base64url(field(terms, "plan")).ok_or_else(other)?;
+    let plan = ExecPlan::from_json(&plan).map_err(|_| other())?;
+    let is_its = plan.plan_hash().to_string() == field(terms, "planHash");
+    let request = told.get("request").ok_or_else(other)?;
+    let shows = plan_json(&plan);
+    let mut shows = shows.as_object().into_iter().flatten();
+    let same = shows.all(|(key, value)| request.get(key) == Some(value))
+        && field(request, "planHash") == field(terms, "planHash");
+    if is_its && same { Ok(()) } else { Err(other()) }
+}
+
 async fn open(door: &Door) -> Result<Open, Failure> {
     let path = match door {
         Door::Remote(remote) => {
@@ -255,4 +288,70 @@ fn here(socket: &Path) -> String {
     let path = std::fs::canonicalize(socket).unwrap_or_else(|_| socket.to_owned());
     let digest = Sha256::digest(path.as_os_str().as_encoded_bytes());
     format!("SOCKET_{}", hex(&digest)[..32].to_ascii_uppercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use portcullis_core::encoding::base64url;
+    use portcullis_core::ids::{AgentId, DeviceId};
+    use portcullis_core::nodes::{OnNode, plan_of};
+    use portcullis_core::plan::Nonce;
+    use std::collections::BTreeMap;
+
+    fn plan(argv: &[&str]) -> ExecPlan {
+        let argv: Vec<String> = argv.iter().map(|a| (*a).to_owned()).collect();
+        let (agent, env) = (AgentId::new("demo").unwrap(), BTreeMap::new());
+        let run = OnNode {
+            node: &DeviceId::new(&"ab".repeat(32)).unwrap(),
+            said: &json!({}),
+            agent: &agent,
+            argv: &argv,
+            cwd: "/",
+            sha256: None,
+            env: &env,
+            timeout_ms: 1_000,
+        };
+        plan_of(run, "c-1", "uid:0", Nonce::new(&[7; 16]).unwrap())
+    }
+
+    fn question(shown: &ExecPlan, signs: &ExecPlan, sent: &ExecPlan) -> Value {
+        let mut request = plan_json(shown);
+        request["planHash"] = json!(signs.plan_hash());
+        json!({
+            "approvalKind": "exec", "request": request,
+            "sign": { "planHash": signs.plan_hash(), "plan": base64url(&sent.to_json()) },
+        })
+    }
+
+    #[test]
+    fn a_gateway_gets_no_signature_for_another_plan_than_it_shows() {
+        let (ls, rm) = (plan(&["ls"]), plan(&["rm", "-rf", "/"]));
+        let good = question(&ls, &ls, &ls);
+        assert!(is_what_is_signed(&good, &good).is_ok());
+        for (shown, signs, sent) in [
+            (&ls, &rm, &rm),
+            (&ls, &rm, &ls),
+            (&rm, &ls, &ls),
+            (&ls, &ls, &rm),
+        ] {
+            let bad = question(shown, signs, sent);
+            let failure = is_what_is_signed(&bad, &bad).unwrap_err();
+            assert_eq!(failure.code, "PLAN_CHANGED");
+        }
+        // The card on the screen was another's; or the plan itself is kept back.
+        let other = question(&rm, &rm, &rm);
+        assert!(is_what_is_signed(&good, &other).is_err());
+        let mut without = good.clone();
+        without["sign"].as_object_mut().unwrap().remove("plan");
+        assert!(is_what_is_signed(&without, &without).is_err());
+        // Any one thing that is shown.
+        for key in [
+            "command", "argv", "cwd", "nodeId", "env", "agentId", "limits", "target",
+        ] {
+            let mut told = good.clone();
+            told["request"][key] = json!("something else");
+            assert!(is_what_is_signed(&good, &told).is_err(), "{key}");
+        }
+    }
 }

@@ -443,6 +443,14 @@ fn is_reference(path: &[String]) -> bool {
     matches!(path, [agents, _, secrets, _] if [agents.as_str()] == AGENTS && secrets == "secrets")
 }
 
+/// What one node's commands may do, as an example of it.
+static MODE: LazyLock<Value> = LazyLock::new(|| Value::String(String::new()));
+
+/// Is a node named there? `nodes.exec.ID`.
+fn is_of_node(path: &[String]) -> bool {
+    matches!(path, [nodes, exec, _] if nodes == "nodes" && exec == "exec")
+}
+
 /// What default.toml has under the last name of `path`; `template` is its table one level up.
 fn known<'a>(template: &'a Table, path: &[String]) -> Result<&'a Value, Refusal> {
     let refusal = |message: String, nearest: Option<String>| Refusal {
@@ -469,6 +477,9 @@ fn known<'a>(template: &'a Table, path: &[String]) -> Result<&'a Value, Refusal>
         } else {
             Err(refusal("this is no name of a variable".to_owned(), None))
         };
+    }
+    if is_of_node(path) {
+        return Ok(&MODE);
     }
     template.get(name).ok_or_else(|| {
         if is_secret(name) {

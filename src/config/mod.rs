@@ -43,6 +43,7 @@ use portcullis_actors::signing::SigningConfig;
 use portcullis_actors::supervision::Intensity;
 use portcullis_actors::vault::VaultConfig;
 use portcullis_core::codes::{self, Code};
+use portcullis_core::ids::DeviceId;
 
 use crate::telemetry::TelemetryConfig;
 
@@ -249,7 +250,7 @@ pub fn first_run(uids: Option<portcullis_core::sandbox::UserRange>) -> String {
     });
     let demo = (
         "agents.demo",
-        "# To try it with: this agent may ask to run a command on this machine, and a person decides each time.\nelevated = \"ask\"",
+        "# To try it with: this agent may ask to run a command on this machine, and on node hosts, and a person decides each time.\nelevated = \"ask\"\nnodes = \"ask\"",
     );
     let uids = uids.as_deref().map(|lines| ("sandbox", lines));
     let active: Vec<_> = uids.into_iter().chain([demo]).collect();
@@ -342,6 +343,20 @@ fn rules(config: &Config, layers: &mut Layers) {
     }
     if config.agents.every().elevated != Elevated::Off {
         layers.reject("agents.*.elevated", "elevated mode is switched on for one agent at a time: [agents.NAME] elevated = \"ask\"");
+    }
+    if config.agents.every().nodes != ExecMode::Deny {
+        layers.reject(
+            "agents.*.nodes",
+            "nodes are opened to one agent at a time: [agents.NAME] nodes = \"ask\"",
+        );
+    }
+    for node in config.nodes.exec.keys() {
+        if DeviceId::new(node).is_err() {
+            layers.reject(
+                &format!("nodes.exec.{node}"),
+                "a node is named by its whole id here, as `portcullis nodes show` has it: 64 hexadecimal digits",
+            );
+        }
     }
     if let Some(key) = layers.set_below(&["agents", "*", "sandbox"]) {
         layers.reject(

@@ -340,13 +340,15 @@ impl Agents {
 }
 
 /// `[agents.NAME]`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Agent {
     /// In the sandbox.
     pub exec: ExecMode,
     /// On the host.
     pub elevated: Elevated,
+    /// On node hosts.
+    pub nodes: ExecMode,
     /// How many people decide on each of its questions; 0: as in `[approval.quorum]`.
     pub quorum: u8,
     /// Of a run that asks for no time, milliseconds; 0: as in `[sandbox]` and `[exec.host]`.
@@ -355,6 +357,20 @@ pub struct Agent {
     pub sandbox: Overrides,
     /// Variables of each of its runs in the sandbox, and the secret of the vault that each gets.
     pub secrets: BTreeMap<String, VaultRef>,
+}
+
+impl Default for Agent {
+    fn default() -> Self {
+        Self {
+            exec: ExecMode::default(),
+            elevated: Elevated::default(),
+            nodes: ExecMode::Deny,
+            quorum: 0,
+            timeout_ms: 0,
+            sandbox: Overrides::default(),
+            secrets: BTreeMap::new(),
+        }
+    }
 }
 
 /// `{ vault = "NAME" }`: stands where a secret is expected.

@@ -342,6 +342,13 @@ fn what_loosens_by_accident_is_refused() {
         "config.toml:2:1: agents.*.elevated: elevated mode is switched on for one agent at a time"
     ));
     assert!(
+        errors("[agents.\"*\"]\nnodes = \"ask\"")[0].starts_with(
+            "config.toml:2:1: agents.*.nodes: nodes are opened to one agent at a time"
+        )
+    );
+    // A node by the beginning of its id would be none, and its word lost.
+    assert!(errors("[nodes.exec]\n4f0c = \"deny\"")[0].contains("64 hexadecimal digits"));
+    assert!(
         errors("[gateway]\nbind = \"0.0.0.0\"")[0]
             .starts_with("config.toml:2:1: gateway.bind: beyond loopback")
     );
@@ -478,7 +485,7 @@ fn the_first_run_file_loads_and_changes_only_what_it_says() {
         .filter(|leaf| leaf.origin != "default")
         .map(|leaf| leaf.key.as_str())
         .collect();
-    assert_eq!(changed, ["agents.demo.elevated"]);
+    assert_eq!(changed, ["agents.demo.elevated", "agents.demo.nodes"]);
     for line in DEFAULTS
         .lines()
         .filter(|line| line.contains(" = ") && !line.starts_with('#'))

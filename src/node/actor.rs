@@ -135,7 +135,7 @@ impl NodeHost {
         let task = self.ctx.task("question", key, async move {
             let answer = match refused {
                 Some((code, why)) => Answer::refused(code, why),
-                None => commands::answer(&wiring, &asked, stopped).await,
+                None => commands::answer(&wiring, &asked, &line, stopped).await,
             };
             for event in answer.events(&asked) {
                 // A link that is gone takes nothing: the gateway knows by itself.

@@ -4,20 +4,23 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 use portcullis_actors::exec::{ExecRefusal, HostedNews, HostedPlan, HostedRequest, Stream};
 use portcullis_core::display::visible;
 use portcullis_core::ids::AgentId;
-use portcullis_core::nodes::{Forwarded, Local, OnNode, STOPPED, VERDICT, plan_of};
+use portcullis_core::nodes::{
+    Forwarded, Local, OnNode, PROGRESS, STOPPED, Telling, VERDICT, Way, plan_of,
+};
 use portcullis_core::plan::{ExecPlan, HOST_PATH};
 use portcullis_core::policy::{Judgement, Ruling, Settings};
 use portcullis_core::time::Millis;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::document;
-use super::messages::{Asked, NodeWiring};
+use super::messages::{Asked, NodeWiring, Out};
 use super::policy::Kept;
 
 /// Runs a command.
@@ -29,6 +32,8 @@ const POLICY_GET: &str = "system.execApprovals.get";
 const POLICY_SET: &str = "system.execApprovals.set";
 /// What is offered to the gateway.
 pub const OFFERED: [&str; 5] = [POLICY_GET, POLICY_SET, RUN, PREPARE, WHICH];
+/// For a piece of a run's output to be taken.
+const TELL_WITHIN: Duration = Duration::from_secs(2);
 /// Names in one question.
 const MOST_BINS: usize = 64;
 /// Of the output that goes into the news of a run, characters.
@@ -99,12 +104,17 @@ impl Answer {
     }
 }
 
-/// Answers one question; `stop`: nobody wants what it runs any more.
-pub async fn answer(means: &NodeWiring, asked: &Asked, stop: oneshot::Receiver<()>) -> Answer {
+/// Answers one question; what a run writes goes out by `line` while it runs. `stop`: nobody wants what it runs any more.
+pub async fn answer(
+    means: &NodeWiring,
+    asked: &Asked,
+    line: &mpsc::Sender<Out>,
+    stop: oneshot::Receiver<()>,
+) -> Answer {
     let outcome = match asked.command.as_str() {
         WHICH => which(asked),
         PREPARE => prepare(means, asked).await,
-        RUN => run(means, asked, stop).await,
+        RUN => run(means, asked, line, stop).await,
         POLICY_GET => policy_get(means).await,
         POLICY_SET => policy_set(means, asked).await,
         other => Err((
@@ -374,7 +384,20 @@ async fn decided(
     spent.map_err(|why| unproven(&why))
 }
 
-async fn run(means: &NodeWiring, asked: &Asked, mut stop: oneshot::Receiver<()>) -> Outcome {
+/// Whether the link took it.
+async fn tell(means: &NodeWiring, line: &mpsc::Sender<Out>, piece: Value) -> bool {
+    let Ok(place) = means.pieces.clone().acquire_owned().await else {
+        return false;
+    };
+    line.send(Out::Piece(piece, place)).await.is_ok()
+}
+
+async fn run(
+    means: &NodeWiring,
+    asked: &Asked,
+    line: &mpsc::Sender<Out>,
+    mut stop: oneshot::Receiver<()>,
+) -> Outcome {
     let stopped = || Err((STOPPED, "it was told to end".to_owned()));
     let command: Command = read(asked)?;
     let Some(approved) = &command.system_run_plan else {
@@ -405,6 +428,8 @@ async fn run(means: &NodeWiring, asked: &Asked, mut stop: oneshot::Receiver<()>)
     let started = plan.start(hosted, command.timeout_ms);
     let mut run = started.map_err(|refusal| refused(&refusal))?;
     let (mut out, mut err) = (Vec::new(), Vec::new());
+    let mut telling =
+        (asked.params.get(PROGRESS) == Some(&Value::Bool(true))).then(Telling::default);
     let exited = loop {
         let news = tokio::select! {
             news = run.next() => news,
@@ -415,14 +440,33 @@ async fn run(means: &NodeWiring, asked: &Asked, mut stop: oneshot::Receiver<()>)
         };
         match news {
             HostedNews::Output(stream, data) => {
-                let to = if stream == Stream::Out {
-                    &mut out
+                let (to, way) = if stream == Stream::Out {
+                    (&mut out, Way::Stdout)
                 } else {
-                    &mut err
+                    (&mut err, Way::Stderr)
                 };
                 // The cell keeps the cap; this is so that nothing depends on it.
                 let room = most.saturating_sub(to.len()).min(data.len());
                 to.extend_from_slice(&data[..room]);
+                let pieces = telling.as_mut().map(|t| t.wrote(way, &data[..room]));
+                for (seq, chunk) in pieces.into_iter().flatten() {
+                    let piece = json!({
+                        "invokeId": asked.id, "nodeId": means.node, "seq": seq, "chunk": chunk,
+                    });
+                    // A gateway that takes nothing holds the run back, as a reader who does not read would, for a moment;
+                    // then what is left comes with the answer.
+                    let told = tokio::time::timeout(TELL_WITHIN, tell(means, line, piece));
+                    tokio::select! {
+                        told = told => if !matches!(told, Ok(true)) {
+                            telling = None;
+                            break;
+                        },
+                        _ = &mut stop => {
+                            run.kill().await;
+                            return stopped();
+                        }
+                    }
+                }
             }
             HostedNews::Exited(exited) => break exited,
             HostedNews::Lost(why) => return Err(("UNAVAILABLE", why)),

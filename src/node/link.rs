@@ -1,5 +1,6 @@
 //! The link: connects, says what is offered, passes questions in and answers out, and comes back when it is lost.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -229,9 +230,19 @@ async fn serve(mut client: Client, door: &Door, tell: &impl Fn(NodeMsg)) -> Fail
         Ok(comparison) => comparison,
         Err(failure) => return failure,
     };
+    // Of each piece that was sent, its place.
+    let mut places = BTreeMap::new();
     loop {
         tokio::select! {
             wanted = out.recv() => match wanted {
+                Some(Out::Piece(params, place)) => {
+                    let sent = client.send("node.invoke.progress", params);
+                    match tokio::time::timeout(SEND_WITHIN, sent).await {
+                        Ok(Ok(id)) => drop(places.insert(id, place)),
+                        Ok(Err(failure)) => return failure,
+                        Err(_) => return takes_nothing(),
+                    }
+                }
                 Some(Out::Request(method, params)) => {
                     // A gateway that reads nothing is as good as gone.
                     let sent = tokio::time::timeout(SEND_WITHIN, client.send(method, params)).await;
@@ -253,6 +264,7 @@ async fn serve(mut client: Client, door: &Door, tell: &impl Fn(NodeMsg)) -> Fail
             came = tokio::time::timeout(SILENT, client.next()) => match came {
                 Ok(Ok(Incoming::Event { event, payload, .. })) => heard(&event, &payload, tell),
                 Ok(Ok(Incoming::Answer { id, result })) => {
+                    places.remove(&id);
                     match comparison.answered(&mut client, &id, &result).await {
                         Ok(true) => {}
                         Ok(false) => if let Err(error) = result {

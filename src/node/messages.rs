@@ -7,7 +7,7 @@ use portcullis_actors::exec::Hosted;
 use portcullis_actors::supervision::Flag;
 use portcullis_core::ids::DeviceId;
 use serde_json::Value;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::document::Used;
 use crate::cli::Failure;
@@ -30,6 +30,9 @@ pub struct NodeWiring {
     pub gateway: String,
     /// Where its own document lies; its disk is what is reported on.
     pub folder: PathBuf,
+    /// Pieces of what runs write that the gateway has not answered yet: it takes no more requests at once than so many, and the
+    /// results are among them.
+    pub pieces: Arc<Semaphore>,
     /// Which decisions of people ran something here.
     pub used: Used,
     /// Set once: why this node host ends by itself.
@@ -51,6 +54,8 @@ pub struct Asked {
 pub enum Out {
     /// A request whose answer is not waited for.
     Request(&'static str, Value),
+    /// A piece of what a run writes. Its place is free again with the gateway's answer to it.
+    Piece(Value, OwnedSemaphorePermit),
     /// The end: a close frame, then the sender is dropped.
     Close(oneshot::Sender<()>),
 }

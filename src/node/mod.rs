@@ -45,6 +45,8 @@ const CAPACITY: usize = 256;
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 /// Commands that are read and hashed at once.
 const OPENINGS: usize = 4;
+/// Pieces of output that the gateway has not answered yet.
+const PIECES: usize = 8;
 
 /// Runs it until a signal ends it, or the gateway wants it no more.
 pub fn run(global: &Global, args: &NodeRun) -> ExitCode {
@@ -118,6 +120,7 @@ pub async fn plant(global: &Global, args: &NodeRun, on_fatal: OnFatal) -> Result
             cell,
             masked,
         },
+        pieces: Arc::new(tokio::sync::Semaphore::new(PIECES)),
         used: document::Used::of(&folder, &gateway),
         node,
         folder,

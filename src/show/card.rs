@@ -252,7 +252,7 @@ fn executable(request: &Value) -> Vec<String> {
         }
         "workspace" => vec![format!("{}  (the agent can write it)", file(program))],
         "image" => vec![format!("{}  (of the box's image)", file(program))],
-        "node" => vec![format!("{}  (as the node says)", file(program))],
+        "node" => vec![format!("{}  (unverified: as the node says)", file(program))],
         other => vec![format!("{}  ({})", file(program), clean(other))],
     }
 }

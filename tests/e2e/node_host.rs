@@ -41,10 +41,13 @@ impl Host {
             "far",
         ];
         let mut command = gateway.command(&[&args, more].concat());
-        command
-            .env("PLANTED_IN_THE_NODE", "hunter2")
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
+        command.env("PLANTED_IN_THE_NODE", "hunter2");
+        Self::spawned(command)
+    }
+
+    /// Started by this very command.
+    pub fn spawned(mut command: std::process::Command) -> Self {
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
         // A copy of the binary is busy while another test's fork, not yet executed, has it open for writing.
         let mut child = loop {
             match command.spawn() {
@@ -192,7 +195,7 @@ pub fn url(gateway: &Gateway) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn our_node_host_waits_for_a_person_twice_runs_what_was_allowed_and_comes_back() {
-    let mut gateway = Gateway::with(&[STRICT, ("agents.closed.elevated", "ask")]);
+    let mut gateway = Gateway::with(&[STRICT, ("agents.closed.nodes", "ask")]);
     let token = token_file(&gateway);
     let mut host = Host::start(&gateway, &url(&gateway), &token);
     let log = host.says("portcullis devices approve ");

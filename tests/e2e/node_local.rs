@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ed25519_dalek::{Signer as _, SigningKey};
 use portcullis_core::approval::{DecisionKey, DecisionProof, Extent, Statement, Word};
@@ -16,7 +16,7 @@ use portcullis_core::time::Millis;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use super::node_host::{Host, Rogue, let_in, run, url};
+use super::node_host::{Host, Rogue, let_in, node, run, url};
 use super::remote_cli::token_file;
 use crate::support::gateway::Gateway;
 use crate::support::ws::{admin, random};
@@ -352,7 +352,7 @@ async fn a_nodes_own_document_is_the_last_gate_and_its_approvers_sign_at_the_gat
 
     // Approvers: the command line's key, which it made and paired when it first decided.
     document(&gateway, "version = 1\n");
-    signed_run(&gateway, &id, "first");
+    signed_run(&gateway, &id, &["echo", "first"]);
     let devices = gateway.json(&["devices", "list"]);
     let key = devices["paired"]
         .as_array()
@@ -363,7 +363,7 @@ async fn a_nodes_own_document_is_the_last_gate_and_its_approvers_sign_at_the_gat
         .as_str()
         .unwrap();
     document(&gateway, &format!("version = 1\napprovers = [{key:?}]\n"));
-    assert_eq!(signed_run(&gateway, &id, "second"), "second\n");
+    assert_eq!(signed_run(&gateway, &id, &["echo", "second"]), "second\n");
     // Somebody who signs nothing decides there, and the gateway takes it; the node does not.
     let (last, out) = run(&mut asks, &mut decides, &id, echo).await;
     assert_eq!(
@@ -375,17 +375,9 @@ async fn a_nodes_own_document_is_the_last_gate_and_its_approvers_sign_at_the_gat
 }
 
 /// A run on the node that the command line asks for and allows: its output.
-fn signed_run(gateway: &Gateway, node: &str, text: &str) -> String {
-    let mut command = gateway.command(&[
-        "exec",
-        "--agent",
-        "demo",
-        "--node",
-        &node[..12],
-        "--",
-        "echo",
-        text,
-    ]);
+pub fn signed_run(gateway: &Gateway, node: &str, words: &[&str]) -> String {
+    let run = ["exec", "--agent", "demo", "--node", &node[..12], "--"];
+    let mut command = gateway.command(&[&run, words].concat());
     command.stdout(std::process::Stdio::piped());
     let child = command.spawn().unwrap();
     let question = loop {
@@ -393,9 +385,168 @@ fn signed_run(gateway: &Gateway, node: &str, text: &str) -> String {
         if let Some(id) = list[0]["id"].as_str() {
             break id.to_owned();
         }
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        std::thread::sleep(Duration::from_millis(50));
     };
     gateway.json(&["approvals", "allow", &question]);
     let ran = child.wait_with_output().unwrap();
     String::from_utf8(ran.stdout).unwrap()
+}
+
+/// Of the gateway's word, the agent's and the node's the strictest holds, and `policy test` says it before there is a run.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_holds_on_a_node_is_the_strictest_word_and_policy_test_says_it() {
+    let gateway = Gateway::with(&[("agents.free.nodes", "full")]);
+    let _host = Host::start(&gateway, &url(&gateway), &token_file(&gateway));
+    let id = let_in(&gateway);
+    let said = |agent: &str, words: &[&str]| {
+        let test = [
+            "policy",
+            "test",
+            "--json",
+            "--agent",
+            agent,
+            "--node",
+            &id[..12],
+            "--",
+        ];
+        let output = gateway.cli(&[&test, words].concat());
+        assert!(output.status.success(), "{output:?}");
+        let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let word = said["verdict"].as_str().unwrap().to_owned();
+        (
+            word,
+            said["rule"].as_str().unwrap().to_owned(),
+            said.to_string(),
+        )
+    };
+    let (word, rule, _) = said("other", &["echo", "x"]);
+    assert_eq!(
+        (word.as_str(), rule.as_str()),
+        ("deny", "config:agents.other.nodes=deny")
+    );
+    let (word, rule, _) = said("demo", &["echo", "x"]);
+    assert_eq!(
+        (word.as_str(), rule.as_str()),
+        ("ask", "config:agents.demo.nodes=ask")
+    );
+    // The gateway's own document, made free for one agent by a person.
+    let free = json!({ "version": 1, "agents": { "free": { "security": "full", "ask": "off" } } });
+    let file = gateway.home().join("free.json");
+    std::fs::write(&file, free.to_string()).unwrap();
+    gateway.cli(&["policy", "set", file.to_str().unwrap()]);
+    let waits = gateway.json(&["approvals", "list"])[0]["id"].clone();
+    gateway.json(&["approvals", "allow", waits.as_str().unwrap()]);
+    // Now the node's own word is the strictest: it has none, and asks.
+    let (word, rule, all) = said("free", &["echo", "x"]);
+    assert_eq!(word, "ask", "{all}");
+    assert!(rule.starts_with("node:document"), "{all}");
+    document(
+        &gateway,
+        "version = 1\n[defaults]\nmode = \"full\"\n[[defaults.denylist]]\npattern = \"/usr/bin/id\"\n",
+    );
+    let (word, rule, _) = said("free", &["echo", "x"]);
+    assert_eq!(
+        (word.as_str(), rule.as_str()),
+        ("allow", "config:agents.free.nodes=full")
+    );
+    let (word, rule, all) = said("free", &["id"]);
+    assert_eq!((word.as_str(), rule.as_str()), ("deny", "node"));
+    assert!(all.contains("this node's own document refuses it"), "{all}");
+    let exec = [
+        "exec",
+        "--agent",
+        "free",
+        "--node",
+        &id[..12],
+        "--",
+        "echo",
+        "unasked",
+    ];
+    let ran = gateway.cli(&exec);
+    assert_eq!(String::from_utf8_lossy(&ran.stdout), "unasked\n", "{ran:?}");
+    // And with an approver nothing runs there unasked again: a person is asked for what would have run.
+    let key = text(&SigningKey::from_bytes(&random::<32>()));
+    document(
+        &gateway,
+        &format!("version = 1\napprovers = [{key:?}]\n[defaults]\nmode = \"full\"\n"),
+    );
+    let (word, rule, _) = said("free", &["echo", "x"]);
+    assert_eq!(
+        (word.as_str(), rule.as_str()),
+        ("ask", "node:document:approvers")
+    );
+    let mut asks = admin(&gateway).await;
+    let params = json!({
+        "agent": "free", "argv": ["echo", "x"], "target": format!("node:{id}"), "idempotencyKey": "asked-again",
+    });
+    let frame = asks.ask("exec.run", params).await;
+    let first = asks.answer(&frame).await;
+    assert_eq!(first["payload"]["status"], "approval-pending", "{first}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_command_on_our_node_writes_comes_while_it_runs_in_order_and_whole() {
+    let gateway = Gateway::start();
+    let _host = Host::start(&gateway, &url(&gateway), &token_file(&gateway));
+    let id = let_in(&gateway);
+    let (mut asks, mut decides) = (admin(&gateway).await, admin(&gateway).await);
+    // It waits for a file that is made when its first words were seen: told at the end, they would never be.
+    let seen = std::env::temp_dir().join(format!("node-seen-{}", std::process::id()));
+    let script = format!(
+        "echo one; echo two >&2; while [ ! -e {} ]; do sleep 0.05; done; i=0; while [ $i -lt 4000 ]; do echo line $i; i=$((i+1)); done; printf 'end \\377\\303'",
+        seen.display()
+    );
+    let params = json!({
+        "agent": "demo", "target": format!("node:{id}"), "idempotencyKey": "streamed", "argv": ["sh", "-c", script],
+    });
+    let frame = asks.ask("exec.run", params).await;
+    let first = asks.answer(&frame).await;
+    let allow = json!({ "id": first["payload"]["approvalId"], "decision": "allow-once" });
+    decides.get("exec.approval.resolve", allow).await;
+    let (mut out, mut err, mut next) = (Vec::new(), Vec::new(), 0);
+    let last = loop {
+        let came = asks.frame().await;
+        if came["event"] == "exec.output" {
+            use base64::Engine as _;
+            let payload = &came["payload"];
+            assert_eq!(payload["seq"], next, "{payload}");
+            next += 1;
+            let data = payload["data"].as_str().unwrap();
+            let data = base64::engine::general_purpose::STANDARD
+                .decode(data)
+                .unwrap();
+            let is_out = payload["stream"] == "stdout";
+            if is_out { &mut out } else { &mut err }.extend(data);
+            if out.starts_with(b"one\n") && err == b"two\n" {
+                std::fs::write(&seen, "").unwrap();
+            }
+        } else if came["id"] == frame {
+            break came;
+        }
+    };
+    std::fs::remove_file(&seen).unwrap();
+    assert_eq!(last["payload"]["exitCode"], 0, "{last}");
+    let lines: Vec<String> = (0..4000).map(|i| format!("line {i}\n")).collect();
+    let wanted = format!("one\n{}end \u{fffd}\u{fffd}", lines.concat());
+    assert_eq!(String::from_utf8(out).unwrap(), wanted);
+    assert_eq!(err, b"two\n");
+}
+
+/// However long it was away. Before, a node asked each thirty seconds in the end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_back_within_five_seconds_of_its_gateways_return() {
+    let mut gateway = Gateway::start();
+    let _host = Host::start(&gateway, &url(&gateway), &token_file(&gateway));
+    let id = let_in(&gateway);
+    assert_eq!(gateway.stop(), 0);
+    gateway.keep_port();
+    // So long that waits that double without end are over ten seconds by now.
+    tokio::time::sleep(Duration::from_secs(24)).await;
+    gateway.launch();
+    let ready = std::time::Instant::now();
+    node(&gateway, |n| {
+        n["nodeId"] == id.as_str() && n["connected"] == true
+    });
+    let took = ready.elapsed();
+    assert!(took < Duration::from_secs(5), "{took:?}");
 }

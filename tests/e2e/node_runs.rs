@@ -257,7 +257,7 @@ async fn what_differs_from_the_approved_plan_is_refused_and_nothing_runs_in_its_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_on_a_node_needs_the_scopes_of_a_run_and_elevated_mode() {
+async fn a_command_on_a_node_needs_the_scopes_of_a_run_and_its_agents_word_for_nodes() {
     let gateway = Gateway::start();
     let (mut asks, mut decides) = (admin(&gateway).await, admin(&gateway).await);
     let host = Host::start(&gateway, &mut decides, COMMANDS).await;
@@ -267,16 +267,58 @@ async fn a_command_on_a_node_needs_the_scopes_of_a_run_and_elevated_mode() {
         error["details"]["missingScope"], "operator.act_as",
         "{error}"
     );
-    // Of this agent nobody has said that it may leave the sandbox.
+    // Of this agent nobody has said that it may go to nodes.
     let mut params = question(&host, "a1");
     params["agentId"] = "other".into();
     let error = asks.refused("exec.approval.request", params).await;
-    assert_eq!(error["details"]["code"], "ELEVATED_DISABLED", "{error}");
+    assert_eq!(error["details"]["code"], "NODES_DISABLED", "{error}");
     let params = json!({
         "agent": "other", "argv": ["echo", "hi"], "target": host.target(), "idempotencyKey": "k",
     });
     let error = asks.refused("exec.run", params).await;
+    assert_eq!(error["details"]["code"], "NODES_DISABLED", "{error}");
+    let fix = &error["details"]["fix"];
+    assert_eq!(fix, "[agents.other]\nnodes = \"ask\"", "{error}");
+}
+
+/// One node is closed, whoever asks; the other is not. And elevated mode is not about either.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_closed_by_the_gateways_configuration_whoever_asks_and_elevated_mode_opens_none()
+{
+    let mut gateway = Gateway::with(&[
+        ("agents.elevated.elevated", "ask"),
+        ("agents.only.nodes", "ask"),
+    ]);
+    let mut decides = admin(&gateway).await;
+    let closed = Host::start(&gateway, &mut decides, COMMANDS).await;
+    let mut asks = admin(&gateway).await;
+    let ask = |agent: &str, target: String, key: &str| json!({ "agent": agent, "argv": ["echo", "hi"], "target": target, "idempotencyKey": key });
+    let error = asks
+        .refused("exec.run", ask("elevated", closed.target(), "k1"))
+        .await;
+    assert_eq!(error["details"]["code"], "NODES_DISABLED", "{error}");
+    let frame = asks
+        .ask("exec.run", ask("only", closed.target(), "k2"))
+        .await;
+    let first = asks.answer(&frame).await;
+    assert_eq!(first["payload"]["status"], "approval-pending", "{first}");
+    let error = asks
+        .refused("exec.run", ask("only", "host".to_owned(), "k3"))
+        .await;
     assert_eq!(error["details"]["code"], "ELEVATED_DISABLED", "{error}");
+    let key = format!("nodes.exec.{}", closed.device.id());
+    drop((asks, decides, closed));
+    assert_eq!(gateway.stop(), 0);
+    gateway.set(&key, "deny");
+    gateway.launch();
+    let (mut asks, mut decides) = (admin(&gateway).await, admin(&gateway).await);
+    let open = Host::start(&gateway, &mut decides, COMMANDS).await;
+    let at = format!("node:{}", key.trim_start_matches("nodes.exec."));
+    let error = asks.refused("exec.run", ask("only", at, "k4")).await;
+    assert_eq!(error["details"]["code"], "POLICY_DENIED", "{error}");
+    let frame = asks.ask("exec.run", ask("only", open.target(), "k5")).await;
+    let first = asks.answer(&frame).await;
+    assert_eq!(first["payload"]["status"], "approval-pending", "{first}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,6 +9,7 @@ use crate::support::ws::{Client, admin};
 const CONFIG: &str = r#"
 [agents.demo]
 elevated = "ask"
+nodes = "ask"
 [agents.demo.secrets]
 TOKEN = { vault = "KEY" }
 [exec.host]

@@ -8,6 +8,7 @@ mod fuzz;
 pub mod house;
 mod load;
 pub mod mixed;
+mod nodes;
 mod panics;
 mod power;
 mod record;

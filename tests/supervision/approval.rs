@@ -47,6 +47,7 @@ pub fn plan(argument: &str) -> ExecPlan {
 
 pub async fn ask(approval: &ApprovalHandle, plan: ExecPlan) -> Result<ApprovalId, &'static str> {
     let ask = Ask {
+        own: portcullis_core::policy::ExecMode::Full,
         plan,
         requester: operator(),
         connection: "c-1".into(),

@@ -151,6 +151,8 @@ impl Ground {
         let open = AgentPolicy {
             exec: ExecMode::Full,
             elevated: Elevated::Ask,
+            nodes: ExecMode::Ask,
+            ..AgentPolicy::default()
         };
         ApprovalHandle::add(
             &mut self.tree,

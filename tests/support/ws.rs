@@ -355,6 +355,8 @@ pub struct Connect<'a> {
     pub name: Option<&'a str>,
     /// What it says it runs on.
     pub platform: &'a str,
+    /// Of which kind of machine it says to be.
+    pub family: &'a str,
 }
 
 impl<'a> Connect<'a> {
@@ -369,6 +371,7 @@ impl<'a> Connect<'a> {
             late_ms: 0,
             name: None,
             platform: "Linux",
+            family: "Test",
         }
     }
 
@@ -419,6 +422,12 @@ impl<'a> Connect<'a> {
         self
     }
 
+    /// Of which kind of machine it says to be.
+    pub const fn of(mut self, family: &'a str) -> Self {
+        self.family = family;
+        self
+    }
+
     /// Changes `device` after it was signed.
     pub fn lie(mut self, key: &str, value: impl Into<Value>) -> Self {
         self.lies[key] = value.into();
@@ -430,7 +439,7 @@ impl<'a> Connect<'a> {
         let is_node = self.role == "node";
         let mut client = json!({
             "id": if is_node { "node-host" } else { "gateway-client" },
-            "version": "1.0.0", "platform": self.platform, "deviceFamily": "Test",
+            "version": "1.0.0", "platform": self.platform, "deviceFamily": self.family,
             "mode": if is_node { "node" } else { "backend" },
         });
         if let Some(name) = self.name {
@@ -457,7 +466,8 @@ impl<'a> Connect<'a> {
             );
             if version == 3 {
                 let platform = self.platform.to_ascii_lowercase();
-                text.extend(["|", &platform, "|test"]);
+                let family = self.family.to_ascii_lowercase();
+                text.extend(["|", &platform, "|", &family]);
             }
             params["device"] = json!({
                 "id": device.id(), "publicKey": device.public_key(), "signature": device.sign(&text),

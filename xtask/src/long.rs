@@ -22,6 +22,7 @@ const PARTS: &[(&str, &[&str])] = &[
     ("guards", &["security::advisories::"]),
     ("abuse", &["long::abuse::"]),
     ("sockets", &["long::soak::idle"]),
+    ("nodes", &["long::nodes::"]),
     ("soak", &["long::soak::under"]),
     // Chosen by the virtual machine that they run in.
     ("cgroup2", &[]),

@@ -166,7 +166,11 @@ impl Flow {
             }
             None => match self
                 .gate
-                .decide(&frozen.plan, &self.request, self.only_ask.clone())
+                .decide(
+                    (&frozen.plan, frozen.own()),
+                    &self.request,
+                    self.only_ask.clone(),
+                )
                 .await?
             {
                 Said::Allowed(rule) => (Some(rule), None, None),
@@ -199,6 +203,7 @@ impl Flow {
         // A secret that was asked for and not given is told too, whatever the target.
         let by_policy = [
             codes::ELEVATED_DISABLED,
+            codes::NODES_DISABLED,
             codes::POLICY_DENIED,
             codes::VAULT_NOT_BOUND,
             codes::VAULT_NOT_FOUND,
@@ -520,12 +525,14 @@ impl Flow {
     /// Between the intent and the act.
     async fn last_look(&self, decided: &Decided, intent: Seq) -> Result<(), Over> {
         let plan = &decided.frozen.plan;
-        match &decided.approval {
+        let own = decided.frozen.own();
+        let let_run = if let Some(id) = &decided.approval {
             // Policy is asked again by this very step.
-            Some(id) => self.gate.consume(id, decided.plan_hash, intent).await,
-            None => self.gate.still(plan, &self.request).await,
-        }
-        .map_err(Over::refused)?;
+            self.gate.consume(id, decided.plan_hash, intent).await
+        } else {
+            self.gate.still((plan, own), &self.request).await
+        };
+        let_run.map_err(Over::refused)?;
         self.unchanged(&decided.frozen)
             .await
             .map_err(Over::refused)?;

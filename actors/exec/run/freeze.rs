@@ -13,6 +13,7 @@ use portcullis_core::plan::{
     Egress, EnvPolicy, EnvValue, ExecPlan, Executable, Form, HOST_PATH, Limits, Nonce, Stdin,
     Target, is_canonical_path, named_session,
 };
+use portcullis_core::policy::ExecMode;
 use portcullis_core::sandbox::Sharers;
 use portcullis_core::vault::{Asked, Use, VaultError};
 use tokio::sync::oneshot;
@@ -43,6 +44,16 @@ pub struct Frozen {
     pub plan: ExecPlan,
     /// What it needs to run.
     pub means: Means,
+}
+
+impl Frozen {
+    /// What the node that it would run on itself says of it.
+    pub const fn own(&self) -> ExecMode {
+        match &self.means {
+            Means::Node(means) => means.own,
+            Means::Box(_) | Means::Host(_) => ExecMode::Full,
+        }
+    }
 }
 
 /// What was opened or learned for it.

@@ -9,6 +9,7 @@ use portcullis_core::display::visible;
 use portcullis_core::ids::{AgentId, ApprovalId, Hash32};
 use portcullis_core::nodes::Shown;
 use portcullis_core::plan::ExecPlan;
+use portcullis_core::policy::ExecMode;
 
 use crate::approval::{
     ApprovalEvent, ApprovalHandle, ApprovalRefusal, Ask, Decision, Found, Ground, Narrowed,
@@ -67,7 +68,7 @@ impl Gate {
     /// Decides on a new plan, or asks a person.
     pub async fn decide(
         &self,
-        plan: &ExecPlan,
+        (plan, own): (&ExecPlan, ExecMode),
         request: &RunRequest,
         only_ask: Option<OnlyAsk>,
     ) -> Result<Said, ExecRefusal> {
@@ -78,7 +79,7 @@ impl Gate {
         let ask = Ask {
             id,
             narrowing: only_ask.map(|how| how.narrowing).unwrap_or_default(),
-            ..question(plan, request, Some(key))
+            ..question((plan, own), request, Some(key))
         };
         self.ask(ask).await
     }
@@ -98,7 +99,11 @@ impl Gate {
     }
 
     /// Does policy still let it run without a person, at the moment of its start?
-    pub async fn still(&self, plan: &ExecPlan, request: &RunRequest) -> Result<(), ExecRefusal> {
+    pub async fn still(
+        &self,
+        plan: (&ExecPlan, ExecMode),
+        request: &RunRequest,
+    ) -> Result<(), ExecRefusal> {
         match self.ask(question(plan, request, None)).await? {
             Said::Allowed(_) => Ok(()),
             Said::Asked(id, _) => {
@@ -221,8 +226,10 @@ impl Gate {
     }
 }
 
-fn question(plan: &ExecPlan, request: &RunRequest, key: Option<String>) -> Ask {
+/// `own`: what the plan's node itself says of it.
+fn question((plan, own): (&ExecPlan, ExecMode), request: &RunRequest, key: Option<String>) -> Ask {
     Ask {
+        own,
         plan: plan.clone(),
         requester: request.principal.clone(),
         connection: request.connection.clone(),

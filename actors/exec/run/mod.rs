@@ -24,3 +24,4 @@ pub(super) use freeze::{
 pub(super) use gate::{Gate, Said};
 pub(super) use handle::RunHandle;
 pub(super) use messages::RunWiring;
+pub(super) use node::prepare_words;

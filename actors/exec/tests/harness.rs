@@ -140,6 +140,8 @@ pub async fn house_of(
     let policy = AgentPolicy {
         exec: ExecMode::Full,
         elevated: Elevated::Ask,
+        nodes: ExecMode::Ask,
+        ..AgentPolicy::default()
     };
     let pairing = PairingHandle::add(
         &mut tree,

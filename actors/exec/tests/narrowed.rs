@@ -5,6 +5,7 @@ use std::time::Duration;
 use portcullis_core::approval::Word;
 use portcullis_core::codes;
 use portcullis_core::plan::Target;
+use portcullis_core::policy::ExecMode;
 use serde_json::{Value, json};
 
 use super::harness::{Ended, Folders, House, alive, finish, house, operator, until};
@@ -140,17 +141,23 @@ async fn policy_that_changed_between_the_decision_and_the_start_is_asked_again()
     set(&house, sleeps(&json!({}))).await;
     let gate = Gate(house.approval.clone());
     let request = house.request(Target::Host, &["sleep", "0"]);
-    let decided = gate.decide(&plan, &request, None).await;
+    let decided = gate.decide((&plan, ExecMode::Full), &request, None).await;
     assert!(matches!(decided, Ok(Said::Allowed(rule)) if rule == "list:sleeps"));
-    gate.still(&plan, &request).await.unwrap();
+    gate.still((&plan, ExecMode::Full), &request).await.unwrap();
     // Now it would ask: nobody is asked behind the back of who decided, and no question stays.
     set(&house, sleeps(&json!({ "ask": "always" }))).await;
-    let refused = gate.still(&plan, &request).await.unwrap_err();
+    let refused = gate
+        .still((&plan, ExecMode::Full), &request)
+        .await
+        .unwrap_err();
     assert_eq!(refused.code, codes::POLICY_DENIED);
     assert!(refused.message.contains("changed meanwhile"), "{refused:?}");
     assert!(house.approval.list().await.unwrap().is_empty());
     set(&house, sleeps(&json!({ "security": "deny" }))).await;
-    let refused = gate.still(&plan, &request).await.unwrap_err();
+    let refused = gate
+        .still((&plan, ExecMode::Full), &request)
+        .await
+        .unwrap_err();
     assert_eq!(refused.code, codes::POLICY_DENIED);
     house.end().await;
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use portcullis_core::approval::{Status, Word};
 use portcullis_core::codes;
 use portcullis_core::plan::Target;
-use portcullis_core::policy::{Resolved, preview};
+use portcullis_core::policy::{ExecMode, Resolved, preview};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -528,16 +528,22 @@ async fn what_policy_let_run_by_itself_does_not_start_when_it_asks_or_refuses_by
     let mut plan = preview(&agent(), &Target::Host, &request.argv, "/", &found).unwrap();
     plan.principal = request.principal.name();
     let gate = Gate(house.approval.clone());
-    gate.still(&plan, &request).await.unwrap();
+    gate.still((&plan, ExecMode::Full), &request).await.unwrap();
     set(
         &house,
         demo(&json!({ "denylist": [{ "id": "no", "pattern": "/usr/bin/uname" }] })),
     )
     .await;
-    let refusal = gate.still(&plan, &request).await.unwrap_err();
+    let refusal = gate
+        .still((&plan, ExecMode::Full), &request)
+        .await
+        .unwrap_err();
     assert_eq!(refusal.code, codes::POLICY_DENIED, "{refusal}");
     set(&house, demo(&json!({}))).await;
-    let refusal = gate.still(&plan, &request).await.unwrap_err();
+    let refusal = gate
+        .still((&plan, ExecMode::Full), &request)
+        .await
+        .unwrap_err();
     assert!(refusal.message.contains("asks a person now"), "{refusal}");
     // Nobody is asked for what is not begun.
     assert!(house.approval.list().await.unwrap().is_empty());

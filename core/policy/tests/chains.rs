@@ -306,7 +306,11 @@ fn the_rule_that_decides_is_named() {
         (judgement.verdict.word(), judgement.rule)
     };
     let valid = Standing::Valid(&document);
-    let of = |exec, elevated| AgentPolicy { exec, elevated };
+    let of = |exec, elevated| AgentPolicy {
+        exec,
+        elevated,
+        ..AgentPolicy::default()
+    };
     for (agent, standing, argv, verdict, named) in [
         (asking(), valid, &["ls"][..], "allow", "list:ls"),
         (

@@ -87,6 +87,7 @@ fn one_binary_is_allowed_while_all_else_is_blocked() {
     let agent = AgentPolicy {
         exec: ExecMode::Full,
         elevated: Elevated::Allowlist,
+        ..AgentPolicy::default()
     };
     let document =
         list(&json!([{ "pattern": "/usr/bin/docker" }, { "pattern": "/usr/local/bin/terraform" }]));
@@ -178,6 +179,7 @@ fn an_entry_may_be_of_one_file_one_image_one_place_and_until_a_time() {
     let asks = AgentPolicy {
         exec: ExecMode::Ask,
         elevated: Elevated::Ask,
+        ..AgentPolicy::default()
     };
     let passes = |more: serde_json::Value, plan: &ExecPlan, now: u64| {
         let mut entry = json!({ "pattern": path });

@@ -111,6 +111,9 @@ impl Machine {
 const ASKING: AgentPolicy = AgentPolicy {
     exec: ExecMode::Full,
     elevated: Elevated::Ask,
+    nodes: ExecMode::Deny,
+    node: ExecMode::Full,
+    own: ExecMode::Full,
 };
 
 /// Every line, judged.

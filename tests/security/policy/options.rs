@@ -81,6 +81,7 @@ fn said(entry: &Value, argv: &[String]) -> Ruling {
         agent: AgentPolicy {
             exec: ExecMode::Full,
             elevated: Elevated::Ask,
+            ..AgentPolicy::default()
         },
         document: Standing::Valid(&document),
         now: portcullis_core::time::Millis(0),
