@@ -10,8 +10,12 @@ use crate::support::net::{NEAR, far};
 fn our_node_host_on_another_machine_pairs_runs_what_is_allowed_comes_back_and_keeps_its_own_word() {
     let whole = "e2e::node_far::our_node_host_on_another_machine_pairs_runs_what_is_allowed_comes_back_and_keeps_its_own_word";
     let Some(far) = far(whole) else { return };
-    let mut gateway =
-        Gateway::with(&[("gateway.bind", "0.0.0.0"), ("gateway.tls.enabled", "true")]);
+    let mut gateway = Gateway::with(&[
+        ("gateway.bind", "0.0.0.0"),
+        ("gateway.tls.enabled", "true"),
+        // What asks where it should be refused ends by itself.
+        ("approval.timeout_seconds", "60"),
+    ]);
     let pin = gateway.json(&["status"])["portcullis"]["tls"]["spkiSha256"].clone();
     let pin = format!("sha256:{}", pin.as_str().unwrap());
     let (url, token) = (

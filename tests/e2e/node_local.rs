@@ -289,7 +289,8 @@ async fn a_taken_gateway_runs_nothing_on_a_node_whose_owner_names_approvers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_nodes_own_document_is_the_last_gate_and_its_approvers_sign_at_the_gateway() {
-    let gateway = Gateway::start();
+    // What asks where it should be refused ends by itself.
+    let gateway = Gateway::with(&[("approval.timeout_seconds", "60")]);
     let _host = Host::start(&gateway, &url(&gateway), &token_file(&gateway));
     let id = let_in(&gateway);
     let (mut asks, mut decides) = (admin(&gateway).await, admin(&gateway).await);
@@ -395,7 +396,10 @@ pub fn signed_run(gateway: &Gateway, node: &str, words: &[&str]) -> String {
 /// Of the gateway's word, the agent's and the node's the strictest holds, and `policy test` says it before there is a run.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_holds_on_a_node_is_the_strictest_word_and_policy_test_says_it() {
-    let gateway = Gateway::with(&[("agents.free.nodes", "full")]);
+    let gateway = Gateway::with(&[
+        ("agents.free.nodes", "full"),
+        ("approval.timeout_seconds", "60"),
+    ]);
     let _host = Host::start(&gateway, &url(&gateway), &token_file(&gateway));
     let id = let_in(&gateway);
     let said = |agent: &str, words: &[&str]| {
@@ -493,7 +497,7 @@ async fn what_a_command_on_our_node_writes_comes_while_it_runs_in_order_and_whol
     // It waits for a file that is made when its first words were seen: told at the end, they would never be.
     let seen = std::env::temp_dir().join(format!("node-seen-{}", std::process::id()));
     let script = format!(
-        "echo one; echo two >&2; while [ ! -e {} ]; do sleep 0.05; done; i=0; while [ $i -lt 4000 ]; do echo line $i; i=$((i+1)); done; printf 'end \\377\\303'",
+        "echo one; echo two >&2; n=0; while [ ! -e {} ]; do n=$((n+1)); [ $n -lt 1200 ] || exit 9; sleep 0.05; done; i=0; while [ $i -lt 4000 ]; do echo line $i; i=$((i+1)); done; printf 'end \\377\\303'",
         seen.display()
     );
     let params = json!({
@@ -540,8 +544,8 @@ async fn a_node_is_back_within_five_seconds_of_its_gateways_return() {
     let id = let_in(&gateway);
     assert_eq!(gateway.stop(), 0);
     gateway.keep_port();
-    // So long that waits that double without end are over ten seconds by now.
-    tokio::time::sleep(Duration::from_secs(24)).await;
+    // So long that waits that double up to thirty seconds come a quarter of a minute later.
+    tokio::time::sleep(Duration::from_secs(32)).await;
     gateway.launch();
     let ready = std::time::Instant::now();
     node(&gateway, |n| {
