@@ -2,25 +2,28 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use futures_util::StreamExt as _;
+use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
 
 use super::soak::Sample;
 use super::{figure, times};
 use crate::e2e::nodes::node;
 use crate::support::gateway::Gateway;
-use crate::support::ws::{Came, Client, Device, admin};
+use crate::support::ws::{Client, Device, admin};
 
 /// Of memory for each that is connected: its socket, its actor, its place in the room and its pairing.
 const EACH: u64 = 64 * 1024;
 /// For the list of all of them, on a machine that does something else.
 const LIST_WITHIN: Duration = Duration::from_secs(10);
 
-/// Reads on, so that it answers pings; and the one question that is asked.
+/// Reads on, however long nothing comes, so that it answers pings; and the one question that is asked.
 async fn serve(mut client: Client, id: String) {
-    loop {
-        let Came::Frame(frame) = client.next().await else {
-            return;
+    while let Some(Ok(message)) = client.ws.next().await {
+        let Message::Text(text) = message else {
+            continue;
         };
+        let frame: Value = serde_json::from_str(&text).unwrap();
         if frame["event"] == "node.invoke.request" {
             let result = json!({
                 "id": frame["payload"]["id"], "nodeId": id, "ok": true, "payloadJSON": "{\"bins\":{}}",
@@ -33,6 +36,8 @@ async fn serve(mut client: Client, id: String) {
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_nodes_cost_little_and_one_of_them_is_asked_and_answers() {
     let gateway = Gateway::start();
+    // The derivation of the vault's key takes more than all nodes do, and gives it back.
+    gateway.vault_is_open();
     let count = times(40, 1_000);
     let commands = ["system.run", "system.run.prepare", "system.which"];
     // What the first ones cost is what the gateway itself takes for its first work.
@@ -62,7 +67,8 @@ async fn idle_nodes_cost_little_and_one_of_them_is_asked_and_answers() {
         "{count} idle nodes: {each} bytes of memory each, all in after {took:?}, listed in {listed:?}"
     ));
     // A few are less than the allocator's own steps.
-    assert!(each < EACH || count < 200, "{each} bytes each");
+    let is_told = (1..EACH).contains(&each);
+    assert!(is_told || count < 200, "{each} bytes each");
     // One that waits for a person is asked once he has said yes.
     let list = operator.get("node.pair.list", json!({})).await;
     let request = &list["pending"][0];
