@@ -125,8 +125,11 @@ async fn of_runs_under_random_kills_nothing_is_left() {
     let ids = names(&folders).into_iter();
     boxes.extend(ids.map(|name| name.trim_end_matches(".json").to_owned()));
     assert!(!with_mounts_of(&state).is_empty() && !groups(&boxes).is_empty());
+    // With no output of ours: left behind by a failure, it would keep whoever reads that waiting.
     let mut sleeps = std::process::Command::new("sleep")
         .arg(&mark)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
         .spawn()
         .unwrap();
     // Who starts a program goes on before the kernel shows its words.
