@@ -129,15 +129,15 @@ impl Program {
         }
     }
 
-    /// The file that it is, if others than root can put another in its place under the same name; of a script also what reads it.
+    /// The file in whose place others than root can put another under the same name: of a script first what reads it, for its own
+    /// digest says nothing of that.
     pub fn changeable(&self) -> Option<HostFile> {
-        match &self.script {
-            None => (!self.exe.is_fixed()).then(|| self.exe.file.clone()),
-            Some((script, line)) => {
-                let fixed = script.is_fixed() && self.exe.is_fixed() && line.is_fixed();
-                (!fixed).then(|| script.file.clone())
-            }
+        let reader = self.script.as_ref();
+        if !self.exe.is_fixed() || reader.is_some_and(|(_, line)| !line.is_fixed()) {
+            return Some(self.exe.file.clone());
         }
+        let script = reader.filter(|(script, _)| !script.is_fixed());
+        script.map(|(script, _)| script.file.clone())
     }
 
     /// Are the bytes behind the descriptors still those that were decided on?
@@ -157,10 +157,7 @@ pub fn find(name: &str, cwd: &str) -> Result<PathBuf, ExecRefusal> {
     HOST_PATH
         .split(':')
         .map(|folder| Path::new(folder).join(name))
-        .find(|path| {
-            path.metadata()
-                .is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
-        })
+        .find(|path| is_found(path))
         .ok_or_else(|| {
             refuse(
                 codes::COMMAND_NOT_FOUND,
@@ -168,6 +165,12 @@ pub fn find(name: &str, cwd: &str) -> Result<PathBuf, ExecRefusal> {
                 "command not found",
             )
         })
+}
+
+/// Does a search in the fixed path end here?
+fn is_found(path: &Path) -> bool {
+    path.metadata()
+        .is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
 }
 
 /// The one spelling of a path, outside what is masked. What is not there, what its user does not reach, and what is the
@@ -435,7 +438,8 @@ fn is_fixed_name_in<'a>(name: &str, folders: impl Iterator<Item = &'a Path>) -> 
         if !(parents_are_roots(&path) && links_are_roots(there)) {
             return false;
         }
-        if folder.join(name).exists() {
+        // What is there and is no program is passed over.
+        if is_found(&folder.join(name)) {
             return true;
         }
     }
@@ -535,6 +539,9 @@ mod tests {
         let (bin, nowhere) = (Path::new("/usr/bin"), Path::new("/usr/no/such/folder"));
         assert!(is(&[bin]) && is(&[nowhere, bin]) && is(&[bin, others.path()]));
         assert!(!is(&[others.path(), bin]) && !is(&[&missing, bin]));
+        // A folder of the system in which something of that name is no program does not end the search.
+        let folders = [Path::new("/usr"), others.path()];
+        assert!(!is_fixed_name_in("bin", folders.into_iter()));
         let link = others.path().join("link");
         std::os::unix::fs::symlink(bin, &link).unwrap();
         assert!(!is(&[&link]));

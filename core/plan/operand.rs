@@ -127,24 +127,32 @@ impl Operand {
 }
 
 impl ExecPlan {
-    /// Said of the command itself: its program is a sealed copy ([`Self::program_may_change`]), or its folder
-    /// ([`Self::folder_may_change`]) is not root's alone.
+    /// Said of the command itself: its program, or what reads its script, is a sealed copy ([`Self::program_may_change`]), or its
+    /// folder ([`Self::folder_may_change`]) is not root's alone.
     fn is_of_itself(&self, operand: &Operand) -> bool {
         match (&operand.held, operand.from, &self.executable) {
+            (Held::Copied(copy), 0, Executable::Host(file)) => copy == file,
             (
                 Held::Copied(copy),
                 0,
-                Executable::Host(file) | Executable::HostScript { script: file, .. },
-            ) => copy == file,
+                Executable::HostScript {
+                    script,
+                    interpreter,
+                    ..
+                },
+            ) => copy == script || copy == interpreter,
             (Held::Open { path, why }, 1, _) => *path == self.cwd && *why == Unkept::Changeable,
             _ => false,
         }
     }
 
-    /// Can others than root make its program, or what reads its script, another one? The one that was looked at runs, as a
-    /// copy; the next plan may have another under the same name.
-    pub fn program_may_change(&self) -> bool {
-        self.operands.iter().any(|o| (o.index, o.from) == (0, 0))
+    /// Its program, or what reads its script, where others than root can make it another one. The one that was looked at runs,
+    /// as a copy; the next plan may have another under the same name.
+    pub fn program_may_change(&self) -> Option<&HostFile> {
+        self.operands.iter().find_map(|o| match &o.held {
+            Held::Copied(file) if (o.index, o.from) == (0, 0) => Some(file),
+            _ => None,
+        })
     }
 
     /// Does it start what its working folder's configuration names, and can others than root change that?

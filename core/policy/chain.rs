@@ -54,7 +54,7 @@ impl<'a> Chain<'a> {
         if plan.target != Target::Host
             || plan.stdin != Stdin::None
             || plan.tty.is_some()
-            || plan.program_may_change()
+            || plan.program_may_change().is_some()
             || plan.folder_may_change()
             || !may_be_looked_through(&plan.argv)
         {

@@ -227,9 +227,9 @@ impl Entry {
         self.args.is_some() || self.words.as_ref().is_some_and(ArgWords::is_exact)
     }
 
-    /// Does it say which bytes the file has?
-    pub(super) const fn has_digest(&self) -> bool {
-        self.sha256.is_some()
+    /// Does it say that the file has these bytes?
+    pub(super) fn has_digest(&self, digest: Hash32) -> bool {
+        self.sha256 == Some(digest)
     }
 
     /// Does it name a folder?

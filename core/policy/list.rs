@@ -199,7 +199,7 @@ impl Entry {
         };
         narrow
             // Others than root can make it another program: only the very one that was looked at.
-            && (self.has_digest() || !plan.program_may_change())
+            && plan.program_may_change().is_none_or(|file| self.has_digest(file.sha256))
             && (self.has_cwd() || !plan.folder_may_change())
             && (self.arg_words()).is_none_or(|words| words.is_exact() || may_be_open(kind, path))
             && self.holds(plan, now)

@@ -236,9 +236,12 @@ fn a_script_in_a_line_is_pinned_with_what_reads_it_and_git_with_its_folder() {
         tool("shell", "/bin/sh"),
         tool("found", "/usr/bin/env sh"),
     );
+    let digest = |tool: &str| Hash32::of(&std::fs::read(tool).unwrap()).to_string();
     let mut entries: Vec<Value> = [&own, &shell, &found]
         .map(|tool| json!({ "pattern": tool }))
         .into();
+    // The script's own bytes say nothing of what reads it.
+    entries.push(json!({ "pattern": own, "sha256": digest(&own) }));
     let git = tool("git", "/bin/sh");
     entries.push(json!({ "pattern": git, "args": ["status"] }));
     let lists = json!({"version": 1, "agents": {"demo": {"allowlist": entries}}});
